@@ -1,0 +1,277 @@
+"""Limits on the weights that any mixer may be given: floor, ceiling, epoch cap, trust region.
+
+They are applied in a fixed order, whatever the order in which they are listed:
+
+1. **bounds**: all floors, ceilings and epoch caps at once. The weights w become
+   ``clip(theta * w, lower, upper)`` with the one theta that makes them sum to 1, the closest
+   point in relative entropy. Where a floor and a cap contradict, the cap wins.
+2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that
+   held before hold after it, since both ends keep them.
+3. **bounds** again, if an epoch cap has fallen below the last weights meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .simplex import FloatArray, IntArray, kl_divergence, normalize, total_variation
+
+# Sums of K probabilities are off by some units in the last place.
+_ROUNDING = 1e-9
+_BISECTIONS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class ConstraintContext:
+    """What a constraint may look at."""
+
+    previous: FloatArray
+    """Weights of the last step, probabilities of shape (K,)."""
+    consumed: IntArray
+    """Samples drawn of every domain so far, int64, shape (K,)."""
+
+
+class Constraint:
+    """A lower and an upper bound for every weight; subclasses are frozen dataclasses."""
+
+    name: ClassVar[str] = ""
+
+    def options(self) -> dict[str, Any]:
+        """The name and the fields as JSON data."""
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        lists = {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+        return {"name": self.name, **lists}
+
+    def lower(self, context: ConstraintContext) -> FloatArray | None:
+        """Smallest allowed weights, shape (K,), or None."""
+        return None
+
+    def upper(self, context: ConstraintContext) -> FloatArray | None:
+        """Largest allowed weights, shape (K,), or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Floor(Constraint):
+    """No weight below ``minimum``."""
+
+    name: ClassVar[str] = "floor"
+    minimum: float | tuple[float, ...] = 0.0
+    """One number for all domains or one a domain, in [0, 1]; their sum at most 1."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "minimum", _fractions("floor: minimum", self.minimum))
+
+    def lower(self, context: ConstraintContext) -> FloatArray:
+        """The minimum of every domain, shape (K,)."""
+        return _spread("floor: minimum", self.minimum, context.previous.size)
+
+
+@dataclass(frozen=True)
+class Ceiling(Constraint):
+    """No weight above ``maximum``."""
+
+    name: ClassVar[str] = "ceiling"
+    maximum: float | tuple[float, ...] = 1.0
+    """One number for all domains or one a domain, in [0, 1]; their sum at least 1."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maximum", _fractions("ceiling: maximum", self.maximum))
+
+    def upper(self, context: ConstraintContext) -> FloatArray:
+        """The maximum of every domain, shape (K,)."""
+        return _spread("ceiling: maximum", self.maximum, context.previous.size)
+
+
+@dataclass(frozen=True)
+class EpochCap(Constraint):
+    """No domain is read more than ``max_epochs`` times within a run of ``total_samples``.
+
+    A weight is at most what is left of the domain over what is left of the run. Draws are random,
+    so a domain may overshoot by the noise of its last steps (below one sample a step with
+    stratified draws). After ``total_samples`` only domains with something left are drawn.
+
+    With equal weights from the mixer this is UniMax (arXiv:2304.09151), online.
+    """
+
+    name: ClassVar[str] = "epoch_cap"
+    max_epochs: float
+    """Passes over a domain, > 0."""
+    domain_sizes: tuple[int, ...]
+    """Samples of one epoch of every domain, in the order of the domains."""
+    total_samples: int
+    """Samples that the whole run draws: steps times global batch size."""
+
+    def __post_init__(self) -> None:
+        sizes = tuple(int(size) for size in self.domain_sizes)
+        object.__setattr__(self, "domain_sizes", sizes)
+        if not self.max_epochs > 0 or self.total_samples < 1 or not sizes or min(sizes) < 1:
+            raise ValueError(
+                "epoch_cap: max_epochs, domain_sizes and total_samples must be positive, got "
+                f"{self.max_epochs}, {list(sizes)} and {self.total_samples}"
+            )
+        capacity = self.max_epochs * sum(sizes)
+        if capacity < self.total_samples:
+            raise ValueError(
+                f"epoch_cap: {self.max_epochs} epochs of all domains are {capacity:.0f} samples, "
+                f"the run draws {self.total_samples}; raise max_epochs to at least "
+                f"{self.total_samples / sum(sizes):.4g} or train for fewer steps"
+            )
+
+    def upper(self, context: ConstraintContext) -> FloatArray | None:
+        """What is left of every domain over what is left of the run; None when all is used."""
+        _expect("epoch_cap: domain_sizes", len(self.domain_sizes), context.previous.size)
+        sizes = np.array(self.domain_sizes, dtype=np.float64)
+        left = np.maximum(0.0, self.max_epochs * sizes - context.consumed)
+        run_left = self.total_samples - int(context.consumed.sum())
+        if run_left > 0:
+            return np.minimum(1.0, left / run_left)
+        return (left > 0).astype(np.float64) if left.any() else None
+
+
+@dataclass(frozen=True)
+class TrustRegion(Constraint):
+    """Limits how far the weights move in a step. Give one of the two measures."""
+
+    name: ClassVar[str] = "trust_region"
+    max_kl: float | None = None
+    """Largest ``KL(previous || next)`` in nats; this way round a domain can come back from 0."""
+    max_total_variation: float | None = None
+    """Largest share of draws that changes domain, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        limits = [x for x in (self.max_kl, self.max_total_variation) if x is not None]
+        if len(limits) != 1 or not limits[0] > 0:
+            raise ValueError(
+                "trust_region: give max_kl or max_total_variation, one of them and > 0, got "
+                f"{self.max_kl} and {self.max_total_variation}"
+            )
+
+    def fraction(self, previous: FloatArray, target: FloatArray) -> float:
+        """How much of the way from ``previous`` to ``target`` the limit allows, in (0, 1]."""
+        if self.max_total_variation is not None:
+            distance = total_variation(previous, target)
+            return min(1.0, self.max_total_variation / distance) if distance > 0 else 1.0
+        assert self.max_kl is not None
+        if kl_divergence(previous, target) <= self.max_kl:
+            return 1.0
+        # KL grows along the line: it is convex in the fraction and 0 at the start.
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if kl_divergence(previous, previous + middle * (target - previous)) <= self.max_kl:
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+def apply_constraints(
+    constraints: Sequence[Constraint], target: FloatArray, *, context: ConstraintContext
+) -> tuple[FloatArray, dict[str, Any]]:
+    """Brings a mixer's weights within all limits, in the order given at the top of this file.
+
+    Args:
+        constraints: In any order.
+        target: Probabilities that the mixer proposes, shape (K,).
+        context: Last weights and consumed samples.
+
+    Returns:
+        Probabilities, shape (K,), and what happened as JSON data: ``order`` lists the steps, a
+        bound lists the indices of the domains it holds, the trust region the fraction it allowed.
+
+    Raises:
+        ValueError: If no weights can satisfy the bounds, with the sums.
+    """
+    effects: dict[str, Any] = {"order": []}
+    lower, upper = _bounds(constraints, context)
+    weights = _project(target, lower, upper)
+    for region in (c for c in constraints if isinstance(c, TrustRegion)):
+        fraction = region.fraction(context.previous, weights)
+        if fraction < 1.0:
+            weights = context.previous + fraction * (weights - context.previous)
+            weights = _project(normalize(weights), lower, upper)
+        effects[region.name] = fraction
+    for constraint in (c for c in constraints if not isinstance(c, TrustRegion)):
+        effects["order"].append(constraint.name)
+        effects[constraint.name] = _held_by(constraint, weights, context)
+    effects["order"].extend(c.name for c in constraints if isinstance(c, TrustRegion))
+    return weights, effects
+
+
+def _bounds(
+    constraints: Sequence[Constraint], context: ConstraintContext
+) -> tuple[FloatArray, FloatArray]:
+    lower, upper = np.zeros(context.previous.size), np.ones(context.previous.size)
+    for constraint in constraints:
+        low, high = constraint.lower(context), constraint.upper(context)
+        lower = lower if low is None else np.maximum(lower, low)
+        upper = upper if high is None else np.minimum(upper, high)
+    return np.minimum(lower, upper), upper
+
+
+def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Returns ``clip(theta * weights, lower, upper)`` that sums to 1, shape (K,)."""
+    if (weights >= lower).all() and (weights <= upper).all():
+        return weights
+    reachable = np.where(weights > 0, upper, lower)
+    if lower.sum() > 1 + _ROUNDING or reachable.sum() < 1 - _ROUNDING:
+        raise ValueError(
+            f"constraints: the lower bounds sum to {lower.sum():.6g} and the upper bounds of "
+            f"domains with a positive weight to {reachable.sum():.6g}; the first must be at most "
+            "1 and the second at least 1: lower the floor, or raise the ceiling or the epoch cap"
+        )
+    used = weights > 0
+    share, low, high = weights[used], lower[used], upper[used]
+    # sum(clip(theta * w, l, u)) is piecewise linear in theta: it gains slope w_i at l_i / w_i and
+    # loses it at u_i / w_i. Walk along the sorted corners to where it is 1.
+    corners = np.concatenate([low / share, high / share])
+    slopes = np.concatenate([share, -share])
+    order = np.argsort(corners, kind="stable")
+    corners, slope = corners[order], np.cumsum(slopes[order])
+    totals = lower.sum() + np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(corners))])
+    at = max(0, int(np.searchsorted(totals, 1.0, side="right")) - 1)
+    theta = corners[at] + (1.0 - totals[at]) / slope[at] if slope[at] > 0 else corners[at]
+    held = np.clip(theta * share, low, high)
+    # theta is a difference of sums; take the exact remainder where the domains are free.
+    free = (held > low) & (held < high)
+    if free.any():
+        rest = 1.0 - held[~free].sum() - lower[~used].sum()
+        held[free] *= rest / held[free].sum()
+    projected = lower.copy()
+    projected[used] = np.clip(held, low, high)
+    return projected
+
+
+def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintContext) -> list[int]:
+    low, high = constraint.lower(context), constraint.upper(context)
+    held = np.zeros(weights.size, dtype=bool)
+    if low is not None:
+        held |= weights <= low * (1 + _ROUNDING)
+    if high is not None:
+        held |= weights >= high * (1 - _ROUNDING)
+    return np.flatnonzero(held).tolist()
+
+
+def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
+    """Checks one fraction or one a domain; returns a float or a tuple of floats."""
+    array = np.array(value, dtype=np.float64)
+    if array.ndim > 1 or not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"{where} must be in [0, 1], one number or one a domain, got {value}")
+    return float(array) if array.ndim == 0 else tuple(array.tolist())
+
+
+def _spread(where: str, value: float | tuple[float, ...], num_domains: int) -> FloatArray:
+    if isinstance(value, tuple):
+        _expect(where, len(value), num_domains)
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (num_domains,))
+
+
+def _expect(where: str, given: int, num_domains: int) -> None:
+    if given != num_domains:
+        raise ValueError(f"{where} has {given} entries, the run has {num_domains} domains")

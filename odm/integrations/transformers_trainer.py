@@ -1,0 +1,165 @@
+"""Online data mixing inside ``transformers.Trainer``: per-domain losses in, weights out.
+
+A training script reads data through ``MixtureIterableDataset`` (or the batch sampler), makes the
+trainer with ``data_collator=recorder.collate, compute_loss_func=recorder.loss_function`` and
+``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. Causal language
+models; every process does the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.data.data_collator import default_data_collator
+
+from ..controller import MixtureController
+from ..signal import Signal
+
+STATE_FILE = "mixture.json"
+
+
+class DomainLossRecorder:
+    """Adds up the losses of every domain between two optimizer steps of a ``Trainer``.
+
+    The domain of a sequence travels in ``labels[:, 0]``: a causal model predicts token 1 from
+    token 0 on, so that label is never a target. Sums stay on the device of the loss until
+    ``take`` copies them, once a step.
+
+    Args:
+        num_domains: K.
+        collate: Makes a batch with ``labels`` from samples without ``domain_ids``.
+        ignore_index: Label that does not count.
+    """
+
+    def __init__(
+        self,
+        num_domains: int,
+        *,
+        collate: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
+        ignore_index: int = -100,
+    ) -> None:
+        self._num_domains, self._collate, self._ignore_index = num_domains, collate, ignore_index
+        self._sums: torch.Tensor | None = None
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collates samples with ``domain_ids`` and ``labels``; the ``data_collator``."""
+        if any("domain_ids" not in sample for sample in samples):
+            raise ValueError(
+                "transformers: a sample has no domain_ids; set remove_unused_columns=False in the "
+                "training arguments and read data through odm.integrations.torch_data"
+            )
+        domain_ids = torch.tensor([int(sample["domain_ids"]) for sample in samples])
+        rest = [{k: v for k, v in sample.items() if k != "domain_ids"} for sample in samples]
+        batch = dict(self._collate(rest))
+        labels = torch.as_tensor(batch["labels"]).clone()
+        labels[:, 0] = domain_ids
+        return {**batch, "labels": labels}
+
+    def loss_function(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Causal language-model loss that records every domain; the ``compute_loss_func``.
+
+        Args:
+            outputs: Model outputs with ``logits`` of shape (batch, sequence, vocabulary).
+            labels: From ``collate``, shape (batch, sequence), not shifted.
+            num_items_in_batch: Tokens of the whole optimizer step, or None.
+
+        Returns:
+            Scalar: summed loss over ``num_items_in_batch``, or over this batch's tokens. Only
+            losses with gradients are recorded, so evaluation leaves the mixture alone.
+        """
+        logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=self._ignore_index, reduction="none"
+        )
+        counted = targets != self._ignore_index
+        if torch.is_grad_enabled():
+            self._record(losses.detach().double(), counted, domain_ids=labels[:, 0])
+        total = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        return losses.sum() / total
+
+    def _record(
+        self, losses: torch.Tensor, counted: torch.Tensor, *, domain_ids: torch.Tensor
+    ) -> None:
+        rows = torch.stack(
+            [losses.sum(1), (losses**2).sum(1), counted.sum(1), torch.ones_like(losses[:, 0])]
+        )
+        if self._sums is None:
+            self._sums = rows.new_zeros(4, self._num_domains)
+        self._sums.index_add_(1, domain_ids, rows)
+
+    def take(self) -> Signal:
+        """Returns the sums since the last call, over all processes, and starts anew."""
+        if self._sums is None:
+            raise ValueError(
+                "transformers: no loss was recorded in this step; give the trainer "
+                "compute_loss_func=recorder.loss_function"
+            )
+        sums = self._sums
+        self._sums = None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        return Signal(*sums.cpu().numpy())
+
+
+class MixtureCallback(TrainerCallback):
+    """Feeds a controller after every optimizer step, logs its weights and saves its state.
+
+    The state is ``mixture.json`` in every checkpoint folder, taken as if plans that the trainer
+    has read ahead had not been drawn. To resume: ``load`` it, make the dataset with
+    ``first_step=global_step + 1`` and set ``ignore_data_skip=True``. The trainer reads one batch
+    ahead, so weights reach the draws one step later than in a loop without read-ahead.
+
+    Args:
+        controller: The controller that the training data is drawn from.
+        recorder: Its recorder.
+    """
+
+    def __init__(self, controller: MixtureController, recorder: DomainLossRecorder) -> None:
+        self._controller, self._recorder = controller, recorder
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Updates the weights from the losses of the step that has just ended."""
+        signal, _ = self._recorder.take().drop_nonfinite()
+        self._controller.observe(state.global_step, signal)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Adds ``mixture/<domain>`` to the trainer's history and to what later callbacks see."""
+        weights = self._controller.weights.tolist()
+        pairs = zip(self._controller.domains, weights, strict=True)
+        metrics = {f"mixture/{name}": weight for name, weight in pairs}
+        if logs is not None:
+            logs.update(metrics)
+        if state.log_history:
+            state.log_history[-1].update(metrics)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the controller's state into the checkpoint folder (first process only)."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            mixture = self._controller.state_dict(completed_step=state.global_step)
+            _write_json(folder / STATE_FILE, mixture)
+
+    def load(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Continues from the state in a checkpoint folder; call before the dataset is made."""
+        text = (Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8")
+        self._controller.load_state_dict(json.loads(text))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,23 @@
+"""Mixing methods, one file a method, registered by name."""
+
+from .base import Mixer, State, known_mixers, make_mixer, register
+from .ema import Ema
+from .exp3 import Exp3
+from .naive_validation import NaiveValidation
+from .odm_paper import OdmPaper
+from .smoothed_mean import SmoothedMean
+from .static import Static
+
+__all__ = [
+    "Mixer",
+    "State",
+    "register",
+    "make_mixer",
+    "known_mixers",
+    "SmoothedMean",
+    "OdmPaper",
+    "Exp3",
+    "Ema",
+    "Static",
+    "NaiveValidation",
+]

@@ -1,0 +1,186 @@
+"""The interface of a mixing method, its input checks, and the registry of names.
+
+A mixer is two pure functions on plain data. ``init`` makes a state, ``update`` turns a state and
+one step's losses into the next state and the next weights. A state is JSON data (numbers, lists,
+None), so that saving, comparing and replaying need no code of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..signal import Signal
+from ..simplex import BoolArray, FloatArray, check_domains, check_weights, normalize
+
+State = dict[str, Any]
+
+
+class Mixer(ABC):
+    """A mixing method; subclasses are frozen dataclasses whose fields are the method's options."""
+
+    name: ClassVar[str] = ""
+    min_domains: ClassVar[int] = 2
+
+    def options(self) -> dict[str, Any]:
+        """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def init(self, domains: Sequence[str], weights: ArrayLike) -> State:
+        """Makes the state before the first update.
+
+        Args:
+            domains: Unique names; their order is the order of every array of length K.
+            weights: Raw initial weights, shape (K,), not necessarily normalised; not kept.
+
+        Raises:
+            ValueError: If a name or a weight is not usable, or K is too small for the method.
+        """
+        names = check_domains(domains)
+        if len(names) < self.min_domains:
+            raise ValueError(
+                f"{self.name}: needs at least {self.min_domains} domains, got {len(names)} "
+                f"({', '.join(names)}); with one domain there is nothing to mix, use static"
+            )
+        return self._init(check_weights(weights, len(names), where=f"{self.name}: weights"))
+
+    def update(
+        self,
+        state: State,
+        step: int,
+        observed: Signal | ArrayLike,
+        weights_used: ArrayLike,
+    ) -> tuple[State, FloatArray]:
+        """Turns one step's losses into the next weights; neither argument is changed.
+
+        Args:
+            state: What ``init`` or the last ``update`` returned.
+            step: Optimizer step that made the losses, counted from 1.
+            observed: A signal, or mean losses in nats, shape (K,), nan where a domain is absent.
+            weights_used: Weights that drew this step's samples, shape (K,).
+
+        Returns:
+            The next state and probabilities, shape (K,), float64. When every domain is absent
+            the state is returned as it is and the weights are those used.
+
+        Raises:
+            ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
+        """
+        if step < 1:
+            raise ValueError(f"{self.name}: steps are counted from 1, got {step}")
+        used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
+        losses, present = self._losses(observed, used.size)
+        if not present.any():
+            return state, used
+        return self._update(state, step, losses, present, used)
+
+    def _losses(
+        self, observed: Signal | ArrayLike, num_domains: int
+    ) -> tuple[FloatArray, BoolArray]:
+        """Mean losses with 0 where absent, and which domains are present."""
+        if isinstance(observed, Signal):
+            losses, present = observed.mean_loss(), observed.token_count > 0
+        else:
+            losses = np.array(observed, dtype=np.float64)
+            present = ~np.isnan(losses)
+        if losses.shape != (num_domains,):
+            raise ValueError(
+                f"{self.name}: expected losses of {num_domains} domains, got shape {losses.shape}"
+            )
+        losses[~present] = 0.0
+        if not np.isfinite(losses).all():
+            wrong = int(np.flatnonzero(~np.isfinite(losses))[0])
+            raise ValueError(
+                f"{self.name}: loss of domain {wrong} is {losses[wrong]}, must be finite; "
+                "use Signal.drop_nonfinite() on steps that overflowed"
+            )
+        return losses, present
+
+    @abstractmethod
+    def _init(self, weights: FloatArray) -> State:
+        """Makes the state from checked raw weights, shape (K,)."""
+
+    @abstractmethod
+    def _update(
+        self,
+        state: State,
+        step: int,
+        losses: FloatArray,
+        present: BoolArray,
+        weights_used: FloatArray,
+    ) -> tuple[State, FloatArray]:
+        """Updates on checked input: finite losses (0 where absent), at least one present."""
+
+    def _require_used(self, present: BoolArray, weights_used: FloatArray) -> None:
+        """Refuses a loss of a domain that could not have been drawn: it would divide by 0."""
+        wrong = np.flatnonzero(present & (weights_used <= 0))
+        if wrong.size:
+            raise ValueError(
+                f"{self.name}: domain {wrong[0]} has a loss but its weight was 0, and the reward "
+                "is divided by the weight; pass the weights that drew this step"
+            )
+
+
+MixerClass = TypeVar("MixerClass", bound=type[Mixer])
+_REGISTRY: dict[str, type[Mixer]] = {}
+
+
+def register(name: str) -> Callable[[MixerClass], MixerClass]:
+    """Class decorator that makes a mixer known to ``make_mixer`` under a name.
+
+    Raises:
+        ValueError: If another class already has the name.
+    """
+
+    def add(mixer_class: MixerClass) -> MixerClass:
+        known = _REGISTRY.get(name)
+        if known is not None and known.__qualname__ != mixer_class.__qualname__:
+            raise ValueError(f"mixers: {name!r} is already registered by {known.__qualname__}")
+        mixer_class.name = name
+        _REGISTRY[name] = mixer_class
+        return mixer_class
+
+    return add
+
+
+def known_mixers() -> tuple[str, ...]:
+    """Names of all registered mixers, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def make_mixer(name: str, **options: Any) -> Mixer:
+    """Builds a mixer by name.
+
+    Raises:
+        ValueError: If the name or an option is unknown (the nearest known one is named), or a
+            value is out of range.
+    """
+    mixer_class = _REGISTRY.get(name)
+    if mixer_class is None:
+        raise ValueError(_unknown("method", name, known_mixers()))
+    accepted = [field.name for field in dataclasses.fields(mixer_class)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in accepted:
+            raise ValueError(_unknown(f"option of {name}", option, accepted))
+    return mixer_class(**options)
+
+
+def check_smoothing_factor(where: str, value: float) -> None:
+    """Refuses a coefficient outside [0, 1): 1 would never learn."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"{where}: smoothing_factor must be in [0, 1), got {value}; it is the weight of the "
+            "old value, so 1 would never learn and 0 keeps only the last loss"
+        )
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"mixers: unknown {kind} {name!r}, known: {', '.join(known) or 'none'}{hint}"

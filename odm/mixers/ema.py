@@ -1,0 +1,46 @@
+"""Weights that are moving averages of the losses themselves (released research code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..simplex import BoolArray, FloatArray, normalize
+from .base import Mixer, State, register
+
+
+@register("ema")
+@dataclass(frozen=True)
+class Ema(Mixer):
+    """``w_i = c * loss_i + (1 - c) * w_i`` with ``c = 2 / (1 + t)``; probabilities are w / sum(w).
+
+    The average starts at the raw initial weights, and c falls with the global step: after a long
+    warm-up the weights hardly move. There is no floor; add one as a constraint.
+
+    Source: ``EMAWeightUpdater`` of the released code of arXiv:2312.02406.
+    """
+
+    def _init(self, weights: FloatArray) -> State:
+        return {"weights": weights.tolist()}
+
+    def _update(
+        self,
+        state: State,
+        step: int,
+        losses: FloatArray,
+        present: BoolArray,
+        weights_used: FloatArray,
+    ) -> tuple[State, FloatArray]:
+        if (losses < 0).any():
+            wrong = int(np.flatnonzero(losses < 0)[0])
+            raise ValueError(
+                f"{self.name}: loss of domain {wrong} is {losses[wrong]}; the losses become "
+                "weights, so they must not be negative"
+            )
+        coefficient = 2.0 / (1 + step)
+        old = np.array(state["weights"], dtype=np.float64)
+        new = np.where(present, coefficient * losses + (1.0 - coefficient) * old, old)
+        if not new.sum() > 0:
+            raise ValueError(f"{self.name}: every loss and weight is 0 at step {step}")
+        return {"weights": new.tolist()}, normalize(new)

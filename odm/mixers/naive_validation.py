@@ -1,0 +1,49 @@
+"""Softmax of cumulative, min-max normalised validation losses (released research code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..simplex import BoolArray, FloatArray
+from .base import Mixer, State, register
+from .exp3 import gibbs_step
+
+
+@register("naive_validation")
+@dataclass(frozen=True)
+class NaiveValidation(Mixer):
+    """Adds (loss - min) / (max - min) to a cumulative reward; then as EXP3.
+
+    Its losses are measured on held-out data for **every** domain at every update; training
+    losses will not do, and a missing domain is an error. Equal losses add nothing.
+
+    Source: ``NaiveValidationWeightUpdater`` of the released code of arXiv:2312.02406.
+    """
+
+    def _init(self, weights: FloatArray) -> State:
+        return {
+            "eps": 1.0 / weights.size,
+            "prev_eps": None,
+            "cumulative_estimated_reward": [0.0] * weights.size,
+        }
+
+    def _update(
+        self,
+        state: State,
+        step: int,
+        losses: FloatArray,
+        present: BoolArray,
+        weights_used: FloatArray,
+    ) -> tuple[State, FloatArray]:
+        if not present.all():
+            missing = int(np.flatnonzero(~present)[0])
+            raise ValueError(
+                f"{self.name}: domain {missing} has no validation loss at step {step}; "
+                "evaluate every domain before an update"
+            )
+        low, high = losses.min(), losses.max()
+        gain = (losses - low) / (high - low) if high > low else np.zeros_like(losses)
+        reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
+        return gibbs_step(state, step, reward)

@@ -1,0 +1,71 @@
+"""Online data mixing as its authors released it: domains in proportion to smoothed perplexity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..simplex import (
+    BoolArray,
+    FloatArray,
+    exploration_rate,
+    mix_with_uniform,
+    normalize,
+    softmax,
+)
+from .base import Mixer, State, check_smoothing_factor, register
+
+# exp(700) = 1e304: a thousand domains at this loss still sum to a finite number. A loss this high
+# is a diverged run; beyond it domains count as equally bad instead of raising in mid-training.
+_MAX_LOSS_NATS = 700.0
+
+
+@register("smoothed_mean")
+@dataclass(frozen=True)
+class SmoothedMean(Mixer):
+    """Moving average R of exp(mean loss); the weights are its shares plus a shrinking floor.
+
+    ``p_i = eps_t + (1 - K * eps_t) * R_i / sum(R)`` with
+    ``eps_t = min(1 / K, sqrt(ln K / (K * t)))``; R starts at 0 and only moves for domains that
+    the step saw. A domain that was never seen gets exactly ``eps_t``.
+
+    Source: the released research code of arXiv:2312.02406 (``group_update``). The published
+    equation is another one: see ``odm_paper``.
+    """
+
+    smoothing_factor: float = 0.9
+    """Weight of the old value in the moving average, in [0, 1)."""
+    share: Literal["linear", "softmax"] = "linear"
+    """``linear`` is ``group_update``. ``softmax`` is the released one-domain ``update``:
+    ``softmax(eps_{t-1} * R)`` takes the place of ``R / sum(R)``, a different method."""
+
+    def __post_init__(self) -> None:
+        check_smoothing_factor(self.name, self.smoothing_factor)
+        if self.share not in ("linear", "softmax"):
+            raise ValueError(f"{self.name}: share must be linear or softmax, got {self.share!r}")
+
+    def _init(self, weights: FloatArray) -> State:
+        return {
+            "eps": 1.0 / weights.size,
+            "prev_eps": None,
+            "estimated_reward": [0.0] * weights.size,
+        }
+
+    def _update(
+        self,
+        state: State,
+        step: int,
+        losses: FloatArray,
+        present: BoolArray,
+        weights_used: FloatArray,
+    ) -> tuple[State, FloatArray]:
+        perplexity = np.exp(np.clip(losses, -_MAX_LOSS_NATS, _MAX_LOSS_NATS))
+        old = np.array(state["estimated_reward"], dtype=np.float64)
+        new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * perplexity
+        reward = np.where(present, new, old)
+        previous, eps = state["eps"], exploration_rate(step, losses.size)
+        share = normalize(reward) if self.share == "linear" else softmax(reward * previous)
+        following = {"eps": eps, "prev_eps": previous, "estimated_reward": reward.tolist()}
+        return following, mix_with_uniform(share, eps)

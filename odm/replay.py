@@ -1,0 +1,199 @@
+"""Recomputes a run's mixture weights from its run log and compares them with those it used.
+
+``python -m odm.replay metrics.jsonl`` prints the largest difference; exit code 0 when it is
+within the tolerance, 1 when it is not, 2 when the log cannot be replayed.
+
+The log holds one JSON object a line. A line with ``"event": "start"`` carries ``"mixture"`` (what
+``MixtureController.describe`` gives); lines with ``"event": "train"`` carry ``iteration``,
+``weights`` (those that drew the iteration) and ``losses`` (null where absent), each by domain
+name. Where an iteration stands twice, the later line counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .constraints import Ceiling, Constraint, Floor, TrustRegion
+from .controller import MixtureController
+from .mixers import make_mixer
+from .schedule import MixtureSchedule
+from .simplex import FloatArray
+
+_REPLAYABLE: dict[str, type[Constraint]] = {
+    kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
+}
+
+
+class ReplayError(ValueError):
+    """The log cannot be replayed; the message says why."""
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What replaying needs from a run log."""
+
+    mixture: Mapping[str, Any]
+    """Configuration of the mixture, as in the last start line."""
+    iterations: Mapping[int, Mapping[str, Any]]
+    """The train line that counts for every iteration, ascending."""
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """How far recomputed and logged weights are apart."""
+
+    num_iterations: int
+    """Iterations compared."""
+    largest_difference: float
+    """Largest absolute difference of a weight."""
+    iteration: int
+    """Iteration of the largest difference; 0 if there is none."""
+    domain: str
+    """Its domain; empty if there is no difference."""
+
+
+def read_run_log(lines: Iterable[str]) -> RunLog:
+    """Reads the lines of a run log.
+
+    A torn last line is left out: a killed run ends in one. A second start line begins anew; a
+    resume line with an ``iteration`` discards later iterations of the run that it replaces.
+
+    Raises:
+        ReplayError: If a line other than the last is not JSON, or there is no mixture.
+    """
+    mixture: Mapping[str, Any] | None = None
+    iterations: dict[int, Mapping[str, Any]] = {}
+    torn: tuple[int, str] | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if torn is not None:
+            raise ReplayError(f"line {torn[0]}: not a JSON object ({torn[1]})")
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            torn = (number, str(error))
+            continue
+        event = record.get("event")
+        if event == "start":
+            mixture, iterations = record.get("mixture"), {}
+        elif event == "resume" and isinstance(record.get("iteration"), int):
+            last = record["iteration"]
+            iterations = {n: kept for n, kept in iterations.items() if n <= last}
+        elif event == "train":
+            iterations[int(record["iteration"])] = record
+    if not mixture:
+        raise ReplayError("no start line with a mixture: the run was not mixed or the log is cut")
+    return RunLog(mixture, dict(sorted(iterations.items())))
+
+
+def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController:
+    """Builds the controller that ``MixtureController.describe`` described.
+
+    Raises:
+        ReplayError: If a constraint depends on cursors, which are not in the log.
+        ValueError: If the method or an option is unknown.
+    """
+    constraints = []
+    for options in mixture.get("constraints", ()):
+        kind = _REPLAYABLE.get(options["name"])
+        if kind is None:
+            raise ReplayError(
+                f"constraint {options['name']!r} depends on the cursors of the run, which the log "
+                f"does not hold; replay knows {', '.join(sorted(_REPLAYABLE))}"
+            )
+        constraints.append(kind(**{key: v for key, v in options.items() if key != "name"}))
+    domains = mixture["domains"]
+    return MixtureController(
+        domains,
+        make_mixer(mixture["method"], **mixture.get("options", {})),
+        MixtureSchedule(mixture.get("seed", 0), len(domains)),
+        constraints,
+        initial_weights=mixture.get("initial_weights"),
+        warmup_steps=mixture.get("warmup_steps", 0),
+        update_frequency=mixture.get("update_frequency", 1),
+    )
+
+
+def replay(log: RunLog) -> ReplayResult:
+    """Recomputes the weights of every logged iteration from the logged losses.
+
+    Raises:
+        ReplayError: If an iteration with a due update is missing, or a line lacks a domain.
+    """
+    controller = controller_from_description(log.mixture)
+    result = ReplayResult(0, 0.0, 0, "")
+    previous = 0
+    for iteration, record in log.iterations.items():
+        _require_no_gap(controller, previous, iteration)
+        logged = _by_domain(record, "weights", controller.domains)
+        difference = np.abs(controller.weights - logged)
+        worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+        largest = math.inf if np.isnan(difference[worst]) else float(difference[worst])
+        if largest > result.largest_difference:
+            result = ReplayResult(0, largest, iteration, controller.domains[worst])
+        losses = _by_domain(record, "losses", controller.domains)
+        losses[np.isinf(losses)] = np.nan  # an overflowed step: the trainer dropped it as well
+        controller.observe(iteration, losses)
+        previous = iteration
+    return ReplayResult(
+        len(log.iterations), result.largest_difference, result.iteration, result.domain
+    )
+
+
+def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
+    for skipped in range(previous + 1, iteration):
+        if controller.is_update_due(skipped) or controller.constraints:
+            raise ReplayError(
+                f"iteration {skipped} moved the weights but is not in the log (it goes from "
+                f"{previous} to {iteration}); log every iteration (log_interval 1) to replay a run"
+            )
+
+
+def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> FloatArray:
+    """Values of a ``{domain: number or null}`` field, shape (K,), nan for null."""
+    values = record.get(field)
+    if not isinstance(values, dict) or set(values) != set(domains):
+        raise ReplayError(
+            f"iteration {record['iteration']}: {field} must name the domains {list(domains)}"
+        )
+    return np.array(
+        [math.nan if values[name] is None else values[name] for name in domains], dtype=np.float64
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m odm.replay",
+        description="Recompute a run's mixture weights from its run log and compare.",
+    )
+    parser.add_argument("log", help="the run's metrics.jsonl")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-12, help="largest difference allowed (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        with open(options.log, encoding="utf-8") as lines:
+            result = replay(read_run_log(lines))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.stderr.write(f"{options.log}: {error}\n")
+        return 2
+    where = f" (iteration {result.iteration}, domain {result.domain})" if result.domain else ""
+    sys.stdout.write(
+        f"{result.num_iterations} iterations replayed, largest difference "
+        f"{result.largest_difference:.3g}{where}\n"
+    )
+    return 0 if result.largest_difference <= options.tolerance else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

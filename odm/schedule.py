@@ -1,0 +1,178 @@
+"""Which domain, and which sample of it, every slot of a global batch reads.
+
+The plan of a step is a pure function of (seed, step, weights, cursors). Randomness is counter
+based (Philox keyed by seed and step), so there is no generator state: the only thing to save is
+one cursor a domain, and the plan does not depend on how slots are shared out over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .simplex import FloatArray, IntArray
+
+# A 53-bit integer times this is a float64 in [0, 1), without rounding.
+_UNIT_53 = 2.0**-53
+_MAX_KEY = 2**64
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The plan of one step: slot i reads sample ``positions[i]`` of domain ``domains[i]``."""
+
+    step: int
+    """Optimizer step that the plan is for."""
+    domains: IntArray
+    """Domain index of every slot, int64, shape (num_slots,)."""
+    positions: IntArray
+    """Sample number inside the domain, counted from 0 over all its epochs, shape (num_slots,)."""
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the global batch."""
+        return int(self.domains.size)
+
+    def counts(self, num_domains: int) -> IntArray:
+        """Slots a domain, int64, shape (num_domains,)."""
+        return np.bincount(self.domains, minlength=num_domains).astype(np.int64, copy=False)
+
+
+def plan_draw(
+    seed: int,
+    step: int,
+    *,
+    weights: ArrayLike,
+    cursors: IntArray,
+    num_slots: int,
+    run_length: int = 1,
+    stratified: bool = False,
+) -> Draw:
+    """Plans a step without side effects.
+
+    Args:
+        seed: Non-negative run seed below 2^64.
+        step: Non-negative step below 2^64.
+        weights: Shape (K,), not negative, some positive; normalised here.
+        cursors: Next sample number of every domain, int64, shape (K,).
+        num_slots: Samples of the global batch.
+        run_length: Consecutive slots that share a domain (1: each its own; the micro-batch size:
+            one domain a micro-batch). Must divide ``num_slots``.
+        stratified: False draws every group independently: group i depends on (seed, step, i) and
+            the weights alone. True takes equally spaced quantiles with one random offset, in
+            random order: each domain gets its expected number of groups, give or take one.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    if not (0 <= seed < _MAX_KEY and 0 <= step < _MAX_KEY):
+        raise ValueError(f"schedule: seed and step must be in [0, 2^64), got {seed} and {step}")
+    if run_length < 1 or num_slots < 1 or num_slots % run_length:
+        raise ValueError(
+            f"schedule: num_slots must be a positive multiple of run_length, got {num_slots} and "
+            f"{run_length}"
+        )
+    edges = _cumulative(weights, cursors.size)
+    num_groups = num_slots // run_length
+    stream = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+    if stratified:
+        raw = stream.random_raw(num_groups + 1)
+        points = (np.arange(num_groups) + (raw[0] >> np.uint64(11)) * _UNIT_53) / num_groups
+        uniforms = points[np.argsort(raw[1:], kind="stable")]
+    else:
+        uniforms = (stream.random_raw(num_groups) >> np.uint64(11)) * _UNIT_53
+    # Rounding can lift the last stratified point to 1.0; the last edge is 1.0 as well.
+    groups = np.minimum(edges.searchsorted(uniforms, side="right"), _last_used(edges))
+    domains = groups if run_length == 1 else np.repeat(groups, run_length)
+    return Draw(step, domains, cursors[domains] + _occurrences(domains, cursors.size))
+
+
+class MixtureSchedule:
+    """Draws plans and advances one cursor a domain; the cursors are its whole state.
+
+    Args:
+        seed: Run seed, in [0, 2^64). Same on every rank.
+        num_domains: K.
+        stratified: See ``plan_draw``.
+    """
+
+    def __init__(self, seed: int, num_domains: int, *, stratified: bool = False) -> None:
+        if num_domains < 1:
+            raise ValueError(f"schedule: num_domains must be at least 1, got {num_domains}")
+        if not 0 <= seed < _MAX_KEY:
+            raise ValueError(f"schedule: seed must be in [0, 2^64), got {seed}")
+        self.seed = int(seed)
+        self.num_domains = int(num_domains)
+        self.stratified = bool(stratified)
+        self._cursors = np.zeros(self.num_domains, dtype=np.int64)
+
+    @property
+    def cursors(self) -> IntArray:
+        """Copy of the next sample number of every domain, int64, shape (K,)."""
+        return self._cursors.copy()
+
+    def set_cursors(self, cursors: Sequence[int] | IntArray) -> None:
+        """Puts the cursors where a saved run left them.
+
+        Raises:
+            ValueError: If the number of cursors is wrong or one is not an integer >= 0.
+        """
+        values = np.array(cursors)
+        if values.shape != (self.num_domains,) or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"schedule: expected {self.num_domains} integer cursors, got {cursors!r}"
+            )
+        if (values < 0).any():
+            raise ValueError(f"schedule: cursors must not be negative, got {values.tolist()}")
+        self._cursors = values.astype(np.int64)
+
+    def draw(self, step: int, weights: ArrayLike, num_slots: int, run_length: int = 1) -> Draw:
+        """Plans a step and advances the cursors by it; arguments as in ``plan_draw``."""
+        draw = plan_draw(
+            self.seed,
+            step,
+            weights=weights,
+            cursors=self._cursors,
+            num_slots=num_slots,
+            run_length=run_length,
+            stratified=self.stratified,
+        )
+        self._cursors = self._cursors + draw.counts(self.num_domains)
+        return draw
+
+
+def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:
+    """Upper edges of the domains on [0, 1], float64, shape (K,); the last one is exactly 1."""
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (num_domains,):
+        raise ValueError(
+            f"schedule: expected {num_domains} weights, one a domain, got shape {values.shape}"
+        )
+    edges = values.cumsum()
+    # A negative or nan weight fails one of the two: min() hands nan on.
+    if not (values.min() >= 0 and 0 < edges[-1] < np.inf):
+        raise ValueError(
+            f"schedule: weights must be finite, not negative and not all 0, got {values.tolist()}"
+        )
+    edges /= edges[-1]
+    return edges
+
+
+def _last_used(edges: FloatArray) -> int:
+    """Index of the last domain with a positive weight."""
+    return int(edges.searchsorted(edges[-1], side="left"))
+
+
+def _occurrences(domains: IntArray, num_domains: int) -> IntArray:
+    """How many earlier slots have the same domain, int64, shape (num_slots,)."""
+    # numpy sorts 16-bit integers by radix, four times as fast as 64-bit ones.
+    keys = domains.astype(np.uint16) if num_domains <= 1 << 16 else domains
+    order = keys.argsort(kind="stable")
+    counts = np.bincount(domains, minlength=num_domains)
+    first = counts.cumsum() - counts
+    occurrences = np.empty(domains.size, dtype=np.int64)
+    occurrences[order] = np.arange(domains.size) - first[domains[order]]
+    return occurrences

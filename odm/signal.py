@@ -1,0 +1,112 @@
+"""What one training step observed of every domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .simplex import FloatArray, IntArray
+
+_FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """Sums over the tokens of one step, per domain and over all data-parallel ranks.
+
+    All fields are float64 arrays of shape (K,), copied and read-only. A domain that was not in
+    the batch has count 0 and sums 0; it is *absent*, which is different from a loss of 0.
+    A loss may be infinite or not a number here, since a half-precision step can overflow;
+    ``drop_nonfinite`` removes such domains, and every mixer refuses them.
+
+    Raises:
+        ValueError: If shapes differ, a count is negative or not finite, or an absent domain has
+            a loss.
+    """
+
+    loss_sum: FloatArray
+    """Sum of the loss over the domain's tokens, in nats."""
+    loss_sq_sum: FloatArray
+    """Sum of the squared loss over the domain's tokens; zeros where nobody records it."""
+    token_count: FloatArray
+    """Tokens that counted in the loss."""
+    sample_count: FloatArray
+    """Sequences these tokens came from."""
+
+    def __post_init__(self) -> None:
+        for name in _FIELDS:
+            values = np.array(getattr(self, name), dtype=np.float64)
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        shape = self.token_count.shape
+        if len(shape) != 1 or shape[0] == 0:
+            raise ValueError(f"signal: token_count must have shape (K,), K >= 1, got {shape}")
+        for name in _FIELDS:
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"signal: {name} has shape {getattr(self, name).shape}, token_count has {shape}"
+                )
+        for name in ("token_count", "sample_count"):
+            counts = getattr(self, name)
+            if not (np.isfinite(counts) & (counts >= 0)).all():
+                raise ValueError(f"signal: {name} must be finite and >= 0, got {counts.tolist()}")
+        absent = self.token_count == 0
+        wrong = np.flatnonzero(absent & ((self.loss_sum != 0) | (self.loss_sq_sum != 0)))
+        if wrong.size:
+            raise ValueError(
+                f"signal: domain {wrong[0]} has token_count 0 but loss_sum "
+                f"{self.loss_sum[wrong[0]]}; an absent domain must have sums of 0"
+            )
+
+    @classmethod
+    def from_means(
+        cls, mean_loss: ArrayLike, token_count: ArrayLike, sample_count: ArrayLike | None = None
+    ) -> Signal:
+        """Builds a signal from token-weighted mean losses; entries with count 0 are ignored.
+
+        Args:
+            mean_loss: Nats a token, shape (K,); anything where the count is 0.
+            token_count: Tokens behind each mean, shape (K,).
+            sample_count: Sequences behind each mean, shape (K,); defaults to 0.
+        """
+        counts = np.array(token_count, dtype=np.float64)
+        means = np.array(mean_loss, dtype=np.float64)
+        if means.shape != counts.shape:
+            raise ValueError(f"signal: {means.shape} mean losses for {counts.shape} token counts")
+        loss_sum = np.where(counts > 0, means, 0.0) * counts
+        samples = np.zeros_like(counts) if sample_count is None else sample_count
+        return cls(loss_sum, np.zeros_like(counts), counts, np.asarray(samples))
+
+    @property
+    def num_domains(self) -> int:
+        """Number of domains K."""
+        return int(self.token_count.size)
+
+    def mean_loss(self) -> FloatArray:
+        """Token-weighted mean loss in nats, shape (K,); nan where the domain is absent."""
+        with np.errstate(invalid="ignore"):
+            return self.loss_sum / np.where(self.token_count > 0, self.token_count, np.nan)
+
+    def merge(self, other: Signal) -> Signal:
+        """Adds the sums of another signal over the same domains (micro-batches, ranks, steps)."""
+        if other.num_domains != self.num_domains:
+            raise ValueError(
+                f"signal: cannot merge {self.num_domains} domains with {other.num_domains}"
+            )
+        return Signal(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
+
+    def drop_nonfinite(self) -> tuple[Signal, IntArray]:
+        """Makes every domain absent whose loss is infinite or not a number.
+
+        For steps that the optimizer skips because half precision overflowed.
+
+        Returns:
+            The signal without these domains, and their indices (int64, ascending).
+        """
+        finite = np.isfinite(self.loss_sum) & np.isfinite(self.loss_sq_sum)
+        dropped = np.flatnonzero(~finite).astype(np.int64)
+        if not dropped.size:
+            return self, dropped
+        return Signal(*(np.where(finite, getattr(self, name), 0.0) for name in _FIELDS)), dropped

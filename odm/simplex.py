@@ -1,0 +1,90 @@
+"""Arithmetic on probability vectors that every part of the library shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
+    """Returns the domain names as a tuple after checking that they are unique, non-empty strings.
+
+    Raises:
+        ValueError: If there is no domain, a name is not a string, or a name occurs twice.
+    """
+    if isinstance(domains, str):
+        raise ValueError(f"domains: expected a list of names, got the string {domains!r}")
+    names = tuple(domains)
+    if not names:
+        raise ValueError("domains: the list is empty; name at least one domain")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"domains: names must be non-empty strings, got {name!r}")
+        if name in seen:
+            raise ValueError(f"domains: {name!r} is named twice; give every domain its own name")
+        seen.add(name)
+    return names
+
+
+def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights") -> FloatArray:
+    """Returns raw weights as a new float64 array of shape (K,) after checking them.
+
+    Raises:
+        ValueError: If the shape is wrong, a weight is negative or not finite, or all are 0.
+    """
+    values = np.array(weights, dtype=np.float64)
+    if values.shape != (num_domains,):
+        raise ValueError(
+            f"{where}: expected {num_domains} weights, one a domain, got shape {values.shape}"
+        )
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"{where}: must be finite and not negative, got {values.tolist()}")
+    if not values.sum() > 0:
+        raise ValueError(f"{where}: all {num_domains} weights are 0; at least one must be positive")
+    return values
+
+
+def normalize(values: FloatArray) -> FloatArray:
+    """Divides non-negative values of shape (K,) by their sum."""
+    return values / values.sum()
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    """Gibbs distribution of finite logits, shape (K,), by subtracting the maximum first."""
+    return normalize(np.exp(logits - logits.max()))
+
+
+def exploration_rate(step: int, num_domains: int) -> float:
+    """Uniform share of every domain at a step: ``min(1 / K, sqrt(ln K / (K * step)))``.
+
+    Source: arXiv:2312.02406, which takes it from EXP3.
+    """
+    return min(1.0 / num_domains, math.sqrt(math.log(num_domains) / (num_domains * step)))
+
+
+def mix_with_uniform(share: FloatArray, floor: float) -> FloatArray:
+    """Gives every domain at least ``floor`` and shares the rest as ``share``: sums to 1."""
+    # 1 - K * (1 / K) is 1.1e-16 for some K, and never negative enough to matter, but keep it out.
+    free = max(0.0, 1.0 - share.size * floor)
+    return normalize(floor + free * share)
+
+
+def total_variation(first: FloatArray, second: FloatArray) -> float:
+    """Half of the summed absolute differences: the share of draws that changes domain."""
+    return 0.5 * float(np.abs(first - second).sum())
+
+
+def kl_divergence(first: FloatArray, second: FloatArray) -> float:
+    """``KL(first || second)`` in nats; infinite where ``second`` is 0 and ``first`` is not."""
+    used = first > 0
+    if (second[used] <= 0).any():
+        return math.inf
+    return max(0.0, float((first[used] * np.log(first[used] / second[used])).sum()))

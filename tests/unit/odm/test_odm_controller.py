@@ -1,0 +1,294 @@
+import json
+import logging
+import subprocess
+import sys
+import timeit
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odm import (
+    Ceiling,
+    Floor,
+    MixtureController,
+    MixtureSchedule,
+    Signal,
+    TrustRegion,
+    known_mixers,
+    make_mixer,
+)
+
+DOMAINS = ["web", "code", "books", "math"]
+PLANTED = np.array([3.0, 1.5, 4.0, 2.0])
+
+
+def controller(method="smoothed_mean", domains=DOMAINS, constraints=(), seed=11, **options):
+    schedule = MixtureSchedule(seed, len(domains))
+    return MixtureController(domains, make_mixer(method), schedule, constraints, **options)
+
+
+def losses_of(draw, step):
+    """Losses as a model would give: planted means, falling, only for domains in the batch."""
+    counts = draw.counts(len(DOMAINS)) * 128.0
+    return Signal.from_means(PLANTED + 1.0 / step, counts)
+
+
+def train(mixture, steps):
+    history = []
+    for step in steps:
+        draw = mixture.draw(step, 16, run_length=4)
+        weights = mixture.observe(step, losses_of(draw, step))
+        history.append((draw.domains.tobytes(), draw.positions.tobytes(), weights.tobytes()))
+    return history
+
+
+@pytest.mark.parametrize("constraints", [(), (Floor(0.05), TrustRegion(max_kl=0.02))])
+@pytest.mark.parametrize("method", [m for m in known_mixers() if m != "naive_validation"])
+def test_stopping_anywhere_and_resuming_through_json_is_bit_exact(method, constraints):
+    options = {"warmup_steps": 5, "update_frequency": 2, "initial_weights": [4, 3, 2, 1]}
+    whole = controller(method, constraints=constraints, **options)
+    expected = train(whole, range(1, 31))
+    for stop in range(0, 31, 3):
+        first = controller(method, constraints=constraints, **options)
+        train(first, range(1, stop + 1))
+        text = json.dumps(first.state_dict(), allow_nan=False)
+        second = controller(method, constraints=constraints, **options)
+        second.load_state_dict(json.loads(text))
+        assert train(second, range(stop + 1, 31)) == expected[stop:]
+        assert second.state_dict() == whole.state_dict()
+
+
+def test_updates_happen_strictly_after_warmup_on_multiples_of_the_frequency():
+    mixture = controller(warmup_steps=6, update_frequency=3)
+    due = [step for step in range(1, 20) if mixture.is_update_due(step)]
+    assert due == [9, 12, 15, 18]
+    assert controller(warmup_steps=6, update_frequency=1).is_update_due(7)
+    assert not controller(warmup_steps=6, update_frequency=1).is_update_due(6)
+
+
+def test_losses_of_steps_without_an_update_are_discarded():
+    one, two = (controller(warmup_steps=10, update_frequency=5) for _ in range(2))
+    for step in range(1, 15):
+        one.observe(step, PLANTED)
+        two.observe(step, PLANTED[::-1])
+    np.testing.assert_array_equal(one.observe(15, PLANTED), two.observe(15, PLANTED))
+
+
+def test_initial_weights_are_normalised_for_drawing_and_kept_raw():
+    mixture = controller(initial_weights=[4, 3, 2, 1], warmup_steps=100)
+    np.testing.assert_allclose(mixture.weights, [0.4, 0.3, 0.2, 0.1], rtol=1e-15)
+    assert mixture.initial_weights.tolist() == [4, 3, 2, 1]
+    mixture.observe(100, PLANTED)
+    np.testing.assert_allclose(mixture.weights, [0.4, 0.3, 0.2, 0.1], rtol=1e-15)
+
+
+def test_the_callers_arrays_are_neither_kept_nor_changed():
+    initial = np.array([4.0, 3.0, 2.0, 1.0])
+    mixture = controller("static", initial_weights=initial)
+    initial[0] = 100.0
+    mixture.weights[0] = 0.0
+    mixture.observe(1, PLANTED)[0] = 0.0
+    np.testing.assert_allclose(mixture.weights, [0.4, 0.3, 0.2, 0.1], rtol=1e-15)
+
+
+def test_a_hard_domain_gets_more_of_the_batch_than_an_easy_one():
+    mixture = controller()
+    train(mixture, range(1, 301))
+    drawn = np.zeros(4)
+    for step in range(301, 401):
+        draw = mixture.draw(step, 64)
+        drawn += draw.counts(4)
+        mixture.observe(step, losses_of(draw, step))
+    assert drawn.argsort().tolist() == PLANTED.argsort().tolist()
+    np.testing.assert_allclose(drawn / drawn.sum(), mixture.weights, atol=0.02)
+
+
+def test_a_static_mixture_is_the_same_object_with_constant_weights():
+    mixture = controller("static", initial_weights=[4, 3, 2, 1])
+    train(mixture, range(1, 20))
+    np.testing.assert_allclose(mixture.weights, [0.4, 0.3, 0.2, 0.1], rtol=1e-15)
+    assert mixture.cursors.sum() == 19 * 16
+
+
+def test_one_domain_works_with_the_static_mixer():
+    mixture = controller("static", domains=["all"])
+    assert mixture.draw(1, 4).positions.tolist() == [0, 1, 2, 3]
+    assert mixture.observe(1, [2.0]).tolist() == [1.0]
+
+
+def test_a_step_without_any_tokens_leaves_the_weights_alone():
+    mixture = controller()
+    mixture.observe(50, PLANTED)
+    before = mixture.weights
+    np.testing.assert_array_equal(mixture.observe(51, Signal(*np.zeros((4, 4)))), before)
+    assert not mixture.last_decision["updated"]
+
+
+def test_the_audit_record_explains_the_last_decision():
+    mixture = controller(constraints=[Floor(0.1), Ceiling(0.5)])
+    before = mixture.weights
+    after = mixture.observe(500, [3.0, 1.0, 6.0, np.nan])
+    record = mixture.last_decision
+    json.dumps(record, allow_nan=False)
+    assert record["step"] == 500
+    assert record["updated"] is True
+    assert record["weights_before"] == before.tolist()
+    assert record["weights_after"] == after.tolist()
+    assert record["losses"] == [3.0, 1.0, 6.0, None]
+    assert record["proposal"] != record["weights_after"]
+    assert record["constraints"] == {
+        "order": ["floor", "ceiling"],
+        "floor": [],
+        "ceiling": [2],
+    }
+
+
+def test_constraints_hold_from_the_first_draw():
+    mixture = controller(constraints=[Floor(0.1)], initial_weights=[97, 1, 1, 1], warmup_steps=9)
+    assert mixture.weights.min() == pytest.approx(0.1)
+    mixture.observe(1, PLANTED)
+    assert mixture.weights.min() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("method", ["exp3", "odm_paper"])
+def test_rewards_are_divided_by_the_weights_that_drew_the_step(method):
+    # Reading ahead: step 101 is drawn before step 100 has been observed.
+    ahead = controller(method)
+    ahead.draw(100, 8)
+    ahead.draw(101, 8)
+    used_for_both = ahead.weights
+    ahead.observe(100, PLANTED)
+    result = ahead.observe(101, PLANTED[::-1])
+    mixer = make_mixer(method)
+    state = mixer.init(DOMAINS, np.ones(4))
+    state, _ = mixer.update(state, 100, PLANTED, used_for_both)
+    _, expected = mixer.update(state, 101, PLANTED[::-1], used_for_both)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_saved_state_leaves_out_plans_that_were_read_ahead():
+    plain, ahead = controller("static"), controller("static")
+    plain.draw(1, 8)
+    plain.observe(1, PLANTED)
+    for step in (1, 2, 3):
+        ahead.draw(step, 8)
+    ahead.observe(1, PLANTED)
+    assert ahead.state_dict(completed_step=1)["cursors"] == plain.cursors.tolist()
+    assert ahead.state_dict()["cursors"] == ahead.cursors.tolist() != plain.cursors.tolist()
+
+
+def test_a_trainer_that_never_observes_keeps_its_cursors():
+    mixture = controller("static")
+    for step in range(1, 2001):
+        mixture.draw(step, 2)
+    assert sum(mixture.state_dict()["cursors"]) == 4000
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_nonfinite_losses_are_refused_by_name_in_warmup_too(step):
+    mixture = controller(warmup_steps=10)
+    before = mixture.state_dict()
+    signal = Signal(*np.array([[1, np.nan, 2, 0], [0] * 4, [1, 1, 1, 0], [1, 1, 1, 0.0]]))
+    with pytest.raises(ValueError, match=f"domain 'code' at step {step} is nan.*drop_nonfinite"):
+        mixture.observe(step, signal)
+    assert mixture.state_dict() == before
+    mixture.observe(step, signal.drop_nonfinite()[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"domains": ["web", "code", "books", "law"]}, r"has \['math'\] that this run lacks"),
+        ({"domains": ["code", "web", "books", "math"]}, "the order was .*'web', 'code'.* now "),
+        ({"domains": DOMAINS[:3]}, r"\['math'\]"),
+        ({"method": "exp3"}, "method 'smoothed_mean', this run uses 'exp3'"),
+    ],
+)
+def test_a_state_of_another_mixture_is_refused_with_the_difference(options, message):
+    saved = controller()
+    train(saved, range(1, 4))
+    other = controller(**options)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(saved.state_dict())
+    assert other.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.update(schema_version=2), "schema version 2, this version reads 1"),
+        (lambda s: s.pop("cursors"), "lacks cursors"),
+        (lambda s: s["mixer"].pop("eps"), "field 'eps'"),
+        (lambda s: s["mixer"]["estimated_reward"].pop(), "field 'estimated_reward'"),
+        (lambda s: s["cursors"].pop(), "expected 4 integer cursors"),
+        (lambda s: s["weights"].pop(), "state: weights: expected 4 weights"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
+    state = controller().state_dict()
+    damage(state)
+    target = controller()
+    train(target, range(1, 4))
+    before = target.state_dict()
+    with pytest.raises(ValueError, match=message):
+        target.load_state_dict(state)
+    assert target.state_dict() == before
+
+
+def test_changed_options_are_taken_from_the_new_run_and_said(caplog):
+    saved = controller(seed=11).state_dict()
+    mixture = controller(seed=12, update_frequency=4)
+    with caplog.at_level(logging.WARNING, logger="odm"):
+        mixture.load_state_dict(saved)
+    assert mixture.update_frequency == 4
+    assert "seed was 11, now 12" in caplog.text
+    assert "update_frequency was 1, now 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "got -1 and 1"),
+        ({"update_frequency": 0}, "got 0 and 0"),
+        ({"initial_weights": [1, 2]}, "initial_weights: expected 4 weights"),
+        ({"method": "smoothed"}, "unknown method 'smoothed'"),
+        ({"constraints": [Floor(0.3)]}, "lower bounds sum to 1.2"),
+    ],
+)
+def test_a_controller_that_cannot_work_is_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        controller(**options)
+
+
+def test_a_schedule_for_another_number_of_domains_is_refused():
+    with pytest.raises(ValueError, match="schedule is for 3 domains, 4 are named"):
+        MixtureController(DOMAINS, "static", MixtureSchedule(1, 3))
+
+
+def test_importing_odm_loads_neither_torch_nor_deepspeed_nor_megatron():
+    code = (
+        "import sys, odm, odm.replay; "
+        "print([n for n in ('torch', 'deepspeed', 'megatron', 'transformers') if n in sys.modules])"
+    )
+    root = Path(__file__).resolve().parents[3]
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_step_of_ten_domains_costs_well_under_a_millisecond():
+    names = [f"d{i}" for i in range(10)]
+    mixture = MixtureController(names, "smoothed_mean", MixtureSchedule(1, 10))
+    signal = Signal.from_means(np.linspace(2, 4, 10), np.full(10, 512))
+    steps = iter(range(1, 10**9))
+
+    def one_step():
+        step = next(steps)
+        mixture.draw(step, 64)
+        mixture.observe(step, signal)
+
+    seconds = min(timeit.repeat(one_step, number=100, repeat=5)) / 100
+    assert seconds < 1e-3  # 100 us on a quiet core

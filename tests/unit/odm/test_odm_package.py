@@ -1,0 +1,40 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "odm/README.md").read_text()
+
+
+def test_the_example_of_the_readme_prints_what_it_says():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (expected,) = re.findall(r"It prints `(.*?)`", README)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_the_readme_has_a_row_for_every_method():
+    import odm
+
+    for name in odm.known_mixers():
+        assert re.search(rf"^\| `{name}`", README, flags=re.MULTILINE), name
+
+
+def test_the_package_imports_only_itself_numpy_and_the_standard_library():
+    import ast
+
+    allowed = {"numpy", *sys.stdlib_module_names}
+    for path in sorted((ROOT / "odm").rglob("*.py")):
+        if "integrations" in path.parts or "build" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert names <= allowed, f"{path}: {names - allowed}"

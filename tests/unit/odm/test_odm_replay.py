@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import pytest
+
+from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion, make_mixer
+from odm.replay import ReplayError, main, read_run_log, replay
+
+DOMAINS = ["web", "code", "books"]
+
+
+def run_log(method="smoothed_mean", constraints=(), steps=range(1, 41), **options):
+    mixture = MixtureController(
+        DOMAINS, make_mixer(method), MixtureSchedule(5, 3), constraints, **options
+    )
+    lines = [{"event": "start", "mixture": mixture.describe()}]
+    rng = np.random.default_rng(0)
+    for step in steps:
+        weights = dict(zip(DOMAINS, mixture.weights.tolist(), strict=True))
+        counts = mixture.draw(step, 4).counts(3)
+        losses = np.where(counts > 0, rng.uniform(1, 5, size=3), np.nan)
+        mixture.observe(step, losses)
+        named = {n: None if x != x else x for n, x in zip(DOMAINS, losses.tolist(), strict=True)}
+        tokens = dict(zip(DOMAINS, (counts * 64).tolist(), strict=True))
+        lines.append(
+            {"event": "train", "iteration": step, "weights": weights, "losses": named}
+            | {"tokens": tokens}
+        )
+    return lines
+
+
+def text_of(lines):
+    return [json.dumps(line) + "\n" for line in lines]
+
+
+@pytest.mark.parametrize("method", ["smoothed_mean", "odm_paper", "exp3", "ema", "static"])
+@pytest.mark.parametrize("constraints", [(), (Floor(0.1), TrustRegion(max_kl=0.01))])
+def test_a_run_is_replayed_bit_for_bit(method, constraints):
+    lines = run_log(method, constraints, warmup_steps=6, update_frequency=3)
+    result = replay(read_run_log(text_of(lines)))
+    assert result.num_iterations == 40
+    assert result.largest_difference == 0.0
+
+
+def test_a_changed_weight_is_found_with_its_place():
+    lines = run_log()
+    lines[25]["weights"]["code"] += 1e-9
+    result = replay(read_run_log(text_of(lines)))
+    assert (result.iteration, result.domain) == (25, "code")
+    assert result.largest_difference == pytest.approx(1e-9, rel=1e-3)
+
+
+def test_a_changed_loss_shows_in_the_next_weights():
+    lines = run_log()
+    seen = next(name for name, x in lines[20]["losses"].items() if x is not None)
+    lines[20]["losses"][seen] += 0.1
+    result = replay(read_run_log(text_of(lines)))
+    assert result.largest_difference > 1e-4
+    assert result.iteration > 20
+
+
+def test_the_later_of_two_lines_of_an_iteration_counts():
+    lines = run_log()
+    wrong = json.loads(json.dumps(lines[30]))
+    wrong["weights"]["web"] = 0.9
+    lines.insert(20, wrong)
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
+def test_a_resume_discards_what_the_killed_run_did_after_it():
+    lines = run_log(steps=range(1, 21))
+    stale = [dict(line, weights=dict.fromkeys(DOMAINS, 1 / 3)) for line in lines[15:]]
+    resumed = [*lines[:15], *stale, {"event": "resume", "iteration": 14}, *lines[15:19]]
+    result = replay(read_run_log(text_of(resumed)))
+    assert result.num_iterations == 18
+    assert result.largest_difference == 0.0
+
+
+def test_other_events_and_a_torn_last_line_are_passed_over():
+    lines = text_of([{"event": "warning", "message": "x"}, *run_log(), {"event": "save"}])
+    result = replay(read_run_log([*lines, '{"event": "train", "itera']))
+    assert (result.num_iterations, result.largest_difference) == (40, 0.0)
+
+
+def test_iterations_without_an_update_may_be_missing():
+    lines = run_log(warmup_steps=10, update_frequency=5)
+    kept = [line for line in lines if line["event"] == "start" or line["iteration"] % 5 == 0]
+    assert replay(read_run_log(text_of(kept))).largest_difference == 0.0
+
+
+def test_a_missing_update_is_an_error_that_says_what_to_do():
+    lines = run_log()
+    del lines[12]
+    with pytest.raises(ReplayError, match=r"iteration 12 moved the weights.*log_interval 1"):
+        replay(read_run_log(text_of(lines)))
+
+
+def test_damage_inside_the_log_is_named_by_line():
+    lines = text_of(run_log())
+    lines[3] = '{"torn\n'
+    with pytest.raises(ReplayError, match="line 4: not a JSON object"):
+        read_run_log(lines)
+
+
+def test_an_epoch_cap_cannot_be_replayed_from_a_log():
+    cap = EpochCap(max_epochs=10, domain_sizes=(50, 50, 50), total_samples=160)
+    with pytest.raises(ReplayError, match="'epoch_cap' depends on the cursors"):
+        replay(read_run_log(text_of(run_log(constraints=[cap]))))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda lines: lines, 0, "40 iterations replayed, largest difference 0"),
+        (lambda lines: lines[10]["weights"].update(web=0.9), 1, "iteration 10, domain web"),
+        (lambda lines: lines[0].pop("mixture"), 2, "no start line with a mixture"),
+        (lambda lines: lines[9]["weights"].pop("web"), 2, "iteration 9: weights must name"),
+        (lambda lines: lines[0]["mixture"].update(method="x"), 2, "unknown method 'x'"),
+    ],
+)
+def test_the_exit_code_says_whether_the_log_agrees(tmp_path, capsys, change, code, words):
+    lines = run_log()
+    change(lines)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(text_of(lines)))
+    assert main([str(path)]) == code
+    output = capsys.readouterr()
+    assert words in output.out + output.err
+
+
+def test_a_missing_file_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path / "none.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_tolerance_can_be_given(tmp_path):
+    lines = run_log()
+    lines[10]["weights"]["web"] += 1e-6
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(text_of(lines)))
+    assert main([str(path)]) == 1
+    assert main([str(path), "--tolerance", "1e-5"]) == 0

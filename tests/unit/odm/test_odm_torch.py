@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.data import ConcatDataset, DataLoader  # noqa: E402
+
+from odm import MixtureController, MixtureSchedule, Signal, make_mixer  # noqa: E402
+from odm.integrations.torch_data import (  # noqa: E402
+    MixtureBatchSampler,
+    MixtureIterableDataset,
+)
+
+DOMAINS = ["low", "high"]
+SIZES = [30, 50]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Samples (domain, number)."""
+
+    def __init__(self, domain, size):
+        self.domain, self.size = domain, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return {"owner": self.domain, "number": index}
+
+
+def controller(method="static", **options):
+    return MixtureController(DOMAINS, make_mixer(method), MixtureSchedule(3, 2), **options)
+
+
+def datasets():
+    return [Numbers(domain, size) for domain, size in enumerate(SIZES)]
+
+
+def sampler_loader(mixture, num_steps, first_step=1, **options):
+    sampler = MixtureBatchSampler(
+        mixture, SIZES, batch_size=8, num_steps=num_steps, first_step=first_step
+    )
+    return sampler, DataLoader(ConcatDataset(datasets()), batch_sampler=sampler, **options)
+
+
+def test_batch_sampler_reads_every_sample_of_an_epoch_once():
+    mixture = controller(initial_weights=SIZES)
+    _, loader = sampler_loader(mixture, num_steps=40)
+    seen = {0: [], 1: []}
+    for batch in loader:
+        for owner, number in zip(batch["owner"].tolist(), batch["number"].tolist(), strict=True):
+            seen[owner].append(number)
+    for domain, size in enumerate(SIZES):
+        assert len(seen[domain]) > size
+        assert sorted(seen[domain][:size]) == list(range(size))
+        assert seen[domain][:size] != sorted(seen[domain][:size])
+
+
+def test_domain_of_finds_the_owner_of_every_index():
+    mixture = controller()
+    sampler, loader = sampler_loader(mixture, num_steps=5)
+    assert len(loader) == 5
+    data = ConcatDataset(datasets())
+    for indices in sampler:
+        owners = [data[index]["owner"] for index in indices]
+        assert sampler.domain_of(indices).tolist() == owners
+
+
+def test_iterable_dataset_and_batch_sampler_read_the_same_samples():
+    _, loader = sampler_loader(controller(), num_steps=20)
+    stream = MixtureIterableDataset(controller(), datasets(), batch_size=8, num_steps=20)
+    other = DataLoader(stream, batch_size=8)
+    assert len(other) == 20
+    for one, two in zip(loader, other, strict=True):
+        assert one["number"].tolist() == two["number"].tolist()
+        assert two["domain_ids"].tolist() == two["owner"].tolist() == one["owner"].tolist()
+
+
+def test_a_restart_goes_on_with_the_next_unread_sample():
+    def run(mixture, loader, first_step):
+        history = []
+        for step, batch in enumerate(loader, start=first_step):
+            history.append((batch["owner"].tolist(), batch["number"].tolist()))
+            losses = np.where(np.bincount(batch["owner"], minlength=2) > 0, [2.0, 3.0], np.nan)
+            mixture.observe(step, losses)
+        return history
+
+    whole = controller("smoothed_mean")
+    expected = run(whole, sampler_loader(whole, num_steps=30)[1], 1)
+    first = controller("smoothed_mean")
+    run(first, sampler_loader(first, num_steps=17)[1], 1)
+    second = controller("smoothed_mean")
+    second.load_state_dict(first.state_dict())
+    loader = sampler_loader(second, num_steps=13, first_step=18)[1]
+    assert run(second, loader, 18) == expected[17:]
+
+
+def test_the_batch_sampler_works_with_worker_processes():
+    expected = [batch["number"].tolist() for batch in sampler_loader(controller(), 6)[1]]
+    workers = sampler_loader(controller(), 6, num_workers=1)[1]
+    assert [batch["number"].tolist() for batch in workers] == expected
+
+
+def test_the_iterable_dataset_refuses_worker_processes():
+    stream = MixtureIterableDataset(controller(), datasets(), batch_size=8, num_steps=2)
+    with pytest.raises(ValueError, match="needs num_workers=0"):
+        list(DataLoader(stream, batch_size=8, num_workers=1))
+
+
+def test_empty_and_missing_datasets_are_refused():
+    with pytest.raises(ValueError, match="1 datasets for 2 domains"):
+        MixtureBatchSampler(controller(), [5], batch_size=4, num_steps=1)
+    with pytest.raises(ValueError, match="dataset of domain 'high' is empty"):
+        MixtureBatchSampler(controller(), [5, 0], batch_size=4, num_steps=1)
+
+
+def test_a_small_model_trains_on_the_mixture_it_asks_for():
+    # Domain "high" has noise of variance 4 that nobody can predict, "low" has none.
+    torch.manual_seed(0)
+    mixture = controller("smoothed_mean")
+    _, loader = sampler_loader(mixture, num_steps=200)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step, batch in enumerate(loader, start=1):
+        noise = 2.0 * torch.randn(8) * batch["owner"]
+        inputs = batch["number"].float()[:, None] / 50
+        losses = (model(inputs)[:, 0] - inputs[:, 0] - noise) ** 2
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        owner = batch["owner"].numpy()
+        sums = np.bincount(owner, losses.detach().numpy(), minlength=2)
+        counts = np.bincount(owner, minlength=2)
+        mixture.observe(step, Signal(sums, np.zeros(2), counts, counts))
+    assert mixture.weights[1] > 0.7
