@@ -1,0 +1,29 @@
+"""ODM-NeoX: GPT-NeoX training with online data mixing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .initialize import initialize_megatron
+    from .neox_arguments import NeoXArgs
+    from .utils import print_rank_0
+
+__version__ = "0.1.0"
+
+__all__ = ["NeoXArgs", "__version__", "initialize_megatron", "print_rank_0"]
+
+_LAZY = {
+    "NeoXArgs": ".neox_arguments",
+    "initialize_megatron": ".initialize",
+    "print_rank_0": ".utils",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name on first use, so that reading a configuration never loads torch."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name], __name__), name)

@@ -1,0 +1,22 @@
+"""The configuration system: files to ``NeoXArgs``, ``NeoXArgs`` to a frozen ``RunConfig``.
+
+It imports the standard library and yaml alone, so that any machine checks a configuration at once.
+"""
+
+from __future__ import annotations
+
+from .deepspeed_json import deepspeed_config
+from .errors import ConfigError
+from .neox_args import NeoXArgs
+from .resolve import require_training_data, resolve
+from .run_config import Derived, RunConfig
+
+__all__ = [
+    "ConfigError",
+    "Derived",
+    "NeoXArgs",
+    "RunConfig",
+    "deepspeed_config",
+    "require_training_data",
+    "resolve",
+]

@@ -1,0 +1,177 @@
+"""Command lines of `deepy.py` and of the scripts that it starts."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, Origin
+from .schema import find_file, read_files
+
+if TYPE_CHECKING:
+    from .neox_args import NeoXArgs
+
+
+@dataclass(frozen=True)
+class DeepyCommand:
+    """A parsed command line of ``deepy.py``.
+
+    ``check``: only check the configuration; ``dry_run``: only say what would be started.
+    """
+
+    neox_args: NeoXArgs
+    check: bool
+    dry_run: bool
+
+
+def deepy_parser() -> argparse.ArgumentParser:
+    """Returns the parser of ``deepy.py``."""
+    parser = argparse.ArgumentParser(
+        prog="deepy.py",
+        description="Starts train.py, evaluate.py or generate.py on all processes of a run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("user_script", help="script to start")
+    _add_configuration_flags(parser, nargs="+")
+    group = parser.add_argument_group("instead of starting")
+    group.add_argument("--check", action="store_true", help="check the configuration and stop")
+    group.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run")
+    return parser
+
+
+def script_parser(name: str = "train.py") -> argparse.ArgumentParser:
+    """Returns the parser of a script that a person or torchrun starts without ``deepy.py``."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description="Runs one process. `deepy.py` starts all processes of a run.",
+        allow_abbrev=False,
+    )
+    _add_configuration_flags(parser, nargs="*")
+    parser.add_argument("--megatron_config", help="path, JSON or base64 of the configuration")
+    parser.add_argument("--deepspeed_config", help="not read; launchers of GPT-NeoX pass it")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers")
+    return parser
+
+
+def _add_configuration_flags(parser: argparse.ArgumentParser, *, nargs: str) -> None:
+    parser.add_argument("conf_file", nargs=nargs, help="YAML or JSON files; .yml may be left out")
+    parser.add_argument("-d", "--conf_dir", help="folder of the configuration files")
+    parser.add_argument("-H", "--hostfile", help="file of lines `host slots=N`")
+    parser.add_argument("--iteration", type=int, help="checkpoint to load (default: the latest)")
+    group = parser.add_argument_group("Weights & Biases")
+    group.add_argument("--wandb_group", help="group of the run")
+    group.add_argument("--wandb_run_name", help="name of the run")
+    group.add_argument("--wandb_team", help="team that owns the run")
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--eval_tasks", nargs="+", help="lm-eval tasks")
+    group.add_argument("--eval_results_prefix", help="start of the result file's name")
+    group = parser.add_argument_group("generation")
+    group.add_argument("-i", "--sample_input_file", help="file of prompts")
+    group.add_argument("-o", "--sample_output_file", help="file for the samples")
+    group = parser.add_argument_group("tuning")
+    group.add_argument("--autotuning", choices=["tune", "run"], dest="autotuning_run")
+
+
+FLAG_KEYS = (
+    "user_script",
+    "hostfile",
+    "iteration",
+    "wandb_group",
+    "wandb_run_name",
+    "wandb_team",
+    "eval_tasks",
+    "eval_results_prefix",
+    "sample_input_file",
+    "sample_output_file",
+    "autotuning_run",
+)
+
+
+def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
+    """Parses the command line of ``deepy.py`` (default: ``sys.argv``) and reads its files.
+
+    Raises:
+        ConfigError: If the script or a file is missing or the configuration is wrong.
+        SystemExit: If the command line itself is wrong (code 2), or for ``--help``.
+    """
+    from .neox_args import NeoXArgs
+
+    parsed = deepy_parser().parse_intermixed_args(input_args)
+    if not Path(parsed.user_script).is_file():
+        raise ConfigError(
+            f"the command line: there is no script {parsed.user_script}; check its path"
+        )
+    values, origins = _read_configuration(parsed)
+    return DeepyCommand(NeoXArgs._build(values, origins), parsed.check, parsed.dry_run)
+
+
+def read_script_command(
+    input_args: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Parses the command line of a script; returns values and their origins.
+
+    Raises:
+        ConfigError: If there is no configuration or it cannot be read.
+    """
+    arguments = list(sys.argv[1:] if input_args is None else input_args)
+    parser = script_parser(Path(sys.argv[0]).name or "train.py")
+    if any(a == "--megatron_config" or a.startswith("--megatron_config=") for a in arguments):
+        # a launcher's whole command line may be here, with flags that are its own
+        parsed, _ = parser.parse_known_args(arguments)
+        return load_megatron_config(parsed.megatron_config), {}
+    parsed = parser.parse_intermixed_args(arguments)
+    if not parsed.conf_file:
+        raise ConfigError("the command line: name at least one configuration file")
+    return _read_configuration(parsed)
+
+
+def load_megatron_config(text: str) -> dict[str, Any]:
+    """Reads what a launcher passes: the path of a JSON file, JSON itself or base64 of it.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    is_json = text.lstrip().startswith("{")
+    try:
+        if not is_json and _is_file(text):
+            content = json.loads(Path(text).read_text(encoding="utf-8"))
+        elif is_json:
+            content = json.loads(text)
+        else:
+            content = json.loads(base64.urlsafe_b64decode(text.encode()))
+    except (ValueError, binascii.Error, OSError):
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise ConfigError(
+            f"--megatron_config: '{shown}' is no file, no JSON and no base64 of JSON; pass a path"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError("--megatron_config: must be a JSON object")
+    return content
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # base64 is longer than a file name may be
+        return False
+
+
+def _read_configuration(
+    parsed: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, Origin]]:
+    document = read_files([find_file(name, parsed.conf_dir) for name in parsed.conf_file])
+    values: dict[str, Any] = {"config_files": dict(document.texts), **document.values}
+    origins = dict(document.origins)
+    for key in FLAG_KEYS:
+        value = getattr(parsed, key, None)
+        if value is not None:
+            values[key] = value
+            origins[key] = Origin("the command line")
+    return values, origins

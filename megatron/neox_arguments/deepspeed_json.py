@@ -1,0 +1,63 @@
+"""The configuration of `deepspeed.initialize`: every value explicit, DeepSpeed's defaults too."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from .errors import ConfigError
+from .run_config import RunConfig
+
+PASSED_THROUGH = (
+    "flops_profiler",
+    "comms_logger",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "data_types",
+    "aio",
+)
+
+NEVER_PRINT = 10**9
+"""A period of DeepSpeed's own console line that is never reached."""
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """Returns DeepSpeed's configuration for a run.
+
+    There is no optimizer and no scheduler section: the program hands over torch objects.
+
+    Raises:
+        ConfigError: If `deepspeed_extra_args` repeats a key that is computed here.
+    """
+    section, derived = config.deepspeed, config.derived
+    result: dict[str, Any] = {
+        "train_batch_size": derived.train_batch_size,
+        "train_micro_batch_size_per_gpu": derived.micro_batch_size,
+        "gradient_accumulation_steps": derived.gradient_accumulation_steps,
+        "gradient_clipping": derived.gradient_clipping,
+        "steps_per_print": NEVER_PRINT,
+        "wall_clock_breakdown": section.wall_clock_breakdown,
+        "dump_state": section.dump_state,
+        "prescale_gradients": section.prescale_gradients,
+        "gradient_predivide_factor": section.gradient_predivide_factor,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": dict(derived.zero_options),
+        "fp16": {"enabled": derived.precision == "fp16", **derived.fp16_options},
+        "bf16": {"enabled": derived.precision == "bfloat16"},
+    }
+    communication = "fp32" if section.fp32_allreduce else section.communication_data_type
+    if communication is not None:
+        result["communication_data_type"] = communication
+    for key in PASSED_THROUGH:
+        value = getattr(section, key)
+        if value is not None:
+            result[key] = copy.deepcopy(value)
+    for key, value in (section.deepspeed_extra_args or {}).items():
+        if key in result or key in ("optimizer", "scheduler"):
+            raise ConfigError(
+                f"deepspeed_extra_args.{key} would replace a computed value; set {key} itself"
+            )
+        result[key] = copy.deepcopy(value)
+    return result

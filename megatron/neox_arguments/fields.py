@@ -1,0 +1,45 @@
+"""One table of all fields, made from the groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from .groups import GROUPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A configuration key; ``group`` is its group's attribute in ``RunConfig``."""
+
+    name: str
+    group: str
+    type: Any
+    default: Any
+
+
+@functools.cache
+def field_table() -> Mapping[str, Field]:
+    """Returns every field by name, in the order of the groups.
+
+    Raises:
+        AssertionError: If two groups declare one key; a mistake of ours.
+    """
+    table: dict[str, Field] = {}
+    for group, group_class in GROUPS.items():
+        hints = get_type_hints(group_class)
+        for field in dataclasses.fields(group_class):
+            assert field.name not in table, (
+                f"{field.name} is in {table[field.name].group} and {group}"
+            )
+            table[field.name] = Field(field.name, group, hints[field.name], field.default)
+    return table
+
+
+def nearest_key(key: str) -> str | None:
+    """Returns the known key that looks most like ``key``, or None when nothing is near."""
+    matches = difflib.get_close_matches(key, list(field_table()), n=1, cutoff=0.7)
+    return matches[0] if matches else None

@@ -1,0 +1,51 @@
+"""Online data mixing: how domain weights are learnt while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsDataSampling:
+    """The mixing method, its schedule and how a batch is drawn."""
+
+    data_sampling_method: (
+        Literal["smoothed_mean", "odm_paper", "exp3", "ema", "static", "naive_validation"] | None
+    ) = None
+    """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
+    Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`."""
+
+    data_sampling_warmup_steps: int = 0
+    """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
+
+    data_sampling_update_frequency: int = 1
+    """Iterations from one update of the weights to the next; losses in between are not used."""
+
+    data_sampling_smoothing_factor: float = 0.9
+    """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
+    smoothed_mean."""
+
+    mixed_batches: bool = False
+    """Every sample of a batch draws its own domain."""
+
+    mixed_minibatches: bool = False
+    """Every micro-batch of every data-parallel process draws its own domain: Online Data Mixing as
+    published. With neither this nor `mixed_batches`, named datasets give one domain to a whole
+    iteration."""
+
+    data_sampling_stratified: bool = False
+    """Draws domains with as little chance as possible: counts differ from weight times draws by
+    less than one."""
+
+    validation_based_reward: bool = False
+    """Takes the reward from held-out losses. Refused: this version learns from training losses
+    only."""
+
+    batch_normalized_reward: bool = False
+    """Scales held-out rewards to [0, 1] within an iteration. Belongs to `validation_based_reward`.
+    """
+
+    scale_by_reward_loss_diff: bool = False
+    """Scales held-out rewards by the last drop of the loss. Belongs to `validation_based_reward`.
+    """

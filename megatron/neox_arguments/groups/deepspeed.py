@@ -1,0 +1,134 @@
+"""The DeepSpeed engine: batch sizes, precision, ZeRO and sections that are passed through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsDeepspeedConfig:
+    """What GPT-NeoX puts into DeepSpeed's own configuration."""
+
+    deepspeed: bool = True
+    """Always true: the engine is DeepSpeed's."""
+
+    train_batch_size: int | None = None
+    """Samples of one optimizer step over all processes. Any one or two of the three batch sizes
+    give the rest."""
+
+    train_micro_batch_size_per_gpu: int | None = None
+    """Samples of one forward pass of one process."""
+
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches of one optimizer step of one process. Not set: computed, or 1."""
+
+    optimizer: dict[str, Any] | None = None
+    """`{"type": name, "params": {"lr", "betas", "eps", ...}}`. Adam, AdamW, cpu_adam and
+    cpu_torch_adam are torch's fused AdamW; SGD is torch's, with `momentum`, `dampening` and
+    `nesterov`."""
+
+    scheduler: dict[str, Any] | None = None
+    """DeepSpeed's own learning-rate schedule. Refused: use `lr_decay_style` and `warmup`."""
+
+    fp32_allreduce: bool = False
+    """Reduces gradients in float32."""
+
+    prescale_gradients: bool = False
+    """Divides gradients before they are reduced."""
+
+    gradient_predivide_factor: float = 1.0
+    """Divisor of `prescale_gradients`."""
+
+    sparse_gradients: bool = False
+    """Sparse gradients of embeddings. Refused: the embedding's gradient is dense."""
+
+    fp16: dict[str, Any] | None = None
+    """`{"enabled": true, "loss_scale": 0, ...}`; loss_scale 0 adapts it. Also `type: bfloat16` of
+    old files."""
+
+    bf16: dict[str, Any] | None = None
+    """`{"enabled": true}`: bfloat16 with float32 master weights."""
+
+    amp: dict[str, Any] | None = None
+    """Mixed precision of apex. Refused when enabled."""
+
+    gradient_clipping: float = 1.0
+    """Largest global norm of the gradient. 0 clips nothing."""
+
+    zero_optimization: dict[str, Any] | None = None
+    """ZeRO: `{"stage": 0..3, ...}`. 0 copies everything, 1 cuts optimizer states, 2 also gradients,
+    3 also weights."""
+
+    steps_per_print: int = 10
+    """DeepSpeed's own console line. A hint: this program prints its own, see `log_interval`."""
+
+    wall_clock_breakdown: bool = False
+    """DeepSpeed's timers."""
+
+    dump_state: bool = False
+    """Prints the engine's state at start."""
+
+    flops_profiler: dict[str, Any] | None = None
+    """DeepSpeed's profiler, passed through."""
+
+    communication_data_type: str | None = None
+    """Number format in which gradients are reduced: fp32, fp16 or bfp16. Not set: that of the
+    gradients."""
+
+    curriculum_learning: dict[str, Any] | None = None
+    """Growing sequence length. Refused when enabled."""
+
+    curriculum_seqlen: int = 0
+    """Belongs to `curriculum_learning`."""
+
+    autotuning: dict[str, Any] | None = None
+    """DeepSpeed's autotuner. Refused when enabled."""
+
+    activation_checkpointing: dict[str, Any] | None = None
+    """DeepSpeed's section. A hint: `checkpoint_activations` and `partition_activations` decide."""
+
+    sparse_attention: dict[str, Any] | None = None
+    """Sparse attention. Refused."""
+
+    data_efficiency: dict[str, Any] | None = None
+    """DeepSpeed's data sampling. Refused when enabled: it would replace the mixture."""
+
+    tensorboard: dict[str, Any] | None = None
+    """DeepSpeed's own TensorBoard monitor, passed through. See `tensorboard_dir` for ours."""
+
+    wandb: dict[str, Any] | None = None
+    """DeepSpeed's own Weights & Biases monitor, passed through. See `use_wandb` for ours."""
+
+    csv_monitor: dict[str, Any] | None = None
+    """DeepSpeed's own CSV monitor, passed through."""
+
+    elasticity: dict[str, Any] | None = None
+    """Batch sizes that follow the number of machines. Refused when enabled."""
+
+    comms_logger: dict[str, Any] | None = None
+    """DeepSpeed's communication log, passed through."""
+
+    compression_training: dict[str, Any] | None = None
+    """Quantisation and pruning while training. Refused."""
+
+    checkpoint: dict[str, Any] | None = None
+    """DeepSpeed's checkpoint options. A hint: checkpoints have a format of their own here."""
+
+    data_types: dict[str, Any] | None = None
+    """`{"grad_accum_dtype": "fp32"}`: number format in which gradients are accumulated."""
+
+    aio: dict[str, Any] | None = None
+    """Asynchronous file access of NVMe offloading, passed through."""
+
+    deepspeed_extra_args: dict[str, Any] | None = None
+    """More sections for DeepSpeed's configuration, added as they are. They may not repeat a key of
+    ours."""
+
+    load_universal: bool = False
+    """The checkpoint is DeepSpeed's universal one. Refused: our checkpoints load on any layout as
+    they are."""
+
+    zero_allow_untested_optimizer: bool = True
+    """Lets ZeRO run any optimizer. Always on: the optimizers that are offered here were tested with
+    it."""

@@ -1,0 +1,33 @@
+"""The learning rate over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsLRScheduler:
+    """Warm-up, decay and what a checkpoint may say about them."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine", "exponential"] = "linear"
+    """Shape of the decay after warm-up."""
+
+    lr_decay_iters: int | None = None
+    """Iterations of the whole schedule. Not set: `train_iters`."""
+
+    lr_decay_fraction: float | None = None
+    """`lr_decay_iters` as a share of `train_iters`, in (0, 1]. Set one of the two."""
+
+    min_lr: float = 0.0
+    """The decay stops here."""
+
+    warmup: float = 0.01
+    """Share of the schedule during which the rate grows linearly from 0, in [0, 1]."""
+
+    override_lr_scheduler: bool = False
+    """On resume, takes the schedule of the configuration instead of asking that the checkpoint's is
+    the same."""
+
+    use_checkpoint_lr_scheduler: bool = False
+    """On resume, takes the schedule of the checkpoint and ignores the configuration's."""

@@ -1,0 +1,30 @@
+"""The tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXArgsTokenizer:
+    """Kind of tokenizer; its files are `vocab_file` and `merge_file`."""
+
+    tokenizer_type: Literal[
+        "GPT2BPETokenizer",
+        "HFTokenizer",
+        "HFGPT2Tokenizer",
+        "SPMTokenizer",
+        "CharLevelTokenizer",
+        "TiktokenTokenizer",
+    ] = "GPT2BPETokenizer"
+    """GPT2BPETokenizer reads vocab.json and merges.txt, HFTokenizer a tokenizer.json,
+    HFGPT2Tokenizer a name or folder of transformers, SPMTokenizer a SentencePiece model,
+    TiktokenTokenizer an encoding's name; CharLevelTokenizer needs no file: its tokens are bytes."""
+
+    padded_vocab_size: int | None = None
+    """Vocabulary with padding. Computed from the tokenizer; set it only where there is no tokenizer
+    to ask."""
+
+    tokenizer: Any = None
+    """A running program's object in GPT-NeoX. Cannot be set in a file."""

@@ -1,0 +1,103 @@
+"""Hostfiles and the filters `include` and `exclude`: how many processes run where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import ConfigError
+
+Slots = dict[str, tuple[int, ...]]
+"""Slot numbers by host name, in the order of the file."""
+
+
+def read_hostfile(path: str | Path) -> Slots:
+    """Reads lines `host slots=N`; empty lines and `#` comments are skipped.
+
+    Raises:
+        ConfigError: For a line of another form or a host that stands twice, with file and line.
+    """
+    hosts: Slots = {}
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        name, *rest = words
+        count = rest[0][len("slots=") :] if len(rest) == 1 and rest[0].startswith("slots=") else ""
+        if not count.isdigit() or int(count) < 1:
+            raise ConfigError(f"{path}:{number}: must be 'host slots=N', got {line.strip()!r}")
+        if name in hosts:
+            raise ConfigError(f"{path}:{number}: host {name!r} stands twice; give it one line")
+        hosts[name] = tuple(range(int(count)))
+    if not hosts:
+        raise ConfigError(f"{path}: names no host; write lines 'host slots=N'")
+    return hosts
+
+
+def parse_filter(text: str, key: str) -> dict[str, tuple[int, ...] | None]:
+    """Parses `host1@host2:0,2` into slots by host; None means all slots.
+
+    Raises:
+        ConfigError: If a part has another form.
+    """
+    chosen: dict[str, tuple[int, ...] | None] = {}
+    for part in text.split("@"):
+        name, colon, numbers = part.strip().partition(":")
+        slots = [number.strip() for number in numbers.split(",")] if colon else []
+        if not name or not all(slot.isdigit() for slot in slots) or (colon and not slots):
+            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {text!r}")
+        chosen[name] = tuple(int(slot) for slot in slots) if colon else None
+    return chosen
+
+
+def select_slots(
+    hosts: Mapping[str, tuple[int, ...]],
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    num_nodes: int = -1,
+    num_gpus: int | None = None,
+) -> Slots:
+    """Applies the filters: first `include` or `exclude`, then `num_nodes` and `num_gpus`.
+
+    Raises:
+        ConfigError: If both filters are given, a host or slot is unknown, or nothing is left.
+    """
+    if include and exclude:
+        raise ConfigError("include and exclude are both set; keep one")
+    selected = dict(hosts)
+    if include or exclude:
+        key = "include" if include else "exclude"
+        chosen = parse_filter(include or exclude or "", key)
+        for name, slots in chosen.items():
+            if name not in hosts:
+                raise ConfigError(f"{key} names host {name!r}; known hosts: {', '.join(hosts)}")
+            if slots is not None and not set(slots) <= set(hosts[name]):
+                raise ConfigError(f"{key} names slots {slots} of {name!r}; it has {hosts[name]}")
+        if include:
+            selected = {n: (chosen[n] or hosts[n]) for n in hosts if n in chosen}
+        else:
+            selected = {n: _without(hosts[n], chosen, n) for n in hosts}
+    if num_nodes > 0:
+        if num_nodes > len(selected):
+            raise ConfigError(f"num_nodes is {num_nodes}, there are {len(selected)} hosts")
+        selected = dict(list(selected.items())[:num_nodes])
+    if num_gpus is not None and not include and not exclude:
+        for name, slots in selected.items():
+            if len(slots) < num_gpus:
+                raise ConfigError(f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots")
+        selected = {name: slots[:num_gpus] for name, slots in selected.items()}
+    selected = {name: slots for name, slots in selected.items() if slots}
+    if not selected:
+        raise ConfigError("include and exclude leave no slot to run on")
+    return selected
+
+
+def _without(
+    slots: tuple[int, ...], excluded: Mapping[str, tuple[int, ...] | None], name: str
+) -> tuple[int, ...]:
+    if name not in excluded:
+        return slots
+    removed = excluded[name]
+    return () if removed is None else tuple(slot for slot in slots if slot not in removed)

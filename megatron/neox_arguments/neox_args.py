@@ -1,0 +1,279 @@
+"""NeoXArgs: every key of a configuration in one flat object, as the user wrote it."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .coerce import Mismatch, coerce
+from .errors import ConfigError, IssueList, Origin
+from .fields import field_table, nearest_key
+from .groups import (
+    NeoXArgsDataSampling,
+    NeoXArgsDeepspeedConfig,
+    NeoXArgsDeepspeedRunner,
+    NeoXArgsLogging,
+    NeoXArgsLRScheduler,
+    NeoXArgsModel,
+    NeoXArgsOptimizer,
+    NeoXArgsOther,
+    NeoXArgsParallelism,
+    NeoXArgsPreference,
+    NeoXArgsTextgen,
+    NeoXArgsTokenizer,
+    NeoXArgsTraining,
+)
+from .presets import default_of
+from .schema import find_file, read_files
+
+REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+
+_NOT_FLAGS = ("account", "comment", "detect_nvlink_pairs", "autotuning_run")
+"""Keys of the runner group that are no flags of DeepSpeed's runner."""
+
+_FlatFields: Any = dataclasses.make_dataclass(
+    "_FlatFields",
+    [(f.name, f.type, dataclasses.field(default=f.default)) for f in field_table().values()],
+    init=False,
+    repr=False,
+)
+
+
+class NeoXArgs(_FlatFields):
+    """The flat view of a configuration that GPT-NeoX users know.
+
+    It holds exactly what was written: types and names are checked, values are not changed. What
+    follows from them is in ``RunConfig``, see ``resolve``.
+
+    Raises:
+        ConfigError: A message for each unknown key, wrong type and missing required key.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self._fill(values, origins={})
+
+    @classmethod
+    def from_ymls(
+        cls,
+        paths_to_yml_files: Iterable[str | Path],
+        overwrite_values: Mapping[str, Any] | None = None,
+    ) -> NeoXArgs:
+        """Reads YAML and JSON files, then replaces values by ``overwrite_values``."""
+        document = read_files([find_file(str(path)) for path in paths_to_yml_files])
+        values = {"config_files": dict(document.texts), **document.values}
+        origins = dict(document.origins)
+        for key, value in _with_underscores(overwrite_values or {}).items():
+            values[key] = value
+            origins[key] = Origin("overwrite_values")
+        return cls._build(values, origins)
+
+    @classmethod
+    def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
+        """Takes values from a mapping; dashes in keys are underscores."""
+        return cls._build(_with_underscores(args_dict), {})
+
+    @classmethod
+    def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
+        """Reads the command line of ``deepy.py``: a script, configuration files and flags."""
+        from .command_line import read_deepy_command
+
+        return read_deepy_command(input_args).neox_args
+
+    @classmethod
+    def consume_neox_args(
+        cls,
+        overwrite_values: Mapping[str, Any] | None = None,
+        input_args: Sequence[str] | None = None,
+    ) -> NeoXArgs:
+        """Reads the command line of ``train.py`` and others, as a launcher or a person gives it.
+
+        It is either ``--megatron_config`` (a path, JSON or base64 of JSON) or configuration files.
+        """
+        from .command_line import read_script_command
+
+        values, origins = read_script_command(input_args)
+        for key, value in _with_underscores(overwrite_values or {}).items():
+            values[key] = value
+            origins[key] = Origin("overwrite_values")
+        return cls._build(values, origins)
+
+    @classmethod
+    def validate_keys(cls) -> bool:
+        """Returns True when no two groups declare one key; fails otherwise."""
+        return len(field_table()) == len(dataclasses.fields(cls))
+
+    def update_value(self, key: str, value: Any) -> None:
+        """Sets one value, as if it had been written in a file.
+
+        Raises:
+            ConfigError: If the key is unknown or the value has another type.
+        """
+        issues = IssueList()
+        _check_entry(key, value, issues)
+        issues.raise_if_any()
+        setattr(self, key, value)
+
+    def configure_distributed_args(self) -> None:
+        """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
+        self.update_value("rank", int(os.environ.get("RANK", 0)))
+        self.update_value("local_rank", int(os.environ.get("LOCAL_RANK", 0)))
+        self.update_value("world_size", int(os.environ.get("WORLD_SIZE", 1)))
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Keys that were set, by a file, a flag or the program; all others have their default."""
+        return frozenset(self._given)
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """File and line of the keys that came from files."""
+        return dict(self._origins)
+
+    @property
+    def megatron_config(self) -> dict[str, Any]:
+        """What was set, as plain data; ``from_dict`` of it gives an equal object."""
+        return {
+            key: copy.deepcopy(getattr(self, key)) for key in field_table() if key in self._given
+        }
+
+    @property
+    def deepspeed_config(self) -> dict[str, Any]:
+        """DeepSpeed's own keys as written; the engine gets ``deepspeed_config(config)`` instead."""
+        table = field_table()
+        return {k: v for k, v in self.megatron_config.items() if table[k].group == "deepspeed"}
+
+    def get_deepspeed_main_args(self) -> list[str]:
+        """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
+
+        DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`.
+        """
+        arguments = _launcher_flags(self)
+        if self.user_script is not None:
+            arguments.append(self.user_script)
+        for flag, content in (
+            ("--deepspeed_config", self.deepspeed_config),
+            ("--megatron_config", self.megatron_config),
+        ):
+            text = json.dumps(content, sort_keys=True).encode()
+            arguments += [flag, base64.urlsafe_b64encode(text).decode()]
+        return arguments
+
+    def print(self) -> None:
+        """Writes all values to standard output, what was set first."""
+        sys.stdout.write(format_values(self) + "\n")
+
+    @classmethod
+    def _build(cls, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> NeoXArgs:
+        args = cls.__new__(cls)
+        args._fill(values, origins)
+        return args
+
+    def _fill(self, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
+        issues = IssueList(origins)
+        for key, value in values.items():
+            _check_entry(key, value, issues)
+        for key in REQUIRED:
+            if values.get(key) is None:
+                issues.add(key, f"{key} is required; set it in one of the configuration files")
+        issues.raise_if_any()
+        object.__setattr__(self, "_given", set(values))
+        object.__setattr__(self, "_origins", dict(origins))
+        self._set_all({key: copy.deepcopy(value) for key, value in values.items()})
+
+    def _set_all(self, values: Mapping[str, Any]) -> None:
+        preset = values.get("neox_compat")
+        for field in field_table().values():
+            default = default_of(field.name, field.default, preset)
+            object.__setattr__(self, field.name, values.get(field.name, default))
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        object.__setattr__(self, key, value)
+        if key in field_table():
+            self._given.add(key)
+            self._origins.pop(key, None)
+        if key == "neox_compat":
+            self._set_all({name: getattr(self, name) for name in self._given})
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in self.megatron_config.items())
+        return f"NeoXArgs({values})"
+
+
+def format_values(args: NeoXArgs) -> str:
+    """Returns a table of all keys and values, those that were set first."""
+    names = sorted(field_table(), key=lambda name: (name not in args.given, name))
+    names = [name for name in names if name != "config_files"]
+    width = max(len(name) for name in names)
+    mark = {True: "set", False: "default"}
+    rows = [f"  {n:<{width}}  {getattr(args, n)!r}  ({mark[n in args.given]})" for n in names]
+    return "\n".join(rows)
+
+
+def _check_entry(key: str, value: Any, issues: IssueList) -> None:
+    field = field_table().get(key)
+    if field is None:
+        near = nearest_key(key)
+        hint = f"did you mean '{near}'?" if near else "see configs/neox_arguments.md for all keys"
+        issues.add(key, f"unknown key '{key}'; {hint}")
+        return
+    try:
+        coerce(value, field.type)
+    except Mismatch as error:
+        issues.add(key, f"{key} must be {error}, got {value!r}")
+
+
+def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in result:
+            raise ConfigError(
+                f"'{name}' is set twice, with dashes and with underscores; set it once"
+            )
+        result[name] = value
+    return result
+
+
+def _launcher_flags(args: NeoXArgs) -> list[str]:
+    flags: list[str] = []
+    values = {f.name: getattr(args, f.name) for f in field_table().values() if f.group == "runner"}
+    values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
+    values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
+    if values["include"] or values["exclude"]:
+        values["num_gpus"] = None  # DeepSpeed refuses both; the filter is the more exact one
+    for name, value in values.items():
+        is_default = value in (None, False) or value == field_table()[name].default
+        if is_default or name in _NOT_FLAGS:
+            continue
+        flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    slurm = [f"--{name}={values[name]}" for name in ("account", "comment") if values[name]]
+    if slurm and values["launcher"] == "slurm":
+        flags.append(f"--launcher_args={shlex.join(slurm)}")  # apart, argparse takes it for a flag
+    return flags
+
+
+__all__ = [
+    "NeoXArgs",
+    "NeoXArgsDeepspeedRunner",
+    "NeoXArgsDeepspeedConfig",
+    "NeoXArgsParallelism",
+    "NeoXArgsModel",
+    "NeoXArgsOptimizer",
+    "NeoXArgsLRScheduler",
+    "NeoXArgsLogging",
+    "NeoXArgsOther",
+    "NeoXArgsTokenizer",
+    "NeoXArgsTraining",
+    "NeoXArgsDataSampling",
+    "NeoXArgsTextgen",
+    "NeoXArgsPreference",
+    "format_values",
+]

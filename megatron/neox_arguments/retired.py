@@ -1,0 +1,203 @@
+"""Keys that are known but not honoured: refused with the reason, or noted as a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import IssueList
+from .fields import field_table
+
+
+@dataclass(frozen=True)
+class Retired:
+    """Why a key is not honoured, and values beside the default that change nothing."""
+
+    reason: str
+    harmless: tuple[Any, ...] = ()
+
+
+_NO_MOE = "mixture-of-experts models are not part of this version"
+_NO_TE = "Transformer Engine layers are not part of this version; use bf16"
+_NO_RUNTIME = "a running program's object cannot be written in a file"
+_NO_MUP = "maximal update parametrisation is not part of this version"
+_NO_COMET = "Comet is not supported; use TensorBoard or Weights & Biases"
+_NO_PREFERENCE = "only next-token training is part of this version"
+_LATER = "held-out rewards are not part of this version; rewards are training losses"
+
+REFUSED: Mapping[str, Retired] = {
+    "autotuning_run": Retired("DeepSpeed's autotuner does not know this program"),
+    "scheduler": Retired("the learning rate is set by lr_decay_style, warmup and min_lr", ({},)),
+    "sparse_gradients": Retired("the embedding's gradient is dense"),
+    "sparsity_config": Retired("sparse attention is not part of this version", ({},)),
+    "compression_training": Retired("quantisation and pruning are not part of this version", ({},)),
+    "load_universal": Retired("checkpoints of this program load on any layout as they are"),
+    "te_columnparallel": Retired(_NO_TE),
+    "te_rowparallel": Retired(_NO_TE),
+    "te_layernorm_mlp": Retired(_NO_TE),
+    "te_mha": Retired(_NO_TE),
+    "te_fp8_mha": Retired(_NO_TE),
+    "use_bnb_optimizer": Retired("8-bit optimizers are not part of this version"),
+    "tokenizer": Retired(_NO_RUNTIME),
+    "tensorboard_writer": Retired(_NO_RUNTIME),
+    "comet_experiment": Retired(_NO_RUNTIME),
+    "adlr_autoresume_object": Retired(_NO_RUNTIME),
+    "lazy_mpu_init": Retired("a process group of someone else is not supported"),
+    "adlr_autoresume": Retired("it belongs to one company's cluster; SIGTERM saves and stops"),
+    "validation_based_reward": Retired(_LATER),
+    "batch_normalized_reward": Retired(_LATER),
+    "scale_by_reward_loss_diff": Retired(_LATER),
+    "moe_num_experts": Retired(_NO_MOE, (0, 1)),
+    "use_comet": Retired(_NO_COMET, (False,)),
+    "log_gradient_noise_scale": Retired("the gradient noise scale is not part of this version"),
+    "checkpoint_validation_with_forward_pass": Retired("checkpoints carry checksums instead"),
+    "s3_path": Retired("checkpoints are written to a folder; copy them with a tool of your own"),
+    "async_save": Retired("saving in the background is not part of this version"),
+    "pack_impl": Retired("documents follow each other without gaps; only 'packed' is supported"),
+    "dataset_impl": Retired(_NO_PREFERENCE),
+    "train_impl": Retired(_NO_PREFERENCE),
+    "train_epochs": Retired("the length of a run is train_iters"),
+    "precompute_model_name": Retired("precomputed probabilities serve preference training only"),
+    "z_loss": Retired("the loss has no squared log-normaliser in this version"),
+    "use_mup": Retired(_NO_MUP),
+    "coord_check": Retired(_NO_MUP),
+    "save_base_shapes": Retired(_NO_MUP),
+    "peak_theoretical_tflops": Retired("the share of the peak is not reported in this version"),
+}
+"""Keys that are refused when they are set to anything but their default or a harmless value."""
+
+SECTIONS: Mapping[str, str] = {
+    "amp": "apex is not supported; use bf16 or fp16",
+    "curriculum_learning": "a growing sequence length is not part of this version",
+    "autotuning": "DeepSpeed's autotuner does not know this program",
+    "data_efficiency": "it would replace the mixture; use data_sampling_method",
+    "elasticity": "batch sizes that follow the machines are not part of this version",
+    "sparse_attention": "sparse attention is not part of this version",
+    "soft_prompt_tuning": "training prompts is not part of this version",
+}
+"""Sections that are refused when they are enabled."""
+
+_ACTIVATIONS = "activations are kept or computed again, nothing in between"
+_COMPUTED = "it is computed"
+_NO_DETAIL = "statistics of single parameters are not part of this version"
+_NO_PROFILE = "profiling is not part of this version"
+_NO_TASKS = "lm-eval tasks are not part of this version"
+_FUSED = "one fused attention operation serves all layers"
+HINTS: Mapping[str, str] = {
+    "scaled_upper_triang_masked_softmax_fusion": _FUSED,
+    "scaled_masked_softmax_fusion": _FUSED,
+    "apply_query_key_layer_scaling": "attention accumulates in float32",
+    "attention_softmax_in_fp32": "attention accumulates in float32",
+    "bias_dropout_fusion": "torch's kernels are used",
+    "fp16_lm_cross_entropy": "the loss is always computed in float32",
+    "rope_fusion": "torch's kernels are used",
+    "layernorm_fusion": "torch's kernels are used",
+    "rmsnorm_fusion": "torch's kernels are used",
+    "use_flashattn_swiglu": "torch's kernels are used",
+    "rotary_save_freqs_buffer": "frequencies are computed, never stored",
+    "num_workers": "samples are read from memory maps; there are no loader processes",
+    "detect_nvlink_pairs": "NCCL finds the links itself",
+    "onnx_safe": "there is no ONNX export",
+    "deepscale": "it is an old name of deepspeed",
+    "deepscale_config": "it is an old name of deepspeed",
+    "wandb_init_all_ranks": "rank 0 logs metrics of all processes",
+    "steps_per_print": "the console line follows log_interval",
+    "activation_checkpointing": "checkpoint_activations and partition_activations decide",
+    "checkpoint": "checkpoints have a format of their own",
+    "deepspeed_activation_checkpointing": "DeepSpeed's form is always used",
+    "short_seq_prob": "samples are always full",
+    "partition_activations": _ACTIVATIONS,
+    "contiguous_checkpointing": _ACTIVATIONS,
+    "checkpoint_in_cpu": _ACTIVATIONS,
+    "synchronize_each_layer": _ACTIVATIONS,
+    "profile_backward": _ACTIVATIONS,
+    "sequence_parallel": "there is no tensor parallelism in this version",
+    "pipe_partition_method": "there is no pipeline in this version",
+    "is_pipe_parallel": _COMPUTED,
+    "do_train": _COMPUTED,
+    "do_valid": _COMPUTED,
+    "do_test": _COMPUTED,
+    "dynamic_loss_scale": _COMPUTED,
+    "deepspeed_mpi": "ranks are looked for in every launcher's environment",
+    "deepspeed_slurm": "ranks are looked for in every launcher's environment",
+    "use_cpu_initialization": "first weights are always drawn on the CPU",
+    "use_shared_fs": "index files are built by the first process that misses them",
+    "char_level_ppl": "bits per byte are reported instead",
+    "log_grad_norm": _NO_DETAIL,
+    "log_grad_pct_zeros": _NO_DETAIL,
+    "log_param_norm": _NO_DETAIL,
+    "log_optimizer_states": _NO_DETAIL,
+    "memory_profiling": _NO_PROFILE,
+    "memory_profiling_path": _NO_PROFILE,
+    "profile": _NO_PROFILE,
+    "profile_step_start": _NO_PROFILE,
+    "profile_step_stop": _NO_PROFILE,
+    "eval_tasks": _NO_TASKS,
+    "eval_task_paths": _NO_TASKS,
+    "eval_task_limit": _NO_TASKS,
+    "eval_num_fewshot": _NO_TASKS,
+}
+"""Keys that change no result: noted once when they are set."""
+
+PARENTS: Mapping[str, str] = {
+    "mamba_": "Mamba layers",
+    "te_fp8_": "Transformer Engine layers",
+    "moe_": "moe_num_experts",
+    "comet_": "use_comet",
+    "mup_": "use_mup",
+    "gradient_noise_scale_": "log_gradient_noise_scale",
+    "rpe_": "pos_emb: rpe",
+    "use_tutel": "moe_num_experts",
+    "create_moe_param_group": "moe_num_experts",
+    "enable_expert_tensor_parallelism": "moe_num_experts",
+    "expert_interval": "moe_num_experts",
+    "base_shapes_file": "use_mup",
+    "gmlp_attn_dim": "gMLP layers",
+    "param_sharing_style": "num_unique_layers",
+    "curriculum_seqlen": "curriculum_learning",
+    "adlr_autoresume_interval": "adlr_autoresume",
+    "s3_chunk_size": "s3_path",
+    "allow_chopped": "pack_impl",
+}
+"""Starts of keys that mean nothing without something that this program has not: noted when set."""
+
+
+def check_retired(values: Mapping[str, Any], given: frozenset[str], issues: IssueList) -> list[str]:
+    """Refuses keys that cannot be honoured; returns notes about those that are hints."""
+    table = field_table()
+    for key, retired in REFUSED.items():
+        value = values[key]
+        if value is None or value == table[key].default or value in retired.harmless:
+            continue
+        issues.add(key, f"{key}: {_show(value)} is not supported: {retired.reason}; remove the key")
+    for key, reason in SECTIONS.items():
+        section = values[key]
+        if section and section.get("enabled", True):
+            issues.add(key, f"{key} is not supported: {reason}; remove the section")
+    for field in table.values():
+        value = values[field.name]
+        if field.group == "preference" and value is not None and value != field.default:
+            issues.add(field.name, f"{field.name} is not supported: {_NO_PREFERENCE}; remove it")
+    changed = [k for k in table if k in given and values[k] not in (None, table[k].default)]
+    return [f"'{key}' has no effect: {hint}" for key in changed if (hint := hint_about(key))]
+
+
+def refusal_about(key: str) -> str | None:
+    """Returns why a key or section is refused when it asks for something, or None."""
+    return REFUSED[key].reason if key in REFUSED else SECTIONS.get(key)
+
+
+def hint_about(key: str) -> str | None:
+    """Returns why a key has no effect, or None when it has one (or is refused)."""
+    if key in HINTS or key in REFUSED:
+        return HINTS.get(key)
+    for start, parent in PARENTS.items():
+        if key.startswith(start):
+            return f"it belongs to {parent}, which this version has not"
+    return None
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

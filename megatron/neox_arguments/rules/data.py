@@ -1,0 +1,226 @@
+"""Data paths, weights, domain names and the mixing method."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from .draft import Draft
+
+SETS = ("train", "valid", "test")
+DYNAMIC_METHODS = ("smoothed_mean", "odm_paper", "exp3", "ema")
+
+
+def resolve_data(draft: Draft) -> dict[str, Any]:
+    """Returns paths, weights and names of the three sets."""
+    paths = _paths(draft)
+    weights = {name: _weights(draft, name, paths[name]) for name in SETS}
+    split = _split(draft) if draft["data_path"] else None
+    domains = _all_domains(draft, paths)
+    if draft["data_impl"] in ("cached", "lazy"):
+        draft.notes.append(
+            f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
+        )
+    for key in ("max_validation_samples_per_dataset", "max_test_samples_per_dataset"):
+        draft.require(
+            draft[key] is None or draft[key] >= 1,
+            key,
+            f"{key} must be at least 1, got {draft[key]}",
+        )
+    alpha = draft["weighted_sampler_alpha"]
+    draft.require(
+        math.isfinite(alpha) and alpha >= 0,
+        "weighted_sampler_alpha",
+        f"weighted_sampler_alpha must be at least 0, got {alpha}",
+    )
+    result: dict[str, Any] = {"split": split, "domains": domains["train"]}
+    for name in SETS:
+        result[f"{name}_paths"], result[f"{name}_weights"] = paths[name], weights[name]
+    result["valid_domains"], result["test_domains"] = domains["valid"], domains["test"]
+    return result
+
+
+def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
+    listed = [name for name in SETS if draft[f"{name}_data_paths"]]
+    if draft["data_path"] and listed:
+        draft.issues.add(
+            "data_path",
+            f"data_path and {listed[0]}_data_paths are both set; keep one of the two ways",
+        )
+    elif draft["data_path"]:
+        return {name: (draft["data_path"],) for name in SETS}
+    missing = [name for name in SETS if name not in listed]
+    if listed and missing:
+        wanted = " and ".join(f"{name}_data_paths" for name in missing)
+        draft.issues.add(
+            f"{listed[0]}_data_paths",
+            f"{listed[0]}_data_paths is set but not {wanted}; set all three",
+        )
+    return {name: tuple(draft[f"{name}_data_paths"] or ()) for name in SETS}
+
+
+def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
+    key = f"{name}_data_weights"
+    written = draft[key]
+    if written is None:
+        return (1.0,) * len(paths)
+    if draft["data_path"]:
+        draft.issues.add(key, f"{key} has no meaning with data_path; use {name}_data_paths")
+    elif len(written) != len(paths):
+        draft.issues.add(
+            key,
+            f"{key} has {len(written)} values, {name}_data_paths has {len(paths)}; make them equal",
+        )
+    elif not all(math.isfinite(weight) and weight >= 0 for weight in written):
+        draft.issues.add(key, f"{key} must be finite and at least 0, got {written}")
+    elif not sum(written) > 0:
+        draft.issues.add(key, f"{key} are all 0; give one of them a weight")
+    return tuple(float(weight) for weight in written)
+
+
+def _split(draft: Draft) -> tuple[float, float, float]:
+    """Reads shares such as `969, 30, 1`; missing ones are 0."""
+    text = draft["split"]
+    parts = [part.strip() for part in re.split(r"[,/]", text)]
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    total = sum(numbers)
+    is_good = 1 <= len(numbers) <= 3 and all(n >= 0 for n in numbers) and 0 < total < math.inf
+    if not is_good:
+        draft.issues.add(
+            "split", f"split must be up to three shares such as '969, 30, 1', got {text!r}"
+        )
+        return (1.0, 0.0, 0.0)
+    numbers += [0.0] * (3 - len(numbers))
+    return (numbers[0] / total, numbers[1] / total, numbers[2] / total)
+
+
+def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Names the datasets of each set, or leaves the names empty where nobody needs them."""
+    named_train = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
+    named_train = named_train or bool(draft["data_domain_names"])
+    named = {
+        "train": named_train,
+        "valid": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
+        "test": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
+    }
+    if draft["data_path"] and (named["train"] or named["valid"]):
+        draft.issues.add(
+            "data_path",
+            "data_path is one dataset without domains; for named datasets or a mixing method set "
+            "train_data_paths, valid_data_paths and test_data_paths",
+        )
+        return dict.fromkeys(SETS, ())
+    return {name: _domains(draft, name, paths[name]) if named[name] else () for name in SETS}
+
+
+def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
+    key, given = f"{name}_data_paths", draft["data_domain_names"]
+    if given is not None and (name == "train" or len(given) == len(paths)):
+        if len(given) != len(paths):
+            draft.issues.add(
+                "data_domain_names",
+                f"data_domain_names has {len(given)} names, {key} has {len(paths)} paths; "
+                "make them equal",
+            )
+            return ()
+        names, key = list(given), "data_domain_names"
+    else:
+        names = [PurePath(path).parent.name for path in paths]
+    first: dict[str, str] = {}
+    for domain, path in zip(names, paths, strict=True):
+        if not domain:
+            draft.issues.add(
+                key, f"{path!r} is in no folder that could name its domain; set data_domain_names"
+            )
+        elif domain in first:
+            draft.issues.add(
+                key,
+                f"domain {domain!r} names two datasets: {first[domain]} and {path}; "
+                "set data_domain_names",
+            )
+        first.setdefault(domain, path)
+    return tuple(names)
+
+
+def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]) -> dict[str, Any]:
+    """Returns the mixing method and how many consecutive samples share a domain."""
+    method = draft["data_sampling_method"]
+    _check_sampling_keys(draft, method)
+    if method == "naive_validation":
+        draft.issues.add(
+            "data_sampling_method",
+            "data_sampling_method: naive_validation takes its reward from held-out losses, which "
+            "is not part of this version; use smoothed_mean",
+        )
+    if method in DYNAMIC_METHODS:
+        draft.require(
+            len(domains) >= 2 or bool(draft["data_path"]),
+            "data_sampling_method",
+            f"data_sampling_method {method} needs at least 2 domains, train_data_paths has "
+            f"{len(domains)}; add domains or remove the method",
+        )
+        draft.require(
+            not draft["weight_by_num_documents"],
+            "weight_by_num_documents",
+            f"weight_by_num_documents fixes the weights, data_sampling_method {method} learns "
+            "them; keep one",
+        )
+    if draft["mixed_batches"] and draft["mixed_minibatches"]:
+        draft.issues.add(
+            "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
+        )
+    is_named = bool(domains)
+    run_length = 1
+    if is_named and draft["mixed_minibatches"]:
+        run_length = batch["micro_batch_size"]
+    elif is_named and not draft["mixed_batches"]:
+        run_length = batch["train_batch_size"]
+    if not is_named:
+        for key in ("mixed_minibatches", "mixed_batches"):
+            draft.require(
+                not draft[key] or not draft["train_data_paths"],
+                key,
+                f"{key} needs named datasets; set use_named_train_datasets: true",
+            )
+    return {"sampling_method": method or "static", "mixing_run_length": run_length}
+
+
+def _check_sampling_keys(draft: Draft, method: str | None) -> None:
+    frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
+    smoothing = draft["data_sampling_smoothing_factor"]
+    draft.require(
+        frequency >= 1 or method is None,
+        "data_sampling_update_frequency",
+        f"data_sampling_update_frequency must be at least 1, got {frequency}",
+    )
+    draft.require(
+        warmup >= 0,
+        "data_sampling_warmup_steps",
+        f"data_sampling_warmup_steps must be at least 0, got {warmup}",
+    )
+    draft.require(
+        0 <= smoothing < 1,
+        "data_sampling_smoothing_factor",
+        f"data_sampling_smoothing_factor must be in [0, 1), got {smoothing}; 1.0 would never learn",
+    )
+    if method is None and warmup > 0:
+        draft.issues.add(
+            "data_sampling_warmup_steps",
+            f"data_sampling_warmup_steps is {warmup} but there is no data_sampling_method; set one",
+        )
+
+
+def training_data_problem(train_paths: Sequence[str]) -> str | None:
+    """Returns what is wrong when training has no data, else None."""
+    if train_paths:
+        return None
+    return (
+        "there is no training data; set data_path, or train_data_paths, valid_data_paths and "
+        "test_data_paths"
+    )

@@ -1,0 +1,32 @@
+"""A configuration while it is being checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import IssueList
+
+
+@dataclass
+class Draft:
+    """All values by key, typed and under current names, and what was found so far."""
+
+    values: Mapping[str, Any]
+    given: frozenset[str]
+    issues: IssueList
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def is_set(self, key: str) -> bool:
+        """Tells whether the user gave ``key`` a value other than null."""
+        return key in self.given and self.values[key] is not None
+
+    def require(self, condition: bool, key: str, problem: str) -> bool:
+        """Adds ``problem`` unless ``condition`` holds; returns the condition."""
+        if not condition:
+            self.issues.add(key, problem)
+        return condition

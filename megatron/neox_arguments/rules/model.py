@@ -1,0 +1,257 @@
+"""The shape of the network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..groups.model import GATED_ACTIVATIONS
+from .draft import Draft
+
+ATTENTION_TYPES = ("global", "flash")
+REFUSED_ATTENTION = {
+    "local": "sliding windows are not part of this version",
+    "sparse_fixed": "sparse attention is not part of this version",
+    "sparse_variable": "sparse attention is not part of this version",
+    "bigbird": "sparse attention is not part of this version",
+    "bslongformer": "sparse attention is not part of this version",
+    "gmlp": "gMLP layers are not part of this version",
+    "amlp": "aMLP layers are not part of this version",
+    "rwkv": "RWKV layers are not part of this version",
+    "mamba": "Mamba layers are not part of this version",
+}
+REFUSED_VALUES = {
+    "pos_emb": {
+        "rpe": "use rotary, learned, sinusoidal or none",
+        "alibi": "use rotary, learned, sinusoidal or none",
+    },
+    "norm": {
+        "te_rmsnorm": "use rmsnorm",
+        "te_layernorm": "use layernorm",
+        "non_parametric_layernorm": "use layernorm",
+    },
+}
+
+
+def resolve_model(draft: Draft) -> dict[str, Any]:
+    """Returns the sizes that follow from the model's keys."""
+    hidden, heads, layers = _sizes(draft)
+    head_dim = max(hidden // heads, 1)
+    seq_length = draft["seq_length"] or draft["max_position_embeddings"] or 1
+    draft.require(
+        seq_length >= 1 and (draft["max_position_embeddings"] or 0) >= seq_length,
+        "max_position_embeddings",
+        f"max_position_embeddings must be at least seq_length {seq_length}, "
+        f"got {draft['max_position_embeddings']}",
+    )
+    for key, refused in REFUSED_VALUES.items():
+        if draft[key] in refused:
+            draft.issues.add(
+                key, f"{key}: {draft[key]!r} is not part of this version; {refused[draft[key]]}"
+            )
+    _check_unbuilt(draft, layers)
+    if draft["output_layer_parallelism"] == "row":
+        draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
+    inner, is_gated = _mlp_width(draft, hidden)
+    return {
+        "seq_length": seq_length,
+        "attention_types": _attention_types(draft, layers),
+        "head_dim": head_dim,
+        "num_kv_heads": _kv_heads(draft, heads),
+        "rotary_dim": _rotary_dim(draft, head_dim),
+        "mlp_inner_size": inner,
+        "is_gated_mlp": is_gated,
+        "activation": draft["activation"],
+    }
+
+
+def _sizes(draft: Draft) -> tuple[int, int, int]:
+    for key in ("hidden_size", "num_attention_heads", "num_layers", "max_position_embeddings"):
+        draft.require((draft[key] or 0) >= 1, key, f"{key} must be at least 1, got {draft[key]}")
+    hidden = max(draft["hidden_size"] or 1, 1)
+    heads = max(draft["num_attention_heads"] or 1, 1)
+    draft.require(
+        hidden % heads == 0,
+        "hidden_size",
+        f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; "
+        f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads",
+    )
+    positive = (
+        "make_vocab_size_divisible_by",
+        "mlp_multiple_of",
+        "rotary_emb_base",
+        "checkpoint_num_layers",
+    )
+    for key in positive:
+        draft.require(draft[key] >= 1, key, f"{key} must be at least 1, got {draft[key]}")
+    for key in ("layernorm_epsilon", "rms_norm_epsilon", "scalenorm_epsilon", "init_method_std"):
+        draft.require(
+            math.isfinite(draft[key]) and draft[key] > 0,
+            key,
+            f"{key} must be above 0, got {draft[key]}",
+        )
+    return hidden, heads, max(draft["num_layers"] or 1, 1)
+
+
+def _check_unbuilt(draft: Draft, layers: int) -> None:
+    """Refuses parts of the network that have a key but are not built."""
+    unique = draft["num_unique_layers"]
+    draft.require(
+        unique in (None, layers),
+        "num_unique_layers",
+        f"num_unique_layers is {unique}: layers cannot share weights; remove it",
+    )
+    draft.require(
+        not draft["use_qk_layernorm"],
+        "use_qk_layernorm",
+        "use_qk_layernorm is not part of this version; remove it",
+    )
+    draft.require(
+        draft["sliding_window_width"] is None,
+        "sliding_window_width",
+        "sliding_window_width is not part of this version; remove it",
+    )
+    draft.require(
+        not draft["opt_pos_emb_offset"],
+        "opt_pos_emb_offset",
+        "opt_pos_emb_offset is not part of this version; remove it",
+    )
+    for key in ("dim_att", "head_size", "ffn_dim"):
+        draft.require(
+            draft[key] is None,
+            key,
+            f"{key} belongs to RWKV layers, which this version has not; remove it",
+        )
+
+
+def _attention_types(draft: Draft, layers: int) -> tuple[str, ...]:
+    """Expands `attention_config` to one type a layer."""
+    written = draft["attention_config"]
+    if written is None:
+        return ("global",) * layers
+    types = _expand(draft, written, layers)
+    if types is None:
+        return ("global",) * layers
+    for name in dict.fromkeys(types):
+        if name in ATTENTION_TYPES:
+            continue
+        reason = REFUSED_ATTENTION.get(name, "it is unknown")
+        draft.issues.add(
+            "attention_config", f"attention_config: {name!r}: {reason}; use 'global' or 'flash'"
+        )
+    draft.require(
+        len(types) == layers,
+        "attention_config",
+        f"attention_config gives {len(types)} layers, num_layers is {layers}; "
+        "make them equal or write 'all'",
+    )
+    return tuple(types)
+
+
+def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:
+    """Returns the list of types, or None after noting that the form is wrong."""
+    if isinstance(written, str):
+        return [written] * layers
+    if written and all(isinstance(item, str) for item in written):
+        return list(written)
+    types: list[str] = []
+    for item in written:
+        entry = _parse_entry(item)
+        if entry is None:
+            draft.issues.add(
+                "attention_config",
+                'attention_config must look like [[["flash"], 12]] or [[["flash"], "all"]], '
+                f"got {written!r}",
+            )
+            return None
+        names, repeats = entry
+        if repeats is not None:
+            types += names * repeats
+            continue
+        if layers % len(names):
+            draft.issues.add(
+                "attention_config",
+                f"attention_config: 'all' repeats {len(names)} types, num_layers is {layers}, "
+                "which is no multiple of it; write the number of repeats",
+            )
+            return None
+        return names * (layers // len(names))
+    return types
+
+
+def _parse_entry(item: Any) -> tuple[list[str], int | None] | None:
+    """Returns types and repeats of ``[[types...], repeats]``, None repeats for `all`; else None."""
+    if not isinstance(item, (list, tuple)) or len(item) != 2:
+        return None
+    names, repeats = item
+    if not isinstance(names, (list, tuple)) or not names:
+        return None
+    if not all(isinstance(name, str) for name in names):
+        return None
+    if repeats == "all":
+        return list(names), None
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+        return None
+    return list(names), repeats
+
+
+def _kv_heads(draft: Draft, heads: int) -> int:
+    count = draft["num_kv_heads"]
+    if count is None:
+        return heads
+    draft.require(
+        1 <= count <= heads and heads % count == 0,
+        "num_kv_heads",
+        f"num_kv_heads must divide num_attention_heads {heads}, got {count}",
+    )
+    return max(count, 1)
+
+
+def _rotary_dim(draft: Draft, head_dim: int) -> int:
+    if draft["pos_emb"] != "rotary":
+        return 0
+    share = draft["rotary_pct"]
+    size = int(head_dim * share)
+    draft.require(
+        0 < share <= 1 and size >= 2 and size % 2 == 0,
+        "rotary_pct",
+        f"rotary_pct {share:g} rotates {size} of {head_dim} dimensions of a head; "
+        "their number must be even and at least 2",
+    )
+    return size
+
+
+def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
+    """Returns the inner width of the MLP as built, and whether it is gated.
+
+    Without `mlp_inner_size` it is the width that GPT-NeoX builds from X = intermediate_size,
+    expansion_factor * hidden or 4 * hidden: X rounded up to `mlp_multiple_of` for plain
+    activations; for gated ones half of int(2X/3), rounded up, even where X was written out.
+    """
+    is_gated = draft["activation"] in GATED_ACTIVATIONS
+    exact, size, factor = (
+        draft["mlp_inner_size"],
+        draft["intermediate_size"],
+        draft["expansion_factor"],
+    )
+    multiple = max(draft["mlp_multiple_of"], 1)
+    for key in ("mlp_inner_size", "intermediate_size", "expansion_factor"):
+        draft.require(
+            draft[key] is None or draft[key] > 0, key, f"{key} must be above 0, got {draft[key]}"
+        )
+    if exact is not None:
+        return _round_up(exact, multiple), is_gated
+    base = int(size or (factor * hidden if factor else 4 * hidden))
+    if not is_gated:
+        return _round_up(base, multiple), False
+    inner = _round_up(int(2 * base / 3) // 2, multiple)
+    if draft.is_set("intermediate_size"):
+        draft.notes.append(
+            f"the gated MLP is {inner} wide: GPT-NeoX builds a third of intermediate_size {base}. "
+            f"Set mlp_inner_size: {base} if {base} was meant"
+        )
+    return inner, True
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,212 @@
+"""Optimizer, learning rate and regularisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..coerce import parse_number
+from .draft import Draft
+
+ADAM_NAMES = {"adam", "adamw", "cpu_adam", "cpu_torch_adam"}
+REFUSED_NAMES = {
+    "onebitadam": "1-bit Adam is not part of this version",
+    "sm3": "SM3 is not part of this version",
+    "madgrad_wd": "MADGRAD is not part of this version",
+    "lion": "Lion is not part of this version",
+    "muon": "Muon is not part of this version",
+}
+ADAM_KEYS = {
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "max_grad_norm",
+    "adam_w_mode",
+    "bias_correction",
+    "torch_adam",
+}
+SGD_KEYS = {"lr", "momentum", "dampening", "nesterov", "weight_decay", "max_grad_norm"}
+
+
+def resolve_optimizer(draft: Draft) -> dict[str, Any]:
+    """Returns the optimizer's type and numbers, from its section and the keys beside it."""
+    section = draft["optimizer"] or {}
+    for key in section:
+        draft.require(
+            key in ("type", "params"),
+            "optimizer",
+            f"optimizer.{key} is unknown; use type and params",
+        )
+    kind = _optimizer_type(draft, section.get("type"))
+    params = _params(draft, section)
+    learning_rate = _pick(draft, params, "lr", "lr", 1e-3)
+    draft.require(
+        math.isfinite(learning_rate) and learning_rate >= 0,
+        "optimizer",
+        f"optimizer.params.lr must be at least 0, got {learning_rate}",
+    )
+    weight_decay = _pick(draft, params, "weight_decay", "weight_decay", draft["weight_decay"])
+    draft.require(
+        math.isfinite(weight_decay) and weight_decay >= 0,
+        "weight_decay",
+        f"weight_decay must be at least 0, got {weight_decay}",
+    )
+    clipping = _pick(
+        draft, params, "max_grad_norm", "gradient_clipping", draft["gradient_clipping"]
+    )
+    draft.require(
+        math.isfinite(clipping) and clipping >= 0,
+        "gradient_clipping",
+        f"gradient_clipping must be at least 0 (0 clips nothing), got {clipping}",
+    )
+    betas, eps = _adam_numbers(draft, params)
+    known = ADAM_KEYS if kind == "adam" else SGD_KEYS
+    for key in params:
+        draft.require(
+            key in known,
+            "optimizer",
+            f"optimizer.params.{key} is unknown for {kind}; known: {', '.join(sorted(known))}",
+        )
+    for key in ("adam_w_mode", "bias_correction"):
+        draft.require(
+            bool(params.get(key, True)),
+            "optimizer",
+            f"optimizer.params.{key}: false is not supported; the optimizer is AdamW",
+        )
+    return {
+        "optimizer_type": kind,
+        "optimizer_options": _sgd_options(draft, params) if kind == "sgd" else {},
+        "learning_rate": learning_rate,
+        "adam_betas": betas,
+        "adam_eps": eps,
+        "weight_decay": weight_decay,
+        "gradient_clipping": clipping,
+    }
+
+
+def _optimizer_type(draft: Draft, written: Any) -> str:
+    outer = draft["optimizer_type"]
+    if written is not None and outer is not None and str(written).lower() != outer.lower():
+        draft.issues.add(
+            "optimizer_type",
+            f"optimizer_type is {outer!r}, optimizer.type is {written!r}; keep one",
+        )
+    if draft["optimizer"] and written is None and outer is None:
+        draft.issues.add("optimizer", "optimizer needs a type, such as 'Adam'")
+    name = str(written or outer or "adam")
+    kind = name.lower()
+    if kind in ADAM_NAMES:
+        if kind in ("cpu_adam", "cpu_torch_adam"):
+            draft.notes.append(f"optimizer type {name} is run as torch's fused AdamW")
+        return "adam"
+    if kind == "sgd":
+        return "sgd"
+    reason = REFUSED_NAMES.get(kind, "it is unknown")
+    draft.issues.add("optimizer", f"optimizer.type {name!r}: {reason}; use Adam or SGD")
+    return "adam"
+
+
+def _params(draft: Draft, section: Any) -> dict[str, Any]:
+    params = section.get("params") or {}
+    if not isinstance(params, dict):
+        draft.issues.add("optimizer", f"optimizer.params must be a section, got {params!r}")
+        return {}
+    return {key: parse_number(value) for key, value in params.items()}
+
+
+def _pick(draft: Draft, params: dict[str, Any], inner: str, outer: str, default: float) -> float:
+    """Returns `optimizer.params.<inner>` or the outer key; where both are set they agree."""
+    value = params.get(inner)
+    outer_value = draft[outer] if draft.is_set(outer) else None
+    if value is None:
+        return float(outer_value if outer_value is not None else default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        draft.issues.add("optimizer", f"optimizer.params.{inner} must be a number, got {value!r}")
+        return float(default)
+    if outer_value is not None and float(outer_value) != float(value):
+        draft.issues.add(
+            outer, f"{outer} is {outer_value}, optimizer.params.{inner} is {value}; keep one"
+        )
+    return float(value)
+
+
+def _adam_numbers(draft: Draft, params: dict[str, Any]) -> tuple[tuple[float, float], float]:
+    betas = params.get("betas", [0.9, 0.999])
+    numbers = [parse_number(beta) for beta in betas] if isinstance(betas, (list, tuple)) else []
+    is_good = len(numbers) == 2 and all(
+        isinstance(beta, (int, float)) and not isinstance(beta, bool) and 0 <= beta < 1
+        for beta in numbers
+    )
+    if not is_good:
+        draft.issues.add(
+            "optimizer", f"optimizer.params.betas must be two numbers in [0, 1), got {betas!r}"
+        )
+        numbers = [0.9, 0.999]
+    eps = params.get("eps", 1e-8)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
+        draft.issues.add("optimizer", f"optimizer.params.eps must be at least 0, got {eps!r}")
+        eps = 1e-8
+    return (float(numbers[0]), float(numbers[1])), float(eps)
+
+
+def _sgd_options(draft: Draft, params: dict[str, Any]) -> dict[str, Any]:
+    options = {
+        "momentum": params.get("momentum", 0.0),
+        "dampening": params.get("dampening", 0.0),
+        "nesterov": params.get("nesterov", False),
+    }
+    for key in ("momentum", "dampening"):
+        value = options[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            draft.issues.add(
+                "optimizer", f"optimizer.params.{key} must be in [0, 1), got {value!r}"
+            )
+            options[key] = 0.0
+    if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+        draft.issues.add(
+            "optimizer", "optimizer.params.nesterov needs momentum above 0 and dampening 0"
+        )
+    return options
+
+
+def resolve_learning_rate(draft: Draft, learning_rate: float) -> dict[str, Any]:
+    """Returns the lengths of the schedule and of its warm-up."""
+    train_iters, fraction = draft["train_iters"], draft["lr_decay_fraction"]
+    decay_iters = draft["lr_decay_iters"]
+    if decay_iters is not None and fraction is not None:
+        draft.issues.add(
+            "lr_decay_fraction", "lr_decay_iters and lr_decay_fraction are both set; keep one"
+        )
+    if fraction is not None and draft.require(
+        0 < fraction <= 1,
+        "lr_decay_fraction",
+        f"lr_decay_fraction must be in (0, 1], got {fraction}",
+    ):
+        decay_iters = math.floor((train_iters or 1) * fraction)
+    if decay_iters is None:
+        decay_iters = train_iters or 1
+    draft.require(
+        decay_iters >= 1, "lr_decay_iters", f"lr_decay_iters must be at least 1, got {decay_iters}"
+    )
+    warmup, min_lr = draft["warmup"], draft["min_lr"]
+    draft.require(
+        0 <= warmup <= 1, "warmup", f"warmup is a share of the schedule, in [0, 1], got {warmup}"
+    )
+    draft.require(
+        0 <= min_lr <= max(learning_rate, 0.0),
+        "min_lr",
+        f"min_lr must be between 0 and the learning rate {learning_rate:g}, got {min_lr:g}",
+    )
+    if draft["override_lr_scheduler"] and draft["use_checkpoint_lr_scheduler"]:
+        draft.issues.add(
+            "override_lr_scheduler",
+            "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
+        )
+    return {"lr_decay_iters": max(int(decay_iters), 1), "warmup_iters": float(warmup * decay_iters)}
+
+
+def check_regularisation(draft: Draft) -> None:
+    """Checks dropout."""
+    for key in ("attention_dropout", "hidden_dropout"):
+        draft.require(0 <= draft[key] < 1, key, f"{key} must be in [0, 1), got {draft[key]}")

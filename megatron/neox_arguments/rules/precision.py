@@ -1,0 +1,197 @@
+"""Number format, loss scale and ZeRO."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..coerce import parse_number
+from .draft import Draft
+
+FP16_KEYS = frozenset(
+    {
+        "enabled",
+        "type",
+        "fp16",  # published Pythia files repeat the name of the section inside it
+        "loss_scale",
+        "loss_scale_window",
+        "initial_scale_power",
+        "hysteresis",
+        "consecutive_hysteresis",
+        "min_loss_scale",
+        "min_scale",
+        "auto_cast",
+    }
+)
+BF16_KEYS = frozenset({"enabled", "immediate_grad_update", "check_grad_overflow"})
+
+ZERO_DEFAULTS: Mapping[str, Any] = {
+    "stage": 0,
+    "contiguous_gradients": True,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 500_000_000,
+    "allgather_partitions": True,
+    "allgather_bucket_size": 500_000_000,
+    "overlap_comm": False,
+}
+ZERO_STAGE_3 = frozenset(
+    "stage3_" + name
+    for name in (
+        "prefetch_bucket_size",
+        "param_persistence_threshold",
+        "model_persistence_threshold",
+        "max_live_parameters",
+        "max_reuse_distance",
+        "gather_16bit_weights_on_model_save",
+        "gather_fp16_weights_on_model_save",
+        "module_granularity_threshold",
+        "use_all_reduce_for_fetch_params",
+        "allgather_sequential",
+    )
+)
+ZERO_KEYS = (
+    frozenset(ZERO_DEFAULTS)
+    | ZERO_STAGE_3
+    | {
+        "sub_group_size",
+        "round_robin_gradients",
+        "ignore_unused_parameters",
+        "elastic_checkpoint",
+        "load_from_fp32_weights",
+        "cpu_offload",
+        "offload_optimizer",
+        "offload_param",
+    }
+)
+_COPIES = {
+    "zero_stage": "stage",
+    "zero_reduce_scatter": "reduce_scatter",
+    "zero_contiguous_gradients": "contiguous_gradients",
+    "zero_reduce_bucket_size": "reduce_bucket_size",
+    "zero_allgather_bucket_size": "allgather_bucket_size",
+}
+
+
+def resolve_precision(draft: Draft) -> dict[str, Any]:
+    """Returns the number format and the loss scale from `precision`, `fp16` and `bf16`."""
+    fp16 = _section(draft, "fp16", FP16_KEYS)
+    bf16 = _section(draft, "bf16", BF16_KEYS)
+    enabled = {}
+    if fp16.get("enabled"):
+        is_bfloat16 = str(fp16.get("type", "fp16")).lower() in ("bfloat16", "bf16")
+        enabled["fp16"] = "bfloat16" if is_bfloat16 else "fp16"
+    if bf16.get("enabled"):
+        enabled["bf16"] = "bfloat16"
+    wanted = set(enabled.values()) | ({draft["precision"]} if draft["precision"] else set())
+    if len(wanted) > 1:
+        sections = [f"{name}.enabled gives {value}" for name, value in enabled.items()]
+        if draft["precision"]:
+            sections.append(f"precision is {draft['precision']}")
+        key = "precision" if draft["precision"] else "bf16"
+        draft.issues.add(key, f"{' but '.join(sections)}; keep one of them")
+    precision = next(iter(wanted)) if len(wanted) == 1 else "fp32"
+    options = _loss_scale(draft, fp16) if precision == "fp16" else {}
+    return {"precision": precision, "fp16_options": options}
+
+
+def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
+    """Returns a section, numbers as numbers; refuses unknown keys and a missing `enabled`."""
+    section = {key: parse_number(value) for key, value in (draft[name] or {}).items()}
+    for key in section:
+        draft.require(key in known, name, f"unknown key '{name}.{key}'; {_nearest(key, known)}")
+    if section and "enabled" not in section:
+        draft.issues.add(name, f"{name} needs 'enabled: true' or 'enabled: false'")
+    if not isinstance(section.get("enabled", False), bool):
+        draft.issues.add(name, f"{name}.enabled must be true or false, got {section['enabled']!r}")
+        section["enabled"] = False
+    return section
+
+
+def _nearest(key: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(key), sorted(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+
+
+def _loss_scale(draft: Draft, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the loss scale as DeepSpeed takes it; the section wins over the outer keys."""
+    options = {
+        "loss_scale": section.get("loss_scale", draft["loss_scale"] or 0),
+        "initial_scale_power": section.get("initial_scale_power", 16),
+        "loss_scale_window": section.get("loss_scale_window", draft["loss_scale_window"]),
+        "hysteresis": section.get("hysteresis", draft["hysteresis"]),
+        "consecutive_hysteresis": section.get("consecutive_hysteresis", False),
+        "min_loss_scale": section.get(
+            "min_loss_scale", section.get("min_scale", draft["min_scale"])
+        ),
+        "auto_cast": section.get("auto_cast", False),
+    }
+    for key in ("consecutive_hysteresis", "auto_cast"):
+        draft.require(isinstance(options[key], bool), "fp16", f"fp16.{key} must be true or false")
+    for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+        value = options[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            draft.issues.add("fp16", f"fp16.{key} must be a number of at least 0, got {value!r}")
+        else:
+            options[key] = max(int(value), 1) if key == "min_loss_scale" else int(value)
+    scale = options["loss_scale"]
+    if scale is None:
+        options["loss_scale"] = 0
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0:
+        draft.issues.add("fp16", f"fp16.loss_scale must be 0 (adapts) or above, got {scale!r}")
+    return options
+
+
+def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
+    """Returns the effective ZeRO stage and DeepSpeed's section for it."""
+    section = {k: parse_number(v) for k, v in (draft["zero_optimization"] or {}).items()}
+    for key in section:
+        draft.require(
+            key in ZERO_KEYS,
+            "zero_optimization",
+            f"unknown key 'zero_optimization.{key}'; {_nearest(key, ZERO_KEYS)}",
+        )
+    for copy_key, key in _COPIES.items():
+        value = draft[copy_key]
+        if value is None:
+            continue
+        if section.get(key, value) != value:
+            draft.issues.add(
+                copy_key,
+                f"{copy_key} is {value}, zero_optimization.{key} is {section[key]}; keep one",
+            )
+        section[key] = value
+    _refuse_offloading(draft, section)
+    stage = section.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        draft.issues.add(
+            "zero_optimization", f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}"
+        )
+        stage = 0
+    if stage == 0 and precision != "fp32":
+        # DeepSpeed's plain engine starts Adam one step ahead in half precision (seen in bfloat16)
+        stage = 1
+        draft.notes.append(
+            f"{precision} with ZeRO 0 is run as ZeRO 1: DeepSpeed's engine without ZeRO starts "
+            "Adam one step ahead in half precision"
+        )
+    options = {**ZERO_DEFAULTS, **section, "stage": stage}
+    if stage == 3 and "overlap_comm" not in section:
+        options["overlap_comm"] = True
+    if stage < 3:
+        options = {key: value for key, value in options.items() if key not in ZERO_STAGE_3}
+    return {"zero_stage": stage, "zero_options": options}
+
+
+def _refuse_offloading(draft: Draft, section: dict[str, Any]) -> None:
+    """Takes out `cpu_offload` and `offload_*` where they are off; refuses them otherwise."""
+    on = bool(section.pop("cpu_offload", False))
+    for key in ("offload_optimizer", "offload_param"):
+        target = section.pop(key, None)
+        on = on or bool(target and target.get("device", "none") not in ("none", None))
+    draft.require(
+        not on,
+        "zero_optimization",
+        "zero_optimization: offloading to the CPU or NVMe is not part of this version; "
+        "remove cpu_offload, offload_optimizer and offload_param",
+    )

@@ -1,0 +1,174 @@
+"""How many processes there are and how batches are dealt to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..hostfile import parse_filter, read_hostfile, select_slots
+from .draft import Draft
+
+
+def resolve_world_size(draft: Draft, world_size: int | None) -> int:
+    """Returns the number of processes of the run.
+
+    The first of: the argument, WORLD_SIZE in the environment, `global_num_gpus`, the hostfile with
+    its filters, `num_gpus`, `world_size`, 1.
+    """
+    if world_size is not None:
+        return world_size
+    text = os.environ.get("WORLD_SIZE", "")
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    if draft["global_num_gpus"]:
+        return int(draft["global_num_gpus"])
+    try:
+        slots = _slots_of_hostfile(draft)
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        draft.issues.add("hostfile", str(error))
+        return 1
+    if slots is not None:
+        return slots
+    return int(draft["num_gpus"] or draft["world_size"] or 1)
+
+
+def _slots_of_hostfile(draft: Draft) -> int | None:
+    """Counts slots of the hostfile or, without one, of `include`; None when neither says."""
+    path = draft["hostfile"] or os.environ.get("DLTS_HOSTFILE")
+    if path and Path(path).is_file():
+        hosts = select_slots(
+            read_hostfile(path),
+            include=draft["include"],
+            exclude=draft["exclude"],
+            num_nodes=draft["num_nodes"],
+            num_gpus=draft["num_gpus"],
+        )
+        return sum(len(slots) for slots in hosts.values())
+    if path and path != "None":
+        draft.notes.append(f"there is no hostfile {path}; the run uses this machine alone")
+    if draft["include"]:
+        listed = parse_filter(draft["include"], "include")
+        counts = [len(slots) for slots in listed.values() if slots is not None]
+        return sum(counts) or None
+    return None
+
+
+def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
+    """Returns the degrees of parallelism; their product is the world size."""
+    model = max(draft["model_parallel_size"] or 1, 1)
+    pipe = max(draft["pipe_parallel_size"] or 1, 1)
+    for key, size in (("model_parallel_size", model), ("pipe_parallel_size", pipe)):
+        # the one place that keeps tensor and pipeline parallelism closed
+        draft.require(
+            size == 1, key, f"{key} is {size}: this version trains data-parallel only; set it to 1"
+        )
+    data = world_size // (model * pipe)
+    if world_size < 1 or world_size % (model * pipe):
+        draft.issues.add(
+            "model_parallel_size",
+            f"world size {world_size} = data parallel x model_parallel_size {model} x "
+            f"pipe_parallel_size {pipe} has no whole solution; start a multiple of {model * pipe} "
+            f"processes, or lower one of the two sizes",
+        )
+    return {
+        "world_size": world_size,
+        "data_parallel_size": max(data, 1),
+        "model_parallel_size": model,
+        "pipe_parallel_size": pipe,
+    }
+
+
+def resolve_batch(draft: Draft, data_parallel: int) -> dict[str, int]:
+    """Solves train = micro * accumulation * data-parallel size for what is not set."""
+    train: int | None = draft["train_batch_size"]
+    micro: int | None = draft["train_micro_batch_size_per_gpu"]
+    steps: int | None = draft["gradient_accumulation_steps"]
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+    ):
+        value = draft[key]
+        if value is not None and value < 1:
+            draft.issues.add(key, f"{key} must be at least 1, got {value}")
+            return _batch(1, 1, data_parallel)
+    if train is None and micro is None:
+        draft.issues.add(
+            "train_batch_size",
+            "train_batch_size and train_micro_batch_size_per_gpu are both missing; set one of them",
+        )
+        return _batch(1, 1, data_parallel)
+    if train is None:
+        assert micro is not None
+        return _batch(micro, steps or 1, data_parallel)
+    if micro is None:
+        steps = steps or 1
+        micro = max(train // (steps * data_parallel), 1)
+    elif steps is None:
+        steps = max(train // (micro * data_parallel), 1)
+    if micro * steps * data_parallel != train:
+        _add_batch_issue(draft, train, micro, steps, data_parallel)
+    return _batch(micro, steps, data_parallel)
+
+
+def _batch(micro: int, steps: int, data_parallel: int) -> dict[str, int]:
+    return {
+        "train_batch_size": micro * steps * data_parallel,
+        "micro_batch_size": micro,
+        "gradient_accumulation_steps": steps,
+    }
+
+
+def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_parallel: int) -> None:
+    """Prints the equation with its numbers and two ways to mend it."""
+    product = micro * steps * data_parallel
+    first = f"train_batch_size: {product}"
+    if draft["gradient_accumulation_steps"] is not None and train % (micro * data_parallel) == 0:
+        second = f"gradient_accumulation_steps: {train // (micro * data_parallel)}"
+    elif train % (steps * data_parallel) == 0:
+        second = f"train_micro_batch_size_per_gpu: {train // (steps * data_parallel)}"
+    else:
+        divisor = _largest_divisor(train, data_parallel)
+        second = (
+            f"start {divisor} data-parallel processes with train_micro_batch_size_per_gpu: "
+            f"{train // divisor} and gradient_accumulation_steps: 1"
+        )
+    draft.issues.add(
+        "train_batch_size",
+        f"train_batch_size {train} = train_micro_batch_size_per_gpu {micro} x "
+        f"gradient_accumulation_steps {steps} x data-parallel processes {data_parallel} does not "
+        f"hold (the right side is {product}); set {first}, or {second}",
+    )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, limit + 1) if number % d == 0)
+
+
+def check_processes(draft: Draft) -> None:
+    """Checks ports, time limits and seeds."""
+    draft.require(
+        0 < draft["master_port"] < 65536,
+        "master_port",
+        f"master_port must be 1 to 65535, got {draft['master_port']}",
+    )
+    minutes: Any = draft["distributed_timeout_minutes"]
+    draft.require(
+        minutes is not None and minutes > 0,
+        "distributed_timeout_minutes",
+        f"distributed_timeout_minutes must be above 0, got {minutes}",
+    )
+    draft.require(draft["seed"] > 0, "seed", f"seed must be at least 1, got {draft['seed']}")
+    backend = draft["distributed_backend"]
+    draft.require(
+        backend in (None, "nccl", "gloo", "mpi", "ccl", "hccl"),
+        "distributed_backend",
+        f"distributed_backend must be nccl, gloo, mpi, ccl or hccl, got {backend!r}",
+    )
+    draft.require(
+        bool(draft["deepspeed"]),
+        "deepspeed",
+        "deepspeed must stay true: it is the engine; remove the key",
+    )

@@ -1,0 +1,181 @@
+"""Reads configuration files and remembers the line of every key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError, Origin
+
+SUFFIXES = (".yml", ".yaml", ".json")
+
+
+@dataclass(frozen=True)
+class Document:
+    """The merged content of configuration files.
+
+    ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
+    files as they are.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_file(name: str, folder: str | None = None) -> Path:
+    """Returns the path of a configuration file; ``125M`` finds ``125M.yml``.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    path = Path(folder, name) if folder else Path(name)
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in SUFFIXES)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if path.parent.is_dir():
+        names = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES]
+        near = difflib.get_close_matches(path.name, names, n=1) or difflib.get_close_matches(
+            path.name, [Path(n).stem for n in names], n=1
+        )
+        hint = (
+            f"; did you mean {path.parent / near[0]}?"
+            if near
+            else "; check its name and --conf_dir"
+        )
+    else:
+        hint = f"; the folder {path.parent} does not exist"
+    raise ConfigError(f"{path}: no such configuration file{hint}")
+
+
+def read_files(paths: Iterable[str | Path]) -> Document:
+    """Reads and merges files; the order does not matter, for no key may stand twice.
+
+    Raises:
+        ConfigError: A message for each file that cannot be parsed and key that stands twice.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            entries = parse_text(text, str(path))
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror}); check the path")
+            continue
+        except UnicodeDecodeError:
+            problems.append(f"{path}: is not UTF-8 text; convert it")
+            continue
+        except ConfigError as error:
+            problems.extend(error.messages)
+            continue
+        for key, value, line in entries:
+            origin = Origin(str(path), line)
+            if key in origins:
+                problems.append(f"{origin}: '{key}' is already set at {origins[key]}; set it once")
+                continue
+            values[key], origins[key] = value, origin
+        texts[_unique_name(Path(path).name, texts)] = text
+    if problems:
+        raise ConfigError(*problems)
+    return Document(values, origins, texts)
+
+
+def parse_text(text: str, source: str) -> list[tuple[str, Any, int]]:
+    """Parses one YAML or JSON text into ``(key, value, line)``; dashes in keys become underscores.
+
+    Raises:
+        ConfigError: With file, line and column for malformed text; if the text is no mapping.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(
+                f"{source}:1: must be a section (key: value pairs), got {type(node).__name__}"
+            )
+        _refuse_nested_duplicates(node, source, top=True)
+        loader.flatten_mapping(node)
+        return [_entry(loader, key, value, source) for key, value in node.value]
+    except yaml.MarkedYAMLError as error:
+        if source.endswith(".json"):
+            return _parse_json(text, source)
+        raise ConfigError(_describe_yaml_error(error, source)) from None
+    except yaml.YAMLError as error:  # characters that YAML does not allow
+        raise ConfigError(f"{source}: is not valid YAML: {str(error).splitlines()[0]}") from None
+    finally:
+        loader.dispose()
+
+
+def _entry(loader: Any, key_node: Any, value_node: Any, source: str) -> tuple[str, Any, int]:
+    line = key_node.start_mark.line + 1
+    key = loader.construct_object(key_node, deep=True)
+    if not isinstance(key, str):
+        raise ConfigError(f"{source}:{line}: a key must be text, got {key!r}; put it in quotes")
+    return key.replace("-", "_"), loader.construct_object(value_node, deep=True), line
+
+
+def _refuse_nested_duplicates(node: Any, source: str, *, top: bool = False) -> None:
+    """Refuses a key that stands twice in a nested section; the merge sees the outer keys."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_nested_duplicates(item, source)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[Hashable, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not top and isinstance(key_node, yaml.ScalarNode):
+            if key_node.value in seen:
+                first = f"{source}:{seen[key_node.value]}"
+                raise ConfigError(
+                    f"{source}:{line}: '{key_node.value}' is already set at {first}; set it once"
+                )
+            seen[key_node.value] = line
+        _refuse_nested_duplicates(value_node, source)
+
+
+def _describe_yaml_error(error: yaml.MarkedYAMLError, source: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+    problem = " ".join(str(error.problem or error.context or "cannot be parsed").split())
+    hint = "a comma, quote or bracket before this place may be missing"
+    return f"{where}: malformed YAML: {problem}; {hint}"
+
+
+def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
+    """Parses JSON that YAML does not take (tabs); finds lines by searching for the key."""
+    try:
+        pairs = json.loads(text, object_pairs_hook=lambda found: found)
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{source}:{error.lineno}:{error.colno}"
+        raise ConfigError(f"{where}: malformed JSON: {error.msg}; mend it there") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}:1: must be a section (key: value pairs)")
+    lines = text.splitlines()
+    entries: list[tuple[str, Any, int]] = []
+    for key, _ in pairs:
+        numbers = (n for n, line in enumerate(lines, start=1) if json.dumps(key) in line)
+        entries.append((key.replace("-", "_"), values[key], next(numbers, 1)))
+    return entries
+
+
+def _unique_name(name: str, taken: Mapping[str, str]) -> str:
+    stem, suffix = Path(name).stem, Path(name).suffix
+    number = 2
+    while name in taken:
+        name = f"{stem}-{number}{suffix}"
+        number += 1
+    return name

@@ -1,0 +1,131 @@
+import base64
+import json
+
+import pytest
+import yaml
+
+from megatron.neox_arguments import ConfigError, NeoXArgs
+from megatron.neox_arguments.command_line import load_megatron_config, read_deepy_command
+
+
+@pytest.fixture
+def folder(tmp_path, minimal, monkeypatch):
+    (tmp_path / "model.yml").write_text(yaml.safe_dump(minimal))
+    (tmp_path / "data.yml").write_text("seed: 7\nhostfile: /mock_path\n")
+    (tmp_path / "train.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_deepy_takes_a_script_and_files_with_or_without_a_folder(folder, monkeypatch):
+    whole = NeoXArgs.consume_deepy_args(["train.py", "model.yml", "data.yml"])
+    assert whole.user_script == "train.py"
+    assert whole.seed == 7
+    assert NeoXArgs.consume_deepy_args(["train.py", "-d", str(folder), "model", "data"]) == whole
+    monkeypatch.setattr("sys.argv", ["deepy.py", "train.py", "model", "data"])
+    assert NeoXArgs.consume_deepy_args() == whole
+
+
+def test_flags_win_over_files(folder):
+    args = NeoXArgs.consume_deepy_args(
+        "train.py model data -H /hosts --iteration 5 --wandb_group g --wandb_run_name r "
+        "--wandb_team t --eval_tasks a b --eval_results_prefix p -i in.txt -o out.txt".split()
+    )
+    assert args.hostfile == "/hosts"
+    assert args.iteration == 5
+    assert (args.wandb_group, args.wandb_run_name, args.wandb_team) == ("g", "r", "t")
+    assert args.eval_tasks == ["a", "b"]
+    assert args.eval_results_prefix == "p"
+    assert (args.sample_input_file, args.sample_output_file) == ("in.txt", "out.txt")
+
+
+def test_files_may_stand_after_flags(folder):
+    args = NeoXArgs.consume_deepy_args(["train.py", "model", "--iteration", "3", "data"])
+    assert (args.iteration, args.seed) == (3, 7)
+
+
+def test_check_and_dry_run_are_told_to_the_launcher(folder):
+    assert read_deepy_command(["train.py", "model", "--check"]).check
+    assert read_deepy_command(["train.py", "model", "--dry-run"]).dry_run
+    assert not read_deepy_command(["train.py", "model"]).check
+
+
+def test_a_missing_script_or_file_is_one_message(folder):
+    with pytest.raises(ConfigError, match=r"^the command line: there is no script tarin.py"):
+        NeoXArgs.consume_deepy_args(["tarin.py", "model"])
+    with pytest.raises(
+        ConfigError, match=r"^modle: no such configuration file; did you mean model"
+    ):
+        NeoXArgs.consume_deepy_args(["train.py", "modle"])
+
+
+def test_flags_are_not_abbreviated(folder):
+    with pytest.raises(SystemExit) as caught:
+        NeoXArgs.consume_deepy_args(["train.py", "model", "--iter", "5"])
+    assert caught.value.code == 2
+
+
+def test_what_the_launcher_passes_makes_an_equal_object(folder):
+    args = NeoXArgs.consume_deepy_args(["train.py", "model", "data"])
+    passed = args.get_deepspeed_main_args()
+    assert passed[:3] == ["--hostfile", "/mock_path", "train.py"]
+    again = NeoXArgs.consume_neox_args(input_args=passed)
+    assert again == args
+    assert again.megatron_config == args.megatron_config
+    changed = NeoXArgs.consume_neox_args({"train-iters": 9}, passed)
+    assert changed.train_iters == 9
+
+
+def test_launcher_flags_leave_out_defaults_and_take_the_environment(folder, monkeypatch, minimal):
+    monkeypatch.setenv("DLTS_HOSTFILE", "/hosts")
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    args = NeoXArgs.from_dict(
+        {
+            **minimal,
+            "num_gpus": 4,
+            "include": "h1:0",
+            "force_multi": True,
+            "user_script": "train.py",
+        }
+    )
+    flags = args.get_deepspeed_main_args()
+    flags = flags[: flags.index("train.py")]
+    assert flags == [
+        *("--hostfile", "/hosts", "--include", "h1:0", "--master_addr", "node0", "--force_multi")
+    ]
+
+
+def test_slurm_gets_account_and_comment_as_its_own_arguments(minimal):
+    keys = {"account": "a", "comment": "two words", "detect_nvlink_pairs": True}
+    flags = NeoXArgs.from_dict({**minimal, **keys, "launcher": "slurm"}).get_deepspeed_main_args()
+    expected = ["--launcher", "slurm", "--launcher_args=--account=a '--comment=two words'"]
+    assert flags[:3] == expected
+    assert flags[3] == "--deepspeed_config"
+    assert NeoXArgs.from_dict({**minimal, **keys}).get_deepspeed_main_args()[0] == flags[3]
+
+
+def test_megatron_config_is_read_from_a_file_json_or_base64(tmp_path):
+    content = {"seed": 3}
+    text = json.dumps(content)
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for form in (str(path), text, base64.urlsafe_b64encode(text.encode()).decode()):
+        assert load_megatron_config(form) == content
+
+
+@pytest.mark.parametrize("text", ["no/such/file.json", "{", "[1]", "AAAA"])
+def test_another_megatron_config_is_refused(text):
+    with pytest.raises(ConfigError, match=r"^--megatron_config: "):
+        load_megatron_config(text)
+
+
+def test_a_script_takes_file_names_by_itself(folder):
+    args = NeoXArgs.consume_neox_args(input_args=["model.yml", "data.yml", "--local_rank=1"])
+    assert args.seed == 7
+    with pytest.raises(ConfigError, match="name at least one configuration file"):
+        NeoXArgs.consume_neox_args(input_args=[])
+
+
+def test_a_script_refuses_flags_that_it_does_not_know(folder):
+    with pytest.raises(SystemExit):
+        NeoXArgs.consume_neox_args(input_args=["model.yml", "--seed", "3"])

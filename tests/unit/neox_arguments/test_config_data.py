@@ -1,0 +1,190 @@
+import pytest
+
+PATHS = {
+    f"{s}_data_paths": [f"d/{s}/wiki/text", f"d/{s}/code/text"] for s in ("train", "valid", "test")
+}
+NAMED = {**PATHS, "use_named_train_datasets": True, "use_named_eval_datasets": True}
+MIXED = {**NAMED, "data_sampling_method": "smoothed_mean"}
+
+
+def test_a_single_dataset_is_split(make_config):
+    derived = make_config(data_path="d/text", split="8/1/1").derived
+    assert derived.train_paths == derived.valid_paths == derived.test_paths == ("d/text",)
+    assert derived.split == (0.8, 0.1, 0.1)
+    assert derived.domains == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", (1, 0, 0)), ("3,1", (0.75, 0.25, 0)), ("969, 30, 1", None)]
+)
+def test_missing_shares_are_zero(make_config, text, expected):
+    split = make_config(data_path="d/text", split=text).derived.split
+    assert split == (expected or (0.969, 0.03, 0.001))
+
+
+def test_without_data_the_rest_is_still_checked(make_config):
+    derived = make_config().derived
+    assert (derived.train_paths, derived.split, derived.domains) == ((), None, ())
+
+
+def test_training_needs_data(problem):
+    assert problem(user_script="x/train.py") == (
+        "there is no training data; set data_path, or train_data_paths, valid_data_paths and "
+        "test_data_paths"
+    )
+
+
+def test_weights_are_kept_as_given_and_equal_without(make_config):
+    derived = make_config(**PATHS, train_data_weights=[2, "1e1"]).derived
+    assert derived.train_weights == (2.0, 10.0)
+    assert derived.valid_weights == derived.test_weights == (1.0, 1.0)
+
+
+def test_domains_are_named_by_their_folders_or_by_the_user(make_config):
+    derived = make_config(**NAMED).derived
+    assert derived.domains == derived.valid_domains == derived.test_domains == ("wiki", "code")
+    derived = make_config(**PATHS, data_domain_names=["a", "b"]).derived
+    assert derived.domains == derived.valid_domains == derived.test_domains == ("a", "b")
+    assert make_config(**PATHS).derived.domains == ()
+
+
+def test_old_dataset_formats_are_read_as_memory_maps(make_config):
+    assert make_config(data_impl="mmap").derived.notes == ()
+    assert make_config(data_impl="lazy").derived.notes == (
+        "data_impl lazy is read as mmap: files are memory-mapped",
+    )
+
+
+def test_a_mixing_method_names_its_domains(make_config):
+    derived = make_config(**PATHS, data_sampling_method="exp3").derived
+    assert derived.domains == ("wiki", "code")
+    assert derived.valid_domains == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "length"),
+    [({}, 8), ({"mixed_minibatches": True}, 4), ({"mixed_batches": True}, 1)],
+)
+def test_the_mode_says_how_many_samples_share_a_domain(make_config, keys, length):
+    assert make_config(world_size=2, **MIXED, **keys).derived.mixing_run_length == length
+
+
+def test_no_method_and_static_are_the_same(make_config):
+    assert make_config(**NAMED).derived.sampling_method == "static"
+    assert make_config(**NAMED, data_sampling_method="static").derived.sampling_method == "static"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {**PATHS, "data_path": "x"},
+            "data_path and train_data_paths are both set; keep one of the two ways",
+        ),
+        (
+            {"train_data_paths": ["a/b"]},
+            "train_data_paths is set but not valid_data_paths and test_data_paths; set all three",
+        ),
+        (
+            {**PATHS, "train_data_weights": [1]},
+            "train_data_weights has 1 values, train_data_paths has 2; make them equal",
+        ),
+        (
+            {**PATHS, "train_data_weights": [1, -1]},
+            "train_data_weights must be finite and at least 0, got [1.0, -1.0]",
+        ),
+        (
+            {**PATHS, "valid_data_weights": [0, 0]},
+            "valid_data_weights are all 0; give one of them a weight",
+        ),
+        (
+            {"data_path": "x", "train_data_weights": [1]},
+            "train_data_weights has no meaning with data_path; use train_data_paths",
+        ),
+        (
+            {"data_path": "x", "split": "a,b"},
+            "split must be up to three shares such as '969, 30, 1', got 'a,b'",
+        ),
+        (
+            {**NAMED, "train_data_paths": ["x/wiki/text", "y/wiki/text"]},
+            "domain 'wiki' names two datasets: x/wiki/text and y/wiki/text; set data_domain_names",
+        ),
+        (
+            {**NAMED, "train_data_paths": ["text", "y/wiki/text"]},
+            "'text' is in no folder that could name its domain; set data_domain_names",
+        ),
+        (
+            {**NAMED, "data_domain_names": ["a"]},
+            "data_domain_names has 1 names, train_data_paths has 2 paths; make them equal",
+        ),
+        (
+            {"data_path": "x", "use_named_train_datasets": True},
+            "data_path is one dataset without domains; for named datasets or a mixing method set "
+            "train_data_paths, valid_data_paths and test_data_paths",
+        ),
+        (
+            {**MIXED, "mixed_batches": True, "mixed_minibatches": True},
+            "mixed_batches and mixed_minibatches are both true; keep one",
+        ),
+        (
+            {**PATHS, "mixed_batches": True},
+            "mixed_batches needs named datasets; set use_named_train_datasets: true",
+        ),
+        (
+            {**MIXED, "data_sampling_update_frequency": 0},
+            "data_sampling_update_frequency must be at least 1, got 0",
+        ),
+        (
+            {**MIXED, "data_sampling_warmup_steps": -1},
+            "data_sampling_warmup_steps must be at least 0, got -1",
+        ),
+        (
+            {**MIXED, "data_sampling_smoothing_factor": 1},
+            "data_sampling_smoothing_factor must be in [0, 1), got 1.0; 1.0 would never learn",
+        ),
+        (
+            {**NAMED, "data_sampling_warmup_steps": 5},
+            "data_sampling_warmup_steps is 5 but there is no data_sampling_method; set one",
+        ),
+        (
+            {**MIXED, "weight_by_num_documents": True},
+            "weight_by_num_documents fixes the weights, data_sampling_method smoothed_mean learns "
+            "them; keep one",
+        ),
+        (
+            {**NAMED, "max_validation_samples_per_dataset": 0},
+            "max_validation_samples_per_dataset must be at least 1, got 0",
+        ),
+        (
+            {**NAMED, "data_sampling_method": "naive_validation"},
+            "data_sampling_method: naive_validation takes its reward from held-out losses, which "
+            "is not part of this version; use smoothed_mean",
+        ),
+        (
+            {**NAMED, "data_sampling_method": "smooth"},
+            "data_sampling_method must be one of smoothed_mean, odm_paper, exp3, ema, static, "
+            "naive_validation, got 'smooth'",
+        ),
+    ],
+)
+def test_wrong_data_is_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+@pytest.mark.parametrize("method", ["smoothed_mean", "odm_paper", "exp3", "ema"])
+def test_a_method_that_learns_needs_two_domains(problem, method):
+    one = {f"{s}_data_paths": [f"d/{s}/wiki/text"] for s in ("train", "valid", "test")}
+    assert problem(**one, data_sampling_method=method) == (
+        f"data_sampling_method {method} needs at least 2 domains, train_data_paths has 1; "
+        "add domains or remove the method"
+    )
+
+
+@pytest.mark.parametrize(
+    "key", ["validation_based_reward", "batch_normalized_reward", "scale_by_reward_loss_diff"]
+)
+def test_held_out_rewards_are_refused(problem, key):
+    assert problem(**MIXED, **{key: True}) == (
+        f"{key}: True is not supported: held-out rewards are not part of this version; "
+        "rewards are training losses; remove the key"
+    )

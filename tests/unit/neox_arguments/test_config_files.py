@@ -1,0 +1,154 @@
+import pytest
+
+from megatron.neox_arguments import ConfigError, NeoXArgs
+from megatron.neox_arguments.schema import find_file, parse_text, read_files
+
+MODEL = """{
+  # a file in the flow style of GPT-NeoX
+  "num-layers": 2, "hidden-size": 64,
+  "num_attention_heads": 4,
+  "max-position-embeddings": 128,
+  "fp16": {"enabled": False},
+  "attention-config": [[["flash"], 2]],
+}
+"""
+
+
+def messages(call, *arguments, **keywords):
+    with pytest.raises(ConfigError) as caught:
+        call(*arguments, **keywords)
+    return list(caught.value.messages)
+
+
+def test_a_flow_style_file_with_comments_and_trailing_commas_loads(write):
+    args = NeoXArgs.from_ymls([write("model.yml", MODEL)])
+    assert args.num_layers == 2
+    assert args.fp16 == {"enabled": False}
+    assert args.attention_config == [[["flash"], 2]]
+
+
+def test_a_json_file_with_tabs_loads(write):
+    text = '{\n\t"num-layers": 2,\n\t"hidden_size": 64,\n\t"save": "x"\n}\n'
+    document = read_files([write("model.json", text)])
+    assert document.values == {"num_layers": 2, "hidden_size": 64, "save": "x"}
+    assert document.origins["save"].line == 4
+
+
+def test_an_empty_file_says_nothing(write):
+    assert read_files([write("empty.yml", "# later\n")]).values == {}
+
+
+def test_texts_are_kept_as_they_are_even_with_equal_names(write):
+    first, second = write("a/x.yml", "seed: 1\n"), write("b/x.yml", "lr: 0.1 # peak\n")
+    assert read_files([first, second]).texts == {
+        "x.yml": "seed: 1\n",
+        "x-2.yml": "lr: 0.1 # peak\n",
+    }
+
+
+def test_a_key_in_two_files_names_both_lines_whatever_the_spelling(write):
+    first = write("a.yml", "seed: 1\nnum_layers: 2\n")
+    second = write("b.yml", "# model\nlr: 0.1\nnum-layers: 3\n")
+    assert messages(read_files, [first, second]) == [
+        f"{second}:3: 'num_layers' is already set at {first}:2; set it once"
+    ]
+
+
+def test_a_key_twice_in_one_file_names_both_lines(write):
+    path = write("a.yml", "num-layers: 2\nnum_layers: 2\n")
+    assert messages(read_files, [path]) == [
+        f"{path}:2: 'num_layers' is already set at {path}:1; set it once"
+    ]
+
+
+def test_a_key_twice_in_a_section_names_both_lines(write):
+    path = write("a.yml", "optimizer:\n  params:\n    lr: 1\n    eps: 1\n    lr: 2\n")
+    assert messages(read_files, [path]) == [
+        f"{path}:5: 'lr' is already set at {path}:3; set it once"
+    ]
+
+
+def test_malformed_yaml_names_line_and_column(write):
+    # the published file of Pythia 12B misses this comma
+    path = write("bad.yml", '{\n  "seed": 1\n  "lr": 2,\n}\n')
+    (message,) = messages(read_files, [path])
+    assert message.startswith(f"{path}:3:7: malformed YAML: ")
+    assert message.endswith("a comma, quote or bracket before this place may be missing")
+
+
+def test_malformed_json_names_line_and_column(write):
+    path = write("bad.json", '{\n\t"seed": 1\n\t"lr": 2\n}')
+    (message,) = messages(read_files, [path])
+    assert message.startswith(f"{path}:3:2: malformed JSON: ")
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "text\n"])
+def test_a_file_that_is_no_mapping_is_refused(write, text):
+    path = write("list.yml", text)
+    assert messages(read_files, [path])[0].startswith(f"{path}:1: must be a section")
+
+
+def test_a_key_that_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match=r"x.yml:1: a key must be text, got 5"):
+        parse_text("5: 1\n", "x.yml")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "x.yml"
+    path.write_bytes(b"seed: \xff\xfe\n")
+    assert messages(read_files, [path]) == [f"{path}: is not UTF-8 text; convert it"]
+
+
+def test_all_files_are_read_before_errors_are_told(write):
+    paths = [write("a.yml", "- 1\n"), write("b.yml", "{"), write("c.yml", "seed: 1\nseed: 2\n")]
+    assert len(messages(read_files, paths)) == 3
+
+
+def test_a_name_without_suffix_finds_the_file(write, tmp_path):
+    write("125M.yml", MODEL)
+    write("other.json", "{}")
+    assert find_file("125M", str(tmp_path)).name == "125M.yml"
+    assert find_file(str(tmp_path / "other")).name == "other.json"
+
+
+def test_a_missing_file_suggests_a_near_one(write, tmp_path):
+    write("125M.yml", MODEL)
+    expected = f"{tmp_path}/125m: no such configuration file; did you mean {tmp_path}/125M.yml?"
+    assert messages(find_file, "125m", str(tmp_path)) == [expected]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    folder = tmp_path / "none"
+    assert messages(find_file, str(folder / "a.yml")) == [
+        f"{folder}/a.yml: no such configuration file; the folder {folder} does not exist"
+    ]
+
+
+def test_an_unknown_key_names_its_line_and_the_nearest_key(write):
+    path = write("a.yml", MODEL.replace('"fp16"', '"model-parallel-sise": 1,\n  "fp16"'))
+    assert messages(NeoXArgs.from_ymls, [path]) == [
+        f"{path}:6: unknown key 'model_parallel_sise'; did you mean 'model_parallel_size'?"
+    ]
+
+
+def test_a_key_like_no_other_points_to_the_reference(write):
+    path = write("a.yml", MODEL.replace('"fp16"', '"qqqq": 1, "fp16"'))
+    assert messages(NeoXArgs.from_ymls, [path]) == [
+        f"{path}:6: unknown key 'qqqq'; see configs/neox_arguments.md for all keys"
+    ]
+
+
+def test_a_wrong_type_names_its_line(write):
+    path = write("a.yml", MODEL.replace('"hidden-size": 64', '"hidden-size": true'))
+    assert messages(NeoXArgs.from_ymls, [path]) == [
+        f"{path}:3: hidden_size must be a whole number, got True"
+    ]
+
+
+def test_every_mistake_is_told_at_once(write):
+    path = write("a.yml", "num_layers: two\nfoo: 1\nhidden_size: 64\nnum_attention_heads: 4\n")
+    assert messages(NeoXArgs.from_ymls, [path]) == [
+        f"{path}:1: num_layers must be a whole number, got 'two'",
+        f"{path}:2: unknown key 'foo'; see configs/neox_arguments.md for all keys",
+        "max_position_embeddings is required; set it in one of the configuration files",
+    ]

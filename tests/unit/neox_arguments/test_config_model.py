@@ -1,0 +1,179 @@
+import pytest
+
+from megatron.neox_arguments import NeoXArgs, resolve
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (None, ("global", "global")),
+        ([[["flash"], 2]], ("flash", "flash")),
+        ([[["flash"], "all"]], ("flash", "flash")),
+        ([[["flash", "global"], "all"]], ("flash", "global")),
+        ([[["flash"], 1], [["global"], 1]], ("flash", "global")),
+        (["global", "flash"], ("global", "flash")),
+        ("flash", ("flash", "flash")),
+    ],
+)
+def test_attention_config_gives_one_type_a_layer(make_config, written, expected):
+    assert make_config(attention_config=written).derived.attention_types == expected
+
+
+SHAPE = 'attention_config must look like [[["flash"], 12]] or [[["flash"], "all"]], got '
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (
+            [[["flash"], 3]],
+            "attention_config gives 3 layers, num_layers is 2; make them equal or write 'all'",
+        ),
+        (
+            [[["flash", "flash", "flash"], "all"]],
+            "attention_config: 'all' repeats 3 types, num_layers is 2, which is no multiple of it; "
+            "write the number of repeats",
+        ),
+        ([["flash", 2]], SHAPE + "[['flash', 2]]"),
+        ([[["flash"], True]], SHAPE + "[[['flash'], True]]"),
+        ([[["flash"], "some"]], SHAPE + "[[['flash'], 'some']]"),
+        ([[[], 2]], SHAPE + "[[[], 2]]"),
+        ([[[1], 2]], SHAPE + "[[[1], 2]]"),
+        ([3], SHAPE + "[3]"),
+        (
+            [[["flsh"], 2]],
+            "attention_config: 'flsh': it is unknown; use 'global' or 'flash'",
+        ),
+    ],
+)
+def test_other_attention_configs_are_refused(problem, written, expected):
+    assert problem(attention_config=written) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    "local sparse_fixed sparse_variable bigbird bslongformer gmlp amlp mamba rwkv".split(),
+)
+def test_attention_types_that_are_not_built_are_refused_with_the_reason(problem, name):
+    message = problem(attention_config=[[[name], 2]])
+    assert message.startswith(f"attention_config: {name!r}: ")
+    assert "not part of this version" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "inner", "is_gated"),
+    [
+        ({}, 256, False),
+        ({"intermediate_size": 100}, 100, False),
+        ({"intermediate_size": 100, "mlp_multiple_of": 64}, 128, False),
+        ({"expansion_factor": 2.5}, 160, False),
+        ({"mlp_inner_size": 90}, 90, False),
+        ({"activation": "swiglu"}, 85, True),
+        ({"activation": "geglu", "mlp_multiple_of": 8}, 88, True),
+        ({"activation": "swiglu", "mlp_inner_size": 172}, 172, True),
+        ({"activation": "swiglu", "mlp_inner_size": 172, "intermediate_size": 999}, 172, True),
+        ({"mlp_type": "llama"}, 85, True),
+        ({"mlp_type": "regular"}, 256, False),
+    ],
+)
+def test_the_mlp_has_the_width_that_gpt_neox_builds(make_config, keys, inner, is_gated):
+    derived = make_config(**keys).derived
+    assert (derived.mlp_inner_size, derived.is_gated_mlp) == (inner, is_gated)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "size", "multiple", "inner"),
+    [
+        (4096, 32768, 256, 11008),  # llama 7B
+        (8192, 86016, 4096, 28672),  # llama 2 70B
+        (4096, 14336, 14336, 14336),  # llama 3 8B: a multiple as a trick
+        (4096, 14336, 1, 4778),  # mistral 7B: a third of what was meant
+        (4096, None, 256, 5632),  # without a size
+    ],
+)
+def test_gated_widths_of_published_files(minimal, hidden, size, multiple, inner):
+    args = NeoXArgs.from_dict(
+        {**minimal, "hidden_size": hidden, "num_attention_heads": 32, "activation": "swiglu"}
+        | {"intermediate_size": size, "mlp_multiple_of": multiple}
+    )
+    assert resolve(args).derived.mlp_inner_size == inner
+
+
+def test_a_gated_intermediate_size_is_explained(make_config):
+    notes = make_config(activation="swiglu", intermediate_size=14336).derived.notes
+    assert notes == (
+        "the gated MLP is 4778 wide: GPT-NeoX builds a third of intermediate_size 14336. "
+        "Set mlp_inner_size: 14336 if 14336 was meant",
+    )
+
+
+def test_sizes_follow_from_the_model(make_config):
+    derived = make_config(pos_emb="rotary", rotary_pct=0.25, num_kv_heads=2).derived
+    assert (derived.head_dim, derived.num_kv_heads, derived.rotary_dim) == (16, 2, 4)
+    assert make_config().derived.rotary_dim == 0
+    assert make_config().derived.num_kv_heads == 4
+
+
+def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
+    config = make_config()
+    assert config.derived.seq_length == config.model.seq_length == 128
+    assert make_config(seq_length=32).derived.seq_length == 32
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"hidden_size": 66},
+            "hidden_size 66 is not a multiple of num_attention_heads 4; set hidden_size to 64 or "
+            "change the heads",
+        ),
+        (
+            {"seq_length": 256},
+            "max_position_embeddings must be at least seq_length 256, got 128",
+        ),
+        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_kv_heads": 3}, "num_kv_heads must divide num_attention_heads 4, got 3"),
+        (
+            {"pos_emb": "rotary", "rotary_pct": 0.2},
+            "rotary_pct 0.2 rotates 3 of 16 dimensions of a head; their number must be even and at "
+            "least 2",
+        ),
+        ({"layernorm_epsilon": 0}, "layernorm_epsilon must be above 0, got 0.0"),
+        ({"mlp_inner_size": 0}, "mlp_inner_size must be above 0, got 0"),
+        (
+            {"make_vocab_size_divisible_by": 0},
+            "make_vocab_size_divisible_by must be at least 1, got 0",
+        ),
+        (
+            {"pos_emb": "alibi"},
+            "pos_emb: 'alibi' is not part of this version; use rotary, learned, sinusoidal or none",
+        ),
+        ({"norm": "te_rmsnorm"}, "norm: 'te_rmsnorm' is not part of this version; use rmsnorm"),
+        (
+            {"num_unique_layers": 1},
+            "num_unique_layers is 1: layers cannot share weights; remove it",
+        ),
+        ({"use_qk_layernorm": True}, "use_qk_layernorm is not part of this version; remove it"),
+        (
+            {"mlp_type": "llama", "activation": "relu"},
+            "mlp_type llama is a SiLU-gated MLP, activation is 'relu'; drop mlp_type",
+        ),
+        ({"mlp_type": "mixed"}, "mlp_type must be regular or llama, got 'mixed'"),
+    ],
+)
+def test_wrong_models_are_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+def test_an_unknown_init_method_lists_the_known_ones(problem):
+    assert problem(init_method="kaiming") == (
+        "init_method must be one of normal, scaled_normal, orthogonal, scaled_orthogonal, "
+        "xavier_uniform, xavier_normal, wang_init, small_init, single_residual_scaled_normal, "
+        "got 'kaiming'"
+    )
+
+
+def test_a_row_output_layer_is_read_as_column(make_config):
+    notes = make_config(output_layer_parallelism="row").derived.notes
+    assert notes == ("'output_layer_parallelism: row' gave wrong losses; read as 'column'",)

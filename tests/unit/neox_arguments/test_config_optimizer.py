@@ -1,0 +1,145 @@
+import pytest
+
+
+def adam(**params):
+    return {"optimizer": {"type": "Adam", "params": params}}
+
+
+def test_the_default_is_adamw_with_the_usual_numbers(make_config):
+    derived = make_config().derived
+    assert derived.optimizer_type == "adam"
+    assert derived.learning_rate == 1e-3
+    assert derived.adam_betas == (0.9, 0.999)
+    assert derived.adam_eps == 1e-8
+    assert derived.weight_decay == 0.1
+    assert derived.gradient_clipping == 1.0
+
+
+def test_numbers_in_text_are_numbers(make_config):
+    derived = make_config(**adam(lr="6e-4", eps="1e-8", betas=["0.9", "0.95"])).derived
+    assert (derived.learning_rate, derived.adam_eps) == (6e-4, 1e-8)
+    assert derived.adam_betas == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW", "cpu_adam", "CPU_Torch_Adam"])
+def test_every_adam_is_torchs_adamw(make_config, name):
+    assert make_config(optimizer={"type": name, "params": {}}).derived.optimizer_type == "adam"
+
+
+def test_sgd_keeps_its_momentum(make_config):
+    params = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+    derived = make_config(optimizer={"type": "SGD", "params": params}).derived
+    assert derived.optimizer_type == "sgd"
+    expected = {"momentum": 0.9, "dampening": 0.0, "nesterov": True}
+    assert derived.optimizer_options == expected
+
+
+@pytest.mark.parametrize("name", ["OneBitAdam", "sm3", "madgrad_wd", "Lion", "muon"])
+def test_other_optimizers_are_refused(problem, name):
+    message = problem(optimizer={"type": name, "params": {}})
+    assert message.startswith(f"optimizer.type {name!r}: ")
+    assert message.endswith("; use Adam or SGD")
+
+
+def test_outer_keys_stand_in_for_the_section(make_config):
+    derived = make_config(lr=0.5, optimizer_type="sgd").derived
+    assert (derived.learning_rate, derived.optimizer_type) == (0.5, "sgd")
+    derived = make_config(**adam(weight_decay=0.3, max_grad_norm=2)).derived
+    assert (derived.weight_decay, derived.gradient_clipping) == (0.3, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({**adam(lr=0.1), "lr": 0.2}, "lr is 0.2, optimizer.params.lr is 0.1; keep one"),
+        (
+            {**adam(weight_decay=0.1), "weight_decay": 0.2},
+            "weight_decay is 0.2, optimizer.params.weight_decay is 0.1; keep one",
+        ),
+        (
+            {**adam(), "optimizer_type": "sgd"},
+            "optimizer_type is 'sgd', optimizer.type is 'Adam'; keep one",
+        ),
+        ({"optimizer": {"params": {"lr": 1}}}, "optimizer needs a type, such as 'Adam'"),
+        ({"optimizer": {"type": "Foo"}}, "optimizer.type 'Foo': it is unknown; use Adam or SGD"),
+        (
+            {"optimizer": {"type": "Adam", "parms": {}}},
+            "optimizer.parms is unknown; use type and params",
+        ),
+        (
+            {"optimizer": {"type": "Adam", "params": 3}},
+            "optimizer.params must be a section, got 3",
+        ),
+        (adam(lr="fast"), "optimizer.params.lr must be a number, got 'fast'"),
+        (adam(lr=-1), "optimizer.params.lr must be at least 0, got -1.0"),
+        (adam(betas=[0.9]), "optimizer.params.betas must be two numbers in [0, 1), got [0.9]"),
+        (
+            adam(betas=[0.9, 1]),
+            "optimizer.params.betas must be two numbers in [0, 1), got [0.9, 1]",
+        ),
+        (adam(eps=-1), "optimizer.params.eps must be at least 0, got -1"),
+        (
+            adam(adam_w_mode=False),
+            "optimizer.params.adam_w_mode: false is not supported; the optimizer is AdamW",
+        ),
+        (
+            {"optimizer": {"type": "SGD", "params": {"nesterov": True}}},
+            "optimizer.params.nesterov needs momentum above 0 and dampening 0",
+        ),
+        (
+            {"optimizer": {"type": "SGD", "params": {"momentum": 1}}},
+            "optimizer.params.momentum must be in [0, 1), got 1",
+        ),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, got -1.0"),
+        (
+            {"gradient_clipping": -1},
+            "gradient_clipping must be at least 0 (0 clips nothing), got -1.0",
+        ),
+        ({"hidden_dropout": 1}, "hidden_dropout must be in [0, 1), got 1.0"),
+    ],
+)
+def test_wrong_numbers_are_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+def test_an_unknown_parameter_lists_the_known_ones(problem):
+    message = problem(**adam(beta=0.9))
+    assert message.startswith(
+        "optimizer.params.beta is unknown for adam; known: adam_w_mode, betas"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "decay_iters", "warmup_iters"),
+    [
+        ({}, 100, 1.0),
+        ({"lr_decay_iters": 50, "warmup": 0.03}, 50, 1.5),
+        ({"lr_decay_fraction": 0.555}, 55, 0.55),
+        ({"warmup": 0}, 100, 0.0),
+    ],
+)
+def test_the_schedule_follows_its_keys(make_config, keys, decay_iters, warmup_iters):
+    derived = make_config(**keys).derived
+    assert derived.lr_decay_iters == decay_iters
+    assert derived.warmup_iters == pytest.approx(warmup_iters, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"lr_decay_iters": 5, "lr_decay_fraction": 0.5},
+            "lr_decay_iters and lr_decay_fraction are both set; keep one",
+        ),
+        ({"lr_decay_fraction": 2}, "lr_decay_fraction must be in (0, 1], got 2.0"),
+        ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, got 0"),
+        ({"warmup": 5}, "warmup is a share of the schedule, in [0, 1], got 5.0"),
+        ({"min_lr": 0.5}, "min_lr must be between 0 and the learning rate 0.001, got 0.5"),
+        (
+            {"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True},
+            "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
+        ),
+    ],
+)
+def test_wrong_schedules_are_refused(problem, keys, expected):
+    assert problem(**keys) == expected

@@ -1,0 +1,133 @@
+import pytest
+
+HALF = "starts Adam one step ahead in half precision"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "fp32"),
+        ({"precision": "fp32"}, "fp32"),
+        ({"precision": "FP16"}, "fp16"),
+        ({"precision": "bfloat16"}, "bfloat16"),
+        ({"fp16": {"enabled": True}}, "fp16"),
+        ({"fp16": {"fp16": True, "enabled": True}}, "fp16"),
+        ({"fp16": {"enabled": True, "type": "bfloat16"}}, "bfloat16"),
+        ({"bf16": {"enabled": True}}, "bfloat16"),
+        ({"bf16": {"enabled": True}, "precision": "bfloat16"}, "bfloat16"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, "bfloat16"),
+        ({"bf16": {"enabled": False}}, "fp32"),
+    ],
+)
+def test_the_precision_comes_from_any_of_its_spellings(make_config, keys, expected):
+    assert make_config(**keys).derived.precision == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"bf16": {"enabled": True}, "fp16": {"enabled": True}},
+            "fp16.enabled gives fp16 but bf16.enabled gives bfloat16; keep one of them",
+        ),
+        (
+            {"bf16": {"enabled": True}, "precision": "fp32"},
+            "bf16.enabled gives bfloat16 but precision is fp32; keep one of them",
+        ),
+        ({"fp16": {"loss_scale": 0}}, "fp16 needs 'enabled: true' or 'enabled: false'"),
+        ({"fp16": {"enabled": "yes"}}, "fp16.enabled must be true or false, got 'yes'"),
+        (
+            {"fp16": {"enabled": True, "los_scale": 1}},
+            "unknown key 'fp16.los_scale'; did you mean 'loss_scale'?",
+        ),
+        (
+            {"fp16": {"enabled": True, "hysteresis": "x"}},
+            "fp16.hysteresis must be a number of at least 0, got 'x'",
+        ),
+        (
+            {"fp16": {"enabled": True, "loss_scale": -1}},
+            "fp16.loss_scale must be 0 (adapts) or above, got -1",
+        ),
+    ],
+)
+def test_contradicting_or_wrong_precision_is_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+def test_the_loss_scale_follows_the_section_then_the_outer_keys(make_config):
+    section = {"enabled": True, "loss_scale": "1e3", "hysteresis": 4}
+    options = make_config(fp16=section, min_loss_scale=2, hysteresis=9).derived.fp16_options
+    assert options == {
+        "loss_scale": 1000.0,
+        "initial_scale_power": 16,
+        "loss_scale_window": 1000,
+        "hysteresis": 4,
+        "consecutive_hysteresis": False,
+        "min_loss_scale": 2,
+        "auto_cast": False,
+    }
+    assert make_config(precision="fp16").derived.fp16_options["loss_scale"] == 0
+    assert make_config().derived.fp16_options == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "effective"),
+    [
+        (0, {}, 0),
+        (3, {}, 3),
+        (0, {"bf16": {"enabled": True}}, 1),
+        (0, {"precision": "fp16"}, 1),
+        (2, {"bf16": {"enabled": True}}, 2),
+    ],
+)
+def test_half_precision_without_zero_is_run_as_zero_1(make_config, stage, keys, effective):
+    derived = make_config(zero_optimization={"stage": stage}, **keys).derived
+    assert derived.zero_stage == derived.zero_options["stage"] == effective
+    assert any(HALF in note for note in derived.notes) == (stage != effective)
+
+
+def test_zero_options_are_kept_and_completed(make_config):
+    section = {"stage": 1, "reduce_bucket_size": "5e7", "cpu_offload": False}
+    section |= {"offload_optimizer": {"device": "none"}, "stage3_max_live_parameters": 5}
+    assert make_config(zero_optimization=section).derived.zero_options == {
+        "stage": 1,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 500_000_000,
+        "overlap_comm": False,
+    }
+
+
+def test_the_copies_of_zero_keys_stand_in_for_the_section(make_config, problem):
+    derived = make_config(zero_stage=2, zero_reduce_bucket_size=100).derived
+    assert (derived.zero_stage, derived.zero_options["reduce_bucket_size"]) == (2, 100)
+    assert problem(zero_stage=2, zero_optimization={"stage": 1}) == (
+        "zero_stage is 2, zero_optimization.stage is 1; keep one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"stage": 4}, "zero_optimization.stage must be 0, 1, 2 or 3, got 4"),
+        ({"stage": True}, "zero_optimization.stage must be 0, 1, 2 or 3, got True"),
+        (
+            {"stage": 1, "reduce_scater": True},
+            "unknown key 'zero_optimization.reduce_scater'; did you mean 'reduce_scatter'?",
+        ),
+        (
+            {"stage": 2, "cpu_offload": True},
+            "zero_optimization: offloading to the CPU or NVMe is not part of this version; "
+            "remove cpu_offload, offload_optimizer and offload_param",
+        ),
+    ],
+)
+def test_wrong_zero_sections_are_refused(problem, section, expected):
+    assert problem(zero_optimization=section) == expected
+
+
+def test_offloading_of_either_kind_is_refused(problems):
+    for key in ("offload_optimizer", "offload_param"):
+        assert problems(zero_optimization={"stage": 3, key: {"device": "cpu"}})

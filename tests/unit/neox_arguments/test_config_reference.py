@@ -1,0 +1,120 @@
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron.neox_arguments.aliases import ALIASES
+from megatron.neox_arguments.documentation import field_docs, reference_markdown
+from megatron.neox_arguments.fields import field_table
+from megatron.neox_arguments.groups import GROUPS
+from megatron.neox_arguments.presets import PRESETS
+from megatron.neox_arguments.retired import HINTS, PARENTS, REFUSED, SECTIONS
+
+ROOT = Path(__file__).resolve().parents[3]
+FORK = ROOT / "../shared/spec/fork.md"
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_field_is_documented(name):
+    docs = field_docs(GROUPS[name])
+    assert list(docs) == [field.name for field in dataclasses.fields(GROUPS[name])]
+    assert all(text.endswith(".") and text.isascii() for text in docs.values())
+
+
+def test_the_reference_is_up_to_date():
+    text = (ROOT / "configs/neox_arguments.md").read_text(encoding="utf-8")
+    assert text == reference_markdown(), "run python configs/gen_docs.py"
+
+
+def test_the_generator_checks_without_writing(tmp_path):
+    command = [sys.executable, str(ROOT / "configs/gen_docs.py"), "--check"]
+    assert subprocess.run(command, cwd=tmp_path).returncode == 0
+
+
+def test_tables_name_only_known_keys():
+    known = set(field_table())
+    assert set(REFUSED) <= known
+    assert set(HINTS) <= known
+    assert set(SECTIONS) <= known
+    assert {name for alias in ALIASES for name in (alias.old, alias.new)} <= known
+    assert all(set(values) <= known for values in PRESETS.values())
+    assert all(any(key.startswith(start) for key in known) for start in PARENTS)
+
+
+def test_the_reference_says_what_has_no_effect():
+    text = reference_markdown()
+    for key in ("profile", "log_grad_norm", "eval_tasks"):
+        entry = text[text.index(f"- **{key}**") :].split("\n- **")[0]
+        assert "No effect in this version: " in entry
+
+
+def test_no_key_is_both_refused_and_a_hint():
+    assert not (set(REFUSED) | set(SECTIONS)) & set(HINTS)
+
+
+def words_of_the_program():
+    """Words of all sources but the declarations of keys and the tables of what is not honoured."""
+    declarations = ("groups", "retired.py", "documentation.py", "presets.py")
+    sources = [*ROOT.glob("*.py"), *(ROOT / "megatron").rglob("*.py")]
+    kept = [path for path in sources if not any(part in path.parts for part in declarations)]
+    return set(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in kept)))
+
+
+def test_every_key_is_read_refused_or_noted():
+    written_in_parts = {f"{name}_data_weights" for name in ("train", "valid", "test")}
+    only_passed_on = {"no_ssh_check", "force_multi", "git_hash"}
+    silent = {
+        field.name
+        for field in field_table().values()
+        if field.group != "preference"
+        and field.name not in {*REFUSED, *SECTIONS, *HINTS}
+        and not field.name.startswith(tuple(PARENTS))
+    }
+    silent -= words_of_the_program() | written_in_parts | only_passed_on
+    assert not silent
+
+
+def test_sources_use_only_fields_and_public_methods_of_neox_args():
+    # the tests of GPT-NeoX scan our sources with this expression
+    pattern = re.compile(r"(?<=neox_args\.).{2,}?(?=[\s\n(){}+-/*;:,=,[,\]])")
+    methods = {"deepspeed_config", "get_deepspeed_main_args", "configure_distributed_args"}
+    methods |= {"update_value", "print"}
+    found = set()
+    for path in (ROOT / "megatron/neox_arguments").rglob("*.py"):
+        found |= set(pattern.findall(path.read_text(encoding="utf-8")))
+    assert found - methods <= set(field_table())
+
+
+def test_every_key_of_the_research_code_is_known():
+    if not FORK.is_file():
+        pytest.skip("the specification beside the checkout is not there")
+    text = FORK.read_text(encoding="utf-8")
+    table = text[text.index("### 4.5 ") : text.index("### 4.6 ")]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
+    names = {n.strip() for cell in cells if "**" not in cell for n in re.split("[,/]", cell)}
+    mixing = text[text.index("### 1.2 ") : text.index("### 1.3 ")]
+    names |= set(re.findall(r"^\| `(\w+)` \|", mixing, flags=re.MULTILINE))
+    assert len(names) > 200
+    assert names - {"field"} <= set(field_table())
+
+
+def test_reading_a_configuration_loads_neither_torch_nor_numpy_and_is_quick():
+    code = (
+        "import sys, time; start = time.perf_counter(); import megatron; megatron.NeoXArgs; "
+        "seconds = time.perf_counter() - start; "
+        "heavy = {'torch', 'numpy', 'deepspeed', 'transformers'} & set(sys.modules); "
+        "print(sorted(heavy), round(seconds, 3)); sys.exit(bool(heavy) or seconds > 1.0)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+def test_the_package_has_a_version_and_refuses_other_names():
+    import megatron
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+", megatron.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = megatron.nothing

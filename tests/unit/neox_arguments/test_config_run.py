@@ -1,0 +1,226 @@
+import json
+import pickle
+
+import pytest
+import yaml
+
+from megatron.neox_arguments import NeoXArgs, require_training_data, resolve
+from megatron.neox_arguments.errors import ConfigError
+
+
+def saved_steps(config, last):
+    return [step for step in range(last + 1) if config.derived.is_save_step(step)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"checkpoint_factor": 40}, [40, 80, 100]),
+        ({"save_interval": 40}, [40, 80, 100]),
+        ({"checkpoint_factor": 3, "checkpoint_scale": "log"}, [1, 3, 9, 27, 81, 100]),
+        ({"checkpoint_factor": 2.5, "checkpoint_scale": "log"}, [1, 2, 6, 15, 39, 97, 100]),
+        ({"extra_save_iters": [7, 0, 7]}, [0, 7, 100]),
+        ({"save_iters": [7]}, [7, 100]),
+        ({"checkpoint_factor": 50, "extra_save_iters": [3]}, [3, 50, 100]),
+    ],
+)
+def test_checkpoints_fall_on_the_steps_of_their_keys_and_on_the_last(make_config, keys, expected):
+    assert saved_steps(make_config(save="out", **keys), 100) == expected
+
+
+def test_without_a_folder_nothing_is_saved(make_config):
+    assert saved_steps(make_config(checkpoint_factor=10), 100) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"save": "x"},
+            "save is set but neither checkpoint_factor nor extra_save_iters says when; "
+            "set one of them",
+        ),
+        (
+            {"checkpoint_factor": 0.5},
+            "checkpoint_factor must be a whole number of at least 1, got 0.5",
+        ),
+        (
+            {"checkpoint_factor": 1, "checkpoint_scale": "log"},
+            "checkpoint_factor must be above 1 with checkpoint_scale log, got 1",
+        ),
+        (
+            {"save_interval": 5, "checkpoint_scale": "log"},
+            "save_interval is linear, checkpoint_scale is 'log'; keep one",
+        ),
+        ({"extra_save_iters": [-1]}, "extra_save_iters must be at least 0, got [-1]"),
+        ({"train_iters": None}, "train_iters is required; set the number of optimizer steps"),
+        ({"train_iters": 0}, "train_iters must be at least 1, got 0"),
+        ({"log_interval": 0}, "log_interval must be at least 1, got 0"),
+        ({"eval_interval": 0}, "eval_interval must be at least 1, got 0"),
+        ({"eval_iters": -1}, "eval_iters must be at least 0, got -1"),
+        ({"keep_last_n_checkpoints": 0}, "keep_last_n_checkpoints must be at least 1, got 0"),
+        (
+            {"text_gen_type": "input-file"},
+            "text_gen_type is input-file but there is no sample_input_file; set it or pass -i",
+        ),
+        (
+            {"text_gen_type": "precompute"},
+            "text_gen_type must be one of unconditional, input-file, interactive, got 'precompute'",
+        ),
+        ({"top_p": 2}, "top_p must be in [0, 1], got 2.0"),
+        ({"temperature": -1}, "temperature must be at least 0, got -1.0"),
+    ],
+)
+def test_wrong_runs_are_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+def test_logs_stand_beside_checkpoints_unless_told_otherwise(make_config):
+    assert make_config(save="out", checkpoint_factor=1).derived.log_dir == "out/logs"
+    assert make_config(save="out", checkpoint_factor=1, log_dir="x").derived.log_dir == "x"
+    assert make_config().derived.log_dir is None
+
+
+def test_prompts_decide_how_text_is_generated(make_config):
+    assert make_config().derived.text_gen_type == "unconditional"
+    assert make_config(sample_input_file="x").derived.text_gen_type == "input-file"
+
+
+def test_every_problem_is_told_at_once(problems):
+    keys = {"seed": 0, "warmup": 2, "hidden_size": 66, "data_path": "x", "split": "z", "top_k": -1}
+    assert len(problems(**keys)) == 5
+
+
+def test_the_resolved_configuration_is_frozen_plain_and_picklable(make_config):
+    config = make_config(world_size=2, bf16={"enabled": True})
+    with pytest.raises(AttributeError):
+        config.derived.train_iters = 5
+    with pytest.raises(AttributeError):
+        config.model.hidden_size = 5
+    assert pickle.loads(pickle.dumps(config)) == config
+    plain = json.loads(json.dumps(config.to_dict()))
+    assert plain["derived"]["train_batch_size"] == 8
+    assert plain["model"]["hidden_size"] == 64
+    assert "config_files" not in plain["training"]
+
+
+def test_resolving_twice_gives_equal_results(make_config):
+    assert make_config(2, seed=5) == make_config(2, seed=5)
+
+
+def test_training_without_data_is_refused_when_asked(make_config):
+    with pytest.raises(ConfigError, match="there is no training data"):
+        require_training_data(make_config())
+    require_training_data(make_config(data_path="d/text"))
+
+
+def test_old_names_are_read_as_the_new_ones_and_noted(make_config):
+    config = make_config(
+        train_micro_batch_size_per_gpu=None,
+        batch_size=2,
+        gas=3,
+        clip_grad=0.5,
+        train_data_path="a/x/t",
+        valid_data_path=["a/x/t"],
+        test_data_path="a/x/t",
+    )
+    assert config.derived.train_batch_size == 6
+    assert config.derived.gradient_clipping == config.deepspeed.gradient_clipping == 0.5
+    assert config.training.train_data_paths == ["a/x/t"]
+    assert config.training.gas is None
+    assert "'gas' is an old name; read as 'gradient_accumulation_steps'" in config.derived.notes
+    assert len(config.derived.notes) == 6
+
+
+def test_an_old_name_may_not_contradict_the_new_one(make_config, problem):
+    make_config(gas=2, gradient_accumulation_steps=2)
+    assert problem(gas=2, gradient_accumulation_steps=3) == (
+        "gas is an old name of gradient_accumulation_steps, and they differ: 2 and 3; "
+        "keep gradient_accumulation_steps"
+    )
+
+
+REFUSED = [
+    ("scheduler", {"type": "WarmupLR", "params": {}}),
+    ("sparse_gradients", True),
+    ("sparse_attention", {"mode": "fixed"}),
+    ("amp", {"enabled": True}),
+    ("curriculum_learning", {"enabled": True}),
+    ("data_efficiency", {"enabled": True}),
+    ("elasticity", {"enabled": True}),
+    ("autotuning", {"enabled": True}),
+    ("autotuning_run", "tune"),
+    ("compression_training", {"weight_quantization": {}}),
+    ("soft_prompt_tuning", {"enabled": True, "n_tokens": 10}),
+    ("load_universal", True),
+    ("use_bnb_optimizer", True),
+    ("moe_num_experts", 8),
+    ("te_mha", True),
+    ("use_mup", True),
+    ("use_comet", True),
+    ("async_save", True),
+    ("s3_path", "s3://x"),
+    ("train_impl", "dpo"),
+    ("pack_impl", "unpacked"),
+    ("train_epochs", 2),
+    ("z_loss", 0.1),
+    ("lazy_mpu_init", True),
+    ("adlr_autoresume", True),
+    ("log_gradient_noise_scale", True),
+    ("tokenizer", "x"),
+    ("pos_train_data_paths", ["x"]),
+    ("dpo_beta", 0.2),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_what_cannot_be_honoured_is_refused_with_the_reason(problem, key, value):
+    message = problem(**{key: value})
+    assert message.startswith(key)
+    assert "not supported: " in message
+    assert "; remove" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("amp", {"enabled": False}),
+        ("soft_prompt_tuning", {"enabled": False}),
+        ("moe_num_experts", 1),
+        ("use_comet", False),
+        ("sparse_attention", {}),
+        ("scheduler", {}),
+    ],
+)
+def test_what_is_switched_off_is_accepted(make_config, key, value):
+    assert make_config(**{key: value}).derived.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "note"),
+    [
+        ("rope_fusion", True, "'rope_fusion' has no effect: torch's kernels are used"),
+        (
+            "fp16_lm_cross_entropy",
+            True,
+            "'fp16_lm_cross_entropy' has no effect: the loss is always computed in float32",
+        ),
+        (
+            "moe_top_k",
+            2,
+            "'moe_top_k' has no effect: it belongs to moe_num_experts, which this version has not",
+        ),
+    ],
+)
+def test_hints_are_noted_once(make_config, key, value, note):
+    assert make_config(**{key: value}).derived.notes == (note,)
+
+
+def test_a_hint_with_its_default_is_not_noted(make_config):
+    assert make_config(rope_fusion=False, num_workers=2).derived.notes == ()
+
+
+def test_refusals_name_the_line(write, minimal):
+    path = write("a.yml", yaml.safe_dump(minimal) + "use_mup: true\n")
+    with pytest.raises(ConfigError, match=rf"^{path}:7: use_mup: True is not supported: "):
+        resolve(NeoXArgs.from_ymls([path]))

@@ -1,0 +1,213 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+
+BATCH = ("train_batch_size", "micro_batch_size", "gradient_accumulation_steps")
+ALONE = {"train_micro_batch_size_per_gpu": None}
+
+
+def batch(config):
+    return tuple(getattr(config.derived, name) for name in BATCH)
+
+
+@pytest.mark.parametrize(
+    ("train", "micro", "steps", "expected"),
+    [
+        (None, 4, None, (8, 4, 1)),
+        (None, 4, 3, (24, 4, 3)),
+        (24, None, None, (24, 12, 1)),
+        (24, None, 3, (24, 4, 3)),
+        (24, 4, None, (24, 4, 3)),
+        (24, 4, 3, (24, 4, 3)),
+    ],
+)
+def test_two_batch_sizes_give_the_third(make_config, train, micro, steps, expected):
+    config = make_config(
+        world_size=2,
+        train_batch_size=train,
+        train_micro_batch_size_per_gpu=micro,
+        gradient_accumulation_steps=steps,
+    )
+    assert batch(config) == expected
+
+
+@given(micro=st.integers(1, 64), steps=st.integers(1, 64), world=st.integers(1, 64), data=st.data())
+def test_any_subset_of_a_solution_gives_the_same_solution(micro, steps, world, data):
+    solution = {
+        "train_batch_size": micro * steps * world,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+    }
+    kept = data.draw(st.sampled_from([(0, 1), (0, 2), (1, 2), (0, 1, 2)]))
+    names = [list(solution)[i] for i in kept]
+    args = NeoXArgs.from_dict(
+        {
+            "num_layers": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "train_iters": 1,
+            **{name: solution[name] for name in names},
+        }
+    )
+    assert batch(resolve(args, world_size=world)) == tuple(solution.values())
+
+
+def test_an_impossible_batch_prints_the_equation_and_two_ways_to_mend_it(problem):
+    message = problem(
+        world_size=2,
+        train_batch_size=30,
+        train_micro_batch_size_per_gpu=4,
+        gradient_accumulation_steps=3,
+    )
+    assert message == (
+        "train_batch_size 30 = train_micro_batch_size_per_gpu 4 x gradient_accumulation_steps 3 x "
+        "data-parallel processes 2 does not hold (the right side is 24); set train_batch_size: 24, "
+        "or train_micro_batch_size_per_gpu: 5"
+    )
+
+
+def test_a_wrong_accumulation_is_mended_by_the_right_one(problem):
+    message = problem(
+        world_size=2,
+        train_batch_size=32,
+        train_micro_batch_size_per_gpu=4,
+        gradient_accumulation_steps=3,
+    )
+    assert message.endswith("set train_batch_size: 24, or gradient_accumulation_steps: 4")
+
+
+def test_a_batch_that_no_process_count_divides_names_one_that_does(problem):
+    message = problem(world_size=4, train_batch_size=9, train_micro_batch_size_per_gpu=4)
+    assert message.endswith(
+        "set train_batch_size: 16, or start 3 data-parallel processes with "
+        "train_micro_batch_size_per_gpu: 3 and gradient_accumulation_steps: 1"
+    )
+
+
+def test_mending_an_impossible_batch_as_told_works(make_config):
+    mended = {"train_batch_size": 30, "train_micro_batch_size_per_gpu": 5}
+    assert batch(make_config(2, **mended, gradient_accumulation_steps=3)) == (30, 5, 3)
+
+
+def test_no_batch_size_at_all_is_refused(problem):
+    assert problem(**ALONE) == (
+        "train_batch_size and train_micro_batch_size_per_gpu are both missing; set one of them"
+    )
+
+
+def test_a_batch_size_below_one_is_refused(problem):
+    message = problem(gradient_accumulation_steps=0)
+    assert message == "gradient_accumulation_steps must be at least 1, got 0"
+
+
+@pytest.mark.parametrize("key", ["model_parallel_size", "pipe_parallel_size"])
+def test_model_and_pipeline_parallelism_are_refused(problem, key):
+    assert problem(world_size=2, **{key: 2}) == (
+        f"{key} is 2: this version trains data-parallel only; set it to 1"
+    )
+
+
+def test_processes_that_do_not_divide_are_refused_with_the_numbers(problems):
+    message = problems(world_size=3, model_parallel_size=2)[-1]
+    assert message == (
+        "world size 3 = data parallel x model_parallel_size 2 x pipe_parallel_size 1 has no whole "
+        "solution; start a multiple of 2 processes, or lower one of the two sizes"
+    )
+
+
+def test_no_pipeline_and_one_stage_are_the_same(make_config):
+    assert make_config(pipe_parallel_size=0).derived == make_config(pipe_parallel_size=1).derived
+
+
+def test_the_world_size_comes_from_the_first_that_says_it(make_config, monkeypatch, write):
+    hostfile = write("hosts", "a slots=2\nb slots=3\n")
+    keys = {"num_gpus": 2, "hostfile": "/none"}
+    assert make_config().derived.world_size == 1
+    assert make_config(**keys).derived.world_size == 2
+    assert make_config(**{**keys, "num_gpus": None, "hostfile": hostfile}).derived.world_size == 5
+    assert make_config(**keys, global_num_gpus=6).derived.world_size == 6
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    assert make_config(**keys, global_num_gpus=6).derived.world_size == 7
+    assert make_config(8, **keys).derived.world_size == 8
+
+
+def test_the_key_world_size_is_a_hint(minimal):
+    args = NeoXArgs.from_dict({**minimal, "world_size": 3})
+    assert resolve(args).derived.world_size == 3
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, 6),
+        ({"include": "a@b:0,2"}, 4),
+        ({"exclude": "a:1@c"}, 4),
+        ({"num_nodes": 2}, 5),
+        ({"num_gpus": 1}, 3),
+    ],
+)
+def test_filters_choose_slots_of_the_hostfile(make_config, write, filters, expected):
+    path = write("hosts", "a slots=2\n\n# spare\nb slots=3  # new\nc slots=1\n")
+    assert make_config(hostfile=path, **filters).derived.world_size == expected
+
+
+def test_include_counts_without_a_hostfile(make_config):
+    config = make_config(hostfile="None", include="localhost:1")
+    assert config.derived.world_size == 1
+    assert make_config(include="localhost:0,1").derived.world_size == 2
+
+
+def test_a_missing_hostfile_is_noted(make_config):
+    assert make_config(hostfile="/mock_path").derived.notes == (
+        "there is no hostfile /mock_path; the run uses this machine alone",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "expected"),
+    [
+        ("a slots=2\na slots=1\n", {}, ":2: host 'a' stands twice; give it one line"),
+        ("a slots=two\n", {}, ":1: must be 'host slots=N', got 'a slots=two'"),
+        ("\n", {}, ": names no host; write lines 'host slots=N'"),
+        ("a slots=1\n", {"include": "b"}, "include names host 'b'; known hosts: a"),
+        ("a slots=1\n", {"include": "a:3"}, "include names slots (3,) of 'a'; it has (0,)"),
+        ("a slots=1\n", {"include": "a:x"}, "include must look like 'host1@host2:0,2', got 'a:x'"),
+        ("a slots=1\n", {"include": "a", "exclude": "a"}, "include and exclude are both set"),
+        ("a slots=1\n", {"exclude": "a"}, "include and exclude leave no slot to run on"),
+        ("a slots=1\n", {"num_nodes": 2}, "num_nodes is 2, there are 1 hosts"),
+        ("a slots=1\n", {"num_gpus": 2}, "num_gpus is 2, host 'a' has 1 slots"),
+    ],
+)
+def test_a_wrong_hostfile_or_filter_is_refused(problem, write, text, keys, expected):
+    assert expected in problem(hostfile=write("hosts", text), **keys)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", 0, "seed must be at least 1, got 0"),
+        ("master_port", 0, "master_port must be 1 to 65535, got 0"),
+        (
+            "distributed_timeout_minutes",
+            0,
+            "distributed_timeout_minutes must be above 0, got 0.0",
+        ),
+        (
+            "distributed_backend",
+            "tcp",
+            "distributed_backend must be nccl, gloo, mpi, ccl or hccl, got 'tcp'",
+        ),
+        ("deepspeed", False, "deepspeed must stay true: it is the engine; remove the key"),
+    ],
+)
+def test_processes_are_checked(problem, key, value, expected):
+    assert problem(**{key: value}) == expected
+
+
+def test_a_message_says_where_the_value_was_written(write, minimal):
+    path = write("a.yml", "\n".join(f"{k}: {v}" for k, v in minimal.items()) + "\nseed: 0\n")
+    with pytest.raises(ConfigError, match=rf"^{path}:7: seed must be at least 1, got 0$"):
+        resolve(NeoXArgs.from_ymls([path]))
