@@ -1,0 +1,86 @@
+"""What a model is fed: a micro-batch of tokens, labels, mask and domains."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron.data.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank; b rows of s tokens."""
+
+    tokens: torch.Tensor
+    """Inputs, shape (b, s), int64."""
+    labels: torch.Tensor
+    """The token after each input, shape (b, s), int64."""
+    loss_mask: torch.Tensor
+    """1 where the label counts, else 0, shape (b, s), float32."""
+    domain_ids: torch.Tensor
+    """Number of the domain of each row, shape (b,), int64."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Returns the batch on another device."""
+        return Batch(
+            *(
+                getattr(self, field.name).to(device, non_blocking=non_blocking)
+                for field in dataclasses.fields(self)
+            )
+        )
+
+
+def make_batch(
+    tokens: np.ndarray,
+    domain_ids: np.ndarray,
+    *,
+    eod_token: int,
+    eod_mask_loss: bool = False,
+    vocab_size: int | None = None,
+    domains: Sequence[str] = (),
+) -> Batch:
+    """Shifts samples into inputs and labels.
+
+    Args:
+        tokens: Samples, shape (b, s + 1), int64.
+        domain_ids: Number of the domain of each sample, shape (b,).
+        eod_token: Id of the end of a document.
+        eod_mask_loss: Leaves out the prediction that starts from an end of document.
+        vocab_size: Ids from here on are refused; None does not check.
+        domains: Names of the domains, for the message.
+
+    Raises:
+        DataError: If a token id is negative or not below ``vocab_size``.
+    """
+    if vocab_size is not None:
+        _require_known_ids(tokens, domain_ids, vocab_size=vocab_size, domains=domains)
+    inputs = np.ascontiguousarray(tokens[:, :-1])
+    if eod_mask_loss:
+        loss_mask = (inputs != eod_token).astype(np.float32)
+    else:
+        loss_mask = np.ones(inputs.shape, dtype=np.float32)
+    return Batch(
+        tokens=torch.from_numpy(inputs),
+        labels=torch.from_numpy(np.ascontiguousarray(tokens[:, 1:])),
+        loss_mask=torch.from_numpy(loss_mask),
+        domain_ids=torch.from_numpy(np.array(domain_ids, dtype=np.int64)),
+    )
+
+
+def _require_known_ids(
+    tokens: np.ndarray, domain_ids: np.ndarray, *, vocab_size: int, domains: Sequence[str]
+) -> None:
+    """Refuses ids without a row in the embedding; on a GPU they would fail far from the cause."""
+    # A negative id is a large unsigned one, so one maximum finds both.
+    largest_unsigned = tokens.view(np.uint64).max()
+    if largest_unsigned < vocab_size:
+        return
+    row, column = np.argwhere(tokens.view(np.uint64) >= vocab_size)[0]
+    domain_id = int(domain_ids[row])
+    domain = domains[domain_id] if domain_id < len(domains) else str(domain_id)
+    raise DataError(
+        f"domain {domain}: token id {tokens[row, column]} is not in the vocabulary of {vocab_size} "
+        "ids; tokenize the data with the tokenizer of this run"
+    )

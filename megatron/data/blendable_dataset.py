@@ -1,0 +1,93 @@
+"""Several data sets read as one, by weight, without an index of all samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron.data.errors import DataError
+from odm.order import sample_order
+
+MAX_BLOCK_SIZE = 1 << 20  # the share of a data set is exact to one part in a block
+
+
+class BlendableDataset(torch.utils.data.Dataset):
+    """Mixes data sets in fixed proportions; the item at an index is a function of (seed, index).
+
+    Indexes are cut into blocks. A block holds every data set as often as its weight says (rounded
+    by largest remainders) in an order shuffled by (seed, block), and hands out consecutive samples
+    of each. So any index is found at once and no sample comes twice before its data set is spent.
+    """
+
+    def __init__(
+        self, datasets: Sequence[Any], weights: Sequence[float], *, seed: int = 1234
+    ) -> None:
+        """Takes the data sets.
+
+        Args:
+            datasets: Anything with ``len`` and ``[index]``.
+            weights: One a data set, not negative; they need not sum to 1.
+            seed: Of the shuffle inside blocks.
+
+        Raises:
+            DataError: If numbers do not match, a weight is not usable or a data set is empty.
+        """
+        shares = np.array(weights, dtype=np.float64)
+        if not len(datasets) or shares.shape != (len(datasets),):
+            raise DataError(
+                f"blend: {len(datasets)} data sets and {shares.size} weights; give one weight each"
+            )
+        if not np.isfinite(shares).all() or shares.min() < 0 or shares.sum() <= 0:
+            raise DataError(
+                f"blend: weights must be finite, not negative and not all 0, got {list(weights)}"
+            )
+        self.datasets = list(datasets)
+        self.weights = shares / shares.sum()
+        self.seed = seed
+        self._lengths = np.array([len(dataset) for dataset in datasets], dtype=np.int64)
+        used_and_empty = np.flatnonzero((self._lengths == 0) & (shares > 0))
+        if used_and_empty.size:
+            raise DataError(f"blend: data set {used_and_empty[0]} is empty; leave it out")
+        self.size = int(self._lengths.sum())
+        self.block_size = min(self.size, MAX_BLOCK_SIZE)
+        self._counts = apportion(self.weights, self.block_size)
+        self._ends = np.cumsum(self._counts)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns the item of the data set that the blend puts at ``index``."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"blend: no item {index}, there are {self.size}")
+        dataset, sample = self.locate(index)
+        return self.datasets[dataset][sample]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Returns which data set, and which of its samples, stands at ``index``."""
+        block, place = divmod(int(index), self.block_size)
+        order = sample_order(self.seed, "blend", block, self.block_size)
+        shuffled = int(order(np.array([place]))[0])
+        dataset = int(np.searchsorted(self._ends, shuffled, side="right"))
+        first = int(self._ends[dataset] - self._counts[dataset])
+        sample = block * int(self._counts[dataset]) + shuffled - first
+        return dataset, sample % int(self._lengths[dataset])
+
+
+def apportion(shares: np.ndarray, total: int) -> np.ndarray:
+    """Divides ``total`` into whole numbers in proportion, by largest remainders.
+
+    Args:
+        shares: Shape (K,), sum 1.
+        total: Number to divide.
+
+    Returns:
+        Shape (K,), int64, sum ``total``; each within 1 of ``shares * total``.
+    """
+    exact = shares * total
+    counts = np.floor(exact).astype(np.int64)
+    missing = total - int(counts.sum())
+    largest_first = np.argsort(counts - exact, kind="stable")
+    counts[largest_first[:missing]] += 1
+    return counts

@@ -1,0 +1,213 @@
+"""From the configuration to the data of a run: which files, which documents, which weights."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from megatron.data.domain_files import DomainFiles, SplitName, open_split, warn_of_training_files
+from megatron.data.errors import DataError
+from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
+from megatron.data.gpt2_dataset import GPT2Dataset
+from megatron.data.mixed_batches import MixedBatches
+from megatron.data.shares import (
+    get_normalized_weights_and_num_samples,
+    get_train_valid_test_split_,
+    weights_by_num_docs,
+)
+from megatron.neox_arguments import RunConfig, require_training_data
+from odm.controller import MixtureController
+from odm.mixers import make_mixer
+from odm.schedule import MixtureSchedule
+
+__all__ = [
+    "build_train_source",
+    "build_evaluation_source",
+    "build_controller",
+    "get_normalized_weights_and_num_samples",
+    "get_train_valid_test_split_",
+    "weights_by_num_docs",
+]
+
+SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
+
+
+class TokenizerInfo(Protocol):
+    """What the data need to know of the tokenizer."""
+
+    @property
+    def eod(self) -> int:
+        """Id of the end of a document."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids without padding."""
+
+
+def build_train_source(
+    config: RunConfig, *, dp_rank: int, dp_size: int, tokenizer_info: TokenizerInfo
+) -> MixedBatches:
+    """Builds the training data of one data-parallel rank.
+
+    Args:
+        config: The resolved configuration.
+        dp_rank: Rank among the ``dp_size`` that read different data.
+        dp_size: Number of data-parallel ranks.
+        tokenizer_info: End-of-document id and vocabulary size.
+
+    Returns:
+        Batches and the mixture that plans them; static weights are a mixture that never learns.
+
+    Raises:
+        ConfigError: If there is no training data.
+        DataError: If a file is missing or damaged, a domain too short or its ids not in the
+            vocabulary.
+    """
+    require_training_data(config)
+    domains = open_split(
+        config, "train", vocab_size=tokenizer_info.vocab_size, is_first=dp_rank == 0
+    )
+    if not domains:
+        raise DataError(
+            f"split: {config.training.split!r} leaves no training documents; raise the first share"
+        )
+    weights = _weights(config, config.derived.train_weights, domains)
+    return MixedBatches(
+        [_make_gpt2_dataset(config, domain, max_samples=None) for domain in domains],
+        build_controller(config, [domain.name for domain in domains], weights),
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch_size=config.derived.micro_batch_size,
+        gradient_accumulation_steps=config.derived.gradient_accumulation_steps,
+        run_length=config.derived.mixing_run_length,
+        eod_token=tokenizer_info.eod,
+        eod_mask_loss=config.other.eod_mask_loss,
+        vocab_size=tokenizer_info.vocab_size,
+    )
+
+
+def build_evaluation_source(
+    config: RunConfig,
+    split: SplitName,
+    *,
+    dp_rank: int,
+    dp_size: int,
+    tokenizer_info: TokenizerInfo,
+) -> EvaluationBatches | None:
+    """Builds the evaluation data of one data-parallel rank.
+
+    Named data are evaluated whole, or up to ``max_<split>_samples_per_dataset``. Other data get
+    the ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights.
+
+    Args:
+        config: The resolved configuration.
+        split: ``valid`` or ``test``.
+        dp_rank: Rank among the ``dp_size`` that read different data.
+        dp_size: Number of data-parallel ranks.
+        tokenizer_info: End-of-document id and vocabulary size.
+
+    Returns:
+        Batches domain by domain; None if there is nothing to evaluate: no paths, no documents in
+        this part of ``data_path``, or unnamed data with ``eval_iters`` 0.
+
+    Raises:
+        DataError: As ``build_train_source``.
+    """
+    if not config.training.use_named_eval_datasets and config.training.eval_iters < 1:
+        return None
+    is_first = dp_rank == 0
+    domains = open_split(config, split, vocab_size=tokenizer_info.vocab_size, is_first=is_first)
+    if is_first:
+        warn_of_training_files(config, split, domains)
+    if not domains:
+        return None
+    limits = _evaluation_limits(config, split, domains)
+    evaluated = []
+    for domain, limit in zip(domains, limits, strict=True):
+        dataset = _make_gpt2_dataset(config, domain, max_samples=limit)
+        evaluated.append(
+            EvaluationDomain(dataset, dataset.samples_per_epoch, _text_bytes_per_token(domain))
+        )
+    return EvaluationBatches(
+        evaluated,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch_size=config.derived.micro_batch_size,
+        eod_token=tokenizer_info.eod,
+        eod_mask_loss=config.other.eod_mask_loss,
+        vocab_size=tokenizer_info.vocab_size,
+    )
+
+
+def build_controller(
+    config: RunConfig, domains: Sequence[str], weights: Sequence[float]
+) -> MixtureController:
+    """Builds the mixture that the configuration asks for.
+
+    Args:
+        config: The resolved configuration.
+        domains: Names of the domains.
+        weights: Raw initial weights, one a domain.
+    """
+    sampling = config.data_sampling
+    method = config.derived.sampling_method
+    options = {}
+    if method in SMOOTHING_METHODS:
+        options["smoothing_factor"] = sampling.data_sampling_smoothing_factor
+    return MixtureController(
+        domains,
+        make_mixer(method, **options),
+        MixtureSchedule(
+            config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
+        ),
+        initial_weights=weights,
+        warmup_steps=sampling.data_sampling_warmup_steps,
+        # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
+        update_frequency=max(1, sampling.data_sampling_update_frequency),
+    )
+
+
+def _text_bytes_per_token(domain: DomainFiles) -> float | None:
+    metadata = domain.metadata
+    if metadata is None or not metadata.tokens or not metadata.text_bytes:
+        return None
+    return metadata.text_bytes / metadata.tokens
+
+
+def _make_gpt2_dataset(
+    config: RunConfig, domain: DomainFiles, *, max_samples: int | None
+) -> GPT2Dataset:
+    return GPT2Dataset(
+        domain.name,
+        domain.prefix,
+        domain.documents,
+        domain.dataset,
+        None,
+        config.derived.seq_length,
+        config.other.seed,
+        max_samples=max_samples,
+        cache_dir=config.training.data_cache_dir,
+    )
+
+
+def _weights(
+    config: RunConfig, given: Sequence[float], domains: Sequence[DomainFiles]
+) -> list[float]:
+    """Takes the weights of the configuration, or computes them from the numbers of documents."""
+    if not config.training.weight_by_num_documents:
+        return list(given)
+    counts = [len(domain.dataset) for domain in domains]
+    return weights_by_num_docs(counts, config.training.weighted_sampler_alpha)
+
+
+def _evaluation_limits(
+    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
+) -> list[int | None]:
+    """Samples of each domain at most; None for all."""
+    training = config.training
+    if training.use_named_eval_datasets and split == "valid":
+        return [training.max_validation_samples_per_dataset] * len(domains)
+    if training.use_named_eval_datasets:
+        return [training.max_test_samples_per_dataset] * len(domains)
+    weights = _weights(config, getattr(config.derived, f"{split}_weights"), domains)
+    total = training.eval_iters * config.derived.train_batch_size
+    return [max(1, math.ceil(total * weight / sum(weights))) for weight in weights]

@@ -1,0 +1,160 @@
+"""The data sets of a split: opened, checked and named."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from megatron.data.errors import DataError
+from megatron.data.indexed_dataset import MMapIndexedDataset, make_dataset
+from megatron.data.metadata import DatasetMetadata, read_metadata
+from megatron.data.shares import split_boundaries
+from megatron.neox_arguments.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "valid", "test")
+SplitName = Literal["train", "valid", "test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainFiles:
+    """One domain of one split."""
+
+    name: str
+    prefix: str
+    dataset: MMapIndexedDataset
+    metadata: DatasetMetadata | None
+    documents: np.ndarray | None
+    """Documents of the split; None for all."""
+
+
+def domain_name(prefix: str | Path) -> str:
+    """Names a domain by the folder that holds it, or by its file where no folder is given."""
+    path = Path(prefix)
+    return path.parent.name or path.name
+
+
+def open_split(
+    config: RunConfig, split: SplitName, *, vocab_size: int, is_first: bool
+) -> list[DomainFiles]:
+    """Opens and checks the data sets of a split.
+
+    Args:
+        config: The resolved configuration.
+        split: ``train``, ``valid`` or ``test``.
+        vocab_size: Ids from here on are refused where a sidecar tells them.
+        is_first: Whether this process speaks for all.
+
+    Returns:
+        One entry a domain; empty if ``split`` of ``data_path`` has nothing for this part.
+
+    Raises:
+        DataError: If a file is missing or damaged, or an id not in the vocabulary.
+    """
+    training = config.training
+    prefixes = getattr(config.derived, f"{split}_paths")
+    domains = []
+    for name, prefix in zip(_domain_names(config, split, prefixes), prefixes, strict=True):
+        dataset = make_dataset(prefix, training.data_impl, skip_warmup=not training.mmap_warmup)
+        metadata = _checked_metadata(
+            name, prefix, dataset, vocab_size=vocab_size, is_first=is_first
+        )
+        domains.append(DomainFiles(name, prefix, dataset, metadata, documents=None))
+    if config.derived.split is None:
+        return domains
+    return _split_by_documents(
+        config, split, domains[0], shares=config.derived.split, is_first=is_first
+    )
+
+
+def _split_by_documents(
+    config: RunConfig,
+    split: SplitName,
+    whole: DomainFiles,
+    *,
+    shares: Sequence[float],
+    is_first: bool,
+) -> list[DomainFiles]:
+    """Takes the documents of ``split``; an evaluation split without a sample is left out, aloud."""
+    part = SPLITS.index(split)
+    boundaries = split_boundaries(shares, len(whole.dataset))
+    documents = np.arange(boundaries[part], boundaries[part + 1], dtype=np.int64)
+    if not len(documents):
+        return []
+    num_tokens = int(whole.dataset.sizes[documents].sum(dtype=np.int64))
+    if split == "train" or num_tokens > config.derived.seq_length:
+        return [dataclasses.replace(whole, documents=documents)]
+    if is_first:
+        logger.warning(
+            "%s: split %r gives the %s part %d documents with %d tokens, less than one sample of "
+            "%d; it is not evaluated",
+            whole.prefix,
+            config.training.split,
+            split,
+            len(documents),
+            num_tokens,
+            config.derived.seq_length + 1,
+        )
+    return []
+
+
+def _domain_names(config: RunConfig, split: SplitName, prefixes: Sequence[str]) -> list[str]:
+    """Takes the names of the configuration; unnamed data get the names of their folders."""
+    field = "domains" if split == "train" else f"{split}_domains"
+    named = list(getattr(config.derived, field))
+    if named:
+        return named
+    names = [domain_name(prefix) for prefix in prefixes]
+    if len(set(names)) == len(names):
+        return names
+    # Nobody asked for names here; the numbers tell the data sets apart.
+    return [f"{number}:{name}" for number, name in enumerate(names)]
+
+
+def _checked_metadata(
+    name: str, prefix: str, dataset: MMapIndexedDataset, *, vocab_size: int, is_first: bool
+) -> DatasetMetadata | None:
+    """Reads the sidecar, refuses ids outside the vocabulary, drops a sidecar of other data."""
+    metadata = read_metadata(prefix)
+    if metadata is None:
+        return None
+    if metadata.tokens != len(dataset.tokens):
+        if is_first:
+            logger.warning(
+                "%s.meta.json: describes %d tokens, the data set has %d; not used",
+                prefix,
+                metadata.tokens,
+                len(dataset.tokens),
+            )
+        return None
+    if metadata.max_token_id >= vocab_size:
+        raise DataError(
+            f"{prefix}: domain {name} has token id {metadata.max_token_id}, the tokenizer of this "
+            f"run has {vocab_size} ids (the data were made with {metadata.tokenizer.type}, "
+            f"{metadata.tokenizer.vocab_size} ids); use one tokenizer for both"
+        )
+    return metadata
+
+
+def warn_of_training_files(
+    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
+) -> None:
+    """Says aloud when a model would be evaluated on what it was trained on."""
+    if config.derived.split is not None:
+        return
+    trained_on = {os.path.realpath(path) for path in config.derived.train_paths}
+    for domain in domains:
+        if os.path.realpath(domain.prefix) in trained_on:
+            logger.warning(
+                "%s_data_paths: %s is training data too; the %s loss of domain %s says nothing "
+                "about unseen text",
+                split,
+                domain.prefix,
+                split,
+                domain.name,
+            )

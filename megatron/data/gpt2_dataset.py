@@ -1,0 +1,182 @@
+"""One domain as an endless row of samples of ``seq_length + 1`` tokens."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from megatron.data.errors import DataError
+from megatron.data.index_maps import DocumentStream, document_stream, sample_tokens, shuffled_stream
+from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.data.neox_order import neox_document_index, neox_num_epochs, neox_shuffle_index
+from odm.order import sample_order
+
+EPOCHS_IN_MEMORY = 4  # a batch may cross the end of an epoch; more are met only by tiny domains
+
+
+class GPT2Dataset(torch.utils.data.Dataset):
+    """Samples of a domain by position, counted from 0 over all its epochs.
+
+    The sample at a position depends on (seed, domain, epoch) alone: not on the length of the run,
+    the batch size or the number of processes. Each epoch shows every sample once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_prefix: str | Path,
+        documents: Any,
+        indexed_dataset: MMapIndexedDataset,
+        num_samples: int | None,
+        seq_length: int,
+        seed: int,
+        *,
+        max_samples: int | None = None,
+        data_order: Literal["odm", "neox"] = "odm",
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        """Finds or builds the order of the documents.
+
+        Args:
+            name: The domain; part of what the order depends on.
+            data_prefix: Prefix of the data files, for messages.
+            documents: Documents that belong to the split; None for all.
+            indexed_dataset: The data set.
+            num_samples: What ``len`` says; None for the samples of one epoch. In the order of
+                GPT-NeoX also how many samples are shuffled as one.
+            seq_length: Tokens of a sample less one.
+            seed: Of the run.
+            max_samples: Keeps the first samples alone; the documents are shuffled, so that this is
+                a random part of the domain.
+            data_order: ``neox`` repeats the order of GPT-NeoX and ends after its last sample.
+            cache_dir: See ``index_maps.shuffled_stream``.
+
+        Raises:
+            DataError: If the documents do not fill one sample.
+        """
+        self.name = name
+        self.seq_length = seq_length
+        self.indexed_dataset = indexed_dataset
+        self.num_samples = num_samples
+        self._seed = seed
+        chosen = np.arange(len(indexed_dataset)) if documents is None else np.asarray(documents)
+        chosen = chosen.astype(np.int64)
+        self.num_documents = len(chosen)
+        self.num_tokens = int(indexed_dataset.sizes[chosen].sum(dtype=np.int64))
+        _require_one_sample(
+            name, data_prefix, chosen.size, num_tokens=self.num_tokens, seq_length=seq_length
+        )
+        if max_samples is not None and max_samples < 1:
+            raise DataError(
+                f"domain {name}: at most {max_samples} samples leave none; give 1 or more"
+            )
+        self._stream, self._neox_shuffle = self._make_stream(chosen, data_order, cache_dir)
+        available = self._stream.num_samples(seq_length)
+        self.samples_per_epoch = available if max_samples is None else min(available, max_samples)
+        self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
+
+    def _make_stream(
+        self, documents: np.ndarray, data_order: str, cache_dir: str | Path | None
+    ) -> tuple[DocumentStream, np.ndarray | None]:
+        if data_order == "odm":
+            stream = shuffled_stream(
+                self.indexed_dataset,
+                documents,
+                seed=self._seed,
+                domain=self.name,
+                cache_dir=cache_dir,
+            )
+            return stream, None
+        if data_order != "neox":
+            raise DataError(f"domain {self.name}: unknown data_order {data_order!r}; odm or neox")
+        random_state = np.random.RandomState(self._seed)
+        num_epochs = neox_num_epochs(
+            self.num_tokens, seq_length=self.seq_length, num_samples=self.num_samples or 0
+        )
+        order = neox_document_index(documents, num_epochs=num_epochs, random_state=random_state)
+        stream = document_stream(order, self.indexed_dataset.sizes)
+        shuffle = neox_shuffle_index(stream.num_samples(self.seq_length), random_state=random_state)
+        return stream, shuffle
+
+    def _make_order(self, epoch: int) -> Any:
+        return sample_order(self._seed, self.name, epoch, self.samples_per_epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_order_of_epoch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch if self.num_samples is None else self.num_samples
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields ``len`` samples; without this a loop over the positions would never end."""
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> dict[str, np.ndarray]:
+        """Returns ``{"text": tokens}`` of any position >= 0, shape (seq_length + 1,), int64."""
+        return {"text": self.get_many(np.array([position]))[0]}
+
+    def get_many(self, positions: np.ndarray) -> np.ndarray:
+        """Reads samples by position.
+
+        Args:
+            positions: Counted from 0 over all epochs, in any order, shape (n,).
+
+        Returns:
+            Tokens, shape (n, seq_length + 1), int64.
+
+        Raises:
+            IndexError: If a position is negative, or past the end of the order of GPT-NeoX.
+        """
+        samples = self._samples_at(np.asarray(positions, dtype=np.int64))
+        return sample_tokens(
+            self.indexed_dataset, self._stream, samples, seq_length=self.seq_length
+        )
+
+    def _samples_at(self, positions: np.ndarray) -> np.ndarray:
+        """Maps positions to samples of the document stream."""
+        if not positions.size:
+            return positions
+        first, last = int(positions.min()), int(positions.max())
+        if first < 0:
+            raise IndexError(f"domain {self.name}: position {first}; they count from 0")
+        if self._neox_shuffle is not None:
+            if last >= len(self._neox_shuffle):
+                raise IndexError(
+                    f"domain {self.name}: position {last}, the order of GPT-NeoX was made for "
+                    f"{len(self._neox_shuffle)} samples; ask for more num_samples"
+                )
+            return self._neox_shuffle[positions].astype(np.int64)
+        size = self.samples_per_epoch
+        if first // size == last // size:  # nearly always; saves a third of the time
+            return self._order_of_epoch(first // size)(positions % size)
+        samples = np.empty_like(positions)
+        epochs = positions // size
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            samples[of_epoch] = self._order_of_epoch(int(epoch))(positions[of_epoch] % size)
+        return samples
+
+
+def _require_one_sample(
+    name: str, prefix: str | Path, num_documents: int, *, num_tokens: int, seq_length: int
+) -> None:
+    """Refuses a domain that cannot fill one sample."""
+    if num_tokens > seq_length:
+        return
+    if num_tokens == 0:
+        raise DataError(
+            f"{prefix}: domain {name} is empty ({num_documents} documents, no tokens); "
+            "give it text or leave it out"
+        )
+    raise DataError(
+        f"{prefix}: domain {name} is shorter than one sample: {num_tokens} tokens in "
+        f"{num_documents} documents, seq_length {seq_length} needs {seq_length + 1}; "
+        "use a smaller seq_length or more text"
+    )

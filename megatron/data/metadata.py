@@ -1,0 +1,114 @@
+"""What the tokenizing tool knew of a data set: ``<prefix>.meta.json`` beside the data.
+
+The two data files hold token ids alone. Bits per byte needs the length of the text, and a wrong
+tokenizer is found before the first step only if somebody wrote down which one made the ids.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.files import atomic_writer
+from megatron.data.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerIdentity:
+    """Which tokenizer made the ids."""
+
+    type: str
+    """Name as in ``tokenizer_type``, for example ``HFTokenizer``."""
+    vocab_size: int
+    """Number of ids without padding."""
+    sha256: str | None = None
+    """Digest of the vocabulary file, hexadecimal; None for a tokenizer without a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetMetadata:
+    """Totals of one data set and the tokenizer that made it."""
+
+    documents: int
+    tokens: int
+    """Token ids in the ``.bin`` file, end-of-document tokens included."""
+    text_bytes: int
+    """UTF-8 bytes of the text before tokenizing."""
+    max_token_id: int
+    """Largest id in the file; -1 where there are no tokens."""
+    tokenizer: TokenizerIdentity
+
+
+def metadata_path(prefix: str | Path) -> Path:
+    """Returns the path of the sidecar of a data set."""
+    return Path(f"{prefix}.meta.json")
+
+
+def write_metadata(prefix: str | Path, metadata: DatasetMetadata) -> Path:
+    """Writes the sidecar of ``prefix`` atomically and returns its path."""
+    path = metadata_path(prefix)
+    record = {"schema": SCHEMA_VERSION, **dataclasses.asdict(metadata)}
+    with atomic_writer(path) as stream:
+        stream.write((json.dumps(record, indent=2) + "\n").encode("utf-8"))
+    return path
+
+
+def read_metadata(prefix: str | Path) -> DatasetMetadata | None:
+    """Reads the sidecar of ``prefix``.
+
+    Returns:
+        None where there is no sidecar: data sets of other programs have none.
+
+    Raises:
+        DataError: If the sidecar is there and is not one that this version can read.
+    """
+    path = metadata_path(prefix)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); tokenize the text again") from error
+    try:
+        record = json.loads(text)
+        schema = record.pop("schema")
+        if schema != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema {schema!r}, this version reads {SCHEMA_VERSION}; "
+                "tokenize the text again or remove the file"
+            )
+        return DatasetMetadata(**{**record, "tokenizer": TokenizerIdentity(**record["tokenizer"])})
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{path}: not a data set description ({error}); "
+            "tokenize the text again or remove the file"
+        ) from error
+
+
+def merge_metadata(parts: Sequence[DatasetMetadata | None]) -> DatasetMetadata | None:
+    """Describes the concatenation of data sets.
+
+    Returns:
+        Sums of the counts and the largest token id; None if any part is undescribed.
+
+    Raises:
+        DataError: If two parts were made by different tokenizers.
+    """
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    for part in known[1:]:
+        if part.tokenizer != known[0].tokenizer:
+            raise DataError(
+                f"cannot merge data of different tokenizers: {known[0].tokenizer} and "
+                f"{part.tokenizer}; tokenize both texts with one tokenizer"
+            )
+    return DatasetMetadata(
+        documents=sum(part.documents for part in known),
+        tokens=sum(part.tokens for part in known),
+        text_bytes=sum(part.text_bytes for part in known),
+        max_token_id=max(part.max_token_id for part in known),
+        tokenizer=known[0].tokenizer,
+    )

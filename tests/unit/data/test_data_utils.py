@@ -1,0 +1,234 @@
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from megatron.data.data_utils import (
+    build_evaluation_source,
+    build_train_source,
+    get_normalized_weights_and_num_samples,
+    get_train_valid_test_split_,
+    weights_by_num_docs,
+)
+from megatron.data.errors import DataError
+from megatron.data.metadata import DatasetMetadata, TokenizerIdentity, write_metadata
+from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+
+TOKENIZER = SimpleNamespace(eod=0, vocab_size=500)
+DOMAINS = ("books", "code")
+
+
+def make_config(**values):
+    base = {
+        "num_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "seq_length": 4,
+        "max_position_embeddings": 4,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 2,
+        "train_iters": 3,
+        "eval_iters": 2,
+        "optimizer": {"type": "adam", "params": {"lr": 0.001}},
+    }
+    return resolve(NeoXArgs.from_dict(base | values), world_size=2)
+
+
+@pytest.fixture
+def paths(write_dataset, tmp_path):
+    """Training, validation and test data of two domains; every document has 10 tokens."""
+    lists = {}
+    for split, num_documents in {"train": (4, 12), "valid": (8, 6), "test": (3, 3)}.items():
+        lists[f"{split}_data_paths"] = []
+        for domain, count in zip(DOMAINS, num_documents, strict=True):
+            name = f"{split}/{domain}/{domain}_text_document"
+            write_dataset(name, [np.arange(10) + 10 * number for number in range(count)])
+            lists[f"{split}_data_paths"].append(str(tmp_path / name))
+    return lists
+
+
+def build(config, split="train", *, tokenizer=TOKENIZER):
+    if split == "train":
+        return build_train_source(config, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+    return build_evaluation_source(config, split, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "run_length"),
+    [
+        ({}, 1),
+        ({"use_named_train_datasets": True}, 8),
+        ({"use_named_train_datasets": True, "mixed_minibatches": True}, 2),
+        ({"use_named_train_datasets": True, "mixed_batches": True}, 1),
+    ],
+)
+def test_the_mode_decides_how_many_slots_share_a_domain(paths, keys, run_length):
+    source = build(make_config(**paths, **keys))
+    assert source.domains == DOMAINS
+    assert source.global_batch_size == 8
+    for step in range(1, 10):
+        runs = source.draw(step).domains.reshape(-1, run_length)
+        assert (runs == runs[:, :1]).all()
+    batches = list(source.batches(source.draw(10)))
+    assert [tuple(batch.tokens.shape) for batch in batches] == [(2, 4), (2, 4)]
+
+
+def test_the_configured_method_gets_its_options(paths):
+    source = build(
+        make_config(
+            **paths,
+            use_named_train_datasets=True,
+            mixed_minibatches=True,
+            train_data_weights=[3, 1],
+            data_sampling_method="smoothed_mean",
+            data_sampling_smoothing_factor=0.5,
+            data_sampling_warmup_steps=10,
+            data_sampling_update_frequency=3,
+            seed=7,
+        )
+    )
+    facts = source.controller.describe()
+    assert facts["method"] == "smoothed_mean"
+    assert facts["options"]["smoothing_factor"] == 0.5
+    assert facts["initial_weights"] == [3.0, 1.0]
+    assert (facts["warmup_steps"], facts["update_frequency"], facts["seed"]) == (10, 3, 7)
+
+
+def test_static_weights_are_a_mixture_that_does_not_learn(paths):
+    source = build(make_config(**paths, train_data_weights=[3, 1]))
+    source.draw(1)
+    assert source.controller.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
+
+
+def test_weights_by_number_of_documents(paths):
+    source = build(make_config(**paths, weight_by_num_documents=True))
+    # (1/4, 3/4) times (3/4, 1/4): both 3/16
+    assert source.controller.weights.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_names_given_in_the_configuration_are_used(paths):
+    config = make_config(**paths, data_domain_names=["prose", "programs"])
+    assert build(config).domains == ("prose", "programs")
+    assert build(config, "valid").domains == ("prose", "programs")
+
+
+def test_named_evaluation_is_over_everything_or_the_given_number_of_samples(paths):
+    config = make_config(
+        **paths, use_named_eval_datasets=True, max_validation_samples_per_dataset=15
+    )
+    assert build(config, "valid").num_samples == (15, 14)
+    assert build(config, "test").num_samples == (7, 7)
+
+
+def test_unnamed_evaluation_shares_the_batches_of_gpt_neox_by_weight(paths):
+    config = make_config(**paths, valid_data_weights=[3, 1])
+    # eval_iters * train_batch_size = 16 samples
+    assert build(config, "valid").num_samples == (12, 4)
+
+
+def test_unnamed_evaluation_of_no_iterations_is_left_out(paths):
+    assert build(make_config(**paths, eval_iters=0), "valid") is None
+    named = make_config(**paths, eval_iters=0, use_named_eval_datasets=True)
+    assert build(named, "valid").num_samples == (19, 14)
+
+
+def test_evaluation_tells_bytes_per_token_where_the_data_do(paths):
+    prefix = paths["valid_data_paths"][0]
+    identity = TokenizerIdentity("CharLevelTokenizer", 500)
+    write_metadata(prefix, DatasetMetadata(8, 80, 200, 79, identity))
+    stale = paths["valid_data_paths"][1]
+    write_metadata(stale, DatasetMetadata(8, 81, 200, 79, identity))
+    assert build(make_config(**paths), "valid").text_bytes_per_token == (2.5, None)
+
+
+def test_ids_outside_the_vocabulary_are_refused_at_the_start(paths):
+    prefix = paths["train_data_paths"][1]
+    write_metadata(
+        prefix, DatasetMetadata(12, 120, 200, 119, TokenizerIdentity("HFTokenizer", 8000))
+    )
+    small = SimpleNamespace(eod=0, vocab_size=119)
+    with pytest.raises(DataError, match=r"domain code has token id 119, .* has 119 ids"):
+        build(make_config(**paths), tokenizer=small)
+
+
+def test_a_missing_file_is_named(paths):
+    paths["train_data_paths"][0] += "_typo"
+    with pytest.raises(DataError, match=r"books_text_document_typo\.idx: no such file"):
+        build(make_config(**paths))
+
+
+def test_training_needs_data():
+    with pytest.raises(ConfigError, match="no training data"):
+        build(make_config())
+
+
+def test_validation_on_training_data_is_said_aloud(paths, caplog):
+    paths["valid_data_paths"][1] = paths["train_data_paths"][1]
+    with caplog.at_level(logging.WARNING):
+        build(make_config(**paths), "valid")
+    assert "is training data too; the valid loss of domain code" in caplog.text
+    assert "books" not in caplog.text
+
+
+def test_unnamed_data_in_one_folder_are_told_apart_by_number(write_dataset, tmp_path):
+    prefixes = [str(tmp_path / f"all/{name}") for name in "ab"]
+    for name in "ab":
+        write_dataset(f"all/{name}", [np.arange(20)])
+    config = make_config(
+        train_data_paths=prefixes, valid_data_paths=prefixes, test_data_paths=prefixes
+    )
+    assert build(config).domains == ("0:all", "1:all")
+
+
+def test_one_path_is_split_by_documents(write_dataset, tmp_path):
+    write_dataset("wiki/all", [np.arange(10) + 10 * number for number in range(20)])
+    config = make_config(data_path=str(tmp_path / "wiki/all"), split="90,10,0")
+    train, valid = build(config), build(config, "valid")
+    assert train.domains == valid.domains == ("wiki",)
+    assert train.samples_per_epoch.tolist() == [(18 * 10 - 1) // 4]
+    assert valid.num_samples == (4,)
+    read = {int(token) for batch in valid.batches(0) for token in batch.tokens[batch.loss_mask > 0]}
+    assert min(read) >= 180
+    assert build(config, "test") is None
+
+
+def test_a_part_of_a_split_too_short_to_evaluate_is_left_out_aloud(write_dataset, tmp_path, caplog):
+    write_dataset("wiki/all", [np.arange(3)] * 100)
+    config = make_config(data_path=str(tmp_path / "wiki/all"), split="98,1,1")
+    with caplog.at_level(logging.WARNING):
+        assert build(config, "valid") is None
+    assert "the valid part 1 documents with 3 tokens" in caplog.text
+
+
+def test_a_split_without_training_documents_is_refused(write_dataset, tmp_path):
+    write_dataset("wiki/all", [np.arange(30)] * 4)
+    config = make_config(data_path=str(tmp_path / "wiki/all"), split="0,1,1")
+    with pytest.raises(DataError, match="'0,1,1' leaves no training documents"):
+        build(config)
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan"])
+def test_splits_that_are_not_shares_are_refused(text):
+    with pytest.raises(DataError, match="split: must be up to three numbers"):
+        get_train_valid_test_split_(text, 10)
+
+
+def test_split_counts_documents_and_moves_boundaries_by_what_rounding_missed():
+    assert get_train_valid_test_split_("90,5,5", 101) == [0, 91, 96, 101]
+    assert get_train_valid_test_split_("8/1/1", 17) == [0, 13, 15, 17]
+    assert get_train_valid_test_split_("1", 10) == [0, 10, 10, 10]
+
+
+def test_blend_weights_and_counts():
+    assert get_normalized_weights_and_num_samples([1, 2], 100) == ([1 / 3, 2 / 3], [34, 67])
+    with pytest.raises(DataError, match="positive sum"):
+        get_normalized_weights_and_num_samples([0, 0], 100)
+
+
+def test_weights_by_number_of_documents_follow_the_formula():
+    assert weights_by_num_docs([10]) == [1.0]
+    assert weights_by_num_docs([1, 3], alpha=1.0) == pytest.approx([0.5, 0.5])
+    assert weights_by_num_docs([1, 3], alpha=0.0) == pytest.approx([0.75, 0.25])
+    with pytest.raises(DataError, match="no documents"):
+        weights_by_num_docs([0, 0])

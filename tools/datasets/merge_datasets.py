@@ -1,0 +1,14 @@
+"""The place where GPT-NeoX keeps ``tools/merge_datasets.py``."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the packages lie two folders up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.merge_datasets import get_parser, main, merge_datasets
+
+__all__ = ["get_parser", "main", "merge_datasets"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Joins tokenized data sets: ``python tools/merge_datasets.py --input A B --output-prefix C``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron.data.errors import DataError
+from megatron.data.indexed_dataset import (
+    MMapIndexedDataset,
+    MMapIndexedDatasetBuilder,
+    data_file_path,
+    index_file_path,
+)
+from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
+
+
+def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
+    """Writes the concatenation of data sets, items, documents and metadata.
+
+    Args:
+        prefixes: Prefixes of the parts, in the order wanted.
+        output_prefix: Prefix of the result; it appears only when it is whole.
+
+    Raises:
+        DataError: If a part is damaged, the parts have different types or tokenizers, or the
+            result would replace a part.
+    """
+    output = Path(output_prefix)
+    if output.resolve() in {Path(prefix).resolve() for prefix in prefixes}:
+        raise DataError(f"{output}: is a part and the result at once; choose another output prefix")
+    metadata = merge_metadata([read_metadata(prefix) for prefix in prefixes])
+    dtype = MMapIndexedDataset(prefixes[0]).dtype
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with MMapIndexedDatasetBuilder(data_file_path(output), dtype) as builder:
+        for prefix in prefixes:
+            builder.merge_file_(prefix)
+        metadata_path(output).unlink(missing_ok=True)  # of an older result: it would not be true
+        builder.finalize(index_file_path(output))
+    if metadata is not None:
+        write_metadata(output, metadata)
+
+
+def find_prefixes(inputs: Sequence[str]) -> list[str]:
+    """Turns folders into the sorted prefixes of the data sets in them; other names are prefixes.
+
+    Raises:
+        DataError: If a folder holds no data set, or an index without its tokens.
+    """
+    prefixes: list[str] = []
+    for name in inputs:
+        if not Path(name).is_dir():
+            prefixes.append(name)
+            continue
+        found = sorted(str(path.with_suffix("")) for path in Path(name).glob("*.idx"))
+        if not found:
+            raise DataError(f"{name}: no .idx file in this folder; give a folder of data sets")
+        prefixes += found
+    return prefixes
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Describes the command line."""
+    parser = argparse.ArgumentParser(description="Join tokenized data sets into one.")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PREFIX_OR_FOLDER",
+        help="prefixes of data sets, or folders of them (taken in the order of their names)",
+    )
+    parser.add_argument("--output-prefix", required=True, help="prefix of the files to make")
+    return parser
+
+
+def main(input_args: Sequence[str] | None = None) -> None:
+    """Runs the command; ends with exit code 2 and one line if the data are wrong."""
+    args = get_parser().parse_args(input_args)
+    try:
+        prefixes = find_prefixes(args.input)
+        merge_datasets(prefixes, args.output_prefix)
+    except (DataError, OSError) as error:
+        print(f"merge_datasets: {error}", file=sys.stderr)
+        sys.exit(2)
+    merged = MMapIndexedDataset(args.output_prefix)
+    print(
+        f"{args.output_prefix}: {len(prefixes)} data sets, {len(merged)} items, "
+        f"{len(merged.tokens)} tokens"
+    )
+
+
+if __name__ == "__main__":
+    main()
