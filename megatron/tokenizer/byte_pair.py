@@ -1,0 +1,173 @@
+"""Tokenizers that run on the `tokenizers` library."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron.tokenizer.abstract import (
+    END_OF_DOCUMENT,
+    PADDING,
+    AbstractTokenizer,
+    existing_file,
+    fingerprint_of,
+    import_library,
+    sha256_of,
+)
+from megatron.tokenizer.errors import TokenizerError
+
+
+class _TokenizersBackend(AbstractTokenizer):
+    """Shared by the tokenizers that run on the `tokenizers` library."""
+
+    def __init__(self, name: str, backend: Any, *, fingerprint: str, source: str, eod_token: str):
+        backend.no_padding()  # a tokenizer.json may carry both; a dataset wants every token
+        backend.no_truncation()
+        eod = backend.token_to_id(eod_token)
+        if eod is None:
+            raise TokenizerError(
+                f"{source}: the vocabulary has no token {eod_token!r} to end a document; "
+                "add it as a special token to the file"
+            )
+        pad = backend.token_to_id(PADDING)
+        super().__init__(
+            name,
+            vocab_size=_largest_id(backend) + 1,
+            eod=eod,
+            pad=eod if pad is None else pad,
+            fingerprint=fingerprint,
+        )
+        self.tokenizer = backend
+        # The plain encode_batch also computes character offsets, which nobody reads here.
+        self._encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
+
+    def _read_vocab(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encode(texts, add_special_tokens=False)]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+class HFTokenizer(_TokenizersBackend):
+    """Any `tokenizer.json` of the `tokenizers` library, with ``<|endoftext|>`` in it."""
+
+    def __init__(self, vocab_file: str | None):
+        path = existing_file(vocab_file, "HFTokenizer", wanted="the path of a tokenizer.json")
+        library = import_library("tokenizers", "HFTokenizer")
+        try:
+            backend = library.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise TokenizerError(
+                f"vocab_file: {path} is not a tokenizer.json of the tokenizers library ({error})"
+            ) from error
+        super().__init__(
+            "HFTokenizer",
+            backend,
+            fingerprint=fingerprint_of(path),
+            source=str(path),
+            eod_token=END_OF_DOCUMENT,
+        )
+
+
+class GPT2BPETokenizer(_TokenizersBackend):
+    """GPT-2's byte-level BPE from `vocab.json` and `merges.txt`.
+
+    ``<|endoftext|>`` written inside a text is tokenized as plain characters: a document cannot end
+    itself.
+    """
+
+    def __init__(self, vocab_file: str | None, merge_file: str | None):
+        vocab_path = existing_file(
+            vocab_file, "GPT2BPETokenizer", wanted="the path of a vocab.json"
+        )
+        merge_path = existing_file(
+            merge_file, "GPT2BPETokenizer", wanted="the path of a merges.txt", key="merge_file"
+        )
+        super().__init__(
+            "GPT2BPETokenizer",
+            _byte_level_bpe(vocab_path, merge_path, "GPT2BPETokenizer"),
+            fingerprint=fingerprint_of(vocab_path, merge_path),
+            source=str(vocab_path),
+            eod_token=END_OF_DOCUMENT,
+        )
+
+
+class HFGPT2Tokenizer(_TokenizersBackend):
+    """A GPT-2 tokenizer by hub name (default ``gpt2``) or from a folder that holds its files."""
+
+    def __init__(self, vocab_file: str | None = None):
+        name = str(vocab_file or "gpt2")
+        folder = Path(name)
+        eod_token = END_OF_DOCUMENT
+        if folder.is_dir():
+            backend, eod_token = _backend_of_folder(folder)
+        elif folder.exists():
+            raise TokenizerError(
+                f"vocab_file: {folder} is a file, but HFGPT2Tokenizer needs a folder or a hub name;"
+                " use tokenizer_type HFTokenizer for a tokenizer.json"
+            )
+        else:
+            backend = _backend_of_hub(name)
+        backend.add_special_tokens([PADDING])
+        super().__init__(
+            "HFGPT2Tokenizer",
+            backend,
+            fingerprint=sha256_of(backend.to_str().encode()),
+            source=name,
+            eod_token=eod_token,
+        )
+
+
+def _largest_id(backend: Any) -> int:
+    # Ids may have gaps, then the number of tokens is too small a size for the embedding.
+    return max(backend.get_vocab().values(), default=-1)
+
+
+def _byte_level_bpe(vocab_path: Path, merge_path: Path, tokenizer_type: str) -> Any:
+    library = import_library("tokenizers", tokenizer_type)
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        model = models.BPE.from_file(str(vocab_path), str(merge_path))
+    except Exception as error:
+        raise TokenizerError(
+            f"vocab_file, merge_file: {vocab_path} and {merge_path} are not a BPE vocabulary and "
+            f"its merges ({error})"
+        ) from error
+    backend = library.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _backend_of_folder(folder: Path) -> tuple[Any, str]:
+    """The tokenizer in a folder as `transformers` saves it, and its end-of-text token."""
+    library = import_library("tokenizers", "HFGPT2Tokenizer")
+    if (folder / "tokenizer.json").is_file():
+        backend = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = _byte_level_bpe(folder / "vocab.json", folder / "merges.txt", "HFGPT2Tokenizer")
+    else:
+        raise TokenizerError(
+            f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
+        )
+    settings_path = folder / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+    eos = settings.get("eos_token") or END_OF_DOCUMENT
+    eod_token = eos["content"] if isinstance(eos, dict) else eos
+    backend.add_special_tokens([eod_token])
+    return backend, eod_token
+
+
+def _backend_of_hub(name: str) -> Any:
+    library = import_library("tokenizers", "HFGPT2Tokenizer")
+    try:
+        return library.Tokenizer.from_pretrained(name)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
+        raise TokenizerError(
+            f"vocab_file: {name!r} is no folder and cannot be fetched from the hub ({first_line}); "
+            "give a folder with tokenizer.json, or vocab.json and merges.txt"
+        ) from error

@@ -1,0 +1,39 @@
+"""Runs a command so that a user's mistake is one line and an interrupt leaves quietly."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+OUR_PACKAGES = ("megatron.", "odm.", "tools.")
+
+
+def exit_code(command: Callable[[], Any]) -> int:
+    """Runs a command and returns the exit code of its process.
+
+    0: done; 2: wrong input, one line on stderr; 130 and 143: stopped by Ctrl-C and SIGTERM, after
+    the command cleaned up. Anything else raises, with its traceback.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing half-written was left\n")
+        return 130
+    except ValueError as error:
+        if not type(error).__module__.startswith(OUR_PACKAGES):  # a mistake of ours, not the user's
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        place, reason = error.filename or "input or output", error.strerror or str(error)
+        sys.stderr.write(f"{place}: {reason}; check the path, the permissions, the free space\n")
+        return 2
+    return 0
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

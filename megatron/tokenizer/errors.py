@@ -1,0 +1,9 @@
+"""The two errors that a user of the text side can cause."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer cannot be built from what the user named; one line that says what to do."""
+
+
+class DocumentError(ValueError):
+    """An input text cannot be read as asked; one line with the file and, where known, its line."""

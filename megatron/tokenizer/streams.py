@@ -1,0 +1,244 @@
+"""Opens text files, compressed or inside archives, as streams of bytes.
+
+A file is recognised by its name: ``.jsonl``, ``.ndjson``, ``.json`` or ``.txt``, perhaps followed
+by ``.gz``, ``.zst``, ``.bz2`` or ``.xz``; or an archive of such files (``.zip``, ``.tar``,
+``.tar.gz``, ``.tgz``, ``.tar.zst`` ...). Nothing is unpacked to disk or held in memory as a whole.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from megatron.tokenizer.errors import DocumentError
+
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".txt",)
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+READABLE = (
+    ".jsonl, .json or .txt, plain or with .gz, .zst, .bz2, .xz, or .zip/.tar archives of these"
+)
+BUFFER_BYTES = 1 << 20
+
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+"""What the standard library raises for truncated or foreign compressed data."""
+
+
+@dataclass(frozen=True)
+class TextStream:
+    """One file, or one member of an archive: its name for messages, its kind and its bytes."""
+
+    name: str
+    is_lines: bool
+    stream: IO[bytes]
+
+
+def split_suffixes(name: str) -> tuple[str, str]:
+    """Splits a file name into its content suffix and its compression suffix, each may be empty."""
+    lowered = name.lower()
+    if lowered.endswith(".tgz"):
+        return ".tar", ".gz"
+    compression = next((end for end in COMPRESSION_SUFFIXES if lowered.endswith(end)), "")
+    stem = lowered[: len(lowered) - len(compression)]
+    known = LINE_SUFFIXES + TEXT_SUFFIXES + ARCHIVE_SUFFIXES
+    return next((end for end in known if stem.endswith(end)), ""), compression
+
+
+def is_readable(name: str) -> bool:
+    """Says whether a file of this name can be opened by `open_streams`."""
+    return split_suffixes(name)[0] != ""
+
+
+def expand_inputs(paths: list[str]) -> list[Path]:
+    """Lists the files behind paths; a folder stands for its readable files, sorted, recursively.
+
+    Raises:
+        DocumentError: A path does not exist, has an unknown suffix, or a folder holds nothing.
+    """
+    files: list[Path] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            found = sorted(
+                entry for entry in path.rglob("*") if entry.is_file() and is_readable(entry.name)
+            )
+            if not found:
+                raise DocumentError(f"{path}: the folder holds no readable file; give {READABLE}")
+            files.extend(found)
+        elif not path.exists():
+            raise DocumentError(f"{path}: no such file or folder; check the path")
+        elif not is_readable(path.name):
+            raise DocumentError(f"{path}: unknown kind of file; give {READABLE}")
+        else:
+            files.append(path)
+    if not files:
+        raise DocumentError(f"no input given; give {READABLE}")
+    return files
+
+
+class CountingFile(io.RawIOBase):
+    """A file open for reading that tells `on_read` how many bytes left the disk."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]):
+        self._file = open(path, "rb", buffering=0)
+        self._on_read = on_read
+
+    def readable(self) -> bool:
+        """Says yes, as the buffering around it asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer from the file; returns the number of bytes, 0 at the end."""
+        count = self._file.readinto(buffer) or 0
+        self._on_read(count)
+        return count
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
+
+
+class ZstandardFile(io.RawIOBase):
+    """Decompresses zstandard frames one after another.
+
+    `zstandard.stream_reader` ends quietly in the middle of a frame; a truncated corpus would then
+    lose documents without a word, so the end of each frame is checked here.
+    """
+
+    def __init__(self, source: IO[bytes], name: str):
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DocumentError(
+                f"{name}: reading .zst needs the package zstandard; pip install zstandard"
+            ) from error
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._error = zstandard.ZstdError
+        self._source = source
+        self._frame: Any = None
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Says yes, as the buffering around it asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer with decompressed bytes; returns their number, 0 at the end."""
+        while not self._ready:
+            self._compressed = self._compressed or self._source.read(BUFFER_BYTES)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a zstandard frame")
+                return 0
+            self._decompress()
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompress(self) -> None:
+        if self._frame is None:
+            self._frame = self._decompressor.decompressobj()
+        try:
+            self._ready = memoryview(self._frame.decompress(self._compressed))
+        except self._error as error:
+            raise EOFError(f"damaged zstandard data: {error}") from error
+        self._compressed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+
+
+def decompressed(source: IO[bytes], compression: str, name: str) -> IO[bytes]:
+    """Wraps a stream of compressed bytes so that it reads as plain bytes."""
+    if compression == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
+    if compression == ".bz2":
+        return io.BufferedReader(bz2.BZ2File(source), BUFFER_BYTES)
+    if compression == ".xz":
+        return io.BufferedReader(lzma.LZMAFile(source), BUFFER_BYTES)
+    if compression == ".zst":
+        return io.BufferedReader(ZstandardFile(source, name), BUFFER_BYTES)
+    return source
+
+
+def open_streams(
+    path: Path, *, on_read: Callable[[int], None], on_ignored: Callable[[str], None]
+) -> Iterator[TextStream]:
+    """Yields the text streams of a file: itself, or each readable member of an archive in order.
+
+    Args:
+        path: A file of a readable name.
+        on_read: Called with the number of bytes read from disk, for progress.
+        on_ignored: Called with the name of each archive member that is not of a readable kind.
+
+    Raises:
+        DocumentError: The file cannot be opened, or its archive structure is damaged.
+    """
+    content, compression = split_suffixes(path.name)
+    try:
+        raw = CountingFile(path, on_read)
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot be opened ({error.strerror}); check it") from error
+    with raw:
+        if content == ".zip":
+            yield from _zip_streams(path, on_read, on_ignored)
+            return
+        source = decompressed(io.BufferedReader(raw, BUFFER_BYTES), compression, str(path))
+        if content == ".tar":
+            yield from _tar_streams(source, path, on_ignored)
+        else:
+            yield TextStream(str(path), content in LINE_SUFFIXES, source)
+
+
+def damaged(name: str, error: BaseException) -> DocumentError:
+    """The error for a file whose container cannot be read to its end."""
+    reason = str(error) or type(error).__name__
+    return DocumentError(f"{name}: damaged or truncated file ({reason}); fetch it again")
+
+
+def _member_stream(
+    name: str, source: IO[bytes], on_ignored: Callable[[str], None]
+) -> Iterator[TextStream]:
+    content, compression = split_suffixes(name)
+    if content in LINE_SUFFIXES + TEXT_SUFFIXES:
+        yield TextStream(name, content in LINE_SUFFIXES, decompressed(source, compression, name))
+    else:
+        on_ignored(name)
+
+
+def _tar_streams(
+    source: IO[bytes], path: Path, on_ignored: Callable[[str], None]
+) -> Iterator[TextStream]:
+    try:
+        with tarfile.open(fileobj=source, mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield from _member_stream(f"{path}!{member.name}", content, on_ignored)
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+
+
+def _zip_streams(
+    path: Path, on_read: Callable[[int], None], on_ignored: Callable[[str], None]
+) -> Iterator[TextStream]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.is_dir():
+                    continue
+                with archive.open(member) as content:
+                    yield from _member_stream(f"{path}!{member.filename}", content, on_ignored)
+                on_read(member.compress_size)
+    except (*DAMAGE, NotImplementedError, RuntimeError) as error:
+        raise damaged(str(path), error) from error

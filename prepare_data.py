@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Prepares datasets, one a domain, and the data YAML to train on them; see --help."""
+
+import sys
+
+from megatron.tokenizer.command_line import exit_code
+from tools.datasets.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

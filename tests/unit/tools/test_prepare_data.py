@@ -1,0 +1,361 @@
+import gzip
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.data.metadata import read_metadata
+from megatron.tokenizer import DocumentError, TokenizerError
+from tools.corpora import system_text, this_machine
+from tools.corpora.arithmetic import arithmetic_documents
+from tools.corpora.corpus import domain_name, pieces
+from tools.datasets.corpora import DATA_DOWNLOADERS
+from tools.datasets.prepare import main
+from tools.datasets.splitting import assign_splits, digest_of
+
+ROOT = Path(__file__).resolve().parents[3]
+SPLITS = ("train", "valid", "test")
+
+
+def write_jsonl(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def sentences(domain, count=40):
+    return [
+        {"text": f"{domain} sentence number {number}", "domain": domain} for number in range(count)
+    ]
+
+
+def prepare(dataset, data_dir, *more):
+    arguments = [dataset, "-d", str(data_dir), "-t", "CharLevelTokenizer", *map(str, more)]
+    return yaml.safe_load(main(arguments).read_text())
+
+
+def domains_of(settings, split="train"):
+    return [Path(prefix).parent.name for prefix in settings[f"{split}_data_paths"]]
+
+
+def texts_of(settings):
+    """All documents behind the data YAML, by split."""
+    found = {}
+    for split in SPLITS:
+        prefixes = settings.get(f"{split}_data_paths", [])
+        items = [item for prefix in prefixes for item in MMapIndexedDataset(prefix)[:]]
+        found[split] = sorted(bytes(item.tolist()).rstrip(b"\0").decode() for item in items)
+    return found
+
+
+def every(documents):
+    return [text for split in SPLITS for text in documents[split]]
+
+
+@pytest.fixture
+def two_domains(tmp_path):
+    write_jsonl(tmp_path / "input" / "news.jsonl", sentences("news"))
+    write_jsonl(tmp_path / "input" / "code" / "part.jsonl", sentences("code"))
+    return tmp_path / "input"
+
+
+def test_a_folder_becomes_one_dataset_a_domain_and_a_data_yaml(two_domains, tmp_path):
+    settings = prepare("local", tmp_path / "data", "-i", two_domains)
+    for split in SPLITS:
+        assert settings[f"{split}_data_paths"] == [
+            f"{tmp_path}/data/local/{split}/{domain}/{domain}_text_document"
+            for domain in ("code", "news")
+        ]
+    assert settings["tokenizer_type"] == "CharLevelTokenizer"
+    assert settings["use_named_train_datasets"] is settings["use_named_eval_datasets"] is True
+    documents = texts_of(settings)
+    everything = [record["text"] for name in ("code", "news") for record in sentences(name)]
+    assert sorted(every(documents)) == sorted(everything)
+    assert all(len(documents[split]) == 8 for split in ("valid", "test"))
+
+
+def test_the_commands_are_shown_as_the_user_would_type_them(two_domains, tmp_path, capsys):
+    prepare("local", tmp_path / "data", "-i", two_domains)
+    shown = [line[2:] for line in capsys.readouterr().err.splitlines() if line.startswith("$ ")]
+    assert len(shown) == 6
+    prefix = tmp_path / "data/local/train/code/code_text_document"
+    before = Path(f"{prefix}.bin").read_bytes()
+    Path(f"{prefix}.bin").unlink()
+    Path(f"{prefix}.idx").unlink()
+    command = shown[0].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=ROOT, capture_output=True)
+    assert Path(f"{prefix}.bin").read_bytes() == before
+
+
+def test_records_can_name_their_domain(tmp_path):
+    records = [
+        {"body": f"{name} {number}", "meta": {"source": name}}
+        for number in range(30)
+        for name in ("Stack Exchange", "arXiv")
+    ]
+    path = write_jsonl(tmp_path / "all.jsonl", records)
+    keys = ("--text-key", "body", "--domain-key", "meta.source")
+    settings = prepare("local", tmp_path / "data", "-i", path, *keys)
+    assert domains_of(settings) == ["Stack_Exchange", "arXiv"]
+
+
+def test_a_folder_that_is_split_already_keeps_its_splits(tmp_path):
+    for split in ("train", "valid"):
+        for name in ("a", "b"):
+            write_jsonl(tmp_path / "in" / split / f"{name}.jsonl", sentences(f"{split} {name}", 5))
+    (tmp_path / "in" / "manifest.json").write_text("{}")
+    settings = prepare("local", tmp_path / "data", "-i", tmp_path / "in")
+    assert domains_of(settings, "valid") == ["a", "b"]
+    assert "test_data_paths" not in settings
+    assert all(text.startswith("valid") for text in texts_of(settings)["valid"])
+    assert len(texts_of(settings)["train"]) == 10
+
+
+def test_a_split_without_one_of_the_domains_is_refused(tmp_path):
+    write_jsonl(tmp_path / "in/train/a.jsonl", sentences("a"))
+    write_jsonl(tmp_path / "in/valid/b.jsonl", sentences("b"))
+    with pytest.raises(DocumentError, match="valid and train differ in the domains a, b"):
+        prepare("local", tmp_path / "data", "-i", tmp_path / "in")
+
+
+def test_duplicates_are_dropped_across_domains(tmp_path):
+    write_jsonl(tmp_path / "in/a.jsonl", sentences("same") + sentences("same"))
+    write_jsonl(
+        tmp_path / "in/b.jsonl", [*sentences("other"), {"text": "same  sentence\nnumber 3"}]
+    )
+    documents = texts_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in"))
+    assert len(every(documents)) == 80
+
+
+def test_one_long_plain_text_is_cut_into_documents(tmp_path):
+    (tmp_path / "in").mkdir()
+    paragraphs = [f"paragraph {number} " + "word " * 200 for number in range(200)]
+    (tmp_path / "in" / "book.txt").write_text("\n\n".join(paragraphs))
+    documents = texts_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in"))
+    assert all(documents[split] for split in SPLITS)
+    assert sum(map(len, every(documents))) == len("\n\n".join(paragraphs))
+
+
+def test_a_second_run_keeps_what_is_finished_and_mends_what_is_torn(two_domains, tmp_path, capsys):
+    arguments = ("local", tmp_path / "data", "-i", two_domains)
+    settings = prepare(*arguments)
+    torn, missing, kept = (Path(settings[f"{split}_data_paths"][0]) for split in SPLITS)
+    torn.with_suffix(".bin").write_bytes(torn.with_suffix(".bin").read_bytes()[:-2])
+    missing.with_suffix(".idx").unlink()
+    kept_at_ns = kept.with_suffix(".bin").stat().st_mtime_ns
+    text = tmp_path / "data/local/text/train/news.jsonl"
+    whole_text = text.read_bytes()
+    text.write_bytes(whole_text[:-5])
+    capsys.readouterr()
+    assert prepare(*arguments) == settings
+    assert kept.with_suffix(".bin").stat().st_mtime_ns == kept_at_ns
+    assert text.read_bytes() == whole_text
+    said = capsys.readouterr().err
+    assert said.count("$ python tools/preprocess_data.py") == 2
+    assert "kept the text of code" in said
+    assert len(texts_of(settings)["train"]) == 64
+
+
+def test_text_of_a_domain_that_is_gone_is_removed(two_domains, tmp_path):
+    arguments = ("local", tmp_path / "data", "-i", two_domains)
+    prepare(*arguments)
+    (two_domains / "news.jsonl").unlink()
+    left_over = tmp_path / "data/local/text/train/.news.jsonl.1-0.tmp"
+    left_over.touch()
+    assert domains_of(prepare(*arguments)) == ["code"]
+    found = [path.name for path in (tmp_path / "data/local/text/train").iterdir()]
+    assert found == ["code.jsonl"]
+
+
+def test_another_tokenizer_makes_the_datasets_anew(two_domains, tmp_path):
+    arguments = ["local", "-d", str(tmp_path / "data"), "-i", str(two_domains), "--vocab-size"]
+    for vocab_size in (260, 280):
+        path = main([*arguments, str(vocab_size)])
+        settings = yaml.safe_load(path.read_text())
+        identities = {
+            read_metadata(prefix).tokenizer
+            for split in SPLITS
+            for prefix in settings[f"{split}_data_paths"]
+        }
+        assert {identity.vocab_size for identity in identities} == {vocab_size}
+    assert settings["vocab_file"] == str(tmp_path / "data/local/tokenizer.json")
+
+
+def test_the_tokenizer_sees_the_training_text_alone(two_domains, tmp_path, capsys):
+    main(["local", "-d", str(tmp_path), "-i", str(two_domains), "--vocab-size", "260"])
+    said = capsys.readouterr().err
+    assert f"--json_input_dir {tmp_path}/local/text/train " in said
+    assert "trained tokenizer: 64 documents" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "give a folder or a file with --input"),
+        (("-i", "absent"), "absent: no such file or folder"),
+        (("-i", "few"), "2 documents cannot be split"),
+        (("-i", "twice"), "are both the domain 'a'"),
+        (("-i", "few", "--min-domain-kb", "50"), "no domain has enough text"),
+        (("-i", "bad"), "x.jsonl:1: no key 'text'"),
+    ],
+)
+def test_a_wrong_input_gives_one_line(tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "few" / "a.jsonl", sentences("a", 2))
+    write_jsonl(tmp_path / "twice" / "a.jsonl", sentences("a"))
+    write_jsonl(tmp_path / "twice" / "a" / "x.jsonl", sentences("b"))
+    write_jsonl(tmp_path / "bad" / "x.jsonl", [{"body": "x"}])
+    with pytest.raises(DocumentError) as raised:
+        prepare("local", tmp_path / "data", *more)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "data").rglob("*.spool"))
+
+
+def test_a_vocabulary_size_for_a_tokenizer_that_is_not_trained_is_refused(two_domains, tmp_path):
+    with pytest.raises(TokenizerError, match="--vocab-size 300"):
+        prepare("local", tmp_path / "data", "-i", two_domains, "--vocab-size", 300)
+
+
+def test_this_machine_gives_six_domains_without_any_system_text(tmp_path, monkeypatch, capsys):
+    for name in ("manual_pages", "system_documentation"):
+        monkeypatch.delitem(this_machine.DOMAINS, name)
+    monkeypatch.setattr(system_text, "LOCALE_ROOT", tmp_path / "absent")
+    limits = ("--max-domain-mb", "0.12", "--min-domain-kb", "40")
+    settings = prepare("this_machine", tmp_path / "one", *limits)
+    assert len(domains_of(settings)) >= 6
+    assert {"python_source", "python_documentation", "arithmetic"} <= set(domains_of(settings))
+    assert domains_of(settings) == domains_of(settings, "valid") == domains_of(settings, "test")
+    assert "left out translations: there is none on this machine" in capsys.readouterr().err
+    again = prepare("this_machine", tmp_path / "two", *limits)
+    for first, second in zip(settings["train_data_paths"], again["train_data_paths"], strict=True):
+        assert Path(f"{first}.bin").read_bytes() == Path(f"{second}.bin").read_bytes()
+    for prefix in settings["train_data_paths"]:
+        assert read_metadata(prefix).text_bytes < 160_000
+
+
+@pytest.mark.parametrize(
+    ("name", "domain_key", "domains"),
+    [
+        ("common_pile", "source", ["arxiv_papers", "ubuntu_irc"]),
+        ("common_corpus", "open_type", ["Open_Culture", "Open_Science"]),
+    ],
+)
+def test_hub_corpora_read_a_local_copy_of_their_files(
+    tmp_path, monkeypatch, name, domain_key, domains
+):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    lines = [
+        json.dumps({"text": f"{domain} {number}", domain_key: domain.replace("_", " ")})
+        for number in range(30)
+        for domain in domains
+    ]
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "train.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    settings = prepare(name, tmp_path / "data", "-i", tmp_path / "copy", "--min-domain-kb", 0.1)
+    assert domains_of(settings) == domains
+    assert len(every(texts_of(settings))) == 60
+    with pytest.raises(DocumentError, match="row 1: no key 'subject'"):
+        prepare(name, tmp_path / "other", "-i", tmp_path / "copy", "--domain-key", "subject")
+
+
+def test_every_entry_states_its_licence():
+    assert set(DATA_DOWNLOADERS) == {"this_machine", "local", "common_pile", "common_corpus"}
+    assert all(corpus.licence and corpus.description for corpus in DATA_DOWNLOADERS.values())
+
+
+def test_pass_prepares_nothing(tmp_path):
+    assert main(["pass", "-d", str(tmp_path)]) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_reports_a_mistake_in_one_line(tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / "prepare_data.py", "local", "-d", tmp_path, "-i", "absent"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "absent: no such file or folder; check --input"
+
+
+@given(texts=st.sets(st.text(min_size=1), min_size=3, max_size=60), data=st.data())
+def test_the_split_depends_on_the_documents_and_not_on_their_order(texts, data):
+    digests = sorted({digest_of(text) for text in texts})
+    if len(digests) < 3:
+        return
+    sizes = [1000] * len(digests)
+    splits = dict(zip(digests, assign_splits(digests, sizes), strict=True))
+    shuffled = data.draw(st.permutations(digests))
+    assert dict(zip(shuffled, assign_splits(shuffled, sizes), strict=True)) == splits
+    assert set(splits.values()) == {"train", "valid", "test"}
+
+
+def test_large_domains_hold_out_two_percent_and_growing_moves_nothing():
+    digests = [digest_of(str(number)) for number in range(20_000)]
+    splits = assign_splits(digests, [5000] * 20_000)
+    assert 300 < splits.count("valid") < 500
+    assert 300 < splits.count("test") < 500
+    assert assign_splits(digests[:10_000], [5000] * 10_000) == splits[:10_000]
+
+
+def test_small_domains_hold_out_enough_to_measure():
+    digests = [digest_of(str(number)) for number in range(100)]
+    splits = assign_splits(digests, [5000] * 100)
+    assert (splits.count("test"), splits.count("valid")) == (8, 8)
+    assert assign_splits(digests, [500] * 100).count("valid") == 10
+
+
+@given(text=st.text(alphabet="ab\n", max_size=200), longest=st.integers(1, 50))
+def test_cutting_loses_no_character(text, longest):
+    cut = list(pieces(text, longest))
+    assert "".join(cut) == text
+    assert all(0 < len(piece) <= longest for piece in cut)
+
+
+def test_long_texts_are_cut_at_blank_lines():
+    assert list(pieces("aaaa\n\nbbb\n\ncc", 11)) == ["aaaa\n\nbbb\n\n", "cc"]
+
+
+def test_domain_names_are_fit_for_folders():
+    assert domain_name("Wikipedia (en)") == "Wikipedia_en"
+    assert domain_name("../up") == "up"
+    with pytest.raises(DocumentError, match="cannot be a domain name"):
+        domain_name("..")
+
+
+def test_arithmetic_is_the_same_on_every_run_and_right():
+    first, again = arithmetic_documents(), arithmetic_documents()
+    documents = [next(first) for _ in range(12)]
+    assert documents == [next(again) for _ in range(12)]
+    sums = [line for document in documents for line in document.splitlines() if " = " in line]
+    checked = 0
+    for line in sums:
+        left, _, right = line.partition(" = ")
+        if set(left) <= set("0123456789+-* ") and right.lstrip("-").isdigit():
+            assert eval(left) == int(right), line
+            checked += 1
+    assert checked > 100
+
+
+def test_a_message_catalogue_is_read_in_both_byte_orders():
+    strings = [b"", b"header", b"yes", b"ja"]
+    for order in "<>":
+        offset, places = 28 + 32, []
+        for string in strings:
+            places.append((len(string), offset))
+            offset += len(string) + 1
+        tables = [*places[0], *places[2], *places[1], *places[3]]
+        head = struct.pack(f"{order}7I", 0x950412DE, 0, 2, 28, 44, 0, 0)
+        content = head + struct.pack(f"{order}8I", *tables) + b"".join(s + b"\0" for s in strings)
+        assert system_text.read_catalogue(content) == [("yes", "ja")]
+    assert system_text.read_catalogue(b"not a catalogue at all, sorry") == []

@@ -1,0 +1,1 @@
+"""Scripts around training; nothing imports them."""

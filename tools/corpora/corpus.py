@@ -1,0 +1,109 @@
+"""What a corpus is to `prepare_data.py`: named parts, each a stream of texts with their domains."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from megatron.tokenizer.errors import DocumentError
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+LONGEST_PIECE_CHARACTERS = 32_000
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One document and its domain; `split` is None where the hash of the text decides."""
+
+    domain: str
+    text: str
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a corpus that is gathered as a whole: kept when finished, else begun again."""
+
+    name: str
+    records: Callable[[], Iterator[TextRecord]]
+    is_one_domain: bool = True
+    """The part may stop as soon as its domain is full."""
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What the command line says about the text of a corpus; None leaves the corpus's default."""
+
+    input_path: str | None = None
+    text_key: str | None = None
+    domain_key: str | None = None
+    on_error: str = "fail"
+    max_domain_bytes: int | None = None
+    min_domain_bytes: int | None = None
+    report: Callable[[str], None] | None = None
+
+
+class Corpus(ABC):
+    """A source of text in domains; subclasses are entries of the registry."""
+
+    description: ClassVar[str]
+    licence: ClassVar[str]
+    urls: ClassVar[tuple[str, ...]] = ()
+    default_max_domain_bytes: ClassVar[int | None] = None
+    default_min_domain_bytes: ClassVar[int] = 1
+
+    def __init__(self, options: CorpusOptions):
+        self.options = options
+        self.max_domain_bytes = options.max_domain_bytes or self.default_max_domain_bytes
+        self.min_domain_bytes = (
+            self.default_min_domain_bytes
+            if options.min_domain_bytes is None
+            else options.min_domain_bytes
+        )
+
+    @abstractmethod
+    def parts(self) -> list[Part]:
+        """Lists the parts in a fixed order; nothing is read yet."""
+
+    def settings(self) -> dict[str, object]:
+        """What the gathered text depends on; a change makes it be gathered again."""
+        source = self.options.input_path
+        return {
+            "input": None if source is None else str(Path(source).resolve()),
+            "text_key": self.options.text_key,
+            "domain_key": self.options.domain_key,
+            "max_domain_bytes": self.max_domain_bytes,
+            "min_domain_bytes": self.min_domain_bytes,
+        }
+
+
+def domain_name(raw: str) -> str:
+    """Turns any name into one that can be a folder and a column of a log.
+
+    Raises:
+        DocumentError: Nothing usable is left.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", raw.strip()).strip("._")
+    if not name:
+        raise DocumentError(f"{raw!r} cannot be a domain name; use letters and digits")
+    return name
+
+
+def pieces(text: str, longest: int = LONGEST_PIECE_CHARACTERS) -> Iterator[str]:
+    """Cuts a long text at blank lines, or else at line ends, into pieces of at most `longest`.
+
+    A text that fits comes back as it is; no character is lost.
+    """
+    start = 0
+    while len(text) - start > longest:
+        window = text[start : start + longest]
+        cut = window.rfind("\n\n", longest // 2)
+        cut = cut + 2 if cut >= 0 else window.rfind("\n", longest // 2) + 1
+        cut = cut or longest
+        yield text[start : start + cut]
+        start += cut
+    if start < len(text):
+        yield text[start:]

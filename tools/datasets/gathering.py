@@ -1,0 +1,240 @@
+"""Writes the text of a corpus as one jsonl file a domain and split; finished parts are kept.
+
+``<text>/<split>/<domain>.jsonl`` holds the documents, ``<text>/<part>.part.json`` is written when a
+part is complete and says what it consists of.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron.files import atomic_writer
+from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.progress import TextProgress
+from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord
+from tools.datasets.splitting import assign_splits, digest_of
+
+FEWEST_DOCUMENTS = 3
+PATIENCE_DOCUMENTS = 50_000
+"""A mixed stream ends when so many documents in a row found their domains full."""
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """The text of one domain and split: its file and what it holds."""
+
+    domain: str
+    split: Split
+    path: Path
+    documents: int
+    text_bytes: int
+
+
+@dataclass
+class _Domain:
+    """A domain while its text is gathered into a spool file."""
+
+    spool: BinaryIO
+    digests: list[bytes] = field(default_factory=list)
+    sizes_bytes: list[int] = field(default_factory=list)
+    given_splits: list[Split | None] = field(default_factory=list)
+    text_bytes: int = 0
+
+
+def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list[SplitText]:
+    """Gathers the text of all parts that are not finished yet.
+
+    Exact duplicates (but for white space) are dropped within the corpus. A domain that is below the
+    corpus's least size is left out and said aloud.
+
+    Args:
+        corpus: Where the text comes from.
+        folder: Where it goes.
+        tell: Receives one line for the user a domain.
+
+    Returns:
+        Domain by domain, in the order of the corpus; train, valid, test of each.
+
+    Raises:
+        DocumentError: A domain with fewer than 3 documents, or no domain at all.
+    """
+    seen: set[bytes] = set()
+    gathered: list[SplitText] = []
+    parts = corpus.parts()  # complains about a wrong input before anything is written
+    for part in parts:
+        texts = _finished(part, corpus, folder)
+        if texts is None:
+            texts = _gather_part(part, corpus, folder=folder, seen=seen, tell=tell)
+        else:
+            seen.update(_digests_of(texts))
+            tell(f"kept the text of {part.name}")
+        _check_no_collision(gathered, texts)
+        gathered += texts
+    _remove_left_overs(folder, gathered)
+    if not gathered:
+        raise DocumentError("no domain has enough text; give more, or lower --min-domain-kb")
+    return gathered
+
+
+def _remove_left_overs(folder: Path, gathered: list[SplitText]) -> None:
+    """Removes text of earlier settings and of killed runs: the tokenizer reads the whole folder."""
+    current = {text.path for text in gathered}
+    for split in SPLITS:
+        for path in (folder / split).glob("*"):
+            if path not in current:
+                path.unlink()
+
+
+def _record_path(folder: Path, part: Part) -> Path:
+    return folder / f"{part.name}.part.json"
+
+
+def _finished(part: Part, corpus: Corpus, folder: Path) -> list[SplitText] | None:
+    try:
+        record = json.loads(_record_path(folder, part).read_text())
+        if record["settings"] != corpus.settings():
+            return None
+        texts = [
+            SplitText(entry["domain"], entry["split"], folder / entry["file"], *entry["counts"])
+            for entry in record["texts"]
+        ]
+        sizes = [entry["file_bytes"] for entry in record["texts"]]
+        are_whole = [text.path.stat().st_size for text in texts] == sizes
+    except (OSError, ValueError, KeyError, TypeError):  # missing or torn: gather it again
+        return None
+    return texts if are_whole else None
+
+
+def _digests_of(texts: list[SplitText]) -> set[bytes]:
+    digests: set[bytes] = set()
+    for text in texts:
+        with text.path.open("rb") as lines:
+            digests.update(digest_of(json.loads(line)["text"]) for line in lines)
+    return digests
+
+
+def _gather_part(
+    part: Part,
+    corpus: Corpus,
+    *,
+    folder: Path,
+    seen: set[bytes],
+    tell: Callable[[str], None],
+) -> list[SplitText]:
+    folder.mkdir(parents=True, exist_ok=True)
+    _record_path(folder, part).unlink(missing_ok=True)
+    domains: dict[str, _Domain] = {}
+    try:
+        _spool_records(part, corpus, folder=folder, seen=seen, domains=domains)
+        texts: list[SplitText] = []
+        for name, domain in sorted(domains.items()):
+            if domain.text_bytes < corpus.min_domain_bytes:
+                tell(
+                    f"left out {name}: {domain.text_bytes / 1e3:.0f} KB here, a domain needs "
+                    f"{corpus.min_domain_bytes / 1e3:.0f} KB (--min-domain-kb)"
+                )
+                continue
+            texts += _write_splits(name, domain, folder)
+            tell(f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB")
+        if not domains:
+            tell(f"left out {part.name}: there is none on this machine")
+    finally:
+        for domain in domains.values():
+            domain.spool.close()
+            Path(domain.spool.name).unlink(missing_ok=True)
+    _write_record(part, corpus, folder=folder, texts=texts)
+    return texts
+
+
+def _spool_records(
+    part: Part,
+    corpus: Corpus,
+    *,
+    folder: Path,
+    seen: set[bytes],
+    domains: dict[str, _Domain],
+) -> None:
+    limit_bytes = corpus.max_domain_bytes
+    refused_in_a_row = 0
+    with TextProgress(f"gathering {part.name}", total_bytes=limit_bytes or 0) as progress:
+        for record in part.records():
+            domain = domains.get(record.domain)
+            if domain is None:
+                spool = (folder / f".{record.domain}.{part.name}.spool").open("w+b")
+                domain = domains[record.domain] = _Domain(spool)
+            is_capped = record.split in (None, "train")  # a given valid split is taken whole
+            if limit_bytes is not None and is_capped and domain.text_bytes >= limit_bytes:
+                refused_in_a_row += 1
+                if part.is_one_domain or refused_in_a_row >= PATIENCE_DOCUMENTS:
+                    return
+                continue
+            size_bytes = _spool(record, domain, seen)
+            refused_in_a_row = 0
+            progress.update(
+                1, text_bytes=size_bytes, bytes_read=min(domain.text_bytes, limit_bytes or 0)
+            )
+
+
+def _spool(record: TextRecord, domain: _Domain, seen: set[bytes]) -> int:
+    """Appends a document to its domain unless it is empty or known; returns its bytes."""
+    digest = digest_of(record.text)
+    if digest in seen or not record.text.strip():
+        return 0
+    seen.add(digest)
+    size_bytes = len(record.text.encode())
+    domain.spool.write(json.dumps({"text": record.text}, ensure_ascii=False).encode() + b"\n")
+    domain.digests.append(digest)
+    domain.sizes_bytes.append(size_bytes)
+    domain.given_splits.append(record.split)
+    domain.text_bytes += size_bytes
+    return size_bytes
+
+
+def _write_splits(name: str, domain: _Domain, folder: Path) -> list[SplitText]:
+    given = [split for split in domain.given_splits if split is not None]
+    if not given and len(domain.digests) < FEWEST_DOCUMENTS:
+        raise DocumentError(
+            f"{name}: {len(domain.digests)} documents cannot be split into train, valid and test; "
+            f"give at least {FEWEST_DOCUMENTS}, or leave the domain out with --min-domain-kb"
+        )
+    splits = given or assign_splits(domain.digests, domain.sizes_bytes)
+    texts = []
+    for split in SPLITS:
+        places = [place for place, assigned in enumerate(splits) if assigned == split]
+        if not places:
+            continue
+        path = folder / split / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        domain.spool.seek(0)
+        with atomic_writer(path) as output:
+            output.writelines(
+                line
+                for line, assigned in zip(domain.spool, splits, strict=True)
+                if assigned == split
+            )
+        size_bytes = sum(domain.sizes_bytes[place] for place in places)
+        texts.append(SplitText(name, split, path, len(places), size_bytes))
+    return texts
+
+
+def _write_record(part: Part, corpus: Corpus, *, folder: Path, texts: list[SplitText]) -> None:
+    entries: list[dict[str, Any]] = [
+        {
+            "domain": text.domain,
+            "split": text.split,
+            "file": str(text.path.relative_to(folder)),
+            "file_bytes": text.path.stat().st_size,
+            "counts": [text.documents, text.text_bytes],
+        }
+        for text in texts
+    ]
+    record = {"settings": corpus.settings(), "texts": entries}
+    with atomic_writer(_record_path(folder, part)) as output:
+        output.write((json.dumps(record, indent=1) + "\n").encode())
+
+
+def _check_no_collision(gathered: list[SplitText], texts: list[SplitText]) -> None:
+    for name in {text.domain for text in gathered} & {text.domain for text in texts}:
+        raise DocumentError(f"two sources are both the domain {name!r}; rename one of them")

@@ -1,0 +1,266 @@
+"""Tokenizes text files into the memory-mapped datasets that training reads.
+
+python tools/preprocess_data.py --input corpus.jsonl.zst --tokenizer-type HFTokenizer \
+    --vocab-file tokenizer.json --append-eod --output-prefix data/corpus --workers 8
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":  # run as a file: the repository root takes the place of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from megatron.data.indexed_dataset import (
+    MMapIndexedDatasetBuilder,
+    data_file_path,
+    index_file_path,
+    make_builder,
+)
+from megatron.data.metadata import (
+    DatasetMetadata,
+    TokenizerIdentity,
+    metadata_path,
+    write_metadata,
+)
+from megatron.tokenizer.abstract import AbstractTokenizer
+from megatron.tokenizer.command_line import exit_code
+from megatron.tokenizer.documents import DocumentReader
+from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.progress import TextProgress
+from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
+from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
+from tools.datasets.workers import encode_in_order
+
+BATCH_DOCUMENTS = 512
+BATCH_CHARACTERS = 1 << 20
+"""A batch ends at either. The reader cuts, so the cuts do not depend on the number of workers."""
+
+
+@dataclass(frozen=True)
+class KeySummary:
+    """What was written for one key."""
+
+    prefix: str
+    metadata: DatasetMetadata
+    num_empty: int
+
+
+def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or a list of arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    text = parser.add_argument_group("input")
+    text.add_argument(
+        "--input",
+        required=True,
+        help="files, folders or archives of .jsonl[.zst|.gz], .json.gz, .txt; separated by commas",
+    )
+    text.add_argument(
+        "--jsonl-keys", nargs="+", default=["text"], help="fields with text; one dataset a field"
+    )
+    text.add_argument("--num-docs", type=int, help="number of documents, checked at the end")
+    text.add_argument(
+        "--on-error",
+        default="fail",
+        choices=["fail", "skip"],
+        help="what a malformed record does: end with its file and line, or be reported and counted",
+    )
+    tokenizer = parser.add_argument_group("tokenizer")
+    tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
+    tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
+    tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
+    tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
+    tokenizer.add_argument("--ftfy", action="store_true", help="mend mojibake before tokenizing")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output-prefix", required=True, help="writes <prefix>_<key>_document.{bin,idx,meta.json}"
+    )
+    output.add_argument("--dataset-impl", default="mmap", choices=["lazy", "cached", "mmap"])
+    runtime = parser.add_argument_group("runtime")
+    runtime.add_argument("--workers", type=int, default=1, help="processes that tokenize")
+    runtime.add_argument(
+        "--log-interval", type=int, default=100, help="least documents between progress updates"
+    )
+    args = parser.parse_args(input_args)
+    if args.workers < 1:
+        parser.error(f"argument --workers: must be at least 1, got {args.workers}")
+    return args
+
+
+def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
+    """Tokenizes as the arguments say.
+
+    Returns:
+        One summary a key.
+
+    Raises:
+        DocumentError, TokenizerError, DataError: One line for the user; nothing is left behind.
+    """
+    args = get_args(input_args)
+    keys = list(dict.fromkeys(args.jsonl_keys))
+    prefixes = [f"{args.output_prefix}_{key}_document" for key in keys]
+    for prefix in prefixes:
+        _check_output(prefix)
+    settings = EncoderSettings(
+        tokenizer_type=args.tokenizer_type,
+        vocab_file=args.vocab_file,
+        merge_file=args.merge_file,
+        append_eod=args.append_eod,
+        use_ftfy=args.ftfy,
+    )
+    reader = DocumentReader(args.input.split(","), keys=keys, on_error=args.on_error, report=_tell)
+    encoder = Encoder(settings)
+    tokenizer = encoder.tokenizer
+    _tell(f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}")
+    label = f"tokenizing {Path(args.output_prefix).name}"
+    with (
+        _OutputSet(prefixes, tokenizer, impl=args.dataset_impl) as outputs,
+        TextProgress(
+            label, total_bytes=reader.total_bytes, log_interval=args.log_interval
+        ) as progress,
+    ):
+        encoded = encode_in_order(
+            _batches(reader), encoder, settings=settings, workers=args.workers
+        )
+        with contextlib.closing(encoded):  # ends the workers before the outputs are given up
+            for texts in encoded:
+                outputs.add(texts)
+                progress.update(
+                    len(texts[0].lengths) + texts[0].num_empty,
+                    text_bytes=sum(key.text_bytes for key in texts),
+                    bytes_read=reader.bytes_read,
+                )
+        summaries = outputs.finalize()
+    _tell_summary(summaries, reader, progress, expected=args.num_docs)
+    return summaries
+
+
+def _batches(reader: DocumentReader) -> Iterator[Batch]:
+    batch: Batch = []
+    characters = 0
+    for document in reader:
+        batch.append(document.texts)
+        characters += sum(map(len, document.texts))
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _OutputSet:
+    """The datasets of all keys: they appear together at the end, or none is left."""
+
+    def __init__(self, prefixes: list[str], tokenizer: AbstractTokenizer, *, impl: str):
+        self._prefixes = prefixes
+        self._tokenizer = tokenizer
+        self._text_bytes = [0] * len(prefixes)
+        self._num_empty = [0] * len(prefixes)
+        self._impl = impl
+        self._stack = contextlib.ExitStack()
+        self._builders: list[MMapIndexedDatasetBuilder] = []
+
+    def __enter__(self) -> "_OutputSet":
+        with contextlib.ExitStack() as stack:
+            for prefix in self._prefixes:
+                Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+                builder = make_builder(
+                    data_file_path(prefix), self._impl, self._tokenizer.vocab_size
+                )
+                self._builders.append(stack.enter_context(builder))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def add(self, texts: tuple[EncodedTexts, ...]) -> None:
+        for place, (builder, encoded) in enumerate(zip(self._builders, texts, strict=True)):
+            ends = np.cumsum(encoded.lengths)
+            for first, last in zip(ends - encoded.lengths, ends, strict=True):
+                builder.add_item(encoded.tokens[first:last])
+                builder.end_document()
+            self._text_bytes[place] += encoded.text_bytes
+            self._num_empty[place] += encoded.num_empty
+
+    def finalize(self) -> list[KeySummary]:
+        for builder, prefix in zip(self._builders, self._prefixes, strict=True):
+            if builder.num_documents == 0:
+                raise DocumentError(
+                    f"{prefix}: no document has any token; check --input and --jsonl-keys"
+                )
+        summaries = [self._summary(place) for place in range(len(self._prefixes))]
+        for builder, summary in zip(self._builders, summaries, strict=True):
+            # An old description must not stand beside new tokens, were this to end half-way.
+            metadata_path(summary.prefix).unlink(missing_ok=True)
+            builder.finalize(index_file_path(summary.prefix))
+            write_metadata(summary.prefix, summary.metadata)
+        return summaries
+
+    def _summary(self, place: int) -> KeySummary:
+        builder, tokenizer = self._builders[place], self._tokenizer
+        metadata = DatasetMetadata(
+            documents=builder.num_documents,
+            tokens=builder.num_tokens,
+            text_bytes=self._text_bytes[place],
+            max_token_id=builder.max_token_id,
+            tokenizer=TokenizerIdentity(
+                tokenizer.name, tokenizer.vocab_size, tokenizer.fingerprint
+            ),
+        )
+        return KeySummary(self._prefixes[place], metadata, self._num_empty[place])
+
+
+def _check_output(prefix: str) -> None:
+    """Refuses an output of which one half exists: nobody can say what the other half was."""
+    data, index = Path(data_file_path(prefix)), Path(index_file_path(prefix))
+    if data.exists() != index.exists():
+        half, missing = (data, index) if data.exists() else (index, data)
+        raise DocumentError(
+            f"{half}: exists without {missing.name}, a half dataset is not overwritten; "
+            "remove it or choose another --output-prefix"
+        )
+    folder = data.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DocumentError(f"{folder}: cannot be written; choose another --output-prefix")
+
+
+def _tell_summary(
+    summaries: list[KeySummary],
+    reader: DocumentReader,
+    progress: TextProgress,
+    *,
+    expected: int | None,
+) -> None:
+    for summary in summaries:
+        metadata = summary.metadata
+        parts = [
+            f"{metadata.documents} documents",
+            f"{metadata.tokens} tokens",
+            f"{metadata.text_bytes / 1e6:.2f} MB of text",
+            f"{metadata.text_bytes / metadata.tokens:.2f} bytes/token",
+            f"{progress.seconds:.1f} s, {progress.megabytes_per_second:.1f} MB/s",
+        ]
+        if summary.num_empty:
+            parts.append(f"{summary.num_empty} empty documents left out")
+        _tell(f"{summary.prefix}: {', '.join(parts)}")
+    if reader.problems:
+        _tell(f"{reader.problems} records skipped, {reader.documents} read")
+    if expected is not None and expected != reader.documents:
+        _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
+
+
+def _tell(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
