@@ -1,0 +1,222 @@
+"""The device that this process computes on; nothing else in the project names a kind of device.
+
+Wraps ``deepspeed.accelerator``, which is loaded by the first call and not by the import, so that
+`prepare_environment` can still choose the device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megatron.launcher.devices import count_devices
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "backend",
+    "device",
+    "device_count",
+    "is_cpu",
+    "keep_freed_memory",
+    "memory_stats",
+    "name",
+    "prepare_environment",
+    "reset_peak_memory",
+    "rng_state",
+    "seed_everything",
+    "set_device",
+    "set_rng_state",
+    "supports",
+    "synchronize",
+]
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+
+
+def prepare_environment() -> None:
+    """Chooses DeepSpeed's CPU accelerator on a machine without GPUs.
+
+    Call it before deepspeed is imported. Without it DeepSpeed guesses, warns, and may pick a GPU
+    that torch cannot use.
+    """
+    if count_devices(os.environ) == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@lru_cache(maxsize=1)
+def _accelerator() -> Any:
+    prepare_environment()
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator()
+
+
+def name() -> str:
+    """Returns the kind of device: ``cpu``, ``cuda`` ..."""
+    return str(_accelerator().device_name())
+
+
+def is_cpu() -> bool:
+    """Tells whether this process computes on the CPU."""
+    return name() == "cpu"
+
+
+def device(local_rank: int | None = None) -> torch.device:
+    """Returns the device of this process, or of another local rank on this machine."""
+    import torch
+
+    if is_cpu():
+        return torch.device("cpu")
+    index = (
+        _accelerator().current_device()
+        if local_rank is None
+        else local_rank % max(1, device_count())
+    )
+    return torch.device(name(), index)
+
+
+def set_device(local_rank: int) -> None:
+    """Makes the ``local_rank``-th device that of this process; nothing to do on a CPU."""
+    if not is_cpu():
+        _accelerator().set_device(local_rank % max(1, device_count()))
+
+
+def device_count() -> int:
+    """Returns the number of devices that this process sees; on a CPU 1, whatever its sockets."""
+    return 1 if is_cpu() else int(_accelerator().device_count())
+
+
+def synchronize() -> None:
+    """Waits until the device has done all work that was handed to it; for timing only."""
+    _accelerator().synchronize()
+
+
+def backend() -> str:
+    """Returns torch.distributed's backend for this device: ``gloo`` on a CPU."""
+    return "gloo" if is_cpu() else str(_accelerator().communication_backend_name())
+
+
+def supports(precision: str) -> bool:
+    """Tells whether the device trains in ``fp32``, ``fp16`` or ``bfloat16``."""
+    if precision == "fp32":
+        return True
+    if precision == "fp16":
+        return not is_cpu() and bool(_accelerator().is_fp16_supported())
+    return bool(_accelerator().is_bf16_supported())
+
+
+def memory_stats() -> dict[str, int]:
+    """Returns bytes under ``allocated_bytes`` and ``peak_bytes``.
+
+    On a GPU they count tensors; on a CPU they are the resident size of the whole process and its
+    largest value since the process began.
+    """
+    if not is_cpu():
+        accelerator = _accelerator()
+        return {
+            "allocated_bytes": int(accelerator.memory_allocated()),
+            "peak_bytes": int(accelerator.max_memory_allocated()),
+        }
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {"allocated_bytes": 0, "peak_bytes": 0}
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"allocated_bytes": _resident_bytes(default=peak), "peak_bytes": peak}
+
+
+def reset_peak_memory() -> None:
+    """Starts a new ``peak_bytes`` on a GPU; a CPU process keeps its peak for life."""
+    if not is_cpu():
+        _accelerator().reset_peak_memory_stats()
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory of freed tensors on a CPU, as a GPU's allocator does.
+
+    Otherwise each activation above 128 KiB is mapped and zeroed by the kernel at every step:
+    `tools/benchmark/step_throughput.py` measures against a loop without it. A no-op without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy, torch and the device; numpy takes ``seed`` modulo 2**32."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if not is_cpu():
+        _accelerator().manual_seed_all(seed)
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """Returns the states of all random generators as tensors: a checkpoint holds no pickle.
+
+    Returns:
+        ``python`` int64 (626,): 625 words and the version; ``python_gauss`` float64 (0,) or (1,);
+        ``numpy`` int64 (626,): 624 words, position, has_gauss; ``numpy_gauss`` float64 (1,);
+        ``torch`` uint8; ``device`` uint8, absent on a CPU.
+    """
+    import torch
+
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=True)
+    _, numpy_words, position, has_gauss, numpy_gauss = numpy_state
+    state = {
+        "python": torch.tensor([*words, version], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, numpy_words), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([numpy_gauss], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if not is_cpu():
+        state["device"] = _accelerator().get_rng_state()
+    return state
+
+
+def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Takes over what `rng_state` returned; on a CPU a GPU's ``device`` state is left out."""
+    import torch
+
+    *words, version = state["python"].tolist()
+    gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    *numpy_words, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(
+        (
+            "MT19937",
+            np.array(numpy_words, dtype=np.uint32),
+            position,
+            has_gauss,
+            float(state["numpy_gauss"][0]),
+        )
+    )
+    torch.set_rng_state(state["torch"].cpu())
+    if not is_cpu() and "device" in state:
+        _accelerator().set_rng_state(state["device"].cpu())
+
+
+def _resident_bytes(*, default: int) -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return default

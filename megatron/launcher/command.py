@@ -1,0 +1,147 @@
+"""The command ``deepy.py``: read and check the configuration, then start the run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.launcher.arguments_file import arguments_folder, write_arguments
+from megatron.launcher.devices import rank_device_environment
+from megatron.launcher.plan import LaunchPlan, plan_launch
+from megatron.launcher.rendezvous import LOOPBACK, reserve_port
+from megatron.launcher.supervisor import RankCommand, Supervisor
+from megatron.neox_arguments import ConfigError, resolve
+from megatron.neox_arguments.command_line import read_deepy_command
+
+__all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
+
+GRACE_VARIABLE = "ODM_NEOX_GRACE_SECONDS"
+"""Seconds from a request to stop until ranks that have not ended are killed."""
+
+_DEFAULT_GRACE_SECONDS = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``deepy.py`` with ``argv`` (``sys.argv[1:]`` when not given).
+
+    Returns:
+        The exit code: 0 done, or saved and stopped; 2 wrong input, with one message; 1 a failure.
+    """
+    try:
+        command = read_deepy_command(argv)
+        neox_args = command.neox_args
+        plan = plan_launch(neox_args, os.environ)
+        config = resolve(neox_args, world_size=plan.num_processes)
+        grace_seconds = _grace_seconds(os.environ)
+        if command.check:
+            sys.stdout.write(_summary(config, plan) + "\n")
+            return 0
+        if plan.hosts:
+            argv_of_runner = runner_command(neox_args)
+            if command.dry_run:
+                sys.stdout.write(shlex.join(argv_of_runner) + "\n")
+                return 0
+            os.execv(argv_of_runner[0], argv_of_runner)
+        return _run_here(neox_args, plan, grace_seconds, dry_run=command.dry_run)
+    except ConfigError as error:
+        _say(str(error))
+        return 2
+
+
+def rank_commands(
+    script_argv: Sequence[str],
+    *,
+    plan: LaunchPlan,
+    master_port: int,
+    environ: Mapping[str, str],
+) -> list[RankCommand]:
+    """Makes the command and environment of every rank on this machine.
+
+    ``LOCAL_SIZE``, which DeepSpeed's launcher sets, is left out: with it DeepSpeed makes shared
+    memory segments that nobody removes.
+    """
+    shared = {key: value for key, value in environ.items() if key != "LOCAL_SIZE"}
+    shared.update(rank_device_environment(plan.device_indices, environ))
+    shared.update(
+        MASTER_ADDR=LOOPBACK,
+        MASTER_PORT=str(master_port),
+        WORLD_SIZE=str(plan.num_processes),
+        LOCAL_WORLD_SIZE=str(plan.num_processes),
+    )
+    return [
+        RankCommand(script_argv, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(plan.num_processes)
+    ]
+
+
+def runner_command(neox_args: Any) -> list[str]:
+    """Makes the command line of DeepSpeed's runner, which starts processes on several machines."""
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *neox_args.get_deepspeed_main_args()]
+
+
+def _run_here(neox_args: Any, plan: LaunchPlan, grace_seconds: float, *, dry_run: bool) -> int:
+    script = neox_args.user_script
+    wanted = neox_args.master_port if "master_port" in neox_args.given else None
+    holder, port = reserve_port(wanted, _say)
+    with holder, arguments_folder() as folder:
+        path = write_arguments(folder, "megatron_config", neox_args.megatron_config)
+        script_argv = [sys.executable, "-u", script, "--megatron_config", str(path)]
+        commands = rank_commands(script_argv, plan=plan, master_port=port, environ=os.environ)
+        if dry_run:
+            sys.stdout.write("".join(_shown(command) + "\n" for command in commands))
+            return 0
+        return Supervisor(commands, grace_seconds=grace_seconds, report=_say).run()
+
+
+def _shown(command: RankCommand) -> str:
+    added = {key: value for key, value in command.environ.items() if os.environ.get(key) != value}
+    return shlex.join([*(f"{key}={value}" for key, value in sorted(added.items())), *command.argv])
+
+
+def _grace_seconds(environ: Mapping[str, str]) -> float:
+    text = environ.get(GRACE_VARIABLE)
+    if text is None:
+        return _DEFAULT_GRACE_SECONDS
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{GRACE_VARIABLE}: must be a number of seconds, got '{text}'") from None
+
+
+def _summary(config: Any, plan: LaunchPlan) -> str:
+    derived = config.derived
+    model = config.model
+    where = ", ".join(plan.hosts) or (
+        "this machine, CPU" if not plan.device_indices else "this machine"
+    )
+    lines = {
+        "configuration": ", ".join(Path(name).name for name in config.files) or "no file",
+        "model": f"{model.num_layers} layers x {model.hidden_size}, "
+        f"{model.num_attention_heads} heads, sequence {model.seq_length}",
+        "processes": f"{derived.world_size} on {where}; data {derived.data_parallel_size} x model "
+        f"{derived.model_parallel_size} x pipe {derived.pipe_parallel_size}",
+        "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} a micro-batch x "
+        f"{derived.gradient_accumulation_steps} accumulated x "
+        f"{derived.data_parallel_size} data-parallel",
+        "precision": f"{derived.precision}, ZeRO {derived.zero_stage}",
+        "domains": ", ".join(derived.domains) or "one unnamed",
+        "saves to": derived.save_path or "nowhere",
+    }
+    width = max(map(len, lines))
+    notes = [f"note: {note}" for note in derived.notes]
+    return "\n".join(
+        [
+            "configuration is valid",
+            *(f"  {key:<{width}}  {text}" for key, text in lines.items()),
+            *notes,
+        ]
+    )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

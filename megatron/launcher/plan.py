@@ -1,0 +1,89 @@
+"""Decides on which machines, and with how many processes, a run starts."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.launcher.devices import count_devices
+from megatron.neox_arguments import ConfigError
+from megatron.neox_arguments.hostfile import Slots, parse_filter, read_hostfile, select_slots
+
+__all__ = ["LaunchPlan", "plan_launch"]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Where a run starts."""
+
+    num_processes: int
+    """Processes on all machines."""
+    device_indices: tuple[int, ...] = ()
+    """Local devices in rank order; empty on a machine without devices."""
+    hosts: tuple[str, ...] = ()
+    """Machines of a run that needs DeepSpeed's runner; empty for this machine alone."""
+
+
+def plan_launch(
+    neox_args: Any, environ: Mapping[str, str], *, num_devices: int | None = None
+) -> LaunchPlan:
+    """Plans a run from hostfile, include, exclude, num_nodes, num_gpus and world_size.
+
+    Args:
+        neox_args: The flat arguments; ``global_num_gpus`` stands in for ``world_size``.
+        environ: The launcher's environment; ``DLTS_HOSTFILE`` stands in for ``hostfile``.
+        num_devices: GPUs of this machine; counted when not given.
+
+    Raises:
+        ConfigError: For a hostfile that cannot be read, hosts that it does not name, or more
+            processes than devices.
+    """
+    num_devices = count_devices(environ) if num_devices is None else num_devices
+    path = neox_args.hostfile or environ.get("DLTS_HOSTFILE")
+    if path and Path(path).is_file():
+        slots = select_slots(
+            read_hostfile(path),
+            include=neox_args.include,
+            exclude=neox_args.exclude,
+            num_nodes=neox_args.num_nodes,
+            num_gpus=neox_args.num_gpus,
+        )
+        is_remote = any(not _is_this_machine(host) for host in slots)
+        if len(slots) > 1 or is_remote or neox_args.force_multi:
+            return LaunchPlan(sum(map(len, slots.values())), hosts=tuple(slots))
+        chosen = next(iter(slots.values()))
+    else:
+        chosen = _choose_here(neox_args, num_devices)
+    if num_devices == 0:
+        return LaunchPlan(len(chosen))
+    if max(chosen) >= num_devices:
+        raise ConfigError(
+            f"num_gpus: the run asks for GPU {max(chosen)}, counted from 0, and this machine shows "
+            f"{num_devices} GPUs; ask for fewer, or set DS_ACCELERATOR=cpu to use CPU processes"
+        )
+    return LaunchPlan(len(chosen), device_indices=chosen)
+
+
+def _choose_here(neox_args: Any, num_devices: int) -> tuple[int, ...]:
+    """Chooses slots of this machine, where no hostfile says what it has."""
+    if neox_args.include:
+        chosen = parse_filter(neox_args.include, "include")
+        for host in chosen:
+            if not _is_this_machine(host):
+                raise ConfigError(
+                    f"include names host {host!r}, and there is no hostfile; set hostfile, or "
+                    "write localhost"
+                )
+        listed = next(iter(chosen.values()))
+        if listed is not None:
+            return listed
+    counts = (neox_args.num_gpus, neox_args.world_size, neox_args.global_num_gpus, num_devices)
+    here: Slots = {"localhost": tuple(range(next((n for n in counts if n), 1)))}
+    return select_slots(here, exclude=neox_args.exclude)["localhost"]
+
+
+def _is_this_machine(host: str) -> bool:
+    return host in {"localhost", "127.0.0.1", "::1", socket.gethostname()}

@@ -1,0 +1,263 @@
+"""Starts the ranks of a run on this machine, watches them and ends them all together.
+
+Why not DeepSpeed's inner launcher: on SIGTERM it terminates its ranks and returns 1 whatever they
+do, it ends 30 s after a rank that does not react, and it needs torch to start. The ranks here get
+the same environment variables. The guarantees:
+
+- SIGTERM, SIGINT (Ctrl-C) and SIGHUP reach every rank once, as SIGTERM; ranks that save and exit
+  with 0 make the run exit with 0.
+- A rank that fails ends the others; its last words are shown once.
+- The death of the launcher, by any signal, ends the ranks (Linux: the kernel kills them).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO, Any
+
+from megatron.launcher.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
+
+__all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE"]
+
+SHOW_ALL_VARIABLE = "ODM_NEOX_SHOW_ALL_RANKS"
+"""Set to 1 to see the standard error of every rank as it comes, not of rank 0 alone."""
+
+_POLL_SECONDS = 0.05
+_SETTLE_SECONDS = 2.0  # time for rank 0 to print the error that another rank met a moment earlier
+_KEPT_BYTES = 64 * 1024
+_SHOWN_LINES = 40
+
+
+@dataclass(frozen=True)
+class RankCommand:
+    """One rank to start: its command line and its whole environment."""
+
+    argv: Sequence[str]
+    environ: Mapping[str, str]
+
+
+@dataclass
+class _Rank:
+    index: int
+    process: subprocess.Popen[bytes]
+    last_words: bytearray = field(default_factory=bytearray)
+    exit_code: int | None = None
+    spoke_at: float = math.inf
+    """When the first sign of an error came; never for rank 0, whose words go straight through."""
+
+
+class Supervisor:
+    """Runs ranks to their end; use `run` once, from the main thread of a process without others."""
+
+    def __init__(
+        self,
+        commands: Sequence[RankCommand],
+        *,
+        grace_seconds: float,
+        report: Callable[[str], None],
+    ) -> None:
+        """Prepares a run.
+
+        Args:
+            commands: One a rank, in rank order.
+            grace_seconds: Time that ranks get to save after a request to stop, before SIGKILL.
+            report: Takes each line that the user should see.
+        """
+        self._commands = commands
+        self._grace_seconds = grace_seconds
+        self._report = report
+        self._ranks: list[_Rank] = []
+        self._selector = selectors.DefaultSelector()
+        self._stop_signal: int | None = None
+        self._stop_since = 0.0
+        self._stop_forwarded = False
+        self._kill_now = False
+
+    def run(self) -> int:
+        """Starts the ranks and waits for all of them.
+
+        Returns:
+            0 when every rank exited with 0, 2 when a rank refused the user's input, else 1.
+        """
+        previous = self._take_signals()
+        try:
+            for index in range(len(self._commands)):
+                self._start(index)
+            return self._watch()
+        finally:
+            self._kill_all()
+            self._selector.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start(self, index: int) -> None:
+        command = self._commands[index]
+        posix = os.name == "posix"
+        hold_back = posix and index > 0 and os.environ.get(SHOW_ALL_VARIABLE) != "1"
+        process = subprocess.Popen(
+            command.argv,
+            env={**command.environ, PARENT_VARIABLE: str(os.getpid())},
+            stdin=None if index == 0 else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if hold_back else None,
+            # a session of its own: the terminal's Ctrl-C reaches the launcher alone, which passes
+            # it on once; and whatever a rank starts can be ended with it
+            start_new_session=True,
+            # before exec, so that no moment is left in which the launcher's death goes unnoticed
+            preexec_fn=partial(die_with_parent, os.getpid()) if sys.platform == "linux" else None,
+        )
+        rank = _Rank(index, process)
+        self._ranks.append(rank)
+        if process.stderr is not None:
+            os.set_blocking(process.stderr.fileno(), False)
+            self._selector.register(process.stderr, selectors.EVENT_READ, rank)
+
+    def _watch(self) -> int:
+        failed_since: float | None = None
+        while any(rank.exit_code is None for rank in self._ranks):
+            self._listen(_POLL_SECONDS)
+            self._forward_stop()
+            for rank in self._ranks:
+                self._reap(rank)
+            now = time.monotonic()
+            codes = [rank.exit_code for rank in self._ranks if rank.exit_code]
+            if codes and failed_since is None:
+                failed_since = now
+            if failed_since is not None and now - failed_since > _SETTLE_SECONDS:
+                break
+            if self._kill_now or any(code < 0 for code in codes):
+                break
+            if self._stop_forwarded and now - self._stop_since > self._grace_seconds:
+                self._report(
+                    f"deepy.py: the run did not end within {self._grace_seconds:g} s of the "
+                    "request to stop; killing it"
+                )
+                break
+        if failed_since is not None:
+            return self._explain()
+        return 1 if self._kill_all() else 0
+
+    def _listen(self, seconds: float) -> None:
+        """Keeps the newest bytes that held-back ranks write; sleeps when none can come."""
+        if not self._selector.get_map():
+            time.sleep(seconds)
+            return
+        for key, _ in self._selector.select(seconds):
+            stream: IO[bytes] = key.fileobj  # type: ignore[assignment]
+            block = stream.read(_KEPT_BYTES)
+            if not block:
+                self._selector.unregister(stream)
+                continue
+            words = key.data.last_words
+            if b"Error" in block or b"error" in block:
+                key.data.spoke_at = min(key.data.spoke_at, time.monotonic())
+            words += block
+            del words[:-_KEPT_BYTES]
+
+    def _reap(self, rank: _Rank) -> None:
+        if rank.exit_code is not None:
+            return
+        if hasattr(os, "waitid"):
+            if os.waitid(os.P_PID, rank.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return
+            # what a rank left running goes with it; while it is a zombie, its group id is its own
+            _kill_group(rank.process.pid)
+        rank.exit_code = rank.process.poll()
+
+    def _kill_all(self) -> int:
+        """Kills the ranks that still run and returns how many these were."""
+        alive = [rank for rank in self._ranks if rank.exit_code is None]
+        for rank in alive:
+            _kill_group(rank.process.pid)
+            rank.process.kill()
+        for rank in alive:
+            rank.exit_code = rank.process.wait()
+        return len(alive)
+
+    def _explain(self) -> int:
+        """Says once why the run failed, and returns its exit code."""
+        self._listen(0.0)
+        failed = [rank for rank in self._ranks if rank.exit_code]
+        killed = [rank for rank in failed if rank.exit_code is not None and rank.exit_code < 0]
+        refused = [rank for rank in failed if rank.exit_code == 2]
+        if self._stop_forwarded and any(rank.exit_code == -signal.SIGTERM for rank in killed):
+            self._report("deepy.py: stopped before training began; nothing was saved")
+            return 1
+        if refused and refused[0].index == 0:
+            return 2  # rank 0 has printed the message, and one message is enough
+        # the rank where the error began speaks before its closed sockets make the others fail
+        culprit = min(refused or killed or failed, key=lambda rank: (rank.spoke_at, rank.index))
+        self._report(
+            f"deepy.py: rank {culprit.index} {_describe(culprit.exit_code or 0)}; the run was ended"
+        )
+        for line in culprit.last_words.decode("utf-8", "replace").splitlines()[-_SHOWN_LINES:]:
+            self._report(f"[rank {culprit.index}] {line}")
+        return 2 if refused else 1
+
+    # signals
+
+    def _take_signals(self) -> dict[int, Any]:
+        handlers = {
+            "SIGTERM": self._on_stop,
+            "SIGINT": self._on_stop,
+            "SIGHUP": self._on_stop,
+            "SIGTSTP": self._on_pause,
+        }
+        previous: dict[int, Any] = {}
+        for name, handler in handlers.items():
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+        return previous
+
+    def _on_stop(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self._stop_signal is None:
+            self._stop_signal, self._stop_since = number, now
+        elif now - self._stop_since >= REPEAT_SECONDS:
+            self._kill_now = True
+
+    def _on_pause(self, number: int, frame: object) -> None:
+        """Ctrl-Z: the ranks are in other sessions and would run on unseen."""
+        self._signal_ranks(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal_ranks(signal.SIGCONT)
+
+    def _forward_stop(self) -> None:
+        if self._stop_signal is None or self._stop_forwarded:
+            return
+        self._stop_forwarded = True
+        self._report(
+            f"deepy.py: {signal.Signals(self._stop_signal).name}: the run saves and stops, within "
+            f"{self._grace_seconds:g} s; a second signal ends it now"
+        )
+        self._signal_ranks(signal.SIGTERM)
+
+    def _signal_ranks(self, number: int) -> None:
+        for rank in self._ranks:
+            if rank.exit_code is None:
+                os.kill(rank.process.pid, number)
+
+
+def _kill_group(pid: int) -> None:
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _describe(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"failed with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    hint = " (did the machine run out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

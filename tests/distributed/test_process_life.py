@@ -1,0 +1,264 @@
+"""Whatever dies, all of a run dies; who is asked to stop, saves first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = Path(__file__).with_name("stand_in_run.py")
+CONFIG = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "seq_length": 8,
+    "max_position_embeddings": 8,
+    "train_micro_batch_size_per_gpu": 1,
+    "train_iters": 1,
+    "num_gpus": 2,
+    "checkpoint_factor": 10,
+    "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
+}
+LIMIT_S = 10.0
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's"),
+]
+
+
+class Run:
+    """A run of the stand-in under ``deepy.py``."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.folder = folder
+        self.shared_memory = shared_memory_segments()
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        config = folder / "run.yml"
+        config.write_text(json.dumps({**CONFIG, "save": str(folder)}))
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self.temporary),
+            **variables,
+        }
+        self.errors = folder / "stderr"
+        with open(self.errors, "wb") as errors, open(folder / "stdout", "wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "deepy.py"), str(STAND_IN), str(config)],
+                env=environ,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    def rank_pids(self) -> list[int]:
+        """Waits until both ranks run and returns their process ids."""
+        files = [self.folder / f"pid_{rank}" for rank in range(2)]
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if all(file.is_file() and file.read_text() for file in files):
+                return [int(file.read_text()) for file in files]
+            assert self.process.poll() is None, self.errors.read_text()
+            time.sleep(0.02)
+        raise AssertionError(f"the ranks did not start: {self.errors.read_text()}")
+
+    def children(self) -> list[int]:
+        """Waits for the launcher's first children and returns their process ids."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            if pids := path.read_text().split():
+                return [int(pid) for pid in pids]
+            time.sleep(0.01)
+        raise AssertionError(f"the ranks did not start: {self.errors.read_text()}")
+
+    def ends(self, pids: list[int]) -> tuple[int, float]:
+        """Waits until the launcher and ``pids`` are gone; returns exit code and seconds."""
+        began = time.monotonic()
+        code = self.process.wait(timeout=LIMIT_S)
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() - began < LIMIT_S, "ranks outlived the run"
+            time.sleep(0.02)
+        return code, time.monotonic() - began
+
+    def leaves_nothing(self) -> None:
+        """Checks shared memory and the arguments' folder."""
+        assert shared_memory_segments() <= self.shared_memory
+        assert list(self.temporary.glob("odm-neox-*")) == []
+
+
+def shared_memory_segments() -> set[str]:
+    """Names in /dev/shm, less the semaphores of multiprocessing, which other programs make too."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs: list[Run] = []
+
+    def make(**variables: str) -> Run:
+        runs.append(Run(tmp_path, **variables))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        if run.process.poll() is None:
+            os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "meets"), [(signal.SIGTERM, "1"), (signal.SIGINT, "0"), (signal.SIGHUP, "0")]
+)
+def test_a_request_to_stop_saves_on_every_rank_and_exits_with_0(start, number, meets):
+    run = start(STAND_IN_MEETS=meets)
+    pids = run.rank_pids()
+    run.process.send_signal(number)
+    code, seconds = run.ends(pids)
+    print(f"{number.name}: {seconds:.2f} s")
+    assert code == 0, run.errors.read_text()
+    assert (run.folder / "saved_0").is_file()
+    assert (run.folder / "saved_1").is_file()
+    assert "saved at step" in (run.folder / "stdout").read_text()
+    run.leaves_nothing()
+
+
+def test_a_signal_to_every_process_at_once_counts_as_one_request(start):
+    # Slurm and systemd signal all processes of a job; the launcher passes its copy on as well
+    run = start()
+    pids = run.rank_pids()
+    for pid in [*pids, run.process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    code, _ = run.ends(pids)
+    assert code == 0, run.errors.read_text()
+
+
+def test_kill_9_of_the_launcher_ends_every_rank(start):
+    run = start()
+    pids = run.rank_pids()
+    run.process.kill()
+    code, seconds = run.ends(pids)
+    print(f"kill -9 of deepy.py: {seconds:.2f} s")
+    assert code == -signal.SIGKILL
+    assert shared_memory_segments() <= run.shared_memory
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_kill_9_of_a_rank_ends_the_run_with_1(start, rank):
+    run = start(STAND_IN_MEETS=str(rank))
+    pids = run.rank_pids()
+    os.kill(pids[rank], signal.SIGKILL)
+    code, seconds = run.ends(pids)
+    print(f"kill -9 of rank {rank}: {seconds:.2f} s")
+    assert code == 1
+    assert f"rank {rank} was killed by SIGKILL" in run.errors.read_text()
+    run.leaves_nothing()
+
+
+def test_kill_9_of_the_launcher_before_the_ranks_have_loaded_anything_ends_them(start):
+    run = start()
+    children = run.children()
+    run.process.kill()
+    run.ends(children)
+
+
+def test_a_failing_rank_ends_the_others_and_is_heard_once(start):
+    run = start(STAND_IN="fail:1", STAND_IN_MEETS="1")
+    code, seconds = run.ends(run.rank_pids())
+    print(f"failing rank: {seconds:.2f} s")
+    said = run.errors.read_text()
+    assert code == 1
+    assert said.count("RuntimeError: rank 1 meets its fate") == 1
+    assert "rank 1 failed with exit code 1" in said
+    run.leaves_nothing()
+
+
+def test_a_rank_that_refuses_the_input_makes_the_exit_code_2(start):
+    run = start(STAND_IN="refuse:1")
+    code, _ = run.ends(run.rank_pids())
+    assert code == 2
+    assert run.errors.read_text().count("data_path: refused by rank 1") == 1
+
+
+def test_a_refusal_by_rank_0_is_the_only_line(start):
+    run = start(STAND_IN="refuse:0")
+    code, _ = run.ends(run.rank_pids())
+    assert code == 2
+    assert run.errors.read_text() == "data_path: refused by rank 0\n"
+
+
+def test_a_deaf_run_is_killed_after_the_grace_period(start):
+    run = start(STAND_IN="deaf", ODM_NEOX_GRACE_SECONDS="1")
+    pids = run.rank_pids()
+    run.process.terminate()
+    code, seconds = run.ends(pids)
+    assert code == 1
+    assert 1.0 <= seconds < 4.0
+    assert "did not end within 1 s" in run.errors.read_text()
+    run.leaves_nothing()
+
+
+def test_a_second_signal_ends_a_deaf_run_at_once(start):
+    run = start(STAND_IN="deaf")
+    pids = run.rank_pids()
+    run.process.terminate()
+    time.sleep(1.2)
+    run.process.terminate()
+    code, seconds = run.ends(pids)
+    assert code == 1
+    assert seconds < 2.0
+
+
+def test_what_a_rank_started_ends_with_it(start):
+    run = start(STAND_IN="child")
+    pids = run.rank_pids()
+    children = [int((run.folder / f"child_{rank}").read_text()) for rank in range(2)]
+    os.kill(pids[1], signal.SIGKILL)
+    code, _ = run.ends(pids + children)
+    assert code == 1
+
+
+def test_a_stop_before_training_is_no_success(start):
+    run = start(STAND_IN_MEETS="1")
+    run.children()
+    run.process.terminate()
+    code, _ = run.ends([])
+    assert code == 1
+    assert "nothing was saved" in run.errors.read_text()
+
+
+def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start, tmp_path):
+    run = start()
+    run.process.kill()
+    run.process.wait()
+    left = run.temporary / f"odm-neox-{run.process.pid}-left"
+    left.mkdir(exist_ok=True)
+    config = tmp_path / "run.yml"
+    subprocess.run(
+        [sys.executable, str(ROOT / "deepy.py"), "--dry-run", str(STAND_IN), str(config)],
+        env={**os.environ, "TMPDIR": str(run.temporary)},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    assert list(run.temporary.glob("odm-neox-*")) == []

@@ -1,0 +1,71 @@
+"""The device's random states, threads and precisions on a CPU."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from megatron import accelerator
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
+
+
+def draws() -> list[float]:
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.rand()),
+        float(np.random.randn()),
+        float(torch.rand(())),
+    ]
+
+
+def test_a_restored_state_draws_the_same_numbers_from_every_generator():
+    accelerator.seed_everything(7)
+    draws()  # leaves a second Gaussian waiting in Python's and numpy's generators
+    state = accelerator.rng_state()
+    expected = draws()
+    draws()
+    accelerator.set_rng_state(state)
+    assert draws() == expected
+
+
+def test_states_are_tensors_that_a_checkpoint_can_hold_without_pickle(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    accelerator.seed_everything(7)
+    state = accelerator.rng_state()
+    expected = draws()
+    safetensors.save_file(state, tmp_path / "rng.safetensors")
+    accelerator.set_rng_state(safetensors.load_file(tmp_path / "rng.safetensors"))
+    assert draws() == expected
+
+
+def test_a_seed_decides_every_generator():
+    accelerator.seed_everything(2**40 + 3)
+    first = draws()
+    accelerator.seed_everything(2**40 + 3)
+    assert draws() == first
+
+
+def test_a_machine_without_gpus_is_a_cpu_that_talks_over_gloo():
+    assert accelerator.is_cpu()
+    assert accelerator.device() == torch.device("cpu")
+    assert accelerator.device_count() == 1
+    assert accelerator.backend() == "gloo"
+    assert accelerator.supports("fp32")
+    assert not accelerator.supports("fp16")
+
+
+def test_deepspeed_is_told_of_a_machine_without_gpus(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    accelerator.prepare_environment()
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+
+
+def test_peak_memory_is_at_least_what_is_resident():
+    stats = accelerator.memory_stats()
+    assert stats["peak_bytes"] >= stats["allocated_bytes"] * 0.9 > 10_000_000

@@ -1,0 +1,281 @@
+"""``deepy.py``: planning, commands, exit codes, and how soon it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron.launcher import process_life
+from megatron.launcher.arguments_file import arguments_folder, write_arguments
+from megatron.launcher.command import main, rank_commands, runner_command
+from megatron.launcher.devices import count_devices, rank_device_environment
+from megatron.launcher.plan import LaunchPlan, plan_launch
+from megatron.launcher.rendezvous import reserve_port
+from megatron.neox_arguments import ConfigError, NeoXArgs
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "seq_length": 8,
+    "max_position_embeddings": 8,
+    "train_micro_batch_size_per_gpu": 1,
+    "train_iters": 1,
+    "data_path": "somewhere",
+    "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A script and a configuration that do nothing."""
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "run.yml").write_text(json.dumps({**CONFIG, "num_gpus": 2}))
+    return str(tmp_path / "train.py"), str(tmp_path / "run.yml")
+
+
+def plan(num_devices: int = 0, environ: dict[str, str] | None = None, **values) -> LaunchPlan:
+    return plan_launch(
+        NeoXArgs.from_dict({**CONFIG, **values}), environ or {}, num_devices=num_devices
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "num_processes"),
+    [
+        ({}, 1),
+        ({"num_gpus": 3}, 3),
+        ({"world_size": 2}, 2),
+        ({"num_gpus": 3, "world_size": 2}, 3),
+        ({"include": "localhost:1"}, 1),
+        ({"include": "localhost:0,1"}, 2),
+        ({"hostfile": "/nowhere/hostfile", "num_gpus": 2}, 2),
+        ({"hostfile": "None"}, 1),
+    ],
+)
+def test_a_machine_without_gpus_starts_cpu_processes(values, num_processes):
+    assert plan(**values) == LaunchPlan(num_processes)
+
+
+@pytest.mark.parametrize(
+    ("values", "indices"),
+    [
+        ({}, (0, 1, 2, 3)),
+        ({"num_gpus": 2}, (0, 1)),
+        ({"include": "localhost:1,3"}, (1, 3)),
+        ({"exclude": "localhost:0"}, (1, 2, 3)),
+    ],
+)
+def test_a_machine_with_gpus_uses_those_that_were_asked_for(values, indices):
+    assert plan(4, **values) == LaunchPlan(len(indices), device_indices=indices)
+
+
+def test_more_processes_than_gpus_is_an_error_that_says_how_many_there_are():
+    with pytest.raises(ConfigError, match="this machine shows 4 GPUs"):
+        plan(4, num_gpus=5)
+
+
+def test_two_hosts_go_to_deepspeeds_runner(tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("# cluster\nalpha slots=4\nbeta slots=4\n")
+    assert plan(hostfile=str(hostfile)) == LaunchPlan(8, hosts=("alpha", "beta"))
+    assert plan(environ={"DLTS_HOSTFILE": str(hostfile)}, num_nodes=1).hosts == ("alpha",)
+
+
+def test_a_hostfile_of_this_machine_alone_needs_no_runner(tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("localhost slots=2\n")
+    assert plan(hostfile=str(hostfile)) == LaunchPlan(2)
+    hostfile.write_text(f"{socket.gethostname()} slots=2\n")
+    assert plan(4, hostfile=str(hostfile)) == LaunchPlan(2, device_indices=(0, 1))
+
+
+def test_a_host_without_a_hostfile_is_refused():
+    with pytest.raises(ConfigError, match="there is no hostfile"):
+        plan(include="alpha:0")
+
+
+def test_the_runner_gets_its_flags_the_script_and_the_configuration():
+    neox_args = NeoXArgs.from_dict(
+        {**CONFIG, "launcher": "openmpi", "hostfile": "/hosts", "user_script": "train.py"}
+    )
+    command = runner_command(neox_args)
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[command.index("--launcher") + 1] == "openmpi"
+    assert command[command.index("--hostfile") + 1] == "/hosts"
+    assert command.index("train.py") < command.index("--megatron_config")
+
+
+def test_ranks_get_torchs_variables_and_never_deepspeeds_local_size():
+    commands = rank_commands(
+        ["python", "train.py"],
+        plan=LaunchPlan(2),
+        master_port=1234,
+        environ={"LOCAL_SIZE": "2", "HOME": "/h", "DS_ACCELERATOR": "cpu"},
+    )
+    assert [dict(c.environ) for c in commands] == [
+        {
+            "HOME": "/h",
+            "DS_ACCELERATOR": "cpu",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "1234",
+        }
+        for rank in range(2)
+    ]
+
+
+def test_devices_are_counted_from_the_environment_or_the_device_files(tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert count_devices({}, tmp_path) == 2
+    assert count_devices({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == 1
+    assert count_devices({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 0
+    assert count_devices({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, tmp_path) == 1
+    assert count_devices({"DS_ACCELERATOR": "cpu"}, tmp_path) == 0
+    assert count_devices({}, tmp_path / "missing") == 0
+
+
+def test_chosen_devices_are_named_as_the_environment_names_them():
+    assert rank_device_environment((1,), {}) == {"CUDA_VISIBLE_DEVICES": "1"}
+    environ = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    assert rank_device_environment((1,), environ) == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+
+
+def test_a_port_in_use_is_replaced_and_said():
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        wanted = taken.getsockname()[1]
+        holder, port = reserve_port(wanted, said.append)
+        holder.close()
+    assert port != wanted
+    assert said == [f"deepy.py: master_port {wanted} is in use on this machine; using {port}"]
+
+
+def test_a_reserved_port_can_still_be_listened_on_by_rank_0():
+    holder, port = reserve_port(None, print)
+    with holder, socket.socket() as store:
+        store.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        store.bind(("127.0.0.1", port))
+        store.listen()
+
+
+def test_arguments_are_private_and_gone_afterwards():
+    with arguments_folder() as folder:
+        path = write_arguments(folder, "arguments", {"a": 1})
+        assert json.loads(path.read_text()) == {"a": 1}
+        if os.name == "posix":
+            assert folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists()
+
+
+def test_check_summarises_the_run_and_starts_nothing(files, capsys):
+    assert main(["--check", *files]) == 0
+    output = capsys.readouterr().out
+    assert "configuration is valid" in output
+    assert "2 on this machine" in output
+
+
+def test_dry_run_prints_every_ranks_command(files, capsys):
+    assert main(["--dry-run", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "RANK=1" in lines[1]
+    assert "--megatron_config" in lines[1]
+
+
+def test_an_unknown_key_is_one_line_and_exit_code_2(files, capsys):
+    script, config = files
+    Path(config).write_text(json.dumps({**CONFIG, "num_layerz": 3}))
+    assert main([script, config]) == 2
+    output = capsys.readouterr()
+    assert "num_layerz" in output.err
+    assert len(output.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--check", "train.py", "run.yml"],
+        ["train.py", "bad.yml"],
+        ["train.py", "no.yml"],
+    ],
+)
+def test_deepy_answers_without_torch_within_half_a_second(files, tmp_path, arguments):
+    (tmp_path / "bad.yml").write_text("{num_layers: 1")
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['deepy.py', *{arguments!r}]\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'deepy.py')!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    assert not {'torch', 'deepspeed'} & set(sys.modules)\n"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        began = time.perf_counter()
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(time.perf_counter() - began)
+    assert "Error" not in run.stderr, run.stderr
+    assert run.returncode == (2 if arguments[-1] in ("bad.yml", "no.yml") else 0)
+    assert min(seconds) < 0.5
+
+
+@pytest.fixture
+def stop_handlers():
+    """Installs the handlers and takes them away again."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    process_life.handle_stop_signals()
+    yield
+    process_life.reset_stop_request()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_a_wish_and_its_echo_is_not_a_second(stop_handlers, number):
+    assert not process_life.stop_requested()
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    assert process_life.stop_requested()
+
+
+def test_a_later_second_signal_ends_the_process_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from megatron.launcher import process_life\n"
+        "process_life.REPEAT_SECONDS = 0.0\n"
+        "process_life.handle_stop_signals()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(5)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 128 + signal.SIGTERM
+
+
+def test_a_process_without_our_launcher_is_bound_to_nobody(monkeypatch):
+    for name in (process_life.PARENT_VARIABLE, "TORCHELASTIC_RUN_ID", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_life.bind_to_launcher() is False

@@ -1,0 +1,87 @@
+"""The mixture's picture from a run log."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.run_log import RunLogFile
+from tools.plot_mixture import main, read_history, smooth, spread
+
+
+def write_log(path, *, num_domains: int, iterations: int = 20) -> None:
+    log = RunLogFile(path)
+    names = [f"domain_{k}" for k in range(num_domains)]
+    log.append({"event": "start", "iteration": 0})
+    for step in range(1, iterations + 1):
+        losses = {
+            name: None if (step + k) % 3 == 0 else 5.0 / step + k for k, name in enumerate(names)
+        }
+        log.append(
+            {
+                "event": "train",
+                "iteration": step,
+                "weights": dict.fromkeys(names, 1 / num_domains),
+                "losses": losses,
+                "epochs": dict.fromkeys(names, 0.1 * step),
+            }
+        )
+    results = {
+        name: {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": None} for name in names
+    }
+    log.append({"event": "validation", "iteration": 10, "domains": results, "averages": {}})
+
+
+@pytest.mark.parametrize("num_domains", [1, 22])
+def test_a_run_log_becomes_a_picture(tmp_path, num_domains):
+    write_log(tmp_path / "logs" / "metrics.jsonl", num_domains=num_domains)
+    output = tmp_path / "pictures" / "mixture.png"
+    assert main([str(tmp_path), "-o", str(output)]) == 0
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in output.parent.iterdir()] == ["mixture.png"]
+
+
+def test_the_history_holds_what_the_log_says(tmp_path):
+    write_log(tmp_path / "metrics.jsonl", num_domains=2, iterations=4)
+    history = read_history(tmp_path)
+    assert history.domains == ("domain_0", "domain_1")
+    assert history.iterations.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(history.losses[:, 0], [5.0, 2.5, np.nan, 1.25])
+    assert history.validation["domain_1"] == ([10], [2.0])
+
+
+@pytest.mark.parametrize("events", [[], [{"event": "start"}]])
+def test_a_log_without_iterations_is_one_clear_line(tmp_path, capsys, events):
+    log = RunLogFile(tmp_path / "metrics.jsonl")
+    for event in events:
+        log.append(event)
+    assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 2
+    assert "nothing to draw yet" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_folder_without_a_log_is_one_clear_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no run log here" in capsys.readouterr().err
+
+
+def test_smoothing_leaves_gaps_out_and_does_not_shift_a_straight_line():
+    values = np.array([1.0, np.nan, 2.0, 3.0, 4.0, np.nan, 5.0])
+    np.testing.assert_allclose(smooth(values, points=3), values)
+    np.testing.assert_allclose(smooth(np.array([0.0, 3.0, 0.0]), points=3), [0.0, 1.0, 0.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.05))
+def test_labels_keep_their_order_their_distance_and_the_panel(wanted, gap):
+    placed = spread(np.sort(np.array(wanted)), gap=gap)
+    assert np.all(np.diff(placed) >= gap - 1e-9)
+    assert placed[0] >= -1e-9
+    assert placed[-1] <= 1 + 1e-9
+
+
+def test_labels_that_have_room_stay_where_they_are():
+    np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), gap=0.1), [0.1, 0.5, 0.9])

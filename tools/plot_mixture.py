@@ -1,0 +1,265 @@
+#!/usr/bin/env python
+"""Draws a run's mixture: ``python tools/plot_mixture.py RUN_OR_LOG [-o mixture.png]``.
+
+Reads the run log (``metrics.jsonl``) and nothing else. Three panels against iterations: the weight
+of every domain, its training loss with its validation points, and the epochs of its data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron.run_log import find_run_log, read_run_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SMOOTHING_POINTS = 5
+"""Training losses are shown as the mean over this many logged values of the domain."""
+
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+_COLOURS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#6f6f6f", "#a8a100", "#17becf"),
+)
+"""Ten colours that stand apart; past ten domains they come again with another dash."""
+
+
+@dataclass(frozen=True)
+class MixtureHistory:
+    """What the run log says about the domains, in the order of the log."""
+
+    domains: tuple[str, ...]
+    iterations: np.ndarray
+    """Logged training iterations, shape (T,)."""
+    weights: np.ndarray
+    """Shape (T, K)."""
+    losses: np.ndarray
+    """Shape (T, K), nats; NaN where a domain was not drawn."""
+    epochs: np.ndarray
+    """Shape (T, K)."""
+    validation: Mapping[str, tuple[list[int], list[float]]]
+    """Domain -> iterations and losses."""
+
+
+def read_history(path: Path) -> MixtureHistory:
+    """Reads a run log.
+
+    Raises:
+        ValueError: If it has no training iteration with domains.
+    """
+    events = read_run_log(path)
+    train = [event for event in events if event["event"] == "train" and event.get("weights")]
+    if not train:
+        raise ValueError(
+            f"{find_run_log(path)}: has no training iteration with domains; nothing to draw yet"
+        )
+    domains = tuple(dict.fromkeys(name for event in train for name in event["weights"]))
+    validation: dict[str, tuple[list[int], list[float]]] = {}
+    for event in events:
+        if event["event"] == "validation":
+            for name, result in event["domains"].items():
+                iterations, losses = validation.setdefault(name, ([], []))
+                iterations.append(event["iteration"])
+                losses.append(result["loss"])
+    return MixtureHistory(
+        domains=domains,
+        iterations=np.array([event["iteration"] for event in train]),
+        weights=_table(train, "weights", domains),
+        losses=_table(train, "losses", domains),
+        epochs=_table(train, "epochs", domains),
+        validation=validation,
+    )
+
+
+def smooth(values: np.ndarray, *, points: int) -> np.ndarray:
+    """Means over a centred window of ``points`` values; NaN is left out.
+
+    The window is centred because one that only looks back shows a falling loss too late. At the
+    ends it is cut on both sides alike.
+
+    Args:
+        values: Shape (T,).
+        points: Width of the window, odd.
+
+    Returns:
+        Shape (T,); NaN where the value itself is.
+    """
+    present = np.flatnonzero(~np.isnan(values))
+    smoothed = np.full_like(values, math.nan)
+    sums = np.concatenate(([0.0], np.cumsum(values[present])))
+    places = np.arange(present.size)
+    reach = np.minimum(points // 2, np.minimum(places, places[::-1]))
+    starts, ends = places - reach, places + reach + 1
+    smoothed[present] = (sums[ends] - sums[starts]) / (ends - starts)
+    return smoothed
+
+
+def spread(wanted: np.ndarray, *, gap: float) -> np.ndarray:
+    """Moves positions apart until neighbours are ``gap`` apart, as little as least squares allows.
+
+    Args:
+        wanted: Positions in ascending order, shape (N,).
+        gap: Smallest distance.
+
+    Returns:
+        Positions in ascending order, shape (N,), kept within [0, 1] where they fit.
+    """
+    offsets = gap * np.arange(wanted.size)
+    blocks: list[tuple[float, int]] = []  # isotonic regression of wanted - offsets: mean and size
+    for target in wanted - offsets:
+        blocks.append((float(target), 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (low, n), (high, m) = blocks[-2:]
+            blocks[-2:] = [((low * n + high * m) / (n + m), n + m)]
+    placed = np.repeat([mean for mean, _ in blocks], [size for _, size in blocks])
+    top = max(0.0, 1.0 - offsets[-1])
+    return np.clip(placed, 0.0, top) + offsets
+
+
+def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
+    """Draws the three panels into ``output``; its ending chooses the format."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    smoothed = np.stack(
+        [smooth(column, points=SMOOTHING_POINTS) for column in history.losses.T], axis=1
+    )
+    height = max(9.0, 0.5 * len(history.domains) + 2.5)
+    figure, axes = pyplot.subplots(3, 1, figsize=(11, height), sharex=True, layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    _draw_panel(axes[0], history, 100 * history.weights, "Sampling weight", "weight (%)")
+    _draw_panel(
+        axes[1],
+        history,
+        smoothed,
+        f"Training loss, mean of {SMOOTHING_POINTS} logged values; circles: validation",
+        "loss (nats a token)",
+    )
+    _draw_validation(axes[1], history)
+    _draw_panel(axes[2], history, history.epochs, "Passes over the domain's data", "epochs")
+    for panel in (axes[0], axes[2]):
+        panel.set_ylim(bottom=0)
+    axes[2].set_xlabel("iteration")
+    figure.canvas.draw()  # labels need the final limits and size of the panels
+    _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %")
+    _label_curves(axes[1], history, smoothed, form="{:.2f}")
+    _label_curves(axes[2], history, history.epochs, form="{:.2g}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.stem}.tmp{output.suffix}")
+    figure.savefig(temporary, dpi=130)
+    temporary.replace(output)
+    pyplot.close(figure)
+
+
+def _draw_panel(
+    panel: Axes, history: MixtureHistory, table: np.ndarray, title: str, y_label: str
+) -> None:
+    for index, values in enumerate(table.T):
+        drawn = ~np.isnan(values)  # joined over iterations that did not draw the domain
+        panel.plot(history.iterations[drawn], values[drawn], linewidth=1.4, **_style(index))
+    panel.set_title(title, loc="left", fontsize=10)
+    panel.set_ylabel(y_label)
+    first, last = history.iterations[0], history.iterations[-1]
+    panel.set_xlim(first, last if last > first else first + 1)
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_validation(panel: Axes, history: MixtureHistory) -> None:
+    for index, name in enumerate(history.domains):
+        iterations, losses = history.validation.get(name, ([], []))
+        panel.plot(
+            iterations,
+            losses,
+            linestyle="none",
+            marker="o",
+            markersize=4.5,
+            markerfacecolor="white",
+            markeredgecolor=_style(index)["color"],
+            clip_on=False,
+            zorder=3,
+        )
+
+
+def _label_curves(panel: Axes, history: MixtureHistory, table: np.ndarray, *, form: str) -> None:
+    """Writes name and last value beside the end of each curve, as near as the others allow."""
+    font_points = 8
+    low, high = panel.get_ylim()
+    last = {}
+    for index, values in enumerate(table.T):
+        known = values[~np.isnan(values)]
+        if known.size:
+            last[index] = known[-1]
+    order = sorted(last, key=lambda index: last[index])
+    if not order:
+        return
+    heights = np.array([(last[index] - low) / (high - low) for index in order])
+    points = panel.get_window_extent().height * 72 / panel.figure.dpi
+    places = spread(heights, gap=1.25 * font_points / points)
+    for index, height, place in zip(order, heights, places, strict=True):
+        style = _style(index)
+        panel.plot(
+            (1.0, 1.02),
+            (height, place),
+            transform=panel.transAxes,
+            clip_on=False,
+            linewidth=0.8,
+            color=style["color"],
+        )
+        panel.text(
+            1.025,
+            place,
+            f"{history.domains[index]}  {form.format(last[index])}",
+            transform=panel.transAxes,
+            color=style["color"],
+            fontsize=font_points,
+            verticalalignment="center",
+        )
+
+
+def _table(events: Sequence[Mapping[str, Any]], key: str, domains: Sequence[str]) -> np.ndarray:
+    rows = [[event.get(key, {}).get(name) for name in domains] for event in events]
+    return np.array(rows, dtype=np.float64)  # None becomes NaN
+
+
+def _style(index: int) -> dict[str, Any]:
+    turn, place = divmod(index, len(_COLOURS))
+    return {"color": _COLOURS[place], "linestyle": _DASHES[turn % len(_DASHES)]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Draws the mixture of a run from its run log.")
+    parser.add_argument("run", type=Path, help="save folder, log folder or metrics.jsonl")
+    parser.add_argument("-o", "--output", type=Path, default=Path("mixture.png"))
+    parser.add_argument("--title", help="title (default: the run's folder)")
+    arguments = parser.parse_args(argv)
+    try:
+        history = read_history(arguments.run)
+        title = arguments.title or f"Data mixture of {arguments.run.resolve().name}"
+        draw_mixture(history, arguments.output, title=title)
+    except ImportError as error:
+        print(f"plot_mixture.py: {error}; pip install matplotlib", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"plot_mixture.py: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
