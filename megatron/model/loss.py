@@ -1,0 +1,205 @@
+"""Unembedding and cross entropy in one pass, and per-domain sums of the loss.
+
+A language model's largest activation is the (tokens, vocabulary) matrix of logits. Here it never
+outlives a chunk of tokens: for each chunk the forward pass computes logits, per-token losses *and*
+the gradients of the hidden states and of the unembedding matrix, then forgets the logits. The
+backward pass only scales these gradients.
+
+Shapes: n tokens, h hidden size, v true vocabulary size, c tokens a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron.model.matrix_products import linear_product, transposed
+
+__all__ = ["DomainLossRecorder", "chunked_cross_entropy", "token_losses"]
+
+CHUNK_BYTES = 64 * 1024 * 1024
+"""Size of a chunk of float32 logits; `tools/benchmark/loss_chunks.py` prints the alternatives."""
+
+MIN_CHUNK_TOKENS = 64
+
+_SMALLEST_LIKELIHOOD = 1e-30
+"""Below it float32 probabilities lose digits; the loss is then computed from the logits."""
+
+
+def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
+    """Tokens a chunk: float32 logits of about `CHUNK_BYTES`, all chunks of nearly one size."""
+    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab_size))
+    num_chunks = max(1, -(-num_tokens // largest))
+    return max(1, -(-num_tokens // num_chunks))
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    token_weight: Tensor,
+    *,
+    vocab_size: int,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross entropy of ``hidden @ weight[:vocab_size].T`` against ``labels``.
+
+    Args:
+        hidden: (n, h), any floating dtype.
+        weight: (rows >= vocab_size, h), same dtype; rows beyond ``vocab_size`` are padding.
+        labels: (n,) int64 below ``vocab_size``; anything where ``token_weight`` is 0.
+        token_weight: (n,) float; the loss is ``sum(token_weight * nll)``. Not differentiated.
+        vocab_size: True vocabulary size.
+        z_loss: Adds ``z_loss * logsumexp(logits)^2`` a token (Chowdhery et al. 2022,
+            arXiv:2204.02311), weighted alike.
+
+    Returns:
+        The scalar loss, and the negative log-likelihoods (n,) in nats without z-loss, float32
+        (float64 for float64 input), not differentiable.
+    """
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, token_weight, vocab_size, z_loss)
+
+
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
+    """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
+    size = chunk_tokens(hidden.shape[0], vocab_size)
+    valid = weight[:vocab_size]
+    with torch.no_grad():
+        losses = []
+        for start in range(0, hidden.shape[0], size):
+            logits = _upcast(linear_product(hidden[start : start + size], valid))
+            chunk_labels = _safe_labels(labels[start : start + size], vocab_size)
+            chosen = logits.gather(1, chunk_labels[:, None]).squeeze(1)
+            losses.append(logits.logsumexp(dim=1) - chosen)
+        return torch.cat(losses)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, token_weight, vocab_size, z_loss):
+        size = chunk_tokens(hidden.shape[0], vocab_size)
+        valid = weight[:vocab_size]
+        labels = _safe_labels(labels, vocab_size)
+        accumulator = _upcast_dtype(hidden.dtype)
+        nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=accumulator, device=weight.device)
+            if wants_weight
+            else None
+        )
+        loss = torch.zeros((), dtype=accumulator, device=hidden.device)
+        valid_t = transposed(valid)
+        for start in range(0, hidden.shape[0], size):
+            rows = slice(start, start + size)
+            chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
+            probabilities, chosen, chunk_nll = _softmax(chunk, valid, labels[rows])
+            nll[rows] = chunk_nll
+            loss += torch.dot(chunk_nll, chunk_weight)
+            if z_loss:
+                log_normalizer = chosen + chunk_nll
+                loss += z_loss * torch.dot(log_normalizer.square(), chunk_weight)
+                probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
+            # d loss / d logits, still without the token's weight, which scales the small operand
+            probabilities.scatter_add_(
+                1, labels[rows][:, None], probabilities.new_full((chunk.shape[0], 1), -1.0)
+            )
+            grad_logits = probabilities.to(hidden.dtype)
+            scale = chunk_weight[:, None].to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mul(linear_product(grad_logits, valid_t), scale, out=grad_hidden[rows])
+            if grad_weight is not None:
+                _add_product(grad_weight[:vocab_size], grad_logits.t(), chunk * scale)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right`` with the sum in the precision of ``total``."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += (left @ right).to(total.dtype)
+
+
+def _softmax(chunk: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (c, v), the labels' logits (c,) and negative log-likelihoods (c,).
+
+    The probabilities take the place of the logits, so that a chunk has one large buffer. The
+    likelihood of a label is read from them, except where it underflowed.
+    """
+    logits = _upcast(linear_product(chunk, weight))
+    chosen = logits.gather(1, labels[:, None]).squeeze(1)
+    if logits.device.type != "cpu":  # looking for underflow would wait for the device
+        nll = logits.logsumexp(dim=1) - chosen
+        return torch.softmax(logits, dim=1, out=logits), chosen, nll
+    probabilities = torch.softmax(logits, dim=1, out=logits)
+    likelihood = probabilities.gather(1, labels[:, None]).squeeze(1)
+    nll = -likelihood.log()
+    (lost,) = torch.where(likelihood < _SMALLEST_LIKELIHOOD)
+    if len(lost):
+        nll[lost] = _upcast(linear_product(chunk[lost], weight)).logsumexp(dim=1) - chosen[lost]
+    return probabilities, chosen, nll
+
+
+def _safe_labels(labels: Tensor, vocab_size: int) -> Tensor:
+    """Ignored tokens may carry any label (-100 by custom); give them a valid one."""
+    return labels.clamp(0, vocab_size - 1)
+
+
+def _upcast_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _upcast(tensor: Tensor) -> Tensor:
+    return tensor.to(_upcast_dtype(tensor.dtype))
+
+
+class DomainLossRecorder:
+    """Per-domain sums of one optimizer step, kept on the device in one packed float64 vector.
+
+    Layout of the vector, for K domains: loss sums [K], sums of squared losses [K], token counts
+    [K], sample counts [K], then the sum and the number of micro-batch mean losses.
+    """
+
+    def __init__(self, num_domains: int, device: torch.device):
+        self.num_domains = num_domains
+        self._sums = torch.zeros(4 * num_domains + 2, dtype=torch.float64, device=device)
+
+    def record(self, nll: Tensor, loss_mask: Tensor, domain_ids: Tensor) -> None:
+        """Adds one micro-batch.
+
+        Args:
+            nll: (b, s) negative log-likelihoods in nats.
+            loss_mask: (b, s), 0 where a token does not count.
+            domain_ids: (b,) int64, the domain of each sample.
+        """
+        mask = loss_mask.double()
+        losses = nll.detach().double() * mask
+        sums = self._sums[:-2].view(4, self.num_domains)
+        tokens = mask.sum(dim=1)
+        rows = torch.stack(
+            (losses.sum(dim=1), (losses * losses).sum(dim=1), tokens, (tokens > 0).double())
+        )
+        sums.index_add_(1, domain_ids, rows)
+        self._sums[-2] += losses.sum() / mask.sum().clamp_min(1.0)
+        self._sums[-1] += 1.0
+
+    def drain(self) -> Tensor:
+        """Returns this step's packed vector and starts the next one; no host synchronisation."""
+        sums = self._sums
+        self._sums = torch.zeros_like(sums)
+        return sums

@@ -1,0 +1,62 @@
+"""Normalisation layers: LayerNorm, RMSNorm, ScaleNorm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.model.config import ModelConfig
+from megatron.model.init_functions import ones, zeros
+from megatron.model.parameters import make_parameter
+
+__all__ = ["LayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
+
+
+class LayerNorm(nn.Module):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimension."""
+
+    def __init__(self, hidden_size: int, *, epsilon: float, bias: bool = True):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = make_parameter(hidden_size, init_method=ones, has_weight_decay=False)
+        self.bias = (
+            make_parameter(hidden_size, init_method=zeros, has_weight_decay=False) if bias else None
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * scale`` (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, hidden_size: int, *, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.scale = make_parameter(hidden_size, init_method=ones, has_weight_decay=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.scale.shape, self.scale, self.epsilon)
+
+
+class ScaleNorm(nn.Module):
+    """``g * x / max(|x|, eps)`` (Nguyen and Salazar 2019, arXiv:1910.05895)."""
+
+    def __init__(self, hidden_size: int, *, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.g = make_parameter(1, init_method=ones, has_weight_decay=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).clamp_min(self.epsilon)
+        return hidden / norm * self.g
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """Builds the norm that ``norm`` names, for the width of the residual stream."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+    if config.norm == "scalenorm":
+        return ScaleNorm(config.hidden_size, epsilon=config.norm_epsilon)
+    return LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, bias=config.use_bias_in_norms)

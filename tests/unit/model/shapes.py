@@ -1,0 +1,27 @@
+"""A small network for the tests of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.model.config import ModelConfig
+
+
+def small_model(**changes: Any) -> ModelConfig:
+    """Two layers of width 32 with four heads; ``changes`` win."""
+    settings: dict[str, Any] = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 8,
+        "mlp_inner_size": 128,
+        "is_gated_mlp": False,
+        "max_position_embeddings": 24,
+        "vocab_size": 61,
+        "padded_vocab_size": 64,
+        "rotary_dim": 4,
+        "no_weight_tying": True,
+    }
+    settings.update(changes)
+    return ModelConfig(**settings)

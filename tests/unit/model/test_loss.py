@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron.model import loss as loss_module
+from megatron.model.loss import DomainLossRecorder, chunked_cross_entropy, token_losses
+
+TOKENS, HIDDEN, ROWS, VOCAB = 50, 16, 40, 33
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    """Several chunks of unequal size, or nothing about chunking is tested."""
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * VOCAB * 7)
+    monkeypatch.setattr(loss_module, "MIN_CHUNK_TOKENS", 1)
+
+
+def make_inputs(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(ROWS, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    mask = (torch.rand(TOKENS, generator=generator) < 0.7).to(dtype)
+    return hidden, weight, labels, mask
+
+
+def plain_loss(hidden, weight, labels, mask, z_loss=0.0):
+    logits = hidden @ weight[:VOCAB].t()
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    penalty = z_loss * logits.logsumexp(dim=1).square()
+    return ((nll + penalty) * mask).sum() / mask.sum(), nll
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_loss_and_gradients_equal_the_plain_form(z_loss):
+    hidden, weight, labels, mask = make_inputs()
+    loss, nll = chunked_cross_entropy(
+        hidden, weight, labels, mask / mask.sum(), vocab_size=VOCAB, z_loss=z_loss
+    )
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    expected, expected_nll = plain_loss(hidden, weight, labels, mask, z_loss)
+    expected_gradients = torch.autograd.grad(expected, (hidden, weight))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(nll, expected_nll.detach(), rtol=1e-5, atol=1e-6)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_gradients_pass_gradcheck_in_float64():
+    hidden, weight, labels, mask = make_inputs(torch.float64)
+
+    def weighted_loss(hidden, weight):
+        return chunked_cross_entropy(
+            hidden, weight, labels, mask / mask.sum(), vocab_size=VOCAB, z_loss=1e-3
+        )[0]
+
+    assert torch.autograd.gradcheck(weighted_loss, (hidden, weight))
+
+
+def test_padding_rows_have_no_influence_and_no_gradient():
+    hidden, weight, labels, mask = make_inputs()
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    with torch.no_grad():
+        weight[VOCAB:] = 1e3
+    changed, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    assert torch.equal(changed, loss)
+    assert not gradient[VOCAB:].any()
+
+
+def test_ignored_tokens_may_carry_any_label():
+    hidden, weight, labels, mask = make_inputs()
+    ignored = torch.where(mask.bool(), labels, torch.tensor(-100))
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    other, _ = chunked_cross_entropy(hidden, weight, ignored, mask, vocab_size=VOCAB)
+    assert torch.equal(loss, other)
+
+
+def test_a_scaled_loss_scales_the_gradients():
+    """What fp16 loss scaling and gradient accumulation do to the loss before backward."""
+    hidden, weight, labels, mask = make_inputs()
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    base = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    scaled = torch.autograd.grad(loss * 1024.0, (hidden, weight))
+    for got, want in zip(scaled, base, strict=True):
+        assert torch.equal(got, want * 1024.0)
+
+
+def test_accumulated_gradients_are_the_sum_over_micro_batches():
+    hidden, weight, labels, mask = make_inputs()
+    for rows in (slice(0, 20), slice(20, TOKENS)):
+        loss, _ = chunked_cross_entropy(
+            hidden[rows], weight, labels[rows], mask[rows], vocab_size=VOCAB
+        )
+        loss.backward()
+    whole, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    hidden_gradient, weight_gradient = torch.autograd.grad(whole, (hidden, weight))
+    torch.testing.assert_close(hidden.grad, hidden_gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weight.grad, weight_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_losses_are_computed_in_float32():
+    hidden, weight, labels, mask = make_inputs(torch.bfloat16)
+    loss, nll = chunked_cross_entropy(hidden, weight, labels, mask.float(), vocab_size=VOCAB)
+    assert loss.dtype == nll.dtype == torch.float32
+    _, expected = plain_loss(hidden.float(), weight.float(), labels, mask.float())
+    torch.testing.assert_close(nll, expected.detach(), rtol=0.03, atol=0.03)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
+
+
+def test_a_certain_wrong_prediction_gives_a_finite_loss():
+    """The label's probability underflows in float32; its log must not."""
+    hidden = torch.tensor([[1.0]])
+    weight = torch.tensor([[0.0], [500.0]])
+    loss, _ = chunked_cross_entropy(hidden, weight, torch.tensor([0]), torch.ones(1), vocab_size=2)
+    assert loss.item() == 500.0
+
+
+def test_losses_without_gradients_are_the_same_numbers():
+    hidden, weight, labels, mask = make_inputs()
+    _, nll = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    torch.testing.assert_close(
+        token_losses(hidden, weight, labels, vocab_size=VOCAB), nll, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_chunk_of_logits_stays_below_its_size_limit(monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1 << 20)
+    assert loss_module.chunk_tokens(1000, 1024) == 250
+
+
+class TestDomainLossRecorder:
+    def test_planted_losses_are_booked_to_their_domain(self):
+        recorder = DomainLossRecorder(3, torch.device("cpu"))
+        nll = torch.tensor([[1.0, 3.0], [10.0, 20.0], [5.0, 7.0]])
+        mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        recorder.record(nll, mask, torch.tensor([2, 0, 2]))
+        sums = recorder.drain()
+        assert sums[:3].tolist() == [10.0, 0.0, 16.0]
+        assert sums[3:6].tolist() == [100.0, 0.0, 1.0 + 9.0 + 25.0 + 49.0]
+        assert sums[6:9].tolist() == [1.0, 0.0, 4.0]
+        assert sums[9:12].tolist() == [1.0, 0.0, 2.0]
+        assert sums[12:].tolist() == [26.0 / 5.0, 1.0]
+
+    def test_micro_batches_add_up_and_draining_starts_anew(self):
+        recorder = DomainLossRecorder(1, torch.device("cpu"))
+        for value in (2.0, 4.0):
+            recorder.record(torch.full((1, 2), value), torch.ones(1, 2), torch.tensor([0]))
+        assert recorder.drain().tolist() == [12.0, 40.0, 4.0, 2.0, 6.0, 2.0]
+        assert not recorder.drain().any()
+
+    def test_a_padding_row_counts_neither_as_tokens_nor_as_a_sample(self):
+        recorder = DomainLossRecorder(1, torch.device("cpu"))
+        recorder.record(torch.full((1, 2), math.e), torch.zeros(1, 2), torch.tensor([0]))
+        assert recorder.drain().tolist() == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
