@@ -1,0 +1,12 @@
+#!/usr/bin/env python
+"""The name under which GPT-NeoX users know `evaluate`."""
+
+from __future__ import annotations
+
+from evaluate import main
+from megatron.entry_point import run_program
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,32 @@
+#!/usr/bin/env python
+"""Samples text from a checkpoint: ``./deepy.py generate.py model.yml text_generation.yml``."""
+
+from __future__ import annotations
+
+from megatron.entry_point import run_program
+from megatron.initialize import initialize_megatron, prepare_process, shutdown
+from megatron.neox_arguments import NeoXArgs, resolve
+
+
+def main(input_args: list[str] | None = None, overwrite_values: dict | None = None) -> None:
+    """Reads the configuration, loads the checkpoint and generates.
+
+    Args:
+        input_args: Command line without the program's name; None reads ``sys.argv``.
+        overwrite_values: Fields that win over the files.
+    """
+    info = prepare_process()
+    neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
+    config = resolve(neox_args)
+    from megatron.inference import load_for_inference
+    from megatron.text_generation_utils import generate_samples
+
+    initialize_megatron(config, handle_signals=False)
+    model, tokenizer = load_for_inference(config)
+    if info.rank == 0:
+        generate_samples(config, model, tokenizer)
+    shutdown()
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,209 @@
+"""The layout-free checkpoint on disk: logical parameters, cut into fragments. No deepspeed here.
+
+```
+global_step<N>/
+  index.json              version, layout that saved it, parameters, files with sizes and checksums
+  state.json              counters of the run
+  mixture.json            weights, cursors and mixer of the data mixture
+  rank_00000.safetensors  fragments, keys "<kind>|<parameter>|<tp_rank>|<offset>"
+  rng_00000.safetensors   random states of each rank
+  configs/                the YAML files as given, and resolved.json
+```
+A kind is ``fp32`` (master weights) or a moment of the optimizer. An offset counts elements in the
+flattened tensor-parallel shard. Vocabulary padding is never written.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from megatron.errors import CheckpointError
+from megatron.files import crc32_of_file
+
+__all__ = [
+    "CheckpointReader",
+    "ParameterInfo",
+    "checkpoint_steps",
+    "fragment_key",
+    "logical_tensors",
+    "step_folder",
+    "verify",
+]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What every rank must agree on about a parameter."""
+
+    shape: tuple[int, ...]
+    """Logical shape: unsharded, without vocabulary padding."""
+    tp_dim: int | None
+    """Dimension that tensor parallelism cuts; None when replicated."""
+
+    def shard_shape(self, tp_size: int) -> tuple[int, ...]:
+        """Shape of one tensor-parallel shard."""
+        if self.tp_dim is None:
+            return self.shape
+        shape = list(self.shape)
+        shape[self.tp_dim] = -(-shape[self.tp_dim] // tp_size)
+        return tuple(shape)
+
+
+def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
+    """Name of a fragment inside a rank's file."""
+    return f"{kind}|{name}|{tp_rank}|{offset}"
+
+
+def step_folder(save: Path, step: int) -> Path:
+    """``<save>/global_step<N>``."""
+    return save / f"global_step{step}"
+
+
+def checkpoint_steps(save: Path) -> list[int]:
+    """Steps of the complete checkpoints below ``save``, ascending; torn ones are named .tmp."""
+    prefix = "global_step"
+    names = (entry.name for entry in save.glob(f"{prefix}*") if entry.is_dir())
+    return sorted(int(name[len(prefix) :]) for name in names if name[len(prefix) :].isdecimal())
+
+
+def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
+    """Checks presence, size and checksum of the files that ``index.json`` lists.
+
+    Args:
+        folder: A ``global_step<N>`` folder.
+        part: With ``num_parts`` > 1, checks every ``num_parts``-th file only, so that ranks share
+            the reading; sizes are always checked for all.
+        num_parts: Number of ranks sharing the work.
+
+    Raises:
+        CheckpointError: Naming the first file that is missing, cut or changed.
+    """
+    index = _read_index(folder)
+    for number, (name, facts) in enumerate(sorted(index["files"].items())):
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: listed in index.json but missing")
+        size = path.stat().st_size
+        if size != facts["size"]:
+            raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
+        if number % num_parts == part and crc32_of_file(path) != facts["crc32"]:
+            raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint index ({error})") from error
+    if index.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {index.get('version')!r}, this program reads {FORMAT_VERSION}"
+        )
+    return index
+
+
+class CheckpointReader:
+    """Random access to a checkpoint by parameter name, in one process, without deepspeed."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        self.layout: dict[str, int] = index["layout"]
+        self.moment_names: tuple[str, ...] = tuple(index["moments"])
+        self.parameters = {
+            name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"])
+            for name, facts in index["parameters"].items()
+        }
+        # {(name, tp_rank): [(offset, length, file)]}, by offset
+        self._fragments: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        for name, facts in index["parameters"].items():
+            for file, tp_rank, offset, length in facts["fragments"]:
+                self._fragments.setdefault((name, tp_rank), []).append((offset, length, file))
+        for pieces in self._fragments.values():
+            pieces.sort()
+        self._open_files: dict[str, Any] = {}
+
+    def read_shard_range(
+        self, name: str, kind: str, tp_rank: int, offset: int, length: int
+    ) -> Tensor:
+        """Elements [offset, offset + length) of a flattened shard as saved, float32.
+
+        Raises:
+            CheckpointError: If the checkpoint does not hold all of them.
+        """
+        pieces = self._fragments.get((name, tp_rank), [])
+        result = torch.empty(length, dtype=torch.float32)
+        position, end = offset, offset + length
+        number = max(0, bisect_right(pieces, (offset, 1 << 62, "")) - 1)
+        while position < end:
+            if number >= len(pieces) or not pieces[number][0] <= position:
+                raise CheckpointError(
+                    f"{self.folder}: {kind} of {name} lacks elements from {position} on"
+                )
+            start, size, file = pieces[number]
+            stop = min(end, start + size)
+            if stop > position:
+                tensor = self._file(file).get_slice(fragment_key(kind, name, tp_rank, start))
+                result[position - offset : stop - offset] = tensor[position - start : stop - start]
+                position = stop
+            number += 1
+        return result
+
+    def read_logical(self, name: str, kind: str = "fp32") -> Tensor:
+        """One whole parameter (or moment) in its logical shape, float32."""
+        info = self._info(name)
+        tp_size = self.layout["tp"] if info.tp_dim is not None else 1
+        shards = []
+        for tp_rank in range(tp_size):
+            shape = self._saved_shard_shape(info, tp_rank, tp_size)
+            flat = self.read_shard_range(name, kind, tp_rank, 0, _count(shape))
+            shards.append(flat.view(shape))
+        return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
+
+    def _saved_shard_shape(
+        self, info: ParameterInfo, tp_rank: int, tp_size: int
+    ) -> tuple[int, ...]:
+        shape = list(info.shape)
+        if info.tp_dim is not None:
+            size = info.shard_shape(tp_size)[info.tp_dim]
+            shape[info.tp_dim] = max(0, min(size, info.shape[info.tp_dim] - size * tp_rank))
+        return tuple(shape)
+
+    def _info(self, name: str) -> ParameterInfo:
+        try:
+            return self.parameters[name]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.folder}: no parameter {name!r}; the checkpoint belongs to another model"
+            ) from None
+
+    def _file(self, name: str):
+        if name not in self._open_files:
+            self._open_files[name] = safe_open(self.folder / name, framework="pt")
+        return self._open_files[name]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, tensor) of a checkpoint of any layout, one parameter in memory at a time."""
+    reader = CheckpointReader(folder)
+    for name in reader.parameters:
+        yield name, reader.read_logical(name, kind)

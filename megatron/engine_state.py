@@ -1,0 +1,204 @@
+"""Reads and writes a DeepSpeed engine's float32 master weights and optimizer moments by name.
+
+Everything that touches DeepSpeed's private names is in this file. Each rank sees only what it owns:
+fragments of flattened parameters. No function here communicates.
+
+| ZeRO stage | where the float32 values live |
+|---|---|
+| 0 (fp32)   | the module's own parameters, on data-parallel rank 0 by convention |
+| 1, 2       | ``parameter._hp_mapping``: a slice of the flat partition of this rank |
+| 3          | ``parameter.ds_tensor``'s partition, addressed by the rank in its process group |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+__all__ = [
+    "Fragment",
+    "iterate_fragments",
+    "load_fragments",
+    "load_loss_scaler",
+    "loss_scaler_state",
+    "prepare_moments",
+]
+
+_LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass
+class Fragment:
+    """A contiguous piece of a parameter, flattened in its shape on this tensor-parallel rank.
+
+    ``values`` are views of the engine's own memory: clone before the next step changes them. Keys
+    are ``fp32`` and the optimizer's moment names.
+    """
+
+    name: str
+    offset: int
+    values: dict[str, Tensor]
+
+    @property
+    def length(self) -> int:
+        """Number of elements."""
+        return self.values["fp32"].numel()
+
+
+def iterate_fragments(
+    engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], *, dp_rank: int
+) -> Iterator[Fragment]:
+    """Yields the fragments that this rank owns; over all ranks each element comes exactly once.
+
+    Moments are left out before the first optimizer step, when they do not exist yet.
+    """
+    stage = engine.zero_optimization_stage()
+    if stage in (1, 2):
+        _link_moments(engine.optimizer)
+    for name, parameter in _named_parameters(engine.module):
+        fragment: Fragment | None = None
+        if stage == 3:
+            fragment = _stage3_fragment(name, parameter, moment_names)
+        elif stage in (1, 2):
+            fragment = _partition_fragment(name, parameter, moment_names)
+        elif dp_rank == 0:
+            state = engine.optimizer.state.get(parameter, {})
+            values = {"fp32": parameter, **{k: state[k] for k in moment_names if k in state}}
+            fragment = Fragment(
+                name, 0, {key: value.detach().flatten() for key, value in values.items()}
+            )
+        if fragment is not None and fragment.length:
+            yield fragment
+
+
+def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Parameters as Any: DeepSpeed hangs attributes on them that torch does not declare."""
+    return iter(module.named_parameters())
+
+
+def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment:
+    values = {"fp32": safe_get_local_fp32_param(parameter)}
+    for key in keys:
+        moment = safe_get_local_optimizer_state(parameter, key)
+        if moment is not None:
+            values[key] = moment
+    size = values["fp32"].numel()
+    offset = size * torch.distributed.get_rank(parameter.ds_process_group)
+    kept = max(0, min(size, parameter.ds_numel - offset))  # the last partition is padded
+    return Fragment(name, offset, {key: value.flatten()[:kept] for key, value in values.items()})
+
+
+def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment | None:
+    mapping = parameter._hp_mapping
+    if mapping is None:  # this rank owns no part of the parameter
+        return None
+    values = {"fp32": mapping.hp_fragment}
+    state = mapping.optim_fragment or {}
+    values.update({key: state[key] for key in keys if key in state})
+    return Fragment(name, mapping.lp_fragment_address.start, values)
+
+
+def _link_moments(optimizer) -> None:
+    """Rebuilds DeepSpeed's views of the moments.
+
+    It links them after the first parameter group's step, when the other groups have none yet; with
+    two groups most moments would be missing.
+    """
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def prepare_moments(
+    engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], applied_steps: int
+) -> None:
+    """Creates the optimizer state that torch makes at the first step, so that it can be filled.
+
+    Each tensor gets a step counter of its own: a shared one would be advanced once a group.
+    """
+    stage = engine.zero_optimization_stage()
+    base = engine.optimizer.optimizer if stage else engine.optimizer
+    if stage == 3:
+        tensors = list(engine.optimizer.fp32_partitioned_groups_flat)
+    else:
+        tensors = [tensor for group in base.param_groups for tensor in group["params"]]
+    for tensor in tensors:
+        state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key in moment_names}
+        if not isinstance(base, torch.optim.SGD):
+            state["step"] = torch.tensor(float(applied_steps), device=tensor.device)
+        base.state[tensor] = state
+    if stage in (1, 2):
+        _link_moments(engine.optimizer)
+
+
+@torch.no_grad()
+def load_fragments(engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], read) -> None:
+    """Overwrites master weights and moments of everything this rank holds.
+
+    Args:
+        engine: The engine; `prepare_moments` must have run when ``moment_names`` is not empty.
+        moment_names: Moments to load; empty for the master weights alone.
+        read: ``read(name, key, offset, length) -> Tensor``, flat float32 values in the shape of
+            this tensor-parallel rank.
+    """
+    stage = engine.zero_optimization_stage()
+    for name, parameter in _named_parameters(engine.module):
+        if stage == 3:
+            _load_stage3(name, parameter, moment_names, read)
+        elif stage in (1, 2):
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                continue
+            offset, length = mapping.lp_fragment_address.start, mapping.hp_fragment.numel()
+            mapping.hp_fragment.copy_(read(name, "fp32", offset, length))
+            for key in moment_names:
+                mapping.optim_fragment[key].copy_(read(name, key, offset, length))
+        else:
+            count = parameter.numel()
+            parameter.data.copy_(read(name, "fp32", 0, count).view_as(parameter))
+            for key in moment_names:
+                moment = engine.optimizer.state[parameter][key]
+                moment.copy_(read(name, key, 0, count).view_as(parameter))
+    if stage in (1, 2):
+        engine.optimizer.update_lp_params()
+
+
+def _load_stage3(name: str, parameter: Any, moment_names: tuple[str, ...], read) -> None:
+    current = safe_get_local_fp32_param(parameter)
+    size = current.numel()
+    offset = size * torch.distributed.get_rank(parameter.ds_process_group)
+    kept = max(0, min(size, parameter.ds_numel - offset))
+    for key in ("fp32", *moment_names):
+        values = torch.zeros_like(current).flatten()
+        if kept:
+            values[:kept].copy_(read(name, key, offset, kept))
+        values = values.view_as(current)
+        if key == "fp32":
+            safe_set_local_fp32_param(parameter, values)
+        else:
+            safe_set_local_optimizer_state(parameter, values, key)
+
+
+def loss_scaler_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+    """The numbers of the dynamic fp16 loss scale; empty in other precisions."""
+    if not engine.fp16_enabled():
+        return {}
+    scaler = engine.optimizer.loss_scaler
+    return {name: getattr(scaler, name) for name in _LOSS_SCALER_FIELDS if hasattr(scaler, name)}
+
+
+def load_loss_scaler(engine: deepspeed.DeepSpeedEngine, state: dict[str, float]) -> None:
+    """Takes over the numbers of `loss_scaler_state`."""
+    if engine.fp16_enabled():
+        for name, value in state.items():
+            setattr(engine.optimizer.loss_scaler, name, value)

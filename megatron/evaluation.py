@@ -1,0 +1,109 @@
+"""Per-domain losses on held-out data, and their averages."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron.data.data_utils import SplitName, build_evaluation_source
+from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.inference import load_for_inference
+from megatron.logging import RunLogger
+from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.runners import Evaluator, InferenceRunner
+
+__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_splits"]
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    """Held-out loss of one domain."""
+
+    loss: float
+    """Nats a token, the mean over all tokens evaluated."""
+    perplexity: float
+    bits_per_byte: float | None
+    """Loss in bits a byte of text; None where the number of bytes is not known."""
+    num_samples: int
+
+
+def evaluate_domains(runner: Evaluator, source: EvaluationBatches) -> dict[str, DomainResult]:
+    """Evaluates every domain on its fixed samples; all ranks call it and get the same numbers."""
+    num_domains = len(source.domains)
+    batches = itertools.chain.from_iterable(source.batches(k) for k in range(num_domains))
+    sums = runner.evaluate(batches, num_domains=num_domains).cpu().numpy()
+    loss_sum, _, tokens, _ = sums[:-2].reshape(4, num_domains)
+    results = {}
+    for k, name in enumerate(source.domains):
+        loss = float(loss_sum[k] / tokens[k]) if tokens[k] else math.nan
+        bytes_per_token = source.text_bytes_per_token[k]
+        results[name] = DomainResult(
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),  # exp overflows float64 above 709
+            bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else None,
+            num_samples=source.num_samples[k],
+        )
+    return results
+
+
+def averages(results: dict[str, DomainResult]) -> dict[str, float]:
+    """Means over domains under the research code's names, plain and weighted by samples.
+
+    ``avg_ppl`` is the mean of perplexities, not the perplexity of the mean loss: the two rank
+    mixtures differently, so both are reported.
+    """
+    losses = np.array([r.loss for r in results.values()])
+    perplexities = np.array([r.perplexity for r in results.values()])
+    samples = np.array([r.num_samples for r in results.values()], dtype=np.float64)
+    weights = samples / samples.sum()
+    summary = {
+        "avg_lm_loss": float(losses.mean()),
+        "avg_ppl": float(perplexities.mean()),
+        "ppl_of_avg_lm_loss": math.exp(min(float(losses.mean()), 700.0)),
+        "weighted_avg_lm_loss": float(losses @ weights),
+        "weighted_avg_ppl": float(perplexities @ weights),
+        "worst_lm_loss": float(losses.max()),
+    }
+    bits = [r.bits_per_byte for r in results.values()]
+    if all(value is not None for value in bits):
+        summary["avg_bits_per_byte"] = float(np.mean(np.array(bits, dtype=np.float64)))
+    return summary
+
+
+def evaluate_splits(config: RunConfig, splits: Mapping[SplitName, str]) -> dict[str, Any]:
+    """Evaluates a checkpoint on the named splits and prints a table of each on rank 0.
+
+    Args:
+        config: The resolved configuration, with ``load``.
+        splits: Split of the data -> name in the result.
+
+    Returns:
+        {name: {"domains": {domain: losses}, "averages": ...}}.
+    """
+    model, tokenizer = load_for_inference(config)
+    runner = InferenceRunner(model)
+    logger = RunLogger(config, dist.get_rank(), keeps_log=False)
+    report: dict[str, Any] = {"iteration": config.other.iteration}
+    for split, name in splits.items():
+        source = build_evaluation_source(
+            config,
+            split,
+            dp_rank=dist.get_rank(),
+            dp_size=dist.get_world_size(),
+            tokenizer_info=tokenizer,
+        )
+        if source is None:
+            continue
+        results = evaluate_domains(runner, source)
+        summary = averages(results)
+        logger.evaluation(name, config.other.iteration or 0, results, summary)
+        report[name] = {"domains": {k: asdict(r) for k, r in results.items()}, "averages": summary}
+    if len(report) == 1:
+        raise ConfigError("valid_data_paths: no held-out data to evaluate; name some")
+    return report

@@ -1,0 +1,98 @@
+"""Writing files so that a crash leaves either the old content or the new one, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = [
+    "atomic_writer",
+    "crc32_of_file",
+    "flush_to_disk",
+    "fsync_folder",
+    "temporary_path",
+    "write_json_atomic",
+    "write_text_atomic",
+]
+
+_BLOCK_BYTES = 1 << 22
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what some network file systems say
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Opens a stream whose content replaces ``path`` only if the block ends without an error.
+
+    Args:
+        path: The file to make or to replace; its folder must be there.
+
+    Yields:
+        A binary stream on a temporary file beside ``path``; it is removed if the block raises.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+    """
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            flush_to_disk(stream)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replaces ``path`` by ``text`` in UTF-8, with the line ends that ``text`` has."""
+    with atomic_writer(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, data: Any) -> None:
+    """`write_text_atomic` of JSON whose floats round-trip exactly; NaN is refused."""
+    write_text_atomic(path, json.dumps(data, allow_nan=False, indent=1) + "\n")
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns an unused hidden name beside ``path``, so that a rename stays on one file system."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def flush_to_disk(stream: BinaryIO) -> None:
+    """Empties Python's buffer and the system's: after it, a power cut loses nothing of the file."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames inside ``folder`` durable, where the system can do that to a folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def crc32_of_file(path: Path) -> int:
+    """CRC-32 of a file's bytes; finds torn writes and flipped bits, not tampering."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

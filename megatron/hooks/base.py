@@ -1,0 +1,41 @@
+"""The interface of hooks, and the report of one step that they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron.state import TrainState
+from odm import Draw, Signal
+
+__all__ = ["Hook", "StepReport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One optimizer step, reduced over all ranks; the same on every rank."""
+
+    draw: Draw
+    weights: np.ndarray
+    """Weights that the batch was drawn with, shape (K,)."""
+    signal: Signal
+    """Per-domain loss sums and token counts of the batch."""
+    lm_loss: float
+    """Mean over micro-batches of their mean loss, in nats: what the optimizer minimised."""
+    grad_norm: float | None
+    learning_rate: float
+    loss_scale: float | None
+    skipped: bool
+    seconds: float
+    """Wall time since the previous report."""
+
+
+class Hook:
+    """Called on every rank after each step, in the order of the list, and once at the end."""
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        """Runs after the optimizer step and the update of the mixture."""
+
+    def at_end(self, state: TrainState) -> None:
+        """Runs once after the loop, however it ended."""

@@ -1,0 +1,68 @@
+"""Writes a record of every logged iteration."""
+
+from __future__ import annotations
+
+import math
+
+from megatron.data.mixed_batches import MixedBatches
+from megatron.hooks.base import Hook, StepReport
+from megatron.logging import RunLogger, TrainRecord
+from megatron.state import TrainState
+from odm import MixtureController
+
+__all__ = ["LoggingHook"]
+
+
+class LoggingHook(Hook):
+    """Logs every ``interval``-th iteration; times are means since the last record."""
+
+    def __init__(
+        self, logger: RunLogger, source: MixedBatches, mixture: MixtureController, *, interval: int
+    ):
+        self.logger = logger
+        self.source = source
+        self.mixture = mixture
+        self.interval = interval
+        self._seconds = 0.0
+        self._steps = 0
+        self._nan_iterations = 0
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._seconds += report.seconds
+        self._steps += 1
+        self._nan_iterations += not math.isfinite(report.lm_loss)
+        if state.step % self.interval == 0:
+            self.logger.train(self._record(state, report))
+            self._seconds, self._steps = 0.0, 0
+
+    def _record(self, state: TrainState, report: StepReport) -> TrainRecord:
+        domains = self.mixture.domains
+        cursors = self.mixture.cursors
+        batch = self.source.global_batch_size
+        steps_per_second = self._steps / self._seconds
+        losses = report.signal.mean_loss().tolist()
+        rewards = self.mixture.mixer_state().get("estimated_reward", [])
+
+        def by_domain(values) -> dict:
+            return dict(zip(domains, values, strict=True))
+
+        return TrainRecord(
+            iteration=state.step,
+            consumed_samples=state.consumed_samples,
+            consumed_tokens=state.consumed_tokens,
+            lm_loss=report.lm_loss,
+            learning_rate=report.learning_rate,
+            seconds=self._seconds / self._steps,
+            samples_per_second=batch * steps_per_second,
+            tokens_per_second=batch * self.source.seq_length * steps_per_second,
+            grad_norm=report.grad_norm,
+            loss_scale=report.loss_scale,
+            skipped_iterations=state.step - state.applied_steps,
+            nan_iterations=self._nan_iterations,
+            weights=by_domain(report.weights.tolist()),
+            losses=by_domain([None if math.isnan(loss) else loss for loss in losses]),
+            tokens=by_domain([int(count) for count in report.signal.token_count]),
+            epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
+            iterations=by_domain((cursors / batch).tolist()),
+            rewards=by_domain(rewards) if rewards else {},
+        )

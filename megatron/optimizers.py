@@ -1,0 +1,48 @@
+"""Optimizers and their parameter groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from megatron.model.parameters import facts_of
+from megatron.neox_arguments import RunConfig
+
+__all__ = ["build_optimizer", "moment_names", "parameter_groups"]
+
+
+def moment_names(config: RunConfig) -> tuple[str, ...]:
+    """Per-parameter state tensors of the optimizer, as torch names them."""
+    if config.derived.optimizer_type == "sgd":
+        return ("momentum_buffer",) if config.derived.optimizer_options.get("momentum") else ()
+    return ("exp_avg", "exp_avg_sq")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay, biases and norms do not; a group without parameters is left out."""
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        (decayed if facts_of(parameter).has_weight_decay else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Builds the optimizer that ``optimizer.type`` names, on torch's fused kernels."""
+    derived = config.derived
+    groups = parameter_groups(module, derived.weight_decay)
+    if derived.optimizer_type == "sgd":
+        return torch.optim.SGD(
+            groups, lr=derived.learning_rate, fused=True, **derived.optimizer_options
+        )
+    return torch.optim.AdamW(
+        groups,
+        lr=derived.learning_rate,
+        betas=derived.adam_betas,
+        eps=derived.adam_eps,
+        fused=True,
+    )

@@ -1,0 +1,31 @@
+"""What changes while a run goes on, apart from weights, optimizer and mixture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+__all__ = ["TrainState"]
+
+
+@dataclass
+class TrainState:
+    """Counters of a run; saved with every checkpoint."""
+
+    step: int = 0
+    """Iterations done, including those whose optimizer step an fp16 overflow skipped."""
+    applied_steps: int = 0
+    """Optimizer steps applied; the learning rate follows these."""
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    consecutive_skips: int = 0
+    stop: bool = False
+    """Set by a hook to leave the loop after this iteration. Not saved."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Plain numbers for ``state.json``."""
+        return {name: value for name, value in asdict(self).items() if name != "stop"}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Takes over the numbers of `state_dict`."""
+        for name in self.state_dict():
+            setattr(self, name, int(state[name]))

@@ -1,0 +1,229 @@
+"""Training with online data mixing, from the configuration to the last checkpoint.
+
+Read `train` first: it is the only loop. Weights of the domains decide the plan of a step, the step
+yields one loss a domain, and these losses decide the weights of the next step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
+from megatron.data.mixed_batches import MixedBatches
+from megatron.engine import LoadedRun, build_runner
+from megatron.errors import CheckpointError
+from megatron.flops import model_flops_per_token
+from megatron.hooks.base import Hook, StepReport
+from megatron.hooks.checkpoint import CheckpointHook
+from megatron.hooks.evaluation import EvaluationHook
+from megatron.hooks.logging import LoggingHook
+from megatron.initialize import stop_requested
+from megatron.learning_rates import learning_rate_schedule
+from megatron.logging import RunLogger
+from megatron.neox_arguments import RunConfig
+from megatron.optimizers import moment_names
+from megatron.run_lock import lock_save_folder
+from megatron.runners import DataParallelRunner, StepResult, all_reduce_sum
+from megatron.state import TrainState
+from megatron.tokenizer import AbstractTokenizer, build_tokenizer
+from odm import Draw, MixtureController, Signal
+
+__all__ = ["pretrain", "train"]
+
+MAX_CONSECUTIVE_SKIPS = 50
+EVALUATION_SPLITS: tuple[SplitName, SplitName] = ("valid", "test")
+
+
+def train(
+    runner: DataParallelRunner,
+    source: MixedBatches,
+    mixture: MixtureController,
+    hooks: Sequence[Hook],
+    state: TrainState,
+    *,
+    last_step: int,
+    learning_rate_of: Callable[[int], float],
+) -> TrainState:
+    """Runs optimizer steps until ``last_step``; the only training loop of the project.
+
+    Args:
+        runner: Runs a step on the engine.
+        source: Turns a plan into micro-batches of this rank.
+        mixture: Weights of the domains.
+        hooks: Called after each step, in this order, on every rank.
+        state: Counters, advanced in place.
+        last_step: Iteration after which to stop.
+        learning_rate_of: Learning rate as a function of the applied optimizer steps.
+    """
+    clock = time.perf_counter()
+    while state.step < last_step and not state.stop:
+        state.step += 1
+        weights = mixture.weights  # decided by the losses of earlier steps
+        draw = source.draw(state.step)  # the domain of every sample; the same plan on every rank
+        learning_rate = learning_rate_of(state.applied_steps)
+        runner.set_learning_rate(learning_rate)
+
+        result = runner.train_step(source.batches(draw))
+        signal, lm_loss, stop = reduce_step(result)  # one all-reduce
+        mixture.observe(state.step, signal)  # these losses decide the weights of the next step
+
+        advance(state, draw, result, tokens=source.global_batch_size * source.seq_length)
+        state.stop = stop
+        now = time.perf_counter()
+        report = StepReport(
+            draw=draw,
+            weights=weights,
+            signal=signal,
+            lm_loss=lm_loss,
+            grad_norm=None if result.grad_norm is None else float(result.grad_norm),
+            learning_rate=learning_rate,
+            loss_scale=runner.loss_scale,
+            skipped=result.skipped,
+            seconds=now - clock,
+        )
+        clock = now
+        for hook in hooks:
+            hook.after_step(state, report)
+    return state
+
+
+def reduce_step(result: StepResult) -> tuple[Signal, float, bool]:
+    """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
+
+    A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
+    leave the loop after the same step.
+    """
+    asked = torch.tensor([float(stop_requested())], dtype=torch.float64)
+    packed = torch.cat((result.domain_sums, asked.to(result.domain_sums.device)))
+    sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
+    loss_sum, loss_sq_sum, tokens, samples = sums[:-3].reshape(4, -1)
+    signal, _ = Signal(loss_sum, loss_sq_sum, tokens, samples).drop_nonfinite()
+    return signal, float(sums[-3] / sums[-2]), bool(sums[-1])
+
+
+def advance(state: TrainState, draw: Draw, result: StepResult, *, tokens: int) -> None:
+    """Counts a finished step.
+
+    Raises:
+        FloatingPointError: After too many fp16 overflows in a row.
+    """
+    state.consumed_samples += len(draw.domains)
+    state.consumed_tokens += tokens
+    state.applied_steps += not result.skipped
+    state.consecutive_skips = state.consecutive_skips + 1 if result.skipped else 0
+    if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
+        raise FloatingPointError(
+            f"{MAX_CONSECUTIVE_SKIPS} fp16 steps in a row overflowed; use bf16, or a lower "
+            "learning rate"
+        )
+
+
+def pretrain(config: RunConfig) -> TrainState:
+    """Runs a whole training job: data, model, engine, loop, final evaluation and checkpoint.
+
+    Needs the process group of `initialize_megatron`. All ranks call it.
+
+    Returns:
+        The counters at the end; ``stop`` is true when the run was asked to stop early.
+    """
+    derived = config.derived
+    is_locker = dist.get_rank() == 0 and derived.save_path is not None
+    # held until this function returns: one run at a time in a save folder
+    lock = lock_save_folder(Path(derived.save_path or "")) if is_locker else None
+    tokenizer = build_tokenizer(config)
+    logger = RunLogger(
+        config,
+        dist.get_rank(),
+        train_iters=derived.train_iters,
+        flops_per_token=model_flops_per_token(config, vocab_size=tokenizer.vocab_size),
+    )
+    try:
+        return _pretrain(config, tokenizer, logger)
+    finally:
+        logger.close()
+        if lock is not None:
+            lock.close()
+
+
+def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
+    logger.say("opening the data")
+    ranks: dict[str, int] = {"dp_rank": dist.get_rank(), "dp_size": dist.get_world_size()}
+    source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
+    validation, test = (
+        build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
+        for split in EVALUATION_SPLITS
+    )
+    mixture = source.controller
+    loaded = build_runner(config, tokenizer, num_domains=len(mixture.domains), say=logger.say)
+    runner, state = loaded.runner, loaded.state
+    restore_mixture(mixture, loaded)
+    evaluation = EvaluationHook(
+        runner,
+        logger,
+        validation=validation,
+        test=test,
+        interval=config.training.eval_interval,
+    )
+    saving = CheckpointHook(runner, mixture, config, logger, moment_names=moment_names(config))
+    hooks: list[Hook] = [
+        LoggingHook(logger, source, mixture, interval=config.logging.log_interval),
+        evaluation,
+        saving,
+    ]
+    announce(logger, config, source, loaded)
+    saving.before_training(state)
+    train(
+        runner,
+        source,
+        mixture,
+        hooks,
+        state,
+        last_step=config.derived.train_iters,
+        learning_rate_of=learning_rate_schedule(config),
+    )
+    for hook in hooks:
+        hook.at_end(state)
+    logger.stop(state.step, "asked to stop" if state.stop else "done")
+    return state
+
+
+def restore_mixture(mixture: MixtureController, loaded: LoadedRun) -> None:
+    """Continues the mixture of a checkpoint; its domains and method must be those of this run."""
+    if loaded.mixture_state is None:
+        return
+    try:
+        mixture.load_state_dict(loaded.mixture_state)
+    except ValueError as error:
+        raise CheckpointError(f"{loaded.folder}: mixture.json: {error}") from error
+
+
+def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded: LoadedRun) -> None:
+    """Writes what the run is to the log, and the notes of the configuration to the console."""
+    parameters = sum(
+        getattr(p, "ds_numel", p.numel()) for p in loaded.runner.engine.module.parameters()
+    )
+    info = {
+        "parameters": parameters,
+        "world_size": dist.get_world_size(),
+        "zero_stage": config.derived.zero_stage,
+        "precision": config.derived.precision,
+        "mixture": source.controller.describe(),
+        "samples_per_epoch": dict(
+            zip(source.domains, source.samples_per_epoch.tolist(), strict=True)
+        ),
+    }
+    for note in config.derived.notes:
+        logger.say(f"note: {note}")
+    logger.say(
+        f"{parameters:,} parameters, {len(source.domains)} domains, "
+        f"{config.derived.train_batch_size} samples of {source.seq_length} tokens an iteration"
+    )
+    if loaded.state.step:
+        logger.resume(loaded.state.step, info)
+    else:
+        logger.start(info)
