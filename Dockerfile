@@ -1,0 +1,23 @@
+# syntax=docker/dockerfile:1
+# For NVIDIA GPUs: docker build -t odm-neox . && docker run --gpus all --shm-size=1g -it odm-neox
+# Another image of PyTorch 2.13.0: --build-arg BASE_IMAGE=...
+ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-devel
+FROM ${BASE_IMAGE}
+
+# make drives the demo and the tests; pdsh and an ssh client start runs on several machines.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends make git pdsh openssh-client \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /workspace/odm-neox
+
+# Requirements first: a change of the code does not install them again. The image's torch is kept,
+# since requirements.txt pins the same version.
+COPY requirements/ requirements/
+RUN python -m pip install --no-cache-dir -r requirements/requirements.txt \
+        -r requirements/requirements-tensorboard.txt -r requirements/requirements-wandb.txt
+
+COPY . .
+RUN python -m pip install --no-cache-dir .
+
+CMD ["bash"]

@@ -1,0 +1,63 @@
+# Needs make and python3 >= 3.10 with venv; everything else is installed into a virtual environment.
+#   make demo   the main job on text that this machine already has, in ./demo; mixture.png beside this file
+#   make test   what is missing from the dev requirements, then the tests
+#   make lint   ruff and mypy          make docs   configs/neox_arguments.md
+#   make clean  removes ./demo, caches and .venv
+# VENV=path uses another virtual environment (made when it is not there).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON3 ?= python3
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+INSTALL := $(PYTHON) -m pip install --disable-pip-version-check
+PYTEST_ARGS ?= -n 2 --timeout 300 -m "not slow and not gpu"
+
+# One thread a test worker: two workers with two threads each would fight for two cores.
+test: export OMP_NUM_THREADS ?= 1
+
+.PHONY: help venv install install-dev demo test lint docs clean
+
+help:
+	@sed -n '2,7s/^# \{0,1\}//p' Makefile
+
+# Asks pip, not for the file bin/python: an interrupted venv has python already and pip not yet.
+venv:
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON3) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Makefile: needs Python >= 3.10, got " + sys.version.split()[0] + "; name another with PYTHON3=")'; \
+	  echo '$(PYTHON3) -m venv $(VENV)'; \
+	  $(PYTHON3) -m venv $(VENV); }
+
+# A stamp is written after its installation has ended: an interrupted one is simply done again.
+$(VENV)/.installed: requirements/requirements.txt | venv
+	$(INSTALL) -r requirements/requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/requirements.txt requirements/requirements-dev.txt | venv
+	$(INSTALL) -r requirements/requirements.txt -r requirements/requirements-dev.txt
+	@touch $(VENV)/.installed $@
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+demo: install
+	$(PYTHON) tools/demo.py
+
+test: install-dev
+	$(PYTHON) -m pytest $(PYTEST_ARGS) tests
+
+lint: install-dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+docs: install
+	$(PYTHON) configs/gen_docs.py
+
+clean:
+	rm -rf demo .venv .ci-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find odm megatron tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,264 @@
+#!/usr/bin/env python
+"""The main job on text that this machine already has: ``make demo``, or ``python tools/demo.py``.
+
+Runs, one after the other, the commands that a user would type: gather and tokenize a corpus of
+several domains, train a small model with online data mixing, plot the mixture, write a sample.
+Everything lies in ``demo/`` but ``mixture.png``. A stage that is done and whose inputs have not
+changed is skipped; an interrupted training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from megatron.files import write_text_atomic  # noqa: E402
+from megatron.launcher.devices import count_devices  # noqa: E402
+from megatron.launcher.process_life import die_with_parent  # noqa: E402
+from megatron.run_log import read_run_log  # noqa: E402
+
+DEMO = Path("demo")
+CONFIG = Path("configs/demo.yml")
+DATA = DEMO / "data/this_machine/data.yml"
+PROCESSES = DEMO / "processes.yml"
+RUN = DEMO / "run"
+RUN_LOG = RUN / "logs/metrics.jsonl"
+PLOT = Path("mixture.png")
+PROMPT = DEMO / "prompt.txt"
+SAMPLE = DEMO / "sample.jsonl"
+
+VOCAB_SIZE = 2048
+PROMPT_TEXT = "def __init__(self"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo and what it reads and writes, relative to the repository."""
+
+    name: str
+    command: str
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+
+    @property
+    def stamp(self) -> Path:
+        """The file that says with which command and inputs the stage was done."""
+        return DEMO / f".{self.name}.done"
+
+    def fingerprint(self) -> str:
+        """A digest of the command and the bytes of every input."""
+        digest = sha256(self.command.encode())
+        for path in self.inputs:
+            digest.update(b"\0" + path.read_bytes())
+        return digest.hexdigest()
+
+    def is_done(self) -> bool:
+        """True if every output is there and nothing that it came from has changed."""
+        if not all(path.exists() for path in (self.stamp, *self.inputs, *self.outputs)):
+            return False
+        return self.stamp.read_text(encoding="ascii") == self.fingerprint()
+
+
+def stages() -> list[Stage]:
+    """Lists the stages in order.
+
+    ``processes.yml`` is no input of the training: how many processes share the work does not
+    change what is learnt.
+    """
+    return [
+        Stage(
+            "data",
+            f"python prepare_data.py this_machine -t HFTokenizer -d {DEMO / 'data'} "
+            f"--vocab-size {VOCAB_SIZE}",
+            inputs=(),
+            outputs=(DATA,),
+        ),
+        Stage(
+            "training",
+            f"./deepy.py train.py {CONFIG} {PROCESSES} {DATA}",
+            inputs=(CONFIG, DATA),
+            outputs=(final_checkpoint(), RUN_LOG),
+        ),
+        Stage(
+            "plot",
+            f"python tools/plot_mixture.py {RUN} -o {PLOT}",
+            inputs=(RUN_LOG,),
+            outputs=(PLOT,),
+        ),
+        Stage(
+            "sample",
+            f"./deepy.py generate.py {CONFIG} {DATA} -i {PROMPT} -o {SAMPLE}",
+            inputs=(RUN_LOG, PROMPT),
+            outputs=(SAMPLE,),
+        ),
+    ]
+
+
+def final_checkpoint() -> Path:
+    """The folder that only a complete training leaves: one told to stop early exits with 0 too."""
+    import yaml  # comes with requirements.txt
+
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    return RUN / f"global_step{config['train_iters']}"
+
+
+def default_num_processes(environ: Mapping[str, str]) -> int:
+    """Two CPU processes where there are two cores: mixing is data parallel. One on a GPU."""
+    if count_devices(environ):
+        return 1
+    can_ask = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
+    return min(2, num_cores)
+
+
+def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
+    """Runs one stage unless it is done.
+
+    Returns:
+        The exit code of the command; 1 where it ended with 0 but an output is not there.
+    """
+    print(f"\n$ {stage.command}", flush=True)
+    if stage.is_done():
+        print("(done already)", flush=True)
+        return 0
+    started = time.monotonic()
+    exit_code = run_and_pass_signals_on(shlex.split(stage.command), environ)
+    missing = [str(path) for path in stage.outputs if not path.exists()]
+    if exit_code:
+        say(f"demo: {stage.name}: ended with exit code {exit_code}; run it again to go on")
+        return exit_code
+    if missing:
+        say(f"demo: {stage.name}: ended before it made {missing[0]}; run it again to go on")
+        return 1
+    write_text_atomic(stage.stamp, stage.fingerprint())
+    print(f"({stage.name}: {time.monotonic() - started:.0f} s)", flush=True)
+    return 0
+
+
+def run_and_pass_signals_on(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs a command to its end, in a session of its own: it gets each signal once, from here.
+
+    Returns:
+        The exit code; 128 + the signal's number if it, or this process, was told to stop by one.
+    """
+    received: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    previous = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        parent_pid = os.getpid()
+        # `environ` decides which python runs, where Popen would ask this process's PATH
+        program = shutil.which(command[0], path=environ["PATH"]) or command[0]
+        child = subprocess.Popen(
+            [program, *command[1:]],
+            env=dict(environ),
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent_pid),
+        )
+        for number in received:  # came between the handler and the child
+            child.send_signal(number)
+        exit_code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        return 128 + received[0]
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def command_environment() -> dict[str, str]:
+    """The environment of the commands: this interpreter first, as in its activated venv."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def activation() -> str | None:
+    """The command that activates this interpreter's virtual environment; nothing without one."""
+    if sys.prefix == sys.base_prefix:
+        return None
+    folder = Path(sys.prefix)
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    return f"source {shown}/bin/activate"
+
+
+def summary(events: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulates every domain's validation loss and weight, first and last in the run log."""
+    training = [event for event in events if event["event"] == "train"]
+    validation = [event for event in events if event["event"] == "validation"]
+    if not training or not validation:
+        return "the run log holds no validation"
+    first, last = validation[0], validation[-1]
+    start, end = training[0], training[-1]
+    rows = [("domain", "validation loss", "weight", "epochs")]
+    for name, measured in last["domains"].items():
+        losses = f"{first['domains'][name]['loss']:.3f} -> {measured['loss']:.3f}"
+        weights = f"{start['weights'][name]:.3f} -> {end['weights'][name]:.3f}"
+        rows.append((name, losses, weights, f"{end['epochs'][name]:.2f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    iterations = f"(validation at iterations {first['iteration']} and {last['iteration']})"
+    return "\n".join([*(line.rstrip() for line in table), iterations])
+
+
+def first_sample(path: Path) -> str:
+    """The prompt and the text that the model put after it."""
+    sample = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    return f"{sample['context']}{sample['text'] or ''}"
+
+
+def say(text: str) -> None:
+    """Writes a message about the demo itself."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Runs the demo; returns the exit code of the first command that failed, else 0."""
+    os.chdir(ROOT)
+    started = time.monotonic()
+    environ = command_environment()
+    num_processes = default_num_processes(environ)
+    DEMO.mkdir(exist_ok=True)
+    write_text_atomic(PROCESSES, json.dumps({"num_gpus": num_processes}) + "\n")
+    write_text_atomic(PROMPT, PROMPT_TEXT + "\n")
+    print(f"Everything goes to {DEMO}/ and {PLOT}; processes: {num_processes}", flush=True)
+    if activation():
+        print(f"\n$ {activation()}", flush=True)
+    for stage in stages():
+        exit_code = run_stage(stage, environ)
+        if exit_code:
+            return exit_code
+    print(f"\nA sample of the model:\n{first_sample(SAMPLE)}")
+    print(f"\n{summary(read_run_log(RUN_LOG))}")
+    print(f"\nmixture over time  {PLOT}\nrun log            {RUN_LOG}")
+    print(f"checkpoint         {final_checkpoint()}")
+    print(f"total time         {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
