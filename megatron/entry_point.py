@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
 from megatron.data.errors import DataError
 from megatron.distributed_environment import RankDiscoveryError
 from megatron.errors import CheckpointError
+from megatron.launcher.process_life import PARENT_VARIABLE
 from megatron.neox_arguments import ConfigError
 from megatron.tokenizer import DocumentError, TokenizerError
 
@@ -24,29 +27,77 @@ USER_ERRORS = (
     RankDiscoveryError,
 )
 
+_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_SETTLE_SECONDS = 1.0  # as long as other launchers than ours need to end a run after rank 0 left
+_PEER_SECONDS = 4.0  # our launcher ends a run 2 s after its first failure
+
 
 def run_program(main: Callable[[], object]) -> None:
     """Runs ``main`` and leaves the process.
 
     An error ends the process at once: interpreter shutdown would wait for collectives that other
-    ranks never join. Rank 0 speaks for all ranks when the user's input is wrong; a program error
-    is shown by the rank that had it, in full on rank 0 and in one line elsewhere.
+    ranks never join. The user's mistakes are one line on standard error, a disk that is full or
+    may not be written among them; a program error is shown by the rank that had it, in full on
+    rank 0 and in one line elsewhere. A collective that fails because another rank left is neither:
+    the launcher ends this process before it has said so.
     """
-    rank = int(os.environ.get("RANK", "0"))
     try:
         main()
     except USER_ERRORS as error:
-        if rank == 0:
-            sys.stderr.write(f"error: {error}\n")
-        _leave(2)
+        _refuse(str(error))
     except KeyboardInterrupt:
         _leave(130)
     except Exception as error:
+        if _is_about_the_disk(error):
+            _refuse(f"{error}; check the path, the permissions and the free space")
+        if _comes_from_a_collective(error):
+            time.sleep(_PEER_SECONDS)
+        rank = _rank()
         if rank == 0:
             traceback.print_exc()
         else:
             sys.stderr.write(f"rank {rank}: {type(error).__name__}: {error}\n")
         _leave(1)
+    # gloo's threads may abort the interpreter's own way out
+    _leave(0)
+
+
+def _refuse(message: str) -> None:
+    """Says what is wrong, once for all ranks, and leaves.
+
+    Our launcher shows the words of one rank, so every rank speaks. Other launchers show all: there
+    rank 0 speaks first, and where the others have the same error, they are ended before they do.
+    """
+    rank = _rank()
+    if rank == 0 or PARENT_VARIABLE in os.environ:
+        sys.stderr.write(f"error: {message}\n")
+    else:
+        time.sleep(_SETTLE_SECONDS)
+        sys.stderr.write(f"rank {rank}: error: {message}\n")
+    _leave(2)
+
+
+def _is_about_the_disk(error: Exception) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _FULL_OR_READ_ONLY or (
+        isinstance(error, PermissionError) and error.filename is not None
+    )
+
+
+def _comes_from_a_collective(error: Exception) -> bool:
+    """Tells by the innermost frame: gloo raises RuntimeError, nccl an error of its own."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    name = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
+    return name.startswith("torch.distributed.")
+
+
+def _rank() -> int:
+    """This process's rank; asked for late, since under MPI and Slurm RANK is set by ``main``."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
 
 
 def _leave(code: int) -> None:

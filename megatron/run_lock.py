@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -18,35 +19,58 @@ __all__ = ["lock_save_folder"]
 
 LOCK_NAME = ".lock"
 
+logger = logging.getLogger(__name__)
+
 
 def lock_save_folder(save: Path) -> IO[str]:
     """Creates ``save`` and locks it until the returned file is closed or the process dies.
 
-    The kernel drops the lock with the process, so that a killed run never blocks the next one.
+    The kernel drops the lock with the process, so that a killed run never blocks the next one. A
+    file system without locks is used without one, said aloud.
 
     Raises:
         CheckpointError: If the folder cannot be written, or another run holds it.
     """
-    path = save / LOCK_NAME
     try:
         save.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
+        file = open(save / LOCK_NAME, "a+", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(
-            f"save: {save} cannot be written ({error.strerror}); choose a writable folder"
-        ) from error
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            file.close()
-            raise CheckpointError(
-                f"save: {save} is in use by {owner}; stop that run or choose another folder"
-            ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        raise _unwritable(save, error) from error
+    try:
+        _lock(file, save)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except OSError as error:
+        file.close()
+        raise _unwritable(save, error) from error
+    except CheckpointError:
+        file.close()
+        raise
     return file
+
+
+def _lock(file: IO[str], save: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise CheckpointError(
+            f"save: {save} is in use by {owner}; stop that run or choose another folder"
+        ) from None
+    except OSError as error:  # Lustre without its flock option, some network folders
+        logger.warning(
+            "save: %s is on a file system without locks (%s); two runs in it go unnoticed",
+            save,
+            error.strerror,
+        )
+
+
+def _unwritable(save: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"save: {save} cannot be written ({error.strerror}); choose a writable folder"
+    )

@@ -18,8 +18,8 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tens
             2019, arXiv:1904.09751); 0 or 1 keeps all. The likeliest token always stays.
     """
     if top_k > 0:
-        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+        largest, index = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        logits = torch.full_like(logits, float("-inf")).scatter_(-1, index, largest)
     if 0.0 < top_p < 1.0:
         ordered, index = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.files import atomic_writer
 from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.files import atomic_writer
 
 logger = logging.getLogger(__name__)
 

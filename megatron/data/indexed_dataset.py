@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from megatron.files import atomic_writer, flush_to_disk, temporary_path
 from megatron.data.errors import DataError
 from megatron.data.index_format import (
     CODE_OF_DTYPE,
@@ -20,6 +19,7 @@ from megatron.data.index_format import (
     read_index,
     write_index,
 )
+from megatron.files import atomic_writer, flush_to_disk, temporary_path
 
 __all__ = [
     "MMapIndexedDataset",

@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron.files import atomic_writer
 from megatron.data.errors import DataError
+from megatron.files import atomic_writer
 
 SCHEMA_VERSION = 1
 

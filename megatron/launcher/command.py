@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if plan.hosts:
             argv_of_runner = runner_command(neox_args)
             if command.dry_run:
-                sys.stdout.write(shlex.join(argv_of_runner) + "\n")
+                sys.stdout.write(shlex.join(argv_of_runner) + "\n" + _forecast(config))
                 return 0
             os.execv(argv_of_runner[0], argv_of_runner)
-        return _run_here(neox_args, plan, grace_seconds, dry_run=command.dry_run)
+        if command.dry_run:
+            sys.stdout.write(_shown_commands(neox_args, plan) + _forecast(config))
+            return 0
+        return _run_here(neox_args, plan, grace_seconds)
     except ConfigError as error:
         _say(str(error))
         return 2
@@ -83,18 +87,34 @@ def runner_command(neox_args: Any) -> list[str]:
     return [sys.executable, "-m", "deepspeed.launcher.runner", *neox_args.get_deepspeed_main_args()]
 
 
-def _run_here(neox_args: Any, plan: LaunchPlan, grace_seconds: float, *, dry_run: bool) -> int:
-    script = neox_args.user_script
+def _run_here(neox_args: Any, plan: LaunchPlan, grace_seconds: float) -> int:
+    with _prepared_commands(neox_args, plan) as commands:
+        return Supervisor(commands, grace_seconds=grace_seconds, report=_say).run()
+
+
+@contextmanager
+def _prepared_commands(neox_args: Any, plan: LaunchPlan) -> Iterator[list[RankCommand]]:
+    """Holds a port and the file of arguments while the commands are in use."""
     wanted = neox_args.master_port if "master_port" in neox_args.given else None
     holder, port = reserve_port(wanted, _say)
     with holder, arguments_folder() as folder:
         path = write_arguments(folder, "megatron_config", neox_args.megatron_config)
-        script_argv = [sys.executable, "-u", script, "--megatron_config", str(path)]
-        commands = rank_commands(script_argv, plan=plan, master_port=port, environ=os.environ)
-        if dry_run:
-            sys.stdout.write("".join(_shown(command) + "\n" for command in commands))
-            return 0
-        return Supervisor(commands, grace_seconds=grace_seconds, report=_say).run()
+        script_argv = [sys.executable, "-u", neox_args.user_script, "--megatron_config", str(path)]
+        yield rank_commands(script_argv, plan=plan, master_port=port, environ=os.environ)
+
+
+def _shown_commands(neox_args: Any, plan: LaunchPlan) -> str:
+    with _prepared_commands(neox_args, plan) as commands:
+        return "".join(_shown(command) + "\n" for command in commands)
+
+
+def _forecast(config: Any) -> str:
+    """Stages and memory of a training run; nothing for other scripts."""
+    if Path(config.other.user_script or "").name != "train.py":
+        return ""
+    from megatron.launcher.dry_run import describe_run
+
+    return describe_run(config) + "\n"
 
 
 def _shown(command: RankCommand) -> str:

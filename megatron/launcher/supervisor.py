@@ -195,9 +195,9 @@ class Supervisor:
             return 2  # rank 0 has printed the message, and one message is enough
         # the rank where the error began speaks before its closed sockets make the others fail
         culprit = min(refused or killed or failed, key=lambda rank: (rank.spoke_at, rank.index))
-        self._report(
-            f"deepy.py: rank {culprit.index} {_describe(culprit.exit_code or 0)}; the run was ended"
-        )
+        if not (refused and culprit.last_words):  # a refusal says all that the user needs
+            reason = _describe(culprit.exit_code or 0)
+            self._report(f"deepy.py: rank {culprit.index} {reason}; the run was ended")
         for line in culprit.last_words.decode("utf-8", "replace").splitlines()[-_SHOWN_LINES:]:
             self._report(f"[rank {culprit.index}] {line}")
         return 2 if refused else 1

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from megatron.files import atomic_writer
 from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
+from megatron.files import atomic_writer
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.errors import DocumentError, TokenizerError
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer

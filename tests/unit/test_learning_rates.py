@@ -1,0 +1,73 @@
+"""Learning-rate schedules against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.learning_rates import learning_rate_at
+
+SETTINGS: dict[str, Any] = {
+    "peak": 8.0,
+    "minimum": 2.0,
+    "decay_style": "cosine",
+    "warmup_steps": 4,
+    "decay_steps": 12,
+}
+
+
+def rate(step: int, **changes: Any) -> float:
+    return learning_rate_at(step, **{**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        # applied steps    0    1    2    3    4    8    12   99
+        ("constant", [2.0, 2.0, 4.0, 6.0, 8.0, 8.0, 8.0, 8.0]),
+        ("linear", [2.0, 2.0, 4.0, 6.0, 8.0, 4.0, 2.0, 2.0]),
+        ("cosine", [2.0, 2.0, 4.0, 6.0, 8.0, 5.0, 2.0, 2.0]),
+        # half-way and at the end of a decay by exp(-0.693)
+        ("exponential", [2.0, 2.0, 4.0, 6.0, 8.0, 5.657270554, 4.000588766, 4.000588766]),
+    ],
+)
+def test_each_style_follows_its_formula(style, expected):
+    rates = [rate(step, decay_style=style) for step in (0, 1, 2, 3, 4, 8, 12, 99)]
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_warmup_the_first_step_has_the_peak():
+    assert rate(0, warmup_steps=0) == 8.0
+
+
+def test_a_warmup_of_a_fraction_of_a_step_never_exceeds_the_peak():
+    assert rate(0, warmup_steps=0.5) == 8.0
+    assert rate(1, warmup_steps=0.5) <= 8.0
+
+
+def test_the_warmup_may_last_as_long_as_the_decay():
+    assert [rate(step, warmup_steps=12) for step in (6, 12, 13)] == [4.0, 8.0, 2.0]
+
+
+STYLES = st.sampled_from(["constant", "linear", "cosine", "exponential"])
+
+
+@given(STYLES, st.floats(0, 50), st.integers(1, 200))
+def test_the_rate_rises_to_the_peak_and_then_never_rises_again(style, warmup, decay):
+    rates = [
+        rate(step, decay_style=style, warmup_steps=warmup, decay_steps=decay) for step in range(260)
+    ]
+    before, after = rates[: int(warmup) + 1], rates[int(warmup) + 1 :]
+    assert all(first <= then for first, then in pairwise(before))
+    assert all(first >= then for first, then in pairwise(after))
+    assert max(rates) <= 8.0
+    assert min(after) >= 2.0
+
+
+@given(STYLES, st.integers(0, 10_000))
+def test_after_the_decay_the_rate_stays(style, extra):
+    assert rate(12 + extra, decay_style=style) == rate(12, decay_style=style)
