@@ -15,16 +15,18 @@ def main(input_args: list[str] | None = None, overwrite_values: dict | None = No
         input_args: Command line without the program's name; None reads ``sys.argv``.
         overwrite_values: Fields that win over the files.
     """
-    info = prepare_process()
+    prepare_process()
     neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
     config = resolve(neox_args)
     from megatron.inference import load_for_inference
+    from megatron.mpu.initialize import make_topology
     from megatron.text_generation_utils import generate_samples
 
     initialize_megatron(config, handle_signals=False)
-    model, tokenizer = load_for_inference(config)
-    if info.rank == 0:
-        generate_samples(config, model, tokenizer)
+    topology = make_topology(config, for_training=False)
+    model, tokenizer = load_for_inference(config, topology)
+    if topology.data_rank == 0:  # replicas would write the same text again
+        generate_samples(config, model, tokenizer, topology)
     shutdown()
 
 

@@ -2,7 +2,7 @@
 
 ```
 global_step<N>/
-  index.json              version, layout that saved it, parameters, files with sizes and checksums
+  index.json              version, layout that saved it, parameters, sizes and checksums of all
   state.json              counters of the run
   mixture.json            weights, cursors and mixer of the data mixture
   rank_00000.safetensors  fragments, keys "<kind>|<parameter>|<tp_rank>|<offset>"
@@ -16,6 +16,8 @@ flattened tensor-parallel shard. Vocabulary padding is never written.
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ __all__ = [
     "ParameterInfo",
     "checkpoint_steps",
     "fragment_key",
+    "index_checksum",
     "logical_tensors",
     "step_folder",
     "verify",
@@ -50,13 +53,15 @@ class ParameterInfo:
     """Logical shape: unsharded, without vocabulary padding."""
     tp_dim: int | None
     """Dimension that tensor parallelism cuts; None when replicated."""
+    extent: int
+    """Size of that dimension over all shards as saved, vocabulary padding included."""
 
-    def shard_shape(self, tp_size: int) -> tuple[int, ...]:
-        """Shape of one tensor-parallel shard."""
-        if self.tp_dim is None:
-            return self.shape
+    def shard_shape(self, tp_rank: int, tp_size: int) -> tuple[int, ...]:
+        """Shape of a saved shard, without padding."""
         shape = list(self.shape)
-        shape[self.tp_dim] = -(-shape[self.tp_dim] // tp_size)
+        if self.tp_dim is not None:
+            size = self.extent // tp_size
+            shape[self.tp_dim] = max(0, min(size, shape[self.tp_dim] - size * tp_rank))
         return tuple(shape)
 
 
@@ -101,16 +106,26 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
             raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
 
 
+def index_checksum(index: dict[str, Any]) -> int:
+    """CRC-32 of what an index says, its own checksum left out; layout of the text is free."""
+    content = {key: value for key, value in index.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint index ({error})") from error
+    if not isinstance(index, dict):
+        raise CheckpointError(f"{path}: not a checkpoint index; the file is damaged")
     if index.get("version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format version {index.get('version')!r}, this program reads {FORMAT_VERSION}"
         )
+    if index.get("crc32") != index_checksum(index):
+        raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")
     return index
 
 
@@ -123,7 +138,7 @@ class CheckpointReader:
         self.layout: dict[str, int] = index["layout"]
         self.moment_names: tuple[str, ...] = tuple(index["moments"])
         self.parameters = {
-            name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"])
+            name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
             for name, facts in index["parameters"].items()
         }
         # {(name, tp_rank): [(offset, length, file)]}, by offset
@@ -143,6 +158,10 @@ class CheckpointReader:
         Raises:
             CheckpointError: If the checkpoint does not hold all of them.
         """
+        if kind not in ("fp32", *self.moment_names):
+            raise CheckpointError(
+                f"{self.folder}: holds no {kind}, only fp32 and {list(self.moment_names)}"
+            )
         pieces = self._fragments.get((name, tp_rank), [])
         result = torch.empty(length, dtype=torch.float32)
         position, end = offset, offset + length
@@ -167,19 +186,10 @@ class CheckpointReader:
         tp_size = self.layout["tp"] if info.tp_dim is not None else 1
         shards = []
         for tp_rank in range(tp_size):
-            shape = self._saved_shard_shape(info, tp_rank, tp_size)
-            flat = self.read_shard_range(name, kind, tp_rank, 0, _count(shape))
+            shape = info.shard_shape(tp_rank, tp_size)
+            flat = self.read_shard_range(name, kind, tp_rank, 0, math.prod(shape))
             shards.append(flat.view(shape))
         return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
-
-    def _saved_shard_shape(
-        self, info: ParameterInfo, tp_rank: int, tp_size: int
-    ) -> tuple[int, ...]:
-        shape = list(info.shape)
-        if info.tp_dim is not None:
-            size = info.shard_shape(tp_size)[info.tp_dim]
-            shape[info.tp_dim] = max(0, min(size, info.shape[info.tp_dim] - size * tp_rank))
-        return tuple(shape)
 
     def _info(self, name: str) -> ParameterInfo:
         try:
@@ -193,13 +203,6 @@ class CheckpointReader:
         if name not in self._open_files:
             self._open_files[name] = safe_open(self.folder / name, framework="pt")
         return self._open_files[name]
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:

@@ -1,51 +1,37 @@
-"""Saves and loads checkpoints: one code path for every number of ranks and every ZeRO stage.
+"""Saves checkpoints: one code path for every layout and every ZeRO stage.
 
-Saving: each rank writes the fragments it owns into ``global_step<N>.tmp``; rank 0 adds the index
-and renames the folder; ``latest`` is replaced last. Whatever is interrupted leaves the checkpoint
-before it in force. Loading: each rank reads what its model needs, from any layout.
+Each rank writes the fragments it owns into ``global_step<N>.tmp``; rank 0 adds the index and
+renames the folder; ``latest`` is replaced last. Whatever is interrupted leaves the checkpoint
+before it in force. `megatron.checkpoint_loading` reads them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from megatron import accelerator
 from megatron.checkpoint_format import (
     FORMAT_VERSION,
-    CheckpointReader,
     checkpoint_steps,
-    fragment_key,
+    index_checksum,
     step_folder,
-    verify,
 )
-from megatron.engine_state import Fragment, iterate_fragments, load_fragments, prepare_moments
+from megatron.checkpoint_loading import attempt
+from megatron.checkpoint_snapshot import Snapshot, take_snapshot, write_snapshot
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file, fsync_folder, write_json_atomic, write_text_atomic
-from megatron.model.parameters import facts_of
+from megatron.mpu import RankGrid, Topology
 from megatron.state import TrainState
 
-__all__ = [
-    "CheckpointContents",
-    "find_checkpoint",
-    "load_engine_state",
-    "load_module_weights",
-    "load_run_state",
-    "restore_random_state",
-    "save_checkpoint",
-]
-
-Say = Callable[[str], None]
+__all__ = ["CheckpointContents", "CheckpointSaver"]
 
 
 @dataclass
@@ -62,142 +48,131 @@ class CheckpointContents:
     """Scheduler, loss scale and whatever else belongs to ``state.json``; plain JSON."""
 
 
-def save_checkpoint(
-    engine,
-    contents: CheckpointContents,
-    *,
-    save: Path,
-    moment_names: tuple[str, ...],
-    save_random_state: bool = True,
-    keep_last: int | None = None,
-    protected_steps: frozenset[int] = frozenset(),
-) -> Path:
-    """Writes ``<save>/global_step<N>``; all ranks call it together.
+class CheckpointSaver:
+    """Writes ``<save>/global_step<N>``; all ranks call every method together.
 
-    Returns:
-        The folder of the checkpoint.
-
-    Raises:
-        CheckpointError: On every rank, if any rank could not write; nothing half-written stays and
-            the checkpoint before remains in force.
+    Args:
+        save: Folder of the run.
+        topology: Where this rank sits.
+        moment_names: Moments to save; empty for weights alone.
+        save_random_state: Whether a resumed run continues the random numbers.
+        keep_last: Number of checkpoints to keep; None keeps all.
+        protected_steps: Steps that are never deleted.
+        in_background: Copies at once and writes in a thread while training goes on.
+        on_saved: Called on every rank with step and folder when a checkpoint is in force; from the
+            thread when in the background.
     """
-    rank = dist.get_rank()
-    final = step_folder(save, contents.state.step)
-    temporary = final.with_name(final.name + ".tmp")
-    problem = _attempt(lambda: _make_empty_folder(temporary)) if rank == 0 else None
-    _raise_if_any(problem, final)
-    report: dict[str, Any] = {}
 
-    def write() -> None:
-        report.update(
-            _write_rank(engine, temporary, moment_names, save_random_state=save_random_state)
+    def __init__(
+        self,
+        save: Path,
+        topology: Topology,
+        *,
+        moment_names: tuple[str, ...],
+        save_random_state: bool = True,
+        keep_last: int | None = None,
+        protected_steps: frozenset[int] = frozenset(),
+        in_background: bool = False,
+        on_saved: Callable[[int, Path], None] = lambda step, folder: None,
+    ):
+        self._save = save
+        self._topology = topology
+        self._moment_names = moment_names
+        self._save_random_state = save_random_state
+        self._keep_last = keep_last
+        self._protected_steps = protected_steps
+        self._on_saved = on_saved
+        # a group of its own: the thread's messages must not mix with those of training
+        self._group = dist.new_group(backend="gloo") if in_background else None
+        self._in_background = in_background
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, engine, contents: CheckpointContents) -> None:
+        """Saves, after the save before this one has ended.
+
+        Raises:
+            CheckpointError: On every rank, if any rank could not write; nothing half-written stays
+                and the checkpoint before remains in force. In the background it is raised by the
+                next `save` or `wait`.
+        """
+        self.wait()
+        snapshot = take_snapshot(
+            engine,
+            self._topology,
+            moment_names=self._moment_names,
+            with_random_state=self._save_random_state,
         )
-
-    problem = _attempt(write)
-    reports: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, {"problem": problem, **report})
-    problem = next((r["problem"] for r in reports if r["problem"]), None)
-    if problem is None and rank == 0:
-        problem = _attempt(
-            lambda: _publish(temporary, final, contents, reports, moment_names=moment_names)
+        contents.state = copy(contents.state)
+        if not self._in_background:
+            self._finish(snapshot, contents)
+            return
+        self._thread = threading.Thread(
+            target=self._finish_in_thread, args=(snapshot, contents), name="checkpoint"
         )
-    if rank == 0 and problem is not None:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _raise_if_any(problem, final)
-    if rank == 0 and keep_last:
-        _prune(save, keep_last, protected_steps)
-    return final
+        self._thread.start()
 
+    def wait(self) -> None:
+        """Waits until the last save is in force; raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
-def _attempt(action: Callable[[], None]) -> str | None:
-    """Runs ``action``; returns what went wrong instead of leaving the other ranks waiting."""
-    try:
-        action()
-    except (OSError, CheckpointError) as error:
-        return str(error)
-    except Exception as error:  # safetensors reports a full disk as its own exception type
-        if type(error).__module__.split(".")[0] != "safetensors":
-            raise
-        return str(error)
-    return None
+    def _finish_in_thread(self, snapshot: Snapshot, contents: CheckpointContents) -> None:
+        try:
+            self._finish(snapshot, contents)
+        except Exception as error:
+            self._error = error
 
+    def _finish(self, snapshot: Snapshot, contents: CheckpointContents) -> None:
+        """Writes, publishes and prunes."""
+        is_first = self._topology.rank == 0
+        final = step_folder(self._save, contents.state.step)
+        temporary = final.with_name(final.name + ".tmp")
+        problem = attempt(lambda: _make_empty_folder(temporary)) if is_first else None
+        self._raise_if_any(problem, final)
+        report: dict[str, Any] = {}
+        problem = attempt(lambda: report.update(write_snapshot(snapshot, temporary)))
+        reports = self._gather({"problem": problem, **report})
+        problem = next((r["problem"] for r in reports if r["problem"]), None)
+        if problem is None and is_first:
+            index = _index(reports, self._topology.grid, self._moment_names)
+            problem = attempt(lambda: _publish(temporary, final, contents, index))
+        if is_first and problem is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._raise_if_any(problem, final)
+        if is_first and self._keep_last:
+            _prune(self._save, self._keep_last, self._protected_steps)
+        self._on_saved(contents.state.step, final)
 
-def _raise_if_any(problem: str | None, folder: Path) -> None:
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    first = next((text for text in problems if text), None)
-    if first:
-        raise CheckpointError(
-            f"{folder}: could not save: {first}; the checkpoint before it remains in force"
-        )
+    def _gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _raise_if_any(self, problem: str | None, folder: Path) -> None:
+        first = next((text for text in self._gather(problem) if text), None)
+        if first:
+            raise CheckpointError(
+                f"{folder}: could not save: {first}; the checkpoint before it remains in force"
+            )
 
 
 def _make_empty_folder(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Makes ``folder``, and removes what a killed run left half-written beside it."""
+    for left_over in folder.parent.glob("global_step*.tmp"):
+        shutil.rmtree(left_over)
     folder.mkdir(parents=True)
-
-
-def _write_rank(
-    engine, folder: Path, moment_names: tuple[str, ...], *, save_random_state: bool
-) -> dict[str, Any]:
-    """Writes this rank's fragments and random state; returns what the index must know of them."""
-    rank = dist.get_rank()
-    name = f"rank_{rank:05d}.safetensors"
-    parameters = _parameter_facts(engine.module)
-    tensors: dict[str, Tensor] = {}
-    fragments: dict[str, list[tuple[str, int, int, int]]] = {}
-    kinds: set[str] = set()
-    for fragment in iterate_fragments(engine, moment_names, dp_rank=rank):
-        length = _unpadded_length(fragment, parameters[fragment.name]["shape"])
-        if length <= 0:
-            continue
-        kinds.update(fragment.values)
-        fragments.setdefault(fragment.name, []).append((name, 0, fragment.offset, length))
-        for kind, values in fragment.values.items():
-            key = fragment_key(kind, fragment.name, 0, fragment.offset)
-            tensors[key] = values[:length].detach().to("cpu", torch.float32, copy=True)
-    files = {name: _save_tensors(folder / name, tensors)}
-    if save_random_state:
-        random_name = f"rng_{rank:05d}.safetensors"
-        files[random_name] = _save_tensors(folder / random_name, accelerator.rng_state())
-    return {
-        "files": files,
-        "fragments": fragments,
-        "parameters": parameters,
-        "moments": sorted(kinds - {"fp32"}),
-    }
-
-
-def _unpadded_length(fragment: Fragment, logical_shape: tuple[int, ...]) -> int:
-    """Cuts vocabulary padding, which lies behind the logical rows."""
-    count = 1
-    for size in logical_shape:
-        count *= size
-    return min(fragment.length, count - fragment.offset)
-
-
-def _parameter_facts(module: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"shape": facts_of(parameter).logical_shape, "tp_dim": facts_of(parameter).tp_dim}
-        for name, parameter in module.named_parameters()
-    }
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
-    save_file(tensors, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
 
 
 def _publish(
     temporary: Path,
     final: Path,
     contents: CheckpointContents,
-    reports: list[dict[str, Any]],
-    *,
-    moment_names: tuple[str, ...],
+    index: dict[str, Any],
 ) -> None:
     """Adds the files of rank 0, renames the folder and points ``latest`` at it."""
     configs = temporary / "configs"
@@ -208,7 +183,10 @@ def _publish(
     state = {**contents.extra, "counters": contents.state.state_dict()}
     write_json_atomic(temporary / "state.json", state)
     write_json_atomic(temporary / "mixture.json", contents.mixture)
-    write_json_atomic(temporary / "index.json", _index(temporary, reports, moment_names))
+    for name in ("state.json", "mixture.json"):
+        path = temporary / name
+        index["files"][name] = {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+    write_json_atomic(temporary / "index.json", {**index, "crc32": index_checksum(index)})
     fsync_folder(temporary)
     retired = final.with_name(final.name + ".old.tmp")
     if final.exists():  # a run resumed from an earlier step comes by again
@@ -220,23 +198,19 @@ def _publish(
 
 
 def _index(
-    folder: Path, reports: list[dict[str, Any]], moment_names: tuple[str, ...]
+    reports: list[dict[str, Any]], grid: RankGrid, moment_names: tuple[str, ...]
 ) -> dict[str, Any]:
     parameters: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, int]] = {}
     for report in reports:
         files.update(report["files"])
-        for name, facts in report["parameters"].items():
-            parameters.setdefault(name, {**facts, "fragments": []})
-        for name, fragments in report["fragments"].items():
-            parameters[name]["fragments"].extend(fragments)
-    for name in ("state.json", "mixture.json"):
-        path = folder / name
-        files[name] = {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+        for name, entry in report["parameters"].items():
+            known = parameters.setdefault(name, {**entry, "fragments": []})
+            known["fragments"].extend(entry["fragments"])
     saved = {kind for report in reports for kind in report["moments"]}
     return {
         "version": FORMAT_VERSION,
-        "layout": {"dp": len(reports), "tp": 1, "pp": 1},
+        "layout": {"dp": grid.data, "tp": grid.model, "pp": grid.pipe},
         "moments": [name for name in moment_names if name in saved],
         "parameters": parameters,
         "files": files,
@@ -252,141 +226,3 @@ def _prune(save: Path, keep_last: int, protected_steps: frozenset[int]) -> None:
         retired = doomed.with_name(doomed.name + ".old.tmp")
         os.replace(doomed, retired)
         shutil.rmtree(retired, ignore_errors=True)
-
-
-def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
-    """Finds the newest sound checkpoint below ``load``; all ranks call it and get the same answer.
-
-    Args:
-        load: Folder that holds ``latest`` and ``global_step<N>`` folders.
-        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged, the
-            newest sound one before it.
-        say: Receives one line for each checkpoint that had to be passed over.
-
-    Returns:
-        The folder, or None when there is no checkpoint at all.
-
-    Raises:
-        CheckpointError: If ``iteration`` is not there or damaged, or if all are damaged.
-    """
-    shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
-    names, problem = shared[0]
-    if problem:
-        raise CheckpointError(problem)
-    for name in names:
-        problem = _verify_together(load / name)
-        if problem is None:
-            return load / name
-        if iteration is not None:
-            raise CheckpointError(problem)
-        say(f"passing over a damaged checkpoint: {problem}")
-    if names:
-        raise CheckpointError(f"{load}: every checkpoint is damaged: {', '.join(names)}")
-    return None
-
-
-def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
-    steps = checkpoint_steps(load) if load.is_dir() else []
-    if iteration is not None:
-        if iteration in steps:
-            return [step_folder(load, iteration).name], None
-        found = ", ".join(map(str, steps)) or "none"
-        return [], f"{load}: no checkpoint of iteration {iteration}; found: {found}"
-    newest_first = [step_folder(load, step).name for step in reversed(steps)]
-    latest = load / "latest"
-    if latest.is_file():
-        name = latest.read_text(encoding="utf-8").strip()
-        if name in newest_first:
-            newest_first = newest_first[newest_first.index(name) :]
-    return newest_first, None
-
-
-def _verify_together(folder: Path) -> str | None:
-    """Splits the reading over the ranks; returns the first problem that any rank found."""
-    problem = _attempt(
-        lambda: verify(folder, part=dist.get_rank(), num_parts=dist.get_world_size())
-    )
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((text for text in problems if text), None)
-
-
-def load_module_weights(module: nn.Module, folder: Path) -> None:
-    """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
-
-    Raises:
-        CheckpointError: If names or shapes differ from the module's.
-    """
-    reader = CheckpointReader(folder)
-    wanted = dict(module.named_parameters())
-    unknown = sorted(reader.parameters.keys() - wanted.keys())
-    if unknown:
-        raise CheckpointError(
-            f"{folder}: holds {unknown[0]!r}, which this model lacks; the configuration differs"
-        )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            logical = reader.read_logical(name)
-            expected = facts_of(parameter).logical_shape
-            if tuple(logical.shape) != expected:
-                raise CheckpointError(
-                    f"{folder}: {name} has shape {tuple(logical.shape)}, this model needs "
-                    f"{expected}; the configuration differs"
-                )
-            parameter.zero_()
-            parameter[: logical.shape[0]].copy_(logical)
-
-
-def load_engine_state(
-    engine, folder: Path, *, moment_names: tuple[str, ...], applied_steps: int
-) -> None:
-    """Overwrites master weights, and moments if ``moment_names`` is not empty, of this rank's part.
-
-    The module must have been filled by `load_module_weights` before the engine was made.
-    """
-    reader = CheckpointReader(folder)
-    if moment_names and not reader.moment_names:
-        moment_names = ()  # saved before the first step: the optimizer starts as new
-    if set(moment_names) - set(reader.moment_names):
-        raise CheckpointError(
-            f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
-            f"{list(moment_names)}; set no_load_optim to start it anew"
-        )
-    if moment_names:
-        prepare_moments(engine, moment_names, applied_steps)
-    counts = {name: info.shape for name, info in reader.parameters.items()}
-
-    def read(name: str, kind: str, offset: int, length: int) -> Tensor:
-        logical = 1
-        for size in counts[name]:
-            logical *= size
-        known = max(0, min(length, logical - offset))
-        values = torch.zeros(length, dtype=torch.float32)  # vocabulary padding stays zero
-        if known:
-            values[:known] = reader.read_shard_range(name, kind, 0, offset, known)
-        return values
-
-    load_fragments(engine, moment_names, read)
-
-
-def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the contents of ``state.json`` and ``mixture.json``."""
-    state, mixture = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("state.json", "mixture.json")
-    )
-    return state, mixture
-
-
-def restore_random_state(folder: Path, say: Say) -> None:
-    """Restores this rank's random state if the checkpoint was saved by as many ranks."""
-    path = folder / f"rng_{dist.get_rank():05d}.safetensors"
-    saved_ranks = len(list(folder.glob("rng_*.safetensors")))
-    if saved_ranks == dist.get_world_size():
-        accelerator.set_rng_state(load_file(path))
-    elif saved_ranks:
-        say(
-            f"{folder}: saved by {saved_ranks} ranks, now {dist.get_world_size()}: dropout masks "
-            "will differ from the uninterrupted run"
-        )

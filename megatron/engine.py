@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch.distributed as dist
 
 from megatron import accelerator
-from megatron.checkpointing import (
+from megatron.checkpoint_loading import (
     find_checkpoint,
     load_engine_state,
     load_module_weights,
@@ -20,13 +20,17 @@ from megatron.checkpointing import (
 )
 from megatron.engine_state import load_loss_scaler
 from megatron.errors import CheckpointError
+from megatron.gradient_norm import GradientClipper, clips_itself
 from megatron.initialize import set_timeout_on_all_groups
-from megatron.model.config import model_config
+from megatron.model.config import ModelConfig, model_config
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.loss import DomainLossRecorder
+from megatron.model.pipeline_model import GPT2PipelineModel
+from megatron.mpu import Topology
+from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
 from megatron.neox_arguments import RunConfig, deepspeed_config
 from megatron.optimizers import build_optimizer, moment_names
-from megatron.runners import DataParallelRunner
+from megatron.runners import DataParallelRunner, PipelineRunner, StepRunner
 from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
 
@@ -39,7 +43,7 @@ Say = Callable[[str], None]
 class LoadedRun:
     """A runner and what the checkpoint said besides weights and moments."""
 
-    runner: DataParallelRunner
+    runner: StepRunner
     state: TrainState
     mixture_state: dict[str, Any] | None
     """State of the mixture; None for a fresh start or ``finetune``."""
@@ -47,18 +51,49 @@ class LoadedRun:
     """Checkpoint that was loaded."""
 
 
-def build_model(
-    config: RunConfig, tokenizer: AbstractTokenizer, *, recorder: DomainLossRecorder | None = None
-) -> GPT2Model:
-    """Builds the network in float32 on the CPU, with its initial values."""
-    shape = model_config(
+def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
+    """Shape of the network for a run; padding makes the vocabulary divisible by the layout."""
+    divisor = math.lcm(
+        config.model.make_vocab_size_divisible_by, config.derived.model_parallel_size
+    )
+    return model_config(
         config,
         vocab_size=tokenizer.vocab_size,
-        padded_vocab_size=padded_vocab_size(
-            tokenizer.vocab_size, config.model.make_vocab_size_divisible_by
-        ),
+        padded_vocab_size=padded_vocab_size(tokenizer.vocab_size, divisor),
     )
-    return GPT2Model(shape, seed=config.other.seed, recorder=recorder)
+
+
+def build_model(
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    topology: Topology,
+    *,
+    recorder: DomainLossRecorder | None = None,
+    for_training: bool = True,
+) -> GPT2Model | GPT2PipelineModel:
+    """Builds what this rank holds of the network, in float32, with its initial values.
+
+    Args:
+        config: The resolved configuration.
+        tokenizer: Its vocabulary size is the model's.
+        topology: Where this rank sits.
+        recorder: Receives per-domain losses.
+        for_training: False keeps whole sequences on every rank, so that any length can be read.
+    """
+    shape = build_model_config(config, tokenizer)
+    sequence_parallel = config.parallelism.sequence_parallel and for_training
+    tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
+    seed = config.other.seed
+    if topology.grid.pipe == 1:
+        return GPT2Model(shape, seed=seed, recorder=recorder, tp=tp)
+    return GPT2PipelineModel(
+        shape,
+        topology,
+        tp,
+        seed=seed,
+        recorder=recorder,
+        partition_method=config.parallelism.pipe_partition_method,
+    )
 
 
 def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
@@ -83,34 +118,56 @@ def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
 
 
 def build_runner(
-    config: RunConfig, tokenizer: AbstractTokenizer, *, num_domains: int, say: Say
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    topology: Topology,
+    *,
+    num_domains: int,
+    say: Say,
 ) -> LoadedRun:
     """Builds model, optimizer and engine, and continues from ``load`` where it is set."""
     recorder = DomainLossRecorder(num_domains, accelerator.device())
     say("building the model")
-    model = build_model(config, tokenizer, recorder=recorder)
+    model = build_model(config, tokenizer, topology, recorder=recorder)
     folder = checkpoint_to_load(config, say)
     if folder is not None:
         say(f"loading {folder}")
-        load_module_weights(model, folder)
+        load_module_weights(model, folder, topology)
     say("starting the engine")
-    optimizer = build_optimizer(model, config)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
+        model=model,
+        optimizer=build_optimizer(model, config),
+        config=deepspeed_config(config),
+        mpu=DeepSpeedMpu(topology) if topology.grid.pipe == 1 else None,
+        dist_init_required=False,
     )
     set_timeout_on_all_groups(config)
-    accelerator.seed_everything(config.other.seed + dist.get_rank())  # dropout differs by rank
-    runner = DataParallelRunner(
-        engine, recorder, gradient_clipping=config.derived.gradient_clipping
-    )
+    accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
+    runner = _make_runner(config, engine, recorder, topology)
     state, mixture_state = TrainState(), None
     if folder is not None:
         state, mixture_state = _continue_from(config, runner, folder, say)
     return LoadedRun(runner, state, mixture_state, folder)
 
 
+def _dropout_seed(seed: int, topology: Topology) -> int:
+    """Differs between replicas and stages; alike in a tensor group, whose ranks share tensors."""
+    return seed + topology.data_rank + topology.grid.data * topology.pipe_rank
+
+
+def _make_runner(
+    config: RunConfig, engine, recorder: DomainLossRecorder, topology: Topology
+) -> StepRunner:
+    derived = config.derived
+    clipper = None
+    if clips_itself(zero_stage=derived.zero_stage, precision=derived.precision):
+        clipper = GradientClipper(engine, topology, derived.gradient_clipping)
+    kind = DataParallelRunner if topology.grid.pipe == 1 else PipelineRunner
+    return kind(engine, recorder, topology, clipper)
+
+
 def _continue_from(
-    config: RunConfig, runner: DataParallelRunner, folder: Path, say: Say
+    config: RunConfig, runner: StepRunner, folder: Path, say: Say
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Loads masters and moments into the engine, and returns counters and mixture."""
     training = config.training
@@ -122,6 +179,7 @@ def _continue_from(
     load_engine_state(
         runner.engine,
         folder,
+        runner.topology,
         moment_names=() if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
     )
@@ -131,5 +189,5 @@ def _continue_from(
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not training.no_load_rng:
-        restore_random_state(folder, say)
+        restore_random_state(folder, runner.topology, say)
     return state, mixture_state

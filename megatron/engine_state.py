@@ -12,6 +12,7 @@ fragments of flattened parameters. No function here communicates.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Fragment:
     """
 
     name: str
+    parameter: Any
+    """The parameter that it is a piece of."""
     offset: int
     values: dict[str, Tensor]
 
@@ -76,7 +79,10 @@ def iterate_fragments(
             state = engine.optimizer.state.get(parameter, {})
             values = {"fp32": parameter, **{k: state[k] for k in moment_names if k in state}}
             fragment = Fragment(
-                name, 0, {key: value.detach().flatten() for key, value in values.items()}
+                name,
+                parameter,
+                0,
+                {key: value.detach().flatten() for key, value in values.items()},
             )
         if fragment is not None and fragment.length:
             yield fragment
@@ -90,13 +96,14 @@ def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment:
     values = {"fp32": safe_get_local_fp32_param(parameter)}
     for key in keys:
-        moment = safe_get_local_optimizer_state(parameter, key)
-        if moment is not None:
-            values[key] = moment
+        with contextlib.suppress(KeyError):  # what DeepSpeed says before the first step
+            values[key] = safe_get_local_optimizer_state(parameter, key)
     size = values["fp32"].numel()
     offset = size * torch.distributed.get_rank(parameter.ds_process_group)
     kept = max(0, min(size, parameter.ds_numel - offset))  # the last partition is padded
-    return Fragment(name, offset, {key: value.flatten()[:kept] for key, value in values.items()})
+    return Fragment(
+        name, parameter, offset, {key: value.flatten()[:kept] for key, value in values.items()}
+    )
 
 
 def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment | None:
@@ -106,7 +113,7 @@ def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fra
     values = {"fp32": mapping.hp_fragment}
     state = mapping.optim_fragment or {}
     values.update({key: state[key] for key in keys if key in state})
-    return Fragment(name, mapping.lp_fragment_address.start, values)
+    return Fragment(name, parameter, mapping.lp_fragment_address.start, values)
 
 
 def _link_moments(optimizer) -> None:

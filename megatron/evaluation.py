@@ -15,6 +15,7 @@ from megatron.data.data_utils import SplitName, build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.inference import load_for_inference
 from megatron.logging import RunLogger
+from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.runners import Evaluator, InferenceRunner
 
@@ -86,16 +87,17 @@ def evaluate_splits(config: RunConfig, splits: Mapping[SplitName, str]) -> dict[
     Returns:
         {name: {"domains": {domain: losses}, "averages": ...}}.
     """
-    model, tokenizer = load_for_inference(config)
-    runner = InferenceRunner(model)
+    topology = make_topology(config, for_training=False)
+    model, tokenizer = load_for_inference(config, topology)
+    runner = InferenceRunner(model, topology)
     logger = RunLogger(config, dist.get_rank(), keeps_log=False)
     report: dict[str, Any] = {"iteration": config.other.iteration}
     for split, name in splits.items():
         source = build_evaluation_source(
             config,
             split,
-            dp_rank=dist.get_rank(),
-            dp_size=dist.get_world_size(),
+            dp_rank=topology.data_rank,
+            dp_size=topology.grid.data,
             tokenizer_info=tokenizer,
         )
         if source is None:

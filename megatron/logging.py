@@ -189,7 +189,9 @@ class RunLogger:
             flops_per_second = (
                 record.tokens_per_second * self._flops_per_token / self._config.derived.world_size
             )
-        self._scalars(record.iteration, train_scalars(record, flops_per_second=flops_per_second))
+        if self._writers:
+            scalars = train_scalars(record, flops_per_second=flops_per_second)
+            self._scalars(record.iteration, scalars)
         self._print_train(record, flops_per_second)
 
     def evaluation(

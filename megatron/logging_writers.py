@@ -60,8 +60,8 @@ class ConsoleWriter:
             1, (shutil.get_terminal_size((120, 24)).columns - 2) // (name_width + text_width + 5)
         )
         entries = [f"{name:<{name_width}}  {text:<{text_width}}" for name, text in cells.items()]
-        for start in range(0, len(entries), columns):
-            self.line("   " + " | ".join(entries[start : start + columns]).rstrip())
+        rows = (entries[start : start + columns] for start in range(0, len(entries), columns))
+        self.line("\n".join("   " + " | ".join(row).rstrip() for row in rows))
 
 
 class TensorBoardWriter:

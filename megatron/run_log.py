@@ -32,7 +32,7 @@ class RunLogFile:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Writes one line in one call: a kill leaves the line or its start, never a mixture."""
-        self._file.write(json.dumps(_plain(event), allow_nan=False).encode() + b"\n")
+        self._file.write(_line(event))
 
     def close(self) -> None:
         """Closes the file."""
@@ -101,6 +101,14 @@ def _parse(line: bytes, *, where: str) -> dict[str, Any] | None:
         if line.startswith(b"{") and line.count(b"{") > line.count(b"}"):
             return None
     raise ValueError(f"{where}: no event of a run log; the file is damaged here, remove this line")
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(event, allow_nan=False)
+    except (TypeError, ValueError):  # numpy's numbers, or not finite: rare, and ten times as slow
+        text = json.dumps(_plain(event), allow_nan=False)
+    return text.encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

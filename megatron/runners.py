@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron import accelerator
 from megatron.data.batch import Batch
 from megatron.engine_state import loss_scaler_state
+from megatron.gradient_norm import GradientClipper
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.loss import DomainLossRecorder
+from megatron.model.parameters import facts_of
+from megatron.mpu import Topology
 
-__all__ = ["DataParallelRunner", "Evaluator", "InferenceRunner", "StepResult", "all_reduce_sum"]
+__all__ = [
+    "DataParallelRunner",
+    "Evaluator",
+    "InferenceRunner",
+    "PipelineRunner",
+    "StepResult",
+    "StepRunner",
+    "all_reduce_sum",
+    "count_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -32,27 +47,46 @@ class StepResult:
     """Whether an fp16 overflow made the optimizer skip the step."""
 
 
-class DataParallelRunner:
-    """Gradient accumulation on DeepSpeed's plain engine.
+class Evaluator(Protocol):
+    """What can evaluate: every runner."""
+
+    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+        """Packed per-domain sums over ``batches`` (see `DomainLossRecorder`), over all ranks.
+
+        Every rank must bring the same number of batches: forward passes may communicate.
+        """
+
+
+class StepRunner(ABC):
+    """One optimizer step on a DeepSpeed engine, whatever its parallelism.
 
     Args:
-        engine: The engine; its gradient clipping must be off where `clips_here` is true.
-        recorder: Filled by the model's forward passes.
-        gradient_clipping: Largest global norm of the gradient; 0 does not clip.
+        engine: The engine.
+        recorder: Filled by the model's forward passes on the last stage.
+        topology: Where this rank sits.
+        clipper: Clips gradients where DeepSpeed does not; None where it does.
     """
 
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
         recorder: DomainLossRecorder,
-        *,
-        gradient_clipping: float,
+        topology: Topology,
+        clipper: GradientClipper | None,
     ):
         self.engine = engine
         self.recorder = recorder
-        self.gradient_clipping = gradient_clipping
-        self.clips_here = clips_in_runner(engine)
+        self.topology = topology
+        self.clipper = clipper
         self.device = accelerator.device()
+
+    @abstractmethod
+    def _run(self, batches: Iterator[Batch]) -> None:
+        """Forward and backward passes of all micro-batches, and the optimizer step."""
+
+    @abstractmethod
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        """Forward passes of all batches."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the rate of the next optimizer step."""
@@ -61,29 +95,33 @@ class DataParallelRunner:
 
     def train_step(self, batches: Iterable[Batch]) -> StepResult:
         """Runs all micro-batches of one optimizer step."""
-        engine = self.engine
-        grad_norm: Tensor | float | None = None
-        skipped_before = engine.skipped_steps
-        for batch in batches:
-            loss = engine(*_inputs(batch, self.device))
-            engine.backward(loss)
-            if self.clips_here and engine.is_gradient_accumulation_boundary():
-                grad_norm = self._clip()
-            engine.step()
+        skipped_before = self.engine.skipped_steps
+        self._run(iter(batches))
+        norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
-            domain_sums=self.recorder.drain(),
-            grad_norm=grad_norm if self.clips_here else engine.get_global_grad_norm(),
-            skipped=engine.skipped_steps > skipped_before,
+            domain_sums=self._own_sums(self.recorder),
+            grad_norm=norm,
+            skipped=self.engine.skipped_steps > skipped_before,
         )
 
-    def _clip(self) -> Tensor:
-        """Clips the reduced gradients here, so that their global norm is known; returns it."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.gradient_clipping > 0:
-            scale = (self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale)
-        return norm
+    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+        """See `Evaluator`; the model is back in training mode afterwards."""
+        model = self.engine.module
+        model.recorder = DomainLossRecorder(num_domains, self.device)
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                self._forward_only(iter(batches))
+            return all_reduce_sum(self._own_sums(model.recorder))
+        finally:
+            model.recorder = self.recorder
+            self.engine.train()
+
+    def _own_sums(self, recorder: DomainLossRecorder) -> Tensor:
+        """Drained sums; zeros where another rank has counted the same losses."""
+        sums = recorder.drain()
+        is_counted = self.topology.is_last_stage and self.topology.model_rank == 0
+        return sums if is_counted else torch.zeros_like(sums)
 
     @property
     def loss_scale(self) -> float | None:
@@ -94,60 +132,54 @@ class DataParallelRunner:
         """Numbers of the dynamic fp16 loss scale, for the checkpoint."""
         return loss_scaler_state(self.engine)
 
-    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """See `sum_losses`; the model is back in training mode afterwards."""
-        self.engine.eval()
-        try:
-            return sum_losses(self.engine, self.engine.module, batches, num_domains=num_domains)
-        finally:
-            self.engine.train()
+
+class DataParallelRunner(StepRunner):
+    """Gradient accumulation on the plain engine; the model may be tensor-parallel."""
+
+    def _run(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            loss = self.engine(*_inputs(batch, self.device))
+            self.engine.backward(loss)
+            self.engine.step()
+
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            self.engine(*_inputs(batch, self.device))
+
+
+class PipelineRunner(StepRunner):
+    """Micro-batches in flight between stages, on DeepSpeed's pipeline engine."""
+
+    def _run(self, batches: Iterator[Batch]) -> None:
+        self.engine.train_batch(data_iter=map(_stage_inputs, batches))
+
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        while group := list(itertools.islice(batches, self.engine.micro_batches)):
+            self.engine.eval_batch(
+                data_iter=map(_stage_inputs, group),
+                compute_loss=True,
+                reduce_output=None,
+                bcast_loss=False,
+                num_micro_batches=len(group),
+            )
 
 
 class InferenceRunner:
     """Evaluates a bare model, without an engine."""
 
-    def __init__(self, model: GPT2Model):
+    def __init__(self, model: GPT2Model, topology: Topology):
         self.model = model
+        self.topology = topology
 
+    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """See `sum_losses`."""
-        return sum_losses(self.model, self.model, batches, num_domains=num_domains)
-
-
-class Evaluator(Protocol):
-    """What can evaluate: both runners."""
-
-    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """See `sum_losses`."""
-
-
-@torch.no_grad()
-def sum_losses(
-    forward: Callable[..., Tensor],
-    model: GPT2Model,
-    batches: Iterable[Batch],
-    *,
-    num_domains: int,
-) -> Tensor:
-    """Packed per-domain sums over ``batches`` (see `DomainLossRecorder`), over all ranks.
-
-    Every rank must bring the same number of batches: under ZeRO 3 each forward pass gathers
-    parameters on all ranks together.
-
-    Args:
-        forward: Runs the model: the engine, or the model itself.
-        model: Its recorder is replaced for the time being.
-        batches: Of this rank.
-        num_domains: ``domain_ids`` are below this.
-    """
-    device = accelerator.device()
-    kept, model.recorder = model.recorder, DomainLossRecorder(num_domains, device)
-    try:
+        """See `Evaluator`."""
+        device = accelerator.device()
+        recorder = self.model.recorder = DomainLossRecorder(num_domains, device)
         for batch in batches:
-            forward(*_inputs(batch, device))
-        return all_reduce_sum(model.recorder.drain())
-    finally:
-        model.recorder = kept
+            self.model(*_inputs(batch, device))
+        sums = recorder.drain()
+        return all_reduce_sum(sums if self.topology.model_rank == 0 else torch.zeros_like(sums))
 
 
 def _inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -155,9 +187,22 @@ def _inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor,
     return moved.tokens, moved.labels, moved.loss_mask, moved.domain_ids
 
 
-def clips_in_runner(engine: deepspeed.DeepSpeedEngine) -> bool:
-    """True for fp32 without ZeRO, where DeepSpeed clips but does not tell the norm."""
-    return engine.zero_optimization_stage() == 0 and not engine.fp16_enabled()
+def _stage_inputs(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """What the first stage reads, and what the last one compares with."""
+    return batch.tokens, (batch.labels, batch.loss_mask, batch.domain_ids)
+
+
+def count_parameters(runner: StepRunner) -> int:
+    """Logical parameters of the whole model, over all stages and parts of matrices."""
+    topology = runner.topology
+    count = sum(
+        math.prod(facts_of(p).logical_shape)
+        for p in runner.engine.module.parameters()
+        if not getattr(p, "ds_pipe_replicated", False)
+    )
+    is_counted = topology.model_rank == 0 and topology.data_rank == 0
+    total = torch.tensor(float(count if is_counted else 0), dtype=torch.float64)
+    return int(all_reduce_sum(total.to(runner.device)))
 
 
 def all_reduce_sum(sums: Tensor) -> Tensor:

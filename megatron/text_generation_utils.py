@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from megatron.files import atomic_writer
 from megatron.model.attention import KeyValueCache
 from megatron.model.gpt2_model import GPT2Model
+from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.sampling import next_tokens
 from megatron.tokenizer import AbstractTokenizer
@@ -133,6 +138,12 @@ def read_prompts(path: Path, prompt_end: str) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"sample_input_file: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"sample_input_file: {path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from error
+    if not prompt_end:
+        raise ConfigError("prompt_end: empty; give the text that ends a prompt, such as '\\n'")
     prompts = [part.strip() for part in text.split(prompt_end)]
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
@@ -140,39 +151,72 @@ def read_prompts(path: Path, prompt_end: str) -> list[str]:
     return prompts
 
 
-def generate_samples(config: RunConfig, model: GPT2Model, tokenizer: AbstractTokenizer) -> int:
+def generate_samples(
+    config: RunConfig, model: GPT2Model, tokenizer: AbstractTokenizer, topology: Topology
+) -> int:
     """Generates as ``text_gen_type`` says; returns the number of samples.
 
-    ``unconditional`` and ``input-file`` append JSON lines to ``sample_output_file``;
-    ``interactive`` reads prompts from the terminal and prints.
+    All ranks of a tensor-parallel group call it: they compute together, and the first one reads
+    prompts and writes.
+
+    ``unconditional`` and ``input-file`` write JSON lines to ``sample_output_file``, which is
+    replaced when all are there; ``interactive`` reads prompts from the terminal and prints.
+
+    Raises:
+        ConfigError: If the prompts cannot be read or the output cannot be written.
     """
     settings = config.text_generation
     generator = torch.Generator(next(model.parameters()).device).manual_seed(config.other.seed)
+
+    def sample(prompt: str) -> dict[str, Any]:
+        (record,) = generate_samples_from_prompt(
+            config, model, tokenizer, [prompt], generator=generator
+        )
+        return record
+
     if config.derived.text_gen_type == "interactive":
-        prompts: Iterator[str] = _prompts_from_terminal()
-        output = None
+        return _converse(sample, topology)
+    if config.derived.text_gen_type == "input-file":
+        prompts = read_prompts(Path(settings.sample_input_file or ""), settings.prompt_end)
     else:
-        if config.derived.text_gen_type == "input-file":
-            prompts = iter(
-                read_prompts(Path(settings.sample_input_file or ""), settings.prompt_end)
-            )
-        else:
-            prompts = iter([""] * settings.num_samples)
-        output = Path(settings.sample_output_file or "samples.txt")
-    count = 0
-    file = output.open("w", encoding="utf-8") if output else sys.stdout
+        prompts = [""] * settings.num_samples
+    output = Path(settings.sample_output_file or "samples.txt")
+    is_writer = topology.model_rank == 0
     try:
-        for prompt in prompts:
-            (record,) = generate_samples_from_prompt(
-                config, model, tokenizer, [prompt], generator=generator
-            )
-            file.write(json.dumps(record, ensure_ascii=False) + "\n" if output else _shown(record))
-            file.flush()
-            count += 1
-    finally:
-        if output:
-            file.close()
+        with atomic_writer(output) if is_writer else nullcontext(io.BytesIO()) as stream:
+            for prompt in prompts:
+                line = json.dumps(sample(prompt), ensure_ascii=False) + "\n"
+                stream.write(line.encode("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"sample_output_file: {output} cannot be written ({error.strerror}); name another"
+        ) from error
+    return len(prompts)
+
+
+def _converse(sample: Callable[[str], dict[str, Any]], topology: Topology) -> int:
+    """Answers prompts from the terminal until its end; returns how many."""
+    count = 0
+    for prompt in _shared_prompts(topology):
+        record = sample(prompt)
+        if topology.model_rank == 0:
+            sys.stdout.write(_shown(record))
+            sys.stdout.flush()
+        count += 1
     return count
+
+
+def _shared_prompts(topology: Topology) -> Iterator[str]:
+    """Prompts that the first rank of the group reads, on all of its ranks."""
+    typed = _prompts_from_terminal() if topology.model_rank == 0 else iter(())
+    while True:
+        shared = [next(typed, None)]
+        if topology.model_group is not None:
+            first = topology.rank - topology.model_rank
+            dist.broadcast_object_list(shared, src=first, group=topology.model_group)
+        if shared[0] is None:
+            return
+        yield shared[0]
 
 
 def _shown(record: dict[str, Any]) -> str:

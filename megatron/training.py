@@ -6,6 +6,7 @@ yields one loss a domain, and these losses decide the weights of the next step.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron import accelerator
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine import LoadedRun, build_runner
@@ -25,10 +27,11 @@ from megatron.hooks.logging import LoggingHook
 from megatron.initialize import stop_requested
 from megatron.learning_rates import learning_rate_schedule
 from megatron.logging import RunLogger
-from megatron.neox_arguments import RunConfig
+from megatron.mpu.initialize import make_topology
+from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.optimizers import moment_names
 from megatron.run_lock import lock_save_folder
-from megatron.runners import DataParallelRunner, StepResult, all_reduce_sum
+from megatron.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
 from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import Draw, MixtureController, Signal
@@ -40,7 +43,7 @@ EVALUATION_SPLITS: tuple[SplitName, SplitName] = ("valid", "test")
 
 
 def train(
-    runner: DataParallelRunner,
+    runner: StepRunner,
     source: MixedBatches,
     mixture: MixtureController,
     hooks: Sequence[Hook],
@@ -69,7 +72,7 @@ def train(
         runner.set_learning_rate(learning_rate)
 
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, stop = reduce_step(result)  # one all-reduce
+        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
 
         advance(state, draw, result, tokens=source.global_batch_size * source.seq_length)
@@ -92,18 +95,28 @@ def train(
     return state
 
 
-def reduce_step(result: StepResult) -> tuple[Signal, float, bool]:
+def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
     """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
 
     A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
-    leave the loop after the same step.
+    leave the loop after the same step. So does a fingerprint of the mixture, which every rank
+    must hold alike.
+
+    Raises:
+        RuntimeError: On every rank, if one of them has other weights or cursors.
     """
-    asked = torch.tensor([float(stop_requested())], dtype=torch.float64)
-    packed = torch.cat((result.domain_sums, asked.to(result.domain_sums.device)))
+    fingerprint = mixture.fingerprint()
+    own = torch.tensor([float(stop_requested()), float(fingerprint)], dtype=torch.float64)
+    packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
     sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
-    loss_sum, loss_sq_sum, tokens, samples = sums[:-3].reshape(4, -1)
+    if sums[-1] != fingerprint * dist.get_world_size():
+        raise RuntimeError(
+            f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
+            "the checkpoints before this step are sound, continue from the newest one"
+        )
+    loss_sum, loss_sq_sum, tokens, samples = sums[:-4].reshape(4, -1)
     signal, _ = Signal(loss_sum, loss_sq_sum, tokens, samples).drop_nonfinite()
-    return signal, float(sums[-3] / sums[-2]), bool(sums[-1])
+    return signal, float(sums[-4] / sums[-3]), bool(sums[-2])
 
 
 def advance(state: TrainState, draw: Draw, result: StepResult, *, tokens: int) -> None:
@@ -132,6 +145,8 @@ def pretrain(config: RunConfig) -> TrainState:
         The counters at the end; ``stop`` is true when the run was asked to stop early.
     """
     derived = config.derived
+    if not accelerator.supports(derived.precision):
+        raise ConfigError(f"precision: no {derived.precision} on this device; use bfloat16 or fp32")
     is_locker = dist.get_rank() == 0 and derived.save_path is not None
     # held until this function returns: one run at a time in a save folder
     lock = lock_save_folder(Path(derived.save_path or "")) if is_locker else None
@@ -152,14 +167,17 @@ def pretrain(config: RunConfig) -> TrainState:
 
 def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
     logger.say("opening the data")
-    ranks: dict[str, int] = {"dp_rank": dist.get_rank(), "dp_size": dist.get_world_size()}
+    topology = make_topology(config)
+    ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
     source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
         build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
         for split in EVALUATION_SPLITS
     )
     mixture = source.controller
-    loaded = build_runner(config, tokenizer, num_domains=len(mixture.domains), say=logger.say)
+    loaded = build_runner(
+        config, tokenizer, topology, num_domains=len(mixture.domains), say=logger.say
+    )
     runner, state = loaded.runner, loaded.state
     restore_mixture(mixture, loaded)
     evaluation = EvaluationHook(
@@ -204,12 +222,10 @@ def restore_mixture(mixture: MixtureController, loaded: LoadedRun) -> None:
 
 def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded: LoadedRun) -> None:
     """Writes what the run is to the log, and the notes of the configuration to the console."""
-    parameters = sum(
-        getattr(p, "ds_numel", p.numel()) for p in loaded.runner.engine.module.parameters()
-    )
+    parameters = count_parameters(loaded.runner)
     info = {
         "parameters": parameters,
-        "world_size": dist.get_world_size(),
+        "layout": dataclasses.asdict(loaded.runner.topology.grid),
         "zero_stage": config.derived.zero_stage,
         "precision": config.derived.precision,
         "mixture": source.controller.describe(),

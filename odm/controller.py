@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -208,9 +208,13 @@ class MixtureController:
             "stratified": self.schedule.stratified,
         }
 
+    def fingerprint(self) -> int:
+        """32-bit checksum of weights and cursors, to compare ranks that must hold them alike."""
+        return zlib.crc32(self._weights.tobytes() + self.schedule.cursors.tobytes())
+
     def mixer_state(self) -> dict[str, Any]:
         """Copy of the mixer's numbers, JSON data whose fields depend on the method."""
-        return copy.deepcopy(self._state)
+        return _copied(self._state)
 
     def state_dict(self, *, completed_step: int | None = None) -> dict[str, Any]:
         """Everything that a restart needs, as JSON data; floats survive JSON exactly.
@@ -232,7 +236,7 @@ class MixtureController:
             "step": self._step,
             "weights": self._weights.tolist(),
             "proposal": self._proposal.tolist(),
-            "mixer": copy.deepcopy(self._state),
+            "mixer": _copied(self._state),
             "cursors": cursors.tolist(),
         }
 
@@ -268,7 +272,7 @@ class MixtureController:
             if saved.get(key) != value:
                 logger.warning("mixture: %s was %s, now %s", key, saved.get(key), value)
         self._weights, self._proposal = weights, proposal
-        self._state = copy.deepcopy(state["mixer"])
+        self._state = _copied(state["mixer"])
         self._step = int(state["step"])
         self._pending = {}
         self._audit = _Audit(self._step, False, weights, None, {})
@@ -327,3 +331,12 @@ class MixtureController:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
         return apply_constraints(self.constraints, proposal, context=context)
+
+
+def _copied(value: Any) -> Any:
+    """Copies JSON data; several times as fast as ``copy.deepcopy``, and called for every record."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) if isinstance(item, (list, dict)) else item for item in value]
+    return value

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron.checkpointing import CheckpointContents, save_checkpoint
+from megatron.checkpointing import CheckpointContents, CheckpointSaver
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger
 from megatron.neox_arguments import RunConfig
-from megatron.runners import DataParallelRunner
+from megatron.runners import StepRunner
 from megatron.state import TrainState
 from odm import MixtureController
 
@@ -20,7 +20,7 @@ class CheckpointHook(Hook):
 
     def __init__(
         self,
-        runner: DataParallelRunner,
+        runner: StepRunner,
         mixture: MixtureController,
         config: RunConfig,
         logger: RunLogger,
@@ -31,8 +31,23 @@ class CheckpointHook(Hook):
         self.mixture = mixture
         self.config = config
         self.logger = logger
-        self.moment_names = () if config.training.no_save_optim else moment_names
         self._last_saved = -1
+        self._saver = self._make_saver(moment_names)
+
+    def _make_saver(self, moment_names: tuple[str, ...]) -> CheckpointSaver | None:
+        training, derived = self.config.training, self.config.derived
+        if derived.save_path is None:
+            return None
+        return CheckpointSaver(
+            Path(derived.save_path),
+            self.runner.topology,
+            moment_names=() if training.no_save_optim else moment_names,
+            save_random_state=not training.no_save_rng,
+            keep_last=training.keep_last_n_checkpoints,
+            protected_steps=frozenset(derived.extra_save_steps),
+            in_background=training.async_save,
+            on_saved=lambda step, folder: self.logger.save(step, str(folder)),
+        )
 
     def before_training(self, state: TrainState) -> None:
         """Saves the untrained model when iteration 0 is among the steps to save."""
@@ -46,10 +61,12 @@ class CheckpointHook(Hook):
     def at_end(self, state: TrainState) -> None:
         if state.step != self._last_saved and state.step > 0:
             self.save(state)
+        if self._saver is not None:
+            self._saver.wait()
 
     def save(self, state: TrainState) -> None:
-        """Saves now."""
-        if self.config.derived.save_path is None:
+        """Saves now; with ``async_save`` copies now and writes while training goes on."""
+        if self._saver is None:
             return
         contents = CheckpointContents(
             state=state,
@@ -58,14 +75,5 @@ class CheckpointHook(Hook):
             resolved_config=self.config.to_dict(),
             extra={"loss_scaler": self.runner.loss_scaler_state()},
         )
-        folder = save_checkpoint(
-            self.runner.engine,
-            contents,
-            save=Path(self.config.derived.save_path),
-            moment_names=self.moment_names,
-            save_random_state=not self.config.training.no_save_rng,
-            keep_last=self.config.training.keep_last_n_checkpoints,
-            protected_steps=frozenset(self.config.derived.extra_save_steps),
-        )
+        self._saver.save(self.runner.engine, contents)
         self._last_saved = state.step
-        self.logger.save(state.step, str(folder))

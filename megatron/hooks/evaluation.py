@@ -6,7 +6,7 @@ from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.evaluation import averages, evaluate_domains
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger
-from megatron.runners import DataParallelRunner
+from megatron.runners import StepRunner
 from megatron.state import TrainState
 
 __all__ = ["EvaluationHook"]
@@ -17,7 +17,7 @@ class EvaluationHook(Hook):
 
     def __init__(
         self,
-        runner: DataParallelRunner,
+        runner: StepRunner,
         logger: RunLogger,
         *,
         validation: EvaluationBatches | None,

@@ -8,6 +8,7 @@ hold nothing here). With tied embeddings layer 0 is ``tied_modules.embed`` and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,72 +17,32 @@ from torch.utils.checkpoint import checkpoint
 from megatron.model.attention import KeyValueCache
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import initialize_parameters
-from megatron.model.loss import DomainLossRecorder, chunked_cross_entropy, token_losses
-from megatron.model.norms import make_norm
-from megatron.model.positional_embeddings import RotaryTable
+from megatron.model.loss import DomainLossRecorder
+from megatron.model.output_layer import FinalNorm, OutputLayer
+from megatron.model.positional_embeddings import make_rotary
 from megatron.model.transformer import TransformerLayer
-from megatron.model.word_embeddings import Embedding, EmbeddingTable
+from megatron.model.word_embeddings import Embedding
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
-__all__ = ["FinalNorm", "GPT2Model", "OutputLayer"]
+__all__ = ["GPT2Model", "layer_list"]
 
-
-class FinalNorm(nn.Module):
-    """The norm above the last block."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.norm = make_norm(config)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.norm(hidden)
+LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
+"""A class and its positional arguments."""
 
 
-class OutputLayer(nn.Module):
-    """Unembedding: losses without storing the logits, or logits where somebody asks for them."""
+def layer_list(config: ModelConfig, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
+    """The network as classes and their arguments, by GPT-NeoX's layer numbers.
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self._tied: tuple[EmbeddingTable, ...] = ()
-        if config.no_weight_tying:
-            self.final_linear = EmbeddingTable(
-                config, rows=config.padded_vocab_size, logical_rows=config.vocab_size, tp_dim=0
-            )
-
-    def tie(self, table: EmbeddingTable) -> None:
-        """Uses the rows of ``table``; kept in a tuple so that it is not registered twice."""
-        self._tied = (table,)
-
-    @property
-    def weight(self) -> Tensor:
-        """The unembedding matrix, (padded_vocab_size, h)."""
-        return self._tied[0].weight if self._tied else self.final_linear.weight
-
-    def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (b, s, vocab_size), or with labels the pair (mean loss, losses (b, s)).
-
-        The mean is over the tokens whose ``loss_mask`` is not 0.
-        """
-        vocab_size = self.config.vocab_size
-        if labels is None or loss_mask is None:
-            return hidden @ self.weight[:vocab_size].t()
-        flat, flat_labels = hidden.flatten(0, 1), labels.flatten()
-        mask = loss_mask.flatten().float()
-        token_weight = mask / mask.sum().clamp_min(1.0)
-        if not torch.is_grad_enabled():
-            nll = token_losses(flat, self.weight, flat_labels, vocab_size=vocab_size)
-            return torch.dot(nll, token_weight.to(nll.dtype)), nll.view_as(labels)
-        loss, nll = chunked_cross_entropy(
-            flat,
-            self.weight,
-            flat_labels,
-            token_weight,
-            vocab_size=vocab_size,
-            z_loss=self.config.z_loss,
-        )
-        return loss, nll.view_as(labels)
+    The layer above the final norm is missing where it has no matrix of its own (tied embeddings).
+    """
+    rotary = make_rotary(config)
+    top = config.num_layers + 2
+    layers: dict[int, LayerRecipe] = {0: (Embedding, (config, tp))}
+    layers.update({index: (TransformerLayer, (config, rotary, tp)) for index in range(2, top)})
+    layers[top + 1] = (FinalNorm, (config, tp))
+    if config.no_weight_tying:
+        layers[top + 2] = (OutputLayer, (config, tp))
+    return layers
 
 
 class GPT2Model(nn.Module):
@@ -91,35 +52,37 @@ class GPT2Model(nn.Module):
         config: Shape of the network.
         seed: Seed of the initial values, see `initialize_parameters`.
         recorder: Receives per-domain losses of every forward pass with labels.
+        tp: The tensor-parallel group.
     """
 
     def __init__(
-        self, config: ModelConfig, *, seed: int, recorder: DomainLossRecorder | None = None
+        self,
+        config: ModelConfig,
+        *,
+        seed: int,
+        recorder: DomainLossRecorder | None = None,
+        tp: TensorParallel = SINGLE,
     ):
         super().__init__()
         self.config = config
         self.recorder = recorder
-        rotary = (
-            RotaryTable(config.rotary_dim, config.rotary_emb_base)
-            if config.pos_emb == "rotary"
-            else None
-        )
-        last = config.num_layers + 2
-        embedding = Embedding(config)
+        layers = {index: kind(*args) for index, (kind, args) in layer_list(config, tp).items()}
+        self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
+        self._block_names = [str(index) for index in range(2, config.num_layers + 2)]
+        self._norm_name = str(config.num_layers + 3)
+        self._output_name = str(config.num_layers + 4)
+        embedding = layers.pop(0)
+        assert isinstance(embedding, Embedding)
         if config.no_weight_tying:
             self.add_module("0", embedding)
         else:
             self.tied_modules = nn.ModuleDict({"embed": embedding})
-        self._block_names = [str(index) for index in range(2, last)]
-        for name in self._block_names:
-            self.add_module(name, TransformerLayer(config, rotary))
-        self.add_module(str(last + 1), FinalNorm(config))
-        output = OutputLayer(config)
+        for index, layer in layers.items():
+            self.add_module(str(index), layer)
         if not config.no_weight_tying:
-            output.tie(embedding.word_embeddings)
-        self.add_module(str(last + 2), output)
-        self._norm_name, self._output_name = str(last + 1), str(last + 2)
-        initialize_parameters(self, seed)
+            output = OutputLayer(config, tp, tied=embedding.word_embeddings)
+            self.add_module(self._output_name, output)
+        initialize_parameters(self, seed, tp_rank=tp.rank)
 
     def forward(
         self,
@@ -151,9 +114,7 @@ class GPT2Model(nn.Module):
         return loss
 
     def _hidden_states(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None) -> Tensor:
-        embedding = (
-            self.get_submodule("0") if self.config.no_weight_tying else self.tied_modules["embed"]
-        )
+        embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
         if caches is not None:
             hidden = embedding(tokens, start=caches[0].length)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
-from megatron.model.parameters import InitMethod, facts_of
+from megatron.model.parameters import InitMethod, cut_shard, facts_of
 
 __all__ = [
     "INIT_METHODS",
@@ -95,7 +95,7 @@ def init_methods(config: ModelConfig) -> tuple[InitMethod, InitMethod]:
     return first, output
 
 
-def initialize_parameters(module: nn.Module, seed: int) -> None:
+def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> None:
     """Fills every parameter of ``module`` from (seed, name).
 
     A parameter's `ParameterFacts` say how it wants to be filled.
@@ -106,6 +106,7 @@ def initialize_parameters(module: nn.Module, seed: int) -> None:
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             facts = facts_of(parameter)
             logical = torch.empty(facts.logical_shape, dtype=torch.float32)
-            facts.init_method(logical, generator)
-            parameter.zero_()  # rows of vocabulary padding stay zero
-            parameter[: logical.shape[0]].copy_(logical)
+            # a fused gated projection (2, f, h) is one matrix (2f, h) to every method
+            flat = logical.flatten(0, -2) if logical.dim() > 2 else logical
+            facts.init_method(flat, generator)
+            parameter.copy_(cut_shard(logical, facts, tp_rank))

@@ -5,17 +5,21 @@ outlives a chunk of tokens: for each chunk the forward pass computes logits, per
 the gradients of the hidden states and of the unembedding matrix, then forgets the logits. The
 backward pass only scales these gradients.
 
-Shapes: n tokens, h hidden size, v true vocabulary size, c tokens a chunk.
+Shapes: n tokens, h hidden size, v tokens of the vocabulary on this rank, c tokens a chunk.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron.model.matrix_products import linear_product, transposed
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
-__all__ = ["DomainLossRecorder", "chunked_cross_entropy", "token_losses"]
+__all__ = ["DomainLossRecorder", "VocabularyPart", "chunked_cross_entropy", "token_losses"]
 
 CHUNK_BYTES = 64 * 1024 * 1024
 """Size of a chunk of float32 logits; `tools/benchmark/loss_chunks.py` prints the alternatives."""
@@ -28,9 +32,26 @@ _SMALLEST_LIKELIHOOD = 1e-30
 
 def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
     """Tokens a chunk: float32 logits of about `CHUNK_BYTES`, all chunks of nearly one size."""
-    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * vocab_size))
+    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * max(1, vocab_size)))
     num_chunks = max(1, -(-num_tokens // largest))
     return max(1, -(-num_tokens // num_chunks))
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """The tokens whose rows of the unembedding a rank holds."""
+
+    first: int
+    """First token of the part."""
+    size: int
+    """Number of tokens; rows of the matrix beyond it are padding."""
+    tp: TensorParallel = SINGLE
+
+    def localize(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Row numbers (c,) that are always valid, and whether the label is in this part (c,)."""
+        local = labels - self.first
+        is_here = (local >= 0) & (local < self.size)
+        return local.clamp(0, max(0, self.size - 1)), is_here
 
 
 def chunked_cross_entropy(
@@ -39,78 +60,64 @@ def chunked_cross_entropy(
     labels: Tensor,
     token_weight: Tensor,
     *,
-    vocab_size: int,
+    part: VocabularyPart,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross entropy of ``hidden @ weight[:vocab_size].T`` against ``labels``.
+    """Weighted cross entropy of ``hidden @ weight.T`` against ``labels``.
 
     Args:
-        hidden: (n, h), any floating dtype.
-        weight: (rows >= vocab_size, h), same dtype; rows beyond ``vocab_size`` are padding.
-        labels: (n,) int64 below ``vocab_size``; anything where ``token_weight`` is 0.
+        hidden: (n, h), any floating dtype; the same on all ranks of the tensor-parallel group. Its
+            gradient is this rank's part of the sum.
+        weight: (rows >= part.size, h), same dtype; rows beyond ``part.size`` are padding.
+        labels: (n,) int64 tokens; anything where ``token_weight`` is 0.
         token_weight: (n,) float; the loss is ``sum(token_weight * nll)``. Not differentiated.
-        vocab_size: True vocabulary size.
+        part: The tokens of ``weight``.
         z_loss: Adds ``z_loss * logsumexp(logits)^2`` a token (Chowdhery et al. 2022,
             arXiv:2204.02311), weighted alike.
 
     Returns:
         The scalar loss, and the negative log-likelihoods (n,) in nats without z-loss, float32
-        (float64 for float64 input), not differentiable.
+        (float64 for float64 input), not differentiable; the same on all ranks of the group.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, token_weight, vocab_size, z_loss)
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, token_weight, part, z_loss)
 
 
-def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
-    size = chunk_tokens(hidden.shape[0], vocab_size)
-    valid = weight[:vocab_size]
-    with torch.no_grad():
-        losses = []
-        for start in range(0, hidden.shape[0], size):
-            logits = _upcast(linear_product(hidden[start : start + size], valid))
-            chunk_labels = _safe_labels(labels[start : start + size], vocab_size)
-            chosen = logits.gather(1, chunk_labels[:, None]).squeeze(1)
-            losses.append(logits.logsumexp(dim=1) - chosen)
-        return torch.cat(losses)
+    size = chunk_tokens(hidden.shape[0], part.size)
+    pieces = zip(hidden.split(size), labels.split(size), strict=True)
+    return torch.cat([_softmax(h, weight[: part.size], y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, token_weight, vocab_size, z_loss):
-        size = chunk_tokens(hidden.shape[0], vocab_size)
-        valid = weight[:vocab_size]
-        labels = _safe_labels(labels, vocab_size)
+    def forward(ctx, hidden, weight, labels, token_weight, part, z_loss):
+        size = chunk_tokens(hidden.shape[0], part.size)
+        valid = weight[: part.size]
+        valid_t = transposed(valid)
         accumulator = _upcast_dtype(hidden.dtype)
-        nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=accumulator, device=weight.device)
-            if wants_weight
-            else None
-        )
+        grad_weight = torch.zeros_like(weight, dtype=accumulator) if wants_weight else None
+        nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
-        valid_t = transposed(valid)
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            probabilities, chosen, chunk_nll = _softmax(chunk, valid, labels[rows])
-            nll[rows] = chunk_nll
-            loss += torch.dot(chunk_nll, chunk_weight)
+            probabilities, chosen, nll[rows] = _softmax(chunk, valid, labels[rows], part)
+            loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
-                log_normalizer = chosen + chunk_nll
+                log_normalizer = chosen + nll[rows]
                 loss += z_loss * torch.dot(log_normalizer.square(), chunk_weight)
                 probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
             # d loss / d logits, still without the token's weight, which scales the small operand
-            probabilities.scatter_add_(
-                1, labels[rows][:, None], probabilities.new_full((chunk.shape[0], 1), -1.0)
-            )
-            grad_logits = probabilities.to(hidden.dtype)
+            grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mul(linear_product(grad_logits, valid_t), scale, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight[:vocab_size], grad_logits.t(), chunk * scale)
+                _add_product(grad_weight[: part.size], grad_logits.t(), chunk * scale)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll)
@@ -135,19 +142,34 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += (left @ right).to(total.dtype)
 
 
-def _softmax(chunk: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (c, v), the labels' logits (c,) and negative log-likelihoods (c,).
+def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
+    """Takes 1 from the probability of each label of this part, in place."""
+    if part.size:
+        local, is_here = part.localize(labels)
+        ones = is_here.to(probabilities.dtype).neg_()
+        probabilities.scatter_add_(1, local[:, None], ones[:, None])
+    return probabilities
 
-    The probabilities take the place of the logits, so that a chunk has one large buffer. The
-    likelihood of a label is read from them, except where it underflowed.
+
+def _softmax(
+    chunk: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (c, v) of this part, the labels' logits (c,), negative log-likelihoods (c,).
+
+    The probabilities take the place of the logits, so that a chunk has one large buffer.
     """
     logits = _upcast(linear_product(chunk, weight))
-    chosen = logits.gather(1, labels[:, None]).squeeze(1)
+    if part.tp.size > 1:
+        return _parallel_softmax(logits, labels, part)
+    local, _ = part.localize(labels)
+    chosen = logits.gather(1, local[:, None]).squeeze(1)
     if logits.device.type != "cpu":  # looking for underflow would wait for the device
         nll = logits.logsumexp(dim=1) - chosen
         return torch.softmax(logits, dim=1, out=logits), chosen, nll
+    # On a CPU reading the logits once less is worth more: the likelihood of a label is read from
+    # the probabilities, except where it underflowed.
     probabilities = torch.softmax(logits, dim=1, out=logits)
-    likelihood = probabilities.gather(1, labels[:, None]).squeeze(1)
+    likelihood = probabilities.gather(1, local[:, None]).squeeze(1)
     nll = -likelihood.log()
     (lost,) = torch.where(likelihood < _SMALLEST_LIKELIHOOD)
     if len(lost):
@@ -155,9 +177,23 @@ def _softmax(chunk: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     return probabilities, chosen, nll
 
 
-def _safe_labels(labels: Tensor, vocab_size: int) -> Tensor:
-    """Ignored tokens may carry any label (-100 by custom); give them a valid one."""
-    return labels.clamp(0, vocab_size - 1)
+def _parallel_softmax(
+    logits: Tensor, labels: Tensor, part: VocabularyPart
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_softmax` where each rank holds the logits of its part: two small all-reduces a chunk."""
+    count = logits.shape[0]
+    if part.size:
+        largest = logits.amax(dim=1)
+        local, is_here = part.localize(labels)
+        chosen = logits.gather(1, local[:, None]).squeeze(1) * is_here
+    else:  # a rank that holds nothing but padding
+        largest = logits.new_full((count,), float("-inf"))
+        chosen = logits.new_zeros(count)
+    part.tp.all_reduce(largest, op=dist.ReduceOp.MAX)
+    exponentials = logits.sub_(largest[:, None]).exp_()
+    normalizer, chosen = part.tp.all_reduce(torch.stack((exponentials.sum(dim=1), chosen)))
+    nll = normalizer.log() + largest - chosen
+    return exponentials.div_(normalizer[:, None]), chosen, nll
 
 
 def _upcast_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Feed-forward layers: h -> f -> h, plain or gated (then the first projection is 2f wide)."""
+"""Feed-forward layers: h -> f -> h, plain or gated (then the first projection holds two of f)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from megatron.model.activations import get_activation
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
-from megatron.model.linear import Linear
+from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["MLP"]
 
@@ -15,28 +16,32 @@ __all__ = ["MLP"]
 class MLP(nn.Module):
     """``dense_4h_to_h(act(dense_h_to_4h(x)))``; gated: ``act(gate) * x`` with the gate first."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
         super().__init__()
+        self.tp = tp
         self.is_gated = config.is_gated_mlp
         self.activation = get_activation(config.activation, tanh_gelu=config.bias_gelu_fusion)
         init_method, output_init_method = init_methods(config)
-        self.dense_h_to_4h = Linear(
+        num_fused = 2 if self.is_gated else 1
+        self.dense_h_to_4h = ColumnParallelLinear(
             config.hidden_size,
-            config.mlp_inner_size * (2 if self.is_gated else 1),
+            config.mlp_inner_size * num_fused,
             init_method=init_method,
             bias=config.use_bias_in_mlp,
-            tp_dim=0,
+            tp=tp,
+            num_fused=num_fused,
         )
-        self.dense_4h_to_h = Linear(
+        self.dense_4h_to_h = RowParallelLinear(
             config.mlp_inner_size,
             config.hidden_size,
             init_method=output_init_method,
             bias=config.use_bias_in_mlp,
-            tp_dim=1,
+            tp=tp,
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        inner = self.dense_h_to_4h(hidden)
+        """Partial sums (b, s, h) for `RowParallelLinear.finish` of ``dense_4h_to_h``."""
+        inner = self.dense_h_to_4h(self.tp.enter(hidden))
         if self.is_gated:
             gate, inner = inner.chunk(2, dim=-1)
             return self.dense_4h_to_h(self.activation(gate) * inner)

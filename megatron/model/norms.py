@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import ones, zeros
 from megatron.model.parameters import make_parameter
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["LayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
 
@@ -16,8 +17,16 @@ __all__ = ["LayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
 class LayerNorm(nn.Module):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimension."""
 
-    def __init__(self, hidden_size: int, *, epsilon: float, bias: bool = True):
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        epsilon: float,
+        bias: bool = True,
+        tp: TensorParallel = SINGLE,
+    ):
         super().__init__()
+        self.tp = tp
         self.epsilon = epsilon
         self.weight = make_parameter(hidden_size, init_method=ones, has_weight_decay=False)
         self.bias = (
@@ -25,38 +34,43 @@ class LayerNorm(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.epsilon)
+        weight, bias = self.tp.shared(self.weight), self.tp.shared(self.bias)
+        return F.layer_norm(hidden, self.weight.shape, weight, bias, self.epsilon)
 
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + eps) * scale`` (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
-    def __init__(self, hidden_size: int, *, epsilon: float):
+    def __init__(self, hidden_size: int, *, epsilon: float, tp: TensorParallel = SINGLE):
         super().__init__()
+        self.tp = tp
         self.epsilon = epsilon
         self.scale = make_parameter(hidden_size, init_method=ones, has_weight_decay=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, self.scale.shape, self.scale, self.epsilon)
+        return F.rms_norm(hidden, self.scale.shape, self.tp.shared(self.scale), self.epsilon)
 
 
 class ScaleNorm(nn.Module):
     """``g * x / max(|x|, eps)`` (Nguyen and Salazar 2019, arXiv:1910.05895)."""
 
-    def __init__(self, hidden_size: int, *, epsilon: float):
+    def __init__(self, hidden_size: int, *, epsilon: float, tp: TensorParallel = SINGLE):
         super().__init__()
+        self.tp = tp
         self.epsilon = epsilon
         self.g = make_parameter(1, init_method=ones, has_weight_decay=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).clamp_min(self.epsilon)
-        return hidden / norm * self.g
+        return hidden / norm * self.tp.shared(self.g)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
+def make_norm(config: ModelConfig, tp: TensorParallel = SINGLE) -> nn.Module:
     """Builds the norm that ``norm`` names, for the width of the residual stream."""
     if config.norm == "rmsnorm":
-        return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon)
+        return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)
     if config.norm == "scalenorm":
-        return ScaleNorm(config.hidden_size, epsilon=config.norm_epsilon)
-    return LayerNorm(config.hidden_size, epsilon=config.norm_epsilon, bias=config.use_bias_in_norms)
+        return ScaleNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)
+    return LayerNorm(
+        config.hidden_size, epsilon=config.norm_epsilon, bias=config.use_bias_in_norms, tp=tp
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InitMethod", "ParameterFacts", "facts_of", "make_parameter"]
+__all__ = ["InitMethod", "ParameterFacts", "cut_shard", "facts_of", "make_parameter"]
 
 InitMethod = Callable[[Tensor, torch.Generator], None]
 """Fills a float32 CPU tensor in place from a generator."""
@@ -24,6 +24,8 @@ class ParameterFacts:
     """Shape without vocabulary padding and without sharding."""
     tp_dim: int | None
     """Dimension cut by tensor parallelism; None for a replicated parameter."""
+    shard_shape: tuple[int, ...]
+    """Shape on a rank, vocabulary padding included. ZeRO 3 empties the parameter itself."""
     has_weight_decay: bool
     """False for biases and norms."""
 
@@ -41,11 +43,27 @@ def make_parameter(
     """
     parameter = nn.Parameter(torch.empty(*shape))
     parameter.facts = ParameterFacts(  # type: ignore[attr-defined]
-        init_method, tuple(logical_shape or shape), tp_dim, has_weight_decay
+        init_method, tuple(logical_shape or shape), tp_dim, shape, has_weight_decay
     )
+    # DeepSpeed counts the squares of parameters without this mark once a tensor group
+    parameter.tensor_model_parallel = tp_dim is not None  # type: ignore[attr-defined]
     return parameter
 
 
 def facts_of(parameter: nn.Parameter) -> ParameterFacts:
     """The facts that `make_parameter` attached."""
     return parameter.facts  # type: ignore[attr-defined]
+
+
+def cut_shard(logical: Tensor, facts: ParameterFacts, tp_rank: int) -> Tensor:
+    """The part of a logical tensor that a tensor-parallel rank holds; padding is zero."""
+    dim = 0 if facts.tp_dim is None else facts.tp_dim
+    length = facts.shard_shape[dim]
+    start = 0 if facts.tp_dim is None else tp_rank * length
+    known = max(0, min(length, logical.shape[dim] - start))
+    if known == length:
+        return logical.narrow(dim, start, length)
+    shard = logical.new_zeros(facts.shard_shape)
+    if known:
+        shard.narrow(dim, 0, known).copy_(logical.narrow(dim, start, known))
+    return shard

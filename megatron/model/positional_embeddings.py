@@ -10,7 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["RotaryTable", "apply_rotary_", "sinusoidal_positions"]
+from megatron.model.config import ModelConfig
+
+__all__ = ["RotaryTable", "apply_rotary_", "make_rotary", "sinusoidal_positions"]
 
 
 class RotaryTable:
@@ -35,6 +37,13 @@ class RotaryTable:
             cos, sin = (f.to(device, torch.float32) for f in (angles.cos(), angles.sin()))
             self._tables[device] = (cos, sin)
         return cos[:length], sin[:length]
+
+
+def make_rotary(config: ModelConfig) -> RotaryTable | None:
+    """The table that all layers share; None for other positions."""
+    if config.pos_emb != "rotary":
+        return None
+    return RotaryTable(config.rotary_dim, config.rotary_emb_base)
 
 
 class _RotateInPlace(torch.autograd.Function):

@@ -10,6 +10,7 @@ from megatron.model.config import ModelConfig
 from megatron.model.mlp import MLP
 from megatron.model.norms import make_norm
 from megatron.model.positional_embeddings import RotaryTable
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["TransformerLayer"]
 
@@ -22,27 +23,45 @@ class TransformerLayer(nn.Module):
     ``gpt_j_tied``.
     """
 
-    def __init__(self, config: ModelConfig, rotary: RotaryTable | None):
+    def __init__(
+        self, config: ModelConfig, rotary: RotaryTable | None, tp: TensorParallel = SINGLE
+    ):
         super().__init__()
+        self.tp = tp
         self.is_parallel = config.gpt_j_residual
         self.is_tied = config.gpt_j_residual and config.gpt_j_tied
         self.dropout = config.hidden_dropout
-        self.input_layernorm = make_norm(config)
-        self.attention = SelfAttention(config, rotary)
+        self.input_layernorm = make_norm(config, tp)
+        self.attention = SelfAttention(config, rotary, tp)
         if not self.is_tied:
-            self.post_attention_layernorm = make_norm(config)
-        self.mlp = MLP(config)
+            self.post_attention_layernorm = make_norm(config, tp)
+        self.mlp = MLP(config, tp)
 
     def forward(self, hidden: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         normed = self.input_layernorm(hidden)
-        attention = self._drop(self.attention(normed, cache))
+        attention = self.attention(normed, cache)
         if self.is_parallel:
-            mlp_input = normed if self.is_tied else self.post_attention_layernorm(hidden)
-            return hidden + attention + self._drop(self.mlp(mlp_input))
-        hidden = hidden + attention
-        return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
+            mlp = self.mlp(normed if self.is_tied else self.post_attention_layernorm(hidden))
+            return self._add_both(hidden, attention, mlp)
+        hidden = hidden + self._drop(self.attention.dense.finish(attention))
+        mlp = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + self._drop(self.mlp.dense_4h_to_h.finish(mlp))
+
+    def _add_both(self, hidden: Tensor, attention: Tensor, mlp: Tensor) -> Tensor:
+        """Adds both partial sums to the residual, with one sum over ranks where dropout allows."""
+        first, second = self.attention.dense, self.mlp.dense_4h_to_h
+        if self._drops:
+            return hidden + self._drop(first.finish(attention)) + self._drop(second.finish(mlp))
+        if self.tp.size == 1:
+            return hidden + attention + mlp
+        return hidden + second.add_bias(first.add_bias(self.tp.leave(attention + mlp)))
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0.0
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        if self.dropout == 0.0 or not self.training:
+        if not self._drops:
             return hidden
-        return F.dropout(hidden, self.dropout)
+        with self.tp.residual_random_state():
+            return F.dropout(hidden, self.dropout)

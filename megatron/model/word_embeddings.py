@@ -8,54 +8,82 @@ from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
+from megatron.model.loss import VocabularyPart
 from megatron.model.parameters import make_parameter
 from megatron.model.positional_embeddings import sinusoidal_positions
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
-__all__ = ["Embedding", "EmbeddingTable"]
+__all__ = ["Embedding", "EmbeddingTable", "VocabularyTable"]
 
 
 class EmbeddingTable(nn.Module):
-    """A lookup table (rows, h); padding rows exist in memory only, never in a checkpoint."""
+    """A lookup table (rows, h), the same on every rank."""
 
-    def __init__(self, config: ModelConfig, *, rows: int, logical_rows: int, tp_dim: int | None):
+    def __init__(self, config: ModelConfig, rows: int):
         super().__init__()
-        self.weight = make_parameter(
-            rows,
-            config.hidden_size,
-            init_method=init_methods(config)[0],
-            logical_shape=(logical_rows, config.hidden_size),
-            tp_dim=tp_dim,
-        )
+        self.weight = make_parameter(rows, config.hidden_size, init_method=init_methods(config)[0])
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
 
-class Embedding(nn.Module):
-    """Token ids (b, s) -> (b, s, h), with learned or sinusoidal positions where configured."""
+class VocabularyTable(nn.Module):
+    """One row a token, cut over the tensor-parallel group.
 
-    def __init__(self, config: ModelConfig):
+    Padding rows exist in memory only, never in a checkpoint; ``part`` says which are tokens.
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+        super().__init__()
+        self.tp = tp
+        rows = tp.divide(config.padded_vocab_size, "padded_vocab_size")
+        first = tp.rank * rows
+        self.part = VocabularyPart(first, max(0, min(rows, config.vocab_size - first)), tp)
+        self.weight = make_parameter(
+            rows,
+            config.hidden_size,
+            init_method=init_methods(config)[0],
+            logical_shape=(config.vocab_size, config.hidden_size),
+            tp_dim=0,
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(b, s) -> partial sums (b, s, h) for `TensorParallel.leave`."""
+        if self.tp.size == 1:
+            return F.embedding(ids, self.weight)
+        local, is_here = self.part.localize(ids)
+        return F.embedding(local, self.weight).masked_fill(~is_here.unsqueeze(-1), 0.0)
+
+
+class Embedding(nn.Module):
+    """Token ids (b, s) -> (b, s, h), with learned or sinusoidal positions where configured.
+
+    With sequence parallelism the result is this rank's part of the sequence.
+    """
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
         super().__init__()
         self.config = config
-        self.word_embeddings = EmbeddingTable(
-            config, rows=config.padded_vocab_size, logical_rows=config.vocab_size, tp_dim=0
-        )
+        self.tp = tp
+        self.word_embeddings = VocabularyTable(config, tp)
         if config.pos_emb == "learned":
-            rows = config.max_position_embeddings
-            self.position_embeddings = EmbeddingTable(
-                config, rows=rows, logical_rows=rows, tp_dim=None
-            )
+            self.position_embeddings = EmbeddingTable(config, config.max_position_embeddings)
 
     def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Embeds tokens that stand at positions ``start, start + 1, ...``."""
-        hidden = self.word_embeddings(tokens)
-        length = tokens.shape[1]
-        if self.config.pos_emb == "learned":
-            positions = torch.arange(start, start + length, device=tokens.device)
-            hidden = hidden + self.position_embeddings(positions)
-        elif self.config.pos_emb == "sinusoidal":
-            table = sinusoidal_positions(start + length, hidden.shape[-1], hidden.device)
-            hidden = hidden + table[start:].to(hidden.dtype)
+        hidden = self.tp.leave(self.word_embeddings(tokens))
+        positions = self._positions(start, tokens.shape[1], hidden)
+        if positions is not None:
+            hidden = hidden + self.tp.scatter(positions.unsqueeze(0)).to(hidden.dtype)
         if self.config.hidden_dropout and self.training:
-            hidden = F.dropout(hidden, self.config.hidden_dropout)
+            with self.tp.residual_random_state():
+                hidden = F.dropout(hidden, self.config.hidden_dropout)
         return hidden
+
+    def _positions(self, start: int, length: int, like: Tensor) -> Tensor | None:
+        """Vectors (s, h) to add, or None."""
+        if self.config.pos_emb == "learned":
+            return self.position_embeddings(torch.arange(start, start + length, device=like.device))
+        if self.config.pos_emb == "sinusoidal":
+            return sinusoidal_positions(start + length, like.shape[-1], like.device)[start:]
+        return None

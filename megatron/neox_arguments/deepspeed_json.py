@@ -31,11 +31,13 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         ConfigError: If `deepspeed_extra_args` repeats a key that is computed here.
     """
     section, derived = config.deepspeed, config.derived
+    clips_in_runner = derived.zero_stage == 0 and derived.precision == "fp32"
     result: dict[str, Any] = {
         "train_batch_size": derived.train_batch_size,
         "train_micro_batch_size_per_gpu": derived.micro_batch_size,
         "gradient_accumulation_steps": derived.gradient_accumulation_steps,
-        "gradient_clipping": derived.gradient_clipping,
+        # without ZeRO in fp32 the runner clips: DeepSpeed would not tell the norm there
+        "gradient_clipping": 0.0 if clips_in_runner else derived.gradient_clipping,
         "steps_per_print": NEVER_PRINT,
         "wall_clock_breakdown": section.wall_clock_breakdown,
         "dump_state": section.dump_state,

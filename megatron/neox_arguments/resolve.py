@@ -16,6 +16,7 @@ from .presets import default_of
 from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
+from .rules.layout import check_layout
 from .rules.model import resolve_model
 from .rules.optimizer import check_regularisation, resolve_learning_rate, resolve_optimizer
 from .rules.precision import resolve_precision, resolve_zero
@@ -92,12 +93,15 @@ def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
     precision = resolve_precision(draft)
     optimizer = resolve_optimizer(draft)
     data = resolve_data(draft)
+    zero = resolve_zero(draft, precision["precision"])
+    model = resolve_model(draft)
+    check_layout(draft, {**topology, **batch, **zero, **model})
     return {
         **topology,
         **batch,
         **precision,
-        **resolve_zero(draft, precision["precision"]),
-        **resolve_model(draft),
+        **zero,
+        **model,
         **optimizer,
         **resolve_learning_rate(draft, optimizer["learning_rate"]),
         **data,

@@ -26,8 +26,10 @@ LEVELS = {
         "megatron.errors",
         "megatron.files",
         "megatron.flops",
+        "megatron.memory_estimate",
         "megatron.run_lock",
         "megatron.run_log",
+        "megatron.stage_plan",
     ),
     1: ("megatron.accelerator", "megatron.mpu"),
     2: ("megatron.data",),
@@ -38,8 +40,7 @@ LEVELS = {
 
 DEEPSPEED_BELOW_LEVEL_4 = (
     "megatron.accelerator",
-    "megatron.model.gpt2_model",
-    "megatron.model.transformer",
+    "megatron.model.pipeline_model",
 )
 LONG_FILES = ("megatron/neox_arguments/groups/", "megatron/neox_arguments/aliases.py")
 MAX_FILE_LINES = 400

@@ -13,8 +13,9 @@ from megatron.data.indexed_dataset import data_file_path, index_file_path, make_
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine import build_runner
 from megatron.learning_rates import learning_rate_schedule
+from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
-from megatron.runners import DataParallelRunner
+from megatron.runners import StepRunner
 from megatron.state import TrainState
 
 
@@ -31,7 +32,7 @@ class SyntheticRun:
     """All that `megatron.training.train` needs."""
 
     config: RunConfig
-    runner: DataParallelRunner
+    runner: StepRunner
     source: MixedBatches
     state: TrainState
 
@@ -96,5 +97,7 @@ def make_run(folder: Path, *, vocab_size: int, num_domains: int, settings: dict)
     config = resolve(NeoXArgs.from_dict(values), world_size=1)
     tokens = RandomTokens(vocab_size)
     source = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokens)
-    loaded = build_runner(config, tokens, num_domains=num_domains, say=lambda text: None)
+    loaded = build_runner(
+        config, tokens, make_topology(config), num_domains=num_domains, say=lambda text: None
+    )
     return SyntheticRun(config, loaded.runner, source, loaded.state)

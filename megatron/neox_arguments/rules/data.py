@@ -138,7 +138,7 @@ def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
             draft.issues.add(
                 key, f"{path!r} is in no folder that could name its domain; set data_domain_names"
             )
-        elif domain in first:
+        elif domain in first and (name == "train" or key != "data_domain_names"):
             draft.issues.add(
                 key,
                 f"domain {domain!r} names two datasets: {first[domain]} and {path}; "

@@ -59,11 +59,6 @@ def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
     """Returns the degrees of parallelism; their product is the world size."""
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
-    for key, size in (("model_parallel_size", model), ("pipe_parallel_size", pipe)):
-        # the one place that keeps tensor and pipeline parallelism closed
-        draft.require(
-            size == 1, key, f"{key} is {size}: this version trains data-parallel only; set it to 1"
-        )
     data = world_size // (model * pipe)
     if world_size < 1 or world_size % (model * pipe):
         draft.issues.add(

@@ -5,9 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from megatron.model import loss as loss_module
-from megatron.model.loss import DomainLossRecorder, chunked_cross_entropy, token_losses
+from megatron.model.loss import (
+    DomainLossRecorder,
+    VocabularyPart,
+    chunked_cross_entropy,
+    token_losses,
+)
 
 TOKENS, HIDDEN, ROWS, VOCAB = 50, 16, 40, 33
+PART = VocabularyPart(0, VOCAB)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +43,7 @@ def plain_loss(hidden, weight, labels, mask, z_loss=0.0):
 def test_loss_and_gradients_equal_the_plain_form(z_loss):
     hidden, weight, labels, mask = make_inputs()
     loss, nll = chunked_cross_entropy(
-        hidden, weight, labels, mask / mask.sum(), vocab_size=VOCAB, z_loss=z_loss
+        hidden, weight, labels, mask / mask.sum(), part=PART, z_loss=z_loss
     )
     gradients = torch.autograd.grad(loss, (hidden, weight))
     expected, expected_nll = plain_loss(hidden, weight, labels, mask, z_loss)
@@ -53,7 +59,7 @@ def test_gradients_pass_gradcheck_in_float64():
 
     def weighted_loss(hidden, weight):
         return chunked_cross_entropy(
-            hidden, weight, labels, mask / mask.sum(), vocab_size=VOCAB, z_loss=1e-3
+            hidden, weight, labels, mask / mask.sum(), part=PART, z_loss=1e-3
         )[0]
 
     assert torch.autograd.gradcheck(weighted_loss, (hidden, weight))
@@ -61,11 +67,11 @@ def test_gradients_pass_gradcheck_in_float64():
 
 def test_padding_rows_have_no_influence_and_no_gradient():
     hidden, weight, labels, mask = make_inputs()
-    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
     (gradient,) = torch.autograd.grad(loss, weight)
     with torch.no_grad():
         weight[VOCAB:] = 1e3
-    changed, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    changed, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
     assert torch.equal(changed, loss)
     assert not gradient[VOCAB:].any()
 
@@ -73,15 +79,15 @@ def test_padding_rows_have_no_influence_and_no_gradient():
 def test_ignored_tokens_may_carry_any_label():
     hidden, weight, labels, mask = make_inputs()
     ignored = torch.where(mask.bool(), labels, torch.tensor(-100))
-    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
-    other, _ = chunked_cross_entropy(hidden, weight, ignored, mask, vocab_size=VOCAB)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
+    other, _ = chunked_cross_entropy(hidden, weight, ignored, mask, part=PART)
     assert torch.equal(loss, other)
 
 
 def test_a_scaled_loss_scales_the_gradients():
     """What fp16 loss scaling and gradient accumulation do to the loss before backward."""
     hidden, weight, labels, mask = make_inputs()
-    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
     base = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
     scaled = torch.autograd.grad(loss * 1024.0, (hidden, weight))
     for got, want in zip(scaled, base, strict=True):
@@ -91,11 +97,9 @@ def test_a_scaled_loss_scales_the_gradients():
 def test_accumulated_gradients_are_the_sum_over_micro_batches():
     hidden, weight, labels, mask = make_inputs()
     for rows in (slice(0, 20), slice(20, TOKENS)):
-        loss, _ = chunked_cross_entropy(
-            hidden[rows], weight, labels[rows], mask[rows], vocab_size=VOCAB
-        )
+        loss, _ = chunked_cross_entropy(hidden[rows], weight, labels[rows], mask[rows], part=PART)
         loss.backward()
-    whole, _ = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    whole, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
     hidden_gradient, weight_gradient = torch.autograd.grad(whole, (hidden, weight))
     torch.testing.assert_close(hidden.grad, hidden_gradient, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.grad, weight_gradient, rtol=1e-5, atol=1e-5)
@@ -103,7 +107,7 @@ def test_accumulated_gradients_are_the_sum_over_micro_batches():
 
 def test_bfloat16_losses_are_computed_in_float32():
     hidden, weight, labels, mask = make_inputs(torch.bfloat16)
-    loss, nll = chunked_cross_entropy(hidden, weight, labels, mask.float(), vocab_size=VOCAB)
+    loss, nll = chunked_cross_entropy(hidden, weight, labels, mask.float(), part=PART)
     assert loss.dtype == nll.dtype == torch.float32
     _, expected = plain_loss(hidden.float(), weight.float(), labels, mask.float())
     torch.testing.assert_close(nll, expected.detach(), rtol=0.03, atol=0.03)
@@ -115,15 +119,17 @@ def test_a_certain_wrong_prediction_gives_a_finite_loss():
     """The label's probability underflows in float32; its log must not."""
     hidden = torch.tensor([[1.0]])
     weight = torch.tensor([[0.0], [500.0]])
-    loss, _ = chunked_cross_entropy(hidden, weight, torch.tensor([0]), torch.ones(1), vocab_size=2)
+    loss, _ = chunked_cross_entropy(
+        hidden, weight, torch.tensor([0]), torch.ones(1), part=VocabularyPart(0, 2)
+    )
     assert loss.item() == 500.0
 
 
 def test_losses_without_gradients_are_the_same_numbers():
     hidden, weight, labels, mask = make_inputs()
-    _, nll = chunked_cross_entropy(hidden, weight, labels, mask, vocab_size=VOCAB)
+    _, nll = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
     torch.testing.assert_close(
-        token_losses(hidden, weight, labels, vocab_size=VOCAB), nll, rtol=1e-6, atol=1e-6
+        token_losses(hidden, weight, labels, PART), nll, rtol=1e-6, atol=1e-6
     )
 
 

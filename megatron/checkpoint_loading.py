@@ -1,0 +1,181 @@
+"""Finds and loads checkpoints: each rank reads what its model needs, from any layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from megatron import accelerator
+from megatron.checkpoint_format import CheckpointReader, checkpoint_steps, step_folder, verify
+from megatron.engine_state import load_fragments, prepare_moments
+from megatron.errors import CheckpointError
+from megatron.model.parameters import ParameterFacts, cut_shard, facts_of
+from megatron.mpu import Topology
+
+__all__ = [
+    "attempt",
+    "find_checkpoint",
+    "load_engine_state",
+    "load_module_weights",
+    "load_run_state",
+    "restore_random_state",
+]
+
+Say = Callable[[str], None]
+
+
+def attempt(action: Callable[[], None]) -> str | None:
+    """Runs ``action``; returns what went wrong instead of leaving the other ranks waiting."""
+    try:
+        action()
+    except (OSError, CheckpointError) as error:
+        return str(error)
+    except Exception as error:  # safetensors reports a full disk as its own exception type
+        if type(error).__module__.split(".")[0] != "safetensors":
+            raise
+        return str(error)
+    return None
+
+
+def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
+    """Finds the newest sound checkpoint below ``load``; all ranks call it and get the same answer.
+
+    Args:
+        load: Folder that holds ``latest`` and ``global_step<N>`` folders.
+        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged, the
+            newest sound one before it.
+        say: Receives one line for each checkpoint that had to be passed over.
+
+    Returns:
+        The folder, or None when there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: If ``iteration`` is not there or damaged, or if all are damaged.
+    """
+    shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(shared, src=0)
+    names, problem = shared[0]
+    if problem:
+        raise CheckpointError(problem)
+    for name in names:
+        problem = _verify_together(load / name)
+        if problem is None:
+            return load / name
+        if iteration is not None:
+            raise CheckpointError(problem)
+        say(f"passing over a damaged checkpoint: {problem}")
+    if names:
+        raise CheckpointError(f"{load}: every checkpoint is damaged: {', '.join(names)}")
+    return None
+
+
+def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
+    steps = checkpoint_steps(load) if load.is_dir() else []
+    if iteration is not None:
+        if iteration in steps:
+            return [step_folder(load, iteration).name], None
+        found = ", ".join(map(str, steps)) or "none"
+        return [], f"{load}: no checkpoint of iteration {iteration}; found: {found}"
+    newest_first = [step_folder(load, step).name for step in reversed(steps)]
+    latest = load / "latest"
+    if latest.is_file():
+        name = latest.read_text(encoding="utf-8", errors="replace").strip()
+        if name in newest_first:
+            newest_first = newest_first[newest_first.index(name) :]
+    return newest_first, None
+
+
+def _verify_together(folder: Path) -> str | None:
+    """Splits the reading over the ranks; returns the first problem that any rank found."""
+    problem = attempt(lambda: verify(folder, part=dist.get_rank(), num_parts=dist.get_world_size()))
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((text for text in problems if text), None)
+
+
+def load_module_weights(module: nn.Module, folder: Path, topology: Topology) -> None:
+    """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
+
+    Raises:
+        CheckpointError: If names or shapes differ from the module's.
+    """
+    reader = CheckpointReader(folder)
+    wanted = dict(module.named_parameters())
+    unknown = sorted(reader.parameters.keys() - wanted.keys())
+    if unknown and topology.grid.pipe == 1:
+        raise CheckpointError(
+            f"{folder}: holds {unknown[0]!r}, which this model lacks; the configuration differs"
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            facts = facts_of(parameter)
+            logical = reader.read_logical(name)
+            if tuple(logical.shape) != facts.logical_shape:
+                raise CheckpointError(
+                    f"{folder}: {name} has shape {tuple(logical.shape)}, this model needs "
+                    f"{facts.logical_shape}; the configuration differs"
+                )
+            parameter.copy_(cut_shard(logical, facts, topology.model_rank))
+
+
+def load_engine_state(
+    engine, folder: Path, topology: Topology, *, moment_names: tuple[str, ...], applied_steps: int
+) -> None:
+    """Overwrites master weights, and moments if ``moment_names`` is not empty, of this rank's part.
+
+    The module must have been filled by `load_module_weights` before the engine was made.
+    """
+    reader = CheckpointReader(folder)
+    if moment_names and not reader.moment_names:
+        moment_names = ()  # saved before the first step: the optimizer starts as new
+    if set(moment_names) - set(reader.moment_names):
+        raise CheckpointError(
+            f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
+            f"{list(moment_names)}; set no_load_optim to start it anew"
+        )
+    if moment_names:
+        prepare_moments(engine, moment_names, applied_steps)
+    facts = {name: facts_of(p) for name, p in engine.module.named_parameters()}
+
+    def read(name: str, kind: str, offset: int, length: int) -> Tensor:
+        return _read_shard(reader, facts[name], topology, name, kind)[offset : offset + length]
+
+    load_fragments(engine, moment_names, read)
+
+
+def _read_shard(
+    reader: CheckpointReader, facts: ParameterFacts, topology: Topology, name: str, kind: str
+) -> Tensor:
+    """One parameter of this rank, flat, padding included."""
+    return cut_shard(reader.read_logical(name, kind), facts, topology.model_rank).flatten()
+
+
+def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the contents of ``state.json`` and ``mixture.json``."""
+    state, mixture = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("state.json", "mixture.json")
+    )
+    return state, mixture
+
+
+def restore_random_state(folder: Path, topology: Topology, say: Say) -> None:
+    """Restores this rank's random state if the checkpoint was saved on the same layout."""
+    path = folder / f"rng_{topology.rank:05d}.safetensors"
+    grid = topology.grid
+    layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}
+    saved = CheckpointReader(folder).layout
+    if saved == layout and path.is_file():
+        accelerator.set_rng_state(load_file(path))
+    elif saved != layout:
+        say(
+            f"{folder}: saved on {saved}, now {layout}: with dropout, masks will differ from "
+            "those of the uninterrupted run"
+        )

@@ -1,0 +1,120 @@
+"""What a rank contributes to a checkpoint: copies on the CPU, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron import accelerator
+from megatron.checkpoint_format import fragment_key
+from megatron.engine_state import Fragment, iterate_fragments
+from megatron.files import crc32_of_file
+from megatron.model.parameters import ParameterFacts, facts_of
+from megatron.mpu import RankGrid, Topology
+
+__all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of what a rank owns: training may go on while they are written."""
+
+    rank: int
+    tensors: dict[str, Tensor]
+    """Fragments by their key in the file."""
+    random_state: dict[str, Tensor]
+    """Empty when random states are not saved."""
+    parameters: dict[str, dict[str, Any]]
+    """Entries of the index: shape, tp_dim, extent and this rank's fragments, by parameter."""
+    moments: tuple[str, ...]
+    """Moments among the fragments."""
+
+
+def take_snapshot(
+    engine, topology: Topology, *, moment_names: tuple[str, ...], with_random_state: bool
+) -> Snapshot:
+    """Copies this rank's fragments to the CPU; no communication."""
+    name = _file_name(topology.rank)
+    tensors: dict[str, Tensor] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    kinds: set[str] = set()
+    for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
+        facts = facts_of(fragment.parameter)
+        if not _is_owner(fragment.parameter, topology):
+            continue
+        tp_rank = 0 if facts.tp_dim is None else topology.model_rank
+        length = fragment.length - _padding(fragment, facts, tp_rank)
+        if length <= 0:
+            continue
+        entry = parameters.setdefault(fragment.name, _parameter_entry(facts, topology.grid))
+        entry["fragments"].append((name, tp_rank, fragment.offset, length))
+        kinds.update(fragment.values)
+        for kind, values in fragment.values.items():
+            key = fragment_key(kind, fragment.name, tp_rank, fragment.offset)
+            tensors[key] = values[:length].detach().to("cpu", torch.float32, copy=True)
+    return Snapshot(
+        rank=topology.rank,
+        tensors=tensors,
+        random_state=accelerator.rng_state() if with_random_state else {},
+        parameters=parameters,
+        moments=tuple(sorted(kinds - {"fp32"})),
+    )
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
+    """Writes the files of a rank; returns what the index must know of them, as plain data."""
+    files = {
+        _file_name(snapshot.rank): _save_tensors(
+            folder / _file_name(snapshot.rank), snapshot.tensors
+        )
+    }
+    if snapshot.random_state:
+        name = f"rng_{snapshot.rank:05d}.safetensors"
+        files[name] = _save_tensors(folder / name, snapshot.random_state)
+    return {"files": files, "parameters": snapshot.parameters, "moments": snapshot.moments}
+
+
+def _file_name(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _is_owner(parameter: Any, topology: Topology) -> bool:
+    """Replicated parameters are written by one tensor rank, tied copies by the lowest stage."""
+    if getattr(parameter, "ds_pipe_replicated", False):
+        return False
+    return facts_of(parameter).tp_dim is not None or topology.model_rank == 0
+
+
+def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
+    """Elements at the end of a fragment that are vocabulary padding, which is never written."""
+    if facts.tp_dim != 0:
+        return 0
+    rows = facts.shard_shape[0]
+    known_rows = max(0, min(rows, facts.logical_shape[0] - tp_rank * rows))
+    known = known_rows * math.prod(facts.shard_shape[1:])
+    return max(0, min(fragment.length, fragment.offset + fragment.length - known))
+
+
+def _parameter_entry(facts: ParameterFacts, grid: RankGrid) -> dict[str, Any]:
+    parts = 1 if facts.tp_dim is None else grid.model
+    extent = facts.shard_shape[facts.tp_dim or 0] * parts
+    return {
+        "shape": facts.logical_shape,
+        "tp_dim": facts.tp_dim,
+        "extent": extent,
+        "fragments": [],
+    }
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
+    save_file(tensors, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}

@@ -1,0 +1,115 @@
+"""Linear layers cut over a tensor-parallel group, along their output or along their input.
+
+Megatron's pair (Shoeybi et al. 2019, arXiv:1909.08053): the first product needs no communication in
+the forward pass, the second one sum. With a group of one both are plain linear layers.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron.model.init_functions import zeros
+from megatron.model.parameters import InitMethod, make_parameter
+from megatron.mpu.tensor_parallel import TensorParallel
+
+__all__ = ["ColumnParallelLinear", "RowParallelLinear"]
+
+
+class ColumnParallelLinear(nn.Module):
+    """``x @ weight.T + bias``, each rank computing its part of the output features.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Logical width of the output, over all ranks.
+        init_method: Of the weight.
+        bias: Whether there is one.
+        tp: The group.
+        num_fused: Number of equally wide projections in one matrix, each of which is cut. Above 1
+            the weight has the shape (num_fused, out_features / num_fused, in_features).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        init_method: InitMethod,
+        bias: bool,
+        tp: TensorParallel,
+        num_fused: int = 1,
+    ):
+        super().__init__()
+        each = out_features // num_fused
+        leading = (num_fused,) if num_fused > 1 else ()
+        shard = (*leading, tp.divide(each, "output features"))
+        tp_dim = len(leading)
+        self.weight = make_parameter(
+            *shard,
+            in_features,
+            init_method=init_method,
+            logical_shape=(*leading, each, in_features),
+            tp_dim=tp_dim,
+        )
+        self.bias = (
+            make_parameter(
+                *shard,
+                init_method=zeros,
+                logical_shape=(*leading, each),
+                tp_dim=tp_dim,
+                has_weight_decay=False,
+            )
+            if bias
+            else None
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., in) -> (..., out / size); ``features`` are those of `TensorParallel.enter`."""
+        if self.weight.dim() == 2:
+            return F.linear(features, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.flatten()
+        return F.linear(features, self.weight.flatten(0, 1), bias)
+
+
+class RowParallelLinear(nn.Module):
+    """``x @ weight.T + bias``, each rank holding a part of the input features.
+
+    The product alone is a partial sum: `finish` adds the parts of all ranks, then the bias once.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        init_method: InitMethod,
+        bias: bool,
+        tp: TensorParallel,
+    ):
+        super().__init__()
+        self.tp = tp
+        self.weight = make_parameter(
+            out_features,
+            tp.divide(in_features, "input features"),
+            init_method=init_method,
+            logical_shape=(out_features, in_features),
+            tp_dim=1,
+        )
+        self.bias = (
+            make_parameter(out_features, init_method=zeros, has_weight_decay=False)
+            if bias
+            else None
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., in / size) -> partial sums (..., out); with a group of one the bias is in them."""
+        return F.linear(features, self.weight, self.bias if self.tp.size == 1 else None)
+
+    def finish(self, partial: Tensor) -> Tensor:
+        """Sums the parts and adds the bias."""
+        return self.add_bias(self.tp.leave(partial))
+
+    def add_bias(self, total: Tensor) -> Tensor:
+        """For callers that sum several partial products at once."""
+        bias = self.tp.shared(self.bias)
+        return total if bias is None or self.tp.size == 1 else total + bias

@@ -1,0 +1,85 @@
+"""The top of the network: final norm and unembedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron.model.config import ModelConfig
+from megatron.model.loss import chunked_cross_entropy, token_losses
+from megatron.model.norms import make_norm
+from megatron.model.word_embeddings import VocabularyTable
+from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+
+__all__ = ["FinalNorm", "OutputLayer"]
+
+
+class FinalNorm(nn.Module):
+    """The norm above the last block."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+        super().__init__()
+        self.norm = make_norm(config, tp)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden)
+
+
+class OutputLayer(nn.Module):
+    """Unembedding: losses without storing the logits, or logits where somebody asks for them.
+
+    Args:
+        config: Shape of the network.
+        tp: The tensor-parallel group.
+        tied: The embedding whose rows are used; None gives the layer a matrix of its own.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tp: TensorParallel = SINGLE,
+        *,
+        tied: VocabularyTable | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.tp = tp
+        self._tied = () if tied is None else (tied,)  # a tuple: not registered a second time
+        if tied is None:
+            self.final_linear = VocabularyTable(config, tp)
+
+    @property
+    def table(self) -> VocabularyTable:
+        """The rows that hidden states are compared with."""
+        return self._tied[0] if self._tied else self.final_linear
+
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (b, s, vocab_size), or with labels the pair (mean loss, losses (b, s)).
+
+        The mean is over the tokens whose ``loss_mask`` is not 0.
+        """
+        if labels is None or loss_mask is None:
+            return self._logits(self.tp.enter(hidden))
+        flat = self.tp.enter(hidden).flatten(0, 1)
+        flat_labels, mask = labels.flatten(), loss_mask.flatten().float()
+        token_weight = mask / mask.sum().clamp_min(1.0)
+        weight, part = self.table.weight, self.table.part
+        if not torch.is_grad_enabled():
+            nll = token_losses(flat, weight, flat_labels, part)
+            return torch.dot(nll, token_weight.to(nll.dtype)), nll.view_as(labels)
+        loss, nll = chunked_cross_entropy(
+            flat, weight, flat_labels, token_weight, part=part, z_loss=self.config.z_loss
+        )
+        return loss, nll.view_as(labels)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        part = self.table.part
+        if self.tp.size == 1:
+            return hidden @ self.table.weight[: part.size].t()
+        local = (hidden @ self.table.weight.t()).contiguous()
+        parts = [torch.empty_like(local) for _ in range(self.tp.size)]
+        dist.all_gather(parts, local, group=self.tp.group)
+        return torch.cat(parts, dim=-1)[..., : self.config.vocab_size]

@@ -1,0 +1,133 @@
+"""The layers of `GPT2Model`, under the same names, cut into stages for DeepSpeed's pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron.model.config import ModelConfig
+from megatron.model.gpt2_model import layer_list
+from megatron.model.init_functions import initialize_parameters
+from megatron.model.loss import DomainLossRecorder
+from megatron.model.output_layer import OutputLayer
+from megatron.model.transformer import TransformerLayer
+from megatron.mpu import TensorParallel, Topology
+
+__all__ = ["GPT2PipelineModel"]
+
+
+class PipelineOutputLayer(OutputLayer):
+    """Holds the unembedding on the last stage; the loss function uses it on the hidden states."""
+
+    def forward(self, hidden: Tensor, *args: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """Without labels hands the hidden states on: the loss must not see logits."""
+        return super().forward(hidden, *args) if args else hidden
+
+
+class _StageLoss:
+    """Loss of a micro-batch on the last stage; books per-domain losses on the way."""
+
+    def __init__(self) -> None:
+        self.layer: OutputLayer | None = None
+        self.recorder: DomainLossRecorder | None = None
+
+    def __call__(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        assert self.layer is not None
+        labels, loss_mask, domain_ids = targets
+        loss, nll = self.layer(hidden, labels, loss_mask)
+        if self.recorder is not None:
+            self.recorder.record(nll, loss_mask, domain_ids)
+        return loss
+
+
+def _pass_through(hidden: Tensor) -> Tensor:
+    """Layers 1 and L+2, which were transpositions in GPT-NeoX."""
+    return hidden
+
+
+def _keep_hidden(module: nn.Module, hidden: Tensor) -> Tensor:
+    """The tied embedding at the top: its rows are used by the loss function."""
+    return hidden
+
+
+class GPT2PipelineModel(PipelineModule):
+    """The stage of the network that this rank holds.
+
+    Args:
+        config: Shape of the network.
+        topology: Where this rank sits.
+        tp: The tensor-parallel group.
+        seed: Seed of the initial values; they are those of `GPT2Model`.
+        recorder: Receives per-domain losses on the last stage.
+        partition_method: DeepSpeed's rule for cutting the list of layers.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        topology: Topology,
+        tp: TensorParallel,
+        *,
+        seed: int,
+        recorder: DomainLossRecorder | None,
+        partition_method: str,
+    ):
+        self.config = config
+        self._stage_loss = _StageLoss()
+        grid = topology.grid
+        with contextlib.redirect_stdout(io.StringIO()):  # tables of stages, on every rank
+            super().__init__(
+                layers=_layer_specs(config, tp),
+                topology=PipeModelDataParallelTopology(
+                    num_pp=grid.pipe, num_mp=grid.model, num_dp=grid.data
+                ),
+                loss_fn=self._stage_loss,
+                partition_method=partition_method,
+                activation_checkpoint_interval=config.checkpoint_num_layers,
+                activation_checkpoint_func=_checkpoint,
+                checkpointable_layers=[TransformerLayer.__name__],
+            )
+        initialize_parameters(self, seed, tp_rank=tp.rank)
+        self.recorder = recorder
+        if topology.is_last_stage:
+            self._stage_loss.layer = self._find_output_layer(tp)
+
+    @property
+    def recorder(self) -> DomainLossRecorder | None:
+        """Where the last stage books per-domain losses."""
+        return self._stage_loss.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: DomainLossRecorder | None) -> None:
+        self._stage_loss.recorder = recorder
+
+    def _find_output_layer(self, tp: TensorParallel) -> OutputLayer:
+        if self.config.no_weight_tying:
+            layer = self.get_submodule(str(self.config.num_layers + 4))
+            assert isinstance(layer, OutputLayer)
+            return layer
+        return OutputLayer(self.config, tp, tied=self.tied_modules["embed"].word_embeddings)
+
+
+def _layer_specs(config: ModelConfig, tp: TensorParallel) -> list[Any]:
+    """Layers 0 .. L+4; the position in the list is the layer's name."""
+    recipes = layer_list(config, tp)
+    specs: list[Any] = [_pass_through] * (config.num_layers + 5)
+    for index, (kind, args) in recipes.items():
+        specs[index] = LayerSpec(PipelineOutputLayer if kind is OutputLayer else kind, *args)
+    if not config.no_weight_tying:
+        kind, args = recipes[0]
+        tied = {"tied_weight_attr": "word_embeddings.weight"}
+        specs[0] = TiedLayerSpec("embed", kind, *args, **tied)
+        specs[-1] = TiedLayerSpec("embed", kind, *args, forward_fn=_keep_hidden, **tied)
+    return specs
+
+
+def _checkpoint(function: Any, *inputs: Tensor) -> Tensor:
+    return checkpoint(function, *inputs, use_reentrant=True)

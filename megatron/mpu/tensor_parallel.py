@@ -1,0 +1,175 @@
+"""How a layer takes part in tensor parallelism: a small object instead of global state.
+
+Shapes: b batch, s sequence, h hidden size. With sequence parallelism the activations between the
+parallel regions (norms, dropout, residual) are cut along the sequence, (b, s / size, h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["SINGLE", "TensorParallel"]
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """The tensor-parallel group of a layer, and the moves of activations at its borders.
+
+    With ``size`` 1 every method hands its argument through.
+    """
+
+    size: int = 1
+    rank: int = 0
+    group: Any = None
+    sequence_parallel: bool = False
+
+    def divide(self, count: int, what: str) -> int:
+        """``count / size``, which the configuration has checked to be whole."""
+        assert count % self.size == 0, f"{what} {count} is not divisible by {self.size}"
+        return count // self.size
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """Into a column-parallel product: every rank needs the whole activation."""
+        if self.size == 1:
+            return hidden
+        if self.sequence_parallel:
+            return _GatherSequence.apply(hidden, self)
+        return _CopyIn.apply(hidden, self)
+
+    def leave(self, partial: Tensor) -> Tensor:
+        """Out of a row-parallel product: sums the parts of all ranks."""
+        if self.size == 1:
+            return partial
+        if self.sequence_parallel:
+            return _ReduceScatterSequence.apply(partial, self)
+        return _ReduceOut.apply(partial, self)
+
+    def scatter(self, hidden: Tensor) -> Tensor:
+        """From the same activation on all ranks to this rank's part of the sequence."""
+        if self.size == 1 or not self.sequence_parallel:
+            return hidden
+        return _ScatterSequence.apply(hidden, self)
+
+    def shared(self, parameter: Tensor | None) -> Tensor | None:
+        """A replicated parameter used on a part of the sequence: its gradients must be summed."""
+        if parameter is None or self.size == 1 or not self.sequence_parallel:
+            return parameter
+        return _CopyIn.apply(parameter, self)
+
+    def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Reduces in place over the group; no gradient flows through it."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=op, group=self.group)
+        return tensor
+
+    @contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """Random numbers that differ between the ranks of the group, for dropout on cut tensors.
+
+        Outside, ranks of a group hold the same random state, so that dropout on whole tensors
+        agrees. The seed comes from that state: recomputed activations see the same masks.
+        """
+        if self.size == 1:
+            yield
+            return
+        seed = int(torch.randint(2**62, (1,)))  # CPU generator: no wait for a device
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + self.rank)
+            yield
+
+    def residual_random_state(self) -> Any:
+        """For dropout on the residual stream, which is cut with sequence parallelism only."""
+        single = TensorParallel() if not self.sequence_parallel else self
+        return single.own_random_state()
+
+    def gather_sequence(self, hidden: Tensor) -> Tensor:
+        """(b, s / size, h) of every rank -> (b, s, h), without gradients."""
+        parts = [torch.empty_like(hidden) for _ in range(self.size)]
+        dist.all_gather(parts, hidden.contiguous(), group=self.group)
+        return torch.cat(parts, dim=1)
+
+    def own_part(self, hidden: Tensor) -> Tensor:
+        """This rank's part of a whole sequence, (b, s, h) -> (b, s / size, h)."""
+        return hidden.chunk(self.size, dim=1)[self.rank]
+
+    def reduce_scatter_sequence(self, partial: Tensor) -> Tensor:
+        """Sums (b, s, h) over the group and returns this rank's part of the sequence."""
+        # gloo has no reduce-scatter: sum all of it, keep a part
+        total = partial.contiguous().clone()
+        dist.all_reduce(total, group=self.group)
+        return self.own_part(total).contiguous()
+
+
+SINGLE = TensorParallel()
+"""No tensor parallelism."""
+
+
+class _CopyIn(torch.autograd.Function):
+    """Identity; sums gradients."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return ctx.tp.all_reduce(grads[0].contiguous().clone()), None
+
+
+class _ReduceOut(torch.autograd.Function):
+    """Sum over ranks; the gradient is the same for all of them."""
+
+    @staticmethod
+    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
+        return tp.all_reduce(partial.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return grads[0], None
+
+
+class _GatherSequence(torch.autograd.Function):
+    """All parts of the sequence; gradients are summed and cut again."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return tp.gather_sequence(hidden)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return ctx.tp.reduce_scatter_sequence(grads[0]), None
+
+
+class _ReduceScatterSequence(torch.autograd.Function):
+    """Sum over ranks, cut along the sequence; gradients are gathered."""
+
+    @staticmethod
+    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return tp.reduce_scatter_sequence(partial)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return ctx.tp.gather_sequence(grads[0]), None
+
+
+class _ScatterSequence(torch.autograd.Function):
+    """This rank's part of a tensor that all ranks hold; gradients are gathered."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return tp.own_part(hidden).contiguous()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return ctx.tp.gather_sequence(grads[0]), None

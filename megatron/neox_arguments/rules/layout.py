@@ -1,0 +1,65 @@
+"""Whether the model can be cut as the degrees of parallelism ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .draft import Draft
+
+
+def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
+    """Checks degrees of parallelism against the model's sizes and the ZeRO stage.
+
+    Args:
+        draft: The configuration.
+        derived: What topology, batch, ZeRO and model rules returned.
+    """
+    _check_tensor_parallel(draft, derived, derived["model_parallel_size"])
+    stages = derived["pipe_parallel_size"]
+    if stages == 1:
+        return
+    layers = draft["num_layers"] or stages
+    draft.require(
+        layers >= stages,
+        "pipe_parallel_size",
+        f"pipe_parallel_size {stages} stages cannot share {layers} layers (num_layers); set "
+        f"pipe_parallel_size to {layers} or less",
+    )
+    draft.require(
+        derived["zero_stage"] < 2,
+        "zero_optimization",
+        f"zero_optimization.stage {derived['zero_stage']} does not work with pipe_parallel_size "
+        f"{stages}: a pipeline keeps gradients between micro-batches; use stage 1 or 0",
+    )
+    steps = derived["gradient_accumulation_steps"]
+    if steps < stages:
+        draft.notes.append(
+            f"gradient_accumulation_steps {steps} micro-batches cannot fill {stages} pipeline "
+            "stages; more of them waste less time"
+        )
+
+
+def _check_tensor_parallel(draft: Draft, derived: Mapping[str, Any], size: int) -> None:
+    if size == 1:
+        if draft["sequence_parallel"]:
+            draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
+        return
+    counts = {
+        "num_attention_heads": draft["num_attention_heads"] or size,
+        "num_kv_heads": derived["num_kv_heads"],
+        "the inner width of the MLP": derived["mlp_inner_size"],
+    }
+    if draft["sequence_parallel"]:
+        counts["seq_length (with sequence_parallel)"] = derived["seq_length"]
+    for what, count in counts.items():
+        draft.require(
+            count % size == 0,
+            "model_parallel_size",
+            f"model_parallel_size {size} does not divide {what} {count}; set it to one of "
+            f"{_divisors(count, 16)}",
+        )
+
+
+def _divisors(number: int, limit: int) -> str:
+    return ", ".join(str(d) for d in range(1, min(number, limit) + 1) if number % d == 0)

@@ -1,0 +1,99 @@
+"""A rank or the launcher dies, or hangs: the whole run ends, and the next one continues exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.distributed.runs import (
+    curve,
+    log_of,
+    output_of,
+    start,
+    train,
+    train_events,
+    write_config,
+)
+from tests.tiny import write_tiny_corpus
+
+pytestmark = pytest.mark.distributed
+
+LAYOUT = {"model_parallel_size": 2, "pipe_parallel_size": 2}
+TIMEOUT_S = 20
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> dict[str, list[str]]:
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory) -> Path:
+    config = write(corpus, tmp_path_factory.mktemp("straight"))
+    train(config)
+    return config
+
+
+def write(corpus, folder: Path) -> Path:
+    return write_config(
+        corpus,
+        folder,
+        processes=4,
+        train_iters=40,
+        checkpoint_factor=5,
+        distributed_timeout_minutes=TIMEOUT_S / 60,
+        **LAYOUT,
+    )
+
+
+def kill_rank(launcher: psutil.Process, ranks: list[psutil.Process]) -> None:
+    ranks[2].send_signal(signal.SIGKILL)
+
+
+def kill_launcher(launcher: psutil.Process, ranks: list[psutil.Process]) -> None:
+    launcher.send_signal(signal.SIGKILL)
+
+
+def stop_rank(launcher: psutil.Process, ranks: list[psutil.Process]) -> None:
+    ranks[1].send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("violence", [kill_rank, kill_launcher, stop_rank])
+def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path, violence):
+    before = shared_memory()
+    config = write(corpus, tmp_path)
+    process = start(config)
+    launcher = psutil.Process(process.pid)
+    wait_for_iteration(config, 8)
+    ranks = sorted(launcher.children(recursive=True), key=lambda child: child.pid)
+    violence(launcher, ranks)
+    began = time.monotonic()
+    code = process.wait(60)
+    _, alive = psutil.wait_procs(ranks, timeout=max(0.1, 60 - (time.monotonic() - began)))
+    assert not alive, output_of(config)
+    assert code != 0
+    assert shared_memory() <= before
+    if violence is stop_rank:
+        assert "timed out" in output_of(config).lower()
+    train(config)
+    assert curve(config) == curve(reference)
+
+
+def shared_memory() -> set[str]:
+    """Segments; the semaphores of other tests' multiprocessing come and go."""
+    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+    return {name for name in names if not name.startswith("sem.")}
+
+
+def wait_for_iteration(config: Path, iteration: int, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if log_of(config).exists() and max(train_events(config), default=0) >= iteration:
+            return
+        time.sleep(0.02)
+    raise AssertionError(output_of(config))

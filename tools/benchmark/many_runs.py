@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Trains several configurations one after the other in one group of processes.
+
+    python -m torch.distributed.run --nproc_per_node 2 -m tools.benchmark.many_runs a.yml b.yml
+
+Starting processes costs more than a short run, so that matrices of layouts use this.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron.entry_point import run_program
+from megatron.initialize import initialize_megatron, prepare_process, shutdown
+from megatron.neox_arguments import NeoXArgs, resolve
+
+
+def train_all(files: list[str]) -> None:
+    """Trains each configuration to its end; all ranks call it."""
+    from megatron.training import pretrain
+
+    for file in files:
+        config = resolve(NeoXArgs.from_ymls([file]))
+        initialize_megatron(config, handle_signals=False)
+        pretrain(config)
+    shutdown()
+
+
+def main() -> None:
+    """Reads the files from the command line."""
+    prepare_process()
+    train_all(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run_program(main)
