@@ -1,0 +1,86 @@
+"""The benchmarks' arithmetic and command lines; their figures are for a quiet machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.benchmark import loss_chunks, mixing_overhead
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
+    return mixing_overhead.Costs({**dict.fromkeys(mixing_overhead.PARTS, 1e-4), **parts}, step)
+
+
+@pytest.mark.parametrize("name", ["mixing_overhead", "loss_chunks"])
+def test_help_says_what_a_benchmark_measures(name):
+    command = [sys.executable, "-m", f"tools.benchmark.{name}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert "usage:" in result.stdout
+
+
+def test_recording_losses_is_shown_but_not_judged():
+    assert costs(record=5e-3).judged == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize(
+    ("cost", "holds"),
+    [
+        (costs(), True),
+        (costs(log=0.8e-3), False),  # 1.1 ms
+        (costs(step=0.1), False),  # 0.4 % of the step
+    ],
+)
+def test_both_bounds_decide(cost, holds):
+    passed, sentence = mixing_overhead.verdict(cost)
+    assert passed is holds
+    assert sentence.startswith("PASS" if holds else "MISSED")
+
+
+def test_the_table_shows_microseconds_and_shares():
+    lines = mixing_overhead.table({10: costs()}, step_seconds=0.4).splitlines()
+    assert lines[1].split() == ["10", "100", "100", "100", "100", "100", "400", "0.100%"]
+
+
+def test_the_stopwatch_adds_up_calls_of_an_iteration_and_skips_the_first():
+    watch = mixing_overhead.Stopwatch()
+    record = watch.timed("record", lambda value: value + 1)
+    assert record(1) == 2
+    watch.lap(9.0)
+    for step_seconds in (1.0, 3.0, 2.0):
+        watch.lap(step_seconds)
+    result = watch.costs(skip=1)
+    assert result.step == 2.0
+    assert result.parts == dict.fromkeys(mixing_overhead.PARTS, 0.0)
+
+
+def test_the_demo_settings_name_no_folder():
+    settings = mixing_overhead.demo_settings()
+    assert settings["train_batch_size"] == 32
+    assert not {"save", "load", "data_sampling_method", "mixed_minibatches"} & settings.keys()
+
+
+def test_all_ways_of_the_loss_agree():
+    ways = loss_chunks.loss_ways(loss_chunks.make_inputs(tokens=96, hidden=8, vocab=50))
+    losses = {name: way() for name, way in ways.items()}
+    assert losses == pytest.approx(dict.fromkeys(ways, losses[loss_chunks.FULL]), rel=1e-6)
+
+
+def test_both_ways_of_the_product_agree():
+    states, weight, _ = loss_chunks.make_inputs(tokens=16, hidden=8, vocab=50)
+    first, second = (way() for way in loss_chunks.product_ways(states, weight).values())
+    assert (first - second).abs().max() < 1e-6
+
+
+def test_the_round_that_warms_up_does_not_count():
+    calls: list[str] = []
+    ways = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    seconds = loss_chunks.interleaved_seconds(ways, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
