@@ -50,9 +50,15 @@ def run_program(main: Callable[[], object]) -> None:
     except Exception as error:
         if _is_about_the_disk(error):
             _refuse(f"{error}; check the path, the permissions and the free space")
-        if _comes_from_a_collective(error):
-            time.sleep(_PEER_SECONDS)
+        collective = _failed_collective(error)
         rank = _rank()
+        if collective and "timed out" in str(error).lower():
+            sys.stderr.write(
+                f"rank {rank}: {collective} timed out: another rank hangs or is stopped ({error})\n"
+            )
+            _leave(1)
+        if collective:
+            time.sleep(_PEER_SECONDS)
         if rank == 0:
             traceback.print_exc()
         else:
@@ -85,13 +91,18 @@ def _is_about_the_disk(error: Exception) -> bool:
     )
 
 
-def _comes_from_a_collective(error: Exception) -> bool:
-    """Tells by the innermost frame: gloo raises RuntimeError, nccl an error of its own."""
+def _failed_collective(error: Exception) -> str | None:
+    """Name of the collective that raised; None for other errors.
+
+    Tells by the innermost frame: gloo raises RuntimeError, nccl an error of its own.
+    """
     frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
+    if frame is None:
+        return None
+    while frame.tb_next is not None:
         frame = frame.tb_next
-    name = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
-    return name.startswith("torch.distributed.")
+    module = frame.tb_frame.f_globals.get("__name__", "")
+    return frame.tb_frame.f_code.co_name if module.startswith("torch.distributed.") else None
 
 
 def _rank() -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from math import lcm
 from typing import Any
 
+from megatron.loss_chunks import chunk_tokens
 from megatron.neox_arguments import RunConfig
 from megatron.stage_plan import (
     BLOCK,
@@ -24,10 +25,6 @@ from megatron.stage_plan import (
 from megatron.tokenizer.file_size import tokenizer_file_size
 
 __all__ = ["MemoryPlan", "StageMemory", "Vocabulary", "estimate_memory", "memory_plan", "savings"]
-
-CHUNK_BYTES = 64 * 1024 * 1024
-MIN_CHUNK_TOKENS = 64
-"""Both as in `megatron.model.loss`, which needs torch; a test compares them."""
 
 _ASSUMED_VOCABULARY = 50_304
 
@@ -270,15 +267,13 @@ def activation_bytes(
 def loss_bytes(plan: MemoryPlan) -> int:
     """The one-pass loss: a chunk of float32 logits, and both gradients that it makes.
 
-    A chunk has about `CHUNK_BYTES` and at least `MIN_CHUNK_TOKENS` tokens of v / t logits; the
-    gradient of the unembedding is a float32 (v / t, h) matrix, that of the hidden states (n, h).
+    A chunk has `chunk_tokens` of v / t logits; the gradient of the unembedding is a float32
+    (v / t, h) matrix, that of the hidden states (n, h).
     """
     shape = plan.shape
     tokens = plan.micro_batch_size * plan.seq_length
     rows = shape.padded_vocab_size // plan.model
-    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * max(1, rows)))
-    num_chunks = -(-tokens // largest)
-    logits = 4 * rows * -(-tokens // num_chunks)
+    logits = 4 * rows * min(tokens, chunk_tokens(rows))
     hidden = tokens * shape.hidden_size * plan.parameter_bytes
     return logits + 4 * rows * shape.hidden_size + hidden
 

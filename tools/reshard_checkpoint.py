@@ -10,6 +10,7 @@ tensors in as few files as possible. Memory: the tensors of one file.
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from megatron.files import (
 
 COPIED = ("state.json", "mixture.json")
 LAYOUT = {"dp": 1, "tp": 1, "pp": 1}
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def reshard(source: Path, output: Path, *, max_file_size: int | None = None) -> Path:
@@ -181,14 +183,14 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: For anything else.
     """
-    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20}
-    units["gib"] = 1 << 30
-    lowered = text.strip().lower()
-    number = lowered.rstrip("bgikm")
-    size = float(number) * units.get(lowered[len(number) :].strip(), 0)
+    match = re.fullmatch(r"([0-9.]+) *([kmg]i?)?b?", text.strip().lower())
+    try:
+        size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
+    except ValueError:  # such as 1.2.3
+        size = 0
     if size < 1:
         raise ValueError(f"--max_file_size: must be a size such as 5GB, got {text!r}")
-    return int(size)
+    return size
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -173,8 +173,17 @@ class Supervisor:
         rank.exit_code = rank.process.poll()
 
     def _kill_all(self) -> int:
-        """Kills the ranks that still run and returns how many these were."""
+        """Kills the ranks that still run and returns how many these were.
+
+        A rank that somebody stopped (SIGSTOP) is named: the others ended because it was silent.
+        """
         alive = [rank for rank in self._ranks if rank.exit_code is None]
+        for rank in alive:
+            if _is_stopped(rank.process.pid):
+                self._report(
+                    f"deepy.py: rank {rank.index} (process {rank.process.pid}) is stopped by a "
+                    "signal and did not answer the others"
+                )
         for rank in alive:
             _kill_group(rank.process.pid)
             rank.process.kill()
@@ -253,6 +262,15 @@ def _kill_group(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is in state T; False where there is no /proc to ask."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _describe(exit_code: int) -> str:

@@ -16,25 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.model.matrix_products import linear_product, transposed
+from megatron import loss_chunks
+from megatron.model.matrix_products import linear_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["DomainLossRecorder", "VocabularyPart", "chunked_cross_entropy", "token_losses"]
 
-CHUNK_BYTES = 64 * 1024 * 1024
-"""Size of a chunk of float32 logits; `tools/benchmark/loss_chunks.py` prints the alternatives."""
-
-MIN_CHUNK_TOKENS = 64
-
 _SMALLEST_LIKELIHOOD = 1e-30
 """Below it float32 probabilities lose digits; the loss is then computed from the logits."""
-
-
-def chunk_tokens(num_tokens: int, vocab_size: int) -> int:
-    """Tokens a chunk: float32 logits of about `CHUNK_BYTES`, all chunks of nearly one size."""
-    largest = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * max(1, vocab_size)))
-    num_chunks = max(1, -(-num_tokens // largest))
-    return max(1, -(-num_tokens // num_chunks))
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ def chunked_cross_entropy(
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
-    size = chunk_tokens(hidden.shape[0], part.size)
+    size = loss_chunks.chunk_tokens(weight.shape[0])
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
     return torch.cat([_softmax(h, weight[: part.size], y, part)[2] for h, y in pieces])
 
@@ -93,9 +82,8 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, token_weight, part, z_loss):
-        size = chunk_tokens(hidden.shape[0], part.size)
+        size = loss_chunks.chunk_tokens(weight.shape[0])
         valid = weight[: part.size]
-        valid_t = transposed(valid)
         accumulator = _upcast_dtype(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -115,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mul(linear_product(grad_logits, valid_t), scale, out=grad_hidden[rows])
+                torch.mul(linear_product(grad_logits, valid.t()), scale, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_product(grad_weight[: part.size], grad_logits.t(), chunk * scale)
         ctx.save_for_backward(grad_hidden, grad_weight)

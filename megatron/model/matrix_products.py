@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["linear_product", "transposed"]
+__all__ = ["linear_product"]
 
 
 def _has_onednn_linear() -> bool:
@@ -20,16 +20,16 @@ _HAS_ONEDNN_LINEAR = _has_onednn_linear()
 
 
 def linear_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows @ weight.T``, (n, k) and (m, k) -> (n, m); no gradient flows through it."""
-    if _uses_onednn(rows) and weight.is_contiguous():
+    """``rows @ weight.T``, (n, k) and (m, k), which may be a view -> (n, m); without gradients."""
+    if _uses_onednn(rows) and _uses_onednn(weight):
         return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return rows @ weight.t()
 
 
-def transposed(weight: Tensor) -> Tensor:
-    """``weight.T`` as `linear_product` likes it: a contiguous copy for oneDNN, else a view."""
-    return weight.t().contiguous() if _uses_onednn(weight) else weight.t()
-
-
 def _uses_onednn(tensor: Tensor) -> bool:
-    return _HAS_ONEDNN_LINEAR and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return (
+        _HAS_ONEDNN_LINEAR
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.numel() > 0  # a tensor-parallel rank may hold no token of the vocabulary
+    )

@@ -39,6 +39,12 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         # without ZeRO in fp32 the runner clips: DeepSpeed would not tell the norm there
         "gradient_clipping": 0.0 if clips_in_runner else derived.gradient_clipping,
         "steps_per_print": NEVER_PRINT,
+        # DeepSpeed would send each part of a tensor group a piece of an activation, which saves
+        # bandwidth where all hold the same one; with sequence parallelism they do not
+        "pipeline": {
+            "pipe_partitioned": not config.parallelism.sequence_parallel,
+            "grad_partitioned": not config.parallelism.sequence_parallel,
+        },
         "wall_clock_breakdown": section.wall_clock_breakdown,
         "dump_state": section.dump_state,
         "prescale_gradients": section.prescale_gradients,

@@ -79,7 +79,10 @@ def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path,
     assert code != 0
     assert shared_memory() <= before
     if violence is stop_rank:
-        assert "timed out" in output_of(config).lower()
+        output = output_of(config)
+        assert "timed out: another rank hangs or is stopped" in output
+        assert "deepy.py: rank 1 (process" in output
+        assert "is stopped by a signal" in output
     train(config)
     assert curve(config) == curve(reference)
 

@@ -105,6 +105,14 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(saved, tmp_path, capsy
         assert capsys.readouterr().err == message + "\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1000", 1000), ("5GB", 5 * 10**9), ("1.5 MiB", 3 << 19), ("200kb", 200_000), ("7b", 7)],
+)
+def test_sizes_are_read_with_their_units(text, size):
+    assert parse_size(text) == size
+
+
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_left(saved, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(saved / "global_step2", broken / "global_step2")

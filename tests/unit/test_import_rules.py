@@ -26,6 +26,7 @@ LEVELS = {
         "megatron.errors",
         "megatron.files",
         "megatron.flops",
+        "megatron.loss_chunks",
         "megatron.memory_estimate",
         "megatron.run_lock",
         "megatron.run_log",

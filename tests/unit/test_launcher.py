@@ -193,9 +193,18 @@ def test_check_summarises_the_run_and_starts_nothing(files, capsys):
 def test_dry_run_prints_every_ranks_command(files, capsys):
     assert main(["--dry-run", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
     assert "RANK=1" in lines[1]
     assert "--megatron_config" in lines[1]
+
+
+def test_dry_run_of_a_training_prints_layers_and_memory(files, tmp_path, capsys):
+    assert main(["--dry-run", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3:5] == ["layers:", "  every rank: Embedding, TransformerLayer 2, FinalNorm"]
+    assert "memory of a rank, estimated, in MiB:" in lines
+    (tmp_path / "generate.py").write_text("")
+    assert main(["--dry-run", str(tmp_path / "generate.py"), files[1]]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_an_unknown_key_is_one_line_and_exit_code_2(files, capsys):
@@ -212,6 +221,7 @@ def test_an_unknown_key_is_one_line_and_exit_code_2(files, capsys):
     [
         ["--help"],
         ["--check", "train.py", "run.yml"],
+        ["--dry-run", "train.py", "run.yml"],
         ["train.py", "bad.yml"],
         ["train.py", "no.yml"],
     ],

@@ -91,6 +91,9 @@ LAYOUTS: dict[str, Layout] = {
     "dp2-pp2-zero1": Layout(4, {"pipe_parallel_size": 2, **_zero(1)}),
     "dp2-tp2-zero3": Layout(4, {"model_parallel_size": 2, **_zero(3)}),
     "tp2-zero3": Layout(2, {"model_parallel_size": 2, **_zero(3)}),
+    "tp2-pp2-sp": Layout(
+        4, {"model_parallel_size": 2, "pipe_parallel_size": 2, "sequence_parallel": True}
+    ),
     "bf16-single": Layout(1, {**_zero(1), "precision": "bfloat16"}, tolerance=2e-2),
     "bf16-dp2-zero2": Layout(2, {**_zero(2), "precision": "bfloat16"}, tolerance=2e-2),
     "bf16-tp2": Layout(

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron import accelerator
-from megatron.model import loss as loss_module
+from megatron import accelerator, loss_chunks
+from megatron.model.loss import VocabularyPart, chunked_cross_entropy
 from megatron.model.matrix_products import linear_product
 
 CHUNK_MEBIBYTES = (4, 16, 64, 256)
@@ -51,13 +51,13 @@ def chunked_loss(states: Tensor, weight: Tensor, labels: Tensor, *, mebibytes: i
     """Forward and backward in chunks of ``mebibytes`` of logits; returns the mean loss."""
     states.grad = weight.grad = None
     token_weight = torch.full((len(labels),), 1.0 / len(labels))
-    with mock.patch.object(loss_module, "CHUNK_BYTES", mebibytes << 20):
-        loss, _ = loss_module.chunked_cross_entropy(
+    with mock.patch.object(loss_chunks, "CHUNK_BYTES", mebibytes << 20):
+        loss, _ = chunked_cross_entropy(
             states,
             weight,
             labels,
             token_weight,
-            part=loss_module.VocabularyPart(0, len(weight)),
+            part=VocabularyPart(0, len(weight)),
         )
         loss.backward()
     return loss.item()

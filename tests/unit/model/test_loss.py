@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.model import loss as loss_module
+from megatron import loss_chunks
 from megatron.model.loss import (
     DomainLossRecorder,
     VocabularyPart,
@@ -19,8 +19,8 @@ PART = VocabularyPart(0, VOCAB)
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     """Several chunks of unequal size, or nothing about chunking is tested."""
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * VOCAB * 7)
-    monkeypatch.setattr(loss_module, "MIN_CHUNK_TOKENS", 1)
+    monkeypatch.setattr(loss_chunks, "CHUNK_BYTES", 4 * VOCAB * 7)
+    monkeypatch.setattr(loss_chunks, "MIN_CHUNK_TOKENS", 1)
 
 
 def make_inputs(dtype=torch.float32, seed=0):
@@ -134,8 +134,10 @@ def test_losses_without_gradients_are_the_same_numbers():
 
 
 def test_a_chunk_of_logits_stays_below_its_size_limit(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1 << 20)
-    assert loss_module.chunk_tokens(1000, 1024) == 250
+    monkeypatch.setattr(loss_chunks, "CHUNK_BYTES", 1 << 20)
+    assert loss_chunks.chunk_tokens(1024) == 256
+    assert loss_chunks.chunk_tokens(700) == 256
+    assert loss_chunks.chunk_tokens(3000) == 87
 
 
 class TestDomainLossRecorder:

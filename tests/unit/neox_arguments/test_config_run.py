@@ -158,7 +158,6 @@ REFUSED = [
     ("te_mha", True),
     ("use_mup", True),
     ("use_comet", True),
-    ("async_save", True),
     ("s3_path", "s3://x"),
     ("train_impl", "dpo"),
     ("pack_impl", "unpacked"),

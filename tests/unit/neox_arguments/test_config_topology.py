@@ -103,25 +103,6 @@ def test_a_batch_size_below_one_is_refused(problem):
     assert message == "gradient_accumulation_steps must be at least 1, got 0"
 
 
-@pytest.mark.parametrize("key", ["model_parallel_size", "pipe_parallel_size"])
-def test_model_and_pipeline_parallelism_are_refused(problem, key):
-    assert problem(world_size=2, **{key: 2}) == (
-        f"{key} is 2: this version trains data-parallel only; set it to 1"
-    )
-
-
-def test_processes_that_do_not_divide_are_refused_with_the_numbers(problems):
-    message = problems(world_size=3, model_parallel_size=2)[-1]
-    assert message == (
-        "world size 3 = data parallel x model_parallel_size 2 x pipe_parallel_size 1 has no whole "
-        "solution; start a multiple of 2 processes, or lower one of the two sizes"
-    )
-
-
-def test_no_pipeline_and_one_stage_are_the_same(make_config):
-    assert make_config(pipe_parallel_size=0).derived == make_config(pipe_parallel_size=1).derived
-
-
 def test_the_world_size_comes_from_the_first_that_says_it(make_config, monkeypatch, write):
     hostfile = write("hosts", "a slots=2\nb slots=3\n")
     keys = {"num_gpus": 2, "hostfile": "/none"}

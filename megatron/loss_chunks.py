@@ -1,0 +1,21 @@
+"""How many tokens the one-pass loss takes at a time; shared with the memory estimate."""
+
+from __future__ import annotations
+
+__all__ = ["chunk_tokens"]
+
+CHUNK_BYTES = 64 * 1024 * 1024
+"""Size of a chunk of float32 logits; `tools/benchmark/loss_chunks.py` prints the alternatives."""
+
+MIN_CHUNK_TOKENS = 64
+
+
+def chunk_tokens(num_rows: int) -> int:
+    """Tokens a chunk: float32 logits of at most about `CHUNK_BYTES`.
+
+    A multiple of 128 where it can be: products of other sizes run a tenth slower on a CPU. It
+    depends on the rows of the matrix, padding included, which are as many on every rank of a
+    tensor-parallel group: each chunk has all-reduces.
+    """
+    size = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (4 * num_rows))
+    return size // 128 * 128 if size >= 128 else size
