@@ -78,3 +78,54 @@ class DeepSpeedMpu:
         grid = self._topology.grid
         place = (self._topology.pipe_rank, self._topology.model_rank)
         return [grid.rank(place[0], d, place[1]) for d in range(grid.data)]
+
+
+_current: list[Topology] = []
+"""The topology of `initialize_model_parallel`, for code written against GPT-NeoX's getters."""
+
+
+def initialize_model_parallel(
+    model_parallel_size: int, topology: Any = None, fp32_allreduce: bool = False
+) -> Topology:
+    """Makes the groups under GPT-NeoX's name; all ranks call it together.
+
+    The project itself hands a `Topology` from function to function and does not use this.
+
+    Args:
+        model_parallel_size: Size of a tensor-parallel group.
+        topology: DeepSpeed's process topology, for its number of pipeline stages; None for one.
+        fp32_allreduce: Taken for the old signature; sums are always in the tensor's own precision
+            unless DeepSpeed's configuration says otherwise, and True is refused.
+
+    Raises:
+        ValueError: If the groups exist already, or the sizes do not divide the number of ranks.
+    """
+    if fp32_allreduce:
+        raise ValueError("fp32_allreduce: set the configuration key fp32_allreduce instead")
+    if _current:
+        raise ValueError("model parallelism is initialized already; destroy_model_parallel first")
+    pipe = 1 if topology is None else max(1, topology.get_dim("pipe"))
+    data = dist.get_world_size() // (model_parallel_size * pipe)
+    _current.append(Topology.create(RankGrid(pipe=pipe, data=data, model=model_parallel_size)))
+    return _current[0]
+
+
+def model_parallel_is_initialized() -> bool:
+    """Whether `initialize_model_parallel` has run."""
+    return bool(_current)
+
+
+def destroy_model_parallel() -> None:
+    """Forgets the groups; destroying them is left to the process group itself."""
+    _current.clear()
+
+
+def current_topology() -> Topology:
+    """The topology of `initialize_model_parallel`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not _current:
+        raise ValueError("call initialize_model_parallel first")
+    return _current[0]

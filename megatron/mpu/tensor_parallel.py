@@ -6,7 +6,7 @@ parallel regions (norms, dropout, residual) are cut along the sequence, (b, s / 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["SINGLE", "TensorParallel"]
+
+Move = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,28 @@ class TensorParallel:
         if self.size == 1:
             return hidden
         if self.sequence_parallel:
-            return _GatherSequence.apply(hidden, self)
-        return _CopyIn.apply(hidden, self)
+            return _Move.apply(hidden, self.gather_sequence, self.reduce_scatter_sequence)
+        return _Move.apply(hidden, _keep, self.summed)
 
     def leave(self, partial: Tensor) -> Tensor:
         """Out of a row-parallel product: sums the parts of all ranks."""
         if self.size == 1:
             return partial
         if self.sequence_parallel:
-            return _ReduceScatterSequence.apply(partial, self)
-        return _ReduceOut.apply(partial, self)
+            return _Move.apply(partial, self.reduce_scatter_sequence, self.gather_sequence)
+        return _Move.apply(partial, self.summed, _keep)
 
     def scatter(self, hidden: Tensor) -> Tensor:
         """From the same activation on all ranks to this rank's part of the sequence."""
         if self.size == 1 or not self.sequence_parallel:
             return hidden
-        return _ScatterSequence.apply(hidden, self)
+        return _Move.apply(hidden, self.own_part, self.gather_sequence)
 
     def shared(self, parameter: Tensor | None) -> Tensor | None:
         """A replicated parameter used on a part of the sequence: its gradients must be summed."""
         if parameter is None or self.size == 1 or not self.sequence_parallel:
             return parameter
-        return _CopyIn.apply(parameter, self)
+        return _Move.apply(parameter, _keep, self.summed)
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Reduces in place over the group; no gradient flows through it."""
@@ -89,6 +91,10 @@ class TensorParallel:
         single = TensorParallel() if not self.sequence_parallel else self
         return single.own_random_state()
 
+    def summed(self, tensor: Tensor) -> Tensor:
+        """Sum over the group, in a new tensor."""
+        return self.all_reduce(tensor.contiguous().clone())
+
     def gather_sequence(self, hidden: Tensor) -> Tensor:
         """(b, s / size, h) of every rank -> (b, s, h), without gradients."""
         parts = [torch.empty_like(hidden) for _ in range(self.size)]
@@ -97,79 +103,30 @@ class TensorParallel:
 
     def own_part(self, hidden: Tensor) -> Tensor:
         """This rank's part of a whole sequence, (b, s, h) -> (b, s / size, h)."""
-        return hidden.chunk(self.size, dim=1)[self.rank]
+        return hidden.chunk(self.size, dim=1)[self.rank].contiguous()
 
     def reduce_scatter_sequence(self, partial: Tensor) -> Tensor:
         """Sums (b, s, h) over the group and returns this rank's part of the sequence."""
         # gloo has no reduce-scatter: sum all of it, keep a part
-        total = partial.contiguous().clone()
-        dist.all_reduce(total, group=self.group)
-        return self.own_part(total).contiguous()
+        return self.own_part(self.summed(partial))
 
 
 SINGLE = TensorParallel()
 """No tensor parallelism."""
 
 
-class _CopyIn(torch.autograd.Function):
-    """Identity; sums gradients."""
+class _Move(torch.autograd.Function):
+    """A move of activations and its adjoint, the move that gradients take."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return hidden.view_as(hidden)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return ctx.tp.all_reduce(grads[0].contiguous().clone()), None
-
-
-class _ReduceOut(torch.autograd.Function):
-    """Sum over ranks; the gradient is the same for all of them."""
-
-    @staticmethod
-    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
-        return tp.all_reduce(partial.contiguous().clone())
+    def forward(ctx, tensor: Tensor, move: Move, adjoint: Move) -> Tensor:
+        ctx.adjoint = adjoint
+        return move(tensor)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        return grads[0], None
+        return ctx.adjoint(grads[0]), None, None
 
 
-class _GatherSequence(torch.autograd.Function):
-    """All parts of the sequence; gradients are summed and cut again."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return tp.gather_sequence(hidden)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return ctx.tp.reduce_scatter_sequence(grads[0]), None
-
-
-class _ReduceScatterSequence(torch.autograd.Function):
-    """Sum over ranks, cut along the sequence; gradients are gathered."""
-
-    @staticmethod
-    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return tp.reduce_scatter_sequence(partial)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return ctx.tp.gather_sequence(grads[0]), None
-
-
-class _ScatterSequence(torch.autograd.Function):
-    """This rank's part of a tensor that all ranks hold; gradients are gathered."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return tp.own_part(hidden).contiguous()
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        return ctx.tp.gather_sequence(grads[0]), None
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)

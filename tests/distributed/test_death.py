@@ -63,6 +63,20 @@ def stop_rank(launcher: psutil.Process, ranks: list[psutil.Process]) -> None:
     ranks[1].send_signal(signal.SIGSTOP)
 
 
+def test_sigterm_to_the_launcher_saves_and_the_restart_is_exact(corpus, reference, tmp_path):
+    config = write(corpus, tmp_path)
+    process = start(config)
+    ranks = psutil.Process(process.pid)
+    wait_for_iteration(config, 8)
+    children = ranks.children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, output_of(config)
+    assert not psutil.wait_procs(children, timeout=1)[1]
+    assert "asked to stop" in output_of(config)
+    train(config)
+    assert curve(config) == curve(reference)
+
+
 @pytest.mark.parametrize("violence", [kill_rank, kill_launcher, stop_rank])
 def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path, violence):
     before = shared_memory()
