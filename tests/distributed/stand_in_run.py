@@ -75,3 +75,6 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         os._exit(1)  # as train.py does: interpreter shutdown aborts while a process group is open
+    # and a signal that the launcher passes on would kill an interpreter that shuts down
+    sys.stdout.flush()
+    os._exit(0)
