@@ -61,6 +61,19 @@ def test_a_killed_run_with_dropout_resumes_bit_for_bit(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_kill_during_a_save_in_the_background_leaves_the_one_before(corpus, tmp_path):
+    assert_killed_run_is_exact(
+        corpus,
+        tmp_path,
+        kills=[11, 22, 31],
+        iterations=40,
+        processes=2,
+        async_save=True,
+        zero_optimization={"stage": 1},
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 3])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_three_kills_in_200_iterations_change_nothing(corpus, tmp_path, processes, stage):
