@@ -14,8 +14,8 @@ PYTHON3 ?= python3
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 INSTALL := $(PYTHON) -m pip install --disable-pip-version-check
-# loadfile: the tests of a file share the processes that a fixture starts
-PYTEST_ARGS ?= -n 2 --dist loadfile --timeout 300 -m "not slow and not gpu"
+# loadfile: the tests of a file share the processes that a fixture starts; in order, the slow files first
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder --timeout 300 -m "not slow and not gpu"
 
 # One thread a test worker: two workers with two threads each would fight for two cores.
 test: export OMP_NUM_THREADS ?= 1
