@@ -193,15 +193,17 @@ def _upcast(tensor: Tensor) -> Tensor:
 
 
 class DomainLossRecorder:
-    """Per-domain sums of one optimizer step, kept on the device in one packed float64 vector.
+    """Per-domain sums of one optimizer step, kept on the device until `drain` packs them.
 
-    Layout of the vector, for K domains: loss sums [K], sums of squared losses [K], token counts
-    [K], sample counts [K], then the sum and the number of micro-batch mean losses.
+    A micro-batch leaves three sums a sample; which domain they belong to is worked out once a step,
+    for every operation costs more than its arithmetic.
     """
 
     def __init__(self, num_domains: int, device: torch.device):
         self.num_domains = num_domains
-        self._sums = torch.zeros(4 * num_domains + 2, dtype=torch.float64, device=device)
+        self.device = device
+        self._sums: list[Tensor] = []
+        self._domain_ids: list[Tensor] = []
 
     def record(self, nll: Tensor, loss_mask: Tensor, domain_ids: Tensor) -> None:
         """Adds one micro-batch.
@@ -211,19 +213,26 @@ class DomainLossRecorder:
             loss_mask: (b, s), 0 where a token does not count.
             domain_ids: (b,) int64, the domain of each sample.
         """
-        mask = loss_mask.double()
-        losses = nll.detach().double() * mask
-        sums = self._sums[:-2].view(4, self.num_domains)
-        tokens = mask.sum(dim=1)
-        rows = torch.stack(
-            (losses.sum(dim=1), (losses * losses).sum(dim=1), tokens, (tokens > 0).double())
-        )
-        sums.index_add_(1, domain_ids, rows)
-        self._sums[-2] += losses.sum() / mask.sum().clamp_min(1.0)
-        self._sums[-1] += 1.0
+        losses = nll.detach() * loss_mask
+        values = torch.stack((losses, losses * losses, loss_mask))
+        self._sums.append(values.sum(dim=2, dtype=torch.float64))
+        self._domain_ids.append(domain_ids)
 
     def drain(self) -> Tensor:
-        """Returns this step's packed vector and starts the next one; no host synchronisation."""
-        sums = self._sums
-        self._sums = torch.zeros_like(sums)
-        return sums
+        """Packs this step's sums and starts the next one; no host synchronisation.
+
+        Returns:
+            float64 (4 K + 2,): loss sums [K], sums of squared losses [K], token counts [K], sample
+            counts [K], then the sum and the number of micro-batch mean losses.
+        """
+        packed = torch.zeros(4 * self.num_domains + 2, dtype=torch.float64, device=self.device)
+        if self._sums:
+            totals = torch.stack([sums.sum(dim=1) for sums in self._sums], dim=1)
+            packed[-2] = (totals[0] / totals[2].clamp_min(1.0)).sum()
+            packed[-1] = len(self._sums)
+            sums = torch.cat(self._sums, dim=1)
+            rows = torch.cat((sums, (sums[2:] > 0).double()))
+            table = packed[:-2].view(4, self.num_domains)
+            table.index_add_(1, torch.cat(self._domain_ids), rows)
+        self._sums, self._domain_ids = [], []
+        return packed
