@@ -19,6 +19,12 @@ def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
     stages = derived["pipe_parallel_size"]
     if stages == 1:
         return
+    method = draft["pipe_partition_method"]
+    draft.require(
+        method in ("uniform", "parameters") or method.startswith("type:"),
+        "pipe_partition_method",
+        f"pipe_partition_method must be uniform, parameters or type:<regex>, got {method!r}",
+    )
     layers = draft["num_layers"] or stages
     draft.require(
         layers >= stages,

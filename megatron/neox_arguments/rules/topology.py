@@ -57,6 +57,8 @@ def _slots_of_hostfile(draft: Draft) -> int | None:
 
 def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
     """Returns the degrees of parallelism; their product is the world size."""
+    for key in ("model_parallel_size", "pipe_parallel_size"):
+        draft.require((draft[key] or 0) >= 0, key, f"{key} must be at least 0, got {draft[key]}")
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
     data = world_size // (model * pipe)

@@ -129,3 +129,15 @@ def test_zero_and_one_stages_are_no_pipeline(make_config, size):
     config = make_config(pipe_parallel_size=size, zero_optimization={"stage": 3})
     assert config.derived == make_config(zero_optimization={"stage": 3}).derived
     assert config.derived.pipe_parallel_size == 1
+
+
+def test_an_unknown_rule_for_cutting_stages_is_refused(problem):
+    message = problem(2, pipe_parallel_size=2, pipe_partition_method="profile")
+    assert message == (
+        "pipe_partition_method must be uniform, parameters or type:<regex>, got 'profile'"
+    )
+
+
+@pytest.mark.parametrize("key", ["model_parallel_size", "pipe_parallel_size"])
+def test_negative_sizes_are_refused(problem, key):
+    assert problem(1, **{key: -1}) == f"{key} must be at least 0, got -1"
