@@ -1,0 +1,15 @@
+#!/usr/bin/env python
+"""The name that GPT-NeoX users know for `tools/convert_to_hf.py`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the packages lie two folders up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.convert_to_hf import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

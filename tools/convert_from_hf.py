@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""Makes a checkpoint and a YAML file of a model folder of transformers, such as a Pythia model.
+
+    python tools/convert_from_hf.py --input_dir pythia-70m --output_dir checkpoints/pythia-70m
+
+Training continues from it on any layout: add data, optimizer and batch size to the YAML file.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from safetensors import SafetensorError
+
+from megatron.errors import CheckpointError
+from tools.hf.importing import convert_from_hf
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Describes the command line."""
+    parser = argparse.ArgumentParser(description="Import a model folder of transformers.")
+    parser.add_argument(
+        "--input_dir", required=True, help="folder with config.json and safetensors or .bin files"
+    )
+    parser.add_argument("--output_dir", required=True, help="folder of the run to make")
+    parser.add_argument(
+        "--config_out", metavar="YAML", help="file to write (default: OUTPUT_DIR/model.yml)"
+    )
+    return parser
+
+
+def main(input_args: Sequence[str] | None = None) -> None:
+    """Runs the command; ends with exit code 2 and a message if the input is wrong."""
+    args = get_parser().parse_args(input_args)
+    output = Path(args.output_dir)
+    config_out = Path(args.config_out) if args.config_out else output / "model.yml"
+    try:
+        final = convert_from_hf(Path(args.input_dir), output, config_out=config_out, say=_print)
+    except (CheckpointError, SafetensorError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    _print(f"wrote {final} and {config_out}")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    main()

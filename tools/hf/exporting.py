@@ -1,0 +1,242 @@
+"""A checkpoint of any layout becomes a folder that transformers loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron.checkpoint_format import CheckpointReader, verify
+from megatron.errors import CheckpointError
+from megatron.files import flush_to_disk, fsync_folder, write_json_atomic
+from megatron.model.config import ModelConfig
+from megatron.tokenizer import AbstractTokenizer
+from tools.ckpts.single_process import groups_by_size
+from tools.hf.families import Family, family_for
+from tools.hf.network import check_parameters, parameter_infos
+from tools.hf.settings import RunSettings
+from tools.hf.tokenizer_files import token_ids, write_tokenizer
+from tools.hf.verification import compare, real_text
+
+__all__ = ["DTYPES", "ExportOptions", "export"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+EXPORTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""Beside model*.safetensors and their index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to export."""
+
+    max_shard_size: int = 5 * 10**9
+    """Bytes of a safetensors file; a larger tensor has a file of its own. Bounds the memory."""
+    dtype: str = "float32"
+    """A key of `DTYPES`."""
+    verifies: bool = True
+    """Compare logits before the folder gets its name."""
+    tolerance: float = 1e-4
+    """Largest difference of logits to accept."""
+    overwrite: bool = False
+    """Replace an export that is there."""
+
+
+def export(
+    source: Path,
+    output: Path,
+    *,
+    settings: RunSettings,
+    options: ExportOptions,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the checkpoint ``source`` as a model folder of transformers.
+
+    The folder gets its name when it is complete and verified; until then it is ``<output>.tmp``,
+    which is removed when something fails.
+
+    Args:
+        source: A ``global_step<N>`` folder of any layout; its checksums are verified first.
+        output: The folder to make; it may exist if it is empty.
+        settings: Configuration of the run.
+        options: How to export.
+        say: Receives one line for each thing the user should know.
+
+    Raises:
+        ConfigError: With a line for each field that no class of transformers can express.
+        CheckpointError: If the source is damaged or belongs to another configuration, if the output
+            exists, or if the verification fails.
+        TokenizerError: If the tokenizer cannot be built.
+    """
+    _check_output(output, options.overwrite)
+    if options.verifies and importlib.util.find_spec("transformers") is None:
+        raise CheckpointError(
+            "--verify: the package transformers is not installed; install it or use --no-verify"
+        )
+    opened = _open_source(source, settings)
+    verify(source)
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write_weights(opened, temporary, options)
+        _write_configs(opened, temporary, options.dtype)
+        has_tokenizer = write_tokenizer(
+            opened.tokenizer,
+            temporary,
+            vocab_file=settings.vocab_file,
+            max_length=opened.shape.max_position_embeddings,
+        )
+        if not has_tokenizer:
+            kind = opened.tokenizer.name
+            say(f"tokenizer: transformers has none like {kind}; the folder has no tokenizer files")
+        for path in temporary.iterdir():
+            with path.open("rb+") as stream:
+                flush_to_disk(stream)
+        if options.verifies:
+            _verify(opened, temporary, options, say)
+        _publish(temporary, output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported."""
+
+    reader: CheckpointReader
+    shape: ModelConfig
+    family: Family
+    tokenizer: AbstractTokenizer
+
+
+def _open_source(folder: Path, settings: RunSettings) -> _Source:
+    """Opens a checkpoint and refuses what cannot be exported."""
+    reader = CheckpointReader(folder)
+    shape = settings.shape(_vocab_size(reader))
+    family = family_for(shape)
+    check_parameters(folder, reader.parameters, parameter_infos(shape))
+    tokenizer = settings.tokenizer()
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise CheckpointError(
+            f"{folder}: has {shape.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}; "
+            "correct vocab_file"
+        )
+    return _Source(reader, shape, family, tokenizer)
+
+
+def _vocab_size(reader: CheckpointReader) -> int:
+    """Rows of the embedding; padding is never in a checkpoint."""
+    for name in ("0.word_embeddings.weight", "tied_modules.embed.word_embeddings.weight"):
+        if name in reader.parameters:
+            return reader.parameters[name].shape[0]
+    raise CheckpointError(f"{reader.folder}: holds no word embedding")
+
+
+def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> None:
+    reader, names = export.reader, export.family.names(export.shape)
+    dtype = DTYPES[options.dtype]
+    present = [name for name in names if name in reader.parameters]
+    sizes = {name: dtype.itemsize * math.prod(reader.parameters[name].shape) for name in present}
+    groups = list(groups_by_size(sizes, options.max_shard_size))
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        if len(groups) == 1:
+            file = "model.safetensors"
+        tensors = {names[name]: _cast(reader.read_logical(name), name, dtype) for name in group}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file))
+        del tensors  # the next shard must not be read beside it
+    if len(groups) > 1:
+        metadata = {"total_size": sum(sizes.values())}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def _cast(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    cast = tensor.to(dtype)
+    if not cast.isfinite().all():
+        largest = tensor.abs().max().item()
+        raise CheckpointError(
+            f"--dtype: {name} has values up to {largest:g}, which {dtype} cannot hold; use float32"
+        )
+    return cast
+
+
+def _write_configs(export: _Source, folder: Path, dtype: str) -> None:
+    ids = token_ids(export.tokenizer)
+    config: dict[str, Any] = {
+        "architectures": [export.family.architecture],
+        "model_type": export.family.model_type,
+        **export.family.write_config(export.shape),
+        **ids,
+        "torch_dtype": dtype,  # transformers 4
+        "dtype": dtype,
+    }
+    write_json_atomic(folder / "config.json", config)
+    write_json_atomic(folder / "generation_config.json", ids)
+
+
+def _verify(
+    export: _Source, folder: Path, options: ExportOptions, say: Callable[[str], None]
+) -> None:
+    result = compare(
+        folder,
+        export.shape,
+        export.tokenizer,
+        read=export.reader.read_logical,
+        dtype=DTYPES[options.dtype],
+        text=real_text(),
+    )
+    if not result.difference <= options.tolerance:
+        raise CheckpointError(
+            f"verification: logits differ by {result.difference:.2e} from transformers "
+            f"{result.version}, more than --tolerance {options.tolerance:g}; nothing was written"
+        )
+    say(
+        f"verified with transformers {result.version} on {result.num_tokens} tokens: logits differ "
+        f"by {result.difference:.2e} at most (tolerance {options.tolerance:g})"
+    )
+    if result.rounding:
+        say(f"rounding to {options.dtype} itself moved logits by {result.rounding:.2e} at most")
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Refuses to replace anything but an export, and that only when asked to."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise CheckpointError(f"{output}: is a file; choose another --output_dir")
+    names = sorted(path.name for path in output.iterdir())
+    if names and not overwrite:
+        raise CheckpointError(
+            f"{output}: exists and is not empty; choose another --output_dir or use --overwrite"
+        )
+    for name in names:
+        is_weights = name.startswith("model") and ".safetensors" in name
+        if name not in EXPORTED and not is_weights:
+            raise CheckpointError(
+                f"{output}: holds {name!r}, which no export writes; --overwrite replaces exports "
+                "only; choose another --output_dir"
+            )
+
+
+def _publish(temporary: Path, output: Path) -> None:
+    fsync_folder(temporary)
+    retired = output.with_name(output.name + ".old.tmp")
+    shutil.rmtree(retired, ignore_errors=True)
+    if output.exists():
+        os.replace(output, retired)
+    os.replace(temporary, output)
+    fsync_folder(output.parent)
+    shutil.rmtree(retired, ignore_errors=True)

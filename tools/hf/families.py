@@ -1,0 +1,101 @@
+"""The table of model classes of transformers, one entry a family, and what the entries mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.model.config import ModelConfig
+from megatron.neox_arguments import ConfigError
+from tools.hf import gpt_neox
+
+__all__ = ["FAMILIES", "Family", "family_for", "family_of_config"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class of transformers and how it corresponds to our network."""
+
+    model_type: str
+    """As in config.json."""
+    architecture: str
+    """Name of the class."""
+    weights: tuple[tuple[str, str], ...]
+    """Our name and theirs, in the order of their files. {embedding}, {block}, {norm} and {output}
+    are our layer numbers, {layer} counts blocks from 0."""
+    other_names: dict[str, str]
+    """Their names under which some files hold a weight instead."""
+    ignored: str
+    """Expression for tensors of theirs that are no weights."""
+    refusals: Callable[[ModelConfig], list[str]]
+    """What the class cannot express, one line each."""
+    write_config: Callable[[ModelConfig], dict[str, Any]]
+    """Fields of config.json that describe the network."""
+    read_config: Callable[[dict[str, Any]], dict[str, Any]]
+    """Fields of our YAML files; ValueError for what we cannot express."""
+
+    def names(self, shape: ModelConfig) -> dict[str, str]:
+        """Our parameter names and theirs; where a bias is switched off its name is here too."""
+        fixed = {
+            "embedding": "0" if shape.no_weight_tying else "tied_modules.embed",
+            "norm": shape.num_layers + 3,
+            "output": shape.num_layers + 4,
+        }
+        names: dict[str, str] = {}
+        blocks = [pair for pair in self.weights if "{block}" in pair[0]]
+        for pair in self.weights:
+            if pair not in blocks:
+                names[pair[0].format(**fixed)] = pair[1]
+            elif pair == blocks[0]:  # all of a block, then all of the next
+                for layer in range(shape.num_layers):
+                    for ours, theirs in blocks:
+                        names[ours.format(block=layer + 2)] = theirs.format(layer=layer)
+        return names
+
+    def is_ignored(self, name: str) -> bool:
+        """Tells whether a tensor of theirs is no weight."""
+        return re.fullmatch(self.ignored, name) is not None
+
+
+FAMILIES = {
+    "gpt_neox": Family(
+        model_type="gpt_neox",
+        architecture="GPTNeoXForCausalLM",
+        weights=gpt_neox.WEIGHTS,
+        other_names=gpt_neox.OTHER_NAMES,
+        ignored=gpt_neox.IGNORED,
+        refusals=gpt_neox.refusals,
+        write_config=gpt_neox.write_config,
+        read_config=gpt_neox.read_config,
+    ),
+}
+
+
+def family_for(shape: ModelConfig) -> Family:
+    """The first family that expresses a network.
+
+    Raises:
+        ConfigError: With a line for each field that stands in the way.
+    """
+    problems: list[str] = []
+    for family in FAMILIES.values():
+        found = family.refusals(shape)
+        if not found:
+            return family
+        problems += found
+    raise ConfigError(*problems)
+
+
+def family_of_config(config: dict[str, Any]) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+        ConfigError: If it is none of the table.
+    """
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(f"model_type: {model_type!r} is not supported; known are {known}")
+    return FAMILIES[model_type]

@@ -1,0 +1,200 @@
+"""A model folder of transformers becomes a checkpoint of ours and a YAML file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from megatron.checkpoint_format import ParameterInfo
+from megatron.errors import CheckpointError
+from megatron.files import write_json_atomic, write_text_atomic
+from megatron.model.config import ModelConfig
+from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.state import TrainState
+from megatron.tokenizer import padded_vocab_size
+from megatron.tokenizer.byte_pair import HFTokenizer
+from tools.ckpts.single_process import write_checkpoint
+from tools.hf.families import Family, family_of_config
+from tools.hf.network import parameter_infos
+from tools.hf.settings import RunSettings, resolve_model_fields
+from tools.hf.tokenizer_files import TOKENIZER_FILE
+from tools.hf.weight_files import WeightFiles
+
+__all__ = ["convert_from_hf", "write_model_checkpoint"]
+
+MAX_FILE_SIZE = 5 * 10**9
+
+
+def convert_from_hf(
+    source: Path, output: Path, *, config_out: Path, say: Callable[[str], None]
+) -> Path:
+    """Writes a model folder of transformers as the checkpoint of iteration 0 of a run.
+
+    Args:
+        source: A folder with config.json and weights of a family in `FAMILIES`.
+        output: Folder of the run; gets ``global_step0``, ``latest`` and the tokenizer.
+        config_out: YAML file to write: network, tokenizer and ``load``.
+        say: Receives one line for each thing the user should know.
+
+    Returns:
+        The ``global_step0`` folder.
+
+    Raises:
+        ConfigError: If the network cannot be expressed here.
+        CheckpointError: If weights are missing, unknown or of another shape, or if a result exists.
+    """
+    for path in (output / "global_step0", config_out):
+        if path.exists():
+            raise CheckpointError(f"{path}: exists already; choose another name")
+    config = _read_json(source / "config.json")
+    family = family_of_config(config)
+    fields = _model_fields(family, config, source / "config.json")
+    rows = int(config["vocab_size"])
+    vocab_size, tokenizer_fields = _vocabulary(source, output, rows, say)
+    fields.update(tokenizer_fields)
+    run_config = resolve_model_fields(fields)
+    shape = RunSettings(run_config.to_dict()).shape(vocab_size)
+    read = _reader(WeightFiles(source), family, shape, rows)
+    output.mkdir(parents=True, exist_ok=True)
+    config_out.parent.mkdir(parents=True, exist_ok=True)
+    text = _yaml_text(source, {**fields, "load": str(output)})
+    final = write_model_checkpoint(
+        output, shape, run_config=run_config, read=read, files={config_out.name: text}
+    )
+    if tokenizer_fields:
+        shutil.copyfile(source / TOKENIZER_FILE, output / TOKENIZER_FILE)
+    write_text_atomic(config_out, text)
+    return final
+
+
+def write_model_checkpoint(
+    output: Path,
+    shape: ModelConfig,
+    *,
+    run_config: RunConfig,
+    read: Callable[[str], Tensor],
+    files: dict[str, str],
+) -> Path:
+    """Writes weights alone as a checkpoint of iteration 0, before the first optimizer step.
+
+    Args:
+        output: Folder of the run, or the ``global_step<N>`` folder to make.
+        shape: Shape of the network, without padding of the vocabulary.
+        run_config: What ``configs/resolved.json`` says.
+        read: Returns each parameter by our name, float32, in its logical shape.
+        files: {name: text} of the configuration files to keep beside it.
+    """
+
+    def add_files(folder: Path) -> tuple[str, ...]:
+        (folder / "configs").mkdir()
+        for name, text in files.items():
+            write_text_atomic(folder / "configs" / name, text)
+        write_json_atomic(folder / "configs" / "resolved.json", run_config.to_dict())
+        state = {"loss_scaler": {}, "counters": TrainState().state_dict()}
+        write_json_atomic(folder / "state.json", state)
+        write_json_atomic(folder / "mixture.json", None)  # a mixture that starts anew
+        return "state.json", "mixture.json"
+
+    divisor = run_config.model.make_vocab_size_divisible_by
+    padded = replace(shape, padded_vocab_size=padded_vocab_size(shape.vocab_size, divisor))
+    return write_checkpoint(
+        output,
+        "global_step0",
+        parameters=parameter_infos(padded),
+        read=lambda name, kind: read(name),
+        max_file_size=MAX_FILE_SIZE,
+        add_files=add_files,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable model configuration ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a model configuration")
+    return content
+
+
+def _model_fields(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return family.read_config(config)
+    except KeyError as error:
+        raise ConfigError(f"{path}: lacks {error.args[0]}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _vocabulary(
+    source: Path, output: Path, rows: int, say: Callable[[str], None]
+) -> tuple[int, dict[str, Any]]:
+    """The true size of the vocabulary, and the fields that name the tokenizer.
+
+    Models are often published with padding rows, which no token selects. Ours add their own.
+    """
+    path = source / TOKENIZER_FILE
+    if not path.is_file():
+        say(f"{source}: no {TOKENIZER_FILE}; all {rows} rows of the embedding count as tokens")
+        return rows, {}
+    vocab_size = HFTokenizer(str(path)).vocab_size
+    if vocab_size > rows:
+        raise CheckpointError(
+            f"{path}: {vocab_size} tokens, but the embedding has {rows} rows; the tokenizer "
+            "belongs to another model"
+        )
+    if vocab_size < rows:
+        say(f"{source}: {rows - vocab_size} padding rows of the embedding are left out")
+    fields = {"tokenizer_type": "HFTokenizer", "vocab_file": str(output / TOKENIZER_FILE)}
+    return vocab_size, fields
+
+
+def _reader(
+    files: WeightFiles, family: Family, shape: ModelConfig, rows: int
+) -> Callable[[str], Tensor]:
+    """Checks the names in ``files``; returns a function that reads a parameter by our name."""
+    infos = parameter_infos(shape)
+    theirs: dict[str, str] = {}
+    for ours, name in family.names(shape).items():
+        if ours in infos:
+            other = family.other_names.get(name, name)
+            theirs[ours] = name if name in files.names else other
+            if theirs[ours] not in files.names:
+                raise CheckpointError(f"{files.folder}: no tensor {name!r}")
+    known = {*theirs.values(), *family.other_names, *family.other_names.values()}
+    for name in sorted(files.names - known):
+        if not family.is_ignored(name):
+            raise CheckpointError(
+                f"{files.folder}: holds {name!r}, which config.json does not tell of"
+            )
+
+    def read(ours: str) -> Tensor:
+        tensor = files.read(theirs[ours])
+        return _without_padding(tensor, infos[ours], rows, f"{files.folder}: {theirs[ours]}")
+
+    return read
+
+
+def _without_padding(tensor: Tensor, info: ParameterInfo, rows: int, where: str) -> Tensor:
+    """In float32 and without padding rows of the vocabulary, which alone may differ in number."""
+    stored = tuple(tensor.shape)
+    is_vocabulary = len(info.shape) == 2 and stored == (rows, *info.shape[1:])
+    if is_vocabulary and rows >= info.shape[0]:
+        tensor = tensor[: info.shape[0]]
+    if tuple(tensor.shape) != info.shape:
+        raise CheckpointError(f"{where} has shape {stored}, config.json says {info.shape}")
+    return tensor.float().contiguous()
+
+
+def _yaml_text(source: Path, fields: dict[str, Any]) -> str:
+    return (
+        f"# Network, tokenizer and weights of {source.name}; add data, optimizer and batch size.\n"
+        + yaml.safe_dump(fields, sort_keys=False)
+    )

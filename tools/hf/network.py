@@ -1,0 +1,63 @@
+"""Our network in one process: the facts of its parameters, and filling it from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron.checkpoint_format import ParameterInfo
+from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig
+from megatron.model.gpt2_model import GPT2Model, layer_list
+from megatron.model.parameters import cut_shard, facts_of
+
+__all__ = ["check_parameters", "filled_model", "parameter_infos"]
+
+
+def parameter_infos(shape: ModelConfig) -> dict[str, ParameterInfo]:
+    """Facts of every parameter as one process saves it; allocates nothing."""
+    infos: dict[str, ParameterInfo] = {}
+    with torch.device("meta"):
+        layers = {number: kind(*args) for number, (kind, args) in layer_list(shape).items()}
+    for number, layer in layers.items():
+        prefix = str(number) if number or shape.no_weight_tying else "tied_modules.embed"
+        for name, parameter in layer.named_parameters():
+            facts = facts_of(parameter)
+            extent = facts.shard_shape[facts.tp_dim or 0]
+            infos[f"{prefix}.{name}"] = ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+    return infos
+
+
+def check_parameters(
+    folder: Path, found: Mapping[str, ParameterInfo], wanted: Mapping[str, ParameterInfo]
+) -> None:
+    """Compares a checkpoint with what the configuration describes.
+
+    Raises:
+        CheckpointError: Naming the first parameter that differs.
+    """
+    for name in sorted(found.keys() ^ wanted.keys()):
+        which = "holds" if name in found else "lacks"
+        other = "lacks" if name in found else "has"
+        raise CheckpointError(
+            f"{folder}: {which} {name}, which the configured model {other}; the checkpoint "
+            "belongs to another configuration"
+        )
+    for name, info in wanted.items():
+        if found[name].shape != info.shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {found[name].shape}, the configured model needs "
+                f"{info.shape}; the checkpoint belongs to another configuration"
+            )
+
+
+def filled_model(shape: ModelConfig, read: Callable[[str], Tensor]) -> GPT2Model:
+    """Our network in evaluation mode, float32; ``read`` returns weights in their logical shape."""
+    model = GPT2Model(shape, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(cut_shard(read(name), facts_of(parameter), 0))
+    return model.eval()

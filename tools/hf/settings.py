@@ -1,0 +1,109 @@
+"""What a conversion must know of a run: the shape of its network and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig, model_config
+from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
+from megatron.neox_arguments.fields import field_table
+from megatron.tokenizer import AbstractTokenizer, build_tokenizer
+
+__all__ = ["RunSettings", "resolve_model_fields", "settings_of"]
+
+_KEYS = ("vocab_file", "merge_file", "hidden_dropout", "attention_dropout", "neox_compat")
+"""Keys outside the groups of model and tokenizer that count here."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A resolved configuration as plain data, group by group, as in ``resolved.json``."""
+
+    groups: Mapping[str, Mapping[str, Any]]
+
+    def shape(self, vocab_size: int) -> ModelConfig:
+        """Shape of the network without padding of the vocabulary."""
+        groups = {name: SimpleNamespace(**values) for name, values in self.groups.items()}
+        config = cast(RunConfig, SimpleNamespace(**groups))
+        return model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+
+    def tokenizer(self) -> AbstractTokenizer:
+        """Builds the tokenizer of the run.
+
+        Raises:
+            TokenizerError: If its files are not where the configuration says.
+        """
+        names = ("tokenizer_type", "vocab_file", "merge_file")
+        return build_tokenizer(SimpleNamespace(**{name: self._value(name) for name in names}))
+
+    @property
+    def vocab_file(self) -> str | None:
+        """The field of this name."""
+        return self._value("vocab_file")
+
+    def _value(self, key: str) -> Any:
+        return next((values[key] for values in self.groups.values() if key in values), None)
+
+
+def settings_of(
+    checkpoint: Path,
+    config_files: Sequence[str | Path] = (),
+    overwrite_values: Mapping[str, Any] | None = None,
+) -> RunSettings:
+    """Settings of a checkpoint: of its own ``resolved.json`` unless configuration files are given.
+
+    Args:
+        checkpoint: A ``global_step<N>`` folder.
+        config_files: YAML files of the run. Their batch sizes, data and layout do not matter.
+        overwrite_values: Fields that win over those of the files.
+
+    Raises:
+        CheckpointError: If the checkpoint has no configuration and none is given.
+        ConfigError: If a file is wrong.
+    """
+    if config_files:
+        args = NeoXArgs.from_ymls(config_files, overwrite_values)
+        fields = {key: getattr(args, key) for key in args.given if _counts(key)}
+        return RunSettings(resolve_model_fields(fields).to_dict())
+    path = checkpoint / "configs" / "resolved.json"
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); give the files of the run with --config_file"
+        ) from error
+    values = {name: dict(group) for name, group in groups.items() if isinstance(group, dict)}
+    for key, value in (overwrite_values or {}).items():
+        if _group(key) != "tokenizer" and key not in ("vocab_file", "merge_file"):
+            raise CheckpointError(
+                f"{key}: only fields of the tokenizer can be replaced without --config_file"
+            )
+        for group in values.values():
+            if key in group:
+                group[key] = value
+    return RunSettings(values)
+
+
+def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
+    """Resolves fields of model and tokenizer as those of a run of one process.
+
+    Raises:
+        ConfigError: With a line for each field that is wrong.
+    """
+    values = {"train_micro_batch_size_per_gpu": 1, "train_iters": 1, **fields}
+    return resolve(NeoXArgs.from_dict(values), world_size=1)
+
+
+def _counts(key: str) -> bool:
+    return key in _KEYS or (_group(key) in ("model", "tokenizer") and key != "precision")
+
+
+def _group(key: str) -> str | None:
+    field = field_table().get(key)
+    return None if field is None else field.group

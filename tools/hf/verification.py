@@ -1,0 +1,112 @@
+"""Proof of an export: transformers loads it and computes what our network computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig
+from megatron.tokenizer import AbstractTokenizer
+from tools.hf.network import filled_model
+from tools.hf.tokenizer_files import TOKENIZER_FILE
+
+__all__ = ["Comparison", "compare", "real_text"]
+
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Largest absolute differences of logits in float32 over a real text."""
+
+    num_tokens: int
+    difference: float
+    """transformers against our network with the weights as exported."""
+    rounding: float
+    """Our network with the weights as exported against those of the checkpoint; 0 for float32."""
+    version: str
+    """Of transformers."""
+
+
+def real_text() -> str:
+    """English text that always lies beside this program."""
+    return (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def compare(
+    folder: Path,
+    shape: ModelConfig,
+    tokenizer: AbstractTokenizer,
+    *,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    text: str,
+) -> Comparison:
+    """Compares the export in ``folder`` with our network on ``text``. Memory: two models.
+
+    Args:
+        folder: The export.
+        shape: Shape of the network.
+        tokenizer: The tokenizer of the run.
+        read: Returns parameters of the checkpoint by name.
+        dtype: Number format of the export.
+        text: As many tokens of it as the context holds are used, at most 512.
+
+    Raises:
+        CheckpointError: If transformers misses or does not know a tensor, or splits the text into
+            other tokens.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    ids = tokenizer.tokenize(text)
+    if (folder / TOKENIZER_FILE).is_file():
+        _check_tokens(transformers.AutoTokenizer.from_pretrained(folder), text, ids)
+    tokens = torch.tensor([ids[: min(MAX_TOKENS, shape.max_position_embeddings)]])
+    with torch.no_grad():
+        exported = filled_model(shape, lambda name: read(name).to(dtype).float())(tokens)
+        rounding = 0.0
+        if dtype != torch.float32:
+            rounding = _largest(exported - filled_model(shape, read)(tokens))
+        theirs = _load(folder, transformers)(tokens).logits
+    if theirs.shape != exported.shape:
+        raise CheckpointError(
+            f"verification: logits of shape {tuple(theirs.shape)}, ours {tuple(exported.shape)}"
+        )
+    return Comparison(
+        tokens.numel(), _largest(theirs - exported), rounding, transformers.__version__
+    )
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()  # NaN stays NaN, and no tolerance admits it
+
+
+def _load(folder: Path, transformers: Any) -> Any:
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            names = ", ".join(sorted(map(str, report[kind]))[:3])
+            raise CheckpointError(f"verification: transformers reports {kind}: {names}")
+    return model.float().eval()
+
+
+def _check_tokens(theirs: Any, text: str, ids: list[int]) -> None:
+    found = theirs(text, add_special_tokens=False)["input_ids"]
+    if found != ids:
+        first = next(
+            (n for n, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]),
+            min(len(found), len(ids)),
+        )
+        raise CheckpointError(
+            f"verification: AutoTokenizer splits the text into other tokens, from token {first} on"
+        )
