@@ -5,7 +5,9 @@ Model, data and global batch are the same; only processes and ZeRO stage change.
 layout, the largest relative difference of loss and gradient norm and the largest absolute
 difference of a mixture weight over all iterations, and exits with 1 if one is above its limit.
 
-    python -m tools.benchmark.layout_matrix --data data/local/data.yml [--iterations 20]
+Weights of K domains stay uniform for the first K ln K iterations: take more than these.
+
+    python -m tools.benchmark.layout_matrix --data data/local/data.yml [--iterations 40]
         [--layouts single dp2 ...]
 """
 
@@ -151,7 +153,7 @@ def main() -> int:
     """Trains all layouts and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="data.yml of prepare_data.py")
-    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     args = parser.parse_args()
     names = [REFERENCE, *(name for name in args.layouts if name != REFERENCE)]
