@@ -51,6 +51,7 @@ def train(
     *,
     last_step: int,
     learning_rate_of: Callable[[int], float],
+    exit_interval: int | None = None,
 ) -> TrainState:
     """Runs optimizer steps until ``last_step``; the only training loop of the project.
 
@@ -62,6 +63,7 @@ def train(
         state: Counters, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
+        exit_interval: Stop, as if asked to, after an iteration that is a multiple of this.
     """
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
@@ -76,7 +78,7 @@ def train(
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
 
         advance(state, draw, result, tokens=source.global_batch_size * source.seq_length)
-        state.stop = stop
+        state.stop = stop or bool(exit_interval and state.step % exit_interval == 0)
         now = time.perf_counter()
         report = StepReport(
             draw=draw,
@@ -203,6 +205,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         state,
         last_step=config.derived.train_iters,
         learning_rate_of=learning_rate_schedule(config),
+        exit_interval=config.training.exit_interval,
     )
     for hook in hooks:
         hook.at_end(state)

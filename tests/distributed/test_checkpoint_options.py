@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
             "keep_last_n_checkpoints": 2,
             "extra_save_iters": [3],
         },
+        "exits": {"train_iters": 8, "exit_interval": 3},
         "padded": {
             "train_iters": 8,
             "lr_decay_iters": 8,
@@ -101,6 +102,11 @@ def test_saving_in_the_background_changes_nothing(folder):
 
 def test_the_newest_checkpoints_and_those_asked_for_by_name_are_kept(folder):
     assert checkpoint_steps(folder / "async/run") == [3, 7, 8]
+
+
+def test_exit_interval_saves_and_stops(folder):
+    assert list(losses(folder, "exits")) == [1, 2, 3]
+    assert checkpoint_steps(folder / "exits/run") == [3]
 
 
 def test_iteration_0_can_be_saved(folder):
