@@ -30,14 +30,17 @@ from torch import Tensor
 
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.model.parameters import ParameterFacts
 
 __all__ = [
     "CheckpointReader",
     "ParameterInfo",
     "checkpoint_steps",
+    "file_facts",
     "fragment_key",
     "index_checksum",
     "logical_tensors",
+    "parameter_info",
     "step_folder",
     "verify",
 ]
@@ -63,6 +66,13 @@ class ParameterInfo:
             size = self.extent // tp_size
             shape[self.tp_dim] = max(0, min(size, shape[self.tp_dim] - size * tp_rank))
         return tuple(shape)
+
+
+def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
+    """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
+    num_shards = 1 if facts.tp_dim is None else tp_size
+    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
+    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
 
 
 def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
@@ -104,6 +114,11 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
             raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
         if number % num_parts == part and crc32_of_file(path) != facts["crc32"]:
             raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """What an index says of a file: its size in bytes and its CRC-32."""
+    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
 
 
 def index_checksum(index: dict[str, Any]) -> int:
@@ -150,6 +165,19 @@ class CheckpointReader:
             pieces.sort()
         self._open_files: dict[str, Any] = {}
 
+    def info(self, name: str) -> ParameterInfo:
+        """Shape and cut of a parameter.
+
+        Raises:
+            CheckpointError: If the checkpoint holds no such parameter.
+        """
+        try:
+            return self.parameters[name]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.folder}: no parameter {name!r}; the checkpoint belongs to another model"
+            ) from None
+
     def read_shard_range(
         self, name: str, kind: str, tp_rank: int, offset: int, length: int
     ) -> Tensor:
@@ -182,7 +210,7 @@ class CheckpointReader:
 
     def read_logical(self, name: str, kind: str = "fp32") -> Tensor:
         """One whole parameter (or moment) in its logical shape, float32."""
-        info = self._info(name)
+        info = self.info(name)
         tp_size = self.layout["tp"] if info.tp_dim is not None else 1
         shards = []
         for tp_rank in range(tp_size):
@@ -190,14 +218,6 @@ class CheckpointReader:
             flat = self.read_shard_range(name, kind, tp_rank, 0, math.prod(shape))
             shards.append(flat.view(shape))
         return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
-
-    def _info(self, name: str) -> ParameterInfo:
-        try:
-            return self.parameters[name]
-        except KeyError:
-            raise CheckpointError(
-                f"{self.folder}: no parameter {name!r}; the checkpoint belongs to another model"
-            ) from None
 
     def _file(self, name: str):
         if name not in self._open_files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from megatron import accelerator
-from megatron.checkpoint_format import CheckpointReader, checkpoint_steps, step_folder, verify
+from megatron.attempt import attempt
+from megatron.checkpoint_format import (
+    CheckpointReader,
+    checkpoint_steps,
+    parameter_info,
+    step_folder,
+    verify,
+)
 from megatron.engine_state import load_fragments, prepare_moments
 from megatron.errors import CheckpointError
 from megatron.model.parameters import ParameterFacts, cut_shard, facts_of
 from megatron.mpu import Topology
 
 __all__ = [
-    "attempt",
     "find_checkpoint",
     "load_engine_state",
     "load_module_weights",
@@ -29,19 +36,6 @@ __all__ = [
 ]
 
 Say = Callable[[str], None]
-
-
-def attempt(action: Callable[[], None]) -> str | None:
-    """Runs ``action``; returns what went wrong instead of leaving the other ranks waiting."""
-    try:
-        action()
-    except (OSError, CheckpointError) as error:
-        return str(error)
-    except Exception as error:  # safetensors reports a full disk as its own exception type
-        if type(error).__module__.split(".")[0] != "safetensors":
-            raise
-        return str(error)
-    return None
 
 
 def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
@@ -116,13 +110,15 @@ def load_module_weights(module: nn.Module, folder: Path, topology: Topology) -> 
     with torch.no_grad():
         for name, parameter in wanted.items():
             facts = facts_of(parameter)
-            logical = reader.read_logical(name)
-            if tuple(logical.shape) != facts.logical_shape:
+            saved = reader.info(name)
+            if saved.shape != facts.logical_shape:
                 raise CheckpointError(
-                    f"{folder}: {name} has shape {tuple(logical.shape)}, this model needs "
+                    f"{folder}: {name} has shape {saved.shape}, this model needs "
                     f"{facts.logical_shape}; the configuration differs"
                 )
-            parameter.copy_(cut_shard(logical, facts, topology.model_rank))
+            length = math.prod(facts.shard_shape)
+            values = _read_own(reader, facts, topology, name=name, offset=0, length=length)
+            parameter.copy_(values.view(facts.shard_shape))
 
 
 def load_engine_state(
@@ -145,16 +141,42 @@ def load_engine_state(
     facts = {name: facts_of(p) for name, p in engine.module.named_parameters()}
 
     def read(name: str, kind: str, offset: int, length: int) -> Tensor:
-        return _read_shard(reader, facts[name], topology, name, kind)[offset : offset + length]
+        return _read_own(
+            reader, facts[name], topology, name=name, kind=kind, offset=offset, length=length
+        )
 
     load_fragments(engine, moment_names, read)
 
 
-def _read_shard(
-    reader: CheckpointReader, facts: ParameterFacts, topology: Topology, name: str, kind: str
+def _read_own(
+    reader: CheckpointReader,
+    facts: ParameterFacts,
+    topology: Topology,
+    *,
+    name: str,
+    offset: int,
+    length: int,
+    kind: str = "fp32",
 ) -> Tensor:
-    """One parameter of this rank, flat, padding included."""
-    return cut_shard(reader.read_logical(name, kind), facts, topology.model_rank).flatten()
+    """Elements [offset, offset + length) of this rank's flat shard, zero where it is padding.
+
+    Where the parameter was saved in these very shards, nothing else is read.
+    """
+    tp_rank, tp_size = topology.model_rank, topology.grid.model
+    if facts.tp_dim is None:
+        tp_rank, tp_size = 0, 1
+    saved = reader.info(name)
+    shape = saved.shard_shape(tp_rank, tp_size)
+    is_saved_so = saved == parameter_info(facts, tp_size) and (
+        facts.tp_dim is None or reader.layout["tp"] == tp_size
+    )
+    # padding must be what follows the saved elements, as it is where rows are cut
+    if not is_saved_so or shape[1:] != facts.shard_shape[1:]:
+        shard = cut_shard(reader.read_logical(name, kind), facts, tp_rank)
+        return shard.flatten()[offset : offset + length]
+    kept = max(0, min(length, math.prod(shape) - offset))
+    own = reader.read_shard_range(name, kind, tp_rank, offset, kept)
+    return own if kept == length else torch.cat((own, own.new_zeros(length - kept)))
 
 
 def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,15 +189,20 @@ def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def restore_random_state(folder: Path, topology: Topology, say: Say) -> None:
-    """Restores this rank's random state if the checkpoint was saved on the same layout."""
+    """Restores this rank's random state if the checkpoint holds it and the layout is the same.
+
+    ``say`` receives a line where the random numbers of the run do not continue.
+    """
     path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid
     layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}
     saved = CheckpointReader(folder).layout
     if saved == layout and path.is_file():
         accelerator.set_rng_state(load_file(path))
-    elif saved != layout:
-        say(
-            f"{folder}: saved on {saved}, now {layout}: with dropout, masks will differ from "
-            "those of the uninterrupted run"
-        )
+        return
+    reason = (
+        "random states were not saved (no_save_rng)"
+        if saved == layout
+        else f"saved on {saved}, now {layout}"
+    )
+    say(f"{folder}: {reason}: with dropout, masks will differ from those of the uninterrupted run")

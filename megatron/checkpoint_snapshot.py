@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron import accelerator
-from megatron.checkpoint_format import fragment_key
+from megatron.checkpoint_format import file_facts, fragment_key, parameter_info
 from megatron.engine_state import Fragment, iterate_fragments
-from megatron.files import crc32_of_file
 from megatron.model.parameters import ParameterFacts, facts_of
-from megatron.mpu import RankGrid, Topology
+from megatron.mpu import Topology
 
 __all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
 
@@ -53,7 +52,8 @@ def take_snapshot(
         length = fragment.length - _padding(fragment, facts, tp_rank)
         if length <= 0:
             continue
-        entry = parameters.setdefault(fragment.name, _parameter_entry(facts, topology.grid))
+        info = parameter_info(facts, topology.grid.model)
+        entry = parameters.setdefault(fragment.name, {**asdict(info), "fragments": []})
         entry["fragments"].append((name, tp_rank, fragment.offset, length))
         kinds.update(fragment.values)
         for kind, values in fragment.values.items():
@@ -102,19 +102,8 @@ def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
     return max(0, min(fragment.length, fragment.offset + fragment.length - known))
 
 
-def _parameter_entry(facts: ParameterFacts, grid: RankGrid) -> dict[str, Any]:
-    parts = 1 if facts.tp_dim is None else grid.model
-    extent = facts.shard_shape[facts.tp_dim or 0] * parts
-    return {
-        "shape": facts.logical_shape,
-        "tp_dim": facts.tp_dim,
-        "extent": extent,
-        "fragments": [],
-    }
-
-
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
     save_file(tensors, path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+    return file_facts(path)

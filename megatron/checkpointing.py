@@ -12,29 +12,30 @@ import shutil
 import threading
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from megatron.attempt import attempt
 from megatron.checkpoint_format import (
     FORMAT_VERSION,
     checkpoint_steps,
+    file_facts,
     index_checksum,
     step_folder,
 )
-from megatron.checkpoint_loading import attempt
 from megatron.checkpoint_snapshot import Snapshot, take_snapshot, write_snapshot
 from megatron.errors import CheckpointError
-from megatron.files import crc32_of_file, fsync_folder, write_json_atomic, write_text_atomic
+from megatron.files import fsync_folder, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
 from megatron.state import TrainState
 
 __all__ = ["CheckpointContents", "CheckpointSaver"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckpointContents:
     """What a checkpoint holds besides weights and moments."""
 
@@ -103,7 +104,7 @@ class CheckpointSaver:
             moment_names=self._moment_names,
             with_random_state=self._save_random_state,
         )
-        contents.state = copy(contents.state)
+        contents = replace(contents, state=copy(contents.state))  # training counts on in its own
         if not self._in_background:
             self._finish(snapshot, contents)
             return
@@ -183,10 +184,9 @@ def _publish(
     state = {**contents.extra, "counters": contents.state.state_dict()}
     write_json_atomic(temporary / "state.json", state)
     write_json_atomic(temporary / "mixture.json", contents.mixture)
-    for name in ("state.json", "mixture.json"):
-        path = temporary / name
-        index["files"][name] = {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
-    write_json_atomic(temporary / "index.json", {**index, "crc32": index_checksum(index)})
+    own = {name: file_facts(temporary / name) for name in ("state.json", "mixture.json")}
+    complete = {**index, "files": {**index["files"], **own}}
+    write_json_atomic(temporary / "index.json", {**complete, "crc32": index_checksum(complete)})
     fsync_folder(temporary)
     retired = final.with_name(final.name + ".old.tmp")
     if final.exists():  # a run resumed from an earlier step comes by again

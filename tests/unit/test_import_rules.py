@@ -22,12 +22,14 @@ LEVELS = {
         "megatron.neox_arguments",
         "megatron.tokenizer",
         "megatron.launcher",
+        "megatron.attempt",
         "megatron.distributed_environment",
         "megatron.errors",
         "megatron.files",
         "megatron.flops",
         "megatron.loss_chunks",
         "megatron.memory_estimate",
+        "megatron.model_shape",
         "megatron.run_lock",
         "megatron.run_log",
         "megatron.stage_plan",
@@ -35,7 +37,12 @@ LEVELS = {
     1: ("megatron.accelerator", "megatron.mpu"),
     2: ("megatron.data",),
     3: ("megatron.model", "megatron.fused_kernels"),
-    5: ("megatron.training", "megatron.text_generation_utils", "megatron.eval_tasks"),
+    5: (
+        "megatron.training",
+        "megatron.generation",
+        "megatron.text_generation_utils",
+        "megatron.eval_tasks",
+    ),
 }
 """Every other module of megatron is level 4: state, runners, hooks, checkpoints and the like."""
 

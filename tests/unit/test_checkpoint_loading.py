@@ -1,0 +1,232 @@
+"""Each rank reads what its model needs, and no more where it was saved as it is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from megatron import accelerator, checkpoint_format
+from megatron.checkpoint_loading import (
+    load_engine_state,
+    load_module_weights,
+    restore_random_state,
+)
+from megatron.checkpoint_snapshot import Snapshot, write_snapshot
+from megatron.errors import CheckpointError
+from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_parameter
+from megatron.mpu import RankGrid
+from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
+
+
+def topology_of(tp: int, tp_rank: int = 0) -> Any:
+    return SimpleNamespace(
+        rank=tp_rank, model_rank=tp_rank, grid=RankGrid(pipe=1, data=1, model=tp)
+    )
+
+
+def make_module(tp: int, padding: int = 0) -> nn.Module:
+    """Empty parameters of one tensor-parallel rank, named and cut as in `TENSORS`."""
+    module = nn.Module()
+    for name, tensor in TENSORS.items():
+        shape, dim = list(tensor.shape), TP_DIMS[name]
+        if dim is not None:
+            shape[dim] = -(-shape[dim] // tp) + padding
+        parameter = make_parameter(
+            *shape, init_method=torch.nn.init.zeros_, logical_shape=tuple(tensor.shape), tp_dim=dim
+        )
+        owner, _, leaf = name.partition(".")
+        if not hasattr(module, owner):
+            module.add_module(owner, nn.Module())
+        getattr(module, owner).register_parameter(leaf, parameter)
+    return module
+
+
+def expected_shard(name: str, kind: str, facts: ParameterFacts, tp_rank: int) -> Tensor:
+    return cut_shard(value_of(name, kind), facts, tp_rank)
+
+
+@given(
+    saved_tp=st.integers(1, 3),
+    saved_padding=st.integers(0, 2),
+    tp=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    cuts=st.lists(st.floats(0, 1), max_size=2),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_layout_loads_on_any_other(
+    tmp_path_factory, saved_tp, saved_padding, tp, padding, cuts
+):
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("load") / "c", tp=saved_tp, padding=saved_padding, cuts=tuple(cuts)
+    )
+    for tp_rank in range(tp):
+        module = make_module(tp, padding)
+        load_module_weights(module, folder, topology_of(tp, tp_rank))
+        for name, parameter in module.named_parameters():
+            wanted = expected_shard(name, "fp32", facts_of(parameter), tp_rank)
+            assert torch.equal(parameter, wanted), name
+
+
+class CountedFiles:
+    """Stands in for ``safe_open``: notes every slice that is read."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, int]] = []
+
+    def __call__(self, path: Path, framework: str) -> Any:
+        file = safe_open(path, framework=framework)
+        return SimpleNamespace(get_slice=lambda key: CountedSlice(file.get_slice(key), key, self))
+
+    @property
+    def elements(self) -> int:
+        return sum(count for _, count in self.read)
+
+
+class CountedSlice:
+    def __init__(self, piece: Any, key: str, counted: CountedFiles) -> None:
+        self._piece, self._key, self._counted = piece, key, counted
+
+    def __getitem__(self, place: slice) -> Tensor:
+        values = self._piece[place]
+        self._counted.read.append((self._key, values.numel()))
+        return values
+
+
+@pytest.fixture
+def counted(monkeypatch) -> CountedFiles:
+    files = CountedFiles()
+    monkeypatch.setattr(checkpoint_format, "safe_open", files)
+    return files
+
+
+def partitioned_engine(module: nn.Module, ranges: dict[str, tuple[int, int]]) -> Any:
+    """Stands in for an engine with ZeRO 1 whose rank owns ``{name: (offset, length)}``."""
+    for name, parameter in module.named_parameters():
+        mapping = None
+        if name in ranges:
+            offset, length = ranges[name]
+            mapping = SimpleNamespace(
+                hp_fragment=torch.full((length,), float("nan")),
+                lp_fragment_address=SimpleNamespace(start=offset),
+                optim_fragment={"exp_avg": torch.full((length,), float("nan"))},
+            )
+        parameter._hp_mapping = mapping  # type: ignore[attr-defined]
+    optimizer = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[], state={}),
+        _lazy_init_hp_params_optimizer_state=lambda: None,
+        update_lp_params=lambda: None,
+    )
+    return SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 1)
+
+
+RANGES = {"layer.weight": (3, 14), "layer.bias": (2, 4)}
+
+
+def load_ranges(folder: Path, *, tp: int, tp_rank: int, padding: int = 0) -> dict[str, Tensor]:
+    """Loads `RANGES` of a rank; returns them as {"kind name": values} after comparing them."""
+    module = make_module(tp, padding)
+    engine = partitioned_engine(module, RANGES)
+    load_engine_state(
+        engine, folder, topology_of(tp, tp_rank), moment_names=("exp_avg",), applied_steps=3
+    )
+    loaded = {}
+    for name, parameter in module.named_parameters():
+        if name not in RANGES:
+            continue
+        mapping, (offset, length) = parameter._hp_mapping, RANGES[name]  # type: ignore[attr-defined]
+        for kind, values in (
+            ("fp32", mapping.hp_fragment),
+            ("exp_avg", mapping.optim_fragment["exp_avg"]),
+        ):
+            whole = expected_shard(name, kind, facts_of(parameter), tp_rank).flatten()
+            assert torch.equal(values, whole[offset : offset + length]), (name, kind)
+            loaded[f"{kind} {name}"] = values
+    return loaded
+
+
+@pytest.mark.parametrize("tp_rank", [0, 1])
+def test_a_rank_reads_its_own_range_alone_where_shards_are_alike(tmp_path, counted, tp_rank):
+    folder = write_checkpoint(tmp_path / "c", tp=2, ranks=2, cuts=(0.3, 0.8))
+    load_ranges(folder, tp=2, tp_rank=tp_rank)
+    # rank 1 holds 3 of its 4 rows: of its 15 elements 3 to 15 are there, two are padding
+    weight = 14 if tp_rank == 0 else 12
+    assert counted.elements == 2 * (weight + 4)
+    assert {key.split("|")[2] for key, _ in counted.read if "weight" in key} == {str(tp_rank)}
+
+
+def test_a_rank_reads_the_whole_parameter_where_shards_differ(tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "c", tp=2)
+    load_ranges(folder, tp=1, tp_rank=0)
+    # the replicated bias is alike on every layout
+    assert counted.elements == 2 * (35 + 4)
+
+
+def test_both_ways_of_reading_give_the_same_bits(tmp_path):
+    alike = write_checkpoint(tmp_path / "alike", tp=2, padding=1)
+    other = write_checkpoint(tmp_path / "other", tp=3, cuts=(0.4,))
+    one = load_ranges(alike, tp=2, tp_rank=1, padding=1)
+    two = load_ranges(other, tp=2, tp_rank=1, padding=1)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_weights_are_read_by_shards_too(tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "c", tp=2)
+    load_module_weights(make_module(2), folder, topology_of(2, 0))
+    # 4 of 7 rows of 5, the bias, 3 rows of 2 of 4
+    assert counted.elements == 20 + 7 + 6
+
+
+def test_another_shape_is_refused_before_anything_is_read(tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "c")
+    module = nn.Module()
+    module.add_module("layer", nn.Module())
+    module.layer.weight = make_parameter(6, 5, init_method=torch.nn.init.zeros_, tp_dim=0)
+    with pytest.raises(CheckpointError, match=r"holds 'layer\.bias', which this model lacks"):
+        load_module_weights(module, folder, topology_of(1))
+    full = make_module(1)
+    full.layer.weight = module.layer.weight  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match=r"shape \(7, 5\), this model needs \(6, 5\)"):
+        load_module_weights(full, folder, topology_of(1))
+    assert counted.elements == 0
+
+
+def test_random_states_that_were_not_saved_are_said_to_be_missing(tmp_path):
+    folder = write_checkpoint(tmp_path / "c")
+    said: list[str] = []
+    restore_random_state(folder, topology_of(1), said.append)
+    assert said == [
+        f"{folder}: random states were not saved (no_save_rng): with dropout, masks will differ "
+        "from those of the uninterrupted run"
+    ]
+
+
+def test_another_layout_is_said_aloud(tmp_path):
+    folder = write_checkpoint(tmp_path / "c", tp=2)
+    said: list[str] = []
+    restore_random_state(folder, topology_of(1), said.append)
+    (line,) = said
+    assert "saved on {'dp': 1, 'tp': 2, 'pp': 1}, now {'dp': 1, 'tp': 1, 'pp': 1}" in line
+
+
+def test_a_saved_random_state_is_restored_in_silence(tmp_path):
+    folder = write_checkpoint(tmp_path / "c")
+    snapshot = Snapshot(
+        rank=0, tensors={}, random_state=accelerator.rng_state(), parameters={}, moments=()
+    )
+    (folder / "rank_00000.safetensors").unlink()
+    write_snapshot(snapshot, folder)
+    wanted = torch.rand(3)
+    torch.rand(5)
+    said: list[str] = []
+    restore_random_state(folder, topology_of(1), said.append)
+    assert torch.equal(torch.rand(3), wanted)
+    assert said == []
