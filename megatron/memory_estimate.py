@@ -8,15 +8,15 @@ float32 copies of gradients inside an optimizer step, and what an allocator leav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
 from megatron.loss_chunks import chunk_tokens
+from megatron.model_shape import ModelShape, model_shape
 from megatron.neox_arguments import RunConfig
 from megatron.stage_plan import (
     BLOCK,
-    ModelShape,
     PlannedLayer,
     network_layers,
     plan_stages,
@@ -102,15 +102,10 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
     vocabulary = _vocabulary(config)
     divisor = lcm(model.make_vocab_size_divisible_by, derived.model_parallel_size)
     padded = _round_up(vocabulary.size, divisor)
-    sizes: dict[str, Any] = {
-        name: getattr(derived, name, getattr(model, name, None))
-        for name in (field.name for field in fields(ModelShape))
-    }
-    sizes.update(vocab_size=vocabulary.size, padded_vocab_size=padded)
     zero: dict[str, Any] = dict(derived.zero_options)
     momentum = bool(derived.optimizer_options.get("momentum"))
     return MemoryPlan(
-        shape=ModelShape(**sizes),
+        shape=model_shape(config, vocab_size=vocabulary.size, padded_vocab_size=padded),
         vocabulary=vocabulary,
         pipe=derived.pipe_parallel_size,
         data=derived.data_parallel_size,

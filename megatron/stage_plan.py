@@ -11,46 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from megatron.model_shape import ModelShape
 from megatron.neox_arguments import ConfigError
 
-__all__ = ["BLOCK", "ModelShape", "PlannedLayer", "network_layers", "plan_stages"]
+__all__ = ["BLOCK", "PlannedLayer", "network_layers", "plan_stages", "stage_parameters"]
 
 BLOCK = "TransformerLayer"
 """Class name of a block."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """Sizes that decide how many parameters there are; names as in `ModelConfig`."""
-
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_inner_size: int
-    is_gated_mlp: bool
-    max_position_embeddings: int
-    vocab_size: int
-    padded_vocab_size: int
-    pos_emb: str = "rotary"
-    norm: str = "layernorm"
-    gpt_j_residual: bool = False
-    gpt_j_tied: bool = False
-    use_bias_in_norms: bool = True
-    use_bias_in_attn_linear: bool = True
-    use_bias_in_mlp: bool = True
-    no_weight_tying: bool = False
-
-    @property
-    def qkv_size(self) -> int:
-        """Width of the fused projection to queries, keys and values."""
-        return (self.num_attention_heads + 2 * self.num_kv_heads) * self.head_dim
-
-    @property
-    def num_norms(self) -> int:
-        """Norms with parameters of their own in a block."""
-        return 1 if self.gpt_j_residual and self.gpt_j_tied else 2
 
 
 @dataclass(frozen=True)

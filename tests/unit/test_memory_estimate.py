@@ -28,11 +28,11 @@ from megatron.model.transformer import TransformerLayer
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.tokenizer.file_size import tokenizer_file_size
 from tests.unit.model.shapes import small_model
-from tests.unit.test_stage_plan import MODELS, shape_of
+from tests.unit.test_stage_plan import MODELS
 
 
 def plan_of(config: ModelConfig | None = None, **changes: Any) -> MemoryPlan:
-    shape = shape_of(config or small_model())
+    shape = config or small_model()
     settings: dict[str, Any] = {
         "pipe": 1,
         "data": 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,12 +9,10 @@ from deepspeed.runtime.utils import partition_balanced, partition_uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import TensorParallel
 from megatron.neox_arguments import ConfigError
 from megatron.stage_plan import (
-    ModelShape,
     PlannedLayer,
     network_layers,
     plan_stages,
@@ -44,15 +41,11 @@ MODELS: dict[str, dict[str, Any]] = {
 METHODS = ("type:transformer|mlp", "type:embedding|transformer", "parameters", "uniform")
 
 
-def shape_of(config: ModelConfig) -> ModelShape:
-    return ModelShape(**{f.name: getattr(config, f.name) for f in fields(ModelShape)})
-
-
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_parameter_count_is_that_of_the_model(name, tp):
     config = small_model(num_layers=3, **MODELS[name])
-    planned = stage_parameters(network_layers(shape_of(config), tensor_parallel=tp))
+    planned = stage_parameters(network_layers(config, tensor_parallel=tp))
     for rank in range(tp):
         model = GPT2Model(config, seed=1, tp=TensorParallel(size=tp, rank=rank))
         assert planned == sum(p.numel() for _, p in model.named_parameters())
@@ -80,7 +73,7 @@ def edges(stages: tuple[range, ...]) -> list[int]:
 
 
 def test_without_a_pipeline_one_stage_holds_everything():
-    layers = network_layers(shape_of(small_model()), tensor_parallel=1)
+    layers = network_layers(small_model(), tensor_parallel=1)
     assert plan_stages(layers, num_stages=1, method="anything") == (range(7),)
 
 
@@ -108,7 +101,7 @@ def test_without_a_pipeline_one_stage_holds_everything():
     ],
 )
 def test_a_method_that_cannot_work_is_refused(method, message):
-    layers = network_layers(shape_of(small_model()), tensor_parallel=1)
+    layers = network_layers(small_model(), tensor_parallel=1)
     with pytest.raises(ConfigError) as caught:
         plan_stages(layers, num_stages=2, method=method)
     assert str(caught.value) == message
@@ -118,7 +111,7 @@ def test_a_method_that_cannot_work_is_refused(method, message):
 def test_stages_and_their_parameters_are_those_of_the_pipeline():
     results = run_ranks("tests.unit.test_stage_plan:build_pipelines", 2)
     for name, changes in MODELS.items():
-        layers = network_layers(shape_of(small_model(num_layers=5, **changes)), tensor_parallel=1)
+        layers = network_layers(small_model(num_layers=5, **changes), tensor_parallel=1)
         for method in METHODS:
             stages = plan_stages(layers, num_stages=2, method=method)
             for rank, result in enumerate(results):
