@@ -12,10 +12,11 @@ from typing import Any
 
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import rank_device_environment
+from megatron.launcher.installation import missing_packages_problem
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.supervisor import RankCommand, Supervisor
-from megatron.neox_arguments import ConfigError, resolve
+from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
@@ -34,23 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         command = read_deepy_command(argv)
-        neox_args = command.neox_args
-        plan = plan_launch(neox_args, os.environ)
-        config = resolve(neox_args, world_size=plan.num_processes)
+        arguments = command.neox_args
+        plan = plan_launch(arguments, os.environ)
+        config = resolve(arguments, world_size=plan.num_processes)
         grace_seconds = _grace_seconds(os.environ)
         if command.check:
             sys.stdout.write(_summary(config, plan) + "\n")
             return 0
-        if plan.hosts:
-            argv_of_runner = runner_command(neox_args)
-            if command.dry_run:
-                sys.stdout.write(shlex.join(argv_of_runner) + "\n" + _forecast(config))
-                return 0
-            os.execv(argv_of_runner[0], argv_of_runner)
         if command.dry_run:
-            sys.stdout.write(_shown_commands(neox_args, plan) + _forecast(config))
+            sys.stdout.write(_shown_commands(arguments, plan) + _forecast(config))
             return 0
-        return _run_here(neox_args, plan, grace_seconds)
+        if problem := missing_packages_problem("torch", "deepspeed"):
+            raise ConfigError(problem)
+        if plan.hosts:
+            argv_of_runner = runner_command(arguments)
+            os.execv(argv_of_runner[0], argv_of_runner)
+        talks = (
+            Path(arguments.user_script).name == "generate.py"
+            and config.derived.text_gen_type == "interactive"
+        )
+        return _run_here(arguments, plan, grace_seconds, pass_interrupts=talks)
     except ConfigError as error:
         _say(str(error))
         return 2
@@ -82,29 +86,35 @@ def rank_commands(
     ]
 
 
-def runner_command(neox_args: Any) -> list[str]:
+def runner_command(arguments: NeoXArgs) -> list[str]:
     """Makes the command line of DeepSpeed's runner, which starts processes on several machines."""
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *neox_args.get_deepspeed_main_args()]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *arguments.get_deepspeed_main_args()]
 
 
-def _run_here(neox_args: Any, plan: LaunchPlan, grace_seconds: float) -> int:
-    with _prepared_commands(neox_args, plan) as commands:
-        return Supervisor(commands, grace_seconds=grace_seconds, report=_say).run()
+def _run_here(
+    arguments: NeoXArgs, plan: LaunchPlan, grace_seconds: float, *, pass_interrupts: bool
+) -> int:
+    with _prepared_commands(arguments, plan) as commands:
+        return Supervisor(
+            commands, grace_seconds=grace_seconds, report=_say, pass_interrupts=pass_interrupts
+        ).run()
 
 
 @contextmanager
-def _prepared_commands(neox_args: Any, plan: LaunchPlan) -> Iterator[list[RankCommand]]:
+def _prepared_commands(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[RankCommand]]:
     """Holds a port and the file of arguments while the commands are in use."""
-    wanted = neox_args.master_port if "master_port" in neox_args.given else None
+    wanted = arguments.master_port if "master_port" in arguments.given else None
     holder, port = reserve_port(wanted, _say)
     with holder, arguments_folder() as folder:
-        path = write_arguments(folder, "megatron_config", neox_args.megatron_config)
-        script_argv = [sys.executable, "-u", neox_args.user_script, "--megatron_config", str(path)]
+        path = write_arguments(folder, "megatron_config", arguments.megatron_config)
+        script_argv = [sys.executable, "-u", arguments.user_script, "--megatron_config", str(path)]
         yield rank_commands(script_argv, plan=plan, master_port=port, environ=os.environ)
 
 
-def _shown_commands(neox_args: Any, plan: LaunchPlan) -> str:
-    with _prepared_commands(neox_args, plan) as commands:
+def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
+    if plan.hosts:
+        return shlex.join(runner_command(arguments)) + "\n"
+    with _prepared_commands(arguments, plan) as commands:
         return "".join(_shown(command) + "\n" for command in commands)
 
 

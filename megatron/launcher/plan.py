@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from megatron.launcher.devices import count_devices
 from megatron.neox_arguments import ConfigError
-from megatron.neox_arguments.hostfile import Slots, parse_filter, read_hostfile, select_slots
+from megatron.neox_arguments.hostfile import Slots, hostfile_slots, parse_filter, select_slots
 
 __all__ = ["LaunchPlan", "plan_launch"]
 
@@ -42,15 +42,8 @@ def plan_launch(
             processes than devices.
     """
     num_devices = count_devices(environ) if num_devices is None else num_devices
-    path = neox_args.hostfile or environ.get("DLTS_HOSTFILE")
-    if path and Path(path).is_file():
-        slots = select_slots(
-            read_hostfile(path),
-            include=neox_args.include,
-            exclude=neox_args.exclude,
-            num_nodes=neox_args.num_nodes,
-            num_gpus=neox_args.num_gpus,
-        )
+    slots = hostfile_slots(partial(getattr, neox_args), environ)
+    if slots is not None:
         is_remote = any(not _is_this_machine(host) for host in slots)
         if len(slots) > 1 or is_remote or neox_args.force_multi:
             return LaunchPlan(sum(map(len, slots.values())), hosts=tuple(slots))

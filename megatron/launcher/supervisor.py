@@ -5,7 +5,8 @@ do, it ends 30 s after a rank that does not react, and it needs torch to start. 
 the same environment variables. The guarantees:
 
 - SIGTERM, SIGINT (Ctrl-C) and SIGHUP reach every rank once, as SIGTERM; ranks that save and exit
-  with 0 make the run exit with 0.
+  with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for that
+  program: it reaches rank 0, as SIGINT, each time.
 - A rank that fails ends the others; its last words are shown once.
 - The death of the launcher, by any signal, ends the ranks (Linux: the kernel kills them).
 """
@@ -64,6 +65,7 @@ class Supervisor:
         *,
         grace_seconds: float,
         report: Callable[[str], None],
+        pass_interrupts: bool = False,
     ) -> None:
         """Prepares a run.
 
@@ -71,10 +73,12 @@ class Supervisor:
             commands: One a rank, in rank order.
             grace_seconds: Time that ranks get to save after a request to stop, before SIGKILL.
             report: Takes each line that the user should see.
+            pass_interrupts: Hands SIGINT on to rank 0 instead of ending the run.
         """
         self._commands = commands
         self._grace_seconds = grace_seconds
         self._report = report
+        self._pass_interrupts = pass_interrupts
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
         self._stop_signal: int | None = None
@@ -216,7 +220,7 @@ class Supervisor:
     def _take_signals(self) -> dict[int, Any]:
         handlers = {
             "SIGTERM": self._on_stop,
-            "SIGINT": self._on_stop,
+            "SIGINT": self._on_interrupt if self._pass_interrupts else self._on_stop,
             "SIGHUP": self._on_stop,
             "SIGTSTP": self._on_pause,
         }
@@ -233,6 +237,10 @@ class Supervisor:
             self._stop_signal, self._stop_since = number, now
         elif now - self._stop_since >= REPEAT_SECONDS:
             self._kill_now = True
+
+    def _on_interrupt(self, number: int, frame: object) -> None:
+        if self._ranks and self._ranks[0].exit_code is None:
+            os.kill(self._ranks[0].process.pid, number)
 
     def _on_pause(self, number: int, frame: object) -> None:
         """Ctrl-Z: the ranks are in other sessions and would run on unseen."""

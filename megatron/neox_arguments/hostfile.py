@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError
 
@@ -11,15 +12,60 @@ Slots = dict[str, tuple[int, ...]]
 """Slot numbers by host name, in the order of the file."""
 
 
+def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> Slots | None:
+    """Slots that the hostfile and the keys beside it leave.
+
+    Args:
+        value_of: Returns the value of a key.
+        environ: ``DLTS_HOSTFILE`` stands in for `hostfile`.
+
+    Returns:
+        None without a hostfile; one that is named and not there is the same (see
+        `missing_hostfile`).
+
+    Raises:
+        ConfigError: For a hostfile that cannot be read, or filters that do not fit it.
+    """
+    path = _hostfile_path(value_of, environ)
+    if path is None or not Path(path).is_file():
+        return None
+    return select_slots(
+        read_hostfile(path),
+        include=value_of("include"),
+        exclude=value_of("exclude"),
+        num_nodes=value_of("num_nodes"),
+        num_gpus=value_of("num_gpus"),
+    )
+
+
+def missing_hostfile(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
+    """Path of a hostfile that is named and not there, or None."""
+    path = _hostfile_path(value_of, environ)
+    return path if path is not None and not Path(path).is_file() else None
+
+
+def _hostfile_path(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
+    path = value_of("hostfile") or environ.get("DLTS_HOSTFILE")
+    return None if path in (None, "", "None") else path
+
+
 def read_hostfile(path: str | Path) -> Slots:
     """Reads lines `host slots=N`; empty lines and `#` comments are skipped.
 
     Raises:
-        ConfigError: For a line of another form or a host that stands twice, with file and line.
+        ConfigError: For a file that cannot be read, or, with its line, for a line of another form
+            or a host that stands twice.
     """
     hosts: Slots = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: hostfile cannot be read ({error.strerror}); check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: hostfile is not UTF-8 text; convert it") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue

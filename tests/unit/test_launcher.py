@@ -19,7 +19,7 @@ from megatron.launcher.command import main, rank_commands, runner_command
 from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
-from megatron.neox_arguments import ConfigError, NeoXArgs
+from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -97,6 +97,33 @@ def test_a_hostfile_of_this_machine_alone_needs_no_runner(tmp_path):
     assert plan(hostfile=str(hostfile)) == LaunchPlan(2)
     hostfile.write_text(f"{socket.gethostname()} slots=2\n")
     assert plan(4, hostfile=str(hostfile)) == LaunchPlan(2, device_indices=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"num_nodes": 1},
+        {"num_gpus": 2},
+        {"include": "beta:1,2@alpha"},
+        {"exclude": "alpha:0"},
+        {"exclude": "beta"},
+    ],
+)
+def test_the_launcher_and_the_configuration_count_the_same_processes(tmp_path, monkeypatch, keys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("alpha slots=4\nbeta slots=3\n")
+    neox_args = NeoXArgs.from_dict({**CONFIG, **keys, "hostfile": str(hostfile)})
+    planned = plan_launch(neox_args, {}, num_devices=0).num_processes
+    assert planned == resolve(neox_args).derived.world_size
+
+
+def test_a_hostfile_that_is_no_text_is_refused(tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_bytes(b"alpha slots=2 # caf\xe9\n")
+    with pytest.raises(ConfigError, match="hosts: hostfile is not UTF-8 text; convert it"):
+        plan(hostfile=str(hostfile))
 
 
 def test_a_host_without_a_hostfile_is_refused():
@@ -250,6 +277,43 @@ def test_deepy_answers_without_torch_within_half_a_second(files, tmp_path, argum
     assert "Error" not in run.stderr, run.stderr
     assert run.returncode == (2 if arguments[-1] in ("bad.yml", "no.yml") else 0)
     assert min(seconds) < 0.5
+
+
+def run_deepy_without(*blocked: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs ``deepy.py`` where importing ``blocked`` fails, as in a bare installation."""
+    code = (
+        "import sys, runpy\n"
+        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"sys.argv = ['deepy.py', *{arguments!r}]\n"
+        f"runpy.run_path({str(ROOT / 'deepy.py')!r}, run_name='__main__')\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("blocked", "named"),
+    [(("yaml",), "yaml"), (("torch", "deepspeed"), "torch, deepspeed")],
+)
+def test_a_bare_installation_says_in_one_line_what_to_install(files, blocked, named):
+    run = run_deepy_without(*blocked, arguments=list(files))
+    assert run.returncode == 2
+    assert run.stderr == (
+        f"deepy.py: this Python lacks {named}, which training needs; install the extra: pip "
+        "install 'odm-neox[train]', or pip install '.[train]' in the folder of the sources\n"
+    )
+
+
+def test_a_configuration_can_be_checked_without_torch(files):
+    run = run_deepy_without("torch", "deepspeed", arguments=["--check", *files])
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_dry_run_on_several_hosts_prints_the_runners_command(files, tmp_path, capsys):
+    script, config = files
+    (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
+    Path(config).write_text(json.dumps({**CONFIG, "hostfile": str(tmp_path / "hosts")}))
+    assert main(["--dry-run", script, config]) == 0
+    assert "-m deepspeed.launcher.runner" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..hostfile import parse_filter, read_hostfile, select_slots
+from ..hostfile import hostfile_slots, missing_hostfile, parse_filter
 from .draft import Draft
 
 
@@ -26,7 +25,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
         return int(draft["global_num_gpus"])
     try:
         slots = _slots_of_hostfile(draft)
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
+    except ConfigError as error:
         draft.issues.add("hostfile", str(error))
         return 1
     if slots is not None:
@@ -36,17 +35,11 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
 
 def _slots_of_hostfile(draft: Draft) -> int | None:
     """Counts slots of the hostfile or, without one, of `include`; None when neither says."""
-    path = draft["hostfile"] or os.environ.get("DLTS_HOSTFILE")
-    if path and Path(path).is_file():
-        hosts = select_slots(
-            read_hostfile(path),
-            include=draft["include"],
-            exclude=draft["exclude"],
-            num_nodes=draft["num_nodes"],
-            num_gpus=draft["num_gpus"],
-        )
+    hosts = hostfile_slots(draft.__getitem__, os.environ)
+    if hosts is not None:
         return sum(len(slots) for slots in hosts.values())
-    if path and path != "None":
+    path = missing_hostfile(draft.__getitem__, os.environ)
+    if path is not None:
         draft.notes.append(f"there is no hostfile {path}; the run uses this machine alone")
     if draft["include"]:
         listed = parse_filter(draft["include"], "include")

@@ -166,6 +166,12 @@ def test_a_wrong_hostfile_or_filter_is_refused(problem, write, text, keys, expec
     assert expected in problem(hostfile=write("hosts", text), **keys)
 
 
+def test_a_hostfile_that_is_no_text_is_refused(problem, tmp_path):
+    path = tmp_path / "hosts"
+    path.write_bytes(b"a slots=2 # caf\xe9\n")
+    assert problem(hostfile=str(path)) == f"{path}: hostfile is not UTF-8 text; convert it"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
