@@ -4,7 +4,9 @@ They are applied in a fixed order, whatever the order in which they are listed:
 
 1. **bounds**: all floors, ceilings and epoch caps at once. The weights w become
    ``clip(theta * w, lower, upper)`` with the one theta that makes them sum to 1, the closest
-   point in relative entropy. Where a floor and a cap contradict, the cap wins.
+   point in relative entropy. Where a floor and a cap contradict, the cap wins. Where draws, which
+   are random, used a domain up so fast that caps and ceilings no longer reach 1, all upper bounds
+   are raised in proportion.
 2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that
    held before hold after it, since both ends keep them.
 3. **bounds** again, if an epoch cap has fallen below the last weights meanwhile.
@@ -100,8 +102,8 @@ class EpochCap(Constraint):
     """
 
     name: ClassVar[str] = "epoch_cap"
-    max_epochs: float
-    """Passes over a domain, > 0."""
+    max_epochs: float | tuple[float, ...]
+    """Passes over a domain, > 0: one number for all domains or one a domain."""
     domain_sizes: tuple[int, ...]
     """Samples of one epoch of every domain, in the order of the domains."""
     total_samples: int
@@ -110,24 +112,35 @@ class EpochCap(Constraint):
     def __post_init__(self) -> None:
         sizes = tuple(int(size) for size in self.domain_sizes)
         object.__setattr__(self, "domain_sizes", sizes)
-        if not self.max_epochs > 0 or self.total_samples < 1 or not sizes or min(sizes) < 1:
+        epochs = np.array(self.max_epochs, dtype=np.float64)
+        if (
+            epochs.ndim > 1
+            or not (np.isfinite(epochs) & (epochs > 0)).all()
+            or self.total_samples < 1
+            or not sizes
+            or min(sizes) < 1
+        ):
             raise ValueError(
                 "epoch_cap: max_epochs, domain_sizes and total_samples must be positive, got "
                 f"{self.max_epochs}, {list(sizes)} and {self.total_samples}"
             )
-        capacity = self.max_epochs * sum(sizes)
-        if capacity < self.total_samples:
+        plain = epochs.tolist()
+        object.__setattr__(self, "max_epochs", tuple(plain) if epochs.ndim else plain)
+        samples = _spread("epoch_cap: max_epochs", self.max_epochs, len(sizes)) * np.array(sizes)
+        if samples.sum() < self.total_samples * (1 - _ROUNDING):
+            factor = self.total_samples / samples.sum()
             raise ValueError(
-                f"epoch_cap: {self.max_epochs} epochs of all domains are {capacity:.0f} samples, "
-                f"the run draws {self.total_samples}; raise max_epochs to at least "
-                f"{self.total_samples / sum(sizes):.4g} or train for fewer steps"
+                f"epoch_cap: {_shown(self.max_epochs)} epochs of the domains are "
+                f"{samples.sum():.0f} samples, the run draws {self.total_samples}; raise "
+                f"max_epochs to at least {_shown((epochs * factor).tolist())} or train for fewer "
+                "steps"
             )
 
     def upper(self, context: ConstraintContext) -> FloatArray | None:
         """What is left of every domain over what is left of the run; None when all is used."""
         _expect("epoch_cap: domain_sizes", len(self.domain_sizes), context.previous.size)
         sizes = np.array(self.domain_sizes, dtype=np.float64)
-        left = np.maximum(0.0, self.max_epochs * sizes - context.consumed)
+        left = np.maximum(0.0, np.asarray(self.max_epochs) * sizes - context.consumed)
         run_left = self.total_samples - int(context.consumed.sum())
         if run_left > 0:
             return np.minimum(1.0, left / run_left)
@@ -190,6 +203,8 @@ def apply_constraints(
     """
     effects: dict[str, Any] = {"order": []}
     lower, upper = _bounds(constraints, context)
+    if context.consumed.any() and any(isinstance(c, EpochCap) for c in constraints):
+        upper = _within_reach(target, lower, upper)
     weights = _project(target, lower, upper)
     for region in (c for c in constraints if isinstance(c, TrustRegion)):
         fraction = region.fraction(context.previous, weights)
@@ -213,6 +228,13 @@ def _bounds(
         lower = lower if low is None else np.maximum(lower, low)
         upper = upper if high is None else np.minimum(upper, high)
     return np.minimum(lower, upper), upper
+
+
+def _within_reach(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Upper bounds that, if they had come to allow less than 1, are raised to allow just that."""
+    used = weights > 0
+    allowed, wanted = upper[used].sum(), 1.0 - lower[~used].sum()
+    return upper * (wanted / allowed) if 0 < allowed < wanted else upper
 
 
 def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
@@ -243,6 +265,11 @@ def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> Float
     if free.any():
         rest = 1.0 - held[~free].sum() - lower[~used].sum()
         held[free] *= rest / held[free].sum()
+    else:  # rounding brought all to a bound: those with room share what is off
+        excess = held.sum() + lower[~used].sum() - 1.0
+        room = held - low if excess > 0 else high - held
+        if room.any():
+            held -= excess * room / room.sum()
     projected = lower.copy()
     projected[used] = np.clip(held, low, high)
     return projected
@@ -264,6 +291,13 @@ def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[floa
     if array.ndim > 1 or not ((array >= 0) & (array <= 1)).all():
         raise ValueError(f"{where} must be in [0, 1], one number or one a domain, got {value}")
     return float(array) if array.ndim == 0 else tuple(array.tolist())
+
+
+def _shown(value: float | Sequence[float]) -> str:
+    """Four digits of one number or of a list."""
+    if isinstance(value, Sequence):
+        return f"[{', '.join(f'{number:.4g}' for number in value)}]"
+    return f"{value:.4g}"
 
 
 def _spread(where: str, value: float | tuple[float, ...], num_domains: int) -> FloatArray:

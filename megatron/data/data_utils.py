@@ -14,7 +14,8 @@ from megatron.data.shares import (
     get_train_valid_test_split_,
     weights_by_num_docs,
 )
-from megatron.neox_arguments import RunConfig, require_training_data
+from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
+from odm.constraints import Ceiling, Constraint, EpochCap, Floor
 from odm.controller import MixtureController
 from odm.mixers import make_mixer
 from odm.schedule import MixtureSchedule
@@ -58,7 +59,7 @@ def build_train_source(
         Batches and the mixture that plans them; static weights are a mixture that never learns.
 
     Raises:
-        ConfigError: If there is no training data.
+        ConfigError: If there is no training data, or less than ``data_sampling_max_epochs`` needs.
         DataError: If a file is missing or damaged, a domain too short or its ids not in the
             vocabulary.
     """
@@ -70,10 +71,16 @@ def build_train_source(
         raise DataError(
             f"split: {config.training.split!r} leaves no training documents; raise the first share"
         )
-    weights = _weights(config, config.derived.train_weights, domains)
+    datasets = [_make_gpt2_dataset(config, domain, max_samples=None) for domain in domains]
+    controller = build_controller(
+        config,
+        [domain.name for domain in domains],
+        _weights(config, config.derived.train_weights, domains),
+        samples_per_epoch=[dataset.samples_per_epoch for dataset in datasets],
+    )
     return MixedBatches(
-        [_make_gpt2_dataset(config, domain, max_samples=None) for domain in domains],
-        build_controller(config, [domain.name for domain in domains], weights),
+        datasets,
+        controller,
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch_size=config.derived.micro_batch_size,
@@ -139,7 +146,11 @@ def build_evaluation_source(
 
 
 def build_controller(
-    config: RunConfig, domains: Sequence[str], weights: Sequence[float]
+    config: RunConfig,
+    domains: Sequence[str],
+    weights: Sequence[float],
+    *,
+    samples_per_epoch: Sequence[int],
 ) -> MixtureController:
     """Builds the mixture that the configuration asks for.
 
@@ -147,23 +158,58 @@ def build_controller(
         config: The resolved configuration.
         domains: Names of the domains.
         weights: Raw initial weights, one a domain.
+        samples_per_epoch: Samples of each domain.
+
+    Raises:
+        ConfigError: If no weights can keep the limits over the whole run.
     """
     sampling = config.data_sampling
     method = config.derived.sampling_method
     options = {}
     if method in SMOOTHING_METHODS:
         options["smoothing_factor"] = sampling.data_sampling_smoothing_factor
-    return MixtureController(
-        domains,
-        make_mixer(method, **options),
-        MixtureSchedule(
-            config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
-        ),
-        initial_weights=weights,
-        warmup_steps=sampling.data_sampling_warmup_steps,
-        # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
-        update_frequency=max(1, sampling.data_sampling_update_frequency),
+    schedule = MixtureSchedule(
+        config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
     )
+    constraints = _constraints(config, samples_per_epoch)
+    try:
+        return MixtureController(
+            domains,
+            make_mixer(method, **options),
+            schedule,
+            constraints,
+            initial_weights=weights,
+            warmup_steps=sampling.data_sampling_warmup_steps,
+            # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
+            update_frequency=max(1, sampling.data_sampling_update_frequency),
+        )
+    except ValueError as error:
+        if not config.derived.max_epochs:  # all other limits were checked without the data
+            raise
+        raise ConfigError(
+            f"data_sampling_max_epochs: does not go with the other limits: {error}"
+        ) from error
+
+
+def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
+    """The limits on weights that the configuration sets."""
+    derived = config.derived
+    found: list[Constraint] = []
+    if derived.min_weights:
+        found.append(Floor(derived.min_weights))
+    if derived.max_weights:
+        found.append(Ceiling(derived.max_weights))
+    if derived.max_epochs:
+        total = derived.train_iters * derived.train_batch_size
+        limits = zip(derived.max_epochs, samples_per_epoch, strict=True)
+        # without a limit a domain may serve the whole run
+        epochs = tuple(total / size if limit is None else limit for limit, size in limits)
+        try:
+            cap = epochs[0] if len(set(epochs)) == 1 else epochs
+            found.append(EpochCap(cap, tuple(samples_per_epoch), total))
+        except ValueError as error:
+            raise ConfigError(f"data_sampling_max_epochs: {error}") from error
+    return found
 
 
 def _text_bytes_per_token(domain: DomainFiles) -> float | None:

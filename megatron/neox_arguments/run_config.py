@@ -151,6 +151,16 @@ class Derived:
     """Consecutive samples of the global batch that share a domain: 1, the micro-batch size or the
     whole batch."""
 
+    min_weights: tuple[float, ...]
+    """Smallest weight of each training domain; empty without such a limit."""
+
+    max_weights: tuple[float, ...]
+    """Largest weight of each training domain; empty without such a limit."""
+
+    max_epochs: tuple[float | None, ...]
+    """Largest number of passes over each training domain, None where it is not limited; empty
+    without such a limit."""
+
     save_path: str | None
     """Checkpoint folder; None saves nothing."""
 

@@ -38,6 +38,18 @@ class NeoXArgsDataSampling:
     """Draws domains with as little chance as possible: counts differ from weight times draws by
     less than one."""
 
+    data_sampling_min_weight: float | dict | None = None
+    """Smallest weight, in [0, 1]: one number for all domains, or a section of domain: number (other
+    domains have no such limit). Holds from the first iteration on, whatever the method."""
+
+    data_sampling_max_weight: float | dict | None = None
+    """Largest weight, in [0, 1], as `data_sampling_min_weight`."""
+
+    data_sampling_max_epochs: float | dict | None = None
+    """Times that a domain is read at most in the `train_iters` of the run, above 0, as
+    `data_sampling_min_weight`, over which it wins. Draws are random: the last iterations may
+    overshoot it a little."""
+
     validation_based_reward: bool = False
     """Takes the reward from held-out losses. Refused: this version learns from training losses
     only."""

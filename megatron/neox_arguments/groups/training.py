@@ -187,6 +187,10 @@ class NeoXArgsTraining:
     eval_iters: int = 100
     """Global batches of one validation, for datasets without names."""
 
+    eval_harness_interval: int | None = None
+    """Iterations from one run of `eval_tasks` to the next while training; they are run at the end
+    too. Not set: training runs none."""
+
     exit_interval: int | None = None
     """Saves and ends the program at every multiple of this."""
 
@@ -242,7 +246,9 @@ class NeoXArgsTraining:
     """Reports perplexity per character too."""
 
     z_loss: float = 0.0
-    """Weight of the squared log-normaliser in the loss. Refused above 0."""
+    """Adds this times the squared log-normaliser of each token's logits to the training loss, which
+    keeps logits small; 0.0001 is usual. Reported losses, and so the mixture's rewards, are without
+    it."""
 
     use_mup: bool = False
     """Maximal update parametrisation. Refused."""

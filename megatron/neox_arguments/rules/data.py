@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .draft import Draft
+from .limits import resolve_limits
 
 SETS = ("train", "valid", "test")
 DYNAMIC_METHODS = ("smoothed_mean", "odm_paper", "exp3", "ema")
@@ -188,7 +189,12 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
                 key,
                 f"{key} needs named datasets; set use_named_train_datasets: true",
             )
-    return {"sampling_method": method or "static", "mixing_run_length": run_length}
+    weights = draft["train_data_weights"] or (1.0,) * len(domains)
+    return {
+        "sampling_method": method or "static",
+        "mixing_run_length": run_length,
+        **resolve_limits(draft, domains, weights),
+    }
 
 
 def _check_sampling_keys(draft: Draft, method: str | None) -> None:

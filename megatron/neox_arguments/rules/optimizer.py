@@ -207,6 +207,12 @@ def resolve_learning_rate(draft: Draft, learning_rate: float) -> dict[str, Any]:
 
 
 def check_regularisation(draft: Draft) -> None:
-    """Checks dropout."""
+    """Checks dropout and z-loss."""
     for key in ("attention_dropout", "hidden_dropout"):
         draft.require(0 <= draft[key] < 1, key, f"{key} must be in [0, 1), got {draft[key]}")
+    z_loss = draft["z_loss"]
+    draft.require(
+        math.isfinite(z_loss) and z_loss >= 0,
+        "z_loss",
+        f"z_loss must be at least 0 (0 adds nothing), got {z_loss}",
+    )

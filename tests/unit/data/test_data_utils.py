@@ -95,6 +95,55 @@ def test_the_configured_method_gets_its_options(paths):
     assert (facts["warmup_steps"], facts["update_frequency"], facts["seed"]) == (10, 3, 7)
 
 
+NAMED = {"use_named_train_datasets": True}
+
+
+def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
+    keys = {
+        "data_sampling_min_weight": 0.1,
+        "data_sampling_max_weight": {"code": 0.75},
+        "data_sampling_max_epochs": {"books": 2},
+    }
+    source = build(make_config(**paths, **NAMED, **keys))
+    # 3 iterations of 8 samples; books has 9 samples, so code may serve 24 / 29 epochs
+    assert source.samples_per_epoch.tolist() == [9, 29]
+    assert source.controller.describe()["constraints"] == [
+        {"name": "floor", "minimum": [0.1, 0.1]},
+        {"name": "ceiling", "maximum": [1.0, 0.75]},
+        {
+            "name": "epoch_cap",
+            "max_epochs": [2.0, 24 / 29],
+            "domain_sizes": [9, 29],
+            "total_samples": 24,
+        },
+    ]
+
+
+def test_a_limit_holds_before_anything_was_learnt(paths):
+    keys = {**NAMED, "train_data_weights": [9, 1], "data_sampling_max_epochs": 1}
+    # at most 9 of 24 samples
+    assert build(make_config(**paths, **keys)).controller.weights[0] == pytest.approx(9 / 24)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"data_sampling_max_epochs": 1, "train_iters": 10},
+            r"data_sampling_max_epochs: .* 1 epochs of the domains are 38 samples, the run draws "
+            r"80; raise max_epochs to at least 2\.105 ",
+        ),
+        (
+            {"data_sampling_max_epochs": {"books": 1}, "data_sampling_max_weight": {"code": 0.5}},
+            r"data_sampling_max_epochs: does not go with the other limits: .* weight to 0\.875;",
+        ),
+    ],
+)
+def test_too_little_data_for_the_limits_is_an_error_before_training(paths, keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build(make_config(**paths, **NAMED, **keys))
+
+
 def test_static_weights_are_a_mixture_that_does_not_learn(paths):
     source = build(make_config(**paths, train_data_weights=[3, 1]))
     source.draw(1)

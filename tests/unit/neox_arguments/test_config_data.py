@@ -171,6 +171,74 @@ def test_wrong_data_is_refused(problem, keys, expected):
     assert problem(**keys) == expected
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, ((), (), ())),
+        ({"data_sampling_min_weight": 0.1}, ((0.1, 0.1), (), ())),
+        ({"data_sampling_min_weight": {"code": "1e-1"}}, ((0.0, 0.1), (), ())),
+        ({"data_sampling_max_weight": {"wiki": 0.7}}, ((), (0.7, 1.0), ())),
+        ({"data_sampling_max_epochs": 4}, ((), (), (4.0, 4.0))),
+        ({"data_sampling_max_epochs": {"code": 2}}, ((), (), (None, 2))),
+    ],
+)
+def test_limits_are_for_all_domains_or_by_name(make_config, keys, expected):
+    for base in (MIXED, NAMED):
+        derived = make_config(**base, **keys).derived
+        assert (derived.min_weights, derived.max_weights, derived.max_epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"data_sampling_min_weight": {"web": 0.1}},
+            "data_sampling_min_weight names domain 'web'; the domains are wiki, code",
+        ),
+        (
+            {"data_sampling_max_weight": 1.5},
+            "data_sampling_max_weight must be a number in [0, 1], got 1.5",
+        ),
+        (
+            {"data_sampling_max_epochs": {"code": 0}},
+            "data_sampling_max_epochs.code must be a number above 0, got 0",
+        ),
+        (
+            {"data_sampling_min_weight": {"code": "some"}},
+            "data_sampling_min_weight.code must be a number in [0, 1], got 'some'",
+        ),
+        (
+            {"data_sampling_min_weight": {"wiki": 0.7, "code": 0.4}},
+            "data_sampling_min_weight: the smallest weights of 2 domains sum to 1.1, must be at "
+            "most 1; lower them",
+        ),
+        (
+            {"data_sampling_max_weight": 0.4},
+            "data_sampling_max_weight: the largest weights of the domains that are drawn sum to "
+            "0.8, must be at least 1; raise them",
+        ),
+        (
+            {"data_sampling_max_weight": 0.9, "train_data_weights": [0, 1]},
+            "data_sampling_max_weight: the largest weights of the domains that are drawn sum to "
+            "0.9, must be at least 1; raise them",
+        ),
+        (
+            {"data_sampling_min_weight": 0.4, "data_sampling_max_weight": {"code": 0.3}},
+            "data_sampling_min_weight of code is 0.4, data_sampling_max_weight is 0.3; lower the "
+            "first or raise the second",
+        ),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(problem, keys, expected):
+    assert problem(**MIXED, **keys) == expected
+
+
+def test_limits_need_domains(problem):
+    assert problem(data_path="d/text", data_sampling_max_epochs=2) == (
+        "data_sampling_max_epochs needs named datasets; set use_named_train_datasets: true"
+    )
+
+
 @pytest.mark.parametrize("method", ["smoothed_mean", "odm_paper", "exp3", "ema"])
 def test_a_method_that_learns_needs_two_domains(problem, method):
     one = {f"{s}_data_paths": [f"d/{s}/wiki/text"] for s in ("train", "valid", "test")}

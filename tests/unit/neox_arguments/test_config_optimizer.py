@@ -96,6 +96,7 @@ def test_outer_keys_stand_in_for_the_section(make_config):
             "gradient_clipping must be at least 0 (0 clips nothing), got -1.0",
         ),
         ({"hidden_dropout": 1}, "hidden_dropout must be in [0, 1), got 1.0"),
+        ({"z_loss": -0.1}, "z_loss must be at least 0 (0 adds nothing), got -0.1"),
     ],
 )
 def test_wrong_numbers_are_refused(problem, keys, expected):

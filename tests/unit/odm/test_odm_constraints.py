@@ -50,6 +50,11 @@ def test_no_other_allowed_weights_are_closer_in_relative_entropy(target, floor, 
             assert kl_divergence(other, wanted) >= kl_divergence(weights, wanted) - 1e-9
 
 
+def test_a_ceiling_without_slack_leaves_no_rounding_error_in_the_sum():
+    weights, _ = apply([Ceiling(0.5 + 5e-13)], [1.0, 1e-6])
+    assert weights.sum() == pytest.approx(1, abs=1e-15)
+
+
 def test_floor_takes_from_the_others_in_proportion():
     weights, effects = apply([Floor(0.1)], [0.02, 0.38, 0.60])
     np.testing.assert_allclose(weights, [0.1, 0.9 * 0.38 / 0.98, 0.9 * 0.60 / 0.98], rtol=1e-12)
@@ -150,9 +155,40 @@ def test_a_cap_wins_over_a_floor():
 
 def test_a_budget_that_does_not_fit_is_refused_with_the_numbers():
     with pytest.raises(
-        ValueError, match=r"2 epochs of all domains are 220 samples.*draws 500.*4.545"
+        ValueError, match=r"2 epochs of the domains are 220 samples.*draws 500.*at least 4.545 or"
     ):
         EpochCap(max_epochs=2, domain_sizes=(10, 100), total_samples=500)
+    with pytest.raises(
+        ValueError, match=r"\[5, 1\] epochs .* are 150 samples.*draws 300.*at least \[10, 2\] or"
+    ):
+        EpochCap(max_epochs=(5, 1), domain_sizes=(10, 100), total_samples=300)
+
+
+def test_epoch_caps_may_differ_between_domains():
+    cap = EpochCap(max_epochs=(1, 20, 4), domain_sizes=(10, 20, 1000), total_samples=100)
+    weights, effects = apply([cap], [0.4, 0.4, 0.2])
+    np.testing.assert_allclose(weights, [0.1, 0.6, 0.3], rtol=1e-12)
+    assert effects["epoch_cap"] == [0]
+    assert cap.options()["max_epochs"] == [1.0, 20.0, 4.0]
+
+
+def test_a_cap_that_random_draws_used_up_too_fast_does_not_end_the_run():
+    """A domain of 410 samples has to take half of 800, the ceiling of the other: noise decides."""
+    constraints = [EpochCap(1, (410, 5000), 800), Ceiling((1.0, 0.5))]
+    for seed in range(20):
+        controller = MixtureController(
+            ["small", "large"], "static", MixtureSchedule(seed, 2), constraints
+        )
+        for step in range(1, 101):
+            controller.draw(step, 8)
+            weights = controller.observe(step, [2.0, 3.0])
+            assert weights.sum() == pytest.approx(1, abs=1e-12)
+        assert abs(controller.cursors[0] - 400) < 60
+
+
+def test_bounds_that_never_could_hold_are_refused_at_the_start():
+    with pytest.raises(ValueError, match=r"positive weight to 0\.625"):
+        apply([EpochCap(1, (100, 1000), 800), Ceiling((1.0, 0.5))], [1, 1])
 
 
 def test_bounds_that_cannot_hold_are_refused_with_the_sums():
@@ -171,6 +207,8 @@ def test_bounds_that_cannot_hold_are_refused_with_the_sums():
         (lambda: TrustRegion(max_kl=0.1, max_total_variation=0.1), "one of them"),
         (lambda: TrustRegion(max_kl=0.0), "> 0"),
         (lambda: EpochCap(0, (10,), 5), "must be positive"),
+        (lambda: EpochCap((1, float("inf")), (10, 10), 5), "must be positive"),
+        (lambda: EpochCap((1, 1), (10, 10, 10), 5), "max_epochs has 2 entries, .* 3 domains"),
         (lambda: apply([Floor((0.1, 0.1))], [1, 1, 1]), "has 2 entries, the run has 3 domains"),
     ],
 )
