@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,90 +11,35 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint_format import CheckpointReader, verify
-from megatron.checkpoint_loading import load_module_weights
-from megatron.model.config import ModelConfig
-from megatron.model.gpt2_model import GPT2Model
-from megatron.mpu import RankGrid, Topology
-from tests.distributed.many_runs import train_all
-from tests.distributed.runs import train_events
-from tests.tiny import write_tiny_corpus
+from tests.interop.conversions import (
+    VOCAB_SIZE,
+    export,
+    model_fields,
+    our_logits,
+    random_weights,
+    refusal,
+    shape_of,
+    some_tokens,
+    their_logits,
+    write_run,
+    write_their_model,
+    write_tokenizer,
+)
 from tools.ckpts import convert_neox_to_hf
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
 from tools.hf.importing import write_model_checkpoint
-from tools.hf.network import parameter_infos
-from tools.hf.settings import RunSettings, resolve_model_fields, settings_of
+from tools.hf.settings import resolve_model_fields, settings_of
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-VOCAB_SIZE = 300
-ALONE = Topology(RankGrid(1, 1, 1), 0, None, None, None)
-
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory) -> Path:
-    """Byte-level BPE with some merges; ids 0 to 255 are those of the corpus too."""
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=["<|endoftext|>", "<|padding|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = "the weights of the mixture follow the losses of the domains and the tokens in them"
-    tokenizer.train_from_iterator([words] * 3, trainer)
-    assert tokenizer.get_vocab_size() == VOCAB_SIZE
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(path))
+    write_tokenizer(path)
     return path
-
-
-def model_fields(tokenizer_file: Path, **changes: Any) -> dict[str, Any]:
-    fields = {
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 48,
-        "pos_emb": "rotary",
-        "rotary_pct": 0.25,
-        "no_weight_tying": True,
-        "gpt_j_residual": True,
-        "tokenizer_type": "HFTokenizer",
-        "vocab_file": str(tokenizer_file),
-    }
-    return {**fields, **changes}
-
-
-def shape_of(fields: dict[str, Any], vocab_size: int = VOCAB_SIZE) -> ModelConfig:
-    return RunSettings(resolve_model_fields(fields).to_dict()).shape(vocab_size)
-
-
-def random_weights(shape: ModelConfig) -> dict[str, torch.Tensor]:
-    """Far from initial values: matrices of 0.3, norms and biases spread by 0.5."""
-    generator = torch.Generator().manual_seed(5)
-    return {
-        name: torch.randn(info.shape, generator=generator) * 0.3
-        if len(info.shape) == 2
-        else float("norm.weight" in name) + 0.5 * torch.randn(info.shape, generator=generator)
-        for name, info in parameter_infos(shape).items()
-    }
-
-
-def write_run(folder: Path, fields: dict[str, Any]) -> Path:
-    shape = shape_of(fields)
-    weights = random_weights(shape)
-    return write_model_checkpoint(
-        folder,
-        shape,
-        run_config=resolve_model_fields(fields),
-        read=weights.__getitem__,
-        files={},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -105,37 +47,6 @@ def run(tokenizer_file, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_run(folder, model_fields(tokenizer_file))
     return folder
-
-
-def export(source: Path, output: Path, *flags: str) -> None:
-    export_main(["--input_dir", str(source), "--output_dir", str(output), *flags])
-
-
-def refusal(main, arguments: list[str], capsys) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
-def our_logits(checkpoint: Path, tokens: torch.Tensor, vocab_size: int = VOCAB_SIZE):
-    shape = settings_of(checkpoint).shape(vocab_size)
-    model = GPT2Model(shape, seed=1).eval()
-    load_module_weights(model, checkpoint, ALONE)
-    with torch.no_grad():
-        return model(tokens)
-
-
-def their_logits(folder: Path, tokens: torch.Tensor):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
-    with torch.no_grad():
-        return model(tokens).logits
-
-
-def some_tokens(length: int = 48) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, VOCAB_SIZE, (2, length), generator=generator)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -245,71 +156,6 @@ def test_half_precision_is_verified_and_its_rounding_told(run, tmp_path, capsys)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
 
-@pytest.mark.parametrize(
-    ("changes", "messages"),
-    [
-        ({"norm": "rmsnorm"}, ["norm: 'rmsnorm' it has layernorm"]),
-        ({"activation": "swiglu"}, ["activation: 'swiglu' it has gelu, relu, silu and mish, none"]),
-        ({"activation": "softsign"}, ["activation: 'softsign' it has gelu, relu, silu and mish"]),
-        ({"pos_emb": "learned"}, ["pos_emb: 'learned' it has rotary positions"]),
-        ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
-        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms a block"]),
-        (
-            {"use_bias_in_norms": False, "use_bias_in_mlp": False},
-            [
-                "use_bias_in_norms: False its norms have a bias",
-                "use_bias_in_mlp: False its MLP has biases",
-            ],
-        ),
-    ],
-)
-def test_what_the_class_cannot_express_is_refused_by_field_and_value(
-    changes, messages, tokenizer_file, tmp_path, capsys
-):
-    write_run(tmp_path / "run", model_fields(tokenizer_file, **changes))
-    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
-    lines = refusal(export_main, arguments, capsys).splitlines()
-    assert len(lines) == len(messages)
-    for line, message in zip(lines, messages, strict=True):
-        field, value, reason = message.split(" ", 2)
-        assert line.startswith(f"{field} GPTNeoXForCausalLM cannot express {value}; {reason}")
-    assert not (tmp_path / "hf").exists()
-
-
-def test_a_failed_verification_leaves_nothing(run, tmp_path, capsys):
-    arguments = ["--input_dir", str(run), "--output_dir", str(tmp_path / "hf")]
-    message = refusal(export_main, [*arguments, "--tolerance", "1e-12"], capsys)
-    assert message.startswith("verification: logits differ by ")
-    assert message.endswith("more than --tolerance 1e-12; nothing was written\n")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_nothing(run, tmp_path):
-    """A limit on the size of files stands for the disk."""
-    command = f"ulimit -f 40; exec {sys.executable} tools/convert_to_hf.py --no-verify"
-    command += f" --input_dir {run} --output_dir {tmp_path / 'hf'}"
-    root = Path(__file__).resolve().parents[2]
-    ended = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert "File too large" in ended.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
-    output = tmp_path / "hf"
-    arguments = ["--input_dir", str(run), "--output_dir", str(output), "--no-verify"]
-    export_main(arguments)
-    assert refusal(export_main, arguments, capsys) == (
-        f"{output}: exists and is not empty; choose another --output_dir or use --overwrite\n"
-    )
-    export_main([*arguments, "--overwrite"])
-    (output / "thesis.tex").write_text("years of work")
-    message = refusal(export_main, [*arguments, "--overwrite"], capsys)
-    assert message.startswith(f"{output}: holds 'thesis.tex', which no export writes;")
-    assert (output / "thesis.tex").read_text() == "years of work"
-
-
 def test_configuration_files_and_overwritten_values_win(run, tokenizer_file, tmp_path, capsys):
     """As GPT-NeoX's own test calls it, with files of another layout and without a tokenizer."""
     layout = {"model_parallel_size": 2, "train_batch_size": 8, "train_iters": 5}
@@ -342,24 +188,6 @@ def test_a_tokenizer_that_transformers_lacks_is_left_out_with_a_line(tmp_path, c
     assert "tokenizer: transformers has none like CharLevelTokenizer" in output
     assert "verified" in output
     assert not (tmp_path / "hf/tokenizer.json").exists()
-
-
-def write_their_model(folder: Path, tokenizer_file: Path, *, rows: int) -> None:
-    """A Pythia-like folder as transformers writes it, with padding rows."""
-    torch.manual_seed(3)
-    config = transformers.GPTNeoXConfig(
-        vocab_size=rows,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-        rotary_pct=0.5,
-        use_parallel_residual=False,
-    )
-    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
 
 
 def make_old_fashioned(folder: Path) -> None:
@@ -398,32 +226,6 @@ def test_a_model_of_transformers_is_read_without_its_padding_rows(
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "opt"}, "model_type: 'opt' is not supported; known are gpt_neox"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu' is not supported"),
-        (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
-            "rope_parameters: rope_type 'yarn' is not supported",
-        ),
-        ({"num_hidden_layers": 3}, "no tensor 'gpt_neox.layers.2.input_layernorm.weight'"),
-        ({"num_hidden_layers": 1}, "holds 'gpt_neox.layers.1.attention.dense.bias', which"),
-        ({"intermediate_size": 64}, "dense_h_to_4h.weight has shape (96, 32), config.json says"),
-    ],
-)
-def test_what_this_program_cannot_express_is_refused_and_nothing_written(
-    change, message, tokenizer_file, tmp_path, capsys
-):
-    folder = tmp_path / "hf"
-    write_their_model(folder, tokenizer_file, rows=320)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
-    arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
-    assert message in refusal(import_main, arguments, capsys)
-    assert not list(tmp_path.glob("run/*"))
-
-
 def test_names_of_the_output_matrix_are_both_read(run, tmp_path):
     export(run, tmp_path / "hf", "--no-verify")
     tensors = load_file(tmp_path / "hf/model.safetensors")
@@ -433,41 +235,3 @@ def test_names_of_the_output_matrix_are_both_read(run, tmp_path):
     name = "6.final_linear.weight"
     got = CheckpointReader(tmp_path / "back/global_step0").read_logical(name)
     assert torch.equal(got, CheckpointReader(run / "global_step0").read_logical(name))
-
-
-@pytest.mark.distributed
-def test_every_layout_is_exported_and_continues_from_an_import(
-    run, tokenizer_file, tmp_path, capsys
-):
-    """All runs in one start of the processes: from scratch, and from an imported folder."""
-    export(run, tmp_path / "hf", "--no-verify")
-    import_main(["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "import")])
-    model = yaml.safe_load((tmp_path / "import/model.yml").read_text())
-    scratch = {**model_fields(tokenizer_file), "train_iters": 2}
-    still = {"optimizer": {"type": "Adam", "params": {"lr": 1e-9}}, "train_iters": 2}
-    layouts = {
-        "tp2": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
-        "pp2": {"pipe_parallel_size": 2, "no_weight_tying": False},
-        "zero3": {"zero_optimization": {"stage": 3}},
-    }
-    imports = {
-        "continued": {**layouts["tp2"], "seq_length": 16},
-        "finetuned": {**layouts["zero3"], "seq_length": 16, "finetune": True},
-    }
-    runs = {name: {**scratch, **layout} for name, layout in layouts.items()}
-    runs |= {name: {**model, **still, **changes} for name, changes in imports.items()}
-    train_all(write_tiny_corpus(tmp_path / "corpus"), tmp_path, 2, runs)
-
-    for name in layouts:
-        capsys.readouterr()
-        export(tmp_path / name / "run", tmp_path / f"exported {name}")
-        assert "logits differ by" in capsys.readouterr().out
-    before = CheckpointReader(tmp_path / "import/global_step0")
-    for run_name in imports:
-        assert list(train_events(tmp_path / run_name / "run.yml")) == [1, 2]
-        after = CheckpointReader(tmp_path / run_name / "run/global_step2")
-        # the rate is next to nothing: these are the imported weights
-        for name in before.parameters:
-            torch.testing.assert_close(
-                after.read_logical(name), before.read_logical(name), rtol=1e-6, atol=1e-7
-            )

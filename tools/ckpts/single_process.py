@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -150,7 +151,12 @@ def _write_tensors(
                 tensors[fragment_key(kind, name, 0, 0)] = flat
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))
-        save_file(tensors, folder / file)
+        try:
+            save_file(tensors, folder / file)
+        except SafetensorError as error:  # what a full disk becomes there
+            raise CheckpointError(
+                f"{folder / file}: {error}; check the free space; nothing was written"
+            ) from error
         files[file] = sync_file(folder / file)
     return {
         "version": FORMAT_VERSION,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,8 +22,9 @@ from megatron.files import flush_to_disk, fsync_folder, write_json_atomic
 from megatron.model.config import ModelConfig
 from megatron.tokenizer import AbstractTokenizer
 from tools.ckpts.single_process import groups_by_size
+from tools.ckpts.tensor_sources import CheckpointSource, row_blocks
 from tools.hf.families import Family, family_for
-from tools.hf.network import check_parameters, parameter_infos
+from tools.hf.network import check_parameters, parameter_infos, true_vocab_size
 from tools.hf.settings import RunSettings
 from tools.hf.tokenizer_files import token_ids, write_tokenizer
 from tools.hf.verification import compare, real_text
@@ -118,11 +120,16 @@ class _Source:
     family: Family
     tokenizer: AbstractTokenizer
 
+    def names(self) -> dict[str, str]:
+        """{our name: theirs} of the parameters that there are."""
+        names = self.family.names(self.shape)
+        return {ours: names[ours] for ours in names if ours in self.reader.parameters}
+
 
 def _open_source(folder: Path, settings: RunSettings) -> _Source:
     """Opens a checkpoint and refuses what cannot be exported."""
     reader = CheckpointReader(folder)
-    shape = settings.shape(_vocab_size(reader))
+    shape = settings.shape(true_vocab_size(reader))
     family = family_for(shape)
     check_parameters(folder, reader.parameters, parameter_infos(shape))
     tokenizer = settings.tokenizer()
@@ -134,27 +141,23 @@ def _open_source(folder: Path, settings: RunSettings) -> _Source:
     return _Source(reader, shape, family, tokenizer)
 
 
-def _vocab_size(reader: CheckpointReader) -> int:
-    """Rows of the embedding; padding is never in a checkpoint."""
-    for name in ("0.word_embeddings.weight", "tied_modules.embed.word_embeddings.weight"):
-        if name in reader.parameters:
-            return reader.parameters[name].shape[0]
-    raise CheckpointError(f"{reader.folder}: holds no word embedding")
-
-
 def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> None:
-    reader, names = export.reader, export.family.names(export.shape)
+    source, names = CheckpointSource(export.reader.folder, export.reader), export.names()
     dtype = DTYPES[options.dtype]
-    present = [name for name in names if name in reader.parameters]
-    sizes = {name: dtype.itemsize * math.prod(reader.parameters[name].shape) for name in present}
+    sizes = {name: dtype.itemsize * math.prod(source.shapes[name]) for name in names}
     groups = list(groups_by_size(sizes, options.max_shard_size))
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         if len(groups) == 1:
             file = "model.safetensors"
-        tensors = {names[name]: _cast(reader.read_logical(name), name, dtype) for name in group}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        tensors = {names[name]: _read_as(dtype, source, name) for name in group}
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # what a full disk becomes there
+            raise CheckpointError(
+                f"{folder / file}: {error}; check the free space; nothing was written"
+            ) from error
         weight_map.update(dict.fromkeys(tensors, file))
         del tensors  # the next shard must not be read beside it
     if len(groups) > 1:
@@ -163,14 +166,19 @@ def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> Non
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _cast(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if not cast.isfinite().all():
-        largest = tensor.abs().max().item()
-        raise CheckpointError(
-            f"--dtype: {name} has values up to {largest:g}, which {dtype} cannot hold; use float32"
-        )
-    return cast
+def _read_as(dtype: torch.dtype, source: CheckpointSource, name: str) -> Tensor:
+    """One parameter, read a few rows at a time: a second copy of it never exists."""
+    shape = source.shapes[name]
+    result = torch.empty(shape, dtype=dtype)
+    for first, end in row_blocks(shape):
+        block = source.rows(name, "fp32", first, end)
+        result[first:end] = block
+        if not result[first:end].isfinite().all():
+            raise CheckpointError(
+                f"--dtype: {name} has values up to {block.abs().max().item():g}, which {dtype} "
+                "cannot hold; use float32"
+            )
+    return result
 
 
 def _write_configs(export: _Source, folder: Path, dtype: str) -> None:
@@ -237,6 +245,11 @@ def _publish(temporary: Path, output: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
     if output.exists():
         os.replace(output, retired)
-    os.replace(temporary, output)
+    try:
+        os.replace(temporary, output)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, output)
+        raise
     fsync_folder(output.parent)
     shutil.rmtree(retired, ignore_errors=True)

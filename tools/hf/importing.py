@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from megatron.checkpoint_format import ParameterInfo
 from megatron.errors import CheckpointError
-from megatron.files import write_json_atomic, write_text_atomic
+from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
 from megatron.model.config import ModelConfig
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.state import TrainState
@@ -50,7 +49,8 @@ def convert_from_hf(
         ConfigError: If the network cannot be expressed here.
         CheckpointError: If weights are missing, unknown or of another shape, or if a result exists.
     """
-    for path in (output / "global_step0", config_out):
+    copied = output / TOKENIZER_FILE
+    for path in (output / "global_step0", config_out, copied):
         if path.exists():
             raise CheckpointError(f"{path}: exists already; choose another name")
     config = _read_json(source / "config.json")
@@ -65,13 +65,18 @@ def convert_from_hf(
     output.mkdir(parents=True, exist_ok=True)
     config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})
-    final = write_model_checkpoint(
-        output, shape, run_config=run_config, read=read, files={config_out.name: text}
-    )
-    if tokenizer_fields:
-        shutil.copyfile(source / TOKENIZER_FILE, output / TOKENIZER_FILE)
-    write_text_atomic(config_out, text)
-    return final
+    try:
+        if tokenizer_fields:
+            with atomic_writer(copied) as stream:
+                stream.write((source / TOKENIZER_FILE).read_bytes())
+        write_text_atomic(config_out, text)
+        return write_model_checkpoint(
+            output, shape, run_config=run_config, read=read, files={config_out.name: text}
+        )
+    except BaseException:
+        for path in (copied, config_out):  # neither was there before
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_model_checkpoint(

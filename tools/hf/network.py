@@ -8,13 +8,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron.checkpoint_format import ParameterInfo
+from megatron.checkpoint_format import CheckpointReader, ParameterInfo
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import cut_shard, facts_of
 
-__all__ = ["check_parameters", "filled_model", "parameter_infos"]
+__all__ = ["check_parameters", "filled_model", "parameter_infos", "true_vocab_size"]
+
+
+def true_vocab_size(reader: CheckpointReader) -> int:
+    """Rows of a checkpoint's embedding; padding is never in one.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    for name in ("0.word_embeddings.weight", "tied_modules.embed.word_embeddings.weight"):
+        if name in reader.parameters:
+            return reader.parameters[name].shape[0]
+    raise CheckpointError(f"{reader.folder}: holds no word embedding")
 
 
 def parameter_infos(shape: ModelConfig) -> dict[str, ParameterInfo]:

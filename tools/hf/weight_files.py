@@ -36,6 +36,18 @@ class WeightFiles:
         file = self._open(self._file_of[name])
         return file[name] if isinstance(file, dict) else file.get_tensor(name)
 
+    def read_rows(self, name: str, first: int, end: int) -> Tensor:
+        """Rows [first, end) of a tensor as stored."""
+        file = self._open(self._file_of[name])
+        return (file[name] if isinstance(file, dict) else file.get_slice(name))[first:end]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        file = self._open(self._file_of[name])
+        if isinstance(file, dict):
+            return tuple(file[name].shape)
+        return tuple(file.get_slice(name).get_shape())
+
     def _find(self) -> dict[str, str]:
         """{tensor: file}."""
         for kind in KINDS:

@@ -1,0 +1,232 @@
+"""What a user can get wrong when converting: one line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.interop.conversions import (
+    VOCAB_SIZE,
+    export,
+    model_fields,
+    refusal,
+    write_run,
+    write_their_model,
+    write_tokenizer,
+)
+from tools.convert_from_hf import main as import_main
+from tools.convert_to_hf import main as export_main
+
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    write_tokenizer(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer_file, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, model_fields(tokenizer_file))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"norm": "rmsnorm"}, ["norm: 'rmsnorm' it has layernorm"]),
+        ({"activation": "swiglu"}, ["activation: 'swiglu' it has gelu, relu, silu and mish, none"]),
+        ({"activation": "softsign"}, ["activation: 'softsign' it has gelu, relu, silu and mish"]),
+        ({"pos_emb": "learned"}, ["pos_emb: 'learned' it has rotary positions"]),
+        ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
+        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms a block"]),
+        (
+            {"use_bias_in_norms": False, "use_bias_in_mlp": False},
+            [
+                "use_bias_in_norms: False its norms have a bias",
+                "use_bias_in_mlp: False its MLP has biases",
+            ],
+        ),
+    ],
+)
+def test_what_the_class_cannot_express_is_refused_by_field_and_value(
+    changes, messages, tokenizer_file, tmp_path, capsys
+):
+    write_run(tmp_path / "run", model_fields(tokenizer_file, **changes))
+    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
+    lines = refusal(export_main, arguments, capsys).splitlines()
+    assert len(lines) == len(messages)
+    for line, message in zip(lines, messages, strict=True):
+        field, value, reason = message.split(" ", 2)
+        assert line.startswith(f"{field} GPTNeoXForCausalLM cannot express {value}; {reason}")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_failed_verification_leaves_nothing(run, tmp_path, capsys):
+    arguments = ["--input_dir", str(run), "--output_dir", str(tmp_path / "hf")]
+    message = refusal(export_main, [*arguments, "--tolerance", "1e-12"], capsys)
+    assert message.startswith("verification: logits differ by ")
+    assert message.endswith("more than --tolerance 1e-12; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_a_full_disk(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a tool that can make no file of more than 20 kB."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_full_disk_during_an_export_leaves_nothing_and_keeps_what_was_there(run, tmp_path):
+    output = tmp_path / "hf"
+    command = ["tools/convert_to_hf.py", "--input_dir", str(run), "--output_dir", str(output)]
+    ended = on_a_full_disk(*command, "--no-verify")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert f"{output}.tmp/model.safetensors: " in ended.stderr
+    assert "check the free space; nothing was written" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+    export(run, output, "--no-verify")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    ended = on_a_full_disk(*command, "--no-verify", "--overwrite")
+    assert ended.returncode == 2
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_full_disk_during_an_import_leaves_nothing(run, tmp_path):
+    export(run, tmp_path / "hf", "--no-verify")
+    arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "back")]
+    ended = on_a_full_disk("tools/convert_from_hf.py", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "check the free space; nothing was written" in ended.stderr
+    assert list((tmp_path / "back").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input_dir", "nowhere"], "nowhere: no checkpoint; found: none"),
+        (["--iteration", "3"], "RUN: no checkpoint of iteration 3; found: 0"),
+        (
+            ["--max_shard_size", "much"],
+            "--max_shard_size: must be a size such as 5GB, got 'much'",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_named(flags, message, run, tmp_path, capsys):
+    arguments = ["--input_dir", str(run), "--output_dir", str(tmp_path / "hf"), *flags]
+    assert refusal(export_main, arguments, capsys).replace(str(run), "RUN") == message + "\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_size_is_refused_with_parameter_and_both_shapes(
+    run, tokenizer_file, tmp_path, capsys
+):
+    fields = model_fields(tokenizer_file, hidden_size=64)
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(fields))
+    arguments = ["--input_dir", str(run), "--output_dir", str(tmp_path / "hf")]
+    arguments += ["--config_file", str(tmp_path / "run.yml")]
+    assert refusal(export_main, arguments, capsys) == (
+        f"{run / 'global_step0'}: 0.word_embeddings.weight has shape (300, 32), the configured "
+        "model needs (300, 64); the checkpoint belongs to another configuration\n"
+    )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_checkpoint_is_refused(
+    run, tokenizer_file, tmp_path, capsys
+):
+    content = json.loads(tokenizer_file.read_text())
+    content["added_tokens"].append(
+        {**content["added_tokens"][0], "id": VOCAB_SIZE, "content": "<|more|>"}
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    fields = model_fields(tmp_path / "tokenizer.json")
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(fields))
+    arguments = ["--input_dir", str(run), "--output_dir", str(tmp_path / "hf")]
+    arguments += ["--config_file", str(tmp_path / "run.yml")]
+    assert refusal(export_main, arguments, capsys) == (
+        f"{run / 'global_step0'}: has 300 tokens, the tokenizer 301; correct vocab_file\n"
+    )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run/global_step0/rank_00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
+    assert refusal(export_main, arguments, capsys) == (
+        f"{file}: checksum differs from index.json; the file is damaged\n"
+    )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
+    output = tmp_path / "hf"
+    arguments = ["--input_dir", str(run), "--output_dir", str(output), "--no-verify"]
+    export_main(arguments)
+    assert refusal(export_main, arguments, capsys) == (
+        f"{output}: exists and is not empty; choose another --output_dir or use --overwrite\n"
+    )
+    export_main([*arguments, "--overwrite"])
+    (output / "thesis.tex").write_text("years of work")
+    message = refusal(export_main, [*arguments, "--overwrite"], capsys)
+    assert message.startswith(f"{output}: holds 'thesis.tex', which no export writes;")
+    assert (output / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "opt"}, "model_type: 'opt' is not supported; known are gpt_neox"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu' is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
+            "rope_parameters: rope_type 'yarn' is not supported",
+        ),
+        ({"num_hidden_layers": 3}, "no tensor 'gpt_neox.layers.2.input_layernorm.weight'"),
+        ({"num_hidden_layers": 1}, "holds 'gpt_neox.layers.1.attention.dense.bias', which"),
+        ({"intermediate_size": 64}, "dense_h_to_4h.weight has shape (96, 32), config.json says"),
+    ],
+)
+def test_what_this_program_cannot_express_is_refused_and_nothing_written(
+    change, message, tokenizer_file, tmp_path, capsys
+):
+    folder = tmp_path / "hf"
+    write_their_model(folder, tokenizer_file, rows=320)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
+    assert message in refusal(import_main, arguments, capsys)
+    assert not list(tmp_path.glob("run/*"))

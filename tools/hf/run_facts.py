@@ -1,0 +1,134 @@
+"""What a finished run tells about a model: data, mixture, losses and how it was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpoint_format import CheckpointReader
+from megatron.errors import CheckpointError
+from megatron.run_log import read_run_log
+from tools.ckpts.single_process import find_source
+
+__all__ = ["DomainFacts", "RunFacts", "read_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainFacts:
+    """One domain; None where the run does not say."""
+
+    name: str
+    weight: float | None = None
+    """Its probability in the next iteration."""
+    share: float | None = None
+    """Of all samples drawn so far."""
+    epochs: float | None = None
+    """Passes over its data."""
+    loss: float | None = None
+    """Held-out loss, nats a token."""
+    bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run up to one of its checkpoints."""
+
+    iteration: int
+    num_parameters: int
+    num_tokens: int
+    domains: tuple[DomainFacts, ...]
+    validation_iteration: int | None
+    """Of the losses; None where the run log has no validation up to `iteration`."""
+    mixture: Mapping[str, Any]
+    """Configuration of the mixture; empty where the checkpoint has none."""
+    settings: Mapping[str, Mapping[str, Any]]
+    """The resolved configuration, group by group; empty where the checkpoint has none."""
+    config_names: tuple[str, ...]
+    """Names of the YAML files of the run."""
+
+    def setting(self, group: str, key: str) -> Any:
+        """A value of the resolved configuration, or None."""
+        return self.settings.get(group, {}).get(key)
+
+
+def read_run(run: Path, iteration: int | None = None) -> RunFacts:
+    """Reads a checkpoint's own files and the run log beside it.
+
+    Args:
+        run: Folder of the run (its latest checkpoint, or ``iteration``), or a ``global_step<N>``.
+        iteration: Which checkpoint; not given: the latest.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint or it cannot be read.
+        ValueError: If the run log is damaged.
+    """
+    folder = find_source(run, iteration)
+    counters = (_read_json(folder / "state.json") or {}).get("counters", {})
+    mixture = _read_json(folder / "mixture.json") or {}
+    configs = folder / "configs"
+    resolved = configs / "resolved.json"
+    settings = _read_json(resolved) if resolved.is_file() else {}
+    step = int(counters.get("step", 0))
+    events = _events(folder, settings or {}, step)
+    validations = [event for event in events if event["event"] == "validation"]
+    validation = validations[-1] if validations else {}
+    shapes = [info.shape for info in CheckpointReader(folder).parameters.values()]
+    return RunFacts(
+        iteration=step,
+        num_parameters=sum(math.prod(shape) for shape in shapes),
+        num_tokens=int(counters.get("consumed_tokens", 0)),
+        domains=_domains(mixture, events, validation.get("domains", {})),
+        validation_iteration=validation.get("iteration"),
+        mixture=mixture.get("configuration", {}),
+        settings=settings or {},
+        config_names=tuple(sorted(path.name for path in configs.glob("*.y*ml"))),
+    )
+
+
+def _domains(
+    mixture: Mapping[str, Any], events: list[dict[str, Any]], held_out: Mapping[str, Any]
+) -> tuple[DomainFacts, ...]:
+    """Trained domains in the order of the mixture, then those that were only evaluated."""
+    names = mixture.get("configuration", {}).get("domains", [])
+    weights = dict(zip(names, mixture.get("weights", []), strict=False))
+    samples = dict(zip(names, mixture.get("cursors", []), strict=False))
+    total = sum(samples.values())
+    epoch_sizes: dict[str, int] = next(
+        (e["samples_per_epoch"] for e in reversed(events) if e.get("samples_per_epoch")), {}
+    )
+    return tuple(
+        DomainFacts(
+            name=name,
+            weight=weights.get(name),
+            share=samples[name] / total if name in samples and total else None,
+            epochs=samples[name] / epoch_sizes[name]
+            if name in samples and epoch_sizes.get(name)
+            else None,
+            loss=held_out.get(name, {}).get("loss"),
+            bits_per_byte=held_out.get(name, {}).get("bits_per_byte"),
+        )
+        for name in dict.fromkeys((*names, *held_out))
+    )
+
+
+def _events(folder: Path, settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    """Events of the run log up to ``step``: of the run's folder, or where it logged elsewhere."""
+    logged = settings.get("derived", {}).get("log_dir")
+    for place in (folder.parent, *([Path(logged)] if logged else [])):
+        try:
+            events = read_run_log(place)
+        except FileNotFoundError:
+            continue
+        return [event for event in events if event.get("iteration", 0) <= step]
+    return []
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error

@@ -1,0 +1,150 @@
+"""A folder goes to the Hub in one commit, and no word about it holds the token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CARD_NAME", "Upload", "UploadError", "files_of", "read_token", "scrub", "upload"]
+
+CARD_NAME = "README.md"
+_TOKEN_PATTERN = re.compile(r"\b(hf|api)_[A-Za-z0-9_-]{6,}")
+_REASONS = {
+    401: "the token is not accepted; set HF_TOKEN, log in with `hf auth login`, or correct "
+    "--token_file",
+    403: "the token may not write there; make one with write access, or correct --repo_id",
+    404: "not found; correct --repo_id or HF_ENDPOINT",
+}
+
+
+class UploadError(RuntimeError):
+    """An upload that did not happen; one line, without the token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """What goes where."""
+
+    repo_id: str
+    """``name`` (of the token's owner) or ``owner/name``."""
+    files: dict[str, Path]
+    """{path in the repository: file}."""
+    card: Callable[[str], str] | None
+    """Makes the text of README.md from ``owner/name``; None where `files` has one."""
+    private: bool | None
+    """For a repository that is made; None leaves it to the Hub's default."""
+    message: str
+    """Of the commit."""
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """All files below a folder by their path in it, less hidden and temporary ones.
+
+    Raises:
+        UploadError: If there is none.
+    """
+    if not folder.is_dir():
+        raise UploadError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        is_left_out = any(part.startswith(".") or part.endswith(".tmp") for part in parts)
+        if path.is_file() and not is_left_out:
+            files["/".join(parts)] = path
+    if not files:
+        raise UploadError(f"{folder}: holds no files to upload")
+    return files
+
+
+def read_token(token_file: Path | None) -> str:
+    """The token of a file, or the one that huggingface_hub finds: HF_TOKEN or a saved login.
+
+    Raises:
+        UploadError: If there is none.
+    """
+    if token_file is None:
+        token = _hub().get_token()
+        if not token:
+            raise UploadError(
+                "no token: set HF_TOKEN, log in with `hf auth login`, or use --token_file"
+            )
+        return token
+    try:
+        words = token_file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UploadError(f"--token_file: {token_file}: {reason}") from None
+    if len(words) != 1:
+        raise UploadError(f"--token_file: {token_file}: must hold one token and nothing else")
+    return words[0]
+
+
+def upload(job: Upload, *, token: str, endpoint: str | None, say: Callable[[str], None]) -> str:
+    """Makes the repository unless it is there, and commits all files at once.
+
+    Args:
+        job: What goes where.
+        token: Of the Hub; goes into no message.
+        endpoint: Address of the Hub; None for huggingface_hub's own.
+        say: Receives a line for each step.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UploadError: Whatever goes wrong. The error that led to it is left out on purpose, since
+            its text or its traceback might show the token.
+    """
+    hub = _hub()
+    api = hub.HfApi(endpoint=endpoint, token=token)
+    place = api.endpoint
+    try:
+        owner = api.whoami()["name"]
+        repo_id = job.repo_id if "/" in job.repo_id else f"{owner}/{job.repo_id}"
+        place = f"{api.endpoint}/{repo_id}"
+        repository = api.create_repo(repo_id, private=job.private, exist_ok=True)
+        say(f"uploading to {repository} as {owner}")
+        additions: list[Any] = [
+            hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
+            for name, path in job.files.items()
+        ]
+        if job.card is not None:
+            text = job.card(repo_id).encode()
+            additions.append(hub.CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=text))
+        api.create_commit(repo_id, additions, commit_message=job.message)
+    except Exception as error:
+        reason = scrub(_reason(error), token)
+    else:
+        return str(repository)
+    raise UploadError(scrub(f"{place}: {reason}", token))
+
+
+def scrub(text: str, token: str) -> str:
+    """Takes the token, and whatever looks like one, out of a text."""
+    return _TOKEN_PATTERN.sub("<token>", text.replace(token, "<token>") if token else text)
+
+
+def _reason(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in _REASONS:
+        return f"{_REASONS[status]} (HTTP {status})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) or type(error).__name__
+    if status is not None:
+        return f"HTTP {status}: {text}"
+    is_about_names = type(error).__name__ == "HFValidationError"
+    advice = "correct --repo_id" if is_about_names else "check the network and HF_ENDPOINT"
+    return f"{text}; {advice}"
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UploadError(
+            "the package huggingface_hub is not installed; pip install huggingface_hub"
+        ) from None
+    return huggingface_hub
