@@ -43,13 +43,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
 
 def prepare_environment() -> None:
-    """Chooses DeepSpeed's CPU accelerator on a machine without GPUs.
+    """Chooses DeepSpeed's CPU accelerator, and large memory pages, on a machine without GPUs.
 
-    Call it before deepspeed is imported. Without it DeepSpeed guesses, warns, and may pick a GPU
-    that torch cannot use.
+    Call it before torch and deepspeed are imported. Without it DeepSpeed guesses, warns, and may
+    pick a GPU that torch cannot use.
     """
     if count_devices(os.environ) == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # torch then asks Linux for 2 MiB pages for large tensors, whose products miss fewer
+        # addresses; `tools/benchmark/step_throughput.py` runs as our programs do
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @lru_cache(maxsize=1)

@@ -141,6 +141,9 @@ def build_runner(
         mpu=DeepSpeedMpu(topology) if topology.grid.pipe == 1 else None,
         dist_init_required=False,
     )
+    if topology.grid.data == 1 and config.derived.zero_stage == 0:
+        # nothing to sum: DeepSpeed would copy all gradients into buckets and back
+        engine.enable_backward_allreduce = False
     set_timeout_on_all_groups(config)
     accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
     runner = _make_runner(config, engine, recorder, topology)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron import loss_chunks
-from megatron.model.matrix_products import linear_product
+from megatron.model.matrix_products import ProductSum, linear_product, repeated_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["DomainLossRecorder", "VocabularyPart", "chunked_cross_entropy", "token_losses"]
@@ -75,8 +75,10 @@ def chunked_cross_entropy(
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
     size = loss_chunks.chunk_tokens(weight.shape[0])
+    valid = weight[: part.size]
+    unembed = repeated_product(valid, size)
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
-    return torch.cat([_softmax(h, weight[: part.size], y, part)[2] for h, y in pieces])
+    return torch.cat([_softmax(_upcast(unembed(h)), h, valid, y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -86,14 +88,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         valid = weight[: part.size]
         accumulator = _upcast_dtype(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        unembed = repeated_product(valid, size)
+        embed_back = repeated_product(valid.t(), size) if wants_hidden else None
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=accumulator) if wants_weight else None
+        grad_weight = ProductSum(valid, accumulator) if wants_weight else None
         nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            probabilities, chosen, nll[rows] = _softmax(chunk, valid, labels[rows], part)
+            logits = _upcast(unembed(chunk))
+            probabilities, chosen, nll[rows] = _softmax(logits, chunk, valid, labels[rows], part)
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
                 log_normalizer = chosen + nll[rows]
@@ -102,32 +107,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # d loss / d logits, still without the token's weight, which scales the small operand
             grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mul(linear_product(grad_logits, valid.t()), scale, out=grad_hidden[rows])
+            if grad_hidden is not None and embed_back is not None:
+                torch.mul(embed_back(grad_logits), scale, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight[: part.size], grad_logits.t(), chunk * scale)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
+                grad_weight.add(grad_logits, chunk * scale)
+            del logits, probabilities, grad_logits  # the next chunk takes the same memory
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.total)
+        ctx.weight_like = (weight.shape, weight.dtype)
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
     def backward(ctx, *grads):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grads[0]
+        grad_hidden, grad_valid = ctx.saved_tensors
+        scale, grad_weight = grads[0], None
         if grad_hidden is not None:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        if grad_valid is not None:
+            shape, dtype = ctx.weight_like
+            grad_weight = torch.empty(shape, dtype=dtype, device=grad_valid.device)
+            num_valid = grad_valid.shape[0]
+            torch.mul(grad_valid, scale, out=grad_weight[:num_valid])
+            grad_weight[num_valid:].zero_()
         return grad_hidden, grad_weight, None, None, None, None
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right`` with the sum in the precision of ``total``."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += (left @ right).to(total.dtype)
 
 
 def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
@@ -140,13 +142,13 @@ def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPar
 
 
 def _softmax(
-    chunk: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart
+    logits: Tensor, chunk: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (c, v) of this part, the labels' logits (c,), negative log-likelihoods (c,).
 
-    The probabilities take the place of the logits, so that a chunk has one large buffer.
+    The probabilities take the place of the logits ``chunk @ weight.T``, so that a chunk has one
+    large buffer.
     """
-    logits = _upcast(linear_product(chunk, weight))
     if part.tp.size > 1:
         return _parallel_softmax(logits, labels, part)
     local, _ = part.localize(labels)

@@ -6,14 +6,20 @@ is such a product. `tools/benchmark/loss_chunks.py` prints both. Elsewhere these
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["linear_product"]
+__all__ = ["ProductSum", "has_repeated_product", "linear_product", "repeated_product"]
 
 
 def _has_onednn_linear() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    operators = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(operators, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
 
 
 _HAS_ONEDNN_LINEAR = _has_onednn_linear()
@@ -22,8 +28,71 @@ _HAS_ONEDNN_LINEAR = _has_onednn_linear()
 def linear_product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows @ weight.T``, (n, k) and (m, k), which may be a view -> (n, m); without gradients."""
     if _uses_onednn(rows) and _uses_onednn(weight):
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+        return _onednn(rows, weight)
     return rows @ weight.t()
+
+
+def has_repeated_product(weight: Tensor) -> bool:
+    """Tells whether `repeated_product` does anything for this weight."""
+    return _uses_onednn(weight)
+
+
+def repeated_product(
+    weight: Tensor, num_rows: int, bias: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Returns `linear_product` with this weight, plus ``bias``, for many products.
+
+    oneDNN copies a weight into blocks of its own at each product; here it does so once.
+
+    Args:
+        weight: (m, k), may be a view; must not change while the function is in use.
+        num_rows: n of most products.
+        bias: (m,).
+    """
+    if not _uses_onednn(weight):
+        return lambda rows: F.linear(rows, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), num_rows)
+    return lambda rows: (
+        _onednn(rows, packed, bias) if rows.numel() else F.linear(rows, weight, bias)
+    )
+
+
+class ProductSum:
+    """``sum of left.T @ right`` over pairs (k, m), (k, n) -> (m, n), such as a weight's gradient.
+
+    Args:
+        like: Tells the device and the dtype of the operands.
+        dtype: Of the sum; a wider one keeps more digits than the operands have.
+    """
+
+    def __init__(self, like: Tensor, dtype: torch.dtype):
+        self._is_transposed = _uses_onednn(like) and dtype == like.dtype
+        self._dtype = dtype
+        self._total: Tensor | None = None
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Adds ``left.T @ right``; ``left`` is the larger operand."""
+        if self._is_transposed:  # oneDNN is quick where the long dimension is that of the columns
+            product = linear_product(right.t().contiguous(), left.t())
+        elif self._total is not None and self._dtype == left.dtype:
+            self._total.addmm_(left.t(), right)
+            return
+        else:
+            product = (left.t() @ right).to(self._dtype)
+        if self._total is None:
+            self._total = product
+        else:
+            self._total += product
+
+    @property
+    def total(self) -> Tensor:
+        """The sum (m, n), possibly a transposed view; `add` must have been called."""
+        assert self._total is not None
+        return self._total.t() if self._is_transposed else self._total
+
+
+def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
 def _uses_onednn(tensor: Tensor) -> bool:
