@@ -19,14 +19,22 @@ def main(input_args: list[str] | None = None, overwrite_values: dict | None = No
     neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
     config = resolve(neox_args)
     from megatron.inference import load_for_inference
+    from megatron.logging import print_rank_0
     from megatron.mpu.initialize import make_topology
-    from megatron.text_generation_utils import generate_samples
+    from megatron.text_generation_utils import (
+        check_generation_files,
+        generate_samples,
+        generation_notes,
+    )
 
+    check_generation_files(config)
+    for note in generation_notes(config):
+        print_rank_0(f"note: {note}")
     initialize_megatron(config, handle_signals=False)
     topology = make_topology(config, for_training=False)
     model, tokenizer = load_for_inference(config, topology)
     if topology.data_rank == 0:  # replicas would write the same text again
-        generate_samples(config, model, tokenizer, topology)
+        print_rank_0(generate_samples(config, model, tokenizer))
     shutdown()
 
 

@@ -202,7 +202,7 @@ class Supervisor:
         killed = [rank for rank in failed if rank.exit_code is not None and rank.exit_code < 0]
         refused = [rank for rank in failed if rank.exit_code == 2]
         if self._stop_forwarded and any(rank.exit_code == -signal.SIGTERM for rank in killed):
-            self._report("deepy.py: stopped before training began; nothing was saved")
+            self._report("deepy.py: stopped as requested; no checkpoint was written")
             return 1
         if refused and refused[0].index == 0:
             return 2  # rank 0 has printed the message, and one message is enough

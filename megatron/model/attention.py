@@ -1,4 +1,4 @@
-"""Causal self-attention with a fused projection, grouped keys and values, and a key-value cache.
+"""Causal self-attention with a fused projection and grouped keys and values.
 
 Shapes: b batch, s new positions, t all positions, n query heads and g key-value heads of this rank
 (n = g * r), d head size. Rows of the fused projection are ordered [g, r queries + key + value, d],
@@ -9,38 +9,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
+from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.positional_embeddings import RotaryTable, apply_rotary_
+from megatron.model.reading import ReadingStep, rotate_
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
-__all__ = ["KeyValueCache", "SelfAttention"]
-
-
-class KeyValueCache:
-    """Keys and values of the positions seen so far, for one layer of one batch."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of cached positions."""
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (b, g, s, d) of new positions and returns those of all positions (b, g, t, d)."""
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat((self.keys, keys), dim=2)
-            values = torch.cat((self.values, values), dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
+__all__ = ["SelfAttention"]
 
 
 class SelfAttention(nn.Module):
@@ -73,50 +53,67 @@ class SelfAttention(nn.Module):
             tp=tp,
         )
 
-    def forward(self, hidden: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """Attends from each position to itself and the ones before it.
 
         Args:
             hidden: (b, s, h), or this rank's part of the sequence with sequence parallelism.
-            cache: Keys and values of earlier positions; extended by the new ones.
 
         Returns:
             Partial sums (b, s, h) for `RowParallelLinear.finish` of ``dense``.
         """
-        hidden = self.tp.enter(hidden)
-        batch, length, _ = hidden.shape
-        group = (self.num_kv_heads, self.queries_per_group + 2, self.head_dim)
-        fused = self.query_key_value(hidden).view(batch, length, *group)
-        start = 0 if cache is None else cache.length
+        fused = self._project(hidden)
+        batch, length = fused.shape[:2]
         if self.rotary is not None:
-            cos, sin = self.rotary.get(start + length, hidden.device)
-            fused = apply_rotary_(fused, cos[start:], sin[start:], self.queries_per_group + 1)
-        query = fused[..., : self.queries_per_group, :].flatten(2, 3).transpose(1, 2)
-        key = fused[..., -2, :].transpose(1, 2)
-        value = fused[..., -1, :].transpose(1, 2)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        context = self._attend(query, key, value, start)
+            cos, sin = self.rotary.get(length, hidden.device)
+            fused = apply_rotary_(fused, cos, sin, self.queries_per_group + 1)
+        context = self._attend(*self._cut(fused))
         return self.dense(context.transpose(1, 2).reshape(batch, length, -1))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
-        """(b, n, s, d), (b, g, t, d) twice -> (b, n, s, d); ``start`` positions came before."""
-        length = query.shape[2]
+    def read(self, hidden: Tensor, step: ReadingStep, cache: KeyValueCache | None) -> Tensor:
+        """As `forward`, without gradients and dropout, behind the positions of a cache.
+
+        Args:
+            hidden: (b, s, h), the new positions.
+            step: Rotation and mask of this pass.
+            cache: Keys and values of earlier positions; extended by the new ones.
+        """
+        fused = self._project(hidden)
+        batch, length = fused.shape[:2]
+        rotate_(fused[..., :-1, :], step)
+        query, key, value = self._cut(fused)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=step.bias,
+            is_causal=step.is_causal,
+            enable_gqa=self.queries_per_group > 1,
+        )
+        return self.dense(context.transpose(1, 2).reshape(batch, length, -1))
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """(b, s, h) -> (b, s, g, r + 2, d)."""
+        hidden = self.tp.enter(hidden)
+        group = (self.num_kv_heads, self.queries_per_group + 2, self.head_dim)
+        return self.query_key_value(hidden).view(*hidden.shape[:2], *group)
+
+    def _cut(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, s, g, r + 2, d) -> (b, n, s, d), (b, g, s, d), (b, g, s, d)."""
+        query = fused[..., : self.queries_per_group, :].flatten(2, 3).transpose(1, 2)
+        return query, fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(b, n, s, d), (b, g, s, d) twice -> (b, n, s, d)."""
         dropout = self.dropout if self.training else 0.0
         with self.tp.own_random_state() if dropout else nullcontext():
             return F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=_causal_mask(length, key) if start > 0 and length > 1 else None,
                 dropout_p=dropout,
-                is_causal=start == 0 and length > 1,
+                is_causal=query.shape[2] > 1,
                 enable_gqa=self.queries_per_group > 1,
             )
-
-
-def _causal_mask(num_new: int, key: Tensor) -> Tensor:
-    """(s, t) booleans for several new positions behind a cache, where ``is_causal`` is wrong."""
-    num_all = key.shape[2]
-    mask = torch.ones(num_new, num_all, dtype=torch.bool, device=key.device)
-    return mask.tril(diagonal=num_all - num_new)

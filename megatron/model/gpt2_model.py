@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.attention import KeyValueCache
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import initialize_parameters
+from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.loss import DomainLossRecorder
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
+from megatron.model.reading import make_reading_step
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
@@ -66,11 +67,15 @@ class GPT2Model(nn.Module):
         super().__init__()
         self.config = config
         self.recorder = recorder
+        self.tp = tp
         layers = {index: kind(*args) for index, (kind, args) in layer_list(config, tp).items()}
         self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
         self._block_names = [str(index) for index in range(2, config.num_layers + 2)]
         self._norm_name = str(config.num_layers + 3)
         self._output_name = str(config.num_layers + 4)
+        first_block = layers[2]
+        assert isinstance(first_block, TransformerLayer)
+        self._rotary = first_block.attention.rotary
         embedding = layers.pop(0)
         assert isinstance(embedding, Embedding)
         if config.no_weight_tying:
@@ -92,6 +97,8 @@ class GPT2Model(nn.Module):
         domain_ids: Tensor | None = None,
         *,
         caches: Sequence[KeyValueCache] | None = None,
+        positions: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         last_logits_only: bool = False,
     ) -> Tensor:
         """Mean loss of a micro-batch, or logits when no labels are given.
@@ -101,10 +108,14 @@ class GPT2Model(nn.Module):
             labels: (b, s) int64, the next tokens.
             loss_mask: (b, s), 0 where a token does not count.
             domain_ids: (b,) int64; with a recorder, where each sample's losses are booked.
-            caches: One a layer; ``tokens`` then continue what the caches hold.
+            caches: See `hidden_states`.
+            positions: See `hidden_states`.
+            attention_mask: See `hidden_states`.
             last_logits_only: Return logits of the last position only, (b, 1, vocab_size).
         """
-        hidden = self._hidden_states(tokens, caches)
+        hidden = self.hidden_states(
+            tokens, caches=caches, positions=positions, attention_mask=attention_mask
+        )
         output = self.get_submodule(self._output_name)
         if labels is None:
             return output(hidden[:, -1:] if last_logits_only else hidden)
@@ -113,24 +124,93 @@ class GPT2Model(nn.Module):
             self.recorder.record(nll, loss_mask, domain_ids)
         return loss
 
-    def _hidden_states(self, tokens: Tensor, caches: Sequence[KeyValueCache] | None) -> Tensor:
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        *,
+        caches: Sequence[KeyValueCache] | None = None,
+        positions: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Activations above the final norm, (b, s, h); with any keyword without gradients.
+
+        Rows of different lengths are padded on the left and masked there; several texts after one
+        context stand in one row, each with the positions after the context, and a mask that hides
+        the others.
+
+        Args:
+            tokens: (b, s) int64.
+            caches: One a layer, from `make_caches`; ``tokens`` continue what they hold, and are
+                added to them.
+            positions: (b, s) int64 below ``max_position_embeddings``, where each token stands;
+                None: behind what the caches hold.
+            attention_mask: bool, broadcastable to (b, 1, s, t), t with the cached positions; True
+                where a token may attend. None is causal.
+        """
         embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
-        if caches is not None:
-            hidden = embedding(tokens, start=caches[0].length)
-            for block, cache in zip(blocks, caches, strict=True):
-                hidden = block(hidden, cache)
+        norm = self.get_submodule(self._norm_name)
+        if caches is not None or positions is not None or attention_mask is not None:
+            with torch.no_grad():
+                return norm(
+                    self._read(embedding, blocks, tokens, caches, positions, attention_mask)
+                )
+        hidden = embedding(tokens)
+        chunk = self.config.checkpoint_num_layers
+        if chunk and self.training and torch.is_grad_enabled():
+            for start in range(0, len(blocks), chunk):
+                hidden = checkpoint(
+                    _run_blocks, blocks[start : start + chunk], hidden, use_reentrant=True
+                )
         else:
-            hidden = embedding(tokens)
-            chunk = self.config.checkpoint_num_layers
-            if chunk and self.training and torch.is_grad_enabled():
-                for start in range(0, len(blocks), chunk):
-                    hidden = checkpoint(
-                        _run_blocks, blocks[start : start + chunk], hidden, use_reentrant=True
-                    )
-            else:
-                hidden = _run_blocks(blocks, hidden)
-        return self.get_submodule(self._norm_name)(hidden)
+            hidden = _run_blocks(blocks, hidden)
+        return norm(hidden)
+
+    def _read(
+        self,
+        embedding: nn.Module,
+        blocks: Sequence[nn.Module],
+        tokens: Tensor,
+        caches: Sequence[KeyValueCache] | None,
+        positions: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        start = 0 if caches is None else caches[0].length
+        hidden = embedding(tokens, start, positions)
+        step = make_reading_step(
+            self._rotary,
+            start=start,
+            length=tokens.shape[1],
+            longest=self.config.max_position_embeddings,
+            like=hidden,
+            positions=positions,
+            attention_mask=attention_mask,
+        )
+        layer_caches = [None] * len(blocks) if caches is None else caches
+        for block, cache in zip(blocks, layer_caches, strict=True):
+            hidden = block(hidden, step, cache)
+        return hidden
+
+    def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
+        """Empty caches, one a layer, for the heads of this tensor-parallel rank.
+
+        Args:
+            batch_size: Rows that are read together.
+            capacity: Most positions of a row, padding included.
+        """
+        weight = next(self.parameters())
+        heads = self.tp.divide(self.config.num_kv_heads, "num_kv_heads")
+        return [
+            KeyValueCache(
+                batch_size,
+                heads,
+                capacity,
+                self.config.head_dim,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            for _ in range(self.config.num_layers)
+        ]
 
 
 def _run_blocks(blocks: Sequence[nn.Module], hidden: Tensor) -> Tensor:

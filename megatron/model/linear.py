@@ -6,6 +6,8 @@ the forward pass, the second one sum. With a group of one both are plain linear 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class ColumnParallelLinear(nn.Module):
             logical_shape=(*leading, each, in_features),
             tp_dim=tp_dim,
         )
+        self.product: Callable[[Tensor], Tensor] | None = None
         self.bias = (
             make_parameter(
                 *shard,
@@ -65,10 +68,15 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., in) -> (..., out / size); ``features`` are those of `TensorParallel.enter`."""
+        if self.product is not None:
+            return self.product(features)
+        return F.linear(features, *self.product_operands())
+
+    def product_operands(self) -> tuple[Tensor, Tensor | None]:
+        """The matrix (out, in) and the bias (out,); `frozen_weights` sets ``product`` from them."""
         if self.weight.dim() == 2:
-            return F.linear(features, self.weight, self.bias)
-        bias = None if self.bias is None else self.bias.flatten()
-        return F.linear(features, self.weight.flatten(0, 1), bias)
+            return self.weight, self.bias
+        return self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten()
 
 
 class RowParallelLinear(nn.Module):
@@ -88,6 +96,7 @@ class RowParallelLinear(nn.Module):
     ):
         super().__init__()
         self.tp = tp
+        self.product: Callable[[Tensor], Tensor] | None = None
         self.weight = make_parameter(
             out_features,
             tp.divide(in_features, "input features"),
@@ -103,7 +112,13 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., in / size) -> partial sums (..., out); with a group of one the bias is in them."""
-        return F.linear(features, self.weight, self.bias if self.tp.size == 1 else None)
+        if self.product is not None:
+            return self.product(features)
+        return F.linear(features, *self.product_operands())
+
+    def product_operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight, and bias where `forward` adds it; `frozen_weights` sets ``product`` from them."""
+        return self.weight, self.bias if self.tp.size == 1 else None
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sums the parts and adds the bias."""

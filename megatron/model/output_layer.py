@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from megatron.model.config import ModelConfig
 from megatron.model.loss import chunked_cross_entropy, token_losses
 from megatron.model.norms import make_norm
+from megatron.model.scoring import score_targets
 from megatron.model.word_embeddings import VocabularyTable
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
@@ -45,6 +48,7 @@ class OutputLayer(nn.Module):
         super().__init__()
         self.config = config
         self.tp = tp
+        self.product: Callable[[Tensor], Tensor] | None = None
         self._tied = () if tied is None else (tied,)  # a tuple: not registered a second time
         if tied is None:
             self.final_linear = VocabularyTable(config, tp)
@@ -75,11 +79,26 @@ class OutputLayer(nn.Module):
         )
         return loss, nll.view_as(labels)
 
+    def score(
+        self, hidden: Tensor, targets: Tensor, *, counts: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """How likely tokens are, and whether each is the likeliest; see `score_targets`."""
+        table = self.table
+        return score_targets(hidden, table.weight, targets, part=table.part, counts=counts)
+
+    def product_operands(self) -> tuple[Tensor, None]:
+        """The rows that make logits; `frozen_weights` sets ``product`` from them."""
+        table = self.table
+        return (table.weight[: table.part.size] if self.tp.size == 1 else table.weight), None
+
     def _logits(self, hidden: Tensor) -> Tensor:
-        part = self.table.part
+        if self.product is not None:
+            local = self.product(hidden)
+        else:
+            local = hidden @ self.product_operands()[0].t()
         if self.tp.size == 1:
-            return hidden @ self.table.weight[: part.size].t()
-        local = (hidden @ self.table.weight.t()).contiguous()
+            return local
+        local = local.contiguous()
         parts = [torch.empty_like(local) for _ in range(self.tp.size)]
         dist.all_gather(parts, local, group=self.tp.group)
         return torch.cat(parts, dim=-1)[..., : self.config.vocab_size]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.attention import KeyValueCache, SelfAttention
+from megatron.model.attention import SelfAttention
 from megatron.model.config import ModelConfig
+from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.mlp import MLP
 from megatron.model.norms import make_norm
 from megatron.model.positional_embeddings import RotaryTable
+from megatron.model.reading import ReadingStep
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["TransformerLayer"]
@@ -37,9 +39,18 @@ class TransformerLayer(nn.Module):
             self.post_attention_layernorm = make_norm(config, tp)
         self.mlp = MLP(config, tp)
 
-    def forward(self, hidden: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        step: ReadingStep | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Reads behind the positions of ``cache`` where a ``step`` is given (no gradients)."""
         normed = self.input_layernorm(hidden)
-        attention = self.attention(normed, cache)
+        if step is None:
+            attention = self.attention(normed)
+        else:
+            attention = self.attention.read(normed, step, cache)
         if self.is_parallel:
             mlp = self.mlp(normed if self.is_tied else self.post_attention_layernorm(hidden))
             return self._add_both(hidden, attention, mlp)

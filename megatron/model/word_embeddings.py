@@ -66,24 +66,33 @@ class Embedding(nn.Module):
         self.config = config
         self.tp = tp
         self.word_embeddings = VocabularyTable(config, tp)
+        self._sinusoids: Tensor | None = None  # float32 and no buffer, as `RotaryTable`
         if config.pos_emb == "learned":
             self.position_embeddings = EmbeddingTable(config, config.max_position_embeddings)
 
-    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """Embeds tokens that stand at positions ``start, start + 1, ...``."""
+    def forward(self, tokens: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
+        """Embeds tokens that stand at ``positions`` (b, s), or at ``start, start + 1, ...``."""
         hidden = self.tp.leave(self.word_embeddings(tokens))
-        positions = self._positions(start, tokens.shape[1], hidden)
-        if positions is not None:
-            hidden = hidden + self.tp.scatter(positions.unsqueeze(0)).to(hidden.dtype)
+        vectors = self._positions(tokens, start, positions)
+        if vectors is not None:
+            hidden = hidden + self.tp.scatter(vectors).to(hidden.dtype)
         if self.config.hidden_dropout and self.training:
             with self.tp.residual_random_state():
                 hidden = F.dropout(hidden, self.config.hidden_dropout)
         return hidden
 
-    def _positions(self, start: int, length: int, like: Tensor) -> Tensor | None:
-        """Vectors (s, h) to add, or None."""
-        if self.config.pos_emb == "learned":
-            return self.position_embeddings(torch.arange(start, start + length, device=like.device))
-        if self.config.pos_emb == "sinusoidal":
-            return sinusoidal_positions(start + length, like.shape[-1], like.device)[start:]
+    def _positions(self, tokens: Tensor, start: int, positions: Tensor | None) -> Tensor | None:
+        """Vectors (b or 1, s, h) to add, or None."""
+        kind, width, device = self.config.pos_emb, self.config.hidden_size, tokens.device
+        end = start + tokens.shape[1]
+        if kind == "learned":
+            if positions is None:
+                positions = torch.arange(start, end, device=device).unsqueeze(0)
+            return self.position_embeddings(positions)
+        if kind == "sinusoidal":
+            longest = max(self.config.max_position_embeddings, end)
+            table = self._sinusoids
+            if table is None or table.shape[0] < longest or table.device != device:
+                self._sinusoids = table = sinusoidal_positions(longest, width, device)
+            return table[start:end].unsqueeze(0) if positions is None else table[positions]
         return None

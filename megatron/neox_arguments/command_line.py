@@ -70,10 +70,21 @@ def _add_configuration_flags(parser: argparse.ArgumentParser, *, nargs: str) -> 
     group.add_argument("--wandb_run_name", help="name of the run")
     group.add_argument("--wandb_team", help="team that owns the run")
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--eval_tasks", nargs="+", help="lm-eval tasks")
-    group.add_argument("--eval_results_prefix", help="start of the result file's name")
+    group.add_argument(
+        "--eval_tasks", "--eval-tasks", nargs="+", help="lm-eval tasks: names, patterns, YAML files"
+    )
+    group.add_argument(
+        "--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names"
+    )
+    group.add_argument(
+        "--domains",
+        nargs="+",
+        dest="eval_domains",
+        metavar="NAME[=PATH]",
+        help="measure losses on these configured domains, or on tokenized data at a path",
+    )
     group = parser.add_argument_group("generation")
-    group.add_argument("-i", "--sample_input_file", help="file of prompts")
+    group.add_argument("-i", "--sample_input_file", help="file of prompts to continue")
     group.add_argument("-o", "--sample_output_file", help="file for the samples")
     group = parser.add_argument_group("tuning")
     group.add_argument("--autotuning", choices=["tune", "run"], dest="autotuning_run")
@@ -88,6 +99,7 @@ FLAG_KEYS = (
     "wandb_team",
     "eval_tasks",
     "eval_results_prefix",
+    "eval_domains",
     "sample_input_file",
     "sample_output_file",
     "autotuning_run",
@@ -174,4 +186,8 @@ def _read_configuration(
         if value is not None:
             values[key] = value
             origins[key] = Origin("the command line")
+    if values.get("sample_input_file") and parsed.sample_input_file:
+        # GPT-NeoX's text_generation.yml says unconditional, and its README passes -i beside it
+        values["text_gen_type"] = "input-file"
+        origins["text_gen_type"] = Origin("the command line")
     return values, origins

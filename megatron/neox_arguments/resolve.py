@@ -16,6 +16,8 @@ from .presets import default_of
 from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
+from .rules.evaluation import check_evaluation
+from .rules.generation import resolve_generation
 from .rules.layout import check_layout
 from .rules.model import resolve_model
 from .rules.optimizer import check_regularisation, resolve_learning_rate, resolve_optimizer
@@ -96,6 +98,7 @@ def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
     zero = resolve_zero(draft, precision["precision"])
     model = resolve_model(draft)
     check_layout(draft, {**topology, **batch, **zero, **model})
+    check_evaluation(draft, {**topology, **zero})
     return {
         **topology,
         **batch,
@@ -107,6 +110,7 @@ def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
         **data,
         **resolve_sampling(draft, data["domains"], batch),
         **resolve_run(draft),
+        **resolve_generation(draft),
     }
 
 

@@ -1,26 +1,18 @@
-"""Generation: the cache changes nothing, and every prompt gets its record."""
+"""Generation of batches: nothing depends on the cache or on the neighbours, and all rules end."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron.generation.batch import Completion, StopRules, generate_batch
+from megatron.generation.reader import BatchReader
 from megatron.model.gpt2_model import GPT2Model
-from megatron.mpu import RankGrid, Topology
-from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
-from megatron.text_generation_utils import (
-    generate_samples,
-    generate_samples_from_prompt,
-    generate_tokens,
-    read_prompts,
-)
-from megatron.tokenizer import AbstractTokenizer, build_tokenizer
+from megatron.sampling import SamplingParameters, sample_generator
+from megatron.tokenizer.character_level import CharLevelTokenizer
 from tests.unit.model.shapes import small_model
 
 LONGEST = 24
@@ -28,70 +20,34 @@ LONGEST = 24
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rotary": {},
-    "learned positions": {"pos_emb": "learned"},
-    "no positions": {"pos_emb": "none"},
+    "rotary, whole heads": {"rotary_dim": 8},
+    "learned positions": {"pos_emb": "learned", "rotary_dim": 0},
+    "sinusoidal positions": {"pos_emb": "sinusoidal", "rotary_dim": 0},
+    "no positions": {"pos_emb": "none", "rotary_dim": 0},
     "grouped keys": {"num_kv_heads": 2},
     "gpt-j": {"gpt_j_residual": True},
 }
-
-ALONE = Topology(RankGrid(1, 1, 1), 0, None, None, None)
+PROMPTS = [[3, 41, 59, 26, 53], [7], [9, 9, 12], [1, 2, 3, 4, 5, 6, 7, 8], [60]]
+SAMPLING = SamplingParameters(temperature=1.5, top_k=40, top_p=0.95)
 
 
 def build(**changes: Any) -> GPT2Model:
     """Weights large enough that the next token depends on the whole context."""
-    settings = {"vocab_size": 512, "padded_vocab_size": 512, "init_method_std": 0.3, **changes}
-    settings = {"output_layer_init_method": "normal", **settings}
+    settings = {"init_method_std": 0.3, "output_layer_init_method": "normal", **changes}
     return GPT2Model(small_model(**settings), seed=5).eval()
 
 
-def tokens_of(model: GPT2Model, context: Sequence[int], **options: Any) -> list[int]:
-    settings = {"maximum_tokens": LONGEST, "stop_tokens": frozenset(), **options}
-    return [token for token, _ in generate_tokens(model, context, **settings)]
+def show(tokens: Sequence[int]) -> str:
+    """One letter a token."""
+    return "".join(chr(ord("0") + token) for token in tokens)
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-@pytest.mark.parametrize("context", [[7], [3, 141, 59, 26, 53]])
-def test_greedy_with_the_cache_is_greedy_without_token_for_token(changes, context):
-    model = build(**changes)
-    cached = tokens_of(model, context)
-    assert cached == tokens_of(model, context, recompute=True)
-    assert len(cached) == LONGEST - len(context)
-    assert len(set(cached)) >= 3
+def run(model: GPT2Model, *prompts: Sequence[int], **options: Any) -> list[Completion]:
+    return generate_batch(model, prompts, **{"decode": show, "maximum_tokens": 99, **options})
 
 
-def test_the_logits_with_the_cache_are_those_without():
-    model, context = build(), [3, 141, 59]
-    options: dict[str, Any] = {"maximum_tokens": 12, "stop_tokens": frozenset()}
-    cached = generate_tokens(model, context, **options)
-    again = generate_tokens(model, context, recompute=True, **options)
-    for (_, one), (_, other) in zip(cached, again, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_padding_of_the_vocabulary_is_never_generated():
-    model = build(vocab_size=61, padded_vocab_size=512)
-    options: dict[str, Any] = {"temperature": 5.0, "generator": torch.Generator().manual_seed(0)}
-    pairs = generate_tokens(model, [1], maximum_tokens=23, stop_tokens=frozenset(), **options)
-    assert all(token < 61 and logits.shape == (61,) for token, logits in pairs)
-
-
-def test_a_stop_token_ends_the_text_and_is_not_part_of_it():
-    model, context = build(), [7]
-    free = tokens_of(model, context)
-    stop = free[2]
-    assert stop not in free[:2]
-    assert tokens_of(model, context, stop_tokens=frozenset({stop})) == free[:2]
-
-
-def test_the_text_ends_after_the_most_tokens_asked_for_or_where_the_model_ends():
-    model = build()
-    assert len(tokens_of(model, [7, 8], maximum_tokens=3)) == 3
-    assert len(tokens_of(model, [7, 8], maximum_tokens=99)) == LONGEST - 2
-    assert tokens_of(model, [7] * LONGEST) == []
-    assert tokens_of(model, [7] * (LONGEST + 5)) == []
-
-
-# prompts and records
+def generators(count: int, seed: int = 0) -> list[torch.Generator]:
+    return [sample_generator(seed, number) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -99,163 +55,175 @@ def model() -> GPT2Model:
     return build()
 
 
-def config_with(**changes: Any) -> RunConfig:
-    values: dict[str, Any] = {
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "seq_length": LONGEST,
-        "max_position_embeddings": LONGEST,
-        "train_micro_batch_size_per_gpu": 1,
-        "train_iters": 1,
-        "tokenizer_type": "CharLevelTokenizer",
-        "optimizer": {"type": "Adam", "params": {"lr": 0.01}},
-        "maximum_tokens": 5,
-    }
-    return resolve(NeoXArgs.from_dict({**values, **changes}), world_size=1)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+class TestEveryVariant:
+    @pytest.mark.parametrize("prompt", PROMPTS[:2])
+    def test_the_cache_changes_neither_tokens_nor_logits(self, changes, prompt):
+        model = build(**changes)
+        (cached,) = run(model, prompt, keep_logits=True)
+        (again,) = run(model, prompt, keep_logits=True, recompute=True)
+        assert cached.tokens == again.tokens
+        assert len(cached.tokens) == LONGEST - len(prompt)
+        assert len(set(cached.tokens)) >= 3
+        scale = cached.logits.abs().max()
+        torch.testing.assert_close(cached.logits, again.logits, rtol=0, atol=1e-5 * scale)
+
+    @pytest.mark.parametrize("recompute", [False, True])
+    def test_a_ragged_batch_gives_what_its_rows_give_alone(self, changes, recompute):
+        model = build(**changes)
+        together = run(model, *PROMPTS, keep_logits=True, recompute=recompute)
+        for prompt, row in zip(PROMPTS, together, strict=True):
+            (alone,) = run(model, prompt, keep_logits=True)
+            assert row.tokens == alone.tokens
+            scale = alone.logits.abs().max()
+            torch.testing.assert_close(row.logits, alone.logits, rtol=0, atol=1e-5 * scale)
+
+    def test_sampled_text_does_not_depend_on_the_batch(self, changes):
+        model, sources = build(**changes), generators(len(PROMPTS))
+        together = run(model, *PROMPTS, sampling=SAMPLING, generators=sources)
+        for number, prompt in enumerate(PROMPTS):
+            source = [sample_generator(0, number)]
+            (alone,) = run(model, prompt, sampling=SAMPLING, generators=source)
+            assert together[number].tokens == alone.tokens
 
 
-def records(model: GPT2Model, *prompts: str, **changes: Any) -> list[dict[str, Any]]:
-    config = config_with(**changes)
-    return list(generate_samples_from_prompt(config, model, build_tokenizer(config), prompts))
+def test_greedy_tokens_are_the_argmax_of_the_whole_text(model):
+    (result,) = run(model, PROMPTS[0])
+    text = [*PROMPTS[0], *result.tokens]
+    with torch.no_grad():
+        best = model(torch.tensor([text[:-1]])).argmax(-1)[0]
+    assert best[len(PROMPTS[0]) - 1 :].tolist() == list(result.tokens)
 
 
-def test_each_prompt_gets_a_record_in_order(model):
-    first, second = records(model, "one", "two")
-    assert (first["context"], second["context"]) == ("one", "two")
-    assert first["length"] == second["length"] == 5
-    assert not first["finished"]
-    assert first["message"] is None
-    assert first["duration_seconds"] > 0
+def test_a_long_prompt_is_read_in_pieces_with_the_same_result(model, monkeypatch):
+    whole = run(model, *PROMPTS, keep_logits=True)
+    monkeypatch.setattr("megatron.generation.reader._TOKENS_AT_ONCE", 15)  # 3 of each of 5 rows
+    pieces = run(model, *PROMPTS, keep_logits=True)
+    for one, other in zip(whole, pieces, strict=True):
+        assert one.tokens == other.tokens
+        torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-4)
 
 
-def test_the_text_is_what_the_tokens_say(model):
-    tokenizer: AbstractTokenizer = build_tokenizer(config_with())
-    (record,) = records(model, "one")
-    tokens = tokens_of(model, tokenizer.tokenize("one"), maximum_tokens=5)
-    assert record["text"] == tokenizer.detokenize(tokens)
+def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
+    sizes = []
+    read = BatchReader.next_logits
+
+    def spy(reader: BatchReader) -> torch.Tensor:
+        logits = read(reader)
+        sizes.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(BatchReader, "next_logits", spy)
+    results = run(model, *PROMPTS[:4], maximum_tokens=[2, 9, 4, 2])
+    assert [len(result.tokens) for result in results] == [2, 9, 4, 2]
+    assert sizes == [4, 4, 2, 2, 1, 1, 1, 1, 1]
+    for prompt, result in zip(PROMPTS, results, strict=False):
+        assert result.tokens == run(model, prompt)[0].tokens[: len(result.tokens)]
 
 
-def test_the_end_of_document_finishes_a_text(model):
-    config = config_with()
-    tokenizer = build_tokenizer(config)
-    tokens = tokens_of(model, tokenizer.tokenize("one"), maximum_tokens=5)
-    place = next(n for n in range(1, 5) if tokens[n] not in tokens[:n])
-    tokenizer.eod = tokens[place]
-    (record,) = generate_samples_from_prompt(config, model, tokenizer, ["one"])
-    assert record["finished"]
-    assert record["length"] == place
+def test_padding_of_the_vocabulary_is_never_generated(model):
+    hot = SamplingParameters(temperature=50.0)
+    results = run(model, *[[1]] * 20, sampling=hot, generators=generators(20), keep_logits=True)
+    assert max(max(result.tokens) for result in results) == 60
+    assert results[0].logits.shape == (LONGEST - 1, 61)
 
 
-def test_a_prompt_that_leaves_no_room_says_so(model):
-    (record,) = records(model, "x" * LONGEST)
-    assert record["text"] is None
-    assert (record["length"], record["finished"]) == (0, False)
-    assert record["message"] == "the prompt has 24 tokens, the model reads 24: no room"
+def test_the_repetition_penalty_counts_prompt_and_text(model):
+    strong = SamplingParameters(repetition_penalty=1e6)
+    results = run(model, *PROMPTS, sampling=strong)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        together = [*set(prompt), *result.tokens]
+        assert len(set(together)) == len(together)  # 24 of 61 tokens: none has to come twice
+        assert result.tokens == run(model, prompt, sampling=strong)[0].tokens
 
 
-def test_a_prompt_that_leaves_room_for_one_token_gets_one(model):
-    (record,) = records(model, "x" * (LONGEST - 1))
-    assert (record["length"], record["finished"], record["message"]) == (1, False, None)
+def test_the_result_has_no_more_tokens_than_asked_for_or_than_the_model_reads(model):
+    few, many, none = run(model, [7, 8], [7, 8], [7, 8], maximum_tokens=[3, 99, 0])
+    assert (len(few.tokens), few.reason) == (3, "maximum_tokens")
+    assert (len(many.tokens), many.reason) == (LONGEST - 2, "context")
+    assert (none.tokens, none.text, none.reason) == ((), "", "maximum_tokens")
+    (last,) = run(model, [7] * (LONGEST - 1))
+    assert (len(last.tokens), last.reason) == (1, "context")
 
 
-def test_an_empty_prompt_starts_from_the_end_of_document(model):
-    config = config_with()
-    tokenizer = build_tokenizer(config)
-    (record,) = records(model, "")
-    tokens = tokens_of(model, [tokenizer.eod], maximum_tokens=5)
-    assert record["text"] == tokenizer.detokenize(tokens)
+def test_time_is_counted_to_the_end_of_each_text(model):
+    short, long = run(model, [7], [7], maximum_tokens=[1, 20])
+    assert 0 < short.duration_seconds < long.duration_seconds
 
 
-def test_logits_are_in_the_record_where_asked_for(model):
-    (record,) = records(model, "one", return_logits=True)
-    assert [len(row) for row in record["logits"]] == [512] * 5
+# what ends a text
 
 
-def test_recompute_in_the_configuration_changes_nothing(model):
-    (cached,), (again,) = records(model, "one"), records(model, "one", recompute=True)
-    assert cached["text"] == again["text"]
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it(model):
+    (free,) = run(model, [7])
+    place = next(n for n in range(2, 9) if free.tokens[n] not in free.tokens[:n])
+    stop = free.tokens[place]
+    (result,) = run(model, [7], stop=StopRules(tokens=frozenset({stop})))
+    assert result.tokens == free.tokens[:place]
+    assert result.text == show(free.tokens[:place])
+    assert (result.reason, result.stopped_by) == ("stop_token", stop)
 
 
-# files
+def test_a_stop_string_across_tokens_is_cut_out_of_the_text(model):
+    (free,) = run(model, [7])
+    stop = show(free.tokens[3:6])
+    assert free.text.find(stop) == 3
+    (result,) = run(model, [7], stop=StopRules(strings=("never", stop)))
+    assert result.text == show(free.tokens[:3])
+    assert result.tokens == free.tokens[:6]
+    assert (result.reason, result.stopped_by) == ("stop_string", stop)
 
 
-def test_prompts_stand_between_the_ends_and_empty_ones_are_dropped(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("first\n\n  second \nthird")
-    assert read_prompts(file, "\n") == ["first", "second", "third"]
-    file.write_text("first\nline END second END")
-    assert read_prompts(file, "END") == ["first\nline", "second"]
+def test_a_stop_string_that_never_comes_changes_nothing(model):
+    (free,) = run(model, [7])
+    (result,) = run(model, [7], stop=StopRules(strings=("never",)))
+    assert (result.text, result.reason) == (free.text, free.reason)
+    assert result.stopped_by is None
 
 
-@pytest.mark.parametrize(
-    ("content", "prompt_end", "message"),
-    [
-        (None, "\n", "sample_input_file: .*prompts.txt: No such file"),
-        (b" \n\n", "\n", "sample_input_file: .* holds no prompt"),
-        (b"good\n\xff", "\n", "sample_input_file: .* not UTF-8 at byte 5"),
-        (b"good", "", "prompt_end: empty"),
-    ],
-)
-def test_a_file_without_usable_prompts_is_refused(tmp_path, content, prompt_end, message):
-    file = tmp_path / "prompts.txt"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(ConfigError, match=message):
-        read_prompts(file, prompt_end)
+def test_rows_may_have_rules_of_their_own(model):
+    (free,) = run(model, [7])
+    stop = StopRules(strings=(show(free.tokens[2:4]),))
+    first, second = run(model, [7], [7], stop=[StopRules(), stop])
+    assert first.text == free.text
+    assert second.text == free.text[:2]
 
 
-def generate_to(path: Path, model: GPT2Model, **changes: Any) -> list[dict[str, Any]]:
-    config = config_with(sample_output_file=str(path), **changes)
-    count = generate_samples(config, model, build_tokenizer(config), ALONE)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(lines) == count
-    return lines
+def test_a_wish_to_stop_ends_all_texts_after_the_token_at_hand(model):
+    answers = iter([False, False, True])
+    results = run(model, *PROMPTS, is_interrupted=lambda: next(answers))
+    assert {result.reason for result in results} == {"interrupted"}
+    assert {len(result.tokens) for result in results} == {3}
 
 
-def test_a_file_of_prompts_becomes_a_file_of_records(tmp_path, model):
-    (tmp_path / "prompts.txt").write_text("one\ntwo \u00e9\n")
-    output = tmp_path / "out.jsonl"
-    output.write_text("an older run\n")
-    lines = generate_to(output, model, sample_input_file=str(tmp_path / "prompts.txt"))
-    assert [line["context"] for line in lines] == ["one", "two \u00e9"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "prompts.txt"]
+# text as it comes
 
 
-def test_unconditional_samples_differ_and_a_seed_repeats_them(tmp_path):
-    model = build(vocab_size=128, padded_vocab_size=128)  # ASCII: every token shows in the text
-    options = {"num_samples": 3, "temperature": 50.0}
-    first = [line["text"] for line in generate_to(tmp_path / "a", model, **options)]
-    assert len(set(first)) == 3
-    assert [line["text"] for line in generate_to(tmp_path / "b", model, **options)] == first
-    other = [line["text"] for line in generate_to(tmp_path / "c", model, seed=9, **options)]
-    assert other != first
+def test_pieces_of_text_add_up_to_the_text_of_each_row(model):
+    said: dict[int, list[str]] = {}
+    results = run(
+        model,
+        *PROMPTS,
+        on_text=lambda row, text: said.setdefault(row, []).append(text),
+        stop=StopRules(strings=("zz",)),
+    )
+    for number, result in enumerate(results):
+        assert "".join(said[number]) == result.text
+        assert len(said[number]) > 5
 
 
-def test_an_output_that_cannot_be_written_is_refused(tmp_path, model):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"^sample_output_file: .* cannot be written \(Not a dir"):
-        generate_to(tmp_path / "file/out", model)
+def test_bytes_that_are_no_text_end_up_in_the_text_as_the_tokenizer_shows_them():
+    model = build(vocab_size=512, padded_vocab_size=512)
+    decode = CharLevelTokenizer().detokenize
+    (result,) = run(model, [7], decode=decode)
+    assert "\ufffd" in result.text
+    assert result.text == decode(result.tokens)
 
 
-def test_an_error_half_way_keeps_the_older_samples(tmp_path, model, monkeypatch):
-    (tmp_path / "out").write_text("an older run\n")
-
-    def fail(self, token_ids):
-        raise RuntimeError("half-way")
-
-    monkeypatch.setattr(AbstractTokenizer, "detokenize", fail)
-    with pytest.raises(RuntimeError, match="half-way"):
-        generate_to(tmp_path / "out", model)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out").read_text() == "an older run\n"
-
-
-def test_a_conversation_answers_until_the_input_ends(model, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("one\n" + "x" * LONGEST + "\n"))
-    config = config_with(text_gen_type="interactive")
-    assert generate_samples(config, model, build_tokenizer(config), ALONE) == 2
-    said = capsys.readouterr().out
-    (record,) = records(model, "one")
-    assert f"one{record['text']}\n" in said
-    assert "[the prompt has 24 tokens, the model reads 24: no room]" in said
+def test_training_goes_on_after_generation_that_made_the_table_of_angles_grow():
+    model = build()
+    run(model, [3, 41, 59], maximum_tokens=8)
+    model.train()
+    tokens = torch.tensor([[3, 41, 59]])
+    model(tokens, tokens, torch.ones(1, 3)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Length of a run, saving, logging and generation."""
+"""Length of a run, saving and logging."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resolve_run(draft: Draft) -> dict[str, Any]:
         "eval_iters",
         f"eval_iters must be at least 0, got {draft['eval_iters']}",
     )
-    for key in ("exit_interval", "keep_last_n_checkpoints", "eval_task_limit"):
+    for key in ("exit_interval", "keep_last_n_checkpoints"):
         value = draft[key]
         draft.require(value is None or value >= 1, key, f"{key} must be at least 1, got {value}")
     save, load = draft["save"] or None, draft["load"] or None
@@ -39,7 +39,6 @@ def resolve_run(draft: Draft) -> dict[str, Any]:
         "load_path": load,
         "log_dir": log_dir,
         **_save_steps(draft, save),
-        "text_gen_type": _text_generation(draft),
     }
 
 
@@ -73,37 +72,3 @@ def _save_steps(draft: Draft, save: str | None) -> dict[str, Any]:
         "save_factor": None if factor is None else float(factor),
         "extra_save_steps": tuple(extra),
     }
-
-
-def _text_generation(draft: Draft) -> str:
-    kinds = ("unconditional", "input-file", "interactive")
-    kind = draft["text_gen_type"]
-    if kind is None:
-        kind = "input-file" if draft["sample_input_file"] else "unconditional"
-    draft.require(
-        kind in kinds,
-        "text_gen_type",
-        f"text_gen_type must be one of {', '.join(kinds)}, got {kind!r}",
-    )
-    draft.require(
-        kind != "input-file" or bool(draft["sample_input_file"]),
-        "text_gen_type",
-        "text_gen_type is input-file but there is no sample_input_file; set it or pass -i",
-    )
-    draft.require(
-        draft["temperature"] >= 0,
-        "temperature",
-        f"temperature must be at least 0, got {draft['temperature']}",
-    )
-    draft.require(
-        0 <= draft["top_p"] <= 1, "top_p", f"top_p must be in [0, 1], got {draft['top_p']}"
-    )
-    draft.require(draft["top_k"] >= 0, "top_k", f"top_k must be at least 0, got {draft['top_k']}")
-    for key in ("maximum_tokens", "num_samples"):
-        draft.require(draft[key] >= 1, key, f"{key} must be at least 1, got {draft[key]}")
-    draft.require(
-        draft["eval_num_fewshot"] >= 0,
-        "eval_num_fewshot",
-        f"eval_num_fewshot must be at least 0, got {draft['eval_num_fewshot']}",
-    )
-    return str(kind)

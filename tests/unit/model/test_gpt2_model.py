@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.model.attention import KeyValueCache
 from megatron.model.gpt2_model import GPT2Model
 from tests.unit.model.shapes import small_model
 
@@ -59,16 +58,6 @@ class TestEveryVariant:
             before, after = model(tokens), model(changed)
         torch.testing.assert_close(before[:, :7], after[:, :7], rtol=0, atol=1e-6)
         assert not torch.allclose(before[:, 7:], after[:, 7:])
-
-    @pytest.mark.parametrize("pieces", [[12], [5, 1, 1, 1, 1, 1, 1, 1], [4, 3, 5]])
-    def test_cached_keys_and_values_give_the_logits_of_the_whole_sequence(self, changes, pieces):
-        model = GPT2Model(small_model(**changes), seed=1).eval()
-        tokens = batch()[:, :-1]
-        caches = [KeyValueCache() for _ in range(2)]
-        with torch.no_grad():
-            whole = model(tokens)
-            parts = [model(piece, caches=caches) for piece in tokens.split(pieces, dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
 
     def test_recomputed_activations_give_the_same_gradients(self, changes):
         text = batch()

@@ -59,16 +59,6 @@ def test_without_a_folder_nothing_is_saved(make_config):
         ({"eval_interval": 0}, "eval_interval must be at least 1, got 0"),
         ({"eval_iters": -1}, "eval_iters must be at least 0, got -1"),
         ({"keep_last_n_checkpoints": 0}, "keep_last_n_checkpoints must be at least 1, got 0"),
-        (
-            {"text_gen_type": "input-file"},
-            "text_gen_type is input-file but there is no sample_input_file; set it or pass -i",
-        ),
-        (
-            {"text_gen_type": "precompute"},
-            "text_gen_type must be one of unconditional, input-file, interactive, got 'precompute'",
-        ),
-        ({"top_p": 2}, "top_p must be in [0, 1], got 2.0"),
-        ({"temperature": -1}, "temperature must be at least 0, got -1.0"),
     ],
 )
 def test_wrong_runs_are_refused(problem, keys, expected):
@@ -79,11 +69,6 @@ def test_logs_stand_beside_checkpoints_unless_told_otherwise(make_config):
     assert make_config(save="out", checkpoint_factor=1).derived.log_dir == "out/logs"
     assert make_config(save="out", checkpoint_factor=1, log_dir="x").derived.log_dir == "x"
     assert make_config().derived.log_dir is None
-
-
-def test_prompts_decide_how_text_is_generated(make_config):
-    assert make_config().derived.text_gen_type == "unconditional"
-    assert make_config(sample_input_file="x").derived.text_gen_type == "input-file"
 
 
 def test_every_problem_is_told_at_once(problems):
@@ -162,7 +147,6 @@ REFUSED = [
     ("train_impl", "dpo"),
     ("pack_impl", "unpacked"),
     ("train_epochs", 2),
-    ("z_loss", 0.1),
     ("lazy_mpu_init", True),
     ("adlr_autoresume", True),
     ("log_gradient_noise_scale", True),

@@ -17,7 +17,7 @@ def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
     return mixing_overhead.Costs({**dict.fromkeys(mixing_overhead.PARTS, 1e-4), **parts}, step)
 
 
-@pytest.mark.parametrize("name", ["mixing_overhead", "loss_chunks"])
+@pytest.mark.parametrize("name", ["mixing_overhead", "loss_chunks", "generation_throughput"])
 def test_help_says_what_a_benchmark_measures(name):
     command = [sys.executable, "-m", f"tools.benchmark.{name}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,138 @@
+"""Interactive generation: prompts from a terminal, text as it comes, Ctrl-C stops a sample.
+
+Under our launcher Ctrl-C reaches the launcher, which hands it to the first rank; see
+``pass_interrupts`` of `Supervisor`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron.generation.samples import generate_samples_from_prompt
+from megatron.model.gpt2_model import GPT2Model
+from megatron.mpu.tensor_parallel import TensorParallel
+from megatron.neox_arguments import RunConfig
+from megatron.tokenizer import AbstractTokenizer
+
+__all__ = ["generate_samples_interactive"]
+
+_PROMPT, _CONTINUATION = "prompt> ", "......> "
+
+
+def generate_samples_interactive(
+    config: RunConfig, model: GPT2Model, tokenizer: AbstractTokenizer
+) -> int:
+    """Answers prompts from the terminal until its input ends; returns how many.
+
+    The first rank of a tensor-parallel group reads and shows; the others compute along.
+    """
+    is_first = model.tp.rank == 0
+    settings = config.text_generation
+    with _interrupts(is_first) as interrupts:
+        typed = _typed_prompts(interrupts, settings.prompt_end) if is_first else iter(())
+        if is_first:
+            _show("Ctrl-C stops a sample, Ctrl-D ends the program.\n")
+        count = 0
+        while (prompt := _shared(next(typed, None), model.tp)) is not None:
+            (record,) = generate_samples_from_prompt(
+                config,
+                model,
+                tokenizer,
+                [prompt],
+                first_sample=count,
+                on_text=_show if is_first else None,
+                is_interrupted=interrupts.take,
+            )
+            count += 1
+            if is_first:
+                _show(_ending(record))
+    return count
+
+
+class _Interrupts:
+    """Ctrl-C at the prompt clears the line; while a text is generated it is a wish."""
+
+    def __init__(self) -> None:
+        self._is_wished = False
+        self._is_reading = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT."""
+        if self._is_reading:
+            raise KeyboardInterrupt
+        self._is_wished = True
+
+    def take(self) -> bool:
+        """Tells whether the sample should stop, and forgets it."""
+        is_wished, self._is_wished = self._is_wished, False
+        return is_wished
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a line is read, an interrupt is raised."""
+        self._is_wished = False
+        self._is_reading = True
+        try:
+            yield
+        finally:
+            self._is_reading = False
+
+
+@contextlib.contextmanager
+def _interrupts(is_first: bool) -> Iterator[_Interrupts]:
+    """Takes SIGINT over; ranks that do not read leave it to the first one."""
+    interrupts = _Interrupts()
+    previous = signal.signal(signal.SIGINT, interrupts.note if is_first else signal.SIG_IGN)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _typed_prompts(interrupts: _Interrupts, prompt_end: str) -> Iterator[str]:
+    """Prompts that end with ``prompt_end``; empty ones are asked for again."""
+    with contextlib.suppress(ImportError):  # gives input() arrow keys and history, where it exists
+        import readline  # noqa: F401
+    while True:
+        text = ""
+        while prompt_end not in text:
+            try:
+                with interrupts.reading():
+                    text += input(_CONTINUATION if text else _PROMPT) + "\n"
+            except EOFError:
+                _show("\n")
+                return
+            except KeyboardInterrupt:
+                _show("\n")
+                text = ""
+        prompt = text.partition(prompt_end)[0].strip()
+        if prompt:
+            yield prompt
+
+
+def _shared(prompt: str | None, tp: TensorParallel) -> str | None:
+    """What the first rank read, on all ranks of the group; None where the input has ended."""
+    if tp.size == 1:
+        return prompt
+    box = [prompt]
+    dist.broadcast_object_list(box, src=dist.get_global_rank(tp.group, 0), group=tp.group)
+    return box[0]
+
+
+def _ending(record: dict[str, Any]) -> str:
+    notes = [record["message"]]
+    if record["finish_reason"] == "interrupted":
+        notes.append(f"stopped after {record['length']} tokens")
+    return "\n" + "".join(f"[{note}]\n" for note in notes if note)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
