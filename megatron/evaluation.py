@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from tqdm import tqdm
 
-from megatron.data.data_utils import SplitName, build_evaluation_source
+from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
-from megatron.inference import load_for_inference
+from megatron.evaluation_domains import EvaluationPart
+from megatron.inference import LoadedModel
 from megatron.logging import RunLogger
-from megatron.mpu.initialize import make_topology
-from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.neox_arguments import ConfigError
 from megatron.runners import Evaluator, InferenceRunner
 
-__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_splits"]
+__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_parts"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,24 @@ class DomainResult:
     num_samples: int
 
 
-def evaluate_domains(runner: Evaluator, source: EvaluationBatches) -> dict[str, DomainResult]:
-    """Evaluates every domain on its fixed samples; all ranks call it and get the same numbers."""
+def evaluate_domains(
+    runner: Evaluator, source: EvaluationBatches, *, progress: str | None = None
+) -> dict[str, DomainResult]:
+    """Evaluates every domain on its fixed samples; all ranks call it and get the same numbers.
+
+    Args:
+        runner: Computes the losses.
+        source: The samples.
+        progress: Name of a progress bar, which rank 0 shows on a terminal; None shows none.
+    """
     num_domains = len(source.domains)
-    batches = itertools.chain.from_iterable(source.batches(k) for k in range(num_domains))
+    batches = tqdm(
+        itertools.chain.from_iterable(source.batches(k) for k in range(num_domains)),
+        total=sum(source.num_batches(k) for k in range(num_domains)),
+        desc=progress,
+        unit="batch",
+        disable=None if progress and dist.get_rank() == 0 else True,  # None: not in a file
+    )
     sums = runner.evaluate(batches, num_domains=num_domains).cpu().numpy()
     loss_sum, _, tokens, _ = sums[:-2].reshape(4, num_domains)
     results = {}
@@ -77,35 +92,42 @@ def averages(results: dict[str, DomainResult]) -> dict[str, float]:
     return summary
 
 
-def evaluate_splits(config: RunConfig, splits: Mapping[SplitName, str]) -> dict[str, Any]:
-    """Evaluates a checkpoint on the named splits and prints a table of each on rank 0.
+def evaluate_parts(
+    loaded: LoadedModel, parts: Sequence[EvaluationPart], logger: RunLogger
+) -> dict[str, Any]:
+    """Evaluates a loaded model on data, and logs and prints the losses of each part.
 
     Args:
-        config: The resolved configuration, with ``load``.
-        splits: Split of the data -> name in the result.
+        loaded: The model and its iteration.
+        parts: What to evaluate; all ranks pass the same.
+        logger: Receives the losses.
 
     Returns:
-        {name: {"domains": {domain: losses}, "averages": ...}}.
+        {name of the part: {"domains": {domain: losses}, "averages": ...}}.
+
+    Raises:
+        ConfigError: If none of the parts has data.
     """
-    topology = make_topology(config, for_training=False)
-    model, tokenizer = load_for_inference(config, topology)
-    runner = InferenceRunner(model, topology)
-    logger = RunLogger(config, dist.get_rank(), keeps_log=False)
-    report: dict[str, Any] = {"iteration": config.other.iteration}
-    for split, name in splits.items():
+    topology = loaded.topology
+    runner = InferenceRunner(loaded.model, topology)
+    report: dict[str, Any] = {}
+    for part in parts:
         source = build_evaluation_source(
-            config,
-            split,
+            part.config,
+            part.split,
             dp_rank=topology.data_rank,
             dp_size=topology.grid.data,
-            tokenizer_info=tokenizer,
+            tokenizer_info=loaded.tokenizer,
         )
         if source is None:
             continue
-        results = evaluate_domains(runner, source)
+        results = evaluate_domains(runner, source, progress=part.name)
         summary = averages(results)
-        logger.evaluation(name, config.other.iteration or 0, results, summary)
-        report[name] = {"domains": {k: asdict(r) for k, r in results.items()}, "averages": summary}
-    if len(report) == 1:
+        logger.evaluation(part.name, loaded.iteration, results, summary)
+        report[part.name] = {
+            "domains": {name: asdict(result) for name, result in results.items()},
+            "averages": summary,
+        }
+    if parts and not report:
         raise ConfigError("valid_data_paths: no held-out data to evaluate; name some")
     return report

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from megatron import accelerator
-from megatron.checkpoint_loading import load_module_weights
+from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint_loading import load_module_weights, load_run_state
 from megatron.engine import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.logging import print_rank_0
@@ -14,22 +18,37 @@ from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 
-__all__ = ["load_for_inference"]
+__all__ = ["LoadedModel", "load_for_inference", "open_checkpoint", "read_model"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that a checkpoint filled."""
+
+    model: GPT2Model
+    """In evaluation mode."""
+    tokenizer: AbstractTokenizer
+    topology: Topology
+    iteration: int
+    """Training iterations that the checkpoint has seen."""
 
 
 def load_for_inference(
     config: RunConfig, topology: Topology
 ) -> tuple[GPT2Model, AbstractTokenizer]:
-    """Loads the checkpoint that ``load`` and ``iteration`` name, of any layout.
+    """Model and tokenizer of `open_checkpoint`."""
+    loaded = open_checkpoint(config, topology)
+    return loaded.model, loaded.tokenizer
 
-    The model is in evaluation mode and in the precision of the configuration; where the device has
-    no fp16 it is float32.
+
+def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
+    """Loads the checkpoint that ``load`` and ``iteration`` name, of any layout.
 
     Raises:
         ConfigError: If ``load`` is not set.
-        CheckpointError: If there is no checkpoint.
+        CheckpointError: If there is no checkpoint, or it is another model's.
     """
     if config.derived.load_path is None:
         raise ConfigError("load: set it to the checkpoint folder of the model to read")
@@ -37,9 +56,44 @@ def load_for_inference(
     folder = checkpoint_to_load(config, print_rank_0)
     if folder is None:
         raise CheckpointError(f"load: no checkpoint in {config.derived.load_path}")
+    model = read_model(config, tokenizer, topology, folder=folder)
+    state, _ = load_run_state(folder)
+    return LoadedModel(model, tokenizer, topology, int(state["counters"]["step"]))
+
+
+def read_model(
+    config: RunConfig, tokenizer: AbstractTokenizer, topology: Topology, *, folder: Path
+) -> GPT2Model:
+    """Builds the model and fills it from the checkpoint ``folder``.
+
+    It is in evaluation mode and in the precision of the configuration; where the device has no
+    fp16 it is float32.
+
+    Args:
+        config: The resolved configuration.
+        tokenizer: Must have the tokens that the model was trained with.
+        topology: Without pipeline stages, see `make_topology`.
+        folder: A ``global_step<N>`` folder.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    _check_vocabulary(folder, tokenizer)
     model = build_model(config, tokenizer, topology, for_training=False)
     assert isinstance(model, GPT2Model)
     load_module_weights(model, folder, topology)
     precision = config.derived.precision
     dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
-    return model.to(accelerator.device(), dtype).eval(), tokenizer
+    return model.to(accelerator.device(), dtype).eval()
+
+
+def _check_vocabulary(folder: Path, tokenizer: AbstractTokenizer) -> None:
+    reader = CheckpointReader(folder)
+    for name in reader.parameters:
+        num_rows = reader.info(name).shape[0]
+        if name.endswith("word_embeddings.weight") and num_rows != tokenizer.vocab_size:
+            raise CheckpointError(
+                f"{folder}: the model has {num_rows} tokens, the tokenizer of this run has "
+                f"{tokenizer.vocab_size}; use the one that it was trained with (tokenizer_type, "
+                "vocab_file)"
+            )

@@ -161,6 +161,13 @@ class RunLogger:
             {"event": "resume", "iteration": iteration, "time": time.time(), **(info or {})}
         )
 
+    def join(self) -> None:
+        """Opens the writers for a program that adds to what is known of a run and does not train.
+
+        Curves of the run stay whole, and Weights & Biases gets a run of its own.
+        """
+        self._open_writers(0, wandb_folder="evaluation")
+
     def train(self, record: TrainRecord) -> None:
         """Logs a training iteration."""
         if not self._is_writer:
@@ -200,7 +207,7 @@ class RunLogger:
         """Logs losses on held-out data.
 
         Args:
-            split: ``validation`` or ``test``.
+            split: ``validation``, ``test``, or ``datasets`` that the run does not have.
             iteration: Training iterations done.
             results: Domain -> object with ``loss``, ``perplexity`` and ``bits_per_byte`` (or None).
             averages: Name, as ``avg_lm_loss``, -> value.
@@ -224,6 +231,27 @@ class RunLogger:
         shown = " | ".join(f"{name}: {value:.4f}" for name, value in averages.items())
         self._console.line(f" {split} at iteration {iteration} | {shown}")
         self._console.table({name: _evaluation_cell(result) for name, result in results.items()})
+
+    def tasks(
+        self, iteration: int, results: Mapping[str, Mapping[str, float]], *, table: str
+    ) -> None:
+        """Logs scores on lm-eval tasks.
+
+        Args:
+            iteration: Training iterations done.
+            results: Task -> metric -> value.
+            table: The same for the console.
+        """
+        self._append({"event": "tasks", "iteration": iteration, "results": results})
+        self._scalars(
+            iteration,
+            {
+                f"test/{task}/{metric}": value
+                for task, metrics in results.items()
+                for metric, value in metrics.items()
+            },
+        )
+        self.say(f" tasks at iteration {iteration}\n{table}")
 
     def save(self, iteration: int, folder: str) -> None:
         """Notes a finished checkpoint."""
@@ -274,7 +302,7 @@ class RunLogger:
             if self._guard(writer.name, partial(writer.scalars, iteration, values))
         ]
 
-    def _open_writers(self, iteration: int) -> None:
+    def _open_writers(self, iteration: int, *, wandb_folder: str = "") -> None:
         if not self._is_writer or self._writers:
             return
         args = self._config.logging
@@ -285,7 +313,7 @@ class RunLogger:
             )
         wants_wandb = has_wandb_key(args.wandb_host) if args.use_wandb is None else args.use_wandb
         if wants_wandb:
-            folder = Path(self._config.derived.log_dir or "wandb")
+            folder = Path(self._config.derived.log_dir or "wandb") / wandb_folder
             self._open(
                 "Weights & Biases",
                 lambda: WandbWriter(args, folder=folder, run_config=self._config.to_dict()),

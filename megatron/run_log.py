@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RUN_LOG_NAME", "RunLogFile", "find_run_log", "read_run_log"]
+__all__ = ["RUN_LOG_NAME", "RunLogFile", "find_run_log", "plain_json", "read_run_log"]
 
 RUN_LOG_NAME = "metrics.jsonl"
 
@@ -107,19 +107,20 @@ def _line(event: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(event, allow_nan=False)
     except (TypeError, ValueError):  # numpy's numbers, or not finite: rare, and ten times as slow
-        text = json.dumps(_plain(event), allow_nan=False)
+        text = json.dumps(plain_json(event), allow_nan=False)
     return text.encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """Turns ``value`` into what JSON can hold: numpy's numbers, NaN and the rest as text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, (bool, int, str)) or value is None:
         return value
     if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        return _plain(value.tolist())
+        return plain_json(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     return str(value)

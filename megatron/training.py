@@ -19,6 +19,7 @@ from megatron.data.data_utils import SplitName, build_evaluation_source, build_t
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine import LoadedRun, build_runner
 from megatron.errors import CheckpointError
+from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
 from megatron.flops import model_flops_per_token
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
@@ -169,6 +170,7 @@ def pretrain(config: RunConfig) -> TrainState:
 
 def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
     logger.say("opening the data")
+    tasks = tasks_of_training(config)
     topology = make_topology(config)
     ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
     source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
@@ -195,6 +197,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         evaluation,
         saving,
     ]
+    if tasks is not None:  # last, so that what a task does wrong cannot cost a checkpoint
+        hooks.append(TaskEvaluationHook(runner, config, tokenizer, tasks, logger))
     announce(logger, config, source, loaded)
     saving.before_training(state)
     train(

@@ -58,7 +58,6 @@ REFUSED: Mapping[str, Retired] = {
     "train_impl": Retired(_NO_PREFERENCE),
     "train_epochs": Retired("the length of a run is train_iters"),
     "precompute_model_name": Retired("precomputed probabilities serve preference training only"),
-    "z_loss": Retired("the loss has no squared log-normaliser in this version"),
     "use_mup": Retired(_NO_MUP),
     "coord_check": Retired(_NO_MUP),
     "save_base_shapes": Retired(_NO_MUP),
@@ -81,7 +80,6 @@ _ACTIVATIONS = "activations are kept or computed again, nothing in between"
 _COMPUTED = "it is computed"
 _NO_DETAIL = "statistics of single parameters are not part of this version"
 _NO_PROFILE = "profiling is not part of this version"
-_NO_TASKS = "lm-eval tasks are not part of this version"
 _FUSED = "one fused attention operation serves all layers"
 HINTS: Mapping[str, str] = {
     "scaled_upper_triang_masked_softmax_fusion": _FUSED,
@@ -130,10 +128,6 @@ HINTS: Mapping[str, str] = {
     "profile": _NO_PROFILE,
     "profile_step_start": _NO_PROFILE,
     "profile_step_stop": _NO_PROFILE,
-    "eval_tasks": _NO_TASKS,
-    "eval_task_paths": _NO_TASKS,
-    "eval_task_limit": _NO_TASKS,
-    "eval_num_fewshot": _NO_TASKS,
 }
 """Keys that change no result: noted once when they are set."""
 

@@ -64,5 +64,5 @@ def test_torch_is_pinned_wherever_it_is_named(path):
 
 
 def test_a_file_whose_packages_bring_torch_pins_it():
-    for name in ("requirements.txt", "requirements-eval.txt"):
+    for name in ("requirements.txt", "requirements-eval.txt", "requirements-dev.txt"):
         assert "torch==2.13.0" in requirement_lines(REQUIREMENTS / name)

@@ -40,6 +40,15 @@ def test_text_generation_and_one_mock_process_go_with_a_model(name):
     assert config.derived.world_size == 1
 
 
+def test_the_tasks_of_the_research_code_go_with_a_model():
+    config = load("125M", "local_setup", "eval_tasks")
+    assert config.text_generation.eval_tasks == [
+        *("lambada_openai", "piqa", "winogrande", "arc_easy", "sciq", "wikitext", "openbookqa")
+    ]
+    assert config.training.eval_harness_interval is None
+    assert config.derived.notes == ()
+
+
 def parameters_without_embeddings(config):
     """12 L h^2 weights of the blocks: four attention matrices and two MLP matrices."""
     return 12 * config.model.num_layers * config.model.hidden_size**2
@@ -111,6 +120,7 @@ def test_the_cpu_model_has_about_a_million_parameters_and_takes_any_data():
 
 def test_every_shipped_file_is_covered_here():
     mine = {*SIZES, "local_setup", "text_generation", "cpu_mock_config", "cpu", "odm/data_pile"}
+    mine.add("eval_tasks")
     mine |= {f"pythia/{name}" for name in PYTHIA} | {f"odm/{name}" for name in ODM}
     mine |= {f"odm/weights/{name}" for name in WEIGHTS} | {f"odm/method/{name}" for name in METHODS}
     shipped = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yml")}

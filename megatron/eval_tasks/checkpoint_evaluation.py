@@ -1,0 +1,94 @@
+"""What `evaluate.py` does: losses of domains and scores on tasks, of a checkpoint of any layout."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from megatron.eval_tasks.command import chat_folder
+from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
+from megatron.eval_tasks.report_files import results_path, write_report
+from megatron.eval_tasks.task_selection import load_tasks
+from megatron.evaluation import evaluate_parts
+from megatron.evaluation_domains import evaluation_parts
+from megatron.inference import LoadedModel, open_checkpoint
+from megatron.logging import RunLogger
+from megatron.mpu.initialize import make_topology
+from megatron.neox_arguments import RunConfig
+
+if TYPE_CHECKING:
+    from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
+
+__all__ = ["evaluate_checkpoint", "make_adapter"]
+
+
+def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
+    """Evaluates the checkpoint that ``load`` names, and writes the result file on rank 0.
+
+    All ranks call it. What the user may have got wrong is found before the model is loaded.
+
+    Returns:
+        ``iteration``; losses of domains by part, see `evaluate_parts`; with ``eval_tasks`` what
+        `run_tasks` returns.
+
+    Raises:
+        ConfigError: If a domain, a task or its data is not there.
+        CheckpointError: If there is no checkpoint, or it is another model's.
+    """
+    settings = config.text_generation
+    parts = evaluation_parts(config)
+    tasks = load_tasks(config) if settings.eval_tasks else None
+    loaded = open_checkpoint(config, make_topology(config, for_training=False))
+    is_first = dist.get_rank() == 0
+    logger = RunLogger(config, dist.get_rank(), keeps_log=_is_log_of_the_model(config))
+    logger.join()
+    printer = RunLogger(config, dist.get_rank(), keeps_log=False)
+    report: dict[str, Any] = {"iteration": loaded.iteration}
+    # training logs its held-out data itself, and all of them: some must not take their place
+    report.update(evaluate_parts(loaded, [p for p in parts if p.is_configured], printer))
+    report.update(evaluate_parts(loaded, [p for p in parts if not p.is_configured], logger))
+    if tasks is not None:
+        report.update(run_tasks(make_adapter(loaded, config), config, tasks))
+        logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
+    if is_first:
+        moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
+        num_fewshot = settings.eval_num_fewshot if tasks is not None else None
+        path = results_path(settings.eval_results_prefix, moment, num_fewshot=num_fewshot)
+        write_report(path, report)
+        logger.say(f"results in {path}")
+    logger.close()
+    return report
+
+
+def make_adapter(loaded: LoadedModel, config: RunConfig) -> NeoXEvalAdapter:
+    """A model as lm-eval sees it."""
+    from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
+
+    return NeoXEvalAdapter(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.topology,
+        max_batch_tokens=config.text_generation.eval_batch_tokens,
+        tokenizer_folder=chat_folder(config),
+        seed=evaluation_seed(config),
+    )
+
+
+def _is_log_of_the_model(config: RunConfig) -> bool:
+    """Whether numbers belong in the run log: that of the run that trained the model, if it is ours.
+
+    A ``log_dir`` that is written out is meant; the one that follows from ``save`` is meant when the
+    model comes from there.
+    """
+    derived = config.derived
+    if derived.log_dir is None:
+        return False
+    is_meant = bool(config.logging.log_dir) or derived.load_path == derived.save_path
+    nearest = Path(derived.log_dir)
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    return is_meant and os.access(nearest, os.W_OK)

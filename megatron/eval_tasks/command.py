@@ -1,0 +1,98 @@
+"""lm-eval's own command line on models of this program.
+
+    python -m megatron.eval_tasks run --model neox --model_args config=model.yml load=run --tasks x
+
+lm-eval has no way to find models in other packages, so this imports ours and calls lm-eval.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.eval_tasks.surroundings import lm_eval_surroundings
+from megatron.initialize import initialize_megatron, prepare_process
+from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
+
+if TYPE_CHECKING:
+    from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
+
+__all__ = ["chat_folder", "main", "open_adapter"]
+
+_FREE_BATCH_SIZES = (None, 1, "1", "auto")
+"""What lm-eval's command hands over where the user does not say anything."""
+
+
+def main() -> None:
+    """Runs lm-eval's command with the model ``neox`` among its models."""
+    prepare_process()  # before something imports deepspeed
+    with lm_eval_surroundings():
+        from lm_eval.__main__ import cli_evaluate
+
+        importlib.import_module("megatron.eval_tasks.eval_adapter")  # registers itself
+        importlib.import_module("evaluate")  # Hugging Face's, before our script is found instead
+    cli_evaluate()
+
+
+def open_adapter(
+    kind: type[NeoXEvalAdapter], arguments: Mapping[str, Any], surroundings: Mapping[str, Any]
+) -> NeoXEvalAdapter:
+    """Joins the run that a configuration describes and loads its model; all ranks call it.
+
+    Args:
+        kind: The adapter's class.
+        arguments: ``config``, the YAML files of the run, separated by `os.pathsep` (a colon);
+            ``max_batch_tokens``; all others are keys of the configuration, such as ``load``.
+        surroundings: lm-eval's ``batch_size`` and ``max_batch_size``, which must be left alone,
+            since batches are cut by tokens. Its ``device`` is not read: it names a GPU on every
+            machine where the user says nothing.
+
+    Raises:
+        ConfigError: If the configuration or one of these is wrong.
+        CheckpointError: If there is no checkpoint.
+    """
+    from megatron.inference import load_for_inference
+    from megatron.mpu.initialize import make_topology
+
+    values = dict(arguments)
+    files = values.pop("config", None)
+    max_batch_tokens = values.pop("max_batch_tokens", None)
+    if not files:
+        raise ConfigError(
+            "model_args: config is missing; give the YAML files of the run, as in "
+            f"config=model.yml{os.pathsep}data.yml"
+        )
+    _check(surroundings)
+    prepare_process()
+    config = resolve(NeoXArgs.from_ymls(str(files).split(os.pathsep), values))
+    initialize_megatron(config, handle_signals=False)
+    topology = make_topology(config, for_training=False)
+    model, tokenizer = load_for_inference(config, topology)
+    return kind(
+        model,
+        tokenizer,
+        topology,
+        max_batch_tokens=max_batch_tokens,
+        tokenizer_folder=chat_folder(config),
+        seed=config.other.seed,
+    )
+
+
+def chat_folder(config: RunConfig) -> Path | None:
+    """Where the chat template of a run's tokenizer would be."""
+    if config.training.vocab_file is None:
+        return None
+    path = Path(config.training.vocab_file)
+    return path if path.is_dir() else path.parent
+
+
+def _check(surroundings: Mapping[str, Any]) -> None:
+    for name in ("batch_size", "max_batch_size"):
+        if surroundings.get(name) not in _FREE_BATCH_SIZES:
+            raise ConfigError(
+                f"{name}: got {surroundings[name]}, but batches are cut by tokens; leave it out "
+                "and give max_batch_tokens in model_args"
+            )

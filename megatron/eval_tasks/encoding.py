@@ -1,0 +1,64 @@
+"""Texts of requests to tokens and back, by lm-eval's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.data.errors import DataError
+from megatron.eval_tasks.packing import Pair
+from megatron.tokenizer import AbstractTokenizer
+
+__all__ = ["decode_text", "encode_pairs"]
+
+
+def encode_pairs(
+    texts: Sequence[tuple[str, str]], tokenizer: AbstractTokenizer, *, prefix: int
+) -> list[Pair]:
+    """Tokens of contexts and endings, as `lm_eval.api.model.TemplateLM` finds them, all at once.
+
+    White space at the end of a context is moved to the ending; the ending is what the tokens of
+    both together have behind as many as the context alone has. An empty context is one ``prefix``
+    token, unless the ending begins with that token: then it is the context.
+
+    Args:
+        texts: Contexts and endings.
+        tokenizer: Equal texts are given to it once.
+        prefix: The token that stands for an empty context.
+
+    Raises:
+        DataError: If nothing of an ending is left to be scored.
+    """
+    moved = [_move_spaces(context, ending) for context, ending in texts]
+    strings = dict.fromkeys(
+        text for context, ending in moved for text in (context, context + ending)
+    )
+    tokens = dict(zip(strings, tokenizer.tokenize_batch(list(strings)), strict=True))
+    pairs: list[Pair] = []
+    for context, ending in moved:
+        first = tokens[context]
+        both = tokens[context + ending]
+        rest = both[len(first) :]
+        if not first:
+            first, rest = (rest[:1], rest[1:]) if rest[:1] == [prefix] else ([prefix], rest)
+        if not rest:
+            raise DataError(
+                f"loglikelihood: the ending {ending!r} adds no token to its context "
+                f"{context[-60:]!r}; mend the task's doc_to_text or doc_to_choice"
+            )
+        pairs.append((first, rest))
+    return pairs
+
+
+def _move_spaces(context: str, ending: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + ending
+
+
+def decode_text(tokenizer: AbstractTokenizer, tokens: Sequence[int]) -> str:
+    """Text of written tokens, without those that stand for none: end of document, padding."""
+    backend: Any = getattr(tokenizer, "tokenizer", None)
+    if hasattr(backend, "token_to_id"):  # of the tokenizers library: it knows all special tokens
+        text: str = backend.decode(list(tokens), skip_special_tokens=True)
+        return text
+    return tokenizer.detokenize([t for t in tokens if t not in (tokenizer.eod, tokenizer.pad)])

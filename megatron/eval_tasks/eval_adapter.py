@@ -1,0 +1,295 @@
+"""A model of this program as lm-eval sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from megatron import accelerator
+from megatron.eval_tasks.chat import ChatTemplate
+from megatron.eval_tasks.encoding import encode_pairs
+from megatron.eval_tasks.generation import generate_texts
+from megatron.eval_tasks.generation_settings import DEFAULT_NEW_TOKENS
+from megatron.eval_tasks.likelihood import Score, score_pairs
+from megatron.eval_tasks.packing import Pair
+from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
+from megatron.model.gpt2_model import GPT2Model
+from megatron.model.parameters import facts_of
+from megatron.mpu import Topology
+from megatron.neox_arguments import ConfigError
+from megatron.tokenizer import AbstractTokenizer
+
+__all__ = ["NeoXEvalAdapter"]
+
+CPU_BATCH_TOKENS = 2048
+DEVICE_BATCH_TOKENS = 16384
+"""`tools/benchmark/eval_throughput.py --batch_tokens` prints the alternatives."""
+
+Report = Callable[[int, Any], None]
+"""Takes the number of a request and its result."""
+
+
+@register_model("neox")
+class NeoXEvalAdapter(TemplateLM):
+    """Scores and writes text for lm-eval.
+
+    Every process gets all requests, computes the share of its data-parallel rank, and returns all
+    results, so lm-eval sees rank 0 of 1 everywhere; see `megatron.eval_tasks.sharing`. The ranks of
+    a tensor-parallel group compute together. A model that is only read has no pipeline stages.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Of the model.
+        topology: Without pipeline stages.
+        max_batch_tokens: Most tokens that the model reads at once, padding included; None chooses
+            for the device.
+        tokenizer_folder: Where a chat template may be; None where there is none.
+        seed: Of sampled texts, together with the request itself.
+    """
+
+    def __init__(
+        self,
+        model: GPT2Model,
+        tokenizer: AbstractTokenizer,
+        topology: Topology,
+        *,
+        max_batch_tokens: int | None = None,
+        tokenizer_folder: Path | None = None,
+        seed: int = 1234,
+    ):
+        super().__init__()
+        default = CPU_BATCH_TOKENS if accelerator.is_cpu() else DEVICE_BATCH_TOKENS
+        self.max_batch_tokens = default if max_batch_tokens is None else max_batch_tokens
+        if self.max_batch_tokens < 1:
+            raise ConfigError(f"max_batch_tokens: must be at least 1, got {max_batch_tokens}")
+        self.model = model
+        self._text = tokenizer
+        self._topology = topology
+        self._chat = ChatTemplate(tokenizer_folder)
+        self._seed = seed
+        self._device = next(model.parameters()).device
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict | None = None
+    ) -> NeoXEvalAdapter:
+        """`create_from_arg_obj` with ``key=value,key=value``."""
+        arguments = utils.simple_parse_args_string(arg_string)
+        return cls.create_from_arg_obj(arguments, additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict | None = None
+    ) -> NeoXEvalAdapter:
+        """Loads a model for lm-eval's own command; see `open_adapter`."""
+        from megatron.eval_tasks.command import open_adapter
+
+        return open_adapter(cls, arg_dict, additional_config or {})
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._text.eod
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model reads."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Most tokens that are written where a task does not say."""
+        return DEFAULT_NEW_TOKENS
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells tokenizers and chat templates apart in lm-eval's cache of requests."""
+        parts = (self._text.name, self._text.fingerprint[:12], self._chat.fingerprint)
+        return "-".join(filter(None, parts))
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Tokens of a text; none is added to them, as in training."""
+        return self._text.tokenize(string)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        return self._chat.apply(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return self._chat.text if chat_template else None
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside the results."""
+        parameters = list(self.model.parameters())
+        count = sum(math.prod(facts_of(parameter).logical_shape) for parameter in parameters)
+        return {"model_num_parameters": count, "model_dtype": str(parameters[0].dtype)}
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
+        """Log-likelihoods of endings after their contexts, and whether each is the greedy one.
+
+        Raises:
+            DataError: If a request cannot be scored.
+        """
+        texts = [(request.args[0], request.args[1]) for request in requests]
+
+        def compute(mine: Sequence[int], report: Report) -> None:
+            chosen = [texts[number] for number in mine]
+            pairs = encode_pairs(chosen, self._text, prefix=self.prefix_token_id)
+            self._score(pairs, lambda position, score: report(mine[position], score))
+
+        return self._run(
+            "loglikelihood",
+            texts,
+            compute,
+            keys=[context for context, _ in texts],
+            costs=[len(context) + len(ending) for context, ending in texts],
+            disable_tqdm=disable_tqdm,
+        )
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[Score]:
+        """`loglikelihood` of tokens; requests without texts are not cached."""
+
+        def compute(mine: Sequence[int], report: Report) -> None:
+            pairs = [requests[number][1:] for number in mine]
+            self._score(pairs, lambda position, score: report(mine[position], score))
+
+        return self._run(
+            "loglikelihood",
+            [texts for texts, _, _ in requests],
+            compute,
+            keys=[tuple(context) for _, context, _ in requests],
+            costs=[len(context) + len(ending) for _, context, ending in requests],
+            disable_tqdm=disable_tqdm,
+        )
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihoods of whole documents, in windows where one is too long.
+
+        Each token is predicted once, with as much context as lm-eval's other models give it.
+        """
+        texts = [(request.args[0],) for request in requests]
+
+        def compute(mine: Sequence[int], report: Report) -> None:
+            documents = self._text.tokenize_batch([texts[number][0] for number in mine])
+            windows = [self._windows(tokens) for tokens in documents]
+            owners = [number for number, own in zip(mine, windows, strict=True) for _ in own]
+            missing = {number: len(own) for number, own in zip(mine, windows, strict=True)}
+            totals = dict.fromkeys(mine, 0.0)
+            for number in [number for number, count in missing.items() if not count]:
+                report(number, 0.0)  # an empty text is certain
+
+            def add(position: int, score: Score) -> None:
+                number = owners[position]
+                totals[number] += score[0]
+                missing[number] -= 1
+                if not missing[number]:
+                    report(number, totals[number])
+
+            self._score([window for own in windows for window in own], add)
+
+        return self._run(
+            "loglikelihood_rolling",
+            texts,
+            compute,
+            keys=range(len(texts)),
+            costs=[len(text) for (text,) in texts],
+            disable_tqdm=disable_tqdm,
+        )
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Texts that the model writes behind contexts; see `generate_texts`."""
+        calls = [(request.args[0], request.args[1]) for request in requests]
+
+        def compute(mine: Sequence[int], report: Report) -> None:
+            generate_texts(
+                self.model,
+                self._text,
+                {number: calls[number] for number in mine},
+                max_batch_tokens=self.max_batch_tokens,
+                seed=self._seed,
+                on_text=report,
+            )
+
+        return self._run(
+            "generate_until",
+            calls,
+            compute,
+            keys=range(len(calls)),
+            costs=[len(context) for context, _ in calls],
+            disable_tqdm=disable_tqdm,
+        )
+
+    def _windows(self, tokens: list[int]) -> list[Pair]:
+        windows = utils.get_rolling_token_windows(
+            token_list=tokens,
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [utils.make_disjoint_window(window) for window in windows]
+
+    def _score(self, pairs: Sequence[Pair], on_score: Callable[[int, Score], None]) -> None:
+        score_pairs(self.model, pairs, max_batch_tokens=self.max_batch_tokens, on_score=on_score)
+
+    def _run(
+        self,
+        kind: str,
+        arguments: Sequence[tuple[Any, ...] | None],
+        compute: Callable[[Sequence[int], Report], None],
+        *,
+        keys: Sequence[Hashable],
+        costs: Sequence[float],
+        disable_tqdm: bool,
+    ) -> list[Any]:
+        """Lets ``compute`` do this rank's share; all results, in request order.
+
+        Args:
+            kind: The method of lm-eval.
+            arguments: Of each request; None: it is not cached.
+            compute: Gets the numbers of requests, and what to call with each number and result.
+            keys: See `own_share`.
+            costs: See `own_share`.
+            disable_tqdm: Shows no progress.
+        """
+        topology = self._topology
+        check_same_requests(list(zip(arguments, keys, strict=True)), kind, topology)
+        mine = own_share(keys, costs, rank=topology.data_rank, size=topology.grid.data)
+        own: dict[int, Any] = {}
+        # results of a killed run are worth keeping, but the caches of several ranks must not differ
+        caches_at_once = topology.grid.size == 1
+        is_hidden = disable_tqdm or topology.rank != 0
+        with tqdm(total=len(mine), desc=kind, disable=True if is_hidden else None) as bar:
+
+            def report(number: int, result: Any) -> None:
+                own[number] = result
+                bar.update()
+                if caches_at_once:
+                    self._cache(kind, arguments[number], result)
+
+            compute(mine, report)
+        results = gather_results(own, topology)
+        if not caches_at_once:
+            for request, result in zip(arguments, results, strict=True):
+                self._cache(kind, request, result)
+        return results
+
+    def _cache(self, kind: str, arguments: tuple[Any, ...] | None, result: Any) -> None:
+        if arguments is not None:
+            self.cache_hook.add_partial(kind, arguments, result)

@@ -1,0 +1,93 @@
+"""Texts that a model writes for tasks of the type ``generate_until``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from megatron.data.errors import DataError
+from megatron.eval_tasks.encoding import decode_text
+from megatron.eval_tasks.generation_settings import (
+    GenerationSettings,
+    cut_at_stop,
+    read_settings,
+)
+from megatron.generation.batch import StopRules, generate_batch
+from megatron.model.gpt2_model import GPT2Model
+from megatron.sampling import sample_generator
+from megatron.tokenizer import AbstractTokenizer
+
+__all__ = ["generate_texts"]
+
+
+def generate_texts(
+    model: GPT2Model,
+    tokenizer: AbstractTokenizer,
+    requests: Mapping[int, tuple[str, Mapping[str, Any]]],
+    *,
+    max_batch_tokens: int,
+    seed: int,
+    on_text: Callable[[int, str], None],
+) -> None:
+    """Writes a text for each request.
+
+    A context that leaves too little room for the new tokens loses its beginning.
+
+    Args:
+        model: In evaluation mode. The ranks of a tensor-parallel group call it with the same
+            requests.
+        tokenizer: Of the model.
+        requests: Number of a request -> its context and ``generation_kwargs``.
+        max_batch_tokens: Most positions of a batch, those of new tokens included.
+        seed: Decides what is sampled, together with the number of the request.
+        on_text: Called with the number of a request and its text as soon as it is known.
+
+    Raises:
+        DataError: If the settings of a request are wrong, or leave no room for a context.
+    """
+    prompts = _prompts(tokenizer, {number: context for number, (context, _) in requests.items()})
+    groups: dict[GenerationSettings, list[int]] = {}
+    for number, (_, given) in requests.items():
+        groups.setdefault(read_settings(given), []).append(number)
+    window = model.config.max_position_embeddings
+    for settings, numbers in groups.items():
+        longest = window - settings.maximum_tokens
+        if longest < 1:
+            raise DataError(
+                f"generation_kwargs: max_gen_toks {settings.maximum_tokens} leaves no room for a "
+                f"context, the model reads {window} tokens; set a smaller one in the task"
+            )
+        cut = {number: prompts[number][-longest:] for number in numbers}
+        for batch in _batches(cut, settings.maximum_tokens, max_batch_tokens):
+            generators = [sample_generator(seed, number) for number in batch]
+            completions = generate_batch(
+                model,
+                [cut[number] for number in batch],
+                decode=tokenizer.detokenize,
+                maximum_tokens=settings.maximum_tokens,
+                stop=StopRules(tokens=frozenset({tokenizer.eod}), strings=settings.stop_strings),
+                sampling=settings.sampling,
+                generators=() if settings.sampling.is_greedy else generators,
+            )
+            for number, completion in zip(batch, completions, strict=True):
+                text = decode_text(tokenizer, completion.tokens)
+                on_text(number, cut_at_stop(text, settings.stop_strings))
+
+
+def _prompts(tokenizer: AbstractTokenizer, contexts: Mapping[int, str]) -> dict[int, list[int]]:
+    """Tokens of contexts; an empty one is the end of a document, behind which a text begins."""
+    tokens = tokenizer.tokenize_batch(list(contexts.values()))
+    return {n: own or [tokenizer.eod] for n, own in zip(contexts, tokens, strict=True)}
+
+
+def _batches(
+    prompts: Mapping[int, Sequence[int]], new_tokens: int, max_batch_tokens: int
+) -> Iterator[list[int]]:
+    """Numbers of prompts of similar length, longest first."""
+    ordered = sorted(prompts, key=lambda number: -len(prompts[number]))
+    start = 0
+    while start < len(ordered):
+        positions = len(prompts[ordered[start]]) + new_tokens
+        size = max(1, max_batch_tokens // positions)
+        yield ordered[start : start + size]
+        start += size

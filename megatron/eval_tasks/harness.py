@@ -1,0 +1,136 @@
+"""Runs lm-eval's tasks on a model of this program."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from megatron import accelerator
+from megatron.eval_tasks.surroundings import lm_eval_surroundings
+from megatron.neox_arguments import RunConfig
+from megatron.run_log import plain_json
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.tasks.manager import TaskDict
+
+__all__ = ["evaluation_seed", "results_table", "run_tasks", "task_metrics"]
+
+_NO_METRICS = ("alias", "name", "sample_len", "sample_count")
+
+
+def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[str, Any]:
+    """Evaluates a model on tasks; all ranks call it.
+
+    Random states are seeded with ``eval_seed``; who trains on restores them.
+
+    Args:
+        adapter: The model as lm-eval sees it.
+        config: Reads the ``eval_`` fields.
+        tasks: From `load_tasks`.
+
+    Returns:
+        lm-eval's results: ``results``, ``configs``, ``versions``, ``n-shot``, ``n-samples`` and
+        others, and ``config`` with the run's own configuration; equal on all ranks. With
+        ``eval_log_samples`` rank 0 has ``samples`` too.
+    """
+    import lm_eval
+
+    settings = config.text_generation
+    seed = evaluation_seed(config)
+    is_first = dist.get_rank() == 0
+    began = time.time()
+    _prepare(tasks, num_fewshot=settings.eval_num_fewshot, seed=seed)
+    accelerator.seed_everything(seed)
+    with lm_eval_surroundings(), torch.no_grad():
+        found: Any = lm_eval.evaluate(
+            lm=adapter,
+            task_dict=tasks,
+            limit=settings.eval_task_limit,
+            bootstrap_iters=settings.eval_bootstrap_iters if is_first else 0,
+            log_samples=settings.eval_log_samples,
+            system_instruction=settings.eval_system_instruction,
+            apply_chat_template=settings.eval_apply_chat_template,
+            fewshot_as_multiturn=settings.eval_apply_chat_template,
+        )
+    results: dict[str, Any] = dict(found or {})
+    samples = results.pop("samples", None)
+    results["configs"] = plain_json(results.get("configs", {}))  # may hold functions of a task
+    results["config"] = _config_of(config, seed)
+    results["lm_eval_version"] = importlib.metadata.version("lm_eval")
+    results["date"] = began
+    results["total_evaluation_time_seconds"] = str(time.time() - began)
+    shared = [results if is_first else None]
+    dist.broadcast_object_list(shared, src=0)
+    assert shared[0] is not None
+    return shared[0] if samples is None else {**shared[0], "samples": samples}
+
+
+def evaluation_seed(config: RunConfig) -> int:
+    """Seed of everything random in an evaluation."""
+    seed = config.text_generation.eval_seed
+    return config.other.seed if seed is None else seed
+
+
+def task_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Picks the numbers of `run_tasks`.
+
+    Returns:
+        Task or group -> metric -> value; a metric after a filter is ``<metric>,<filter>``.
+    """
+    return {
+        task: {
+            key.removesuffix(",none"): float(value)
+            for key, value in entry.items()
+            if key not in _NO_METRICS and isinstance(value, (int, float))
+        }
+        for task, entry in results["results"].items()
+    }
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """lm-eval's own table of tasks, and of groups where there are any."""
+    from lm_eval.utils import make_table
+
+    columns = [column for column in ("results", "groups") if results.get(column)]
+    return "\n".join(make_table(results, column) for column in columns)
+
+
+def _prepare(tasks: TaskDict, *, num_fewshot: int | None, seed: int) -> None:
+    """Sets examples and seed of each task, by the rules of lm-eval's own command."""
+    for task in tasks["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (own != 0 and num_fewshot is not None):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+
+
+def _config_of(config: RunConfig, seed: int) -> dict[str, Any]:
+    """How the evaluation was done, under the names of the research code and of lm-eval."""
+    settings, derived = config.text_generation, config.derived
+    groups = config.to_dict()
+    fields = {k: v for name, group in groups.items() if name != "derived" for k, v in group.items()}
+    return {
+        "model": "neox",
+        "model_args": fields,
+        "num_fewshot": settings.eval_num_fewshot,
+        "batch_size": derived.micro_batch_size * derived.data_parallel_size,
+        "batch_tokens": settings.eval_batch_tokens,
+        "device": accelerator.name(),
+        "no_cache": True,
+        "limit": settings.eval_task_limit,
+        "bootstrap_iters": settings.eval_bootstrap_iters,
+        "description_dict": None,
+        "system_instruction": settings.eval_system_instruction,
+        "apply_chat_template": settings.eval_apply_chat_template,
+        "gen_kwargs": None,
+        "random_seed": seed,
+        "numpy_seed": seed,
+        "torch_seed": seed,
+        "fewshot_seed": seed,
+    }

@@ -1,0 +1,150 @@
+"""lm-eval tasks while a model is trained; the training is the same with and without them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from megatron import accelerator
+from megatron.checkpoint_format import step_folder
+from megatron.checkpointing import CheckpointContents, CheckpointSaver
+from megatron.eval_tasks.checkpoint_evaluation import make_adapter
+from megatron.eval_tasks.harness import results_table, run_tasks, task_metrics
+from megatron.eval_tasks.report_files import write_report
+from megatron.eval_tasks.task_selection import load_tasks
+from megatron.hooks.base import Hook, StepReport
+from megatron.inference import LoadedModel, read_model
+from megatron.initialize import set_timeout_on_all_groups
+from megatron.logging import RunLogger
+from megatron.mpu import Topology
+from megatron.mpu.initialize import make_topology
+from megatron.neox_arguments import RunConfig
+from megatron.neox_arguments.rules.evaluation import pieces_of_the_model
+from megatron.runners import StepRunner
+from megatron.state import TrainState
+from megatron.tokenizer import AbstractTokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.tasks.manager import TaskDict
+
+__all__ = ["TaskEvaluationHook", "tasks_of_training"]
+
+COPY_FOLDER = "evaluation.tmp"
+"""Folder below ``save`` that holds the weights while a model in pieces is read."""
+
+
+def tasks_of_training(config: RunConfig) -> TaskDict | None:
+    """The tasks that ``eval_harness_interval`` asks for, or None; all ranks call it.
+
+    Raises:
+        ConfigError: If a task or its data is not there.
+    """
+    return None if config.training.eval_harness_interval is None else load_tasks(config)
+
+
+class TaskEvaluationHook(Hook):
+    """Runs tasks every ``eval_harness_interval`` steps and at the end.
+
+    A module that is the whole model is read as it stands. Stages of a pipeline, parameters that
+    ZeRO 3 took apart and sequence parallelism cannot read a text of any length on one rank alone:
+    then the weights go through a temporary checkpoint into a model of their own.
+
+    Args:
+        runner: Holds the model.
+        config: The resolved configuration.
+        tokenizer: Of the run.
+        tasks: From `tasks_of_training`.
+        logger: Receives the scores.
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        config: RunConfig,
+        tokenizer: AbstractTokenizer,
+        tasks: TaskDict,
+        logger: RunLogger,
+    ):
+        self.runner = runner
+        self.config = config
+        self.tokenizer = tokenizer
+        self.tasks = tasks
+        self.logger = logger
+        self._last_run = -1
+        self._reading_topology = self._make_reading_topology()
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        interval = self.config.training.eval_harness_interval
+        if interval is not None and state.step % interval == 0 and not state.stop:
+            self._run(state)
+
+    def at_end(self, state: TrainState) -> None:
+        if not state.stop and state.step != self._last_run:
+            self._run(state)
+
+    def _run(self, state: TrainState) -> None:
+        self._last_run = state.step
+        random_state = accelerator.rng_state()
+        try:
+            with self._model(state) as loaded:
+                results = run_tasks(make_adapter(loaded, self.config), self.config, self.tasks)
+        finally:
+            accelerator.set_rng_state(random_state)
+        self.logger.tasks(state.step, task_metrics(results), table=results_table(results))
+        log_dir = self.config.derived.log_dir
+        if dist.get_rank() == 0 and log_dir is not None:
+            path = Path(log_dir) / f"eval_results_{state.step}.json"
+            write_report(path, {"iteration": state.step, **results})
+
+    @contextmanager
+    def _model(self, state: TrainState) -> Iterator[LoadedModel]:
+        topology = self._reading_topology
+        if topology is not None:
+            model = self._read_copy(state, topology)
+            yield LoadedModel(model, self.tokenizer, topology, state.step)
+            return
+        module = self.runner.engine.module
+        module.eval()
+        try:
+            yield LoadedModel(module, self.tokenizer, self.runner.topology, state.step)
+        finally:
+            module.train()
+
+    def _make_reading_topology(self) -> Topology | None:
+        """Groups of a copy for reading; None where the module can be read as it is."""
+        derived = self.config.derived
+        in_pieces = pieces_of_the_model(
+            pipe=derived.pipe_parallel_size,
+            zero_stage=derived.zero_stage,
+            sequence_parallel=self.config.parallelism.sequence_parallel
+            and derived.model_parallel_size > 1,
+        )
+        if in_pieces is None:
+            return None
+        topology = make_topology(self.config, for_training=False)
+        set_timeout_on_all_groups(self.config)
+        return topology
+
+    def _read_copy(self, state: TrainState, topology: Topology):
+        """Writes the weights as every rank holds them, and reads the whole model back."""
+        assert self.config.derived.save_path is not None  # a rule of the configuration
+        folder = Path(self.config.derived.save_path) / COPY_FOLDER
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        saver = CheckpointSaver(
+            folder, self.runner.topology, moment_names=(), save_random_state=False
+        )
+        try:
+            saver.save(self.runner.engine, CheckpointContents(state, {}, {}, {}, {}))
+            return read_model(
+                self.config, self.tokenizer, topology, folder=step_folder(folder, state.step)
+            )
+        finally:
+            dist.barrier()
+            if dist.get_rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,233 @@
+"""Contexts with all their endings in rows, so that a context is read once for all of them.
+
+A row is a context and, behind it, the endings that are longer than one token, each less its last
+token, which is only predicted. Every ending continues at the position after the context, and a mask
+shows it the context and itself; the logits after the context's last token score the first tokens of
+all endings, so endings of one token cost nothing. Rows without two such endings need no mask.
+
+Shapes: b rows, s tokens of the longest row, u scored positions, n scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron.data.errors import DataError
+
+__all__ = ["PackedRows", "Pair", "Row", "cut_batches", "fit_window", "make_rows", "pack_rows"]
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Tokens of a context and of its ending, at least one each."""
+
+SHORT_ROW = 512
+"""Rows may grow to this length whatever their context, and to twice the context's."""
+
+MASK_ROW = 1024
+"""A masked row of this length counts once in a batch's budget, one of twice the length twice."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A context and some of its endings."""
+
+    context: tuple[int, ...]
+    endings: tuple[tuple[int, ...], ...]
+    owners: tuple[tuple[int, ...], ...]
+    """For each ending the numbers of the pairs that asked for it."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.context) + sum(len(ending) - 1 for ending in self.endings)
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether one ending must be hidden from another."""
+        return sum(len(ending) > 1 for ending in self.endings) > 1
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as tensors, padded on the right."""
+
+    tokens: Tensor
+    """(b, s) int64."""
+    positions: Tensor | None
+    """(b, s) int64, where each token stands; None: 0, 1, ..."""
+    attention_mask: Tensor | None
+    """(b, 1, s, s) bool, True where a token may attend; None is causal."""
+    scored: Tensor
+    """(u,) int64, places in the flattened (b * s) whose logits are needed."""
+    counts: tuple[int, ...]
+    """How many targets each of these places has."""
+    targets: Tensor
+    """(n,) int64 tokens to score, those of the first place first."""
+    endings: Tensor
+    """(n,) int64, which ending of the batch a target belongs to; ending by ending, row by row."""
+
+
+def fit_window(context: Sequence[int], ending: Sequence[int], window: int) -> tuple[int, ...]:
+    """The context, cut on the left so that the model reads at most ``window`` tokens.
+
+    The last token of the ending is predicted and not read. As lm-eval's own models do it: the last
+    ``window + 1`` tokens of both together, of which all but the last are read.
+
+    Raises:
+        DataError: If the ending is longer than the window.
+    """
+    assert context, "a context needs a token"
+    assert ending, "an ending needs a token"
+    if len(ending) > window:
+        raise DataError(
+            f"loglikelihood: an ending of {len(ending)} tokens, the model reads {window}; shorten "
+            "the answers of the task, or score it as a document (loglikelihood_rolling)"
+        )
+    return tuple(context[-(window + 1 - len(ending)) :])
+
+
+def make_rows(pairs: Sequence[Pair], *, window: int) -> list[Row]:
+    """Sorts pairs into rows: equal contexts together, equal pairs once.
+
+    A row is no longer than `SHORT_ROW` or twice its context, whichever is more, since the mask
+    grows with its square: so many endings of one context take several rows, and its tokens are at
+    most half of what is read again.
+
+    Args:
+        pairs: Contexts and endings; contexts that are the same after `fit_window` share rows.
+        window: Most tokens that the model reads.
+
+    Raises:
+        DataError: See `fit_window`.
+    """
+    by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    for number, (context, ending) in enumerate(pairs):
+        endings = by_context.setdefault(fit_window(context, ending, window), {})
+        endings.setdefault(tuple(ending), []).append(number)
+    rows = []
+    for context, endings in by_context.items():
+        longest = max(SHORT_ROW, 2 * len(context))
+        for group in _split(list(endings), room=longest - len(context)):
+            owners = tuple(tuple(endings[ending]) for ending in group)
+            rows.append(Row(context, tuple(group), owners))
+    return rows
+
+
+def _split(endings: Sequence[tuple[int, ...]], *, room: int) -> Iterator[list[tuple[int, ...]]]:
+    """Groups of at least one ending, with at most ``room`` tokens to read where there are two."""
+    group: list[tuple[int, ...]] = []
+    used = 0
+    for ending in endings:
+        if group and used + len(ending) - 1 > room:
+            yield group
+            group, used = [], 0
+        group.append(ending)
+        used += len(ending) - 1
+    yield group
+
+
+def cut_batches(rows: Sequence[Row], *, max_tokens: int) -> Iterator[list[Row]]:
+    """Batches of similar length, longest first: if memory is short, that shows at once.
+
+    Args:
+        rows: In any order.
+        max_tokens: Most tokens of a batch, padding included, unless one row alone has more. Masked
+            rows count more the longer they are, see `MASK_ROW`.
+    """
+    for needs_mask in (True, False):
+        kind = [row for row in rows if row.needs_mask == needs_mask]
+        kind.sort(key=lambda row: -row.length)
+        start = 0
+        while start < len(kind):
+            longest = kind[start].length
+            cost = longest * max(1.0, longest / MASK_ROW) if needs_mask else longest
+            size = max(1, int(max_tokens / cost))
+            yield kind[start : start + size]
+            start += size
+
+
+def pack_rows(rows: Sequence[Row], device: torch.device | str = "cpu") -> PackedRows:
+    """Makes the tensors of a batch; rows with and without a mask may be mixed."""
+    width = max(row.length for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    positions = torch.zeros(len(rows), width, dtype=torch.int64)
+    segments = torch.zeros(len(rows), width, dtype=torch.int64)
+    scored: list[int] = []
+    counts: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    first_ending = 0
+    for index, row in enumerate(rows):
+        line = _lay_out(row)
+        length = len(line.tokens)
+        tokens[index, :length] = torch.tensor(line.tokens)
+        positions[index, :length] = torch.tensor(line.positions)
+        segments[index, :length] = torch.tensor(line.segments)
+        scored += [index * width + place for place in line.scored]
+        counts += line.counts
+        targets += line.targets
+        owners += [first_ending + ending for ending in line.endings]
+        first_ending += len(row.endings)
+    is_masked = any(row.needs_mask for row in rows)
+    return PackedRows(
+        tokens=tokens.to(device),
+        positions=positions.to(device) if is_masked else None,
+        attention_mask=_mask(segments.to(device)) if is_masked else None,
+        scored=torch.tensor(scored, device=device),
+        counts=tuple(counts),
+        targets=torch.tensor(targets, device=device),
+        endings=torch.tensor(owners),
+    )
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row as lists; ``scored`` and what follows is as in `PackedRows`, counted in the row."""
+
+    tokens: list[int]
+    positions: list[int]
+    segments: list[int]
+    """0 for the context, then the number of the ending, counted from 1."""
+    scored: list[int]
+    counts: list[int]
+    targets: list[int]
+    endings: list[int]
+
+
+def _lay_out(row: Row) -> _Line:
+    size = len(row.context)
+    line = _Line(
+        tokens=list(row.context),
+        positions=list(range(size)),
+        segments=[0] * size,
+        scored=[size - 1],
+        counts=[len(row.endings)],
+        targets=[ending[0] for ending in row.endings],
+        endings=list(range(len(row.endings))),
+    )
+    for number, ending in enumerate(row.endings):
+        read = len(ending) - 1
+        start = len(line.tokens)
+        line.tokens.extend(ending[:-1])
+        line.positions.extend(range(size, size + read))
+        line.segments.extend([number + 1] * read)
+        line.scored.extend(range(start, start + read))
+        line.counts.extend([1] * read)
+        line.targets.extend(ending[1:])
+        line.endings.extend([number] * read)
+    return line
+
+
+def _mask(segments: Tensor) -> Tensor:
+    """(b, s) -> (b, 1, s, s): a token sees earlier ones of the context and of its own segment.
+
+    Padding counts as context, which harms nobody: it comes last, so only padding sees it.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril_()
+    keys = segments[:, None, :]
+    mask = causal & ((keys == 0) | (keys == segments[:, :, None]))
+    return mask[:, None]

@@ -1,0 +1,45 @@
+"""Files of an evaluation: one JSON of results, one JSON Lines file of samples a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.files import write_json_atomic, write_text_atomic
+from megatron.run_log import plain_json
+
+__all__ = ["results_path", "write_report"]
+
+
+def results_path(prefix: str, moment: str, *, num_fewshot: int | None) -> Path:
+    """Names the result file: ``[<prefix>_]eval_results_[<n>shot_]<moment>.json``."""
+    shots = f"{num_fewshot}shot" if num_fewshot else ""
+    return Path("_".join(filter(None, (prefix, "eval_results", shots, moment))) + ".json")
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Writes ``path``, and ``samples`` of the report beside it; folders are made.
+
+    ``x_eval_results_y.json`` has its samples in ``x_samples_<task>_y.jsonl``, a line a question
+    in lm-eval's form, so that its tools read them. A number that is not finite stands as text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for task, lines in report.get("samples", {}).items():
+        safe_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
+        name = path.stem.replace("eval_results", f"samples_{safe_name}", 1)
+        texts = (json.dumps(_sample(line), ensure_ascii=False) + "\n" for line in lines)
+        write_text_atomic(path.with_name(f"{name}.jsonl"), "".join(texts))
+    content = {key: value for key, value in report.items() if key != "samples"}
+    write_json_atomic(path, plain_json(content))
+
+
+def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A logged question; arguments are named as lm-eval's files name them."""
+    arguments: Sequence[Sequence[Any]] = line["arguments"]
+    named = {
+        f"gen_args_{request}": {f"arg_{place}": value for place, value in enumerate(values)}
+        for request, values in enumerate(arguments)
+    }
+    return plain_json({**line, "arguments": named})

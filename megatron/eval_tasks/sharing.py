@@ -1,0 +1,89 @@
+"""Requests shared out among data-parallel replicas, and results brought back to all of them.
+
+lm-eval can give each rank its own documents, but then the few-shot examples of a document depend on
+the number of ranks, since they come from one stream of random numbers a rank, and a task with fewer
+documents than ranks is refused. Here every rank sees all requests and computes a share of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron import accelerator
+from megatron.data.errors import DataError
+from megatron.mpu import Topology
+
+__all__ = ["check_same_requests", "gather_results", "own_share"]
+
+
+def own_share(
+    keys: Sequence[Hashable], costs: Sequence[float], *, rank: int, size: int
+) -> list[int]:
+    """The requests that one of ``size`` replicas computes, about the same cost for each.
+
+    Args:
+        keys: One a request; requests with equal keys go to the same replica.
+        costs: One a request, at least 0.
+        rank: The replica.
+        size: Number of replicas.
+
+    Returns:
+        Numbers of requests, ascending. The shares of all ranks are a partition.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    if size == 1:
+        return list(range(len(keys)))
+    # the most expensive first, each to the replica with the least so far (Graham 1969)
+    ordered = sorted(groups.values(), key=lambda numbers: -sum(costs[n] for n in numbers))
+    loads = [(0.0, replica) for replica in range(size)]
+    mine: list[int] = []
+    for numbers in ordered:
+        load, replica = loads[0]
+        heapq.heapreplace(loads, (load + sum(costs[n] for n in numbers), replica))
+        if replica == rank:
+            mine += numbers
+    return sorted(mine)
+
+
+def gather_results(own: Mapping[int, Any], topology: Topology) -> list[Any]:
+    """Results of all requests in request order, on every rank.
+
+    Args:
+        own: Request number -> result, for the share of this rank; plain Python objects.
+        topology: Its data-parallel replicas each bring a share.
+    """
+    merged = dict(own)
+    if topology.grid.data > 1:
+        shares: list[Any] = [None] * topology.grid.data
+        dist.all_gather_object(shares, dict(own), group=topology.data_group)
+        merged = {number: result for share in shares for number, result in share.items()}
+    return [merged[number] for number in range(len(merged))]
+
+
+def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) -> None:
+    """Compares the requests of all ranks; all of them call it.
+
+    Raises:
+        DataError: If they differ: ranks would wait for each other, or mix up their results.
+    """
+    if topology.grid.size == 1:
+        return
+    digest = hashlib.sha256(repr(requests).encode()).digest()
+    mine = torch.tensor(list(digest), dtype=torch.int64, device=accelerator.device())
+    largest = mine.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    differs = (largest != mine).any().to(torch.int64).reshape(1)
+    dist.all_reduce(differs, op=dist.ReduceOp.MAX)
+    if int(differs):
+        raise DataError(
+            f"{what}: the ranks were given different requests; use the same tasks, seeds and limit "
+            "on all of them, and remove a request cache (use_cache) that a killed run has left"
+        )

@@ -1,0 +1,82 @@
+"""What lm-eval finds around it while it works for this program."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron.neox_arguments import ConfigError
+
+__all__ = ["lm_eval_surroundings"]
+
+_VARIABLES = {
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # reading a local file would tell the hub
+    "DISABLE_MULTIPROC": "1",  # forks for standard errors: unsound beside communication threads
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_SHADOWED = "evaluate"
+
+
+@contextlib.contextmanager
+def lm_eval_surroundings() -> Iterator[None]:
+    """Holds while lm-eval is imported, loads tasks or evaluates.
+
+    Standard output stays this program's own. lm-eval's tasks import Hugging Face's library
+    ``evaluate``; a script of ours has the same name, so its folder is taken off the import path.
+
+    Raises:
+        ConfigError: If lm-eval is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            "eval_tasks: lm-eval is not installed; pip install -r "
+            "requirements/requirements-eval.txt"
+        )
+    for name, value in _VARIABLES.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # repeats our own settings
+    with _without_our_script(), contextlib.redirect_stdout(sys.stderr), _quiet_bars():
+        yield
+
+
+@contextlib.contextmanager
+def _without_our_script() -> Iterator[None]:
+    path = list(sys.path)
+    module = sys.modules.get(_SHADOWED)
+    is_ours = module is not None and not hasattr(module, "__path__")  # a file, not a package
+    if is_ours:
+        del sys.modules[_SHADOWED]
+    sys.path[:] = [p for p in path if not (Path(p or ".") / f"{_SHADOWED}.py").is_file()]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        if is_ours and module is not None:
+            sys.modules[_SHADOWED] = module
+
+
+@contextlib.contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """Shows the bars of data sets and requests to a person only, and once for all ranks."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    import datasets
+    from lm_eval.api import task
+
+    was_on = datasets.is_progress_bar_enabled()
+    bar = task.tqdm
+    datasets.disable_progress_bars()
+    task.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        task.tqdm = bar
+        if was_on:
+            datasets.enable_progress_bars()

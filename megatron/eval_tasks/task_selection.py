@@ -1,0 +1,178 @@
+"""From the names that a user gives to lm-eval's tasks with their data, before a model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from megatron.eval_tasks.chat import ChatTemplate
+from megatron.eval_tasks.command import chat_folder
+from megatron.eval_tasks.surroundings import lm_eval_surroundings
+from megatron.neox_arguments import ConfigError, RunConfig
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.manager import TaskDict
+
+__all__ = ["find_tasks", "load_tasks"]
+
+_NO_NETWORK = ("offline", "couldn't reach", "connection", "localentrynotfound", "max retries")
+
+
+def load_tasks(config: RunConfig) -> TaskDict:
+    """Finds the tasks that ``eval_tasks`` means, with their data; all ranks call it.
+
+    One process a machine fetches the data first, so that the others find them on disk.
+
+    Raises:
+        ConfigError: On every rank: if lm-eval is not installed, a task is unknown, its data cannot
+            be read, or there is no chat template where one is asked for.
+    """
+    settings = config.text_generation
+    if settings.eval_apply_chat_template:
+        _ = ChatTemplate(chat_folder(config)).text  # raises where there is none
+    with lm_eval_surroundings():
+        manager, names = find_tasks(settings.eval_tasks or (), settings.eval_task_paths or ())
+        loaded: list[TaskDict] = []
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        _run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=is_first)
+        _run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=not is_first)
+    return loaded[0]
+
+
+def find_tasks(requests: Sequence[str], folders: Sequence[str]) -> tuple[TaskManager, list[str]]:
+    """Finds tasks by name, pattern or file.
+
+    lm-eval's own 14,000 files are read, which takes ten seconds, only where ``folders`` and named
+    files do not hold everything.
+
+    Args:
+        requests: Names of tasks, groups and tags; patterns, which mean single tasks; YAML files.
+        folders: Folders with task files.
+
+    Returns:
+        lm-eval's manager, and what to load from it.
+
+    Raises:
+        ConfigError: If a folder or file is missing, or a name or pattern means nothing.
+    """
+    from lm_eval.tasks import TaskManager
+
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"eval_task_paths: there is no folder {folder}; correct the path")
+    for request in filter(_is_file, requests):
+        if not Path(request).is_file():
+            raise ConfigError(f"eval_tasks: there is no task file {request}; correct the path")
+    include: list[str | Path] = list(folders)
+    manager = TaskManager(include_path=include, include_defaults=False)
+    if not all(_is_complete(request, manager) for request in requests):
+        manager = TaskManager(include_path=include)
+    names: list[str] = []
+    unknown = []
+    for request in requests:
+        found = _matches(request, manager)
+        names.extend(found)
+        if not found:
+            unknown.append(_describe_unknown(request, manager))
+    if unknown:
+        raise ConfigError(*unknown)
+    return manager, list(dict.fromkeys(names))
+
+
+def _is_file(request: str) -> bool:
+    return request.endswith((".yaml", ".yml"))
+
+
+def _is_complete(request: str, local: TaskManager) -> bool:
+    """Whether the user's own files hold all that ``request`` means."""
+    if _is_file(request):
+        text = Path(request).read_text(encoding="utf-8", errors="replace")
+        return re.search(r"^\W*group\W*:", text, flags=re.MULTILINE) is None
+    return request in local.all_subtasks
+
+
+def _matches(request: str, manager: TaskManager) -> list[str]:
+    if _is_file(request) or request in manager.all_tasks:
+        return [request]
+    # a pattern that took groups too would count their tasks twice
+    return fnmatch.filter(manager.all_subtasks, request) or fnmatch.filter(
+        manager.all_tasks, request
+    )
+
+
+def _describe_unknown(request: str, manager: TaskManager) -> str:
+    near = difflib.get_close_matches(request, manager.all_tasks, n=3)
+    advice = f"near: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's"
+    return (
+        f"eval_tasks: there is no task {request!r}; {advice}; your own are looked for in "
+        "eval_task_paths"
+    )
+
+
+def _build(manager: TaskManager, names: Sequence[str]) -> TaskDict:
+    """Makes the tasks, which reads their data."""
+    objects: list[Any] = []
+    for name in names:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # whatever a task's file, its code or a download may do
+            raise ConfigError(f"eval_tasks: {name}: {_explain(error)}") from error
+        groups = loaded.get("groups", {})
+        inner = {child for children in loaded.get("group_map", {}).values() for child in children}
+        tops = [group for group in groups if group not in inner]
+        objects.extend(groups[top] for top in tops)
+        if not tops:
+            objects.extend(loaded["tasks"].values())
+    try:
+        tasks = manager.load(objects)
+    except ValueError as error:
+        raise ConfigError(f"eval_tasks: {_one_line(error)}; leave one of them out") from None
+    for name, task in tasks["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(
+                f"eval_tasks: {name} runs code that the model writes, which this program does "
+                "not; export the model and run lm-eval where that is safe"
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise ConfigError(f"eval_tasks: {name} needs more than text; leave it out")
+    return tasks
+
+
+def _explain(error: BaseException) -> str:
+    """One line about data that cannot be read."""
+    chain = f"{type(error).__name__} {error} {error.__cause__!r} {error.__context__!r}".lower()
+    problem = f"{type(error).__name__}: {_one_line(error)}"
+    if any(word in chain for word in _NO_NETWORK):
+        return (
+            f"its data are not on this machine and cannot be fetched ({problem}); run once with "
+            "a network and the same HF_HOME, or name a local task"
+        )
+    return f"its file or data cannot be read ({problem}); correct the task's file"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= 240 else f"{text[:237]}..."
+
+
+def _run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:
+    """Runs ``action`` on some ranks; its `ConfigError` is raised on all of them."""
+    problem = None
+    if is_taking_part:
+        try:
+            action()
+        except ConfigError as error:
+            problem = str(error)
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    first = next((text for text in problems if text), None)
+    if first:
+        raise ConfigError(first)

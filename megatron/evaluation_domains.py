@@ -1,0 +1,148 @@
+"""Which data an evaluation measures: configured domains, some of them, or any tokenized data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.data.domain_files import SplitName, domain_name
+from megatron.neox_arguments import ConfigError, RunConfig
+
+__all__ = ["EvaluationPart", "evaluation_parts"]
+
+SPLITS: tuple[tuple[str, SplitName], ...] = (("validation", "valid"), ("test", "test"))
+"""Name in reports and metrics, and the split of the data that it means."""
+
+Dataset = tuple[str, str]
+"""Name of a domain and prefix of its files."""
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """Some domains that are evaluated and averaged together."""
+
+    name: str
+    """``validation``, ``test``, or ``datasets`` for data that the configuration does not have."""
+    config: RunConfig
+    """The configuration with the data of this part under ``split``."""
+    split: SplitName
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether these are held-out data of the run itself."""
+        return self.name != "datasets"
+
+
+def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
+    """Reads ``eval_domains``.
+
+    Without it all configured domains are evaluated, or none where there are ``eval_tasks``.
+
+    Raises:
+        ConfigError: If a name is unknown or there are no data at a path.
+    """
+    entries = config.text_generation.eval_domains
+    if not entries:
+        is_needed = not config.text_generation.eval_tasks
+        return [EvaluationPart(name, config, split) for name, split in SPLITS if is_needed]
+    known = {split: _datasets_of(config, split) for _, split in SPLITS}
+    names = list(dict.fromkeys(name for datasets in known.values() for name, _ in datasets))
+    chosen, others = _choose(entries, names)
+    parts = []
+    for name, split in SPLITS:
+        picked = [number for number, (domain, _) in enumerate(known[split]) if domain in chosen]
+        if picked:
+            parts.append(EvaluationPart(name, _with_domains(config, split, picked), split))
+    if others:
+        parts.append(EvaluationPart("datasets", _with_datasets(config, others), "test"))
+    return parts
+
+
+def find_datasets(entry: str) -> list[Dataset]:
+    """Finds the data that ``name=path`` or ``path`` means: a prefix, or a folder of them.
+
+    The only data set of a folder has the name; several have ``<name>/<their folder>``. Without a
+    name, each is called by its folder.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    name, equals, path = entry.partition("=")
+    if not equals:
+        name, path = "", entry
+    prefix = path.removesuffix(".idx").removesuffix(".bin")
+    if Path(f"{prefix}.idx").is_file():
+        return [(name or domain_name(prefix), prefix)]
+    prefixes = [str(file.with_suffix("")) for file in sorted(Path(path).rglob("*.idx"))]
+    if not prefixes:
+        raise ConfigError(
+            f"eval_domains: {entry}: no tokenized data at {path} (.idx and .bin), nor in a folder "
+            "of this name; make them with tools/preprocess_data.py"
+        )
+    if len(prefixes) == 1:
+        return [(name or domain_name(prefixes[0]), prefixes[0])]
+    return [("/".join(filter(None, (name, domain_name(p)))), p) for p in prefixes]
+
+
+def _choose(entries: Sequence[str], names: Sequence[str]) -> tuple[set[str], list[Dataset]]:
+    """Splits entries into some of the configured ``names``, and other data sets."""
+    chosen: set[str] = set()
+    others: list[Dataset] = []
+    for entry in entries:
+        if entry in names:
+            chosen.add(entry)
+        elif "=" in entry or Path(entry).exists() or Path(f"{entry}.idx").is_file():
+            others.extend(find_datasets(entry))
+        else:
+            near = difflib.get_close_matches(entry, names, n=3) or names
+            raise ConfigError(
+                f"eval_domains: there is no domain {entry!r}; known: {', '.join(near) or 'none'}; "
+                "for other data write name=path"
+            )
+    _check_names(others)
+    return chosen, others
+
+
+def _check_names(datasets: Sequence[Dataset]) -> None:
+    first: dict[str, str] = {}
+    for name, prefix in datasets:
+        if first.setdefault(name, prefix) != prefix:
+            raise ConfigError(
+                f"eval_domains: {name!r} names two data sets: {first[name]} and {prefix}; give "
+                "them names of their own"
+            )
+
+
+def _datasets_of(config: RunConfig, split: SplitName) -> list[Dataset]:
+    """Configured domains of a split; unnamed data are called by their folders."""
+    prefixes = getattr(config.derived, f"{split}_paths")
+    names = getattr(config.derived, f"{split}_domains") or map(domain_name, prefixes)
+    return list(zip(names, prefixes, strict=True))
+
+
+def _with_domains(config: RunConfig, split: SplitName, picked: Sequence[int]) -> RunConfig:
+    """Leaves only the ``picked`` entries of a split."""
+    derived = config.derived
+    changes: dict[str, Any] = {}
+    for key in (f"{split}_paths", f"{split}_weights", f"{split}_domains"):
+        values = getattr(derived, key)
+        changes[key] = tuple(values[number] for number in picked) if values else ()
+    return dataclasses.replace(config, derived=dataclasses.replace(derived, **changes))
+
+
+def _with_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> RunConfig:
+    """Puts ``datasets`` in the place of the test data, evaluated whole and one by one."""
+    names, prefixes = zip(*datasets, strict=True)
+    derived = dataclasses.replace(
+        config.derived,
+        test_paths=prefixes,
+        test_domains=names,
+        test_weights=(1.0,) * len(names),
+        split=None,
+    )
+    training = dataclasses.replace(config.training, use_named_eval_datasets=True)
+    return dataclasses.replace(config, derived=derived, training=training)

@@ -1,0 +1,53 @@
+"""Requests are shared out evenly, completely, and with equal contexts together."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
+from megatron.mpu import RankGrid, Topology
+
+ALONE = Topology(RankGrid(1, 1, 1), 0, None, None, None)
+
+
+@given(
+    requests=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 50)), max_size=30),
+    size=st.integers(1, 5),
+)
+def test_shares_are_a_partition_that_keeps_equal_keys_together(requests, size):
+    keys = [key for key, _ in requests]
+    costs = [cost for _, cost in requests]
+    shares = [own_share(keys, costs, rank=rank, size=size) for rank in range(size)]
+    assert sorted(number for share in shares for number in share) == list(range(len(keys)))
+    owners = {(keys[number], rank) for rank, share in enumerate(shares) for number in share}
+    assert len(owners) == len(set(keys))
+    assert all(share == sorted(share) for share in shares)
+
+
+@given(costs=st.lists(st.integers(1, 50), min_size=1, max_size=30), size=st.integers(1, 5))
+def test_no_replica_has_more_than_a_fair_part_and_one_request(costs, size):
+    shares = [own_share(range(len(costs)), costs, rank=rank, size=size) for rank in range(size)]
+    loads = [sum(costs[number] for number in share) for share in shares]
+    assert max(loads) <= sum(costs) / size + max(costs)
+
+
+def test_an_odd_number_of_equal_requests_differs_by_one():
+    shares = [own_share(range(7), [1] * 7, rank=rank, size=2) for rank in (0, 1)]
+    assert sorted(map(len, shares)) == [3, 4]
+
+
+def test_fewer_requests_than_replicas_leave_some_without():
+    shares = [own_share(["a"], [1], rank=rank, size=3) for rank in range(3)]
+    assert sorted(shares) == [[], [], [0]]
+
+
+def test_one_process_needs_no_process_group():
+    check_same_requests([("a", "b")], "loglikelihood", ALONE)
+    assert gather_results({1: "b", 0: "a"}, ALONE) == ["a", "b"]
+    assert gather_results({}, ALONE) == []
+
+
+def test_costs_decide_and_not_the_order():
+    assert own_share("abc", [1, 9, 1], rank=0, size=2) == [1]
+    assert own_share("abc", [1, 9, 1], rank=1, size=2) == [0, 2]

@@ -1,0 +1,188 @@
+"""`run_tasks` gives what lm-eval's own entry gives, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from tests.tiny_tasks import OFFLINE, write_tasks
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
+
+from lm_eval.api.model import TemplateLM
+
+from megatron.eval_tasks.harness import results_table, run_tasks
+from megatron.eval_tasks.task_selection import load_tasks
+
+NAMES = ["tiny_choice", "tiny_rolling", "tiny_text"]
+
+
+def number_of(text: str) -> float:
+    return -int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 1000
+
+
+class Oracle(TemplateLM):
+    """Scores that depend on the text alone."""
+
+    eot_token_id = 0
+
+    def __init__(self):
+        super().__init__()
+        self.contexts: list[str] = []
+
+    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+        return list(string.encode())
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        self.contexts += [request.args[0] for request in requests]
+        return [(number_of(repr(request.args)), False) for request in requests]
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        return [number_of(request.args[0]) for request in requests]
+
+    def generate_until(self, requests, disable_tqdm=False):
+        return ["0" if len(request.args[0]) > 3 else "1" for request in requests]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _surroundings(tmp_path_factory):
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in OFFLINE.items():
+            patch.setenv(name, value)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def config(folder):
+    def make(names=tuple(NAMES), **changes):
+        settings = {
+            "eval_tasks": list(names),
+            "eval_task_paths": [str(folder)],
+            "eval_num_fewshot": None,
+            "eval_task_limit": None,
+            "eval_seed": None,
+            "eval_bootstrap_iters": 100,
+            "eval_log_samples": False,
+            "eval_batch_tokens": None,
+            "eval_apply_chat_template": False,
+            "eval_system_instruction": None,
+        }
+        return SimpleNamespace(
+            text_generation=SimpleNamespace(**{**settings, **changes}),
+            other=SimpleNamespace(seed=7),
+            derived=SimpleNamespace(micro_batch_size=4, data_parallel_size=2),
+            to_dict=lambda: {"model": {"hidden_size": 8}, "derived": {"x": 1}},
+        )
+
+    return make
+
+
+def scores(results):
+    return {name: results["results"][name] for name in NAMES}
+
+
+@pytest.mark.parametrize("num_fewshot", [None, 2])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_results_are_those_of_lm_eval_itself(config, folder, num_fewshot, limit):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    settings = config(eval_num_fewshot=num_fewshot, eval_task_limit=limit, eval_seed=5)
+    ours = run_tasks(Oracle(), settings, load_tasks(settings))
+    theirs = simple_evaluate(
+        model=Oracle(),
+        tasks=NAMES,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        bootstrap_iters=100,
+        log_samples=False,
+        fewshot_random_seed=5,
+        task_manager=TaskManager(include_path=[str(folder)], include_defaults=False),
+    )
+    for key in ("results", "versions", "n-shot", "n-samples", "higher_is_better", "group_subtasks"):
+        assert ours[key] == theirs[key], key
+
+
+def test_the_configuration_stands_beside_the_results(config):
+    settings = config(["tiny_text"], eval_num_fewshot=0, eval_task_limit=1)
+    results = run_tasks(Oracle(), settings, load_tasks(settings))
+    shown = {key: results["config"][key] for key in ("model", "model_args", "batch_size", "limit")}
+    assert shown == {
+        "model": "neox",
+        "model_args": {"hidden_size": 8},
+        "batch_size": 8,
+        "limit": 1,
+    }
+    assert results["config"]["fewshot_seed"] == 7
+    assert "samples" not in results
+
+
+def test_the_same_tasks_run_twice_give_the_same_scores(config):
+    """As in training, where they are loaded once."""
+    settings = config(eval_num_fewshot=1)
+    tasks = load_tasks(settings)
+    first, second = Oracle(), Oracle()
+    assert scores(run_tasks(first, settings, tasks)) == scores(run_tasks(second, settings, tasks))
+    assert first.contexts == second.contexts
+
+
+def test_the_seed_chooses_the_examples(config):
+    def contexts(seed):
+        settings = config(["tiny_choice"], eval_num_fewshot=2, eval_seed=seed)
+        oracle = Oracle()
+        run_tasks(oracle, settings, load_tasks(settings))
+        return oracle.contexts
+
+    assert contexts(1) == contexts(1)
+    assert contexts(1) != contexts(2)
+
+
+def test_a_task_whose_file_says_zero_examples_keeps_them(config, folder, tmp_path):
+    text = (folder / "tiny_choice.yaml").read_text() + "num_fewshot: 0\n"
+    (tmp_path / "zero.yaml").write_text(text)
+    settings = config([str(tmp_path / "zero.yaml")], eval_num_fewshot=2)
+    results = run_tasks(Oracle(), settings, load_tasks(settings))
+    assert results["n-shot"] == {"tiny_choice": 0}
+
+
+def test_samples_are_kept_when_asked_for(config):
+    settings = config(["tiny_choice"], eval_log_samples=True)
+    results = run_tasks(Oracle(), settings, load_tasks(settings))
+    assert [sample["doc_id"] for sample in results["samples"]["tiny_choice"]] == [0, 1, 2, 3, 4]
+
+
+def test_a_system_instruction_stands_before_each_question(config):
+    settings = config(["tiny_choice"], eval_system_instruction="Be brief.")
+    oracle = Oracle()
+    run_tasks(oracle, settings, load_tasks(settings))
+    assert all(context.startswith("Be brief.") for context in oracle.contexts)
+
+
+def test_the_table_has_a_row_a_metric(config):
+    settings = config()
+    table = results_table(run_tasks(Oracle(), settings, load_tasks(settings)))
+    assert "|tiny_choice" in table
+    assert "word_perplexity" in table
+
+
+def test_nothing_is_printed_to_standard_output(config, capfd):
+    settings = config(["tiny_choice", "tiny_rolling"])
+    run_tasks(Oracle(), settings, load_tasks(settings))
+    assert capfd.readouterr().out == ""
