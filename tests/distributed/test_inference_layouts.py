@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron.launcher.rendezvous import reserve_port
 from tests.distributed.many_runs import train_all
 from tests.distributed.spawn import run_ranks
 from tests.tiny import tiny_config, write_tiny_corpus
@@ -24,14 +26,19 @@ CUTS: dict[str, dict[str, Any]] = {
 PROMPTS = ["abc", "0101", "hgf ed"]
 
 
-def read_model(file: str, folder: str) -> dict[str, Any]:
-    """Runs on every rank: evaluates and generates."""
+def read_model(file: str, folder: str, ports: list[int]) -> dict[str, Any]:
+    """Runs on every rank: evaluates and generates twice.
+
+    Each program meets at a port of its own: a rank that is ahead would find the old meeting.
+    """
     import evaluate
     import generate
 
     Path(folder).mkdir(exist_ok=True)
     report = evaluate.main([file])
+    os.environ["MASTER_PORT"] = str(ports[0])
     generate.main([file])
+    os.environ["MASTER_PORT"] = str(ports[1])
     sampled = {"temperature": 1.0, "top_p": 0.95, "sample_output_file": f"{folder}/sampled.jsonl"}
     generate.main([file], overwrite_values=sampled)
     return {split: report[split]["domains"] for split in ("validation", "test")}
@@ -61,12 +68,18 @@ def results(tmp_path_factory):
         )
         (folder / name).mkdir()
         (folder / name / "run.yml").write_text(json.dumps(config))
-        ranks = run_ranks(
-            "tests.distributed.test_inference_layouts:read_model",
-            size,
-            keywords={"file": str(folder / name / "run.yml"), "folder": str(folder / name)},
-            environ={"OMP_NUM_THREADS": "1"},
-        )
+        file = str(folder / name / "run.yml")
+        with ExitStack() as holders:
+            reserved = [reserve_port(None, print) for _ in range(2)]
+            for holder, _ in reserved:
+                holders.enter_context(holder)
+            ports = [port for _, port in reserved]
+            ranks = run_ranks(
+                "tests.distributed.test_inference_layouts:read_model",
+                size,
+                keywords={"file": file, "folder": str(folder / name), "ports": ports},
+                environ={"OMP_NUM_THREADS": "1"},
+            )
         texts = {
             kind: [json.loads(line)["text"] for line in (folder / name / kind).open()]
             for kind in ("samples.jsonl", "sampled.jsonl")

@@ -244,7 +244,7 @@ def test_a_stop_before_training_is_no_success(start):
     run.process.terminate()
     code, _ = run.ends([])
     assert code == 1
-    assert "nothing was saved" in run.errors.read_text()
+    assert "no checkpoint was written" in run.errors.read_text()
 
 
 def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start, tmp_path):

@@ -6,8 +6,8 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
 
+from tests.process_group import process_group_of_one
 from tests.tiny_tasks import OFFLINE, write_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
@@ -59,9 +59,8 @@ def _surroundings(tmp_path_factory):
             patch.setenv(name, value)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+        with process_group_of_one():
+            yield
 
 
 @pytest.fixture(scope="module")

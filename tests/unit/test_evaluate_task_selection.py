@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch.distributed as dist
 import yaml
 
 from megatron.neox_arguments import ConfigError
+from tests.process_group import process_group_of_one
 from tests.tiny_tasks import OFFLINE, QUESTIONS, write_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
@@ -43,9 +43,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with process_group_of_one():
+        yield
 
 
 def config_of(names, folders):
