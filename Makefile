@@ -1,5 +1,5 @@
 # Needs make and python3 >= 3.10 with venv; everything else is installed into a virtual environment.
-#   make demo   the main job on text that this machine already has, in ./demo; mixture.png beside this file
+#   make demo   text of this machine, training, export, evaluation, samples: in ./demo, and mixture.png here
 #   make test   what is missing from the dev requirements, then the tests
 #   make lint   ruff and mypy          make docs   configs/neox_arguments.md
 #   make clean  removes ./demo, caches and .venv
@@ -37,6 +37,11 @@ $(VENV)/.installed: requirements/requirements.txt | venv
 	$(INSTALL) -r requirements/requirements.txt
 	@touch $@
 
+# The demo's export and its task; tests and linters bring the same and more.
+$(VENV)/.installed-eval: requirements/requirements.txt requirements/requirements-eval.txt | venv
+	$(INSTALL) -r requirements/requirements.txt -r requirements/requirements-eval.txt
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: requirements/requirements.txt requirements/requirements-dev.txt | venv
 	$(INSTALL) -r requirements/requirements.txt -r requirements/requirements-dev.txt
 	@touch $(VENV)/.installed $@
@@ -45,7 +50,7 @@ install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
 
-demo: install
+demo: $(VENV)/.installed-eval
 	$(PYTHON) tools/demo.py
 
 test: install-dev

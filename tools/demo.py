@@ -2,13 +2,15 @@
 """The main job on text that this machine already has: ``make demo``, or ``python tools/demo.py``.
 
 Runs, one after the other, the commands that a user would type: gather and tokenize a corpus of
-several domains, train a small model with online data mixing, plot the mixture, write a sample.
-Everything lies in ``demo/`` but ``mixture.png``. A stage that is done and whose inputs have not
-changed is skipped; an interrupted training goes on from its last checkpoint.
+several domains, train a small model with online data mixing, plot the mixture, export the model,
+measure it on held-out text and on a multiple-choice task made from it, write samples. Everything
+lies in ``demo/`` but ``mixture.png``, and nothing needs a network. A stage that is done and whose
+inputs have not changed is skipped; an interrupted training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -22,7 +24,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -31,19 +32,31 @@ from megatron.files import write_text_atomic  # noqa: E402
 from megatron.launcher.devices import count_devices  # noqa: E402
 from megatron.launcher.process_life import die_with_parent  # noqa: E402
 from megatron.run_log import read_run_log  # noqa: E402
+from tools import demo_report  # noqa: E402
 
 DEMO = Path("demo")
 CONFIG = Path("configs/demo.yml")
-DATA = DEMO / "data/this_machine/data.yml"
+CORPUS = DEMO / "data/this_machine"
+DATA = CORPUS / "data.yml"
 PROCESSES = DEMO / "processes.yml"
 RUN = DEMO / "run"
 RUN_LOG = RUN / "logs/metrics.jsonl"
 PLOT = Path("mixture.png")
-PROMPT = DEMO / "prompt.txt"
-SAMPLE = DEMO / "sample.jsonl"
+EXPORTED = DEMO / "exported"
+RESULTS = DEMO / "results"
+LOSSES = "losses_eval_results_*.json"
+SCORES = "task_eval_results_*.json"
+TASKS = DEMO / "tasks"
+TASK = "demo_cloze"
+PROMPTS = DEMO / "prompts.txt"
+SAMPLES = DEMO / "samples.jsonl"
 
 VOCAB_SIZE = 2048
-PROMPT_TEXT = "def __init__(self"
+PROMPT_TEXTS = ("def __init__(self", "Permission is hereby granted", "Add 4096 and 1729.")
+"""Beginnings of source code, a licence and arithmetic: domains that every machine has."""
+
+NEEDED_PACKAGES = ("lm_eval", "transformers")
+"""What only the last stages import: said before the first one."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class Stage:
     command: str
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
+    """Patterns too: evaluate.py puts the time into the names of its result files."""
 
     @property
     def stamp(self) -> Path:
@@ -69,21 +83,32 @@ class Stage:
 
     def is_done(self) -> bool:
         """True if every output is there and nothing that it came from has changed."""
-        if not all(path.exists() for path in (self.stamp, *self.inputs, *self.outputs)):
+        if self.missing() or not all(path.exists() for path in (self.stamp, *self.inputs)):
             return False
         return self.stamp.read_text(encoding="ascii") == self.fingerprint()
+
+    def missing(self) -> list[Path]:
+        """Outputs that are not there."""
+        return [path for path in self.outputs if not any(path.parent.glob(path.name))]
 
 
 def stages() -> list[Stage]:
     """Lists the stages in order.
 
     ``processes.yml`` is no input of the training: how many processes share the work does not
-    change what is learnt.
+    change what is learnt. What comes after it reads the checkpoint, whose index holds checksums of
+    its files; the run log grows when a task is evaluated.
     """
+    return [*training_stages(), *model_stages()]
+
+
+def training_stages() -> list[Stage]:
+    """From text to a model and the picture of its mixture."""
+    checkpoint = final_checkpoint()
     return [
         Stage(
             "data",
-            f"python prepare_data.py this_machine -t HFTokenizer -d {DEMO / 'data'} "
+            f"python prepare_data.py this_machine -t HFTokenizer -d {CORPUS.parent} "
             f"--vocab-size {VOCAB_SIZE}",
             inputs=(),
             outputs=(DATA,),
@@ -92,19 +117,52 @@ def stages() -> list[Stage]:
             "training",
             f"./deepy.py train.py {CONFIG} {PROCESSES} {DATA}",
             inputs=(CONFIG, DATA),
-            outputs=(final_checkpoint(), RUN_LOG),
+            outputs=(checkpoint, RUN_LOG),
         ),
         Stage(
             "plot",
             f"python tools/plot_mixture.py {RUN} -o {PLOT}",
-            inputs=(RUN_LOG,),
+            inputs=(checkpoint / "index.json",),
             outputs=(PLOT,),
         ),
+    ]
+
+
+def model_stages() -> list[Stage]:
+    """What a trained model is for."""
+    model = (CONFIG, DATA, final_checkpoint() / "index.json")
+    task_files = (TASKS / f"{TASK}.yaml", TASKS / f"{TASK}.jsonl")
+    evaluate = f"./deepy.py evaluate.py {CONFIG} {DATA}"
+    return [
         Stage(
-            "sample",
-            f"./deepy.py generate.py {CONFIG} {DATA} -i {PROMPT} -o {SAMPLE}",
-            inputs=(RUN_LOG, PROMPT),
-            outputs=(SAMPLE,),
+            "export",
+            f"python tools/convert_to_hf.py --input_dir {RUN} --output_dir {EXPORTED} --overwrite",
+            inputs=(final_checkpoint() / "index.json",),
+            outputs=(EXPORTED / "config.json", EXPORTED / "*.safetensors"),
+        ),
+        Stage(
+            "losses",
+            f"{evaluate} --eval_results_prefix {RESULTS / 'losses'}",
+            inputs=model,
+            outputs=(RESULTS / LOSSES,),
+        ),
+        Stage(
+            "task",
+            f"python tools/cloze_task.py {CORPUS / 'text/test'} --name {TASK} -o {TASKS}",
+            inputs=(DATA,),
+            outputs=task_files,
+        ),
+        Stage(
+            "evaluation",
+            f"{evaluate} --eval_tasks {TASK} --eval_results_prefix {RESULTS / 'task'}",
+            inputs=(*model, *task_files),
+            outputs=(RESULTS / SCORES,),
+        ),
+        Stage(
+            "samples",
+            f"./deepy.py generate.py {CONFIG} {DATA} -i {PROMPTS} -o {SAMPLES}",
+            inputs=(*model, PROMPTS),
+            outputs=(SAMPLES,),
         ),
     ]
 
@@ -138,12 +196,11 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
         return 0
     started = time.monotonic()
     exit_code = run_and_pass_signals_on(shlex.split(stage.command), environ)
-    missing = [str(path) for path in stage.outputs if not path.exists()]
     if exit_code:
         say(f"demo: {stage.name}: ended with exit code {exit_code}; run it again to go on")
         return exit_code
-    if missing:
-        say(f"demo: {stage.name}: ended before it made {missing[0]}; run it again to go on")
+    if stage.missing():
+        say(f"demo: {stage.name}: ended before it made {stage.missing()[0]}; run it again to go on")
         return 1
     write_text_atomic(stage.stamp, stage.fingerprint())
     print(f"({stage.name}: {time.monotonic() - started:.0f} s)", flush=True)
@@ -203,48 +260,48 @@ def activation() -> str | None:
     return f"source {shown}/bin/activate"
 
 
-def summary(events: Sequence[Mapping[str, Any]]) -> str:
-    """Tabulates every domain's validation loss and weight, first and last in the run log."""
-    training = [event for event in events if event["event"] == "train"]
-    validation = [event for event in events if event["event"] == "validation"]
-    if not training or not validation:
-        return "the run log holds no validation"
-    first, last = validation[0], validation[-1]
-    start, end = training[0], training[-1]
-    rows = [("domain", "validation loss", "weight", "epochs")]
-    for name, measured in last["domains"].items():
-        losses = f"{first['domains'][name]['loss']:.3f} -> {measured['loss']:.3f}"
-        weights = f"{start['weights'][name]:.3f} -> {end['weights'][name]:.3f}"
-        rows.append((name, losses, weights, f"{end['epochs'][name]:.2f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    iterations = f"(validation at iterations {first['iteration']} and {last['iteration']})"
-    return "\n".join([*(line.rstrip() for line in table), iterations])
-
-
-def first_sample(path: Path) -> str:
-    """The prompt and the text that the model put after it."""
-    sample = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-    return f"{sample['context']}{sample['text'] or ''}"
-
-
 def say(text: str) -> None:
     """Writes a message about the demo itself."""
     print(text, file=sys.stderr, flush=True)
+
+
+def report() -> str:
+    """What came out: the domains, the task, samples, and where everything lies."""
+    table = demo_report.domain_table(read_run_log(RUN_LOG), demo_report.newest(RESULTS, LOSSES))
+    accuracy = demo_report.task_line(demo_report.newest(RESULTS, SCORES), TASK)
+    places = {
+        "mixture over time": PLOT,
+        "run log": RUN_LOG,
+        "checkpoint": final_checkpoint(),
+        "for transformers": EXPORTED,
+        "results": RESULTS,
+        "task": TASKS / f"{TASK}.yaml",
+        "samples": SAMPLES,
+    }
+    lines = [f"{name:<18} {place}" for name, place in places.items()]
+    return "\n\n".join([table, accuracy, demo_report.samples(SAMPLES), "\n".join(lines)])
+
+
+def missing_packages() -> list[str]:
+    """Packages that a later stage would miss."""
+    return [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def main() -> int:
     """Runs the demo; returns the exit code of the first command that failed, else 0."""
     os.chdir(ROOT)
     started = time.monotonic()
+    if missing_packages():
+        say(
+            f"demo: {missing_packages()[0]} is not installed; use `make demo`, or "
+            "pip install -r requirements/requirements.txt -r requirements/requirements-eval.txt"
+        )
+        return 2
     environ = command_environment()
     num_processes = default_num_processes(environ)
     DEMO.mkdir(exist_ok=True)
     write_text_atomic(PROCESSES, json.dumps({"num_gpus": num_processes}) + "\n")
-    write_text_atomic(PROMPT, PROMPT_TEXT + "\n")
+    write_text_atomic(PROMPTS, "".join(f"{text}\n" for text in PROMPT_TEXTS))
     print(f"Everything goes to {DEMO}/ and {PLOT}; processes: {num_processes}", flush=True)
     if activation():
         print(f"\n$ {activation()}", flush=True)
@@ -252,11 +309,7 @@ def main() -> int:
         exit_code = run_stage(stage, environ)
         if exit_code:
             return exit_code
-    print(f"\nA sample of the model:\n{first_sample(SAMPLE)}")
-    print(f"\n{summary(read_run_log(RUN_LOG))}")
-    print(f"\nmixture over time  {PLOT}\nrun log            {RUN_LOG}")
-    print(f"checkpoint         {final_checkpoint()}")
-    print(f"total time         {time.monotonic() - started:.0f} s")
+    print(f"\n{report()}\ntotal time         {time.monotonic() - started:.0f} s")
     return 0
 
 
