@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.model.causal_attention import prefers_tiles, tiled_causal_attention
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
@@ -67,8 +68,7 @@ class SelfAttention(nn.Module):
         if self.rotary is not None:
             cos, sin = self.rotary.get(length, hidden.device)
             fused = apply_rotary_(fused, cos, sin, self.queries_per_group + 1)
-        context = self._attend(*self._cut(fused))
-        return self.dense(context.transpose(1, 2).reshape(batch, length, -1))
+        return self.dense(self._attend(fused).reshape(batch, length, -1))
 
     def read(self, hidden: Tensor, step: ReadingStep, cache: KeyValueCache | None) -> Tensor:
         """As `forward`, without gradients and dropout, behind the positions of a cache.
@@ -105,11 +105,14 @@ class SelfAttention(nn.Module):
         query = fused[..., : self.queries_per_group, :].flatten(2, 3).transpose(1, 2)
         return query, fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, n, s, d), (b, g, s, d) twice -> (b, n, s, d)."""
+    def _attend(self, fused: Tensor) -> Tensor:
+        """(b, s, g, r + 2, d) -> (b, s, n, d)."""
         dropout = self.dropout if self.training else 0.0
+        if prefers_tiles(fused, dropout=dropout):
+            return tiled_causal_attention(fused)
+        query, key, value = self._cut(fused)
         with self.tp.own_random_state() if dropout else nullcontext():
-            return F.scaled_dot_product_attention(
+            context = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
@@ -117,3 +120,4 @@ class SelfAttention(nn.Module):
                 is_causal=query.shape[2] > 1,
                 enable_gqa=self.queries_per_group > 1,
             )
+        return context.transpose(1, 2)

@@ -91,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         unembed = repeated_product(valid, size)
         embed_back = repeated_product(valid.t(), size) if wants_hidden else None
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = ProductSum(valid, accumulator) if wants_weight else None
+        grad_weight = ProductSum(accumulator) if wants_weight else None
         nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
         for start in range(0, hidden.shape[0], size):

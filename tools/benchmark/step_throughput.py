@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
 import os
 import resource
 import statistics
@@ -23,9 +22,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tools.benchmark.workers import Answers, Worker
 
 VOCAB_SIZE = 50304
 WARMUP_STEPS = 2
@@ -92,7 +92,11 @@ def their_step(shape: Shape):
             num_hidden_layers=shape.num_layers,
             num_attention_heads=shape.num_attention_heads,
             intermediate_size=4 * shape.hidden_size,
-            rotary_pct=0.25,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.25,
+            },
             max_position_embeddings=SEQ_LENGTH,
             use_parallel_residual=True,
             attention_dropout=0.0,
@@ -145,49 +149,37 @@ def _seconds(action) -> float:
     return time.perf_counter() - start
 
 
-class Worker:
-    """One side in a process of its own, so that neither inherits the other's allocator settings."""
+def our_side(shape_name: str) -> Answers:
+    """Answers of our process, which `train.py` would set up alike."""
+    from megatron.initialize import shutdown
 
-    def __init__(self, who: str, shape_name: str):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, who, shape_name), daemon=True)
-        self._process.start()
-        self.ask("ready")
+    _join_process_group()
+    # `end` keeps it: the data are read from it as long as the process lives
+    folder = tempfile.TemporaryDirectory()
+    step = our_step(SHAPES[shape_name], Path(folder.name))
 
-    def ask(self, request: str) -> Any:
-        """Sends a request and waits for the answer; the other side is idle meanwhile."""
-        self._pipe.send(request)
-        return self._pipe.recv()
+    def end() -> None:
+        shutdown()
+        folder.cleanup()
 
-    def close(self) -> None:
-        """Ends the process."""
-        self._pipe.send("end")
-        self._process.join()
+    return {
+        **_answers(step),
+        "rate": lambda: matrix_product_rate(SHAPES[shape_name]),
+        "profile": lambda: _profile(step),
+        "end": end,
+    }
 
 
-def _serve(pipe: Connection, who: str, shape_name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        if who == "ours":
-            _join_process_group()
-        step = (
-            our_step(SHAPES[shape_name], Path(folder))
-            if who == "ours"
-            else their_step(SHAPES[shape_name])
-        )
-        answers: dict[str, Callable[[], Any]] = {
-            "ready": lambda: True,
-            "step": lambda: _seconds(step),
-            "peak": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "rate": lambda: matrix_product_rate(SHAPES[shape_name]),
-            "profile": lambda: _profile(step),
-        }
-        while (request := pipe.recv()) != "end":
-            pipe.send(answers[request]())
-        if who == "ours":
-            from megatron.initialize import shutdown
+def their_side(shape_name: str) -> Answers:
+    """Answers of the process with the plain loop."""
+    return {**_answers(their_step(SHAPES[shape_name])), "end": lambda: None}
 
-            shutdown()
+
+def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
+    return {
+        "step": lambda: _seconds(step),
+        "peak": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def _profile(step: Callable[[], None]) -> str:
@@ -222,7 +214,7 @@ def _join_process_group() -> None:
 def compare(name: str, steps: int, profile: bool) -> None:
     """Prints the table of one shape."""
     shape = SHAPES[name]
-    sides = {who: Worker(who, name) for who in ("ours", "theirs")}
+    sides = {"ours": Worker(our_side, name), "theirs": Worker(their_side, name)}
     times: dict[str, list[float]] = {who: [] for who in sides}
     for number in range(WARMUP_STEPS + steps):
         for who, worker in sides.items():
@@ -251,6 +243,7 @@ def compare(name: str, steps: int, profile: bool) -> None:
     if profile:
         print(sides["ours"].ask("profile"))
     for worker in sides.values():
+        worker.ask("end")
         worker.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
 from megatron.runners import StepRunner
 from megatron.state import TrainState
+from megatron.tokenizer import AbstractTokenizer
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ def make_run(folder: Path, *, vocab_size: int, num_domains: int, settings: dict)
     tokens = RandomTokens(vocab_size)
     source = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokens)
     loaded = build_runner(
-        config, tokens, make_topology(config), num_domains=num_domains, say=lambda text: None
+        config,
+        cast(AbstractTokenizer, tokens),  # nothing here turns text into tokens
+        make_topology(config),
+        num_domains=num_domains,
+        say=lambda text: None,
     )
     return SyntheticRun(config, loaded.runner, source, loaded.state)
