@@ -134,6 +134,8 @@ def test_two_turns_a_stopped_sample_and_the_end_of_input(program, cut, model, tm
 
         terminal.type("not meant")
         terminal.wait_for("not meant")
+        # Python looks for signals, then waits for a key: a signal in between waits for the next key
+        time.sleep(0.5)
         terminal.type(CTRL_C)  # clears the line
         terminal.wait_for("prompt> ")
         terminal.type("third\n")
