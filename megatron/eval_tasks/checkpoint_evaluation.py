@@ -64,15 +64,18 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     return report
 
 
-def make_adapter(loaded: LoadedModel, config: RunConfig) -> NeoXEvalAdapter:
-    """A model as lm-eval sees it."""
+def make_adapter(
+    loaded: LoadedModel, config: RunConfig, *, max_batch_tokens: int | None = None
+) -> NeoXEvalAdapter:
+    """A model as lm-eval sees it; ``max_batch_tokens`` wins over ``eval_batch_tokens``."""
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
 
+    configured = config.text_generation.eval_batch_tokens
     return NeoXEvalAdapter(
         loaded.model,
         loaded.tokenizer,
         loaded.topology,
-        max_batch_tokens=config.text_generation.eval_batch_tokens,
+        max_batch_tokens=configured if max_batch_tokens is None else max_batch_tokens,
         tokenizer_folder=chat_folder(config),
         seed=evaluation_seed(config),
     )

@@ -37,15 +37,13 @@ def main() -> None:
     cli_evaluate()
 
 
-def open_adapter(
-    kind: type[NeoXEvalAdapter], arguments: Mapping[str, Any], surroundings: Mapping[str, Any]
-) -> NeoXEvalAdapter:
+def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) -> NeoXEvalAdapter:
     """Joins the run that a configuration describes and loads its model; all ranks call it.
 
     Args:
-        kind: The adapter's class.
         arguments: ``config``, the YAML files of the run, separated by `os.pathsep` (a colon);
-            ``max_batch_tokens``; all others are keys of the configuration, such as ``load``.
+            ``max_batch_tokens``, which wins over ``eval_batch_tokens``; all others are keys of the
+            configuration, such as ``load``.
         surroundings: lm-eval's ``batch_size`` and ``max_batch_size``, which must be left alone,
             since batches are cut by tokens. Its ``device`` is not read: it names a GPU on every
             machine where the user says nothing.
@@ -54,7 +52,8 @@ def open_adapter(
         ConfigError: If the configuration or one of these is wrong.
         CheckpointError: If there is no checkpoint.
     """
-    from megatron.inference import load_for_inference
+    from megatron.eval_tasks.checkpoint_evaluation import make_adapter
+    from megatron.inference import open_checkpoint
     from megatron.mpu.initialize import make_topology
 
     values = dict(arguments)
@@ -69,16 +68,8 @@ def open_adapter(
     prepare_process()
     config = resolve(NeoXArgs.from_ymls(str(files).split(os.pathsep), values))
     initialize_megatron(config, handle_signals=False)
-    topology = make_topology(config, for_training=False)
-    model, tokenizer = load_for_inference(config, topology)
-    return kind(
-        model,
-        tokenizer,
-        topology,
-        max_batch_tokens=max_batch_tokens,
-        tokenizer_folder=chat_folder(config),
-        seed=config.other.seed,
-    )
+    loaded = open_checkpoint(config, make_topology(config, for_training=False))
+    return make_adapter(loaded, config, max_batch_tokens=max_batch_tokens)
 
 
 def chat_folder(config: RunConfig) -> Path | None:

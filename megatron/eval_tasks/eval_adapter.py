@@ -92,7 +92,7 @@ class NeoXEvalAdapter(TemplateLM):
         """Loads a model for lm-eval's own command; see `open_adapter`."""
         from megatron.eval_tasks.command import open_adapter
 
-        return open_adapter(cls, arg_dict, additional_config or {})
+        return open_adapter(arg_dict, additional_config or {})
 
     @property
     def eot_token_id(self) -> int:

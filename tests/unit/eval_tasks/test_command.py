@@ -1,0 +1,52 @@
+"""lm-eval's own command heeds the evaluation keys of a configuration, as evaluate.py does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
+
+import megatron.inference
+import megatron.mpu.initialize
+from megatron.eval_tasks import command
+from megatron.eval_tasks.surroundings import lm_eval_surroundings
+from megatron.inference import LoadedModel
+from megatron.neox_arguments import ConfigError
+from megatron.tokenizer.character_level import CharLevelTokenizer
+from tests.generation_runs import FIELDS
+from tests.interop.conversions import ALONE
+from tests.unit.eval_tasks.test_packing import tiny_model
+
+
+@pytest.fixture
+def open_adapter(tmp_path, monkeypatch):
+    """Opens an adapter on a model that no checkpoint holds."""
+    loaded = LoadedModel(tiny_model("rotary"), CharLevelTokenizer(512), ALONE, iteration=1)
+    monkeypatch.setattr(command, "prepare_process", lambda: None)
+    monkeypatch.setattr(command, "initialize_megatron", lambda *args, **options: None)
+    monkeypatch.setattr(megatron.mpu.initialize, "make_topology", lambda *args, **options: ALONE)
+    monkeypatch.setattr(megatron.inference, "open_checkpoint", lambda *args: loaded)
+    file = tmp_path / "run.yml"
+    file.write_text(json.dumps({**FIELDS, "train_micro_batch_size_per_gpu": 1, "train_iters": 1}))
+
+    with lm_eval_surroundings():
+        importlib.import_module("megatron.eval_tasks.eval_adapter")
+    return lambda **arguments: command.open_adapter({"config": str(file), **arguments}, {})
+
+
+def test_keys_of_the_configuration_reach_the_adapter(open_adapter):
+    adapter = open_adapter(eval_batch_tokens=77, eval_seed=5)
+    assert adapter.max_batch_tokens == 77
+    assert adapter._seed == 5
+
+
+def test_the_argument_of_the_command_wins(open_adapter):
+    assert open_adapter(eval_batch_tokens=77, max_batch_tokens=40).max_batch_tokens == 40
+
+
+def test_no_tokens_are_refused(open_adapter):
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        open_adapter(max_batch_tokens=0)
