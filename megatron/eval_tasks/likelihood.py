@@ -8,7 +8,6 @@ import torch
 
 from megatron.eval_tasks.packing import Pair, Row, cut_batches, make_rows, pack_rows
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.output_layer import OutputLayer
 
 __all__ = ["Score", "score_pairs"]
 
@@ -56,9 +55,8 @@ def _score_batch(model: GPT2Model, rows: Sequence[Row]) -> list[Score]:
     hidden = model.hidden_states(
         packed.tokens, positions=packed.positions, attention_mask=packed.attention_mask
     )
-    output = next(module for module in model.modules() if isinstance(module, OutputLayer))
     scored = hidden.flatten(0, 1).index_select(0, packed.scored)
-    nll, is_greedy = output.score(scored, packed.targets, counts=packed.counts)
+    nll, is_greedy = model.output_layer.score(scored, packed.targets, counts=packed.counts)
     num_endings = sum(len(row.endings) for row in rows)
     sums = torch.zeros(2, num_endings, dtype=torch.float64)
     values = torch.stack((-nll.double(), (~is_greedy).double())).cpu()  # one wait for the device

@@ -116,13 +116,20 @@ class GPT2Model(nn.Module):
         hidden = self.hidden_states(
             tokens, caches=caches, positions=positions, attention_mask=attention_mask
         )
-        output = self.get_submodule(self._output_name)
+        output = self.output_layer
         if labels is None:
             return output(hidden[:, -1:] if last_logits_only else hidden)
         loss, nll = output(hidden, labels, loss_mask)
         if self.recorder is not None and domain_ids is not None and loss_mask is not None:
             self.recorder.record(nll, loss_mask, domain_ids)
         return loss
+
+    @property
+    def output_layer(self) -> OutputLayer:
+        """The unembedding."""
+        output = self.get_submodule(self._output_name)
+        assert isinstance(output, OutputLayer)
+        return output
 
     def hidden_states(
         self,

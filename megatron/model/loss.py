@@ -20,7 +20,13 @@ from megatron import loss_chunks
 from megatron.model.matrix_products import ProductSum, linear_product, repeated_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
-__all__ = ["DomainLossRecorder", "VocabularyPart", "chunked_cross_entropy", "token_losses"]
+__all__ = [
+    "DomainLossRecorder",
+    "VocabularyPart",
+    "chunked_cross_entropy",
+    "token_losses",
+    "upcast",
+]
 
 _SMALLEST_LIKELIHOOD = 1e-30
 """Below it float32 probabilities lose digits; the loss is then computed from the logits."""
@@ -78,7 +84,7 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
     valid = weight[: part.size]
     unembed = repeated_product(valid, size)
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
-    return torch.cat([_softmax(_upcast(unembed(h)), h, valid, y, part)[2] for h, y in pieces])
+    return torch.cat([_softmax(upcast(unembed(h)), h, valid, y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -97,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            logits = _upcast(unembed(chunk))
+            logits = upcast(unembed(chunk))
             probabilities, chosen, nll[rows] = _softmax(logits, chunk, valid, labels[rows], part)
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
@@ -163,7 +169,7 @@ def _softmax(
     nll = -likelihood.log()
     (lost,) = torch.where(likelihood < _SMALLEST_LIKELIHOOD)
     if len(lost):
-        nll[lost] = _upcast(linear_product(chunk[lost], weight)).logsumexp(dim=1) - chosen[lost]
+        nll[lost] = upcast(linear_product(chunk[lost], weight)).logsumexp(dim=1) - chosen[lost]
     return probabilities, chosen, nll
 
 
@@ -190,7 +196,8 @@ def _upcast_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _upcast(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 if it is that: what losses are computed in."""
     return tensor.to(_upcast_dtype(tensor.dtype))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron.model.config import ModelConfig
 
-__all__ = ["RotaryTable", "apply_rotary_", "make_rotary", "sinusoidal_positions"]
+__all__ = ["RotaryTable", "apply_rotary_", "make_rotary", "signed_angles", "sinusoidal_positions"]
 
 
 class RotaryTable:
@@ -91,13 +91,27 @@ def apply_rotary_(features: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) 
 
     Source: Su et al. 2021, arXiv:2104.09864.
     """
-    while cos.dim() < 3:
+    return _RotateInPlace.apply(features, *signed_angles(cos, sin, features.dtype), num_rotated)
+
+
+def signed_angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Angles as a rotation of fused projections multiplies them.
+
+    Args:
+        cos: (s, r / 2) or (b, s, r / 2), float32.
+        sin: As ``cos``.
+        dtype: Of the features.
+
+    Returns:
+        cos and sin, (1 or b, s, 1, 1, r), float64 for features of that; the first half of sin is
+        negative.
+    """
+    if dtype == torch.float64:
+        cos, sin = cos.double(), sin.double()
+    if cos.dim() == 2:
         cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
     cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    cos, sin = cos[:, :, None, None, :], sin[:, :, None, None, :]
-    if features.dtype == torch.float64:
-        cos, sin = cos.double(), sin.double()
-    return _RotateInPlace.apply(features, cos, sin, num_rotated)
+    return cos[:, :, None, None], sin[:, :, None, None]
 
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> Tensor:

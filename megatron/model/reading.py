@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron.model.positional_embeddings import RotaryTable
+from megatron.model.positional_embeddings import RotaryTable, signed_angles
 
 __all__ = ["ReadingStep", "make_reading_step", "rotate_"]
 
@@ -57,7 +57,7 @@ def make_reading_step(
         # the whole table at once: a longer one for each token would be made anew each time
         cos, sin = rotary.get(max(longest, end), like.device)
         rows = slice(start, end) if positions is None else positions
-        cos, sin = _both_halves(cos[rows], sin[rows], like.dtype)
+        cos, sin = signed_angles(cos[rows], sin[rows], like.dtype)
     bias = None
     if attention_mask is not None:
         bias = _bias(attention_mask, like)
@@ -83,15 +83,6 @@ def rotate_(features: Tensor, step: ReadingStep) -> None:
     else:
         exact = rotated.to(step.cos.dtype)
         rotated.copy_(exact * step.cos + exact.roll(size // 2, dims=-1) * step.sin)
-
-
-def _both_halves(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    if dtype == torch.float64:
-        cos, sin = cos.double(), sin.double()
-    if cos.dim() == 2:
-        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return cos[:, :, None, None], sin[:, :, None, None]
 
 
 def _bias(mask: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron import loss_chunks
-from megatron.model.loss import VocabularyPart
+from megatron.model.loss import VocabularyPart, upcast
 from megatron.model.matrix_products import linear_product
 
 __all__ = ["score_targets"]
@@ -47,7 +47,7 @@ def score_targets(
     """
     if not hidden.shape[0]:
         empty = hidden.new_empty(0)
-        return _upcast(empty), empty.bool()
+        return upcast(empty), empty.bool()
     size = loss_chunks.chunk_tokens(weight.shape[0])
     counts = [1] * hidden.shape[0] if counts is None else counts
     target_counts = [sum(counts[start : start + size]) for start in range(0, len(counts), size)]
@@ -56,7 +56,7 @@ def score_targets(
     ).to(hidden.device)
     score = _score_chunk if part.tp.size == 1 else _score_chunk_in_parallel
     pieces = [
-        score(_upcast(linear_product(chunk, weight[: part.size])), rows % size, wanted, part)
+        score(upcast(linear_product(chunk, weight[: part.size])), rows % size, wanted, part)
         for chunk, rows, wanted in zip(
             hidden.split(size),
             owners.split(target_counts),
@@ -107,7 +107,3 @@ def _score_chunk_in_parallel(
     normalizer, chosen, blockers = sums.split((count, len(targets), len(targets)))
     is_greedy = (chosen == largest[rows]) & (blockers == 0)
     return (normalizer.log() + largest)[rows] - chosen, is_greedy
-
-
-def _upcast(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
