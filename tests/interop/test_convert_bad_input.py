@@ -21,7 +21,6 @@ from tests.interop.conversions import (
     refusal,
     write_run,
     write_their_model,
-    write_tokenizer,
 )
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
@@ -30,20 +29,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    write_tokenizer(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(tokenizer_file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_run(folder, model_fields(tokenizer_file))
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from tests.interop.conversions import (
     their_logits,
     write_run,
     write_their_model,
-    write_tokenizer,
 )
 from tools.ckpts import convert_neox_to_hf
 from tools.convert_from_hf import main as import_main
@@ -33,20 +32,6 @@ from tools.hf.settings import resolve_model_fields, settings_of
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    write_tokenizer(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(tokenizer_file, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    write_run(folder, model_fields(tokenizer_file))
-    return folder
 
 
 @pytest.mark.parametrize("parallel", [True, False])
