@@ -12,10 +12,12 @@ import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+
+from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 
 __all__ = ["RankDiscoveryError", "RankInfo", "discover", "expand_nodes", "local_counts"]
 
-LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 29500
 _PORT_RANGE = (20000, 30000)  # below the kernel's range of ports for outgoing connections
 
@@ -94,7 +96,7 @@ def discover(environ: Mapping[str, str]) -> RankInfo:
 
     Returns:
         The place. On one machine the master address is 127.0.0.1 unless MASTER_ADDR says
-        otherwise; a lone process gets a free port.
+        otherwise; a lone process gets a free port, the same each time.
 
     Raises:
         RankDiscoveryError: If variables are missing, are no numbers or contradict each other.
@@ -112,7 +114,7 @@ def discover(environ: Mapping[str, str]) -> RankInfo:
             info = _from_slurm(environ)
         else:
             _refuse_world_without_rank(environ)
-            port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _free_port()
+            port = _number(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _own_port()[1]
             info = RankInfo(
                 0, 0, 1, 1, environ.get("MASTER_ADDR", LOOPBACK), port, "single process"
             )
@@ -304,7 +306,10 @@ def _number(environ: Mapping[str, str], name: str) -> int:
         raise RankDiscoveryError(f"{name}: must be a whole number, got '{text}'") from None
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+@lru_cache(maxsize=1)
+def _own_port() -> tuple[socket.socket, int]:
+    """A free port of this process, and the socket that keeps others from it for its life.
+
+    Seconds go by until the port is used: another program's connection might take it meanwhile.
+    """
+    return reserve_port(None, print)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +113,17 @@ def test_ranks_of_one_job_agree_on_a_port_and_jobs_differ():
 
 def test_a_lone_process_gets_a_free_port():
     assert discover({}).master_port > 1023
+
+
+def test_a_lone_process_keeps_its_port_from_others_until_it_listens_there():
+    port = discover({}).master_port
+    assert discover({}).master_port == port
+    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+        stranger.bind(("127.0.0.1", port))
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store does
+        own.bind(("", port))
+        own.listen()
 
 
 def test_mpirun_inside_a_slurm_allocation_is_mpi():
