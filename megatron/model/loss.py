@@ -127,10 +127,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, *grads):
         grad_hidden, grad_valid = ctx.saved_tensors
         scale, grad_weight = grads[0], None
-        if grad_hidden is not None:
+        # reading the scale would wait for another device; a CPU is spared a copy of the gradients
+        is_one = scale.device.type == "cpu" and scale.item() == 1.0
+        if grad_hidden is not None and not is_one:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_valid is not None:
             shape, dtype = ctx.weight_like
+            if is_one and grad_valid.shape == shape and grad_valid.dtype == dtype:
+                return grad_hidden, grad_valid, None, None, None, None
             grad_weight = torch.empty(shape, dtype=dtype, device=grad_valid.device)
             num_valid = grad_valid.shape[0]
             torch.mul(grad_valid, scale, out=grad_weight[:num_valid])

@@ -1,7 +1,8 @@
 """Float32 products on a CPU through oneDNN, which torch's ``@`` reaches for bfloat16 only.
 
-MKL, behind ``@``, is slow on AMD processors where the inner dimension is short, and the unembedding
-is such a product. `tools/benchmark/loss_chunks.py` prints both. Elsewhere these are plain products.
+MKL, behind ``@``, is slow on AMD processors, most of all where the inner dimension is short, as in
+the unembedding. `tools/benchmark/matrix_products.py` prints both. Elsewhere these are plain
+products.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["ProductSum", "has_repeated_product", "linear_product", "repeated_product"]
+__all__ = ["ProductSum", "has_repeated_product", "linear", "linear_product", "repeated_product"]
 
 
 def _has_onednn_linear() -> bool:
@@ -26,6 +28,42 @@ _HAS_ONEDNN_LINEAR = _has_onednn_linear()
 
 _STRIP = 1024
 """Columns that a transposition takes at a time: torch copies a whole large matrix on one thread."""
+
+
+_SMALLEST_LINEAR = 1 << 24
+"""Multiplications from which on `linear` calls oneDNN, which takes 20 us more to start."""
+
+
+def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As ``F.linear``: (..., k), (m, k), (m,) -> (..., m); with oneDNN differentiable once.
+
+    The gradient of the weight is a plain product: oneDNN would transpose both operands first.
+    """
+    rows = features.flatten(0, -2)
+    if _uses_onednn(weight) and _uses_onednn(rows):
+        if rows.shape[0] * weight.numel() >= _SMALLEST_LINEAR:
+            return _Linear.apply(rows, weight, bias).unflatten(0, features.shape[:-1])
+    return F.linear(features, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, weight, bias):
+        ctx.save_for_backward(rows, weight)
+        return _onednn(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, weight = ctx.saved_tensors
+        grad_rows = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = _onednn(grad, weight.t())
+        if ctx.needs_input_grad[1]:
+            grad_weight = grad.t() @ rows
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(dim=0)
+        return grad_rows, grad_weight, grad_bias
 
 
 def linear_product(rows: Tensor, weight: Tensor) -> Tensor:

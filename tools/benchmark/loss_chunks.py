@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Time and memory of the one-pass loss by chunk size, and of the two ways to a matrix product.
+"""Time and memory of the one-pass loss by chunk size.
 
 For each shape, forward and backward of `chunked_cross_entropy` at several `CHUNK_BYTES` against
-`F.cross_entropy` on the whole matrix of logits; then the unembedding's product through
-`linear_product` against `@`. All ways take turns, so that a busy machine slows them alike. Freed
-memory is kept, as in training. Peak memory is what a process that does nothing else grows by.
+`F.cross_entropy` on the whole matrix of logits. All ways take turns, so that a busy machine slows
+them alike. Freed memory is kept, as in training. Peak memory is what a process that does nothing
+else grows by.
 
     python -m tools.benchmark.loss_chunks [--rounds 5] [--hidden 128 512] [--vocab 50304 8192]
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
@@ -25,9 +24,9 @@ from torch.nn import functional as F
 
 from megatron import accelerator, loss_chunks
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy
-from megatron.model.matrix_products import linear_product
+from tools.benchmark.turns import interleaved_seconds
 
-CHUNK_MEBIBYTES = (4, 16, 64, 256)
+CHUNK_MEBIBYTES = (4, 16, 64, 128, 256)
 FULL = "full logits"
 
 
@@ -71,29 +70,6 @@ def loss_ways(inputs: tuple[Tensor, Tensor, Tensor]) -> dict[str, Callable[[], f
     return ways
 
 
-def product_ways(states: Tensor, weight: Tensor) -> dict[str, Callable[[], object]]:
-    """Name -> the product of hidden states and unembedding."""
-    states, weight = states.detach(), weight.detach()
-    return {
-        "@": lambda: states @ weight.t(),
-        "linear_product": lambda: linear_product(states, weight),
-    }
-
-
-def interleaved_seconds(
-    ways: Mapping[str, Callable[[], object]], *, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def peak_growth(shape: Mapping[str, int], name: str) -> float:
     """MiB that the process grows by through one way; call it in a fresh process, on Linux."""
     accelerator.keep_freed_memory()
@@ -121,13 +97,7 @@ def compare(shape: Mapping[str, int], *, rounds: int) -> None:
     for name in ways:
         with context.Pool(1) as pool:
             peak = pool.apply(peak_growth, (dict(shape), name))
-        print(f"  {name:<28}{_times(seconds[name])}{peak:10.0f}")
-    products = product_ways(*inputs[:2])
-    seconds = interleaved_seconds(products, rounds=rounds)
-    flops = 2.0 * shape["tokens"] * shape["hidden"] * shape["vocab"]
-    print(f"  {'product, forward':<28}{'ms median':>10}{'best':>8}{'GFLOPS':>10}")
-    for name, times in seconds.items():
-        print(f"  {name:<28}{_times(times)}{flops / min(times) / 1e9:10.0f}", flush=True)
+        print(f"  {name:<28}{_times(seconds[name])}{peak:10.0f}", flush=True)
 
 
 def _times(seconds: Sequence[float]) -> str:

@@ -4,9 +4,10 @@
 Both train the same shape on the same number of tokens with fused AdamW in fp32, steps interleaved.
 Ours is the whole step as `train.py` runs it: plan, batch, DeepSpeed engine, per-domain
 losses, update of the mixture, optimizer. Theirs is forward, loss, backward, clip, optimizer on a
-batch that lies ready. Each side has a process of its own and waits while the other runs. Prints the
-ratio, the machine's own matrix-product rate at the model's shapes, the share of it that our step
-reaches, peak memory of both, and (``--profile``) where our step spends its time.
+batch that lies ready. A third side computes nothing but the matrix products of a step, as plain
+``torch.mm`` and as our layers do: the machine's own rate at the model's shapes. Each side has a
+process of its own and waits while another runs. Prints the ratio, the rates, the share of them that
+our step reaches, peak memory, and (``--profile``) where our step spends its time.
 
     python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--steps 8] [--profile]
 """
@@ -19,16 +20,16 @@ import os
 import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark.turns import seconds_of
 from tools.benchmark.workers import Answers, Worker
 
 VOCAB_SIZE = 50304
-WARMUP_STEPS = 2
+WARMUP_TURNS = 1
 BATCH, SEQ_LENGTH = 4, 512
 
 
@@ -115,38 +116,37 @@ def their_step(shape: Shape):
     return step
 
 
-def matrix_product_rate(shape: Shape, *, repeats: int = 5) -> float:
-    """FLOPS of plain products at the model's shapes, weighted as in a training step."""
+def product_seconds(shape: Shape) -> dict[str, Callable[[], float]]:
+    """Way -> a function that computes a step's products of weights, and returns its seconds.
+
+    Products of a kind are computed once and counted as often as there are layers.
+    """
     import torch
 
-    tokens = BATCH * SEQ_LENGTH
-    h = shape.hidden_size
-    layers = shape.num_layers
-    # (rows, inner, columns, how often) of the forward pass; the backward pass has two of each kind
-    products = [
-        (tokens, h, 3 * h, layers),
-        (tokens, h, h, layers),
-        (tokens, h, 4 * h, layers),
-        (tokens, 4 * h, h, layers),
-        (tokens, h, VOCAB_SIZE, 1),
-    ]
-    flops = seconds = 0.0
-    for rows, inner, columns, count in products:
-        x, weight, grad = (
-            torch.randn(*s) for s in ((rows, inner), (columns, inner), (rows, columns))
-        )
-        for left, right in ((x, weight.t()), (grad, weight), (grad.t(), x)):
-            product = functools.partial(torch.mm, left, right, out=left @ right)
-            best = min(_seconds(product) for _ in range(repeats))
-            seconds += count * best
-            flops += count * 2.0 * rows * inner * columns
-    return flops / seconds
+    from megatron.model.matrix_products import linear_product
 
+    tokens, h = BATCH * SEQ_LENGTH, shape.hidden_size
+    # (inputs, outputs, how often) of a layer
+    layers = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
+    counted = [(*layer, shape.num_layers) for layer in layers] + [(h, VOCAB_SIZE, 1)]
+    ways: dict[str, list[tuple[int, Callable[[], object]]]] = {"torch.mm": [], "our layers": []}
+    for inputs, outputs, count in counted:
+        rows, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
+        grad = torch.randn(tokens, outputs)
+        operands = ((rows, weight.t()), (grad, weight), (grad.t(), rows))
+        plain = [functools.partial(torch.mm, *pair, out=pair[0] @ pair[1]) for pair in operands]
+        ours = [
+            functools.partial(linear_product, rows, weight),
+            functools.partial(linear_product, grad, weight.t()),
+            plain[2],
+        ]
+        for way, products in zip(ways.values(), (plain, ours), strict=True):
+            way.extend((count, product) for product in products)
 
-def _seconds(action) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    def total(way: str) -> float:
+        return sum(count * seconds_of(product) for count, product in ways[way])
+
+    return {way: functools.partial(total, way) for way in ways}
 
 
 def our_side(shape_name: str) -> Answers:
@@ -164,7 +164,6 @@ def our_side(shape_name: str) -> Answers:
 
     return {
         **_answers(step),
-        "rate": lambda: matrix_product_rate(SHAPES[shape_name]),
         "profile": lambda: _profile(step),
         "end": end,
     }
@@ -175,9 +174,18 @@ def their_side(shape_name: str) -> Answers:
     return {**_answers(their_step(SHAPES[shape_name])), "end": lambda: None}
 
 
+def products_side(shape_name: str) -> Answers:
+    """Answers of the process that only multiplies, with the settings of ours."""
+    from megatron import accelerator
+
+    accelerator.prepare_environment()
+    accelerator.keep_freed_memory()
+    return {**product_seconds(SHAPES[shape_name]), "end": lambda: None}
+
+
 def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
     return {
-        "step": lambda: _seconds(step),
+        "step": lambda: seconds_of(step),
         "peak": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -211,40 +219,64 @@ def _join_process_group() -> None:
     initialize_megatron(resolve(NeoXArgs.from_dict(minimal), world_size=1), handle_signals=False)
 
 
+def measure(
+    sides: dict[str, Worker], requests: list[tuple[str, str]], steps: int
+) -> list[list[float]]:
+    """Seconds of each (side, request), which take turns.
+
+    A turn is two steps, of which the second counts: the first finds the caches, and the memory of a
+    virtual machine, as another side left them, which training does not.
+    """
+    times: list[list[float]] = [[] for _ in requests]
+    for number in range(WARMUP_TURNS + steps):
+        for taken, (side, request) in zip(times, requests, strict=True):
+            sides[side].ask(request)
+            seconds = sides[side].ask(request)
+            if number >= WARMUP_TURNS:
+                taken.append(seconds)
+    return times
+
+
 def compare(name: str, steps: int, profile: bool) -> None:
     """Prints the table of one shape."""
     shape = SHAPES[name]
-    sides = {"ours": Worker(our_side, name), "theirs": Worker(their_side, name)}
-    times: dict[str, list[float]] = {who: [] for who in sides}
-    for number in range(WARMUP_STEPS + steps):
-        for who, worker in sides.items():
-            seconds = worker.ask("step")
-            if number >= WARMUP_STEPS:
-                times[who].append(seconds)
-    rate = sides["ours"].ask("rate")
+    sides = {
+        "ours": Worker(our_side, name),
+        "theirs": Worker(their_side, name),
+        "products": Worker(products_side, name),
+    }
+    ways = ("torch.mm", "our layers")
+    requests = [("ours", "step"), ("theirs", "step"), *(("products", way) for way in ways)]
+    ours, theirs, *products = measure(sides, requests, steps)
     tokens = BATCH * SEQ_LENGTH
     print(f"{name}: batch {BATCH} x {SEQ_LENGTH}, fp32, {os.cpu_count()} cores")
-    for who, worker in sides.items():
+    for who, times in (("ours", ours), ("theirs", theirs)):
         print(
-            f"  {who:<7}{tokens / statistics.median(times[who]):9.0f} tokens/s (median), "
-            f"{tokens / min(times[who]):9.0f} (best), peak memory {worker.ask('peak'):.0f} MiB"
+            f"  {who:<7}{tokens / statistics.median(times):9.0f} tokens/s (median), "
+            f"{tokens / min(times):9.0f} (best), peak memory {sides[who].ask('peak'):.0f} MiB"
         )
-    ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["theirs"], strict=True)]
-    print(
-        f"  ratio  {statistics.median(ratios):.2f} (median of pairs), "
-        f"{min(times['theirs']) / min(times['ours']):.2f} (best against best)"
-    )
+    print(f"  ratio  {_ratio(theirs, ours)}")
     flops = shape.matrix_flops_per_token * tokens
-    print(
-        f"  matrix products alone {rate / 1e9:.0f} GFLOPS; our step reaches "
-        f"{flops / statistics.median(times['ours']) / rate:.2f} of it (median), "
-        f"{flops / min(times['ours']) / rate:.2f} (best)"
-    )
+    for way, seconds in zip(ways, products, strict=True):
+        rate = flops / statistics.median(seconds) / 1e9
+        print(
+            f"  products alone by {way:<10} {rate:4.0f} GFLOPS (median), "
+            f"{flops / min(seconds) / 1e9:4.0f} (best); our step reaches {_ratio(seconds, ours)}"
+        )
     if profile:
         print(sides["ours"].ask("profile"))
     for worker in sides.values():
         worker.ask("end")
         worker.close()
+
+
+def _ratio(numerator: list[float], denominator: list[float]) -> str:
+    """Text: the median of the rounds' ratios, and that of the best rounds."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return (
+        f"{statistics.median(ratios):.2f} (median of rounds), "
+        f"{min(numerator) / min(denominator):.2f} (best against best)"
+    )
 
 
 def main() -> None:

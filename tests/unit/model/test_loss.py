@@ -137,7 +137,20 @@ def test_a_chunk_of_logits_stays_below_its_size_limit(monkeypatch):
     monkeypatch.setattr(loss_chunks, "CHUNK_BYTES", 1 << 20)
     assert loss_chunks.chunk_tokens(1024) == 256
     assert loss_chunks.chunk_tokens(700) == 256
-    assert loss_chunks.chunk_tokens(3000) == 87
+    assert loss_chunks.chunk_tokens(3000) == 64
+
+
+def test_a_second_backward_pass_of_a_kept_graph_gives_the_same_gradients():
+    hidden, weight, labels, mask = make_inputs()
+    weight = weight[:VOCAB].detach().requires_grad_()
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, mask, part=PART)
+    loss.backward(retain_graph=True)
+    first = hidden.grad.clone(), weight.grad.clone()
+    hidden.grad.zero_()  # as an optimizer would; the graph must not have been touched
+    weight.grad.zero_()
+    loss.backward()
+    assert torch.equal(hidden.grad, first[0])
+    assert torch.equal(weight.grad, first[1])
 
 
 class TestDomainLossRecorder:
