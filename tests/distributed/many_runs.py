@@ -17,8 +17,12 @@ def train_all(
     runs: dict[str, dict[str, Any]],
     *,
     timeout_s: float = 240.0,
+    uses_onednn: bool = False,
 ) -> None:
-    """Trains each configuration in ``runs`` with ``world_size`` processes, in ``folder/<name>``."""
+    """Trains each configuration in ``runs`` with ``world_size`` processes, in ``folder/<name>``.
+
+    ``uses_onednn``: all linear layers do, as large ones would; else these tiny ones do not.
+    """
     files = []
     for name, changes in runs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -26,9 +30,19 @@ def train_all(
         files.append(folder / name / "run.yml")
         files[-1].write_text(json.dumps(config))
     run_ranks(
-        "tools.benchmark.many_runs:train_all",
+        "tests.distributed.many_runs:train_files",
         world_size,
-        keywords={"files": [str(file) for file in files]},
+        keywords={"files": [str(file) for file in files], "uses_onednn": uses_onednn},
         environ={"OMP_NUM_THREADS": "1"},
         timeout_s=timeout_s,
     )
+
+
+def train_files(files: list[str], uses_onednn: bool) -> None:
+    """What a rank does."""
+    from megatron.model import matrix_products
+    from tools.benchmark import many_runs
+
+    if uses_onednn:
+        matrix_products._SMALLEST_LINEAR = 0
+    many_runs.train_all(files)

@@ -77,7 +77,10 @@ def test_sigterm_to_the_launcher_saves_and_the_restart_is_exact(corpus, referenc
     assert curve(config) == curve(reference)
 
 
-@pytest.mark.parametrize("violence", [kill_rank, kill_launcher, stop_rank])
+# a stopped rank is noticed after half a minute; test_spawn.py has the quick test of that limit
+@pytest.mark.parametrize(
+    "violence", [kill_rank, kill_launcher, pytest.param(stop_rank, marks=pytest.mark.slow)]
+)
 def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path, violence):
     before = shared_memory()
     config = write(corpus, tmp_path)

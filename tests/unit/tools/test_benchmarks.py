@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.benchmark import loss_chunks, mixing_overhead
+from tools.benchmark import loss_chunks, mixing_overhead, step_throughput
+from tools.benchmark.turns import interleaved_seconds
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -17,7 +18,10 @@ def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
     return mixing_overhead.Costs({**dict.fromkeys(mixing_overhead.PARTS, 1e-4), **parts}, step)
 
 
-@pytest.mark.parametrize("name", ["mixing_overhead", "loss_chunks", "generation_throughput"])
+BENCHMARKS = ["mixing_overhead", "loss_chunks", "generation_throughput", "matrix_products"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_help_says_what_a_benchmark_measures(name):
     command = [sys.executable, "-m", f"tools.benchmark.{name}", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -72,15 +76,34 @@ def test_all_ways_of_the_loss_agree():
     assert losses == pytest.approx(dict.fromkeys(ways, losses[loss_chunks.FULL]), rel=1e-6)
 
 
-def test_both_ways_of_the_product_agree():
-    states, weight, _ = loss_chunks.make_inputs(tokens=16, hidden=8, vocab=50)
-    first, second = (way() for way in loss_chunks.product_ways(states, weight).values())
-    assert (first - second).abs().max() < 1e-6
-
-
 def test_the_round_that_warms_up_does_not_count():
     calls: list[str] = []
     ways = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    seconds = loss_chunks.interleaved_seconds(ways, rounds=2)
+    seconds = interleaved_seconds(ways, rounds=2)
     assert calls == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+class StandInWorker:
+    def __init__(self, name: str, calls: list[str]):
+        self.name, self.calls = name, calls
+
+    def ask(self, request: str) -> float:
+        self.calls.append(f"{self.name}.{request}")
+        return float(len(self.calls))
+
+
+def test_sides_take_turns_of_two_steps_of_which_the_second_counts():
+    calls: list[str] = []
+    sides = {name: StandInWorker(name, calls) for name in ("ours", "theirs")}
+    times = step_throughput.measure(sides, [("ours", "step"), ("theirs", "step")], steps=2)
+    assert calls == ["ours.step", "ours.step", "theirs.step", "theirs.step"] * 3
+    assert times == [[6.0, 10.0], [8.0, 12.0]]  # the first turn warms up
+
+
+def test_both_ways_multiply_a_small_step(monkeypatch):
+    for name, size in {"VOCAB_SIZE": 50, "BATCH": 1, "SEQ_LENGTH": 8}.items():
+        monkeypatch.setattr(step_throughput, name, size)
+    seconds = step_throughput.product_seconds(step_throughput.Shape(1, 16, 2))
+    assert list(seconds) == ["torch.mm", "our layers"]
+    assert all(way() > 0 for way in seconds.values())
