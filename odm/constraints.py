@@ -6,7 +6,7 @@ They are applied in a fixed order, whatever the order in which they are listed:
    ``clip(theta * w, lower, upper)`` with the one theta that makes them sum to 1, the closest
    point in relative entropy. Where a floor and a cap contradict, the cap wins. Where draws, which
    are random, used a domain up so fast that caps and ceilings no longer reach 1, all upper bounds
-   are raised in proportion.
+   are raised in proportion, and dropped where nothing is left that the mixer draws.
 2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that
    held before hold after it, since both ends keep them.
 3. **bounds** again, if an epoch cap has fallen below the last weights meanwhile.
@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .simplex import FloatArray, IntArray, kl_divergence, normalize, total_variation
+from .simplex import BoolArray, FloatArray, IntArray, kl_divergence, normalize, total_variation
 
 # Sums of K probabilities are off by some units in the last place.
 _ROUNDING = 1e-9
+_SUM_ERROR = 1e-13
 _BISECTIONS = 50
 
 
@@ -234,7 +235,9 @@ def _within_reach(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> 
     """Upper bounds that, if they had come to allow less than 1, are raised to allow just that."""
     used = weights > 0
     allowed, wanted = upper[used].sum(), 1.0 - lower[~used].sum()
-    return upper * (wanted / allowed) if 0 < allowed < wanted else upper
+    if allowed >= wanted:
+        return upper
+    return upper * (wanted / allowed) if allowed > 0 else np.ones_like(upper)
 
 
 def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
@@ -250,21 +253,10 @@ def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> Float
         )
     used = weights > 0
     share, low, high = weights[used], lower[used], upper[used]
-    # sum(clip(theta * w, l, u)) is piecewise linear in theta: it gains slope w_i at l_i / w_i and
-    # loses it at u_i / w_i. Walk along the sorted corners to where it is 1.
-    corners = np.concatenate([low / share, high / share])
-    slopes = np.concatenate([share, -share])
-    order = np.argsort(corners, kind="stable")
-    corners, slope = corners[order], np.cumsum(slopes[order])
-    totals = lower.sum() + np.concatenate([[0.0], np.cumsum(slope[:-1] * np.diff(corners))])
-    at = max(0, int(np.searchsorted(totals, 1.0, side="right")) - 1)
-    theta = corners[at] + (1.0 - totals[at]) / slope[at] if slope[at] > 0 else corners[at]
-    held = np.clip(theta * share, low, high)
-    # theta is a difference of sums; take the exact remainder where the domains are free.
-    free = (held > low) & (held < high)
+    held, free = _between_corners(share, low, high, wanted=1.0 - lower[~used].sum())
     if free.any():
         rest = 1.0 - held[~free].sum() - lower[~used].sum()
-        held[free] *= rest / held[free].sum()
+        held[free] = rest * (share[free] / share[free].sum())
     else:  # rounding brought all to a bound: those with room share what is off
         excess = held.sum() + lower[~used].sum() - 1.0
         room = held - low if excess > 0 else high - held
@@ -272,7 +264,36 @@ def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> Float
             held -= excess * room / room.sum()
     projected = lower.copy()
     projected[used] = np.clip(held, low, high)
-    return projected
+    # bounds without slack, whose own sums are off by rounding
+    return projected if abs(projected.sum() - 1.0) < _SUM_ERROR else normalize(projected)
+
+
+def _between_corners(
+    share: FloatArray, low: FloatArray, high: FloatArray, *, wanted: float
+) -> tuple[FloatArray, BoolArray]:
+    """Finds the domains that no bound holds in ``clip(theta * share, low, high)``.
+
+    The sum is piecewise linear in theta, with a corner where a domain leaves its lower bound and
+    one where it reaches its upper bound. Each sum is made anew: a running one would lose shares
+    that are many decades smaller than others.
+
+    Returns:
+        The bound that holds each domain, and which ones are held by none, where the sum is
+        ``wanted``.
+    """
+    with np.errstate(over="ignore"):  # of shares near the smallest float
+        leaves, reaches = low / share, high / share
+        corners = np.sort(np.concatenate([leaves, reaches]))
+        first, last = 0, corners.size - 1
+        while last - first > 1:
+            middle = (first + last) // 2
+            weights = np.minimum(np.maximum(corners[middle] * share, low), high)
+            if weights.sum() < wanted:
+                first = middle
+            else:
+                last = middle
+    free = (leaves <= corners[first]) & (reaches >= corners[last])
+    return np.where(reaches <= corners[first], high, low), free
 
 
 def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintContext) -> list[int]:

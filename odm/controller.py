@@ -12,15 +12,12 @@ from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .mixers import Mixer, make_mixer
+from .saved_state import SCHEMA_VERSION, check_saved_state, copied
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal
 from .simplex import FloatArray, IntArray, check_domains, check_weights, normalize
 
 logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-_STATE_KEYS = ("configuration", "step", "weights", "proposal", "mixer", "cursors")
-
 
 _MAX_PENDING = 1024
 
@@ -214,7 +211,7 @@ class MixtureController:
 
     def mixer_state(self) -> dict[str, Any]:
         """Copy of the mixer's numbers, JSON data whose fields depend on the method."""
-        return _copied(self._state)
+        return copied(self._state)
 
     def state_dict(self, *, completed_step: int | None = None) -> dict[str, Any]:
         """Everything that a restart needs, as JSON data; floats survive JSON exactly.
@@ -236,7 +233,7 @@ class MixtureController:
             "step": self._step,
             "weights": self._weights.tolist(),
             "proposal": self._proposal.tolist(),
-            "mixer": _copied(self._state),
+            "mixer": copied(self._state),
             "cursors": cursors.tolist(),
         }
 
@@ -244,62 +241,59 @@ class MixtureController:
         """Continues where ``state_dict`` was taken; changes nothing if it raises.
 
         Domains, their order and the method must be the same. Another option, seed, constraint or
-        frequency is taken from this object, not from the state, and logged as a warning.
+        frequency is taken from this object, not from the state, and logged as a warning; limits
+        hold from the next draw on. Other initial weights count where the mixer has not learnt
+        anything yet, so with ``static`` always.
 
         Raises:
-            ValueError: If the state is of another schema, method or list of domains, or torn.
+            ValueError: If the state is of another schema, method or list of domains, or torn, or
+                its weights cannot keep the constraints of this object.
         """
-        if state.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"controller: the state has schema version {state.get('schema_version')!r}, this "
-                f"version reads {SCHEMA_VERSION}; load it with the version that wrote it"
-            )
-        missing = [key for key in _STATE_KEYS if key not in state]
-        if missing:
-            raise ValueError(f"controller: the state lacks {', '.join(missing)}; it is torn")
-        saved, current = state["configuration"], self.describe()
-        self._refuse_other_domains(saved["domains"])
-        if saved["method"] != self.mixer.name:
-            raise ValueError(
-                f"controller: the state was made by method {saved['method']!r}, this run uses "
-                f"{self.mixer.name!r}; go on with the same method or start without the state"
-            )
+        fresh = self.mixer.init(self.domains, self._initial)
+        saved = check_saved_state(state, self.domains, method=self.mixer.name, fresh=fresh)
         weights = check_weights(state["weights"], self.num_domains, where="state: weights")
         proposal = check_weights(state["proposal"], self.num_domains, where="state: proposal")
-        self._refuse_other_fields(state["mixer"])
+        mixer_state, changed = copied(state["mixer"]), self._changed(saved)
+        starts_anew = "initial_weights" in changed and self._is_fresh(saved, mixer_state, proposal)
+        if starts_anew:
+            mixer_state, proposal = fresh, normalize(self._initial)
+        effects: dict[str, Any] = {}
+        cursors = self.schedule.cursors
         self.schedule.set_cursors(state["cursors"])
-        for key, value in current.items():
-            if saved.get(key) != value:
-                logger.warning("mixture: %s was %s, now %s", key, saved.get(key), value)
+        if starts_anew or "constraints" in changed:
+            try:
+                weights, effects = self._constrain(proposal, previous=weights)
+            except ValueError:
+                self.schedule.set_cursors(cursors)
+                raise
+        self._say_changed(changed, starts_anew=starts_anew)
         self._weights, self._proposal = weights, proposal
-        self._state = _copied(state["mixer"])
+        self._state = mixer_state
         self._step = int(state["step"])
         self._pending = {}
-        self._audit = _Audit(self._step, False, weights, None, {})
+        self._audit = _Audit(self._step, False, weights, None, effects)
 
-    def _refuse_other_domains(self, names: Sequence[str]) -> None:
-        if tuple(names) == self.domains:
-            return
-        gone = sorted(set(names) - set(self.domains))
-        new = sorted(set(self.domains) - set(names))
-        if gone or new:
-            what = f"the state has {gone} that this run lacks, this run has {new} that it lacks"
-        else:
-            what = f"the order was {list(names)}, now {list(self.domains)}"
-        raise ValueError(f"controller: the state is for other domains: {what}")
+    def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ: as saved and as they are."""
+        current = self.describe()
+        return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
-    def _refuse_other_fields(self, mixer_state: Mapping[str, Any]) -> None:
-        """Compares names and lengths with those of a fresh state of this mixer."""
-        fresh = self.mixer.init(self.domains, self._initial)
-        for key in sorted(set(fresh) | set(mixer_state)):
-            known = key in fresh and key in mixer_state
-            if not known or (
-                isinstance(fresh[key], list) and len(fresh[key]) != len(mixer_state[key])
-            ):
-                raise ValueError(
-                    f"controller: field {key!r} of the {self.mixer.name} state does not fit "
-                    f"{self.num_domains} domains; the state is torn or from another version"
-                )
+    def _is_fresh(
+        self, saved: Mapping[str, Any], mixer_state: Mapping[str, Any], proposal: FloatArray
+    ) -> bool:
+        """Whether a saved mixer is as before its first update, which ``static`` always is."""
+        initial = np.array(saved.get("initial_weights", ()), dtype=np.float64)
+        return (
+            initial.shape == proposal.shape
+            and mixer_state == self.mixer.init(self.domains, initial)
+            and np.array_equal(proposal, normalize(initial))
+        )
+
+    def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, starts_anew: bool) -> None:
+        for key, (was, now) in changed.items():
+            is_late = key == "initial_weights" and not starts_anew
+            end = "; without effect: the weights follow the losses since then" if is_late else ""
+            logger.warning("mixture: %s was %s, now %s%s", key, was, now, end)
 
     def _mean_losses(self, step: int, observed: Signal | ArrayLike) -> FloatArray:
         """Checked mean losses, shape (K,), nan where absent."""
@@ -331,12 +325,3 @@ class MixtureController:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
         return apply_constraints(self.constraints, proposal, context=context)
-
-
-def _copied(value: Any) -> Any:
-    """Copies JSON data; several times as fast as ``copy.deepcopy``, and called for every record."""
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) if isinstance(item, (list, dict)) else item for item in value]
-    return value

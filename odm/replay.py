@@ -6,7 +6,8 @@ within the tolerance, 1 when it is not, 2 when the log cannot be replayed.
 The log holds one JSON object a line. A line with ``"event": "start"`` carries ``"mixture"`` (what
 ``MixtureController.describe`` gives); lines with ``"event": "train"`` carry ``iteration``,
 ``weights`` (those that drew the iteration) and ``losses`` (null where absent), each by domain
-name. Where an iteration stands twice, the later line counts.
+name. Where an iteration stands twice, the later line counts. A line with ``"event": "resume"`` and
+another ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .constraints import Ceiling, Constraint, Floor, TrustRegion
 from .controller import MixtureController
-from .mixers import make_mixer
+from .mixers import Static, make_mixer
 from .schedule import MixtureSchedule
 from .simplex import FloatArray
 
@@ -44,6 +45,8 @@ class RunLog:
     """Configuration of the mixture, as in the last start line."""
     iterations: Mapping[int, Mapping[str, Any]]
     """The train line that counts for every iteration, ascending."""
+    resumptions: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Configuration that a resumed run had, by the iteration after which it went on, ascending."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +66,50 @@ class ReplayResult:
 def read_run_log(lines: Iterable[str]) -> RunLog:
     """Reads the lines of a run log.
 
-    A torn last line is left out: a killed run ends in one. A second start line begins anew; a
-    resume line with an ``iteration`` discards later iterations of the run that it replaces.
+    A line that a killed run tore is left out: the last one, or one before the start or resume line
+    of the run that went on. A second start line begins anew; a resume line with an ``iteration``
+    discards later iterations of the run that it replaces.
 
     Raises:
-        ReplayError: If a line other than the last is not JSON, or there is no mixture.
+        ReplayError: If another line is not a JSON object, or there is no mixture.
     """
     mixture: Mapping[str, Any] | None = None
     iterations: dict[int, Mapping[str, Any]] = {}
-    torn: tuple[int, str] | None = None
+    resumptions: dict[int, Mapping[str, Any]] = {}
+    torn: str | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if torn is not None:
-            raise ReplayError(f"line {torn[0]}: not a JSON object ({torn[1]})")
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            torn = (number, str(error))
+            record = _parsed(line)
+        except ValueError as error:
+            torn = torn or f"line {number}: not a JSON object ({error})"
             continue
-        event = record.get("event")
+        event, iteration = record.get("event"), record.get("iteration")
         if event == "start":
-            mixture, iterations = record.get("mixture"), {}
-        elif event == "resume" and isinstance(record.get("iteration"), int):
-            last = record["iteration"]
-            iterations = {n: kept for n, kept in iterations.items() if n <= last}
+            mixture, iterations, resumptions, torn = record.get("mixture"), {}, {}, None
+        elif event == "resume" and isinstance(iteration, int):
+            iterations = {n: kept for n, kept in iterations.items() if n <= iteration}
+            resumptions = {n: kept for n, kept in resumptions.items() if n < iteration}
+            if record.get("mixture"):
+                resumptions[iteration] = record["mixture"]
+            torn = None
         elif event == "train":
-            iterations[int(record["iteration"])] = record
+            if torn is not None:
+                raise ReplayError(torn)
+            if not isinstance(iteration, int):
+                raise ReplayError(f"line {number}: a train line without iteration")
+            iterations[iteration] = record
     if not mixture:
         raise ReplayError("no start line with a mixture: the run was not mixed or the log is cut")
-    return RunLog(mixture, dict(sorted(iterations.items())))
+    return RunLog(mixture, dict(sorted(iterations.items())), resumptions)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"it is a {type(record).__name__}")
+    return record
 
 
 def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController:
@@ -132,7 +149,13 @@ def replay(log: RunLog) -> ReplayResult:
     controller = controller_from_description(log.mixture)
     result = ReplayResult(0, 0.0, 0, "")
     previous = 0
+    resumptions = list(log.resumptions.items())
     for iteration, record in log.iterations.items():
+        while resumptions and resumptions[0][0] < iteration:
+            resumed_after, mixture = resumptions.pop(0)
+            _require_no_gap(controller, previous, resumed_after + 1)
+            controller = _continued(controller, mixture)
+            previous = resumed_after
         _require_no_gap(controller, previous, iteration)
         logged = _by_domain(record, "weights", controller.domains)
         difference = np.abs(controller.weights - logged)
@@ -149,7 +172,18 @@ def replay(log: RunLog) -> ReplayResult:
     )
 
 
+def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> MixtureController:
+    """The controller of a resumed run, with its settings and the state of the one before."""
+    if mixture == controller.describe():
+        return controller
+    resumed = controller_from_description(mixture)
+    resumed.load_state_dict(controller.state_dict())
+    return resumed
+
+
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
+    if controller.mixer.name == Static.name and not controller.constraints:
+        return  # its weights never move
     for skipped in range(previous + 1, iteration):
         if controller.is_update_due(skipped) or controller.constraints:
             raise ReplayError(

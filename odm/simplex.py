@@ -38,7 +38,8 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
     """Returns raw weights as a new float64 array of shape (K,) after checking them.
 
     Raises:
-        ValueError: If the shape is wrong, a weight is negative or not finite, or all are 0.
+        ValueError: If the shape is wrong, a weight is negative or not finite, all are 0, or their
+            sum overflows.
     """
     values = np.array(weights, dtype=np.float64)
     if values.shape != (num_domains,):
@@ -47,8 +48,12 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
         )
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(f"{where}: must be finite and not negative, got {values.tolist()}")
-    if not values.sum() > 0:
+    with np.errstate(over="ignore"):
+        total = values.sum()
+    if not total > 0:
         raise ValueError(f"{where}: all {num_domains} weights are 0; at least one must be positive")
+    if not np.isfinite(total):
+        raise ValueError(f"{where}: the sum is too large for a float, got {values.tolist()}")
     return values
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from odm.controller import is_update_due
 from odm.mixers import Ema, Exp3, Mixer, NaiveValidation, OdmPaper, SmoothedMean
+from odm.simplex import check_weights
 
 Names: TypeAlias = Sequence[str]
 Weights: TypeAlias = Sequence[float]
@@ -41,7 +42,7 @@ class WeightUpdater(ABC):
         self.num_datasets = len(self.dataset_names)
         self._mixer = mixer
         self._state = mixer.init(self.dataset_names, weights)
-        self._index = {name: index for index, name in enumerate(self.dataset_names)}
+        self.dataset_map = {name: index for index, name in enumerate(self.dataset_names)}
         raw = np.array(weights, dtype=np.float64)
         self._unnormalized: list[float] = raw.tolist()
         self._probabilities: dict[str, float] = self._named((raw / np.sum(raw)).tolist())
@@ -93,12 +94,10 @@ class WeightUpdater(ABC):
         return weights.tolist()
 
     def _index_of(self, name: str) -> int:
-        if name not in self._index:
-            raise ValueError(
-                f"{self._mixer.name}: unknown domain {name!r}, known: "
-                f"{', '.join(self.dataset_names)}"
-            )
-        return self._index[name]
+        if name not in self.dataset_map:
+            known = ", ".join(self.dataset_names)
+            raise ValueError(f"{self._mixer.name}: unknown domain {name!r}, known: {known}")
+        return self.dataset_map[name]
 
     def _named(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.dataset_names, values, strict=True))
@@ -236,11 +235,9 @@ class NaiveValidationWeightUpdater(_CumulativeReward):
                 "naive_validation: update needs reward_dataloaders and validation_loss; give "
                 "both, or call group_update with losses of every domain"
             )
-        rewards = [
-            float(self._validation_loss(model, self._next_batch(name), self._neox_args))
-            for name in self.dataset_names
-        ]
-        return self.group_update(self.dataset_names, rewards, iteration)
+        names, loss_of = self.dataset_names, self._validation_loss
+        rewards = [float(loss_of(model, self._next_batch(n), self._neox_args)) for n in names]
+        return self.group_update(names, rewards, iteration)
 
     def group_update(self, dataset_names: Names, rewards: Rewards, iteration: int) -> list[float]:
         """Updates by validation losses of every domain, measured by the caller."""
@@ -260,18 +257,13 @@ class NaiveValidationWeightUpdater(_CumulativeReward):
 
 
 class UpdateScheduler:
-    """Says at which iterations an update is due.
-
-    Args:
-        warmup_steps: No update at iterations up to and including this one.
-        update_frequency: Updates at iterations that are a multiple of this one, >= 1.
-    """
+    """Says at which iterations an update is due: see ``requires_update``."""
 
     def __init__(self, warmup_steps: int, update_frequency: int) -> None:
         if update_frequency < 1 or warmup_steps < 0:
             raise ValueError(
-                "data_sampling_update_frequency must be >= 1 and data_sampling_warmup_steps "
-                f">= 0, got {update_frequency} and {warmup_steps}"
+                "data_sampling_update_frequency must be >= 1 and data_sampling_warmup_steps >= 0, "
+                f"got {update_frequency} and {warmup_steps}"
             )
         self.warmup_steps = warmup_steps
         self.update_frequency = update_frequency
@@ -308,7 +300,8 @@ class DynamicDataSamplingWeight(BaseDataSamplingWeight):
     """Weights that an updater changes whenever the scheduler says so.
 
     Until the first update the raw weights are returned as given. ``warmup_steps`` and
-    ``update_frequency``: see ``UpdateScheduler``; the rest: see ``get_weight_updater``.
+    ``update_frequency``: see ``UpdateScheduler``; the rest: see ``get_weight_updater``. No updater
+    has ``internal_updates``.
     """
 
     def __init__(
@@ -318,10 +311,14 @@ class DynamicDataSamplingWeight(BaseDataSamplingWeight):
         warmup_steps: int,
         update_frequency: int,
         update_method: str,
+        internal_updates: bool = False,
         **options: Any,
     ) -> None:
+        if internal_updates:
+            raise ValueError("internal_updates: no updater has updates of its own, use false")
         super().__init__(weights)
         self.dataset_names = list(dataset_names)
+        self.update_method = update_method
         self.update_scheduler = UpdateScheduler(warmup_steps, update_frequency)
         self.weight_updater = get_weight_updater(update_method, dataset_names, weights, **options)
 
@@ -337,9 +334,8 @@ class DynamicDataSamplingWeight(BaseDataSamplingWeight):
 
     def log(self) -> dict[str, Any]:
         """The updater's ``vars_to_log`` by name."""
-        return {
-            name: getattr(self.weight_updater, name) for name in self.weight_updater.vars_to_log
-        }
+        updater = self.weight_updater
+        return {name: getattr(updater, name) for name in updater.vars_to_log}
 
 
 _UPDATERS: dict[str, type[WeightUpdater]] = {
@@ -385,7 +381,7 @@ def get_data_sampling_weighter(
     """Builds constant weights (no method) or weights with an updater.
 
     Raises:
-        ValueError: If warm-up or frequency is given without a method, or a method is unknown.
+        ValueError: If warm-up or frequency is given without a method, or an argument is unusable.
     """
     if update_method is not None:
         return DynamicDataSamplingWeight(
@@ -396,4 +392,5 @@ def get_data_sampling_weighter(
             "data_sampling_method is not set, so data_sampling_warmup_steps and "
             f"data_sampling_update_frequency must be 0, got {warmup_steps} and {update_frequency}"
         )
+    check_weights(weights, len(dataset_names), where="train_data_weights")
     return BaseDataSamplingWeight(weights)

@@ -21,6 +21,9 @@ from ..simplex import BoolArray, FloatArray, check_domains, check_weights, norma
 
 State = dict[str, Any]
 
+# Far beyond any loss over any weight. A softmax of rewards that overflow would give nan.
+_MAX_REWARD = 1e290
+
 
 class Mixer(ABC):
     """A mixing method; subclasses are frozen dataclasses whose fields are the method's options."""
@@ -117,14 +120,23 @@ class Mixer(ABC):
     ) -> tuple[State, FloatArray]:
         """Updates on checked input: finite losses (0 where absent), at least one present."""
 
-    def _require_used(self, present: BoolArray, weights_used: FloatArray) -> None:
-        """Refuses a loss of a domain that could not have been drawn: it would divide by 0."""
+    def _over_weights(
+        self, losses: FloatArray, present: BoolArray, weights_used: FloatArray
+    ) -> FloatArray:
+        """Losses divided by the weights that drew them, shape (K,), 0 where absent; finite.
+
+        Raises:
+            ValueError: If a domain has a loss that could not have been drawn.
+        """
         wrong = np.flatnonzero(present & (weights_used <= 0))
         if wrong.size:
             raise ValueError(
                 f"{self.name}: domain {wrong[0]} has a loss but its weight was 0, and the reward "
                 "is divided by the weight; pass the weights that drew this step"
             )
+        with np.errstate(over="ignore"):
+            ratio = losses / np.where(present, weights_used, 1.0)
+        return np.clip(ratio, -_MAX_REWARD, _MAX_REWARD)
 
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray, normalize
+from ..simplex import BoolArray, FloatArray, check_weights, normalize
 from .base import Mixer, State, register
 
 
@@ -41,6 +41,5 @@ class Ema(Mixer):
         coefficient = 2.0 / (1 + step)
         old = np.array(state["weights"], dtype=np.float64)
         new = np.where(present, coefficient * losses + (1.0 - coefficient) * old, old)
-        if not new.sum() > 0:
-            raise ValueError(f"{self.name}: every loss and weight is 0 at step {step}")
-        return {"weights": new.tolist()}, normalize(new)
+        where = f"{self.name}: averages after step {step}"
+        return {"weights": new.tolist()}, normalize(check_weights(new, new.size, where=where))

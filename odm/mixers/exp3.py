@@ -43,8 +43,7 @@ class Exp3(Mixer):
         present: BoolArray,
         weights_used: FloatArray,
     ) -> tuple[State, FloatArray]:
-        self._require_used(present, weights_used)
-        gain = (losses / self.reward_scale) / np.where(present, weights_used, 1.0)
+        gain = self._over_weights(losses / self.reward_scale, present, weights_used)
         reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
         return gibbs_step(state, step, reward)
 

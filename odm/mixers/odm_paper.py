@@ -48,9 +48,8 @@ class OdmPaper(Mixer):
         present: BoolArray,
         weights_used: FloatArray,
     ) -> tuple[State, FloatArray]:
-        self._require_used(present, weights_used)
         old = np.array(state["estimated_reward"], dtype=np.float64)
-        weighted = losses / np.where(present, weights_used, 1.0)
+        weighted = self._over_weights(losses, present, weights_used)
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * weighted
         reward = np.where(present, new, old)
         # Stateless in eps: with an update frequency above 1 the published index still holds.

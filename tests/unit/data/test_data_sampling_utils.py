@@ -50,6 +50,19 @@ def test_update_of_smoothed_mean_takes_a_softmax_of_the_perplexity():
     assert returned[1] == pytest.approx(expected, rel=1e-13)
 
 
+def test_weighters_and_updaters_have_the_attributes_of_the_research_code():
+    weighter = DynamicDataSamplingWeight(NAMES, START, 10, 2, "exp3", False)
+    assert weighter.update_method == "exp3"
+    assert weighter.weight_updater.dataset_map == {"a": 0, "b": 1, "c": 2}
+    with pytest.raises(ValueError, match="internal_updates: no updater has updates of its own"):
+        get_data_sampling_weighter(NAMES, START, 10, 2, "exp3", internal_updates=True)
+
+
+def test_constant_weights_that_do_not_fit_the_names_are_refused():
+    with pytest.raises(ValueError, match="train_data_weights: expected 3 weights"):
+        get_data_sampling_weighter(NAMES, [0.5, 0.5])
+
+
 def test_exp3_divides_the_reward_by_ten_and_by_the_probability():
     updater = Exp3WeightUpdater(NAMES, START)
     updater.group_update(["a", "b"], [2.0, 3.0], 10)

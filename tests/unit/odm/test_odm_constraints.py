@@ -50,6 +50,45 @@ def test_no_other_allowed_weights_are_closer_in_relative_entropy(target, floor, 
             assert kl_divergence(other, wanted) >= kl_divergence(weights, wanted) - 1e-9
 
 
+def bisected(target, lower, upper):
+    """``clip(theta * target, lower, upper)`` that sums to 1, log theta by bisection."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(target)
+
+    def clipped(log_theta):
+        with np.errstate(over="ignore"):
+            return np.clip(np.exp(logs + log_theta), lower, upper)
+
+    low, high = -1500.0, 1500.0
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if clipped(middle).sum() < 1 else (low, middle)
+    return clipped(high)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 10**6), decades=st.sampled_from([1, 5, 20, 100, 300, 320]))
+def test_bounds_give_what_bisection_gives_however_far_the_weights_are_apart(seed, decades):
+    rng = np.random.default_rng(seed)
+    num_domains = int(rng.integers(2, 8))
+    target = normalize(10.0 ** (-decades * rng.random(num_domains)))
+    lower = rng.random(num_domains) ** 3
+    lower *= rng.choice([0.0, 0.3, 0.95]) / lower.sum()
+    upper = np.minimum(1.0, lower + rng.random(num_domains) * rng.choice([0.2, 0.5, 1.0]))
+    if upper[target > 0].sum() < 1.001:
+        upper = np.ones(num_domains)
+    weights, _ = apply([Floor(tuple(lower)), Ceiling(tuple(upper))], target)
+    np.testing.assert_allclose(weights, bisected(target, lower, upper), rtol=0, atol=1e-9)
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    assert (weights >= lower).all()
+    assert (weights <= upper).all()
+
+
+def test_floors_whose_sum_is_rounded_up_leave_a_sum_of_one():
+    weights, _ = apply([Floor(0.3333333334)], [0.5, 0.3, 0.2])
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+
+
 def test_a_ceiling_without_slack_leaves_no_rounding_error_in_the_sum():
     weights, _ = apply([Ceiling(0.5 + 5e-13)], [1.0, 1e-6])
     assert weights.sum() == pytest.approx(1, abs=1e-15)
@@ -184,6 +223,23 @@ def test_a_cap_that_random_draws_used_up_too_fast_does_not_end_the_run():
             weights = controller.observe(step, [2.0, 3.0])
             assert weights.sum() == pytest.approx(1, abs=1e-12)
         assert abs(controller.cursors[0] - 400) < 60
+
+
+@pytest.mark.parametrize("sizes", [(30, 50, 400), (35, 45, 400)])
+def test_a_run_that_uses_up_all_that_it_draws_goes_on_beside_a_domain_of_weight_zero(sizes):
+    cap = EpochCap(1, sizes, total_samples=80)
+    for seed in range(10):
+        controller = MixtureController(
+            ["a", "b", "unused"],
+            "static",
+            MixtureSchedule(seed, 3),
+            [cap],
+            initial_weights=[sizes[0], sizes[1], 0],
+        )
+        for step in range(1, 23):
+            controller.draw(step, 4)
+            assert controller.observe(step, [2.0, 3.0, np.nan]).sum() == pytest.approx(1, abs=1e-12)
+        assert controller.cursors[2] == 0
 
 
 def test_bounds_that_never_could_hold_are_refused_at_the_start():

@@ -10,6 +10,7 @@ import pytest
 
 from odm import (
     Ceiling,
+    EpochCap,
     Floor,
     MixtureController,
     MixtureSchedule,
@@ -43,7 +44,12 @@ def train(mixture, steps):
     return history
 
 
-@pytest.mark.parametrize("constraints", [(), (Floor(0.05), TrustRegion(max_kl=0.02))])
+CAP = EpochCap((3, 2.5, 1, 4), (50, 150, 200, 70), total_samples=480)
+
+
+@pytest.mark.parametrize(
+    "constraints", [(), (Floor(0.05), TrustRegion(max_kl=0.02)), (CAP, Floor(1 / 30))]
+)
 @pytest.mark.parametrize("method", [m for m in known_mixers() if m != "naive_validation"])
 def test_stopping_anywhere_and_resuming_through_json_is_bit_exact(method, constraints):
     options = {"warmup_steps": 5, "update_frequency": 2, "initial_weights": [4, 3, 2, 1]}
@@ -220,6 +226,10 @@ def test_a_state_of_another_mixture_is_refused_with_the_difference(options, mess
     [
         (lambda s: s.update(schema_version=2), "schema version 2, this version reads 1"),
         (lambda s: s.pop("cursors"), "lacks cursors"),
+        (lambda s: s["configuration"].pop("domains"), "lacks configuration.domains; it is torn"),
+        (lambda s: s.update(configuration=None), "lacks fields of configuration"),
+        (lambda s: s["mixer"].update(eps="much"), "field 'eps'"),
+        (lambda s: s["mixer"].update(estimated_reward=[1.0, np.nan, 0, 0]), "'estimated_reward'"),
         (lambda s: s["mixer"].pop("eps"), "field 'eps'"),
         (lambda s: s["mixer"]["estimated_reward"].pop(), "field 'estimated_reward'"),
         (lambda s: s["cursors"].pop(), "expected 4 integer cursors"),
@@ -245,6 +255,57 @@ def test_changed_options_are_taken_from_the_new_run_and_said(caplog):
     assert mixture.update_frequency == 4
     assert "seed was 11, now 12" in caplog.text
     assert "update_frequency was 1, now 4" in caplog.text
+
+
+def resumed(saved, caplog, **options):
+    mixture = controller(**options)
+    with caplog.at_level(logging.WARNING, logger="odm"):
+        mixture.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+    return mixture
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "static"}, {"method": "smoothed_mean", "warmup_steps": 50}]
+)
+def test_new_initial_weights_count_after_a_resume_while_nothing_has_been_learnt(options, caplog):
+    saved = controller(initial_weights=[4, 3, 2, 1], **options)
+    train(saved, range(1, 21))
+    mixture = resumed(saved, caplog, initial_weights=[1, 1, 1, 7], **options)
+    assert "initial_weights was [4.0, 3.0, 2.0, 1.0], now [1.0, 1.0, 1.0, 7.0]" in caplog.text
+    assert mixture.weights.tolist() == [0.1, 0.1, 0.1, 0.7]
+    assert mixture.cursors.tolist() == saved.cursors.tolist()
+    train(mixture, range(21, 31))
+    assert mixture.weights.tolist() == [0.1, 0.1, 0.1, 0.7]
+
+
+def test_new_initial_weights_are_said_to_be_late_once_the_weights_follow_the_losses(caplog):
+    saved = controller(initial_weights=[4, 3, 2, 1])
+    train(saved, range(1, 21))
+    mixture = resumed(saved, caplog, initial_weights=[1, 1, 1, 7])
+    assert "now [1.0, 1.0, 1.0, 7.0]; without effect" in caplog.text
+    assert mixture.weights.tolist() == saved.weights.tolist()
+
+
+def test_new_limits_hold_from_the_first_draw_after_a_resume(caplog):
+    saved = controller(initial_weights=[97, 1, 1, 1], warmup_steps=100)
+    train(saved, range(1, 6))
+    mixture = resumed(
+        saved, caplog, initial_weights=[97, 1, 1, 1], warmup_steps=100, constraints=[Floor(0.1)]
+    )
+    np.testing.assert_allclose(mixture.weights, [0.7, 0.1, 0.1, 0.1], rtol=1e-12)
+    lifted = resumed(mixture, caplog, initial_weights=[97, 1, 1, 1], warmup_steps=100)
+    assert lifted.weights.tolist() == saved.weights.tolist()
+
+
+def test_a_state_that_cannot_keep_new_limits_is_refused_and_changes_nothing():
+    state = controller().state_dict()
+    state["proposal"] = [1.0, 0.0, 0.0, 0.0]
+    target = controller(constraints=[Ceiling(0.5)])
+    train(target, range(1, 4))
+    before = target.state_dict()
+    with pytest.raises(ValueError, match=r"positive weight to 0\.5"):
+        target.load_state_dict(state)
+    assert target.state_dict() == before
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,49 @@ def test_a_resume_discards_what_the_killed_run_did_after_it():
     assert result.largest_difference == 0.0
 
 
+def test_a_resume_with_other_settings_goes_on_with_them():
+    options = {"initial_weights": [3, 2, 1], "warmup_steps": 4}
+    first = run_log(steps=range(1, 21), **options)
+    old = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(5, 3), **options)
+    new = MixtureController(
+        DOMAINS, "smoothed_mean", MixtureSchedule(5, 3), [Floor(0.2)], update_frequency=3, **options
+    )
+    for line in first[1:13]:
+        old.observe(line["iteration"], losses_in(line))
+    new.load_state_dict(old.state_dict())
+    lines = [*first, {"event": "resume", "iteration": 12, "mixture": new.describe()}]
+    for line in first[13:]:
+        weights = dict(zip(DOMAINS, new.weights.tolist(), strict=True))
+        new.observe(line["iteration"], losses_in(line))
+        lines.append({**line, "weights": weights})
+    result = replay(read_run_log(text_of(lines)))
+    assert (result.num_iterations, result.largest_difference) == (20, 0.0)
+    del lines[21]["mixture"]
+    assert replay(read_run_log(text_of(lines))).largest_difference > 1e-3
+
+
+def losses_in(line):
+    return [np.nan if line["losses"][name] is None else line["losses"][name] for name in DOMAINS]
+
+
+def test_a_line_that_a_killed_run_tore_is_passed_over_before_the_run_that_went_on():
+    lines = text_of(run_log(steps=range(1, 21)))
+    torn = [*lines[:15], '{"event": "train", "itera\n', '{"event": "warning"}\n']
+    resumed = [*torn, '{"event": "resume", "iteration": 14}\n', *lines[15:]]
+    result = replay(read_run_log(resumed))
+    assert (result.num_iterations, result.largest_difference) == (20, 0.0)
+
+
+@pytest.mark.parametrize("line", ["5\n", "[]\n", "null\n"])
+def test_json_that_is_no_object_is_one_line_of_error(tmp_path, capsys, line):
+    lines = text_of(run_log())
+    lines[3] = line
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(lines))
+    assert main([str(path)]) == 2
+    assert "line 4: not a JSON object" in capsys.readouterr().err
+
+
 def test_other_events_and_a_torn_last_line_are_passed_over():
     lines = text_of([{"event": "warning", "message": "x"}, *run_log(), {"event": "save"}])
     result = replay(read_run_log([*lines, '{"event": "train", "itera']))
@@ -86,6 +129,11 @@ def test_iterations_without_an_update_may_be_missing():
     lines = run_log(warmup_steps=10, update_frequency=5)
     kept = [line for line in lines if line["event"] == "start" or line["iteration"] % 5 == 0]
     assert replay(read_run_log(text_of(kept))).largest_difference == 0.0
+
+
+def test_any_iteration_of_a_static_run_may_be_missing():
+    lines = run_log("static", initial_weights=[3, 2, 1])
+    assert replay(read_run_log(text_of([lines[0], *lines[10::10]]))).num_iterations == 4
 
 
 def test_a_missing_update_is_an_error_that_says_what_to_do():
