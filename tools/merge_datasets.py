@@ -16,6 +16,7 @@ from megatron.data.indexed_dataset import (
     index_file_path,
 )
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
+from megatron.tokenizer.command_line import exit_code
 
 
 def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
@@ -48,17 +49,18 @@ def find_prefixes(inputs: Sequence[str]) -> list[str]:
     """Turns folders into the sorted prefixes of the data sets in them; other names are prefixes.
 
     Raises:
-        DataError: If a folder holds no data set, or an index without its tokens.
+        DataError: If a folder holds no data set.
     """
     prefixes: list[str] = []
     for name in inputs:
         if not Path(name).is_dir():
             prefixes.append(name)
             continue
-        found = sorted(str(path.with_suffix("")) for path in Path(name).glob("*.idx"))
-        if not found:
+        files = [path for path in Path(name).iterdir() if path.suffix in (".bin", ".idx")]
+        if not files:
             raise DataError(f"{name}: no .idx file in this folder; give a folder of data sets")
-        prefixes += found
+        # half a data set is a prefix too: to open it says which half is missing
+        prefixes += sorted({str(path.with_suffix("")) for path in files})
     return prefixes
 
 
@@ -93,4 +95,4 @@ def main(input_args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -114,7 +114,8 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
         append_eod=args.append_eod,
         use_ftfy=args.ftfy,
     )
-    reader = DocumentReader(args.input.split(","), keys=keys, on_error=args.on_error, report=_tell)
+    inputs = [name.strip() for name in args.input.split(",")]
+    reader = DocumentReader(inputs, keys=keys, on_error=args.on_error, report=_tell)
     encoder = Encoder(settings)
     tokenizer = encoder.tokenizer
     _tell(f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}")
@@ -196,11 +197,20 @@ class _OutputSet:
                     f"{prefix}: no document has any token; check --input and --jsonl-keys"
                 )
         summaries = [self._summary(place) for place in range(len(self._prefixes))]
-        for builder, summary in zip(self._builders, summaries, strict=True):
-            # An old description must not stand beside new tokens, were this to end half-way.
-            metadata_path(summary.prefix).unlink(missing_ok=True)
-            builder.finalize(index_file_path(summary.prefix))
-            write_metadata(summary.prefix, summary.metadata)
+        named: list[str] = []
+        try:
+            for builder, summary in zip(self._builders, summaries, strict=True):
+                # An old description must not stand beside new tokens, were this to end half-way.
+                metadata_path(summary.prefix).unlink(missing_ok=True)
+                builder.finalize(index_file_path(summary.prefix))
+                named.append(summary.prefix)
+                write_metadata(summary.prefix, summary.metadata)
+        except BaseException:
+            for prefix in named:
+                for path in (data_file_path(prefix), index_file_path(prefix)):
+                    Path(path).unlink(missing_ok=True)
+                metadata_path(prefix).unlink(missing_ok=True)
+            raise
         return summaries
 
     def _summary(self, place: int) -> KeySummary:
@@ -254,6 +264,8 @@ def _tell_summary(
         _tell(f"{summary.prefix}: {', '.join(parts)}")
     if reader.problems:
         _tell(f"{reader.problems} records skipped, {reader.documents} read")
+    if reader.ignored:
+        _tell(f"{reader.ignored} files in archives left out, not a kind of text file that is read")
     if expected is not None and expected != reader.documents:
         _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
 

@@ -52,7 +52,8 @@ class BlendableDataset(torch.utils.data.Dataset):
         self.size = int(self._lengths.sum())
         self.block_size = min(self.size, MAX_BLOCK_SIZE)
         self._counts = apportion(self.weights, self.block_size)
-        self._ends = np.cumsum(self._counts)
+        # What is left for the last block has shares of its own, or it would skip and repeat.
+        self._last_counts = apportion(self.weights, self.size % self.block_size)
 
     def __len__(self) -> int:
         return self.size
@@ -67,10 +68,12 @@ class BlendableDataset(torch.utils.data.Dataset):
     def locate(self, index: int) -> tuple[int, int]:
         """Returns which data set, and which of its samples, stands at ``index``."""
         block, place = divmod(int(index), self.block_size)
-        order = sample_order(self.seed, "blend", block, self.block_size)
-        shuffled = int(order(np.array([place]))[0])
-        dataset = int(np.searchsorted(self._ends, shuffled, side="right"))
-        first = int(self._ends[dataset] - self._counts[dataset])
+        is_whole = (block + 1) * self.block_size <= self.size
+        counts = self._counts if is_whole else self._last_counts
+        ends = np.cumsum(counts)
+        shuffled = sample_order(self.seed, "blend", block, int(ends[-1]))[place]
+        dataset = int(np.searchsorted(ends, shuffled, side="right"))
+        first = int(ends[dataset] - counts[dataset])
         sample = block * int(self._counts[dataset]) + shuffled - first
         return dataset, sample % int(self._lengths[dataset])
 

@@ -15,6 +15,7 @@ from megatron.data.shares import (
     weights_by_num_docs,
 )
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
+from megatron.neox_arguments.rules.data import SMOOTHING_METHODS
 from odm.constraints import Ceiling, Constraint, EpochCap, Floor
 from odm.controller import MixtureController
 from odm.mixers import make_mixer
@@ -28,8 +29,6 @@ __all__ = [
     "get_train_valid_test_split_",
     "weights_by_num_docs",
 ]
-
-SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
 
 
 class TokenizerInfo(Protocol):
@@ -64,9 +63,7 @@ def build_train_source(
             vocabulary.
     """
     require_training_data(config)
-    domains = open_split(
-        config, "train", vocab_size=tokenizer_info.vocab_size, is_first=dp_rank == 0
-    )
+    domains = _open_split(config, "train", tokenizer_info, is_first=dp_rank == 0)
     if not domains:
         raise DataError(
             f"split: {config.training.split!r} leaves no training documents; raise the first share"
@@ -122,7 +119,7 @@ def build_evaluation_source(
     if not config.training.use_named_eval_datasets and config.training.eval_iters < 1:
         return None
     is_first = dp_rank == 0
-    domains = open_split(config, split, vocab_size=tokenizer_info.vocab_size, is_first=is_first)
+    domains = _open_split(config, split, tokenizer_info, is_first=is_first)
     if is_first:
         warn_of_training_files(config, split, domains)
     if not domains:
@@ -189,6 +186,18 @@ def build_controller(
         raise ConfigError(
             f"data_sampling_max_epochs: does not go with the other limits: {error}"
         ) from error
+
+
+def _open_split(
+    config: RunConfig, split: SplitName, tokenizer_info: TokenizerInfo, *, is_first: bool
+) -> list[DomainFiles]:
+    return open_split(
+        config,
+        split,
+        vocab_size=tokenizer_info.vocab_size,
+        fingerprint=getattr(tokenizer_info, "fingerprint", None),  # a stand-in may have none
+        is_first=is_first,
+    )
 
 
 def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:

@@ -12,6 +12,7 @@ import numpy as np
 from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset, make_dataset
 from megatron.data.metadata import DatasetMetadata, read_metadata
+from megatron.data.open_files import reserve_open_files
 from megatron.data.shares import split_boundaries
 from megatron.neox_arguments.run_config import RunConfig
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid", "test")
 SplitName = Literal["train", "valid", "test"]
+FILES_PER_DOMAIN = 3  # tokens, index, order of the documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,12 @@ def domain_name(prefix: str | Path) -> str:
 
 
 def open_split(
-    config: RunConfig, split: SplitName, *, vocab_size: int, is_first: bool
+    config: RunConfig,
+    split: SplitName,
+    *,
+    vocab_size: int,
+    fingerprint: str | None = None,
+    is_first: bool,
 ) -> list[DomainFiles]:
     """Opens and checks the data sets of a split.
 
@@ -48,6 +55,8 @@ def open_split(
         config: The resolved configuration.
         split: ``train``, ``valid`` or ``test``.
         vocab_size: Ids from here on are refused where a sidecar tells them.
+        fingerprint: SHA-256 of the tokenizer of this run; a warning names the data sets that
+            another one made. None does not compare.
         is_first: Whether this process speaks for all.
 
     Returns:
@@ -58,6 +67,7 @@ def open_split(
     """
     training = config.training
     prefixes = getattr(config.derived, f"{split}_paths")
+    reserve_open_files(FILES_PER_DOMAIN * len(prefixes))
     domains = []
     for name, prefix in zip(_domain_names(config, split, prefixes), prefixes, strict=True):
         dataset = make_dataset(prefix, training.data_impl, skip_warmup=not training.mmap_warmup)
@@ -65,6 +75,8 @@ def open_split(
             name, prefix, dataset, vocab_size=vocab_size, is_first=is_first
         )
         domains.append(DomainFiles(name, prefix, dataset, metadata, documents=None))
+    if is_first and fingerprint is not None:
+        _warn_of_other_tokenizers(domains, fingerprint)
     if config.derived.split is None:
         return domains
     return _split_by_documents(
@@ -141,6 +153,31 @@ def _checked_metadata(
     return metadata
 
 
+def _warn_of_other_tokenizers(domains: Sequence[DomainFiles], fingerprint: str) -> None:
+    """Says aloud where ids of another vocabulary fit into this one: they mean other text.
+
+    Not an error, for a tokenizer file that was only formatted anew has another digest too.
+    """
+    made_by = {
+        domain.prefix: domain.metadata.tokenizer
+        for domain in domains
+        if domain.metadata is not None and domain.metadata.tokenizer.sha256 is not None
+    }
+    others = [prefix for prefix, made in made_by.items() if made.sha256 != fingerprint]
+    if others:
+        first = made_by[others[0]]
+        logger.warning(
+            "%s: tokenized with another tokenizer than this run's (%s, sha256 %.12s, not %.12s); "
+            "its ids may mean other text here (%d of %d data sets); check vocab_file",
+            others[0],
+            first.type,
+            first.sha256,
+            fingerprint,
+            len(others),
+            len(domains),
+        )
+
+
 def warn_of_training_files(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> None:
@@ -148,13 +185,15 @@ def warn_of_training_files(
     if config.derived.split is not None:
         return
     trained_on = {os.path.realpath(path) for path in config.derived.train_paths}
-    for domain in domains:
-        if os.path.realpath(domain.prefix) in trained_on:
-            logger.warning(
-                "%s_data_paths: %s is training data too; the %s loss of domain %s says nothing "
-                "about unseen text",
-                split,
-                domain.prefix,
-                split,
-                domain.name,
-            )
+    seen = [domain for domain in domains if os.path.realpath(domain.prefix) in trained_on]
+    if seen:
+        logger.warning(
+            "%s_data_paths: %s is training data too; the %s loss of domain %s says nothing about "
+            "unseen text (so for %d of %d domains)",
+            split,
+            seen[0].prefix,
+            split,
+            seen[0].name,
+            len(seen),
+            len(domains),
+        )

@@ -107,7 +107,10 @@ def read_index(prefix: str | Path) -> Index:
             f"{index_path}: {num_items} items and {num_doc_indices} document indices need "
             f"{expected} bytes, found {found}; the file is truncated or damaged, make it again"
         )
-    raw = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))
+    try:
+        raw = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))
+    except OSError as error:
+        raise DataError(f"{index_path}: cannot be read: {error.strerror}") from error
     pointers_start = HEADER.size + 4 * num_items
     doc_idx_start = pointers_start + 8 * num_items
     sizes = raw[HEADER.size : pointers_start].view("<i4")

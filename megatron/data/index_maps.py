@@ -7,17 +7,24 @@ sample) is predicted once an epoch. Only the order and its running token counts 
 is found by binary search. A document is an item of the data set, as in GPT-NeoX.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.data.indexed_dataset import MMapIndexedDataset, index_file_path
 from megatron.files import atomic_writer
+
+try:
+    import fcntl
+except ImportError:  # Windows: every process builds
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +93,8 @@ def shuffled_stream(
 ) -> DocumentStream:
     """Returns the stream of a domain from the cache, or builds and caches it.
 
-    Any number of processes may do this at the same time: each writes the same content under its
+    Any number of processes may do this at the same time: on one machine they take turns, so that
+    the first spares the others time and memory; elsewhere each writes the same content under its
     own temporary name.
 
     Args:
@@ -102,25 +110,28 @@ def shuffled_stream(
     """
     key = _content_key(dataset, documents, seed=seed, domain=domain)
     name = f"{Path(dataset.path).name}_document_order_{key}.npy"
-    folders = cache_folders(dataset.path, cache_dir)
-    for folder in folders:
-        cached = _read_cached(folder / name, len(documents))
+    paths = [folder / name for folder in cache_folders(dataset.path, cache_dir)]
+    cached = _find_cached(paths, len(documents))
+    if cached is not None:
+        return cached
+    logger.info("%s: ordering %d documents", dataset.path, len(documents))
+    with _one_process_at_a_time(index_file_path(dataset.path)):
+        cached = _find_cached(paths, len(documents))  # by the process that was waited for
         if cached is not None:
             return cached
-    logger.info("%s: ordering %d documents", dataset.path, len(documents))
-    stream = document_stream(document_order(seed, domain, documents), dataset.sizes)
-    for folder in folders:
-        try:
-            _write_cached(folder / name, stream)
-        except OSError as error:
-            logger.debug("%s: cannot be written (%s)", folder, error)
-            continue
-        return _read_cached(folder / name, len(documents)) or stream
+        stream = document_stream(document_order(seed, domain, documents), dataset.sizes)
+        for path in paths:
+            try:
+                _write_cached(path, stream)
+            except OSError as error:
+                logger.debug("%s: cannot be written (%s)", path, error)
+                continue
+            return _read_cached(path, len(documents)) or stream
     logger.warning(
         "%s: no folder can hold the document order (tried %s); it is computed at every start. "
         "Set data_cache_dir to a writable folder",
         dataset.path,
-        ", ".join(str(folder) for folder in folders),
+        ", ".join(str(path.parent) for path in paths),
     )
     return stream
 
@@ -179,12 +190,39 @@ def _content_key(
     return digest.hexdigest()[:24]
 
 
+@contextlib.contextmanager
+def _one_process_at_a_time(path: str) -> Iterator[None]:
+    """Holds a lock on an existing file, so that nothing stays behind; it ends with its process."""
+    if fcntl is None:
+        yield
+        return
+    with open(path, "rb") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _write_cached(path: Path, stream: DocumentStream) -> None:
     """Writes [checksum, order, offsets] as one array: one file cannot be half there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = np.concatenate([stream.order, stream.offsets])
+    parts = [np.ascontiguousarray(part, dtype="<i8") for part in (stream.order, stream.offsets)]
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part.data, checksum)
+    shape = (1 + sum(map(len, parts)),)
     with atomic_writer(path) as file:
-        np.save(file, np.concatenate([[zlib.crc32(body.data)], body]))
+        # what numpy.save writes, without a copy of the whole
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<i8", "fortran_order": False, "shape": shape}
+        )
+        for part in (np.array([checksum], dtype="<i8"), *parts):
+            file.write(part.data)
+
+
+def _find_cached(paths: Sequence[Path], num_documents: int) -> DocumentStream | None:
+    """Maps the first cached order that is whole."""
+    found = (_read_cached(path, num_documents) for path in paths)
+    return next((stream for stream in found if stream is not None), None)
 
 
 def _read_cached(path: Path, num_documents: int) -> DocumentStream | None:
@@ -193,7 +231,10 @@ def _read_cached(path: Path, num_documents: int) -> DocumentStream | None:
         content = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        logger.warning("%s: cannot be read (%s), building it again", path, error.strerror)
+        return None
+    except (ValueError, EOFError) as error:
         logger.warning("%s: damaged (%s), building it again", path, error)
         return None
     body = content[1:]

@@ -246,6 +246,7 @@ class MMapIndexedDatasetBuilder:
         Raises:
             OSError: If the disk is full or the folder cannot be written; nothing is left then.
         """
+        is_replacing = False
         try:
             flush_to_disk(self._stream)
             self._stream.close()
@@ -258,10 +259,14 @@ class MMapIndexedDatasetBuilder:
                 )
                 flush_to_disk(stream)  # a full disk shows here, while nothing is replaced yet
                 # The old index goes first: it must never stand beside the new tokens.
+                is_replacing = True
                 Path(index_file).unlink(missing_ok=True)
                 os.replace(self._temporary, self._data_path)
         except BaseException:
             self.abort()
+            if is_replacing:  # interrupted between the two names: half a data set helps nobody
+                self._data_path.unlink(missing_ok=True)
+                Path(index_file).unlink(missing_ok=True)
             raise
 
     def abort(self) -> None:

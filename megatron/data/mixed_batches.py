@@ -73,6 +73,11 @@ class MixedBatches:
         return tuple(self.controller.domains)
 
     @property
+    def samples_by_domain(self) -> dict[str, int]:
+        """`samples_per_epoch` by name."""
+        return dict(zip(self.domains, self.samples_per_epoch.tolist(), strict=True))
+
+    @property
     def global_batch_size(self) -> int:
         """Samples of a step over all ranks."""
         return self._dp_size * self._micro_batch_size * self._num_micro_batches

@@ -22,7 +22,8 @@ def split_boundaries(shares: Sequence[float], size: int) -> list[int]:
         boundaries.append(boundaries[-1] + round(share * size))
     # Rounding may miss the end by a few; every boundary but the first moves by that.
     excess = boundaries[-1] - size
-    return [0] + [boundary - excess for boundary in boundaries[1:]]
+    # A first share of 0 would go below 0, where a document is counted from the other end.
+    return [0] + [max(0, boundary - excess) for boundary in boundaries[1:]]
 
 
 def get_train_valid_test_split_(splits_string: str, size: int) -> list[int]:

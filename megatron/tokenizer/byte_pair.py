@@ -55,16 +55,9 @@ class HFTokenizer(_TokenizersBackend):
 
     def __init__(self, vocab_file: str | None):
         path = existing_file(vocab_file, "HFTokenizer", wanted="the path of a tokenizer.json")
-        library = import_library("tokenizers", "HFTokenizer")
-        try:
-            backend = library.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise TokenizerError(
-                f"vocab_file: {path} is not a tokenizer.json of the tokenizers library ({error})"
-            ) from error
         super().__init__(
             "HFTokenizer",
-            backend,
+            _backend_of_file(path, "HFTokenizer"),
             fingerprint=fingerprint_of(path),
             source=str(path),
             eod_token=END_OF_DOCUMENT,
@@ -120,6 +113,16 @@ class HFGPT2Tokenizer(_TokenizersBackend):
         )
 
 
+def _backend_of_file(path: Path, tokenizer_type: str) -> Any:
+    library = import_library("tokenizers", tokenizer_type)
+    try:
+        return library.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise TokenizerError(
+            f"vocab_file: {path} is not a tokenizer.json of the tokenizers library ({error})"
+        ) from error
+
+
 def _largest_id(backend: Any) -> int:
     # Ids may have gaps, then the number of tokens is too small a size for the embedding.
     return max(backend.get_vocab().values(), default=-1)
@@ -144,21 +147,34 @@ def _byte_level_bpe(vocab_path: Path, merge_path: Path, tokenizer_type: str) -> 
 
 def _backend_of_folder(folder: Path) -> tuple[Any, str]:
     """The tokenizer in a folder as `transformers` saves it, and its end-of-text token."""
-    library = import_library("tokenizers", "HFGPT2Tokenizer")
     if (folder / "tokenizer.json").is_file():
-        backend = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = _backend_of_file(folder / "tokenizer.json", "HFGPT2Tokenizer")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend = _byte_level_bpe(folder / "vocab.json", folder / "merges.txt", "HFGPT2Tokenizer")
     else:
         raise TokenizerError(
             f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
         )
-    settings_path = folder / "tokenizer_config.json"
-    settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
-    eos = settings.get("eos_token") or END_OF_DOCUMENT
-    eod_token = eos["content"] if isinstance(eos, dict) else eos
+    eod_token = _end_of_text(folder / "tokenizer_config.json")
     backend.add_special_tokens([eod_token])
     return backend, eod_token
+
+
+def _end_of_text(settings_path: Path) -> str:
+    """The end-of-text token in the settings that `transformers` saves beside a tokenizer."""
+    if not settings_path.is_file():
+        return END_OF_DOCUMENT
+    try:
+        eos = json.loads(settings_path.read_text(encoding="utf-8")).get("eos_token")
+        token = (eos["content"] if isinstance(eos, dict) else eos) or END_OF_DOCUMENT
+    except (ValueError, AttributeError, KeyError) as error:
+        raise TokenizerError(
+            f"vocab_file: {settings_path} holds no settings of a tokenizer ({error!r}); mend it or "
+            "remove it"
+        ) from error
+    if not isinstance(token, str):
+        raise TokenizerError(f"vocab_file: {settings_path}: eos_token {token!r} is not a text")
+    return token
 
 
 def _backend_of_hub(name: str) -> Any:

@@ -13,11 +13,14 @@ OUR_PACKAGES = ("megatron.", "odm.", "tools.")
 def exit_code(command: Callable[[], Any]) -> int:
     """Runs a command and returns the exit code of its process.
 
-    0: done; 2: wrong input, one line on stderr; 130 and 143: stopped by Ctrl-C and SIGTERM, after
-    the command cleaned up. Anything else raises, with its traceback.
+    0: done; 2: wrong input, one line on stderr; 130, 143 and 129: stopped by Ctrl-C, SIGTERM and
+    the end of the terminal, after the command cleaned up. Anything else raises, with its traceback.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores
+                signal.signal(number, _stop)
     try:
         command()
     except KeyboardInterrupt:

@@ -33,6 +33,7 @@ class DocumentReader:
     Attributes:
         documents: Documents given out so far.
         problems: Records that were skipped so far (only with ``on_error="skip"``).
+        ignored: Files in archives that were left out so far, being of another kind.
         bytes_read: Bytes read from disk so far (compressed size), at most `total_bytes`.
         total_bytes: Size of all input files on disk.
     """
@@ -58,14 +59,15 @@ class DocumentReader:
         """
         if on_error not in ("fail", "skip"):
             raise DocumentError(f"--on-error must be fail or skip, got {on_error!r}")
-        self.files = expand_inputs(list(paths))
+        self._report = report or logger.warning
+        self.files = expand_inputs(list(paths), report=self._report)
         self.keys = tuple(keys)
         self.on_error = on_error
         self.documents = 0
         self.problems = 0
+        self.ignored = 0
         self.bytes_read = 0
         self.total_bytes = sum(path.stat().st_size for path in self.files)
-        self._report = report or logger.warning
 
     def __iter__(self) -> Iterator[Document]:
         for path in self.files:
@@ -126,7 +128,11 @@ class DocumentReader:
         self.bytes_read = min(self.bytes_read + count, self.total_bytes)
 
     def _tell_ignored(self, name: str) -> None:
-        self._report(f"{name}: left out, not a kind of text file that is read")
+        self.ignored += 1
+        if self.ignored <= MAX_REPORTS:
+            self._report(f"{name}: left out, not a kind of text file that is read")
+        if self.ignored == MAX_REPORTS:
+            self._report("further files in archives that are left out are counted but not listed")
 
 
 def decode(content: bytes) -> str:

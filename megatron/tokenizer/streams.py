@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -57,22 +58,26 @@ def is_readable(name: str) -> bool:
     return split_suffixes(name)[0] != ""
 
 
-def expand_inputs(paths: list[str]) -> list[Path]:
+def expand_inputs(paths: list[str], *, report: Callable[[str], None]) -> list[Path]:
     """Lists the files behind paths; a folder stands for its readable files, sorted, recursively.
 
+    Args:
+        paths: Files and folders.
+        report: Receives one line about each folder with files of other kinds.
+
     Raises:
-        DocumentError: A path does not exist, has an unknown suffix, or a folder holds nothing.
+        DocumentError: A path is empty, does not exist, has an unknown suffix or cannot be listed,
+            or a folder holds nothing.
     """
     files: list[Path] = []
     for given in paths:
+        if not given:
+            raise DocumentError(
+                "an input has no name (one comma too many?); give . for the current folder"
+            )
         path = Path(given)
         if path.is_dir():
-            found = sorted(
-                entry for entry in path.rglob("*") if entry.is_file() and is_readable(entry.name)
-            )
-            if not found:
-                raise DocumentError(f"{path}: the folder holds no readable file; give {READABLE}")
-            files.extend(found)
+            files.extend(_readable_files_below(path, report))
         elif not path.exists():
             raise DocumentError(f"{path}: no such file or folder; check the path")
         elif not is_readable(path.name):
@@ -82,6 +87,52 @@ def expand_inputs(paths: list[str]) -> list[Path]:
     if not files:
         raise DocumentError(f"no input given; give {READABLE}")
     return files
+
+
+def _readable_files_below(folder: Path, report: Callable[[str], None]) -> list[Path]:
+    """The text files of a folder; those of other kinds are reported in one line."""
+    files = _files_below(folder)
+    found = [path for path in files if is_readable(path.name) and not _describes_tokens(path.name)]
+    if not found:
+        raise DocumentError(f"{folder}: the folder holds no readable file; give {READABLE}")
+    others = [path for path in files if not is_readable(path.name)]
+    if others:
+        report(
+            f"{folder}: {len(others)} files left out, not a kind of text file that is read "
+            f"(the first: {others[0]})"
+        )
+    return found
+
+
+def _describes_tokens(name: str) -> bool:
+    """Tells the sidecar that our own tokenizing writes beside its output."""
+    return name.endswith("_document.meta.json")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Lists all files below a folder, sorted.
+
+    `Path.rglob` leaves out what it may not list and what lies behind a link; here the first is an
+    error, and a folder is read once however many links lead to it.
+    """
+    files: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        true_path = os.path.realpath(root)
+        if true_path in seen:  # else a link to a folder above would never end
+            folders.clear()
+            continue
+        seen.add(true_path)
+        files += [Path(root, name) for name in names]
+        folders.sort()
+    for path in files:
+        if is_readable(path.name) and not path.exists():
+            raise DocumentError(f"{path}: a link to a file that is not there; mend or remove it")
+    return sorted(path for path in files if path.is_file())
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DocumentError(f"{error.filename}: cannot be listed ({error.strerror}); check it")
 
 
 class CountingFile(io.RawIOBase):
@@ -216,11 +267,45 @@ def _member_stream(
         on_ignored(name)
 
 
+class _StrictArchive(tarfile.TarFile):
+    """An archive that knows whether its end mark was read."""
+
+    is_ended = False
+
+
+class _StrictMember(tarfile.TarInfo):
+    """A header that must be whole.
+
+    `tarfile` takes a garbled or cut header, and an archive that ends between two members, for the
+    end of the archive: the documents behind it would be lost without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictMember":
+        """Reads the next header of an archive."""
+        assert isinstance(archive, _StrictArchive)
+        try:
+            member = super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
+            archive.is_ended = True
+            raise
+        except tarfile.HeaderError as error:
+            is_at_end = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+            if is_at_end and archive.is_ended:
+                raise
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
+        archive.is_ended = False  # another archive may follow the first
+        return member
+
+
 def _tar_streams(
     source: IO[bytes], path: Path, on_ignored: Callable[[str], None]
 ) -> Iterator[TextStream]:
     try:
-        with tarfile.open(fileobj=source, mode="r|") as archive:
+        # ignore_zeros: archives one behind the other are read as one
+        with _StrictArchive.open(
+            fileobj=source, mode="r|", tarinfo=_StrictMember, ignore_zeros=True
+        ) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:

@@ -57,7 +57,13 @@ class TiktokenTokenizer(AbstractTokenizer):
         return self.tokenizer.encode_ordinary_batch(texts, num_threads=1)
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self.tokenizer.decode(token_ids)
+        try:
+            return self.tokenizer.decode(token_ids)
+        except KeyError:  # a model may choose an id of a gap, which no text produces
+            pieces = (self._token(index) for index in token_ids)
+            never_in_utf8 = "\xff"
+            text = "".join(never_in_utf8 if piece is None else piece for piece in pieces)
+            return text.encode("latin-1").decode(errors="replace")
 
 
 def _fingerprint_of_ranks(encoding: Any) -> str:

@@ -17,7 +17,7 @@ from megatron.files import write_text_atomic
 from megatron.tokenizer.abstract import END_OF_DOCUMENT, PADDING
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.documents import DocumentReader
-from megatron.tokenizer.errors import TokenizerError
+from megatron.tokenizer.errors import DocumentError, TokenizerError
 from megatron.tokenizer.progress import TextProgress
 
 SPECIAL_TOKENS = (END_OF_DOCUMENT, PADDING)
@@ -87,6 +87,8 @@ def main(args: argparse.Namespace) -> Any:
         tokenizer = train_byte_level_bpe(
             _texts(reader, progress), args.vocab_size, show_progress=sys.stderr.isatty()
         )
+    if not progress.text_bytes:
+        raise DocumentError(f"{args.json_input_dir}: holds no text to train on; check --text_key")
     size = tokenizer.get_vocab_size()
     told = f"{progress.documents} documents, {progress.text_bytes / 1e6:.1f} MB, {size} tokens"
     if reader.problems:

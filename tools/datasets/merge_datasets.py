@@ -6,9 +6,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a file: the packages lie two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from megatron.tokenizer.command_line import exit_code
 from tools.merge_datasets import get_parser, main, merge_datasets
 
 __all__ = ["get_parser", "main", "merge_datasets"]
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -38,13 +38,14 @@ def test_an_item_depends_on_seed_and_index_alone():
     assert [other[index] for index in range(100)] != [blend[index] for index in range(100)]
 
 
-def test_blocks_continue_where_the_last_one_stopped(monkeypatch):
-    monkeypatch.setattr(blendable_dataset, "MAX_BLOCK_SIZE", 20)
+@pytest.mark.parametrize("block_size", [20, 30])
+def test_blocks_continue_where_the_last_one_stopped(monkeypatch, block_size):
+    monkeypatch.setattr(blendable_dataset, "MAX_BLOCK_SIZE", block_size)
     items = list(BlendableDataset(make_datasets(60, 40), [6, 4]))
     assert len(set(items)) == 100
-    for first in range(0, 100, 20):
-        names = [name for name, _ in items[first : first + 20]]
-        assert names.count(0) == 12
+    for first in range(0, 100, block_size):
+        names = [name for name, _ in items[first : first + block_size]]
+        assert names.count(0) == 6 * len(names) // 10
 
 
 def test_more_than_255_datasets():

@@ -1,4 +1,5 @@
 import logging
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from megatron.data.data_utils import (
 )
 from megatron.data.errors import DataError
 from megatron.data.metadata import DatasetMetadata, TokenizerIdentity, write_metadata
+from megatron.data.open_files import reserve_open_files
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 
 TOKENIZER = SimpleNamespace(eod=0, vocab_size=500)
@@ -201,6 +203,44 @@ def test_ids_outside_the_vocabulary_are_refused_at_the_start(paths):
         build(make_config(**paths), tokenizer=small)
 
 
+def test_data_of_another_tokenizer_are_said_aloud(paths, caplog):
+    tokenizer = SimpleNamespace(eod=0, vocab_size=500, fingerprint="a" * 64)
+    for prefix, digest, largest_id in zip(
+        paths["train_data_paths"], ("a" * 64, "b" * 64), (39, 119), strict=True
+    ):
+        identity = TokenizerIdentity("HFTokenizer", 500, digest)
+        tokens = 40 if largest_id == 39 else 120
+        write_metadata(prefix, DatasetMetadata(4, tokens, 200, largest_id, identity))
+    with caplog.at_level(logging.WARNING):
+        build(make_config(**paths), tokenizer=tokenizer)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{paths['train_data_paths'][1]}: tokenized with another tokenizer")
+    assert "1 of 2 data sets" in told
+
+
+def test_more_domains_than_the_shell_lets_a_program_open(write_dataset, tmp_path):
+    resource = pytest.importorskip("resource")
+    prefixes = [str(tmp_path / f"d{number}/all") for number in range(20)]
+    for number in range(20):
+        write_dataset(f"d{number}/all", [np.arange(20)])
+    splits = ("train", "valid", "test")
+    config = make_config(**{f"{split}_data_paths": prefixes for split in splits})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        open_now = len(os.listdir("/dev/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 30, before[1]))
+        assert len(build(config).domains) == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_files_than_the_system_allows_are_an_error_with_the_cure(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
+    with pytest.raises(DataError, match=r"3000 files .* may hold 1024; raise the limit"):
+        reserve_open_files(3000)
+
+
 def test_a_missing_file_is_named(paths):
     paths["train_data_paths"][0] += "_typo"
     with pytest.raises(DataError, match=r"books_text_document_typo\.idx: no such file"):
@@ -267,6 +307,11 @@ def test_split_counts_documents_and_moves_boundaries_by_what_rounding_missed():
     assert get_train_valid_test_split_("90,5,5", 101) == [0, 91, 96, 101]
     assert get_train_valid_test_split_("8/1/1", 17) == [0, 13, 15, 17]
     assert get_train_valid_test_split_("1", 10) == [0, 10, 10, 10]
+
+
+def test_no_document_is_in_two_parts_of_a_split():
+    # GPT-NeoX gives -1, 1, 3 here: the last document is validated on and tested on
+    assert get_train_valid_test_split_("0,1,1", 3) == [0, 0, 1, 3]
 
 
 def test_blend_weights_and_counts():

@@ -1,5 +1,7 @@
 import logging
 import os
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron import files
+from megatron.data import index_maps
 from megatron.data.index_maps import (
     cache_folders,
     document_order,
@@ -122,12 +125,37 @@ def test_a_damaged_cache_file_is_built_again(write_dataset, tmp_path, caplog, da
     assert file.read_bytes() == whole
 
 
-def test_builders_at_the_same_time_do_not_disturb_each_other(write_dataset, tmp_path):
+def test_the_cache_file_is_an_ordinary_array_with_a_checksum(write_dataset, tmp_path):
+    stream = build_stream(write_dataset("toy", make_documents(0)))
+    content = np.load(cached_files(tmp_path)[0])
+    assert content[1:].tolist() == [*stream.order, *stream.offsets]
+    assert content[0] == zlib.crc32(content[1:].tobytes())
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_builders_at_the_same_time_do_not_disturb_each_other(
+    write_dataset, tmp_path, monkeypatch, has_locks
+):
     dataset = write_dataset("toy", make_documents(0, num_documents=2000))
+    built = []
+    original = index_maps.document_order
+
+    def document_order(*arguments):
+        built.append(arguments)
+        time.sleep(0.05)
+        return original(*arguments)
+
+    def no_locks(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(index_maps, "document_order", document_order)
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", no_locks)
     with ThreadPoolExecutor(8) as pool:
         streams = list(pool.map(lambda _: build_stream(dataset), range(16)))
     assert all(np.array_equal(stream.order, streams[0].order) for stream in streams)
     assert len(cached_files(tmp_path)) == 1
+    assert (len(built) == 1) is has_locks
 
 
 def refuse_to_write_in(monkeypatch, *folders):

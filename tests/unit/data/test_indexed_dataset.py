@@ -1,3 +1,4 @@
+import os
 import pickle
 import struct
 import subprocess
@@ -116,6 +117,22 @@ def test_a_full_disk_while_finalizing_leaves_the_old_dataset(
         builder.finalize(tmp_path / "toy.idx")
     assert [item.tolist() for item in MMapIndexedDataset(tmp_path / "toy")] == DOCUMENTS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.bin", "toy.idx"]
+
+
+def test_an_interrupt_between_the_two_names_leaves_no_half(write_dataset, tmp_path, monkeypatch):
+    write_dataset("toy", DOCUMENTS)
+    builder = make_builder(tmp_path / "toy.bin")
+    builder.add_item([9])
+    replace = os.replace
+
+    def replace_and_stop(source, target):
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        builder.finalize(tmp_path / "toy.idx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_has_its_name_before_finalize(tmp_path):

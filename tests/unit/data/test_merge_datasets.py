@@ -55,10 +55,13 @@ def test_the_limits_of_what_can_be_joined_are_one_line_and_exit_code_2(
 ):
     write_dataset("other", np.array([[1]]), "i4")
     (tmp_path / "empty").mkdir()
+    write_dataset("half/a", [[1]])
+    (tmp_path / "half/b.bin").write_bytes(b"")
     cases = {
         "stores int32": [*parts, str(tmp_path / "other")],
         "no such file": [str(tmp_path / "absent")],
         "no .idx file in this folder": [str(tmp_path / "empty")],
+        "half/b.idx: no such file": [str(tmp_path / "half")],
         "is a part and the result at once": [*parts, str(tmp_path / "whole")],
     }
     for message, inputs in cases.items():

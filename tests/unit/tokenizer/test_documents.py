@@ -2,12 +2,14 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 
 import pytest
 import zstandard
 
+from megatron.tokenizer import documents
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
 
@@ -40,9 +42,10 @@ def test_every_compression_reads_like_the_plain_file(tmp_path, content, suffix):
     assert texts_of(path) == expected
 
 
-def test_several_zstandard_frames_are_one_file(tmp_path):
-    path = tmp_path / "corpus.jsonl.zst"
-    frames = [zstandard.compress(line) for line in LINES.splitlines(keepends=True)]
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_compressed_files_one_behind_the_other_are_one_file(tmp_path, suffix):
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    frames = [COMPRESS[suffix](line) for line in LINES.splitlines(keepends=True)]
     path.write_bytes(b"".join(frames))
     assert texts_of(path) == [("one",), ("two",)]
 
@@ -173,3 +176,90 @@ def test_progress_ends_at_the_size_of_the_files(tmp_path):
     reader = DocumentReader([str(tmp_path)])
     assert len(list(reader)) == 2001 == reader.documents
     assert reader.bytes_read == reader.total_bytes > 0
+
+
+def tar_of_texts(*texts):
+    """An archive whose members take two blocks of 512 bytes each: a header and a text."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for number, text in enumerate(texts):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda archive: archive[:2048],  # between two members
+        lambda archive: archive[:2148],  # inside a header
+        lambda archive: archive[:2048] + b"x" * 100 + archive[2148:],  # a header overwritten
+    ],
+)
+def test_a_tar_archive_that_does_not_reach_its_end_mark_fails(tmp_path, damage):
+    path = tmp_path / "corpus.tar"
+    path.write_bytes(tar_of_texts(b"one", b"two", b"three"))
+    assert texts_of(path) == [("one",), ("two",), ("three",)]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DocumentError, match=r"corpus\.tar: damaged or truncated .*at byte 2048"):
+        skipping(path)
+
+
+def test_tar_archives_one_behind_the_other_are_read_as_one(tmp_path):
+    path = tmp_path / "corpus.tar"
+    path.write_bytes(tar_of_texts(b"one") + tar_of_texts(b"two"))
+    assert texts_of(path) == [("one",), ("two",)]
+
+
+def test_many_members_of_another_kind_are_counted_and_not_all_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_REPORTS", 2)
+    with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
+        for name in ("a.png", "b.png", "c.tar", "d.txt"):
+            archive.writestr(name, "plain")
+    said = []
+    reader = DocumentReader([str(tmp_path / "corpus.zip")], report=said.append)
+    assert [document.texts[0] for document in reader] == ["plain"]
+    assert reader.ignored == 3
+    assert len(said) == 3
+    assert "counted but not listed" in said[-1]
+
+
+def test_what_a_folder_holds_besides_text_is_said_once(tmp_path):
+    for name in ("a.txt", "b.parquet", "c.jsonl.lz4", "old_text_document.meta.json"):
+        (tmp_path / name).write_text("{}")
+    said = []
+    reader = DocumentReader([str(tmp_path)], report=said.append)
+    assert [path.name for path in reader.files] == ["a.txt"]
+    assert len(said) == 1
+    assert "2 files left out" in said[0]
+    assert f"{tmp_path / 'b.parquet'}" in said[0]
+
+
+def test_folders_behind_links_are_read_once_and_without_end(tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/deep/b.txt").write_text("linked")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.txt").write_text("own")
+    (tmp_path / "corpus/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "corpus")
+    assert texts_of(tmp_path / "corpus") == [("own",), ("linked",)]
+
+
+def test_a_part_of_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("here")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(DocumentError, match=r"b\.txt: a link to a file that is not there"):
+        DocumentReader([str(tmp_path)])
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DocumentError, match=r"cannot be listed \(Permission denied\)"):
+        DocumentReader([str(tmp_path)])
+
+
+def test_an_input_without_a_name_is_not_the_current_folder():
+    with pytest.raises(DocumentError, match="an input has no name"):
+        DocumentReader(["", "a.jsonl"])

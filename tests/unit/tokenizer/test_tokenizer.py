@@ -88,6 +88,22 @@ def test_a_folder_of_gpt2_files_gains_padding_behind_its_tokens(gpt2_files):
     assert tokenizer.inv_vocab[19] == "<|padding|>"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", "{", "holds no settings of a tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": {}}', "holds no settings of a tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "eos_token 5 is not a text"),
+        ("tokenizer.json", "{}", "is not a tokenizer.json"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_folder_is_named(gpt2_files, name, content, message):
+    (gpt2_files[0].parent / name).write_text(content)
+    with pytest.raises(TokenizerError, match=message) as raised:
+        build("HFGPT2Tokenizer", gpt2_files[0].parent)
+    assert name in str(raised.value)
+
+
 WORDS = ["cat", "dog", "mat", "river", "sings", "walked", "house", "quickly"]
 
 
@@ -140,6 +156,8 @@ def test_tiktoken_ranks_of_a_local_file_are_used(tmp_path):
     assert (tokenizer.eod, tokenizer.vocab_size) == (50256, 50257)
     assert tokenizer.eod not in tokenizer.tokenize("<|endoftext|>")
     assert tokenizer.vocab["low"] == 257
+    # 50000 lies in the gap behind the ranks; 0xc3 0xa9 is one letter of two tokens
+    assert tokenizer.detokenize([0xC3, 0xA9, 50000, 257]) == "\u00e9\ufffdlow"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.tokenizer import TokenizerError, train_tokenizer
+from megatron.tokenizer import DocumentError, TokenizerError, train_tokenizer
 from megatron.tokenizer.tokenizer import HFTokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,6 +63,13 @@ def test_an_empty_output_path_writes_nothing(folder, tmp_path, monkeypatch):
 def test_a_vocabulary_smaller_than_the_bytes_is_refused(folder, tmp_path):
     with pytest.raises(TokenizerError, match="at least 258"):
         train(folder, tmp_path / "tokenizer.json", "-v", "257")
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_nothing_to_train_on_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text('\n{"text": ""}\n')
+    with pytest.raises(DocumentError, match="holds no text to train on"):
+        train(tmp_path / "empty.jsonl", tmp_path / "tokenizer.json")
     assert not (tmp_path / "tokenizer.json").exists()
 
 

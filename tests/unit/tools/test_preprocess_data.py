@@ -12,7 +12,7 @@ import zstandard
 
 import tools.datasets.preprocess_data
 from megatron.data.errors import DataError
-from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from megatron.data.metadata import read_metadata
 from megatron.tokenizer import DocumentError, TokenizerError
 from tools.preprocess_data import main
@@ -65,6 +65,21 @@ def test_every_key_tokenizes_its_own_text(tmp_path):
     tokenize(path, tmp_path / "out", "--jsonl-keys", "a", "b")
     assert documents(tmp_path / "out_a_document") == [[120], [118]]
     assert documents(tmp_path / "out_b_document") == [[121, 122], [119]]
+
+
+def test_the_datasets_of_all_keys_appear_or_none(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "corpus.jsonl", [{"title": "a", "text": "b"}])
+    original = MMapIndexedDatasetBuilder.finalize
+
+    def finalize(builder, index_file):
+        if "text" in index_file:
+            raise OSError(28, "No space left on device")
+        original(builder, index_file)
+
+    monkeypatch.setattr(MMapIndexedDatasetBuilder, "finalize", finalize)
+    with pytest.raises(OSError, match="No space left"):
+        tokenize(path, tmp_path / "out", "--jsonl-keys", "title", "text")
+    assert outputs(tmp_path) == ["corpus.jsonl"]
 
 
 def test_several_inputs_are_read_in_the_order_given(tmp_path):
@@ -151,6 +166,16 @@ def test_input_without_any_token_is_refused(tmp_path):
     with pytest.raises(DocumentError, match="no document has any token"):
         tokenize(path, tmp_path / "out")
     assert outputs(tmp_path) == ["corpus.jsonl"]
+
+
+def test_a_comma_too_many_does_not_read_the_current_folder(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
+    write_jsonl(tmp_path / "private.jsonl", [{"text": "b"}])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DocumentError, match="one comma too many"):
+        tokenize(f"{path},", tmp_path / "out")
+    tokenize(f"{path}, {path}", tmp_path / "out")
+    assert documents(tmp_path / "out_text_document") == [[97], [97]]
 
 
 def test_a_half_dataset_is_not_overwritten(tmp_path):
@@ -250,8 +275,12 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="re
 
 
 @linux_only
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupted_run_leaves_no_file_and_no_process(corpus, tmp_path, number, code):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("the tests were started so that this signal is ignored, as nohup does")
     process = start(corpus, tmp_path / "out", workers=2)
     pids = children(process.pid)
     if number == signal.SIGINT:
