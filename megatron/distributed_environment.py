@@ -196,7 +196,7 @@ def _slurm_local(environ: Mapping[str, str]) -> tuple[int, int]:
         return local_rank, local_rank + 1
     counts = local_counts(text)
     node = _number(environ, "SLURM_NODEID") if "SLURM_NODEID" in environ else 0
-    if node >= len(counts):
+    if not 0 <= node < len(counts):
         raise RankDiscoveryError(f"SLURM_NODEID={node} is outside SLURM_TASKS_PER_NODE={text}")
     return local_rank, counts[node]
 
@@ -205,7 +205,7 @@ def local_counts(text: str) -> tuple[int, ...]:
     """Expands Slurm's list of tasks on each node: ``4(x2),3`` is (4, 4, 3)."""
     counts: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part.strip())
         if match is None:
             raise RankDiscoveryError(
                 f"SLURM_TASKS_PER_NODE: expected a list as 4(x2),3, got '{text}'"
@@ -215,7 +215,15 @@ def local_counts(text: str) -> tuple[int, ...]:
 
 
 def expand_nodes(text: str) -> tuple[str, ...]:
-    """Expands Slurm's list of nodes: ``a[08-10,12],b`` is (a08, a09, a10, a12, b)."""
+    """Expands Slurm's list of nodes: ``a[08-10,12],b`` is (a08, a09, a10, a12, b).
+
+    Raises:
+        RankDiscoveryError: If the list has another form.
+    """
+    if not re.fullmatch(r"(?:[^\[\]]|\[[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*\])+", text):
+        raise RankDiscoveryError(
+            f"SLURM_NODELIST: expected a list as a[08-10,12],b, got '{text}'; set MASTER_ADDR"
+        )
     nodes: list[str] = []
     for part in re.findall(r"(?:[^,\[]+(?:\[[^\]]*\])?)+", text):
         nodes += _expand_brackets(part)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
+from megatron.neox_arguments.hostfile import missing_hostfile
+from megatron.neox_arguments.neox_args import launch_values
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
 
@@ -25,6 +30,16 @@ GRACE_VARIABLE = "ODM_NEOX_GRACE_SECONDS"
 """Seconds from a request to stop until ranks that have not ended are killed."""
 
 _DEFAULT_GRACE_SECONDS = 60.0
+
+_PROGRAMS = {
+    "pdsh": "pdsh",
+    "openmpi": "ompi_info",
+    "mpich": "mpirun",
+    "impi": "mpirun",
+    "mvapich": "mpiname",
+    "slurm": "sinfo",
+}
+"""What DeepSpeed's runner looks for, by `launcher`, before it starts processes elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_launch(arguments, os.environ)
         config = resolve(arguments, world_size=plan.num_processes)
         grace_seconds = _grace_seconds(os.environ)
+        _tell_of_missing_hostfile(arguments)
         if command.check:
             sys.stdout.write(_summary(config, plan) + "\n")
             return 0
@@ -48,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problem := missing_packages_problem("torch", "deepspeed"):
             raise ConfigError(problem)
         if plan.hosts:
+            _require_launcher(launch_values(arguments)["launcher"], plan.hosts)
             argv_of_runner = runner_command(arguments)
             os.execv(argv_of_runner[0], argv_of_runner)
         talks = (
@@ -57,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_here(arguments, plan, grace_seconds, pass_interrupts=talks)
     except ConfigError as error:
         _say(str(error))
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"deepy.py: {error}; check the path, the permissions and the free space")
         return 2
 
 
@@ -103,7 +125,7 @@ def _run_here(
 @contextmanager
 def _prepared_commands(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[RankCommand]]:
     """Holds a port and the file of arguments while the commands are in use."""
-    wanted = arguments.master_port if "master_port" in arguments.given else None
+    wanted = launch_values(arguments)["master_port"] if "master_port" in arguments.given else None
     holder, port = reserve_port(wanted, _say)
     with holder, arguments_folder() as folder:
         path = write_arguments(folder, "megatron_config", arguments.megatron_config)
@@ -137,9 +159,28 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
     if text is None:
         return _DEFAULT_GRACE_SECONDS
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ConfigError(f"{GRACE_VARIABLE}: must be a number of seconds, got '{text}'") from None
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{GRACE_VARIABLE}: must be a number of seconds, got '{text}'; unset it")
+    return seconds
+
+
+def _tell_of_missing_hostfile(arguments: NeoXArgs) -> None:
+    path = missing_hostfile(launch_values(arguments).__getitem__, os.environ)
+    if path is not None:
+        _say(f"deepy.py: there is no hostfile {path}; the run uses this machine alone")
+
+
+def _require_launcher(launcher: str, hosts: Sequence[str]) -> None:
+    """Refuses a run over several machines that nothing here can start."""
+    program = _PROGRAMS[launcher]
+    if shutil.which(program) is None:
+        raise ConfigError(
+            f"launcher: {launcher} cannot start processes on {', '.join(hosts)}: there is no "
+            f"program {program} here; install it, or set launcher to one of {', '.join(_PROGRAMS)}"
+        )
 
 
 def _summary(config: Any, plan: LaunchPlan) -> str:

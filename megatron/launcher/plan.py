@@ -5,12 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from megatron.launcher.devices import count_devices
 from megatron.neox_arguments import ConfigError
-from megatron.neox_arguments.hostfile import Slots, hostfile_slots, parse_filter, select_slots
+from megatron.neox_arguments.hostfile import (
+    MOST_SLOTS,
+    Slots,
+    hostfile_slots,
+    parse_filter,
+    select_slots,
+)
+from megatron.neox_arguments.neox_args import launch_values
 
 __all__ = ["LaunchPlan", "plan_launch"]
 
@@ -38,18 +44,19 @@ def plan_launch(
         num_devices: GPUs of this machine; counted when not given.
 
     Raises:
-        ConfigError: For a hostfile that cannot be read, hosts that it does not name, or more
-            processes than devices.
+        ConfigError: For a hostfile that cannot be read, hosts that it does not name, impossible
+            numbers of processes, or more processes than devices.
     """
+    values = launch_values(neox_args)
     num_devices = count_devices(environ) if num_devices is None else num_devices
-    slots = hostfile_slots(partial(getattr, neox_args), environ)
+    slots = hostfile_slots(values.__getitem__, environ)
     if slots is not None:
         is_remote = any(not _is_this_machine(host) for host in slots)
-        if len(slots) > 1 or is_remote or neox_args.force_multi:
+        if len(slots) > 1 or is_remote or values["force_multi"]:
             return LaunchPlan(sum(map(len, slots.values())), hosts=tuple(slots))
         chosen = next(iter(slots.values()))
     else:
-        chosen = _choose_here(neox_args, num_devices)
+        chosen = _choose_here(values, num_devices)
     if num_devices == 0:
         return LaunchPlan(len(chosen))
     if max(chosen) >= num_devices:
@@ -60,10 +67,10 @@ def plan_launch(
     return LaunchPlan(len(chosen), device_indices=chosen)
 
 
-def _choose_here(neox_args: Any, num_devices: int) -> tuple[int, ...]:
+def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]:
     """Chooses slots of this machine, where no hostfile says what it has."""
-    if neox_args.include:
-        chosen = parse_filter(neox_args.include, "include")
+    if values["include"]:
+        chosen = parse_filter(values["include"], "include")
         for host in chosen:
             if not _is_this_machine(host):
                 raise ConfigError(
@@ -73,9 +80,19 @@ def _choose_here(neox_args: Any, num_devices: int) -> tuple[int, ...]:
         listed = next(iter(chosen.values()))
         if listed is not None:
             return listed
-    counts = (neox_args.num_gpus, neox_args.world_size, neox_args.global_num_gpus, num_devices)
-    here: Slots = {"localhost": tuple(range(next((n for n in counts if n), 1)))}
-    return select_slots(here, exclude=neox_args.exclude)["localhost"]
+    for key in ("num_gpus", "world_size", "global_num_gpus"):
+        count = values[key]
+        if count:
+            break
+    else:
+        key, count = "the number of GPUs", num_devices or 1
+    if count > MOST_SLOTS:
+        raise ConfigError(
+            f"{key} is {count}, and one machine starts at most {MOST_SLOTS} processes; lower it, "
+            "or name the machines in a hostfile"
+        )
+    here: Slots = {"localhost": tuple(range(count))}
+    return select_slots(here, exclude=values["exclude"])["localhost"]
 
 
 def _is_this_machine(host: str) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WHOLE = re.compile(r"[-+]?\d+")
+_LARGEST = 2**63 - 1
+"""Whole numbers end up in 64 bits, in torch or in a file."""
 
 
 class Mismatch(ValueError):
@@ -17,19 +21,22 @@ class Mismatch(ValueError):
 def parse_number(value: Any) -> Any:
     """Reads text such as ``1e-8`` as a number; returns everything else as it is.
 
-    YAML 1.1 takes a number without a dot but with an exponent for text.
+    YAML 1.1 takes a number without a dot but with an exponent for text. Text of a number that no
+    float can hold stays text.
     """
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        number = float(value)
-        return int(number) if re.fullmatch(r"[-+]?\d+", value.strip()) else number
-    return value
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        return value
+    return int(value) if _WHOLE.fullmatch(value.strip()) else number
 
 
 def coerce(value: Any, annotation: Any) -> Any:
     """Returns ``value`` as the type ``annotation``; ``None`` is allowed everywhere.
 
     Whole numbers become floats where a float is wanted, numeric text becomes a number, choices are
-    found without regard to case, a bool is never a number.
+    found without regard to case, a bool is never a number, and neither is infinity.
 
     Raises:
         Mismatch: If the value has another type.
@@ -78,9 +85,10 @@ def describe(annotation: Any) -> str:
 
 
 def _coerce_union(value: Any, annotation: Any) -> Any:
-    for part in get_args(annotation):
-        if part is type(None):
-            continue
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if len(parts) == 1:
+        return coerce(value, parts[0])
+    for part in parts:
         try:
             return coerce(value, part)
         except Mismatch:
@@ -114,6 +122,10 @@ def _coerce_number(value: Any, annotation: type) -> int | float:
     number = parse_number(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise Mismatch(describe(annotation))
+    if isinstance(number, float) and not math.isfinite(number):
+        raise Mismatch("a finite number")
+    if abs(number) > _LARGEST and (annotation is int or isinstance(number, int)):
+        raise Mismatch(f"a number of at most {_LARGEST}")
     if annotation is float:
         return float(number)
     if isinstance(number, float) and not number.is_integer():

@@ -6,16 +6,15 @@ import copy
 from typing import Any
 
 from .errors import ConfigError
+from .rules.precision import COMMUNICATION_FORMATS
 from .run_config import RunConfig
 
 PASSED_THROUGH = (
     "flops_profiler",
-    "comms_logger",
     "tensorboard",
     "wandb",
     "csv_monitor",
     "data_types",
-    "aio",
 )
 
 NEVER_PRINT = 10**9
@@ -46,7 +45,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
             "grad_partitioned": not config.parallelism.sequence_parallel,
         },
         "wall_clock_breakdown": section.wall_clock_breakdown,
-        "dump_state": section.dump_state,
+        "dump_state": False,
         "prescale_gradients": section.prescale_gradients,
         "gradient_predivide_factor": section.gradient_predivide_factor,
         "zero_allow_untested_optimizer": True,
@@ -57,7 +56,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     communication = "fp32" if section.fp32_allreduce else section.communication_data_type
     if communication is not None:
-        result["communication_data_type"] = communication
+        result["communication_data_type"] = COMMUNICATION_FORMATS[communication.lower()]
     for key in PASSED_THROUGH:
         value = getattr(section, key)
         if value is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_SHOWN_CHARACTERS = 200
 
 
 class ConfigError(ValueError):
@@ -53,3 +56,12 @@ class IssueList:
         """Raises one ``ConfigError`` with every message, if there is any."""
         if self._messages:
             raise ConfigError(*self._messages)
+
+
+def shown(value: Any) -> str:
+    """Returns ``value`` as it stands in a message: on one line, and not longer than that."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -6,10 +6,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
+from .schema import is_file
 
 Slots = dict[str, tuple[int, ...]]
 """Slot numbers by host name, in the order of the file."""
+
+MOST_SLOTS = 4096
+"""Processes of one machine; more are a slip of the pen, and would fill its memory."""
+
+
+def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
+    """Returns what is wrong with the numbers of processes and machines, by key."""
+    problems: dict[str, str] = {}
+    gpus, nodes = value_of("num_gpus"), value_of("num_nodes")
+    if gpus is not None and not 1 <= gpus <= MOST_SLOTS:
+        problems["num_gpus"] = (
+            f"num_gpus must be 1 to {MOST_SLOTS}, got {gpus}; remove it to use all GPUs"
+        )
+    if nodes != -1 and nodes < 1:
+        problems["num_nodes"] = f"num_nodes must be at least 1, or -1 for all, got {nodes}"
+    for key in ("world_size", "global_num_gpus"):
+        count = value_of(key)
+        if count is not None and count < 0:
+            problems[key] = f"{key} must be at least 1, got {count}; remove it to count processes"
+    return problems
 
 
 def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> Slots | None:
@@ -27,7 +48,7 @@ def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -
         ConfigError: For a hostfile that cannot be read, or filters that do not fit it.
     """
     path = _hostfile_path(value_of, environ)
-    if path is None or not Path(path).is_file():
+    if path is None or not is_file(path):
         return None
     return select_slots(
         read_hostfile(path),
@@ -41,7 +62,7 @@ def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -
 def missing_hostfile(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
     """Path of a hostfile that is named and not there, or None."""
     path = _hostfile_path(value_of, environ)
-    return path if path is not None and not Path(path).is_file() else None
+    return path if path is not None and not is_file(path) else None
 
 
 def _hostfile_path(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
@@ -58,7 +79,7 @@ def read_hostfile(path: str | Path) -> Slots:
     """
     hosts: Slots = {}
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors of Windows write a mark first
     except OSError as error:
         raise ConfigError(
             f"{path}: hostfile cannot be read ({error.strerror}); check the path"
@@ -71,8 +92,11 @@ def read_hostfile(path: str | Path) -> Slots:
             continue
         name, *rest = words
         count = rest[0][len("slots=") :] if len(rest) == 1 and rest[0].startswith("slots=") else ""
-        if not count.isdigit() or int(count) < 1:
-            raise ConfigError(f"{path}:{number}: must be 'host slots=N', got {line.strip()!r}")
+        if not count.isdecimal() or not 1 <= int(count[:9]) <= MOST_SLOTS:
+            raise ConfigError(
+                f"{path}:{number}: must be 'host slots=N', N from 1 to {MOST_SLOTS}, got "
+                f"{shown(line.strip())}"
+            )
         if name in hosts:
             raise ConfigError(f"{path}:{number}: host {name!r} stands twice; give it one line")
         hosts[name] = tuple(range(int(count)))
@@ -91,8 +115,12 @@ def parse_filter(text: str, key: str) -> dict[str, tuple[int, ...] | None]:
     for part in text.split("@"):
         name, colon, numbers = part.strip().partition(":")
         slots = [number.strip() for number in numbers.split(",")] if colon else []
-        if not name or not all(slot.isdigit() for slot in slots) or (colon and not slots):
-            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {text!r}")
+        if not name or not all(slot.isdecimal() and len(slot) < 9 for slot in slots):
+            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}")
+        if name in chosen:
+            raise ConfigError(f"{key} names host {name!r} twice; write 'host:0,2' once")
+        if len(set(map(int, slots))) < len(slots):
+            raise ConfigError(f"{key} names a slot of {name!r} twice, got {shown(text)}")
         chosen[name] = tuple(int(slot) for slot in slots) if colon else None
     return chosen
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .coerce import Mismatch, coerce
-from .errors import ConfigError, IssueList, Origin
+from .errors import ConfigError, IssueList, Origin, shown
 from .fields import field_table, nearest_key
 from .groups import (
     NeoXArgsDataSampling,
@@ -31,6 +31,7 @@ from .groups import (
     NeoXArgsTokenizer,
     NeoXArgsTraining,
 )
+from .hostfile import count_problems
 from .presets import default_of
 from .schema import find_file, read_files
 
@@ -123,9 +124,11 @@ class NeoXArgs(_FlatFields):
 
     def configure_distributed_args(self) -> None:
         """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
-        self.update_value("rank", int(os.environ.get("RANK", 0)))
-        self.update_value("local_rank", int(os.environ.get("LOCAL_RANK", 0)))
-        self.update_value("world_size", int(os.environ.get("WORLD_SIZE", 1)))
+        for key, default in (("rank", 0), ("local_rank", 0), ("world_size", 1)):
+            text = os.environ.get(key.upper(), str(default))
+            if not text.isdecimal():
+                raise ConfigError(f"{key.upper()}: must be a whole number, got {text!r}; set it")
+            self.update_value(key, int(text))
 
     @property
     def given(self) -> frozenset[str]:
@@ -162,7 +165,7 @@ class NeoXArgs(_FlatFields):
             ("--deepspeed_config", self.deepspeed_config),
             ("--megatron_config", self.megatron_config),
         ):
-            text = json.dumps(content, sort_keys=True).encode()
+            text = json.dumps(content).encode()  # unsorted: keys of sections may be numbers
             arguments += [flag, base64.urlsafe_b64encode(text).decode()]
         return arguments
 
@@ -227,7 +230,16 @@ def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     try:
         coerce(value, field.type)
     except Mismatch as error:
-        issues.add(key, f"{key} must be {error}, got {value!r}")
+        issues.add(key, f"{key} must be {error}, got {shown(value)}{_advice(value, field.type)}")
+
+
+def _advice(value: Any, annotation: Any) -> str:
+    """Says what to do about the two spellings that YAML takes for something else."""
+    if value in ("None", "none"):
+        return "; write null for no value"
+    is_text = str in (annotation, *_parts(annotation))
+    is_one_word = not isinstance(value, (str, Mapping, list, tuple, bytes))
+    return "; put it in quotes" if is_text and is_one_word else ""
 
 
 def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,9 +254,48 @@ def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def typed_value(args: NeoXArgs, key: str) -> Any:
+    """Returns the value of ``key`` with the type of its field; null asks for the default.
+
+    Raises:
+        Mismatch: If an assignment gave it another type; files and `update_value` cannot.
+    """
+    field = field_table()[key]
+    value = coerce(copy.deepcopy(getattr(args, key)), field.type)
+    if value is None and field.type is not Any and type(None) not in _parts(field.type):
+        return default_of(key, field.default, args.neox_compat)
+    return value
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__args__", ())
+
+
+def launch_values(args: NeoXArgs) -> dict[str, Any]:
+    """Returns the typed values of the keys that say where a run starts.
+
+    Raises:
+        ConfigError: If a number of processes or machines is impossible.
+    """
+    issues, values = IssueList(args.origins), {}
+    for key, field in field_table().items():
+        if field.group != "runner" and key not in ("world_size", "global_num_gpus"):
+            continue
+        try:
+            values[key] = typed_value(args, key)
+        except Mismatch as error:
+            issues.add(key, f"{key} must be {error}, got {shown(getattr(args, key))}")
+    issues.raise_if_any()
+    for key, problem in count_problems(values.__getitem__).items():
+        issues.add(key, problem)
+    issues.raise_if_any()
+    return values
+
+
 def _launcher_flags(args: NeoXArgs) -> list[str]:
     flags: list[str] = []
-    values = {f.name: getattr(args, f.name) for f in field_table().values() if f.group == "runner"}
+    typed = launch_values(args)
+    values = {key: typed[key] for key in typed if field_table()[key].group == "runner"}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
     if values["include"] or values["exclude"]:
@@ -276,4 +327,6 @@ __all__ = [
     "NeoXArgsTextgen",
     "NeoXArgsPreference",
     "format_values",
+    "launch_values",
+    "typed_value",
 ]

@@ -7,12 +7,12 @@ from pathlib import PurePath
 from typing import Any
 
 from .aliases import apply_aliases
-from .coerce import Mismatch, coerce
-from .errors import ConfigError, IssueList
+from .coerce import Mismatch
+from .deepspeed_json import deepspeed_config
+from .errors import ConfigError, IssueList, shown
 from .fields import field_table
 from .groups import GROUPS
-from .neox_args import NeoXArgs
-from .presets import default_of
+from .neox_args import NeoXArgs, typed_value
 from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
@@ -50,11 +50,13 @@ def resolve(neox_args: NeoXArgs, world_size: int | None = None) -> RunConfig:
             draft.issues.add("train_data_paths", problem)
     draft.issues.raise_if_any()
     groups = {name: _group(name, draft.values) for name in GROUPS}
-    return RunConfig(
+    config = RunConfig(
         **groups,
         derived=Derived(**derived, notes=tuple(dict.fromkeys(draft.notes))),
         files=dict(draft["config_files"] or {}),
     )
+    deepspeed_config(config)  # refuses what it cannot express, now and not when the engine starts
+    return config
 
 
 def require_training_data(config: RunConfig) -> None:
@@ -69,22 +71,15 @@ def _draft(args: NeoXArgs) -> Draft:
     issues = IssueList(args.origins)
     values: dict[str, Any] = {}
     for field in field_table().values():
-        value = copy.deepcopy(getattr(args, field.name))
         try:
-            values[field.name] = coerce(value, field.type)
+            values[field.name] = typed_value(args, field.name)
         except Mismatch as error:  # only after an assignment that went past update_value
-            issues.add(field.name, f"{field.name} must be {error}, got {value!r}")
-        if values.get(field.name) is None and _is_never_null(field.type):
-            # null in a file asks for the default
-            values[field.name] = default_of(field.name, field.default, args.neox_compat)
+            value = shown(getattr(args, field.name))
+            issues.add(field.name, f"{field.name} must be {error}, got {value}")
     issues.raise_if_any()
     values["seq_length"] = values["seq_length"] or values["max_position_embeddings"]
     values, given, notes = apply_aliases(values, args.given, issues)
     return Draft(values, given, issues, notes)
-
-
-def _is_never_null(annotation: Any) -> bool:
-    return annotation is not Any and type(None) not in getattr(annotation, "__args__", ())
 
 
 def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:

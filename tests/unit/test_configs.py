@@ -1,5 +1,6 @@
 """The configuration files that are shipped."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ def test_a_model_file_with_local_setup_is_a_whole_run(name, world_size):
     assert config.derived.save_path == "checkpoints"
     assert config.derived.notes == ()
     assert deepspeed_config(config)["train_batch_size"] == config.derived.train_batch_size
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*SIZES, *(f"pythia/{name}" for name in PYTHIA), *(f"odm/{name}" for name in ODM)],
+)
+def test_a_model_file_goes_with_the_data_file_that_prepare_data_writes(name, tmp_path):
+    data = {"data_domain_names": ["a"], "vocab_file": "t.json", "tokenizer_type": "HFTokenizer"}
+    data |= {f"{split}_data_paths": [f"{split}/a"] for split in ("train", "valid", "test")}
+    (tmp_path / "data.yml").write_text(json.dumps(data))
+    config = resolve(NeoXArgs.from_ymls([CONFIGS / name, tmp_path / "data.yml"]), world_size=8)
+    assert config.derived.train_paths == ("train/a",)
 
 
 @pytest.mark.parametrize("name", SIZES)

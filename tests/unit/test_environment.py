@@ -162,6 +162,8 @@ def test_a_batch_script_outside_srun_is_one_process():
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "MPI_LOCALRANKID: not set"),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "4;3"}, "expected a list as 4(x2),3"),
         ({**SLURM, "SLURM_NODEID": "5"}, "SLURM_NODEID=5 is outside"),
+        ({**SLURM, "SLURM_NODEID": "-3"}, "SLURM_NODEID=-3 is outside"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "gpu[08-x]"}, "expected a list as a[08-10,12],b"),
     ],
 )
 def test_a_contradictory_environment_is_one_clear_line(environ, words):
@@ -173,6 +175,12 @@ def test_a_contradictory_environment_is_one_clear_line(environ, words):
 
 def test_deepspeeds_local_size_is_never_handed_on():
     assert "LOCAL_SIZE" not in discover(DEEPSPEED).variables()
+
+
+@pytest.mark.parametrize("text", ["a[1-x]", "a[1-2", "a]", "a[]", "a[1,,2]", ""])
+def test_a_malformed_node_list_is_one_clear_line(text):
+    with pytest.raises(RankDiscoveryError, match=r"expected a list as a\[08-10,12\],b, got"):
+        expand_nodes(text)
 
 
 @pytest.mark.parametrize(
@@ -200,3 +208,19 @@ def test_what_was_found_describes_the_same_place_to_torchruns_reader(size, data)
     local_rank = data.draw(st.integers(0, local_size - 1))
     info = RankInfo(rank, local_rank, size, local_size, "10.0.0.1", 29500, "torchrun")
     assert discover(info.variables()) == info
+
+
+NAMES = sorted({*TORCHRUN, *DEEPSPEED, *OPENMPI, *MVAPICH, *HYDRA, *SLURM, "SLURM_TASKS_PER_NODE"})
+TEXTS = ("0", "1", "2", "-1", "", "x", "\u00b2", "4(x2),3", "a[1-3]", "a[", "9" * 5000)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(TEXTS)))
+def test_any_environment_is_a_place_or_one_clear_line(environ):
+    try:
+        info = discover(environ)
+    except RankDiscoveryError as error:
+        line = str(error)
+        assert "\n" not in line
+        return
+    assert 0 <= info.rank < info.world_size
+    assert 0 <= info.local_rank < info.local_world_size <= info.world_size

@@ -60,6 +60,8 @@ def plan(num_devices: int = 0, environ: dict[str, str] | None = None, **values) 
         ({"include": "localhost:0,1"}, 2),
         ({"hostfile": "/nowhere/hostfile", "num_gpus": 2}, 2),
         ({"hostfile": "None"}, 1),
+        ({"num_gpus": "2"}, 2),
+        ({"num_gpus": None, "num_nodes": None, "global_num_gpus": "3"}, 3),
     ],
 )
 def test_a_machine_without_gpus_starts_cpu_processes(values, num_processes):

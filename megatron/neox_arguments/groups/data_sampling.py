@@ -14,7 +14,8 @@ class NeoXArgsDataSampling:
         Literal["smoothed_mean", "odm_paper", "exp3", "ema", "static", "naive_validation"] | None
     ) = None
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
-    Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`."""
+    Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
+    `naive_validation` is refused."""
 
     data_sampling_warmup_steps: int = 0
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
@@ -24,7 +25,7 @@ class NeoXArgsDataSampling:
 
     data_sampling_smoothing_factor: float = 0.9
     """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
-    smoothed_mean."""
+    smoothed_mean and odm_paper."""
 
     mixed_batches: bool = False
     """Every sample of a batch draws its own domain."""

@@ -67,13 +67,13 @@ class NeoXArgsDeepspeedConfig:
     """DeepSpeed's timers."""
 
     dump_state: bool = False
-    """Prints the engine's state at start."""
+    """Printed the engine's state at start. A hint: DeepSpeed's log is silent here."""
 
     flops_profiler: dict[str, Any] | None = None
     """DeepSpeed's profiler, passed through."""
 
     communication_data_type: str | None = None
-    """Number format in which gradients are reduced: fp32, fp16 or bfp16. Not set: that of the
+    """Number format in which gradients are reduced: fp32, fp16 or bf16. Not set: that of the
     gradients."""
 
     curriculum_learning: dict[str, Any] | None = None
@@ -107,7 +107,7 @@ class NeoXArgsDeepspeedConfig:
     """Batch sizes that follow the number of machines. Refused when enabled."""
 
     comms_logger: dict[str, Any] | None = None
-    """DeepSpeed's communication log, passed through."""
+    """DeepSpeed's communication log. A hint: DeepSpeed's log is silent here."""
 
     compression_training: dict[str, Any] | None = None
     """Quantisation and pruning while training. Refused."""
@@ -119,7 +119,7 @@ class NeoXArgsDeepspeedConfig:
     """`{"grad_accum_dtype": "fp32"}`: number format in which gradients are accumulated."""
 
     aio: dict[str, Any] | None = None
-    """Asynchronous file access of NVMe offloading, passed through."""
+    """Asynchronous file access of NVMe offloading. A hint: nothing is offloaded."""
 
     deepspeed_extra_args: dict[str, Any] | None = None
     """More sections for DeepSpeed's configuration, added as they are. They may not repeat a key of
@@ -130,5 +130,5 @@ class NeoXArgsDeepspeedConfig:
     they are."""
 
     zero_allow_untested_optimizer: bool = True
-    """Lets ZeRO run any optimizer. Always on: the optimizers that are offered here were tested with
-    it."""
+    """Lets ZeRO run any optimizer. A hint: always on, for the optimizers that are offered here are
+    tested with it."""

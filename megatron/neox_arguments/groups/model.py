@@ -76,7 +76,7 @@ class NeoXArgsModel:
     """Tokens of a training sample. Not set: `max_position_embeddings`."""
 
     sliding_window_width: int | None = None
-    """Tokens that a position sees, itself included. Not set: all before it."""
+    """Tokens that a position sees, itself included. Refused: a position sees all before it."""
 
     max_position_embeddings: int | None = None
     """Longest sequence the model can take, in tokens. Required; at least `seq_length`."""
@@ -89,7 +89,8 @@ class NeoXArgsModel:
         "te_rmsnorm",
         "te_layernorm",
     ] = "layernorm"
-    """Normalisation layer of blocks and of the output."""
+    """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
+    are refused."""
 
     layernorm_fusion: bool = False
     """Asked for apex's LayerNorm kernel. A speed hint: torch's own kernel is used."""
@@ -98,7 +99,7 @@ class NeoXArgsModel:
     """Asked for apex's RMSNorm kernel. A speed hint: torch's own kernel is used."""
 
     use_qk_layernorm: bool = False
-    """Normalises queries and keys of each head before the rotation."""
+    """Normalises queries and keys of each head before the rotation. Refused when true."""
 
     layernorm_epsilon: float = 1.0e-5
     """Added to the variance in LayerNorm."""
@@ -110,7 +111,7 @@ class NeoXArgsModel:
     """Smallest norm that ScaleNorm divides by."""
 
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
-    """How positions enter the model."""
+    """How positions enter the model. `rpe` and `alibi` are refused."""
 
     rpe_num_buckets: int = 32
     """Buckets of the T5 relative position bias."""
@@ -119,7 +120,7 @@ class NeoXArgsModel:
     """Distance in tokens from which the T5 bias uses its last bucket."""
 
     opt_pos_emb_offset: int = 0
-    """Added to learned positions. OPT models use 2."""
+    """Added to learned positions by OPT models. Refused unless 0."""
 
     no_weight_tying: bool = False
     """True gives the output layer a weight of its own; false shares the word embedding."""
@@ -127,7 +128,7 @@ class NeoXArgsModel:
     attention_config: list | str | None = None
     """Attention type of each layer, as `[[[types...], repeats or "all"], ...]`: `[[["flash"], 12]]`
     or `[[["global", "local"], "all"]]`; or a plain list of one type a layer. Not set: `global`
-    everywhere. `flash` and `global` compute the same."""
+    everywhere. `flash` and `global` compute the same; other types are refused."""
 
     sparsity_config: dict[str, Any] | None = None
     """Settings of DeepSpeed's sparse attention types, which this program refuses."""

@@ -124,8 +124,8 @@ class NeoXArgsTraining:
     """Deletes older checkpoints. Not set: keeps all."""
 
     async_save: bool = False
-    """Writes checkpoints while training goes on. Refused for now: saving waits until the files are
-    on disk."""
+    """Copies weights and optimizer to memory and writes the checkpoint while training goes on.
+    False: training waits until the files are on disk."""
 
     checkpoint_validation_with_forward_pass: bool = False
     """Compared logits before and after. Refused: checkpoints carry checksums instead."""

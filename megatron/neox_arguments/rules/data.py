@@ -13,6 +13,7 @@ from .limits import resolve_limits
 
 SETS = ("train", "valid", "test")
 DYNAMIC_METHODS = ("smoothed_mean", "odm_paper", "exp3", "ema")
+SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
 
 
 def resolve_data(draft: Draft) -> dict[str, Any]:
@@ -220,6 +221,15 @@ def _check_sampling_keys(draft: Draft, method: str | None) -> None:
             "data_sampling_warmup_steps",
             f"data_sampling_warmup_steps is {warmup} but there is no data_sampling_method; set one",
         )
+    train_iters = draft["train_iters"]
+    if method in DYNAMIC_METHODS and train_iters and warmup >= train_iters:
+        draft.notes.append(
+            f"data_sampling_warmup_steps {warmup}: {method} never changes the weights in "
+            f"{train_iters} iterations"
+        )
+    if method is not None and method not in SMOOTHING_METHODS:
+        if draft.is_set("data_sampling_smoothing_factor"):
+            draft.notes.append(f"data_sampling_smoothing_factor is not used by {method}")
 
 
 def training_data_problem(train_paths: Sequence[str]) -> str | None:

@@ -8,6 +8,9 @@ from typing import Any
 from ..groups.model import GATED_ACTIVATIONS
 from .draft import Draft
 
+_MOST_LAYERS = 100_000
+"""More are a slip of the pen, and lists of them would fill the memory."""
+
 ATTENTION_TYPES = ("global", "flash")
 REFUSED_ATTENTION = {
     "local": "sliding windows are not part of this version",
@@ -90,7 +93,13 @@ def _sizes(draft: Draft) -> tuple[int, int, int]:
             key,
             f"{key} must be above 0, got {draft[key]}",
         )
-    return hidden, heads, max(draft["num_layers"] or 1, 1)
+    layers = draft["num_layers"] or 1
+    draft.require(
+        layers <= _MOST_LAYERS,
+        "num_layers",
+        f"num_layers must be at most {_MOST_LAYERS}, got {layers}",
+    )
+    return hidden, heads, min(max(layers, 1), _MOST_LAYERS)
 
 
 def _check_unbuilt(draft: Draft, layers: int) -> None:
@@ -165,6 +174,13 @@ def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:
             )
             return None
         names, repeats = entry
+        if repeats is not None and repeats > _MOST_LAYERS:
+            draft.issues.add(
+                "attention_config",
+                f"attention_config repeats types {repeats} times, num_layers is {layers}; make "
+                "them equal or write 'all'",
+            )
+            return None
         if repeats is not None:
             types += names * repeats
             continue

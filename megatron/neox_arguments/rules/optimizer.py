@@ -112,7 +112,7 @@ def _params(draft: Draft, section: Any) -> dict[str, Any]:
     if not isinstance(params, dict):
         draft.issues.add("optimizer", f"optimizer.params must be a section, got {params!r}")
         return {}
-    return {key: parse_number(value) for key, value in params.items()}
+    return {key: parse_number(value) for key, value in params.items() if value is not None}
 
 
 def _pick(draft: Draft, params: dict[str, Any], inner: str, outer: str, default: float) -> float:
@@ -144,7 +144,7 @@ def _adam_numbers(draft: Draft, params: dict[str, Any]) -> tuple[tuple[float, fl
         )
         numbers = [0.9, 0.999]
     eps = params.get("eps", 1e-8)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps < 0:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
         draft.issues.add("optimizer", f"optimizer.params.eps must be at least 0, got {eps!r}")
         eps = 1e-8
     return (float(numbers[0]), float(numbers[1])), float(eps)
@@ -207,7 +207,13 @@ def resolve_learning_rate(draft: Draft, learning_rate: float) -> dict[str, Any]:
 
 
 def check_regularisation(draft: Draft) -> None:
-    """Checks dropout and z-loss."""
+    """Checks dropout, z-loss and the divisor of gradients."""
+    divisor = draft["gradient_predivide_factor"]
+    draft.require(
+        divisor > 0,
+        "gradient_predivide_factor",
+        f"gradient_predivide_factor must be above 0, got {divisor}",
+    )
     for key in ("attention_dropout", "hidden_dropout"):
         draft.require(0 <= draft[key] < 1, key, f"{key} must be in [0, 1), got {draft[key]}")
     z_loss = draft["z_loss"]

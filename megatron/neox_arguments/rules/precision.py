@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..coerce import parse_number
+from ..errors import shown
 from .draft import Draft
 
 FP16_KEYS = frozenset(
@@ -24,6 +26,7 @@ FP16_KEYS = frozenset(
         "auto_cast",
     }
 )
+_FP16_TYPES = {"fp16": "fp16", "float16": "fp16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 BF16_KEYS = frozenset({"enabled", "immediate_grad_update", "check_grad_overflow"})
 
 ZERO_DEFAULTS: Mapping[str, Any] = {
@@ -64,6 +67,14 @@ ZERO_KEYS = (
         "offload_param",
     }
 )
+COMMUNICATION_FORMATS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "bfp16": "bf16"}
+"""`communication_data_type` as DeepSpeed spells it; GPT-NeoX's reference says bfp16."""
+_ACCUMULATED = {
+    **{"fp32": "fp32", "float32": "fp32", "float": "fp32"},
+    **{"fp16": "fp16", "float16": "fp16", "half": "fp16", "bf16": "bf16", "bfloat16": "bf16"},
+}
+_SIZES = ("_size", "_threshold", "max_live_parameters", "max_reuse_distance")
+"""Ends of the keys of the ZeRO section that count elements."""
 _COPIES = {
     "zero_stage": "stage",
     "zero_reduce_scatter": "reduce_scatter",
@@ -79,8 +90,13 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
     bf16 = _section(draft, "bf16", BF16_KEYS)
     enabled = {}
     if fp16.get("enabled"):
-        is_bfloat16 = str(fp16.get("type", "fp16")).lower() in ("bfloat16", "bf16")
-        enabled["fp16"] = "bfloat16" if is_bfloat16 else "fp16"
+        kind = str(fp16.get("type") or "fp16").lower()
+        draft.require(
+            kind in _FP16_TYPES,
+            "fp16",
+            f"fp16.type must be one of {', '.join(_FP16_TYPES)}, got {fp16.get('type')!r}",
+        )
+        enabled["fp16"] = _FP16_TYPES.get(kind, "fp16")
     if bf16.get("enabled"):
         enabled["bf16"] = "bfloat16"
     wanted = set(enabled.values()) | ({draft["precision"]} if draft["precision"] else set())
@@ -97,7 +113,8 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
 
 def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
     """Returns a section, numbers as numbers; refuses unknown keys and a missing `enabled`."""
-    section = {key: parse_number(value) for key, value in (draft[name] or {}).items()}
+    written = draft[name] or {}
+    section = {key: parse_number(value) for key, value in written.items() if value is not None}
     for key in section:
         draft.require(key in known, name, f"unknown key '{name}.{key}'; {_nearest(key, known)}")
     if section and "enabled" not in section:
@@ -130,14 +147,12 @@ def _loss_scale(draft: Draft, section: Mapping[str, Any]) -> dict[str, Any]:
         draft.require(isinstance(options[key], bool), "fp16", f"fp16.{key} must be true or false")
     for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
         value = options[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        if not _is_number(value) or value < 0:
             draft.issues.add("fp16", f"fp16.{key} must be a number of at least 0, got {value!r}")
         else:
             options[key] = max(int(value), 1) if key == "min_loss_scale" else int(value)
     scale = options["loss_scale"]
-    if scale is None:
-        options["loss_scale"] = 0
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0:
+    if not _is_number(scale) or scale < 0:
         draft.issues.add("fp16", f"fp16.loss_scale must be 0 (adapts) or above, got {scale!r}")
     return options
 
@@ -161,13 +176,16 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
                 f"{copy_key} is {value}, zero_optimization.{key} is {section[key]}; keep one",
             )
         section[key] = value
+    section = {key: value for key, value in section.items() if value is not None}
     _refuse_offloading(draft, section)
-    stage = section.get("stage", 0)
+    stage = section.pop("stage", 0)
+    _check_zero_types(draft, section)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         draft.issues.add(
             "zero_optimization", f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}"
         )
         stage = 0
+    stage = int(stage)
     if stage == 0 and precision != "fp32":
         # DeepSpeed's plain engine starts Adam one step ahead in half precision (seen in bfloat16)
         stage = 1
@@ -175,6 +193,7 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
             f"{precision} with ZeRO 0 is run as ZeRO 1: DeepSpeed's engine without ZeRO starts "
             "Adam one step ahead in half precision"
         )
+    _check_formats(draft, stage)
     options = {**ZERO_DEFAULTS, **section, "stage": stage}
     if stage == 3 and "overlap_comm" not in section:
         options["overlap_comm"] = True
@@ -183,12 +202,63 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
     return {"zero_stage": stage, "zero_options": options}
 
 
+def _check_formats(draft: Draft, stage: int) -> None:
+    """Checks the number formats in which gradients are reduced and accumulated."""
+    reduced = draft["communication_data_type"]
+    draft.require(
+        reduced is None or reduced.lower() in COMMUNICATION_FORMATS,
+        "communication_data_type",
+        f"communication_data_type must be fp32, fp16 or bf16, got {reduced!r}",
+    )
+    section = draft["data_types"] or {}
+    for key in section:
+        draft.require(
+            key == "grad_accum_dtype",
+            "data_types",
+            f"unknown key 'data_types.{key}'; the only one is grad_accum_dtype",
+        )
+    written = section.get("grad_accum_dtype")
+    kind = _ACCUMULATED.get(str(written).lower())
+    draft.require(
+        written is None or kind is not None,
+        "data_types",
+        f"data_types.grad_accum_dtype must be fp32, fp16 or bf16, got {written!r}",
+    )
+    draft.require(
+        kind in (None, "fp32") or stage > 0,
+        "data_types",
+        f"data_types.grad_accum_dtype {written} does not work with fp32 weights and ZeRO 0; use "
+        "fp32, or set zero_optimization.stage",
+    )
+
+
+def _check_zero_types(draft: Draft, section: Mapping[str, Any]) -> None:
+    """Refuses values that DeepSpeed could not take: most keys are switches, the others sizes."""
+    for key, value in section.items():
+        if str(key).endswith(_SIZES):
+            smallest = 1 if key == "reduce_bucket_size" else 0
+            is_good = _is_number(value) and value >= smallest and float(value).is_integer()
+            wanted = f"a whole number of at least {smallest}"
+        else:
+            is_good, wanted = isinstance(value, bool) or key not in ZERO_KEYS, "true or false"
+        draft.require(
+            is_good,
+            "zero_optimization",
+            f"zero_optimization.{key} must be {wanted}, got {shown(value)}",
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _refuse_offloading(draft: Draft, section: dict[str, Any]) -> None:
     """Takes out `cpu_offload` and `offload_*` where they are off; refuses them otherwise."""
     on = bool(section.pop("cpu_offload", False))
     for key in ("offload_optimizer", "offload_param"):
         target = section.pop(key, None)
-        on = on or bool(target and target.get("device", "none") not in ("none", None))
+        device = target.get("device", "none") if isinstance(target, Mapping) else target
+        on = on or device not in ("none", None, False)
     draft.require(
         not on,
         "zero_optimization",

@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 from ..errors import ConfigError
-from ..hostfile import hostfile_slots, missing_hostfile, parse_filter
+from ..hostfile import count_problems, hostfile_slots, missing_hostfile, parse_filter
 from .draft import Draft
+
+_YEAR_MINUTES = 525_600
 
 
 def resolve_world_size(draft: Draft, world_size: int | None) -> int:
@@ -19,7 +21,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
     if world_size is not None:
         return world_size
     text = os.environ.get("WORLD_SIZE", "")
-    if text.isdigit() and int(text) > 0:
+    if text.isdecimal() and int(text) > 0:
         return int(text)
     if draft["global_num_gpus"]:
         return int(draft["global_num_gpus"])
@@ -138,7 +140,9 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def check_processes(draft: Draft) -> None:
-    """Checks ports, time limits and seeds."""
+    """Checks numbers of processes, ports, time limits and seeds."""
+    for key, problem in count_problems(draft.__getitem__).items():
+        draft.issues.add(key, problem)
     draft.require(
         0 < draft["master_port"] < 65536,
         "master_port",
@@ -146,9 +150,9 @@ def check_processes(draft: Draft) -> None:
     )
     minutes: Any = draft["distributed_timeout_minutes"]
     draft.require(
-        minutes is not None and minutes > 0,
+        minutes is not None and 0 < minutes <= _YEAR_MINUTES,
         "distributed_timeout_minutes",
-        f"distributed_timeout_minutes must be above 0, got {minutes}",
+        f"distributed_timeout_minutes must be above 0, at most {_YEAR_MINUTES}, got {minutes}",
     )
     draft.require(draft["seed"] > 0, "seed", f"seed must be at least 1, got {draft['seed']}")
     backend = draft["distributed_backend"]

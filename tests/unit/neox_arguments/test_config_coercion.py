@@ -43,6 +43,7 @@ def test_a_value_takes_the_type_of_its_field(value, annotation, expected):
         (2.5, int, "a whole number"),
         ("many", int, "a whole number"),
         ("nan", float, "a number"),
+        ("1e400", float, "a number"),
         ("data", list[str], "a list of texts"),
         ([1, "x"], list[float], "a list of numbers"),
         ([1.0, None], list[float], "a list of numbers"),
@@ -58,6 +59,26 @@ def test_another_type_is_refused_with_the_expected_one_in_words(value, annotatio
         coerce(value, annotation)
     assert str(caught.value) == expected
     assert describe(annotation) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (float("inf"), float, "a finite number"),
+        (float("nan"), float | None, "a finite number"),
+        (2**63, int, "a number of at most 9223372036854775807"),
+        (10**400, float, "a number of at most 9223372036854775807"),
+        ("1" + "0" * 400, int, "a whole number"),
+    ],
+)
+def test_a_number_that_does_not_fit_is_refused(value, annotation, expected):
+    with pytest.raises(Mismatch) as caught:
+        coerce(value, annotation)
+    assert str(caught.value) == expected
+
+
+def test_long_whole_numbers_keep_all_their_digits():
+    assert coerce("9007199254740993", int) == 2**53 + 1  # the first that no float holds
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

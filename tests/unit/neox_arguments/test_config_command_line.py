@@ -129,3 +129,9 @@ def test_a_script_takes_file_names_by_itself(folder):
 def test_a_script_refuses_flags_that_it_does_not_know(folder):
     with pytest.raises(SystemExit):
         NeoXArgs.consume_neox_args(input_args=["model.yml", "--seed", "3"])
+
+
+def test_sections_with_numbers_for_keys_reach_other_machines(minimal):
+    args = NeoXArgs.from_dict({**minimal, "data_sampling_min_weight": {2020: 0.1, "b": 0.2}})
+    again = NeoXArgs.consume_neox_args(input_args=args.get_deepspeed_main_args())
+    assert again.data_sampling_min_weight == {"2020": 0.1, "b": 0.2}

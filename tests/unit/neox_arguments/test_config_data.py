@@ -256,3 +256,21 @@ def test_held_out_rewards_are_refused(problem, key):
         f"{key}: True is not supported: held-out rewards are not part of this version; "
         "rewards are training losses; remove the key"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"data_sampling_warmup_steps": 10, "train_iters": 10},
+            "data_sampling_warmup_steps 10: smoothed_mean never changes the weights in 10 "
+            "iterations",
+        ),
+        (
+            {"data_sampling_method": "exp3", "data_sampling_smoothing_factor": 0.5},
+            "data_sampling_smoothing_factor is not used by exp3",
+        ),
+    ],
+)
+def test_settings_that_do_nothing_are_noted(make_config, changes, note):
+    assert make_config(**{**MIXED, **changes}).derived.notes == (note,)

@@ -52,21 +52,20 @@ def test_every_value_is_written_out(make_config):
 
 def test_sections_are_passed_through_and_extra_ones_added(make_config):
     config = make_config(
-        comms_logger={"enabled": True},
+        flops_profiler={"enabled": True},
         fp32_allreduce=True,
         deepspeed_extra_args={"hybrid_engine": {"enabled": False}},
     )
     result = deepspeed_config(config)
-    assert result["comms_logger"] == {"enabled": True}
+    assert result["flops_profiler"] == {"enabled": True}
     assert result["communication_data_type"] == "fp32"
     assert result["hybrid_engine"] == {"enabled": False}
 
 
 @pytest.mark.parametrize("key", ["gradient_clipping", "optimizer", "fp16"])
 def test_extra_sections_may_not_replace_computed_values(make_config, key):
-    config = make_config(deepspeed_extra_args={key: 1})
     with pytest.raises(ConfigError) as caught:
-        deepspeed_config(config)
+        make_config(deepspeed_extra_args={key: 1})
     assert str(caught.value) == (
         f"deepspeed_extra_args.{key} would replace a computed value; set {key} itself"
     )
@@ -105,3 +104,47 @@ def test_deepspeed_accepts_it_for_every_precision_and_stage(make_config):
             derived.precision == "bfloat16",
             1_000_000_000,
         ]
+
+
+@pytest.mark.parametrize(
+    ("written", "passed"), [("fp32", "fp32"), ("BF16", "bf16"), ("bfp16", "bf16")]
+)
+def test_the_format_of_reduced_gradients_is_spelled_as_deepspeed_does(make_config, written, passed):
+    result = deepspeed_config(make_config(communication_data_type=written))
+    assert result["communication_data_type"] == passed
+
+
+def test_another_format_of_reduced_gradients_is_refused(problem):
+    assert problem(communication_data_type="fp8") == (
+        "communication_data_type must be fp32, fp16 or bf16, got 'fp8'"
+    )
+
+
+@pytest.mark.parametrize("section", [{"grad_accum_dtype": "fp32"}, {"grad_accum_dtype": None}, {}])
+def test_the_format_of_accumulated_gradients_is_passed_on(make_config, section):
+    assert deepspeed_config(make_config(data_types=section))["data_types"] == section
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"grad_accum_dtype": "fp8"}, "grad_accum_dtype must be fp32, fp16 or bf16, got 'fp8'"),
+        ({"grad_acum_dtype": "fp32"}, "unknown key 'data_types.grad_acum_dtype'"),
+        ({"grad_accum_dtype": "bf16"}, "does not work with fp32 weights and ZeRO 0"),
+    ],
+)
+def test_another_format_of_accumulated_gradients_is_refused(problem, section, message):
+    assert message in problem(data_types=section)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("dump_state", True), ("comms_logger", {"enabled": True}), ("aio", {"block_size": 1})),
+        ("zero_allow_untested_optimizer", False),
+    ],
+)
+def test_what_deepspeed_would_not_show_is_noted_and_left_out(make_config, key, value):
+    config = make_config(**{key: value})
+    assert any(note.startswith(f"'{key}' has no effect: ") for note in config.derived.notes)
+    assert deepspeed_config(config).get(key) == deepspeed_config(make_config()).get(key)

@@ -152,3 +152,106 @@ def test_every_mistake_is_told_at_once(write):
         f"{path}:2: unknown key 'foo'; see configs/neox_arguments.md for all keys",
         "max_position_embeddings is required; set it in one of the configuration files",
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfseed: 7\nlr: 0.1\n",
+        b"seed: 7\r\nlr: 0.1\r\n",
+        b'\xef\xbb\xbf{\r\n\t"seed": 7,\r\n\t"lr": 0.1\r\n}\r\n',
+    ],
+    ids=["mark", "carriage returns", "json with both and tabs"],
+)
+def test_files_of_windows_editors_load(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    assert read_files([path]).values == {"seed": 7, "lr": 0.1}
+
+
+def test_a_file_that_is_named_twice_is_one_message(write, tmp_path):
+    path = write("a.yml", MODEL)
+    again = f"{tmp_path}/./a.yml"
+    assert messages(read_files, [path, again]) == [
+        f"{again}: this file is named twice; name it once"
+    ]
+
+
+def test_a_folder_or_nothing_instead_of_a_file_is_told(tmp_path):
+    assert messages(find_file, str(tmp_path)) == [
+        f"{tmp_path}: is a folder; name a file in it, or pass -d {tmp_path} and a name"
+    ]
+    assert messages(find_file, "") == [
+        "the command line: the name of a configuration file is empty; write one"
+    ]
+    (message,) = messages(find_file, "x" * 5000)
+    assert message.endswith("...: no such configuration file; check its name and --conf_dir")
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "seed: 1\nwandb_run_name: 2024-01-31\n",
+            "x.yml:2: wandb_run_name holds datetime.date(2024, 1, 31), a date; put it in quotes",
+        ),
+        (
+            "wandb_run_name: 2024-02-31\n",
+            "x.yml:1: cannot be read: day is out of range for month; put the value in quotes",
+        ),
+        ("seed: !!set {a, b}\n", "x.yml:1: seed holds {'a', 'b'}, a set; put it in quotes"),
+        ("fp16: {2024-01-31: 1}\n", "x.yml:1: fp16: holds the key datetime.date(2024, 1, 31)"),
+        ("seed:\n\t1\n", "YAML is indented with spaces; replace the tab"),
+        ("fp16: &a [*a]\n", "x.yml:1:7: malformed YAML: found unconstructable recursive node"),
+        (f"seed: {'[' * 2000}{']' * 2000}\n", "x.yml: is nested too deeply, or holds itself"),
+    ],
+)
+def test_what_yaml_makes_of_slips_of_the_pen_is_one_message(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_text(text, "x.yml")
+    (found,) = caught.value.messages
+    assert message in found.replace("{'b', 'a'}", "{'a', 'b'}")
+
+
+def test_anchors_and_merged_sections_are_taken(write):
+    text = (
+        "train_data_weights: &w [1, 2]\nvalid_data_weights: *w\n"
+        "fp16: &half {enabled: true, hysteresis: 2}\nbf16:\n  <<: *half\n  enabled: false\n"
+    )
+    values = read_files([write("a.yml", text)]).values
+    assert values["valid_data_weights"] == [1, 2]
+    assert values["bf16"] == {"enabled": False, "hysteresis": 2}
+
+
+def test_aliases_of_aliases_are_read_at_once(write):
+    lines = ["wandb: &a0 {x: [1, 1]}"]
+    lines += [f"s{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 12)]
+    assert len(read_files([write("a.yml", "\n".join(lines))]).values) == 12
+
+
+def test_a_key_twice_in_a_section_of_json_with_tabs_is_refused(write):
+    path = write("a.json", '{\n\t"fp16": {\n\t\t"enabled": true,\n\t\t"enabled": false\n\t}\n}')
+    assert messages(read_files, [path]) == [
+        f"{path}: 'enabled' is set twice in one section; set it once"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"seed": None', "seed must be a whole number, got 'None'; write null for no value"),
+        ('"wandb_group": 5', "wandb_group must be text, got 5; put it in quotes"),
+        ('"split": [969, 30, 1]', "split must be text, got [969, 30, 1]"),
+    ],
+)
+def test_a_wrong_type_says_how_to_write_it(write, line, message):
+    path = write("a.yml", MODEL.replace('"fp16"', f'{line},\n  "fp16"'))
+    assert messages(NeoXArgs.from_ymls, [path]) == [f"{path}:6: {message}"]
+
+
+def test_the_kept_texts_cannot_be_replaced(write):
+    path = write("a.yml", "config_files: {a.yml: other}\n")
+    assert messages(read_files, [path]) == [
+        f"{path}:1: config_files is set by the program; remove it"
+    ]

@@ -113,6 +113,12 @@ def test_distributed_args_come_from_the_environment(minimal, monkeypatch):
     assert (args.rank, args.local_rank, args.world_size) == (5, 1, 8)
 
 
+def test_a_wrong_variable_of_the_environment_is_named(minimal, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ConfigError, match="RANK: must be a whole number, got 'first'; set it"):
+        NeoXArgs.from_dict(minimal).configure_distributed_args()
+
+
 def test_print_marks_what_was_set(minimal, capsys):
     NeoXArgs.from_dict(minimal).print()
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

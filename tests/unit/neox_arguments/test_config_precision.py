@@ -131,3 +131,46 @@ def test_wrong_zero_sections_are_refused(problem, section, expected):
 def test_offloading_of_either_kind_is_refused(problems):
     for key in ("offload_optimizer", "offload_param"):
         assert problems(zero_optimization={"stage": 3, key: {"device": "cpu"}})
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"reduce_bucket_size": "many"}, "reduce_bucket_size must be a whole number of at least 1"),
+        ({"reduce_bucket_size": 0}, "reduce_bucket_size must be a whole number of at least 1"),
+        ({"allgather_bucket_size": 0.5}, "allgather_bucket_size must be a whole number"),
+        ({"overlap_comm": 1}, "overlap_comm must be true or false, got 1"),
+        ({"stage3_max_live_parameters": float("inf")}, "must be a whole number of at least 0"),
+        ({"offload_optimizer": True}, "offloading to the CPU or NVMe is not part of this version"),
+        ({"offload_param": "cpu"}, "offloading to the CPU or NVMe is not part of this version"),
+    ],
+)
+def test_a_zero_section_that_deepspeed_could_not_take_is_refused(problem, section, message):
+    assert message in problem(zero_optimization={"stage": 1, **section})
+
+
+def test_numeric_text_and_null_in_sections_are_numbers_and_defaults(make_config):
+    written = {"stage": "1", "reduce_bucket_size": "5e8", "overlap_comm": None}
+    derived = make_config(
+        zero_optimization={**written, "offload_param": {"device": "none"}},
+        fp16={"enabled": True, "hysteresis": None, "loss_scale": None, "type": None},
+        optimizer={"type": "Adam", "params": {"lr": "1e-4", "betas": None, "eps": None}},
+    ).derived
+    assert derived.zero_stage == 1
+    assert type(derived.zero_stage) is int
+    assert derived.zero_options["reduce_bucket_size"] == 500_000_000
+    assert derived.zero_options["overlap_comm"] is False
+    assert (derived.fp16_options["hysteresis"], derived.fp16_options["loss_scale"]) == (2, 0)
+    assert (derived.adam_betas, derived.adam_eps) == ((0.9, 0.999), 1e-8)
+
+
+def test_an_unknown_half_precision_is_refused(problem):
+    assert problem(fp16={"enabled": True, "type": "fp8"}) == (
+        "fp16.type must be one of fp16, float16, bfloat16, bf16, got 'fp8'"
+    )
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), True])
+def test_numbers_of_the_loss_scale_are_finite(problem, value):
+    message = problem(fp16={"enabled": True, "loss_scale_window": value})
+    assert message.startswith("fp16.loss_scale_window must be a number of at least 0, got ")

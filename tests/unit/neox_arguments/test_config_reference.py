@@ -51,6 +51,18 @@ def test_the_reference_says_what_has_no_effect():
         assert "No effect in this version: " in entry
 
 
+def test_the_reference_says_what_is_refused_and_what_is_not():
+    text = reference_markdown()
+
+    def entry(key):
+        return text[text.index(f"- **{key}**") :].split("\n- **")[0]
+
+    for key in ("use_qk_layernorm", "sliding_window_width", "opt_pos_emb_offset", "pos_emb"):
+        assert "efused" in entry(key)
+    assert "`naive_validation` is refused" in entry("data_sampling_method")
+    assert "efused" not in entry("async_save")
+
+
 def test_no_key_is_both_refused_and_a_hint():
     assert not (set(REFUSED) | set(SECTIONS)) & set(HINTS)
 

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.neox_arguments.hostfile import parse_filter, read_hostfile
 
 BATCH = ("train_batch_size", "micro_batch_size", "gradient_accumulation_steps")
 ALONE = {"train_micro_batch_size_per_gpu": None}
@@ -151,7 +152,7 @@ def test_a_missing_hostfile_is_noted(make_config):
     ("text", "keys", "expected"),
     [
         ("a slots=2\na slots=1\n", {}, ":2: host 'a' stands twice; give it one line"),
-        ("a slots=two\n", {}, ":1: must be 'host slots=N', got 'a slots=two'"),
+        ("a slots=two\n", {}, ":1: must be 'host slots=N', N from 1 to 4096, got 'a slots=two'"),
         ("\n", {}, ": names no host; write lines 'host slots=N'"),
         ("a slots=1\n", {"include": "b"}, "include names host 'b'; known hosts: a"),
         ("a slots=1\n", {"include": "a:3"}, "include names slots (3,) of 'a'; it has (0,)"),
@@ -180,7 +181,7 @@ def test_a_hostfile_that_is_no_text_is_refused(problem, tmp_path):
         (
             "distributed_timeout_minutes",
             0,
-            "distributed_timeout_minutes must be above 0, got 0.0",
+            "distributed_timeout_minutes must be above 0, at most 525600, got 0.0",
         ),
         (
             "distributed_backend",
@@ -198,3 +199,50 @@ def test_a_message_says_where_the_value_was_written(write, minimal):
     path = write("a.yml", "\n".join(f"{k}: {v}" for k, v in minimal.items()) + "\nseed: 0\n")
     with pytest.raises(ConfigError, match=rf"^{path}:7: seed must be at least 1, got 0$"):
         resolve(NeoXArgs.from_ymls([path]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_gpus", 0, "num_gpus must be 1 to 4096, got 0; remove it to use all GPUs"),
+        ("num_gpus", -1, "num_gpus must be 1 to 4096, got -1; remove it to use all GPUs"),
+        ("num_gpus", 10**9, "num_gpus must be 1 to 4096, got 1000000000; remove it to use"),
+        ("num_nodes", 0, "num_nodes must be at least 1, or -1 for all, got 0"),
+        ("global_num_gpus", -2, "global_num_gpus must be at least 1, got -2; remove it"),
+        ("num_layers", 10**9, "num_layers must be at most 100000, got 1000000000"),
+        ("distributed_timeout_minutes", 1e9, "must be above 0, at most 525600, got 1000000000"),
+        ("gradient_predivide_factor", 0, "gradient_predivide_factor must be above 0, got 0"),
+    ],
+)
+def test_impossible_numbers_are_refused(problem, key, value, message):
+    assert message in problem(world_size=1, **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("h:0@h:1", "include names host 'h' twice; write 'host:0,2' once"),
+        ("h:0,1,00", "include names a slot of 'h' twice, got 'h:0,1,00'"),
+        ("h:\u00b2", "include must look like 'host1@host2:0,2'"),
+        ("h:0,", "include must look like 'host1@host2:0,2'"),
+        ("h:" + "9" * 5000, "include must look like 'host1@host2:0,2'"),
+    ],
+)
+def test_a_filter_that_says_a_thing_twice_or_wrongly_is_refused(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_filter(text, "include")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("count", ["0", "\u00b2", "5000", "9" * 5000, "4 max_slots=8", ""])
+def test_a_hostfile_with_an_impossible_number_of_slots_is_refused(write, count):
+    path = write("hosts", f"alpha slots=2\nbeta slots={count}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_hostfile(path)
+    assert str(caught.value).startswith(f"{path}:2: must be 'host slots=N', N from 1 to 4096, got ")
+
+
+def test_a_hostfile_of_a_windows_editor_names_its_hosts(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbfalpha slots=2\r\n\r\nbeta slots=1 # last\r\n")
+    assert read_hostfile(path) == {"alpha": (0, 1), "beta": (0,)}

@@ -1,0 +1,96 @@
+"""``deepy.py`` on wrong input: one line and exit code 2, or a line that says what it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron.launcher.command import main
+from megatron.launcher.plan import plan_launch
+from megatron.neox_arguments import ConfigError, NeoXArgs
+
+CONFIG = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 8,
+    "train_micro_batch_size_per_gpu": 1,
+    "train_iters": 1,
+    "data_path": "somewhere",
+}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A script and a configuration that do nothing."""
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "run.yml").write_text(json.dumps({**CONFIG, "num_gpus": 2}))
+    return str(tmp_path / "train.py"), str(tmp_path / "run.yml")
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10**9])
+def test_an_impossible_number_of_processes_is_refused_with_and_without_a_hostfile(tmp_path, count):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("alpha slots=4\nbeta slots=4\n")
+    for keys in ({}, {"hostfile": str(hostfile)}):
+        with pytest.raises(ConfigError, match=f"num_gpus must be 1 to 4096, got {count}"):
+            plan_launch(NeoXArgs.from_dict({**CONFIG, **keys, "num_gpus": count}), {})
+    with pytest.raises(ConfigError, match="one machine starts at most 4096 processes"):
+        plan_launch(NeoXArgs.from_dict({**CONFIG, "world_size": 10**9}), {})
+
+
+def test_the_runners_flags_are_spelled_as_deepspeed_spells_them():
+    values = {"launcher": "Slurm", "num_nodes": None, "master_port": "29600", "comment": "mine"}
+    flags = NeoXArgs.from_dict({**CONFIG, **values}).get_deepspeed_main_args()
+    assert flags[: flags.index("--deepspeed_config")] == [
+        *("--master_port", "29600", "--launcher", "slurm", "--launcher_args=--comment=mine")
+    ]
+
+
+def test_a_run_that_nothing_here_can_start_is_one_line(files, tmp_path, monkeypatch, capsys):
+    script, config = files
+    (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
+    Path(config).write_text(json.dumps({**CONFIG, "hostfile": str(tmp_path / "hosts")}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([script, config]) == 2
+    assert capsys.readouterr().err.startswith(
+        "launcher: pdsh cannot start processes on alpha, beta: there is no program pdsh here; "
+    )
+
+
+def test_a_hostfile_that_is_not_there_is_told(files, tmp_path, capsys):
+    hostfile = tmp_path / "hosts"
+    assert main(["--check", *files, "-H", str(hostfile)]) == 0
+    output = capsys.readouterr()
+    assert output.err == (
+        f"deepy.py: there is no hostfile {hostfile}; the run uses this machine alone\n"
+    )
+    assert "2 on this machine" in output.out
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])
+def test_a_wrong_time_of_grace_is_one_line(files, monkeypatch, capsys, seconds):
+    monkeypatch.setenv("ODM_NEOX_GRACE_SECONDS", seconds)
+    assert main(["--check", *files]) == 2
+    assert capsys.readouterr().err == (
+        f"ODM_NEOX_GRACE_SECONDS: must be a number of seconds, got '{seconds}'; unset it\n"
+    )
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_one_line(
+    files, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert main(["--dry-run", *files]) == 2
+    error = capsys.readouterr().err
+    assert "No such file or directory" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_numeric_text_starts_a_run_as_the_number_does(files, capsys):
+    script, config = files
+    Path(config).write_text(json.dumps({**CONFIG, "num_gpus": "2", "master_port": "29600"}))
+    assert main(["--dry-run", script, config]) == 0
+    assert "WORLD_SIZE=2" in capsys.readouterr().out
