@@ -39,6 +39,7 @@ __all__ = [
     "file_facts",
     "fragment_key",
     "index_checksum",
+    "latest_step",
     "logical_tensors",
     "parameter_info",
     "step_folder",
@@ -90,6 +91,16 @@ def checkpoint_steps(save: Path) -> list[int]:
     prefix = "global_step"
     names = (entry.name for entry in save.glob(f"{prefix}*") if entry.is_dir())
     return sorted(int(name[len(prefix) :]) for name in names if name[len(prefix) :].isdecimal())
+
+
+def latest_step(save: Path) -> int | None:
+    """The step that ``<save>/latest`` names; None where it is missing or names none."""
+    try:
+        name = (save / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+    step = name.removeprefix("global_step")
+    return int(step) if step.isdecimal() else None
 
 
 def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:

@@ -18,6 +18,7 @@ from megatron.attempt import attempt
 from megatron.checkpoint_format import (
     CheckpointReader,
     checkpoint_steps,
+    latest_step,
     parameter_info,
     step_folder,
     verify,
@@ -43,8 +44,8 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
 
     Args:
         load: Folder that holds ``latest`` and ``global_step<N>`` folders.
-        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged, the
-            newest sound one before it.
+        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged or
+            gone, the newest sound one before it.
         say: Receives one line for each checkpoint that had to be passed over.
 
     Returns:
@@ -78,12 +79,12 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
         found = ", ".join(map(str, steps)) or "none"
         return [], f"{load}: no checkpoint of iteration {iteration}; found: {found}"
     newest_first = [step_folder(load, step).name for step in reversed(steps)]
-    latest = load / "latest"
-    if latest.is_file():
-        name = latest.read_text(encoding="utf-8", errors="replace").strip()
-        if name in newest_first:
-            newest_first = newest_first[newest_first.index(name) :]
-    return newest_first, None
+    latest = latest_step(load)
+    if latest is None or not steps:
+        return newest_first, None
+    # what lies beyond ``latest`` is of a run that went back to an earlier iteration
+    earlier = [step_folder(load, step).name for step in reversed(steps) if step < latest]
+    return [step_folder(load, latest).name, *earlier], None
 
 
 def _verify_together(folder: Path) -> str | None:
@@ -126,7 +127,8 @@ def load_engine_state(
 ) -> None:
     """Overwrites master weights, and moments if ``moment_names`` is not empty, of this rank's part.
 
-    The module must have been filled by `load_module_weights` before the engine was made.
+    The module must have been filled by `load_module_weights` before the engine was made. Without
+    ZeRO it holds the master weights itself, which are not read a second time.
     """
     reader = CheckpointReader(folder)
     if moment_names and not reader.moment_names:
@@ -145,7 +147,7 @@ def load_engine_state(
             reader, facts[name], topology, name=name, kind=kind, offset=offset, length=length
         )
 
-    load_fragments(engine, moment_names, read)
+    load_fragments(engine, moment_names, read, with_weights=engine.zero_optimization_stage() != 0)
 
 
 def _read_own(

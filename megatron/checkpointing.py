@@ -7,6 +7,7 @@ before it in force. `megatron.checkpoint_loading` reads them.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -32,7 +33,9 @@ from megatron.files import fsync_folder, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
 from megatron.state import TrainState
 
-__all__ = ["CheckpointContents", "CheckpointSaver"]
+__all__ = ["CheckpointContents", "CheckpointSaver", "undo_interrupted_replacement"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class CheckpointSaver:
         in_background: Copies at once and writes in a thread while training goes on.
         on_saved: Called on every rank with step and folder when a checkpoint is in force; from the
             thread when in the background.
+        on_failed: Called on every rank, from the thread, with what went wrong in the background.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class CheckpointSaver:
         protected_steps: frozenset[int] = frozenset(),
         in_background: bool = False,
         on_saved: Callable[[int, Path], None] = lambda step, folder: None,
+        on_failed: Callable[[str], None] = lambda message: None,
     ):
         self._save = save
         self._topology = topology
@@ -83,6 +88,7 @@ class CheckpointSaver:
         self._keep_last = keep_last
         self._protected_steps = protected_steps
         self._on_saved = on_saved
+        self._on_failed = on_failed
         # a group of its own: the thread's messages must not mix with those of training
         self._group = dist.new_group(backend="gloo") if in_background else None
         self._in_background = in_background
@@ -94,10 +100,11 @@ class CheckpointSaver:
 
         Raises:
             CheckpointError: On every rank, if any rank could not write; nothing half-written stays
-                and the checkpoint before remains in force. In the background it is raised by the
-                next `save` or `wait`.
+                and the checkpoint before remains in force. In the background it is told to
+                ``on_failed`` and raised by `wait`; a `save` after it writes in the foreground, so
+                that what can be written is written, and what cannot ends the run.
         """
-        self.wait()
+        has_failed = self._join() is not None
         snapshot = take_snapshot(
             engine,
             self._topology,
@@ -105,7 +112,7 @@ class CheckpointSaver:
             with_random_state=self._save_random_state,
         )
         contents = replace(contents, state=copy(contents.state))  # training counts on in its own
-        if not self._in_background:
+        if not self._in_background or has_failed:
             self._finish(snapshot, contents)
             return
         self._thread = threading.Thread(
@@ -115,18 +122,24 @@ class CheckpointSaver:
 
     def wait(self) -> None:
         """Waits until the last save is in force; raises what went wrong in it."""
+        error = self._join()
+        if error is not None:
+            raise error
+
+    def _join(self) -> Exception | None:
+        """Waits for the thread; returns what went wrong in it, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return error
 
     def _finish_in_thread(self, snapshot: Snapshot, contents: CheckpointContents) -> None:
         try:
             self._finish(snapshot, contents)
         except Exception as error:
             self._error = error
+            self._on_failed(str(error))
 
     def _finish(self, snapshot: Snapshot, contents: CheckpointContents) -> None:
         """Writes, publishes and prunes."""
@@ -146,8 +159,26 @@ class CheckpointSaver:
             shutil.rmtree(temporary, ignore_errors=True)
         self._raise_if_any(problem, final)
         if is_first and self._keep_last:
-            _prune(self._save, self._keep_last, self._protected_steps)
+            problem = attempt(lambda: self._prune(newest=contents.state.step))
+            if problem:  # the new checkpoint is in force all the same
+                logger.warning("keep_last_n_checkpoints: an old one could not go: %s", problem)
         self._on_saved(contents.state.step, final)
+
+    def _prune(self, *, newest: int) -> None:
+        """Deletes all but the last checkpoints up to ``newest``; steps asked for by name stay.
+
+        Those beyond it are of a run that went back to an earlier iteration: were they counted, the
+        one that has just been saved could be the first to go.
+        """
+        assert self._keep_last is not None
+        steps = [step for step in checkpoint_steps(self._save) if step <= newest]
+        candidates = [step for step in steps if step not in self._protected_steps]
+        for step in candidates[: -self._keep_last]:
+            doomed = step_folder(self._save, step)
+            # renamed first, so that a crash cannot leave half a checkpoint under a valid name
+            retired = _retired(doomed)
+            os.replace(doomed, retired)
+            shutil.rmtree(retired, ignore_errors=True)
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * dist.get_world_size()
@@ -188,13 +219,37 @@ def _publish(
     complete = {**index, "files": {**index["files"], **own}}
     write_json_atomic(temporary / "index.json", {**complete, "crc32": index_checksum(complete)})
     fsync_folder(temporary)
-    retired = final.with_name(final.name + ".old.tmp")
+    retired = _retired(final)
     if final.exists():  # a run resumed from an earlier step comes by again
         os.replace(final, retired)
-    os.replace(temporary, final)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, final)
+        raise
     fsync_folder(final.parent)
     write_text_atomic(final.parent / "latest", final.name)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired(folder: Path) -> Path:
+    """Name of a checkpoint on its way out."""
+    return folder.with_name(folder.name + ".old.tmp")
+
+
+def undo_interrupted_replacement(save: Path) -> None:
+    """Puts the checkpoint that ``latest`` names back, if a kill came while it was being replaced.
+
+    Call it while the folder is locked and before a checkpoint is looked for: the next save removes
+    what is left over.
+    """
+    latest = save / "latest"
+    if not latest.is_file():
+        return
+    named = save / latest.read_text(encoding="utf-8", errors="replace").strip()
+    if _retired(named).is_dir() and not named.exists():
+        os.replace(_retired(named), named)
 
 
 def _index(
@@ -215,14 +270,3 @@ def _index(
         "parameters": parameters,
         "files": files,
     }
-
-
-def _prune(save: Path, keep_last: int, protected_steps: frozenset[int]) -> None:
-    """Deletes all but the newest ``keep_last`` checkpoints; steps asked for by name stay."""
-    candidates = [step for step in checkpoint_steps(save) if step not in protected_steps]
-    for step in candidates[:-keep_last]:
-        doomed = step_folder(save, step)
-        # renamed first, so that a crash cannot leave half a checkpoint under a valid name
-        retired = doomed.with_name(doomed.name + ".old.tmp")
-        os.replace(doomed, retired)
-        shutil.rmtree(retired, ignore_errors=True)

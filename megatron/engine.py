@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron.checkpoint_loading import (
 )
 from megatron.engine_state import load_loss_scaler
 from megatron.errors import CheckpointError
+from megatron.files import is_same_path
 from megatron.gradient_norm import GradientClipper, clips_itself
 from megatron.initialize import set_timeout_on_all_groups
 from megatron.model.config import ModelConfig, model_config
@@ -45,10 +46,18 @@ class LoadedRun:
 
     runner: StepRunner
     state: TrainState
-    mixture_state: dict[str, Any] | None
+    mixture_state: dict[str, Any] | None = None
     """State of the mixture; None for a fresh start or ``finetune``."""
-    folder: Path | None
+    samples_per_epoch: dict[str, int] = field(default_factory=dict)
+    """What the mixture counted its epochs in, by domain; empty where `mixture_state` is None."""
+    folder: Path | None = None
     """Checkpoint that was loaded."""
+
+    def is_saved_in(self, save: str | None) -> bool:
+        """Whether ``save`` holds a checkpoint of this very state."""
+        if self.folder is None or save is None or self.state.step == 0:
+            return False
+        return is_same_path(self.folder.parent, save)
 
 
 def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
@@ -106,9 +115,15 @@ def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
     derived = config.derived
     if derived.load_path is None:
         return None
-    folder = find_checkpoint(Path(derived.load_path), config.other.iteration, say)
+    load = Path(derived.load_path)
+    folder = find_checkpoint(load, config.other.iteration, say)
     if folder is None:
-        if derived.load_path != derived.save_path:
+        if (load / "index.json").is_file():
+            raise CheckpointError(
+                f"load: {load} is itself a checkpoint; name the folder that holds it, {load.parent}"
+                f", and choose it with iteration: {load.name.removeprefix('global_step')}"
+            )
+        if derived.save_path is None or not is_same_path(derived.load_path, derived.save_path):
             raise CheckpointError(
                 f"load: no checkpoint in {derived.load_path}; correct the path, or remove load to "
                 "start from scratch"
@@ -147,10 +162,9 @@ def build_runner(
     set_timeout_on_all_groups(config)
     accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
     runner = _make_runner(config, engine, recorder, topology)
-    state, mixture_state = TrainState(), None
-    if folder is not None:
-        state, mixture_state = _continue_from(config, runner, folder, say)
-    return LoadedRun(runner, state, mixture_state, folder)
+    if folder is None:
+        return LoadedRun(runner, TrainState())
+    return _continue_from(config, runner, folder, say)
 
 
 def _dropout_seed(seed: int, topology: Topology) -> int:
@@ -169,10 +183,8 @@ def _make_runner(
     return kind(engine, recorder, topology, clipper)
 
 
-def _continue_from(
-    config: RunConfig, runner: StepRunner, folder: Path, say: Say
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """Loads masters and moments into the engine, and returns counters and mixture."""
+def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:
+    """Loads masters and moments into the engine, and returns it with counters and mixture."""
     training = config.training
     saved_state, mixture_state = load_run_state(folder)
     state = TrainState()
@@ -188,9 +200,10 @@ def _continue_from(
     )
     if training.finetune:
         say(f"finetune: weights of {folder}; iteration, optimizer and mixture start anew")
-        return state, None
+        return LoadedRun(runner, state, folder=folder)
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not training.no_load_rng:
         restore_random_state(folder, runner.topology, say)
-    return state, mixture_state
+    samples_per_epoch = saved_state.get("samples_per_epoch", {})
+    return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder)

@@ -149,7 +149,13 @@ def prepare_moments(
 
 
 @torch.no_grad()
-def load_fragments(engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], read) -> None:
+def load_fragments(
+    engine: deepspeed.DeepSpeedEngine,
+    moment_names: tuple[str, ...],
+    read,
+    *,
+    with_weights: bool = True,
+) -> None:
     """Overwrites master weights and moments of everything this rank holds.
 
     Args:
@@ -157,8 +163,10 @@ def load_fragments(engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, .
         moment_names: Moments to load; empty for the master weights alone.
         read: ``read(name, key, offset, length) -> Tensor``, flat float32 values in the shape of
             this tensor-parallel rank.
+        with_weights: False keeps the master weights that are there; for ZeRO 0 alone.
     """
     stage = engine.zero_optimization_stage()
+    assert with_weights or stage == 0
     for name, parameter in _named_parameters(engine.module):
         if stage == 3:
             _load_stage3(name, parameter, moment_names, read)
@@ -172,7 +180,8 @@ def load_fragments(engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, .
                 mapping.optim_fragment[key].copy_(read(name, key, offset, length))
         else:
             count = parameter.numel()
-            parameter.data.copy_(read(name, "fp32", 0, count).view_as(parameter))
+            if with_weights:
+                parameter.data.copy_(read(name, "fp32", 0, count).view_as(parameter))
             for key in moment_names:
                 moment = engine.optimizer.state[parameter][key]
                 moment.copy_(read(name, key, 0, count).view_as(parameter))

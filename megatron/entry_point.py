@@ -1,4 +1,4 @@
-"""How every program ends: exit code 0, 2 with one line for the user, or 1 with a traceback."""
+"""How programs end: exit code 0, 2 with a line for the user, 1 with such a line or a traceback."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def run_program(main: Callable[[], object]) -> None:
         main()
     except USER_ERRORS as error:
         _refuse(str(error))
+    except FloatingPointError as error:  # training diverged: neither a wrong input nor a defect
+        _refuse(str(error), code=1)
     except KeyboardInterrupt:
         _leave(130)
     except Exception as error:
@@ -68,7 +70,7 @@ def run_program(main: Callable[[], object]) -> None:
     _leave(0)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str, *, code: int = 2) -> None:
     """Says what is wrong, once for all ranks, and leaves.
 
     Our launcher shows the words of one rank, so every rank speaks. Other launchers show all: there
@@ -80,7 +82,7 @@ def _refuse(message: str) -> None:
     else:
         time.sleep(_SETTLE_SECONDS)
         sys.stderr.write(f"rank {rank}: error: {message}\n")
-    _leave(2)
+    _leave(code)
 
 
 def _is_about_the_disk(error: Exception) -> bool:

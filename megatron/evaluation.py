@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
+from megatron.data.batch import Batch
 from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.evaluation_domains import EvaluationPart
@@ -20,7 +21,11 @@ from megatron.logging import RunLogger
 from megatron.neox_arguments import ConfigError
 from megatron.runners import Evaluator, InferenceRunner
 
-__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_parts"]
+__all__ = ["DomainResult", "EvaluationStopped", "averages", "evaluate_domains", "evaluate_parts"]
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was broken off because the run was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ class DomainResult:
 
 
 def evaluate_domains(
-    runner: Evaluator, source: EvaluationBatches, *, progress: str | None = None
+    runner: Evaluator,
+    source: EvaluationBatches,
+    *,
+    progress: str | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, DomainResult]:
     """Evaluates every domain on its fixed samples; all ranks call it and get the same numbers.
 
@@ -44,10 +53,14 @@ def evaluate_domains(
         runner: Computes the losses.
         source: The samples.
         progress: Name of a progress bar, which rank 0 shows on a terminal; None shows none.
+        should_stop: Asked before each batch, on every rank, and answers alike on all of them.
+
+    Raises:
+        EvaluationStopped: On every rank, if ``should_stop`` said so.
     """
     num_domains = len(source.domains)
     batches = tqdm(
-        itertools.chain.from_iterable(source.batches(k) for k in range(num_domains)),
+        _batches(source, should_stop),
         total=sum(source.num_batches(k) for k in range(num_domains)),
         desc=progress,
         unit="batch",
@@ -66,6 +79,13 @@ def evaluate_domains(
             num_samples=source.num_samples[k],
         )
     return results
+
+
+def _batches(source: EvaluationBatches, should_stop: Callable[[], bool] | None) -> Iterator[Batch]:
+    for batch in itertools.chain.from_iterable(map(source.batches, range(len(source.domains)))):
+        if should_stop is not None and should_stop():
+            raise EvaluationStopped
+        yield batch
 
 
 def averages(results: dict[str, DomainResult]) -> dict[str, float]:

@@ -17,6 +17,7 @@ __all__ = [
     "crc32_of_file",
     "flush_to_disk",
     "fsync_folder",
+    "is_same_path",
     "temporary_path",
     "write_json_atomic",
     "write_text_atomic",
@@ -66,6 +67,11 @@ def write_json_atomic(path: Path, data: Any) -> None:
 def temporary_path(path: Path) -> Path:
     """Returns an unused hidden name beside ``path``, so that a rename stays on one file system."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def is_same_path(one: str | Path, other: str | Path) -> bool:
+    """Compares what two paths mean: one may be relative, or go through a link."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def flush_to_disk(stream: BinaryIO) -> None:

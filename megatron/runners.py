@@ -18,6 +18,7 @@ from megatron import accelerator
 from megatron.data.batch import Batch
 from megatron.engine_state import loss_scaler_state
 from megatron.gradient_norm import GradientClipper
+from megatron.launcher.process_life import stop_requested
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.loss import DomainLossRecorder
 from megatron.model.parameters import facts_of
@@ -31,6 +32,7 @@ __all__ = [
     "StepResult",
     "StepRunner",
     "all_reduce_sum",
+    "any_rank_asked_to_stop",
     "count_parameters",
 ]
 
@@ -210,3 +212,10 @@ def all_reduce_sum(sums: Tensor) -> Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(sums)
     return sums
+
+
+def any_rank_asked_to_stop(device: torch.device) -> bool:
+    """Tells whether some rank was asked to stop; all ranks call it and hear the same."""
+    if dist.get_world_size() == 1:
+        return stop_requested()
+    return bool(all_reduce_sum(torch.tensor(float(stop_requested()), device=device)))

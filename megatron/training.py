@@ -7,14 +7,17 @@ yields one loss a domain, and these losses decide the weights of the next step.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron import accelerator
+from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine import LoadedRun, build_runner
@@ -59,23 +62,29 @@ def train(
     Args:
         runner: Runs a step on the engine.
         source: Turns a plan into micro-batches of this rank.
-        mixture: Weights of the domains.
+        mixture: Weights of the domains; the very object that ``source`` asks for plans.
         hooks: Called after each step, in this order, on every rank.
         state: Counters, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
         exit_interval: Stop, as if asked to, after an iteration that is a multiple of this.
+
+    Raises:
+        FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
     """
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
         state.step += 1
-        weights = mixture.weights  # decided by the losses of earlier steps
-        draw = source.draw(state.step)  # the domain of every sample; the same plan on every rank
+        weights = mixture.weights  # a probability for each domain, from losses of earlier steps
+        draw = source.draw(state.step)  # asks the mixture for a plan: a domain for every sample
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
 
         result = runner.train_step(source.batches(draw))
         signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
+        grad_norm = None if result.grad_norm is None else float(result.grad_norm)
+        if not result.skipped:
+            require_finite(state.step, draw, signal, mixture, lm_loss=lm_loss, grad_norm=grad_norm)
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
 
         advance(state, draw, result, tokens=source.global_batch_size * source.seq_length)
@@ -86,7 +95,7 @@ def train(
             weights=weights,
             signal=signal,
             lm_loss=lm_loss,
-            grad_norm=None if result.grad_norm is None else float(result.grad_norm),
+            grad_norm=grad_norm,
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
@@ -122,11 +131,51 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
     return signal, float(sums[-4] / sums[-3]), bool(sums[-2])
 
 
+def require_finite(
+    step: int,
+    draw: Draw,
+    signal: Signal,
+    mixture: MixtureController,
+    *,
+    lm_loss: float,
+    grad_norm: float | None,
+) -> None:
+    """Ends a run whose optimizer has applied a gradient that is not finite.
+
+    The weights are spoiled by now. No hook has run since, so that no checkpoint is made of them.
+
+    Args:
+        step: The iteration.
+        draw: Its plan.
+        signal: Its losses, without those that are not finite.
+        mixture: Names the domains.
+        lm_loss: Mean loss over all ranks.
+        grad_norm: Global norm; nan, infinite or, where DeepSpeed computes it, -1 if not finite.
+
+    Raises:
+        FloatingPointError: On every rank.
+    """
+    if not math.isfinite(lm_loss):
+        drawn = np.unique(draw.domains)
+        names = [mixture.domains[k] for k in drawn if signal.token_count[k] == 0]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        what = f"the loss is {lm_loss} (domains: {', '.join(names[:5])}{more})"
+    elif grad_norm is not None and not 0.0 <= grad_norm < math.inf:
+        what = f"the loss is {lm_loss:.4g}, but its gradients are not finite"
+    else:
+        return
+    raise FloatingPointError(
+        f"iteration {step}: {what}, which has spoiled the weights; checkpoints before it are "
+        "sound: continue from the newest with a lower learning rate, gradient_clipping or another "
+        "seed"
+    )
+
+
 def advance(state: TrainState, draw: Draw, result: StepResult, *, tokens: int) -> None:
     """Counts a finished step.
 
     Raises:
-        FloatingPointError: After too many fp16 overflows in a row.
+        FloatingPointError: After too many steps in a row that an overflow made the optimizer skip.
     """
     state.consumed_samples += len(draw.domains)
     state.consumed_tokens += tokens
@@ -134,8 +183,9 @@ def advance(state: TrainState, draw: Draw, result: StepResult, *, tokens: int) -
     state.consecutive_skips = state.consecutive_skips + 1 if result.skipped else 0
     if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
         raise FloatingPointError(
-            f"{MAX_CONSECUTIVE_SKIPS} fp16 steps in a row overflowed; use bf16, or a lower "
-            "learning rate"
+            f"iteration {state.step}: the gradients of {MAX_CONSECUTIVE_SKIPS} steps in a row were "
+            "not finite, and no weight has changed since; use bf16 in the place of fp16, or "
+            "continue from the newest checkpoint with a lower learning rate or another seed"
         )
 
 
@@ -150,9 +200,10 @@ def pretrain(config: RunConfig) -> TrainState:
     derived = config.derived
     if not accelerator.supports(derived.precision):
         raise ConfigError(f"precision: no {derived.precision} on this device; use bfloat16 or fp32")
-    is_locker = dist.get_rank() == 0 and derived.save_path is not None
-    # held until this function returns: one run at a time in a save folder
-    lock = lock_save_folder(Path(derived.save_path or "")) if is_locker else None
+    lock = None  # held until this function returns: one run at a time in a save folder
+    if dist.get_rank() == 0 and derived.save_path is not None:
+        lock = lock_save_folder(Path(derived.save_path))
+        undo_interrupted_replacement(Path(derived.save_path))
     tokenizer = build_tokenizer(config)
     logger = RunLogger(
         config,
@@ -183,48 +234,68 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         config, tokenizer, topology, num_domains=len(mixture.domains), say=logger.say
     )
     runner, state = loaded.runner, loaded.state
-    restore_mixture(mixture, loaded)
-    evaluation = EvaluationHook(
-        runner,
-        logger,
-        validation=validation,
-        test=test,
-        interval=config.training.eval_interval,
-    )
-    saving = CheckpointHook(runner, mixture, config, logger, moment_names=moment_names(config))
+    restore_mixture(source, loaded, logger.warning)
+    interval = config.training.eval_interval
+    saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.log_interval),
-        evaluation,
-        saving,
+        saving,  # before what takes long or may go wrong
+        EvaluationHook(runner, logger, validation=validation, test=test, interval=interval),
     ]
-    if tasks is not None:  # last, so that what a task does wrong cannot cost a checkpoint
+    if tasks is not None:
         hooks.append(TaskEvaluationHook(runner, config, tokenizer, tasks, logger))
     announce(logger, config, source, loaded)
-    saving.before_training(state)
-    train(
-        runner,
-        source,
-        mixture,
-        hooks,
-        state,
-        last_step=config.derived.train_iters,
-        learning_rate_of=learning_rate_schedule(config),
-        exit_interval=config.training.exit_interval,
-    )
+    saving.before_training(state, is_saved=loaded.is_saved_in(config.derived.save_path))
+    try:
+        train(
+            runner,
+            source,
+            mixture,
+            hooks,
+            state,
+            last_step=config.derived.train_iters,
+            learning_rate_of=learning_rate_schedule(config),
+            exit_interval=config.training.exit_interval,
+        )
+    except FloatingPointError as error:
+        logger.warning(str(error), iteration=state.step)
+        saving.wait()  # a save in the background is of an earlier step, and sound
+        raise
     for hook in hooks:
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
 
 
-def restore_mixture(mixture: MixtureController, loaded: LoadedRun) -> None:
-    """Continues the mixture of a checkpoint; its domains and method must be those of this run."""
+def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str], None]) -> None:
+    """Continues the mixture of a checkpoint; its domains and method must be those of this run.
+
+    Args:
+        source: Its controller and its data continue.
+        loaded: What the checkpoint said.
+        warn: Receives a line if the data are not those that the domains were read from.
+
+    Raises:
+        CheckpointError: If they are not.
+    """
     if loaded.mixture_state is None:
         return
     try:
-        mixture.load_state_dict(loaded.mixture_state)
+        source.controller.load_state_dict(loaded.mixture_state)
     except ValueError as error:
-        raise CheckpointError(f"{loaded.folder}: mixture.json: {error}") from error
+        raise CheckpointError(
+            f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
+            "model alone and starts mixture, optimizer and iteration anew"
+        ) from error
+    now, before = source.samples_by_domain, loaded.samples_per_epoch
+    changed = [name for name in now if now[name] != before.get(name, now[name])]
+    if changed:
+        first = changed[0]
+        warn(
+            f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples an "
+            f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
+            "continues at its old place in a new order, so some text comes again or late"
+        )
 
 
 def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded: LoadedRun) -> None:
@@ -236,9 +307,7 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         "zero_stage": config.derived.zero_stage,
         "precision": config.derived.precision,
         "mixture": source.controller.describe(),
-        "samples_per_epoch": dict(
-            zip(source.domains, source.samples_per_epoch.tolist(), strict=True)
-        ),
+        "samples_per_epoch": source.samples_by_domain,
     }
     for note in config.derived.notes:
         logger.say(f"note: {note}")

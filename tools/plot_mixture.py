@@ -164,16 +164,25 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     pyplot.close(figure)
 
 
+def iteration_limits(history: MixtureHistory) -> tuple[int, int]:
+    """First and last iteration to show: validation may lie outside those that were logged."""
+    validated = [place for places, _ in history.validation.values() for place in places]
+    shown = [int(history.iterations[0]), int(history.iterations[-1]), *validated]
+    return min(shown), max(max(shown), min(shown) + 1)
+
+
 def _draw_panel(
     panel: Axes, history: MixtureHistory, table: np.ndarray, title: str, y_label: str
 ) -> None:
     for index, values in enumerate(table.T):
         drawn = ~np.isnan(values)  # joined over iterations that did not draw the domain
-        panel.plot(history.iterations[drawn], values[drawn], linewidth=1.4, **_style(index))
+        marker = "." if drawn.sum() == 1 else ""  # a line of one point is not seen
+        panel.plot(
+            history.iterations[drawn], values[drawn], linewidth=1.4, marker=marker, **_style(index)
+        )
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_ylabel(y_label)
-    first, last = history.iterations[0], history.iterations[-1]
-    panel.set_xlim(first, last if last > first else first + 1)
+    panel.set_xlim(*iteration_limits(history))
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 

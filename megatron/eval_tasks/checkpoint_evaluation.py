@@ -11,10 +11,12 @@ import torch.distributed as dist
 
 from megatron.eval_tasks.command import chat_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
-from megatron.eval_tasks.report_files import results_path, write_report
+from megatron.eval_tasks.report_files import check_results_place, results_path, write_report
+from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.task_selection import load_tasks
 from megatron.evaluation import evaluate_parts
 from megatron.evaluation_domains import evaluation_parts
+from megatron.files import is_same_path
 from megatron.inference import LoadedModel, open_checkpoint
 from megatron.logging import RunLogger
 from megatron.mpu.initialize import make_topology
@@ -36,14 +38,15 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         `run_tasks` returns.
 
     Raises:
-        ConfigError: If a domain, a task or its data is not there.
+        ConfigError: If a domain, a task or its data is not there, or the results cannot be written.
         CheckpointError: If there is no checkpoint, or it is another model's.
     """
     settings = config.text_generation
+    is_first = dist.get_rank() == 0
+    run_together(lambda: check_results_place(settings.eval_results_prefix), is_taking_part=is_first)
     parts = evaluation_parts(config)
     tasks = load_tasks(config) if settings.eval_tasks else None
     loaded = open_checkpoint(config, make_topology(config, for_training=False))
-    is_first = dist.get_rank() == 0
     logger = RunLogger(config, dist.get_rank(), keeps_log=_is_log_of_the_model(config))
     logger.join()
     printer = RunLogger(config, dist.get_rank(), keeps_log=False)
@@ -90,7 +93,12 @@ def _is_log_of_the_model(config: RunConfig) -> bool:
     derived = config.derived
     if derived.log_dir is None:
         return False
-    is_meant = bool(config.logging.log_dir) or derived.load_path == derived.save_path
+    comes_from_there = (
+        derived.load_path is not None
+        and derived.save_path is not None
+        and is_same_path(derived.load_path, derived.save_path)
+    )
+    is_meant = bool(config.logging.log_dir) or comes_from_there
     nearest = Path(derived.log_dir)
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent

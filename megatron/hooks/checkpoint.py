@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
+from megatron.data.mixed_batches import MixedBatches
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger
 from megatron.neox_arguments import RunConfig
 from megatron.runners import StepRunner
 from megatron.state import TrainState
-from odm import MixtureController
 
 __all__ = ["CheckpointHook"]
 
@@ -21,14 +21,14 @@ class CheckpointHook(Hook):
     def __init__(
         self,
         runner: StepRunner,
-        mixture: MixtureController,
+        source: MixedBatches,
         config: RunConfig,
         logger: RunLogger,
         *,
         moment_names: tuple[str, ...],
     ):
         self.runner = runner
-        self.mixture = mixture
+        self.source = source
         self.config = config
         self.logger = logger
         self._last_saved = -1
@@ -47,11 +47,20 @@ class CheckpointHook(Hook):
             protected_steps=frozenset(derived.extra_save_steps),
             in_background=training.async_save,
             on_saved=lambda step, folder: self.logger.save(step, str(folder)),
+            on_failed=self.logger.warning,
         )
 
-    def before_training(self, state: TrainState) -> None:
-        """Saves the untrained model when iteration 0 is among the steps to save."""
-        if state.step == 0 and self.config.derived.is_save_step(0):
+    def before_training(self, state: TrainState, *, is_saved: bool) -> None:
+        """Saves the untrained model when iteration 0 is among the steps to save.
+
+        Args:
+            state: Counters before the first step.
+            is_saved: Whether the save folder holds a checkpoint of this very step: a run that has
+                nothing left to do does not write it again.
+        """
+        if is_saved:
+            self._last_saved = state.step
+        elif state.step == 0 and self.config.derived.is_save_step(0):
             self.save(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
@@ -61,6 +70,10 @@ class CheckpointHook(Hook):
     def at_end(self, state: TrainState) -> None:
         if state.step != self._last_saved and state.step > 0:
             self.save(state)
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for a save in the background; raises what went wrong in it."""
         if self._saver is not None:
             self._saver.wait()
 
@@ -70,10 +83,14 @@ class CheckpointHook(Hook):
             return
         contents = CheckpointContents(
             state=state,
-            mixture=self.mixture.state_dict(),
+            mixture=self.source.controller.state_dict(),
             config_files=dict(self.config.files),
             resolved_config=self.config.to_dict(),
-            extra={"loss_scaler": self.runner.loss_scaler_state()},
+            extra={
+                "loss_scaler": self.runner.loss_scaler_state(),
+                "config_files": list(self.config.files),  # in the order of the command line
+                "samples_per_epoch": self.source.samples_by_domain,
+            },
         )
         self._saver.save(self.runner.engine, contents)
         self._last_saved = state.step

@@ -63,6 +63,7 @@ class LoggingHook(Hook):
             losses=by_domain([None if math.isnan(loss) else loss for loss in losses]),
             tokens=by_domain([int(count) for count in report.signal.token_count]),
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
-            iterations=by_domain((cursors / batch).tolist()),
+            # not divided by the batch: its size may have changed since the start
+            iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),
             rewards=by_domain(rewards) if rewards else {},
         )

@@ -20,9 +20,11 @@ from megatron.checkpoint_loading import (
     restore_random_state,
 )
 from megatron.checkpoint_snapshot import Snapshot, write_snapshot
+from megatron.engine import checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_parameter
 from megatron.mpu import RankGrid
+from tests.process_group import process_group_of_one
 from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
 
 
@@ -183,6 +185,43 @@ def test_weights_are_read_by_shards_too(tmp_path, counted):
     load_module_weights(make_module(2), folder, topology_of(2, 0))
     # 4 of 7 rows of 5, the bias, 3 rows of 2 of 4
     assert counted.elements == 20 + 7 + 6
+
+
+def test_without_zero_the_weights_are_read_once(tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "c")
+    module = make_module(1)
+    load_module_weights(module, folder, topology_of(1))
+    optimizer = torch.optim.AdamW(module.parameters())
+    engine = SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 0)
+    load_engine_state(engine, folder, topology_of(1), moment_names=("exp_avg",), applied_steps=3)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, value_of(name, "fp32"))
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], value_of(name, "exp_avg"))
+    assert [key.split("|")[0] for key, _ in counted.read] == ["fp32"] * 3 + ["exp_avg"] * 3
+
+
+def load_from(load: Path, save: Path) -> Path | None:
+    config: Any = SimpleNamespace(
+        derived=SimpleNamespace(load_path=str(load), save_path=str(save)),
+        other=SimpleNamespace(iteration=None),
+    )
+    with process_group_of_one():
+        return checkpoint_to_load(config, lambda line: None)
+
+
+def test_the_save_folder_by_another_name_is_a_fresh_start(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for other_name in (tmp_path / "link", Path("run"), tmp_path / "x/../run"):
+        assert load_from(other_name, tmp_path / "run") is None
+    with pytest.raises(CheckpointError, match=r"load: no checkpoint in .*/runs; correct the path"):
+        load_from(tmp_path / "runs", tmp_path / "run")
+
+
+def test_a_checkpoint_in_the_place_of_its_folder_is_told_apart_from_none(tmp_path):
+    folder = write_checkpoint(tmp_path / "global_step30")
+    with pytest.raises(CheckpointError, match=rf"holds it, {tmp_path}, and .* iteration: 30$"):
+        load_from(folder, tmp_path / "run")
 
 
 def test_another_shape_is_refused_before_anything_is_read(tmp_path, counted):

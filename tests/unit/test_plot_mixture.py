@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.run_log import RunLogFile
-from tools.plot_mixture import main, read_history, smooth, spread
+from tools.plot_mixture import iteration_limits, main, read_history, smooth, spread
 
 
 def write_log(path, *, num_domains: int, iterations: int = 20) -> None:
@@ -43,6 +44,14 @@ def test_a_run_log_becomes_a_picture(tmp_path, num_domains):
     assert main([str(tmp_path), "-o", str(output)]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in output.parent.iterdir()] == ["mixture.png"]
+
+
+def test_validation_outside_the_logged_iterations_is_inside_the_picture(tmp_path):
+    write_log(tmp_path / "metrics.jsonl", num_domains=3, iterations=1)
+    assert iteration_limits(read_history(tmp_path)) == (1, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, that the layout does not fit
+        assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 0
 
 
 def test_the_history_holds_what_the_log_says(tmp_path):

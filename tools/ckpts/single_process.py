@@ -20,6 +20,7 @@ from megatron.checkpoint_format import (
     checkpoint_steps,
     fragment_key,
     index_checksum,
+    latest_step,
     step_folder,
 )
 from megatron.errors import CheckpointError
@@ -56,12 +57,11 @@ def find_source(path: Path, iteration: int | None) -> Path:
             raise CheckpointError(f"{path}: is not iteration {iteration}; leave out --iteration")
         return path.resolve()
     steps = checkpoint_steps(path) if path.is_dir() else []
-    latest = path / "latest"
-    if iteration is None and latest.is_file():
-        folder = path / latest.read_text(encoding="utf-8").strip()
-        if (folder / "index.json").is_file():
-            return folder
-    step = iteration if iteration is not None else max(steps, default=None)
+    step = iteration
+    if step is None:
+        # what lies beyond ``latest`` is of a run that went back to an earlier iteration
+        latest = latest_step(path)
+        step = max((s for s in steps if latest is None or s <= latest), default=None)
     if step not in steps:
         found = ", ".join(map(str, steps)) or "none"
         wanted = "" if iteration is None else f" of iteration {iteration}"

@@ -1,0 +1,219 @@
+"""The loop with an engine that is made up: what it refuses to go on with, and what it stops for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron import runners
+from megatron.evaluation import EvaluationStopped, evaluate_domains
+from megatron.hooks.base import Hook
+from megatron.hooks.evaluation import EvaluationHook
+from megatron.hooks.logging import LoggingHook
+from megatron.runners import StepResult
+from megatron.state import TrainState
+from megatron.training import MAX_CONSECUTIVE_SKIPS, train
+from odm import MixtureController, MixtureSchedule
+from tests.process_group import process_group_of_one
+
+DOMAINS = ("web", "code")
+
+
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    with process_group_of_one():
+        yield
+
+
+class Source:
+    """Plans eight samples a step; its batches are the plan itself."""
+
+    seq_length = 4
+    samples_per_epoch = 100
+
+    def __init__(self, mixture: MixtureController, batch_size: int = 8) -> None:
+        self.mixture = mixture
+        self.global_batch_size = batch_size
+
+    def draw(self, step: int) -> Any:
+        return self.mixture.draw(step, self.global_batch_size)
+
+    def batches(self, draw: Any) -> Any:
+        return draw
+
+
+class Runner:
+    """Losses of 2.0, and what a test puts in their place at a step."""
+
+    loss_scale = None
+
+    def __init__(self, **at_step: Any) -> None:
+        self.at_step = at_step
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        pass
+
+    def train_step(self, draw: Any) -> StepResult:
+        odd = self.at_step if draw.step == self.at_step.get("step", 3) else {}
+        counts = torch.tensor([float((draw.domains == k).sum()) for k in range(2)]).double()
+        losses = torch.tensor([2.0, odd.get("loss", 2.0)], dtype=torch.float64)
+        sums = torch.stack((losses * counts, losses**2 * counts, counts, counts)).flatten()
+        mean = (losses * counts).sum() / counts.sum()
+        return StepResult(
+            domain_sums=torch.cat((sums, torch.tensor([mean, 1.0], dtype=torch.float64))),
+            grad_norm=odd.get("grad_norm", 1.0),
+            skipped=odd.get("skipped", False),
+        )
+
+
+class Seen(Hook):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def after_step(self, state: TrainState, report: Any) -> None:
+        self.steps.append(state.step)
+
+
+def run(runner: Any, *hooks: Hook, last_step: int = 5) -> TrainState:
+    mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
+    source: Any = Source(mixture)
+    return train(
+        runner,
+        source,
+        mixture,
+        hooks,
+        TrainState(),
+        last_step=last_step,
+        learning_rate_of=lambda step: 0.1,
+    )
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(loss):
+    seen = Seen()
+    with pytest.raises(FloatingPointError, match=rf"iteration 3: the loss is {loss} .*: code\)"):
+        run(Runner(loss=loss), seen)
+    assert seen.steps == [1, 2]
+
+
+@pytest.mark.parametrize("grad_norm", [math.nan, math.inf, -1.0, torch.tensor(math.nan)])
+def test_so_do_gradients_that_are_not_finite(grad_norm):
+    seen = Seen()
+    with pytest.raises(FloatingPointError, match="iteration 3: the loss is 2, but its gradients"):
+        run(Runner(grad_norm=grad_norm), seen)
+    assert seen.steps == [1, 2]
+
+
+@pytest.mark.parametrize("odd", [{"loss": math.nan}, {"grad_norm": math.inf}])
+def test_a_step_that_the_optimizer_skipped_spoils_nothing(odd):
+    seen = Seen()
+    state = run(Runner(skipped=True, **odd), seen)
+    assert seen.steps == [1, 2, 3, 4, 5]
+    assert state.applied_steps == 4
+
+
+def test_a_run_whose_every_step_is_skipped_ends():
+    runner = Runner()
+    step = runner.train_step
+
+    def skip(draw: Any) -> StepResult:
+        return StepResult(step(draw).domain_sums, math.inf, skipped=True)
+
+    runner.train_step = skip  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match=f"of {MAX_CONSECUTIVE_SKIPS} steps in a row"):
+        run(runner, last_step=1000)
+
+
+# evaluation
+
+
+class EvaluationSource:
+    domains = DOMAINS
+    num_samples = (4, 4)
+    text_bytes_per_token = (None, None)
+
+    def num_batches(self, domain_id: int) -> int:
+        return 4
+
+    def batches(self, domain_id: int) -> Iterator[int]:
+        return iter([domain_id] * 4)
+
+
+class EvaluatingRunner(Runner):
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.evaluated = 0
+
+    def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
+        for _ in batches:
+            self.evaluated += 1
+        return torch.ones(4 * num_domains + 2)
+
+
+def evaluation_hook(runner: Any, logged: list[tuple[str, int]]) -> EvaluationHook:
+    logger: Any = SimpleNamespace(
+        say=lambda text: None, evaluation=lambda name, step, *_: logged.append((name, step))
+    )
+    source: Any = EvaluationSource()
+    return EvaluationHook(runner, logger, validation=source, test=source, interval=2)
+
+
+def test_a_request_to_stop_ends_an_evaluation_between_two_batches(monkeypatch):
+    runner, seen = EvaluatingRunner(), Seen()
+    logged: list[tuple[str, int]] = []
+    # asked to stop in the second validation, which begins after 8 batches
+    monkeypatch.setattr(runners, "stop_requested", lambda: runner.evaluated >= 11)
+    hook = evaluation_hook(runner, logged)
+    state = run(runner, hook, seen)
+    assert (runner.evaluated, logged) == (11, [("validation", 2)])
+    assert state.stop
+    assert seen.steps == [1, 2, 3, 4]
+    hook.at_end(state)
+    assert runner.evaluated == 11
+
+
+def test_a_run_that_is_not_stopped_is_validated_and_tested(monkeypatch):
+    runner = EvaluatingRunner()
+    logged: list[tuple[str, int]] = []
+    hook = evaluation_hook(runner, logged)
+    hook.at_end(run(runner, hook))
+    assert logged == [("validation", 2), ("validation", 4), ("validation", 5), ("test", 5)]
+
+
+def test_an_evaluation_that_nobody_may_stop_asks_nobody():
+    runner: Any = EvaluatingRunner()
+    source: Any = EvaluationSource()
+    assert set(evaluate_domains(runner, source)) == set(DOMAINS)
+    with pytest.raises(EvaluationStopped):
+        evaluate_domains(runner, source, should_stop=lambda: True)
+
+
+# what is logged
+
+
+def test_shares_of_batches_stay_true_when_the_batch_size_changes():
+    mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
+    records: list[Any] = []
+    logger: Any = SimpleNamespace(train=records.append)
+    state = TrainState()
+    for batch_size, last_step in ((4, 10), (16, 12)):
+        source: Any = Source(mixture, batch_size)
+        hook = LoggingHook(logger, source, mixture, interval=1)
+        runner: Any = Runner()
+        train(
+            runner,
+            source,
+            mixture,
+            [hook],
+            state,
+            last_step=last_step,
+            learning_rate_of=lambda step: 0.1,
+        )
+    assert [sum(record.iterations.values()) for record in records] == pytest.approx(range(1, 13))
