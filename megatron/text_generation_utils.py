@@ -11,7 +11,7 @@ from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.conversation import generate_samples_interactive
 from megatron.generation.prompts import read_prompts
 from megatron.generation.sample_file import check_output, open_sample_file, part_path
-from megatron.generation.samples import generate_samples_from_prompt
+from megatron.generation.samples import generate_samples_from_prompt, stop_rules_of
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import RunConfig
 from megatron.sampling import SamplingParameters, sample_generator
@@ -77,8 +77,10 @@ def generate_samples(config: RunConfig, model: GPT2Model, tokenizer: AbstractTok
     terminal and writes.
 
     Raises:
-        ConfigError: If the prompts cannot be read or the output cannot be written.
+        ConfigError: If the prompts cannot be read, the output cannot be written, or one of
+            ``stop_tokens`` is no token.
     """
+    stop_rules_of(config, tokenizer)  # raises before the output is begun
     kinds: dict[str, Callable[[RunConfig, GPT2Model, AbstractTokenizer], int]] = {
         "interactive": generate_samples_interactive,
         "input-file": generate_samples_input_from_file,

@@ -78,7 +78,8 @@ def _make_job(args: argparse.Namespace) -> Upload:
     if CARD_NAME in files and args.run_dir is None:
         _print(f"{files[CARD_NAME]}: goes along as the card")
     else:
-        files.pop(CARD_NAME, None)
+        if (own := files.pop(CARD_NAME, None)) is not None:
+            _print(f"{own}: stays here, the card of the run takes its place")
         run = read_run(Path(args.run_dir), args.iteration) if args.run_dir else None
         if run is None:
             _print("no --run_dir: the card says nothing about the training")

@@ -73,10 +73,10 @@ def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) 
 
 
 def chat_folder(config: RunConfig) -> Path | None:
-    """Where the chat template of a run's tokenizer would be."""
-    if config.training.vocab_file is None:
+    """Where a run's chat template would be; None where the tokenizer is a name on the Hub."""
+    path = Path(config.training.vocab_file or "")
+    if not config.training.vocab_file or not path.exists():
         return None
-    path = Path(config.training.vocab_file)
     return path if path.is_dir() else path.parent
 
 

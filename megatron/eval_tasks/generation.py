@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from megatron.data.errors import DataError
 from megatron.eval_tasks.encoding import decode_text
 from megatron.eval_tasks.generation_settings import (
     GenerationSettings,
@@ -51,12 +50,7 @@ def generate_texts(
         groups.setdefault(read_settings(given), []).append(number)
     window = model.config.max_position_embeddings
     for settings, numbers in groups.items():
-        longest = window - settings.maximum_tokens
-        if longest < 1:
-            raise DataError(
-                f"generation_kwargs: max_gen_toks {settings.maximum_tokens} leaves no room for a "
-                f"context, the model reads {window} tokens; set a smaller one in the task"
-            )
+        longest = settings.longest_context(window)
         cut = {number: prompts[number][-longest:] for number in numbers}
         for batch in _batches(cut, settings.maximum_tokens, max_batch_tokens):
             generators = [sample_generator(seed, number) for number in batch]

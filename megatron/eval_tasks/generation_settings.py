@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,14 @@ DEFAULT_NEW_TOKENS = 256
 _MAXIMUM_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the same thing; the first one that is given counts."""
 
-_SAMPLING_KEYS = ("top_k", "top_p", "min_p", "repetition_penalty")
+_SAMPLING_KEYS: dict[str, tuple[Callable[[Any], float], Callable[[float], bool], str]] = {
+    "top_k": (int, lambda value: value >= -1, "a whole number of at least 0, or -1 for all"),
+    "top_p": (float, lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
+    "min_p": (float, lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
+    "repetition_penalty": (float, lambda value: 0.0 < value < math.inf, "above 0"),
+}
+"""How each is read, what is allowed, and how that is said."""
+
 _GREEDY_SEARCH = {"num_beams": 1, "use_cache": True}
 """Settings of transformers that are fine where they say what is done anyway."""
 
@@ -31,6 +38,23 @@ class GenerationSettings:
     """A text ends before the first of them."""
     maximum_tokens: int
     sampling: SamplingParameters
+
+    def longest_context(self, window: int) -> int:
+        """Most tokens of a context that leave room for the new ones.
+
+        Args:
+            window: Tokens that the model reads.
+
+        Raises:
+            DataError: If there is no room for any.
+        """
+        longest = window - self.maximum_tokens
+        if longest < 1:
+            raise DataError(
+                f"generation_kwargs: {_MAXIMUM_KEYS[0]} {self.maximum_tokens} leaves no room for a "
+                f"context, the model reads {window} tokens; set a smaller one in the task"
+            )
+        return longest
 
 
 def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
@@ -45,14 +69,26 @@ def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
     values = dict(given)
     until = values.pop("until", None) or []
     stops = (until,) if isinstance(until, str) else tuple(until)
-    maxima = [values.pop(key) for key in _MAXIMUM_KEYS if values.get(key) is not None]
+    maxima = [(key, values.pop(key)) for key in _MAXIMUM_KEYS if values.get(key) is not None]
+    name, most = maxima[0] if maxima else (_MAXIMUM_KEYS[0], DEFAULT_NEW_TOKENS)
+    maximum = int(_number(name, most, int, lambda value: value >= 1, "at least 1"))
     do_sample = values.pop("do_sample", None)
-    temperature = float(values.pop("temperature", None) or 0.0)
+    temperature = _number(
+        "temperature",
+        values.pop("temperature", None) or 0.0,
+        float,
+        lambda value: 0.0 <= value < math.inf,
+        "at least 0",
+    )
     if do_sample is False:
         temperature = 0.0
     elif do_sample and temperature == 0.0:
         temperature = 1.0
-    filters = {key: values.pop(key) for key in _SAMPLING_KEYS if values.get(key) is not None}
+    filters: dict[str, Any] = {
+        key: _number(key, values.pop(key), *allowed)
+        for key, allowed in _SAMPLING_KEYS.items()
+        if values.get(key) is not None
+    }
     foreign = {
         key: value
         for key, value in values.items()
@@ -64,16 +100,27 @@ def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
             f"generation_kwargs: {key}: {value} is not supported; known are until, do_sample, "
             f"temperature, {', '.join(_SAMPLING_KEYS)} and {_MAXIMUM_KEYS[0]}"
         )
-    maximum = int(maxima[0]) if maxima else DEFAULT_NEW_TOKENS
-    if maximum < 1 or not math.isfinite(temperature) or temperature < 0.0:
-        raise DataError(
-            f"generation_kwargs: got {_MAXIMUM_KEYS[0]} {maximum} and temperature {temperature}; "
-            "the first must be at least 1, the second at least 0"
-        )
     stop_strings = tuple(str(stop) for stop in stops if stop != "")
     return GenerationSettings(
         stop_strings, maximum, SamplingParameters(temperature=temperature, **filters)
     )
+
+
+def _number(
+    key: str,
+    value: Any,
+    read: Callable[[Any], float],
+    is_allowed: Callable[[float], bool],
+    wanted: str,
+) -> float:
+    """``value`` as a number, or a `DataError` that says which one is ``wanted``."""
+    try:
+        number = read(value)
+        if is_allowed(number):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DataError(f"generation_kwargs: {key} must be {wanted}, got {value!r}")
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:

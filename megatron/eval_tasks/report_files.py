@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron.files import write_json_atomic, write_text_atomic
+from megatron.neox_arguments import ConfigError
 from megatron.run_log import plain_json
 
-__all__ = ["results_path", "write_report"]
+__all__ = ["check_results_place", "results_path", "write_report"]
+
+
+def check_results_place(prefix: str) -> None:
+    """Refuses a place that could not take the results, before they are computed.
+
+    Args:
+        prefix: ``eval_results_prefix``; its folders may be missing.
+
+    Raises:
+        ConfigError: If the first of its folders that is there is none, or may not be written.
+    """
+    folder = results_path(prefix, "", num_fewshot=None).parent
+    nearest = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+    if not nearest.is_dir():
+        problem = "is a file; name a folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "may not be written; choose another place"
+    else:
+        return
+    raise ConfigError(f"eval_results_prefix: {prefix!r}: {nearest.absolute()} {problem}")
 
 
 def results_path(prefix: str, moment: str, *, num_fewshot: int | None) -> Path:

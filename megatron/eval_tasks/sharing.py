@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ import torch.distributed as dist
 from megatron import accelerator
 from megatron.data.errors import DataError
 from megatron.mpu import Topology
+from megatron.neox_arguments import ConfigError
 
-__all__ = ["check_same_requests", "gather_results", "own_share"]
+__all__ = ["check_same_requests", "gather_results", "own_share", "run_together"]
 
 
 def own_share(
@@ -87,3 +88,22 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
             f"{what}: the ranks were given different requests; use the same tasks, seeds and limit "
             "on all of them, and remove a request cache (use_cache) that a killed run has left"
         )
+
+
+def run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:
+    """Runs ``action`` on some ranks; all of them call it.
+
+    Raises:
+        ConfigError: On all ranks, if ``action`` raises it on one.
+    """
+    problem = None
+    if is_taking_part:
+        try:
+            action()
+        except ConfigError as error:
+            problem = str(error)
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    first = next((text for text in problems if text), None)
+    if first:
+        raise ConfigError(first)

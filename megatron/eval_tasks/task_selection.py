@@ -6,14 +6,15 @@ import difflib
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
+from megatron.data.errors import DataError
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.command import chat_folder
+from megatron.eval_tasks.generation_settings import read_settings
+from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.neox_arguments import ConfigError, RunConfig
 
@@ -33,7 +34,8 @@ def load_tasks(config: RunConfig) -> TaskDict:
 
     Raises:
         ConfigError: On every rank: if lm-eval is not installed, a task is unknown, its data cannot
-            be read, or there is no chat template where one is asked for.
+            be read, it wants text written as this program does not, or there is no chat template
+            where one is asked for.
     """
     settings = config.text_generation
     if settings.eval_apply_chat_template:
@@ -42,8 +44,11 @@ def load_tasks(config: RunConfig) -> TaskDict:
         manager, names = find_tasks(settings.eval_tasks or (), settings.eval_task_paths or ())
         loaded: list[TaskDict] = []
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        _run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=is_first)
-        _run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=not is_first)
+        run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=is_first)
+        run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=not is_first)
+    window = config.model.max_position_embeddings
+    assert window is not None, "a required key"
+    _check_generation(loaded[0], window=window)
     return loaded[0]
 
 
@@ -146,6 +151,17 @@ def _build(manager: TaskManager, names: Sequence[str]) -> TaskDict:
     return tasks
 
 
+def _check_generation(tasks: TaskDict, *, window: int) -> None:
+    """Refuses what would end an evaluation, or a training, when the first text is to be written."""
+    for name, task in tasks["tasks"].items():
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        try:
+            read_settings(task.get_config("generation_kwargs") or {}).longest_context(window)
+        except DataError as error:
+            raise ConfigError(f"eval_tasks: {name}: {error}") from error
+
+
 def _explain(error: BaseException) -> str:
     """One line about data that cannot be read."""
     chain = f"{type(error).__name__} {error} {error.__cause__!r} {error.__context__!r}".lower()
@@ -161,18 +177,3 @@ def _explain(error: BaseException) -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return text if len(text) <= 240 else f"{text[:237]}..."
-
-
-def _run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:
-    """Runs ``action`` on some ranks; its `ConfigError` is raised on all of them."""
-    problem = None
-    if is_taking_part:
-        try:
-            action()
-        except ConfigError as error:
-            problem = str(error)
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    first = next((text for text in problems if text), None)
-    if first:
-        raise ConfigError(first)

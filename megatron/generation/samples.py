@@ -8,7 +8,7 @@ from typing import Any
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.prompts import FittedPrompt, fit_prompt
 from megatron.model.gpt2_model import GPT2Model
-from megatron.neox_arguments import RunConfig
+from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.sampling import SamplingParameters, sample_generator
 from megatron.tokenizer import AbstractTokenizer
 
@@ -86,8 +86,18 @@ def sampling_of(config: RunConfig) -> SamplingParameters:
 
 
 def stop_rules_of(config: RunConfig, tokenizer: AbstractTokenizer) -> StopRules:
-    """What ends a text: the end of a document, and what the configuration adds."""
+    """What ends a text: the end of a document, and what the configuration adds.
+
+    Raises:
+        ConfigError: If one of ``stop_tokens`` is no token.
+    """
     settings = config.text_generation
+    for token in settings.stop_tokens or ():
+        if token >= tokenizer.vocab_size:
+            raise ConfigError(
+                f"stop_tokens: {token} is no token, the tokenizer has {tokenizer.vocab_size}; "
+                "correct or remove it"
+            )
     return StopRules(
         tokens=frozenset({tokenizer.eod, *(settings.stop_tokens or ())}),
         strings=tuple(settings.stop_strings or ()),

@@ -18,12 +18,16 @@ from tests.interop.conversions import (
     VOCAB_SIZE,
     export,
     model_fields,
+    random_weights,
     refusal,
+    shape_of,
     write_run,
     write_their_model,
 )
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
+from tools.hf.importing import write_model_checkpoint
+from tools.hf.settings import resolve_model_fields
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
@@ -177,6 +181,48 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
+def test_a_run_that_diverged_is_not_exported(tokenizer_file, tmp_path, capsys):
+    fields = model_fields(tokenizer_file)
+    weights = random_weights(shape_of(fields))
+    weights["2.mlp.dense_4h_to_h.bias"][3] = float("nan")
+    write_model_checkpoint(
+        tmp_path / "run",
+        shape_of(fields),
+        run_config=resolve_model_fields(fields),
+        read=weights.__getitem__,
+        files={},
+    )
+    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
+    for dtype in ("float32", "float16"):
+        assert refusal(export_main, [*arguments, "--dtype", dtype], capsys) == (
+            f"{tmp_path / 'run/global_step0'}: 2.mlp.dense_4h_to_h.bias holds values that are not "
+            "finite, so the run has diverged; export an earlier one with --iteration\n"
+        )
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "configs/resolved.json: lacks model, as where another version"),
+        (
+            '{"derived": {}, "model": {}, "training": {}}',
+            "configs/resolved.json: lacks num_layers, as where",
+        ),
+        ("3", "configs/resolved.json: cannot be read ("),
+        ("{", "configs/resolved.json: cannot be read ("),
+    ],
+)
+def test_a_configuration_of_another_version_is_one_line(content, message, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/global_step0/configs/resolved.json").write_text(content)
+    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
+    line = refusal(export_main, arguments, capsys)
+    assert message in line
+    assert line.endswith("give the files of the run with --config_file\n")
+    assert line.count("\n") == 1
+
+
 def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
     output = tmp_path / "hf"
     arguments = ["--input_dir", str(run), "--output_dir", str(output), "--no-verify"]
@@ -200,6 +246,12 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
             "rope_parameters: rope_type 'yarn' is not supported",
         ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+            "config.json: rope_parameters: rope_theta must be a whole number, got None",
+        ),
+        ({"vocab_size": None}, "config.json: "),
+        ({"hidden_dropout": None}, "config.json: "),
         ({"num_hidden_layers": 3}, "no tensor 'gpt_neox.layers.2.input_layernorm.weight'"),
         ({"num_hidden_layers": 1}, "holds 'gpt_neox.layers.1.attention.dense.bias', which"),
         ({"intermediate_size": 64}, "dense_h_to_4h.weight has shape (96, 32), config.json says"),
@@ -215,3 +267,50 @@ def test_what_this_program_cannot_express_is_refused_and_nothing_written(
     arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
     assert message in refusal(import_main, arguments, capsys)
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_configuration_without_a_size_is_refused_by_its_name(tokenizer_file, tmp_path, capsys):
+    folder = tmp_path / "hf"
+    write_their_model(folder, tokenizer_file, rows=320)
+    whole = json.loads((folder / "config.json").read_text())
+    arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
+    for key in ("vocab_size", "hidden_size", "intermediate_size"):
+        part = {name: value for name, value in whole.items() if name != key}
+        (folder / "config.json").write_text(json.dumps(part))
+        message = f"{folder / 'config.json'}: lacks {key}\n"
+        assert refusal(import_main, arguments, capsys) == message
+
+
+def test_an_import_does_not_make_another_run_begin_anew(run, tokenizer_file, tmp_path, capsys):
+    write_their_model(tmp_path / "hf", tokenizer_file, rows=320)
+    there = tmp_path / "run"
+    shutil.copytree(run / "global_step0", there / "global_step7")
+    (there / "latest").write_text("global_step7")
+    arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir"]
+    assert refusal(import_main, [*arguments, str(there)], capsys) == (
+        f"{there}: holds a run, at iteration 7; choose another --output_dir\n"
+    )
+    assert (there / "latest").read_text() == "global_step7"
+    assert sorted(path.name for path in there.iterdir()) == ["global_step7", "latest"]
+
+
+def test_an_import_needs_the_folder_of_a_run(tokenizer_file, tmp_path, capsys):
+    write_their_model(tmp_path / "hf", tokenizer_file, rows=320)
+    output = tmp_path / "global_step5"
+    arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(output)]
+    assert refusal(import_main, arguments, capsys) == (
+        f"{output}: is the name of a checkpoint; give the folder of a run as --output_dir\n"
+    )
+    assert not output.exists()
+
+
+def test_a_name_on_the_hub_is_no_folder_and_the_line_says_how_to_get_one(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--input_dir", "EleutherAI/pythia-70m", "--output_dir", "run"]
+    assert refusal(import_main, arguments, capsys) == (
+        "EleutherAI/pythia-70m: there is no such folder; `hf download OWNER/NAME --local-dir "
+        "FOLDER` fetches a model from the Hub\n"
+    )
+    assert list(tmp_path.iterdir()) == []

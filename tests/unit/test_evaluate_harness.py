@@ -86,6 +86,7 @@ def config(folder):
         return SimpleNamespace(
             text_generation=SimpleNamespace(**{**settings, **changes}),
             other=SimpleNamespace(seed=7),
+            model=SimpleNamespace(max_position_embeddings=64),
             derived=SimpleNamespace(micro_batch_size=4, data_parallel_size=2),
             to_dict=lambda: {"model": {"hidden_size": 8}, "derived": {"x": 1}},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
 from megatron.eval_tasks.harness import task_metrics
-from megatron.eval_tasks.report_files import results_path, write_report
+from megatron.eval_tasks.report_files import check_results_place, results_path, write_report
 from megatron.logging import RunLogger, read_run_log
 from megatron.logging_writers import ConsoleWriter
+from megatron.neox_arguments import ConfigError
 from megatron.neox_arguments.rules.evaluation import pieces_of_the_model
+from tests.process_group import process_group_of_one
 
 RESULTS = {
     "results": {
@@ -42,6 +46,28 @@ RESULTS = {
 )
 def test_a_result_file_is_named_as_in_the_research_code(prefix, num_fewshot, expected):
     assert results_path(prefix, "now", num_fewshot=num_fewshot) == Path(expected)
+
+
+def test_a_place_that_cannot_take_the_results_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for prefix in ("", "a", "new/folder/a", str(tmp_path / "new/a")):
+        check_results_place(prefix)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        ConfigError, match=r"^eval_results_prefix: 'file/deep/a': /.*file is a file"
+    ):
+        check_results_place("file/deep/a")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=rf"'new/a': {tmp_path} may not be written"):
+        check_results_place("new/a")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_evaluation_whose_results_have_no_place_does_not_begin(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    settings = SimpleNamespace(eval_results_prefix=str(tmp_path / "file/x"))
+    with process_group_of_one(), pytest.raises(ConfigError, match="is a file; name a folder"):
+        evaluate_checkpoint(SimpleNamespace(text_generation=settings))  # all else is missing
 
 
 def test_samples_stand_beside_the_results_in_the_form_of_lm_eval(tmp_path):

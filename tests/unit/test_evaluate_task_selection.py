@@ -50,9 +50,10 @@ def one_process():
 def config_of(names, folders):
     paths = [str(path) for path in folders]
     return SimpleNamespace(
+        model=SimpleNamespace(max_position_embeddings=64),
         text_generation=SimpleNamespace(
             eval_tasks=list(names), eval_task_paths=paths, eval_apply_chat_template=False
-        )
+        ),
     )
 
 
@@ -161,6 +162,28 @@ def test_code_written_by_the_model_is_not_run(folder, monkeypatch):
         load_tasks(config_of(["tiny_text"], [folder]))
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"num_beams": 4}, "num_beams: 4 is not supported"),
+        ({"max_gen_toks": 64}, "max_gen_toks 64 leaves no room for a context, the model reads 64"),
+        ({"do_sample": True, "top_p": 5}, r"top_p must be in \[0, 1\], got 5"),
+    ],
+)
+def test_text_that_is_not_written_here_is_refused_before_anything_is_computed(
+    wanted, message, tmp_path
+):
+    """A training would end at its first evaluation otherwise."""
+    write_tasks(tmp_path)
+    file = tmp_path / "tiny_text.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["generation_kwargs"].update(wanted)
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=f"^eval_tasks: tiny_text: generation_kwargs: {message}"):
+        load_tasks(config_of(["tiny_choice", "tiny_text"], [tmp_path]))
+
+
 def test_without_lm_eval_the_requirement_file_is_named(monkeypatch):
     import importlib.util
 
@@ -197,7 +220,7 @@ def test_local_tasks_ask_no_network(folder, tmp_path):
         f"folders = [{str(folder)!r}]\n"
         "settings = Space(eval_tasks=['tiny_text'], eval_task_paths=folders)\n"
         "settings.eval_apply_chat_template = False\n"
-        "load_tasks(Space(text_generation=settings))\n"
+        "load_tasks(Space(text_generation=settings, model=Space(max_position_embeddings=64)))\n"
         "print(json.dumps(asked))\n"
     )
     environ = {k: v for k, v in os.environ.items() if k not in OFFLINE}

@@ -125,6 +125,13 @@ def test_stop_tokens_of_the_configuration_end_a_text_too(model):
     assert (record["length"], record["stopped_by"]) == (place, tokens[place])
 
 
+def test_a_stop_token_that_is_none_is_refused_before_a_file_is_begun(model, tmp_path):
+    config = config_with(stop_tokens=[5, 512], sample_output_file=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"^stop_tokens: 512 is no token, the tokenizer has 512"):
+        generate_samples(config, model, build_tokenizer(config))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stop_string_ends_a_text_and_one_that_never_comes_is_told(model):
     (free,) = records(model, "one", maximum_tokens=10)
     stop = free["text"][3:5]

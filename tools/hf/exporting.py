@@ -174,6 +174,11 @@ def _read_as(dtype: torch.dtype, source: CheckpointSource, name: str) -> Tensor:
         block = source.rows(name, "fp32", first, end)
         result[first:end] = block
         if not result[first:end].isfinite().all():
+            if not block.isfinite().all():
+                raise CheckpointError(
+                    f"{source.folder}: {name} holds values that are not finite, so the run has "
+                    "diverged; export an earlier one with --iteration"
+                )
             raise CheckpointError(
                 f"--dtype: {name} has values up to {block.abs().max().item():g}, which {dtype} "
                 "cannot hold; use float32"

@@ -151,7 +151,7 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
     if kind != "default":
         raise ValueError(f"rope_parameters: rope_type {kind!r} is not supported; only 'default' is")
     base = rope["rope_theta"]
-    if base != int(base):
+    if not isinstance(base, int | float) or not float(base).is_integer():
         raise ValueError(f"rope_parameters: rope_theta must be a whole number, got {base!r}")
     hidden_act = config.get("hidden_act", "gelu")
     if hidden_act not in _FROM_HIDDEN_ACT:

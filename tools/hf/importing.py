@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from megatron.checkpoint_format import ParameterInfo
+from megatron.checkpoint_format import ParameterInfo, checkpoint_steps
 from megatron.errors import CheckpointError
 from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
 from megatron.model.config import ModelConfig
@@ -19,7 +19,7 @@ from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.state import TrainState
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
-from tools.ckpts.single_process import write_checkpoint
+from tools.ckpts.single_process import step_folder_to_make, write_checkpoint
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
 from tools.hf.settings import RunSettings, resolve_model_fields
@@ -47,16 +47,14 @@ def convert_from_hf(
 
     Raises:
         ConfigError: If the network cannot be expressed here.
-        CheckpointError: If weights are missing, unknown or of another shape, or if a result exists.
+        CheckpointError: If weights are missing, unknown or of another shape, if a result exists, or
+            if ``output`` is the folder of another run, which would begin anew from these weights.
     """
     copied = output / TOKENIZER_FILE
-    for path in (output / "global_step0", config_out, copied):
-        if path.exists():
-            raise CheckpointError(f"{path}: exists already; choose another name")
+    _check_output(output, config_out, copied)
     config = _read_json(source / "config.json")
     family = family_of_config(config)
-    fields = _model_fields(family, config, source / "config.json")
-    rows = int(config["vocab_size"])
+    fields, rows = _model_fields(family, config, source / "config.json")
     vocab_size, tokenizer_fields = _vocabulary(source, output, rows, say)
     fields.update(tokenizer_fields)
     run_config = resolve_model_fields(fields)
@@ -119,7 +117,28 @@ def write_model_checkpoint(
     )
 
 
+def _check_output(output: Path, *files: Path) -> None:
+    """Refuses what is there already."""
+    if step_folder_to_make(output, "global_step0") == output:
+        raise CheckpointError(
+            f"{output}: is the name of a checkpoint; give the folder of a run as --output_dir"
+        )
+    steps = checkpoint_steps(output)
+    if steps and steps != [0]:
+        raise CheckpointError(
+            f"{output}: holds a run, at iteration {steps[-1]}; choose another --output_dir"
+        )
+    for path in (output / "global_step0", *files):
+        if path.exists():
+            raise CheckpointError(f"{path}: exists already; choose another name")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f"{path.parent}: there is no such folder; `hf download OWNER/NAME --local-dir FOLDER` "
+            "fetches a model from the Hub"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -129,12 +148,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _model_fields(family: Family, config: dict[str, Any], path: Path) -> dict[str, Any]:
+def _model_fields(family: Family, config: dict[str, Any], path: Path) -> tuple[dict[str, Any], int]:
+    """Fields of our YAML files, and the rows of the embedding."""
     try:
-        return family.read_config(config)
+        return family.read_config(config), int(config["vocab_size"])
     except KeyError as error:
         raise ConfigError(f"{path}: lacks {error.args[0]}") from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -128,7 +129,8 @@ def _settings_section(run: RunFacts) -> str:
 def _training_section(run: RunFacts) -> str:
     if not run.config_names:
         return ""
-    return f"## Training\n\n```bash\n./deepy.py train.py {' '.join(run.config_names)}\n```"
+    command = shlex.join(["./deepy.py", "train.py", *run.config_names])
+    return f"## Training\n\n```bash\n{command}\n```"
 
 
 def _loading_section(name: str, config: Mapping[str, Any] | None) -> str:

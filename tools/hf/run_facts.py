@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class RunFacts:
     settings: Mapping[str, Mapping[str, Any]]
     """The resolved configuration, group by group; empty where the checkpoint has none."""
     config_names: tuple[str, ...]
-    """Names of the YAML files of the run."""
+    """Names of the configuration files of the run, YAML and JSON, in the order of its command."""
 
     def setting(self, group: str, key: str) -> Any:
         """A value of the resolved configuration, or None."""
@@ -67,7 +67,8 @@ def read_run(run: Path, iteration: int | None = None) -> RunFacts:
         ValueError: If the run log is damaged.
     """
     folder = find_source(run, iteration)
-    counters = (_read_json(folder / "state.json") or {}).get("counters", {})
+    state = _read_json(folder / "state.json") or {}
+    counters = state.get("counters", {})
     mixture = _read_json(folder / "mixture.json") or {}
     configs = folder / "configs"
     resolved = configs / "resolved.json"
@@ -85,8 +86,14 @@ def read_run(run: Path, iteration: int | None = None) -> RunFacts:
         validation_iteration=validation.get("iteration"),
         mixture=mixture.get("configuration", {}),
         settings=settings or {},
-        config_names=tuple(sorted(path.name for path in configs.glob("*.y*ml"))),
+        config_names=_config_names(configs, state.get("config_files", ())),
     )
+
+
+def _config_names(folder: Path, in_order: Sequence[str]) -> tuple[str, ...]:
+    """Files of the run, in the order of its command line where the checkpoint tells it."""
+    names = {path.name for path in folder.glob("*")} - {"resolved.json"}
+    return tuple(dict.fromkeys([*(n for n in in_order if n in names), *sorted(names)]))
 
 
 def _domains(

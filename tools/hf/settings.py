@@ -28,10 +28,20 @@ class RunSettings:
     groups: Mapping[str, Mapping[str, Any]]
 
     def shape(self, vocab_size: int) -> ModelConfig:
-        """Shape of the network without padding of the vocabulary."""
+        """Shape of the network without padding of the vocabulary.
+
+        Raises:
+            CheckpointError: If a field of it is missing, as where another version wrote it.
+        """
         groups = {name: SimpleNamespace(**values) for name, values in self.groups.items()}
         config = cast(RunConfig, SimpleNamespace(**groups))
-        return model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+        try:
+            return model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+        except AttributeError as error:
+            raise CheckpointError(
+                f"configs/resolved.json: lacks {error.name}, as where another version of this "
+                "program wrote it; give the files of the run with --config_file"
+            ) from error
 
     def tokenizer(self) -> AbstractTokenizer:
         """Builds the tokenizer of the run.
@@ -73,8 +83,8 @@ def settings_of(
         return RunSettings(resolve_model_fields(fields).to_dict())
     path = checkpoint / "configs" / "resolved.json"
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        groups = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); give the files of the run with --config_file"
         ) from error

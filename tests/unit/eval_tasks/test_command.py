@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,3 +51,16 @@ def test_the_argument_of_the_command_wins(open_adapter):
 def test_no_tokens_are_refused(open_adapter):
     with pytest.raises(ConfigError, match="must be at least 1, got 0"):
         open_adapter(max_batch_tokens=0)
+
+
+def test_the_folder_of_a_chat_template_is_that_of_the_tokenizer(tmp_path, monkeypatch):
+    file = tmp_path / "tokenizer.json"
+    file.write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+    def folder_for(vocab_file: str | None):
+        return command.chat_folder(SimpleNamespace(training=SimpleNamespace(vocab_file=vocab_file)))
+
+    assert folder_for(str(file)) == folder_for(str(tmp_path)) == tmp_path
+    assert folder_for(None) is None
+    assert folder_for("gpt2") is None  # a name on the Hub is no file of the current folder

@@ -51,10 +51,35 @@ def test_what_is_not_done_is_refused_by_name():
         read_settings({"num_beams": 4})
 
 
-@pytest.mark.parametrize("given", [{"max_gen_toks": 0}, {"temperature": float("nan")}])
-def test_senseless_values_are_refused(given):
-    with pytest.raises(DataError, match="the first must be at least 1"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_gen_toks": 0}, "max_gen_toks must be at least 1, got 0"),
+        ({"max_new_tokens": "many"}, "max_new_tokens must be at least 1, got 'many'"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"temperature": "hot"}, "temperature must be at least 0, got 'hot'"),
+        ({"top_k": "a few"}, "top_k must be a whole number of at least 0, or -1 for all, got 'a f"),
+        ({"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
+        ({"min_p": -1}, r"min_p must be in \[0, 1\], got -1"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
+    ],
+)
+def test_senseless_values_are_refused_by_name(given, message):
+    with pytest.raises(DataError, match=f"^generation_kwargs: {message}"):
         read_settings(given)
+
+
+def test_numbers_may_be_written_as_text():
+    sampling = read_settings({"do_sample": True, "top_k": "50", "top_p": "0.5"}).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 50, 0.5)
+
+
+def test_what_the_new_tokens_leave_of_the_window_is_the_context():
+    settings = read_settings({"max_gen_toks": 20})
+    assert settings.longest_context(48) == 28
+    assert settings.longest_context(21) == 1
+    with pytest.raises(DataError, match="max_gen_toks 20 leaves no room for a context"):
+        settings.longest_context(20)
 
 
 def test_a_text_is_cut_before_the_first_stop_string():

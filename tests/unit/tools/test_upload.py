@@ -51,13 +51,15 @@ def run(tmp_path) -> Path:
         (folder / "configs").mkdir()
         (folder / "configs/model.yml").write_text("{}")
         (folder / "configs/news_and_code.yml").write_text("{}")
+        (folder / "configs/two words.json").write_text("{}")
         settings = {
             "model": {"num_layers": 7, "num_attention_heads": None},
             "derived": {"learning_rate": 0.002, "train_paths": ["/data/private/news"]},
         }
         write_json_atomic(folder / "configs/resolved.json", settings)
         counters = {"step": 30, "consumed_tokens": 123456}
-        write_json_atomic(folder / "state.json", {"loss_scaler": {}, "counters": counters})
+        state = {"counters": counters, "config_files": ["news_and_code.yml", "model.yml"]}
+        write_json_atomic(folder / "state.json", {"loss_scaler": {}, **state})
         mixture = {"configuration": MIXTURE, "weights": [0.75, 0.25], "cursors": [30, 10]}
         write_json_atomic(folder / "mixture.json", mixture)
         return "state.json", "mixture.json"
@@ -141,7 +143,7 @@ def test_the_card_tells_data_weights_losses_method_size_and_commands(run, model,
         "| warm-up iterations | 20 |",
         "| layers | 7 |",
         "| learning rate | 0.002 |",
-        "./deepy.py train.py model.yml news_and_code.yml",
+        "./deepy.py train.py news_and_code.yml model.yml 'two words.json'",
         'model = AutoModelForCausalLM.from_pretrained("someone/first")',
     ):
         assert line in card.splitlines(), line
@@ -192,6 +194,15 @@ def test_a_card_that_the_folder_has_goes_along_where_no_run_is_named(model, monk
         main([str(model), "--repo_id", "someone/first"])
     assert hub.files["README.md"] == b"# Written by hand\n"
     assert f"{model / 'README.md'}: goes along as the card\n" in capsys.readouterr().out
+
+
+def test_a_card_that_the_run_replaces_is_told(run, model, capsys):
+    (model / "README.md").write_text("mine")
+    main([str(model), "--repo_id", "someone/first", "--run_dir", str(run), "--dry_run"])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"{model / 'README.md'}: stays here, the card of the run takes its place"
+    assert "mine" not in rest
+    assert (model / "README.md").read_text() == "mine"
 
 
 def test_a_token_that_is_not_accepted_is_one_line_without_it(model, capsys, monkeypatch):
