@@ -9,6 +9,10 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends make git pdsh openssh-client \
     && rm -rf /var/lib/apt/lists/*
 
+# Images of PyTorch since 2.10 have the system's Python, in which pip installs only when told so.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+RUN command -v python || ln -s "$(command -v python3)" /usr/local/bin/python
+
 WORKDIR /workspace/odm-neox
 
 # Requirements first: a change of the code does not install them again. The image's torch is kept,

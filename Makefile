@@ -65,5 +65,5 @@ docs: install
 	$(PYTHON) configs/gen_docs.py
 
 clean:
-	rm -rf demo .venv .ci-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo .venv .ci-venv build dist odm/build *.egg-info odm/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find odm megatron tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,8 @@ Runs, one after the other, the commands that a user would type: gather and token
 several domains, train a small model with online data mixing, plot the mixture, export the model,
 measure it on held-out text and on a multiple-choice task made from it, write samples. Everything
 lies in ``demo/`` but ``mixture.png``, and nothing needs a network. A stage that is done and whose
-inputs have not changed is skipped; an interrupted training goes on from its last checkpoint.
+inputs have not changed is skipped; an interrupted training goes on from its last checkpoint, and
+one on another text or with another configuration begins anew.
 """
 
 from __future__ import annotations
@@ -68,11 +69,18 @@ class Stage:
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     """Patterns too: evaluate.py puts the time into the names of its result files."""
+    work: Path | None = None
+    """A folder from which the command goes on when it is run again."""
 
     @property
     def stamp(self) -> Path:
         """The file that says with which command and inputs the stage was done."""
         return DEMO / f".{self.name}.done"
+
+    @property
+    def begun_stamp(self) -> Path:
+        """The file that says from which command and inputs `work` comes."""
+        return DEMO / f".{self.name}.begun"
 
     def fingerprint(self) -> str:
         """A digest of the command and the bytes of every input."""
@@ -118,6 +126,7 @@ def training_stages() -> list[Stage]:
             f"./deepy.py train.py {CONFIG} {PROCESSES} {DATA}",
             inputs=(CONFIG, DATA),
             outputs=(checkpoint, RUN_LOG),
+            work=RUN,
         ),
         Stage(
             "plot",
@@ -194,6 +203,7 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
     if stage.is_done():
         print("(done already)", flush=True)
         return 0
+    set_other_work_aside(stage)
     started = time.monotonic()
     exit_code = run_and_pass_signals_on(shlex.split(stage.command), environ)
     if exit_code:
@@ -205,6 +215,20 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
     write_text_atomic(stage.stamp, stage.fingerprint())
     print(f"({stage.name}: {time.monotonic() - started:.0f} s)", flush=True)
     return 0
+
+
+def set_other_work_aside(stage: Stage) -> None:
+    """Renames a folder that the command would go on from, though it comes from other inputs."""
+    if stage.work is None:
+        return
+    fingerprint = stage.fingerprint()
+    stamp = stage.begun_stamp
+    if stage.work.exists() and not (stamp.exists() and stamp.read_text() == fingerprint):
+        aside = stage.work.with_name(f"{stage.work.name}.before")
+        shutil.rmtree(aside, ignore_errors=True)
+        stage.work.rename(aside)
+        print(f"(text or configuration have changed: the old {stage.work} is now {aside})")
+    write_text_atomic(stamp, fingerprint)
 
 
 def run_and_pass_signals_on(command: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -37,7 +37,13 @@ def requirement_lines(name: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def tracked_text_files() -> list[Path]:
+def modules(top: str) -> list[Path]:
+    """Modules of a package, without copies that `pip install ./odm` has left in odm/build."""
+    paths = (ROOT / top).rglob("*.py")
+    return [path for path in paths if path.relative_to(ROOT / top).parts[0] != "build"]
+
+
+def tracked_files() -> list[Path]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout")
     listed = subprocess.run(
@@ -47,8 +53,11 @@ def tracked_text_files() -> list[Path]:
         text=True,
         check=True,
     )
-    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def tracked_text_files() -> list[Path]:
+    return [path for path in tracked_files() if b"\0" not in path.read_bytes()[:4096]]
 
 
 def test_the_core_needs_numpy_alone_as_odm_by_itself_does(monkeypatch):
@@ -81,9 +90,39 @@ def test_every_requirement_file_is_an_extra(monkeypatch):
 def test_every_package_of_both_trees_is_installed(monkeypatch):
     packages = set(setup_arguments(monkeypatch)["packages"])
     for top in ("odm", "megatron"):
-        for path in (ROOT / top).rglob("*.py"):
+        for path in modules(top):
             package = ".".join(path.parent.relative_to(ROOT).parts)
             assert package in packages, f"{package} has no __init__.py, so {path.name} is left out"
+
+
+def test_a_source_distribution_holds_the_repository_and_installs(tmp_path):
+    pytest.importorskip("setuptools")
+    names = [path.relative_to(ROOT) for path in tracked_files()]
+    for name in names:  # setuptools writes into the folder that it packs
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    run_setup(tmp_path / "copy", "sdist", "--dist-dir", str(tmp_path))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    left_out = {str(name) for name in names if not (unpacked / name).is_file()}
+    assert left_out == {".gitignore"}
+    run_setup(unpacked, "install_lib", "--install-dir", str(tmp_path / "installed"))
+    assert (tmp_path / "installed/odm/mixers/base.py").is_file()
+
+
+def run_setup(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "setup.py", "-q", *arguments]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_an_image_gets_nothing_that_make_or_a_run_leaves_behind():
+    left_out = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines():
+        name = line.strip("/")
+        patterns = {name, f"**/{name}", ".*_cache" if name.endswith("_cache") else name}
+        assert name == "*.pyc" or patterns & set(left_out), name
 
 
 def test_every_entry_script_is_installed_and_executable_python(monkeypatch):
@@ -164,7 +203,7 @@ def test_no_file_names_a_folder_of_one_machine_or_a_package_registry():
 
 def test_importing_odm_needs_only_the_standard_library_and_numpy():
     allowed = {*sys.stdlib_module_names, "numpy", "odm"}
-    for path in (ROOT / "odm").rglob("*.py"):
+    for path in modules("odm"):
         if "integrations" in path.parts:  # imports its host lazily
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))

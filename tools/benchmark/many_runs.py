@@ -8,7 +8,7 @@ Starting processes costs more than a short run, so that matrices of layouts use 
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from megatron.entry_point import run_program
 from megatron.initialize import initialize_megatron, prepare_process, shutdown
@@ -26,11 +26,14 @@ def train_all(files: list[str]) -> None:
     shutdown()
 
 
-def main() -> None:
-    """Reads the files from the command line."""
+def main(files: list[str]) -> None:
+    """Trains ``files`` in a process that is fit for it."""
     prepare_process()
-    train_all(sys.argv[1:])
+    train_all(files)
 
 
 if __name__ == "__main__":
-    run_program(main)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="+", metavar="CONFIG", help="one complete run each")
+    arguments = parser.parse_args()
+    run_program(lambda: main(arguments.files))

@@ -285,7 +285,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--iterations", type=int, default=30, help="timed iterations in the loop")
     parser.add_argument("--iterations-alone", type=int, default=500)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.domains) < 2 or min(args.iterations, args.iterations_alone) < 1:
+        parser.error("--domains must be at least 2, --iterations and --iterations-alone at least 1")
+    return args
 
 
 def main() -> int:

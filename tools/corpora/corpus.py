@@ -31,6 +31,8 @@ class Part:
     records: Callable[[], Iterator[TextRecord]]
     is_one_domain: bool = True
     """The part may stop as soon as its domain is full."""
+    sources: tuple[Path, ...] = ()
+    """Files and folders that the records come from: when they change, it is gathered again."""
 
 
 @dataclass(frozen=True)

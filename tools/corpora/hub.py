@@ -1,6 +1,8 @@
 """Corpora of the Hugging Face hub that are plain data files with a field for their source."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron.tokenizer.documents import lookup
@@ -23,7 +25,9 @@ class HubCorpus(Corpus):
 
     def parts(self) -> list[Part]:
         """A single part: domains come mixed in the stream."""
-        return [Part("hub", self._records, is_one_domain=False)]
+        source = self.options.input_path
+        sources = () if source is None else (Path(source),)
+        return [Part("hub", self._records, is_one_domain=False, sources=sources)]
 
     def _records(self) -> Iterator[TextRecord]:
         text_key = self.options.text_key or self.text_key
@@ -77,9 +81,10 @@ def _stream(path: str) -> Iterator[dict[str, Any]]:
             "corpora of the hub need the package datasets; pip install datasets"
         ) from error
     try:
-        rows = load_dataset(path, split="train", streaming=True)
-        shuffled = rows.shuffle(seed=SHUFFLE_SEED, buffer_size=SHUFFLE_BUFFER_DOCUMENTS)
-        yield from shuffled
+        # a stream keeps no data, but a lock file a dataset in the user's cache, for good
+        with tempfile.TemporaryDirectory(prefix="prepare-data-") as cache:
+            rows = load_dataset(path, split="train", streaming=True, cache_dir=cache)
+            yield from rows.shuffle(seed=SHUFFLE_SEED, buffer_size=SHUFFLE_BUFFER_DOCUMENTS)
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DocumentError(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
-from megatron.tokenizer.streams import TEXT_SUFFIXES, is_readable, split_suffixes
+from megatron.tokenizer.streams import READABLE, TEXT_SUFFIXES, is_readable, split_suffixes
 from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord, domain_name, pieces
 
 
@@ -29,8 +29,10 @@ class LocalCorpus(Corpus):
     def parts(self) -> list[Part]:
         """One part a domain, or a single one where the records name their domains."""
         root = self._root()
+        self._tell_unreadable(root)
         if self.options.domain_key is not None:
-            return [Part("records", self._records_with_domain, is_one_domain=False)]
+            records = self._records_with_domain
+            return [Part("records", records, is_one_domain=False, sources=(root,))]
         if root.is_file():
             return [self._part(_stem(root), {None: [root]})]
         if (root / "train").is_dir() and (root / "valid").is_dir():
@@ -52,6 +54,19 @@ class LocalCorpus(Corpus):
             raise DocumentError(f"{root}: no such file or folder; check --input")
         return root
 
+    def _tell_unreadable(self, root: Path) -> None:
+        """Says which files of a folder are left out because of their names."""
+        if self.options.report is None or not root.is_dir():
+            return
+        files = (path for path in sorted(root.rglob("*")) if path.is_file())
+        names = [path.relative_to(root) for path in files if not is_readable(path.name)]
+        shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        if shown:
+            self.options.report(
+                f"{root}: left out {len(shown)} files, {shown[0]} the first; "
+                f"what is read: {READABLE}"
+            )
+
     def _part(self, name: str, paths: dict[Split | None, list[Path]]) -> Part:
         def records() -> Iterator[TextRecord]:
             for split, files in paths.items():
@@ -59,7 +74,8 @@ class LocalCorpus(Corpus):
                     for text in self._texts(path):
                         yield TextRecord(name, text, split)
 
-        return Part(name, records, is_one_domain=None in paths)
+        sources = tuple(path for files in paths.values() for path in files)
+        return Part(name, records, is_one_domain=None in paths, sources=sources)
 
     def _texts(self, path: Path) -> Iterator[str]:
         key = self.options.text_key or "text"

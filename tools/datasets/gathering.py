@@ -4,7 +4,9 @@
 part is complete and says what it consists of.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ class SplitText:
     path: Path
     documents: int
     text_bytes: int
+    sha256: str
+    """Of the file: texts of the same size need not be the same."""
 
 
 @dataclass
@@ -44,10 +48,11 @@ class _Domain:
 
 
 def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list[SplitText]:
-    """Gathers the text of all parts that are not finished yet.
+    """Gathers the text of all parts that are not finished yet, or whose sources have changed.
 
-    Exact duplicates (but for white space) are dropped within the corpus. A domain that is below the
-    corpus's least size is left out and said aloud.
+    Exact duplicates (but for white space) are dropped within the corpus: so a part that is gathered
+    again has all later ones gathered again. A domain that is below the corpus's least size is left
+    out and said aloud.
 
     Args:
         corpus: Where the text comes from.
@@ -63,10 +68,13 @@ def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list
     seen: set[bytes] = set()
     gathered: list[SplitText] = []
     parts = corpus.parts()  # complains about a wrong input before anything is written
+    is_kept = True
     for part in parts:
-        texts = _finished(part, corpus, folder)
+        state = sources_state(part.sources)
+        texts = _finished(part, corpus, folder=folder, state=state) if is_kept else None
         if texts is None:
-            texts = _gather_part(part, corpus, folder=folder, seen=seen, tell=tell)
+            is_kept = False
+            texts = _gather_part(part, corpus, folder=folder, state=state, seen=seen, tell=tell)
         else:
             seen.update(_digests_of(texts))
             tell(f"kept the text of {part.name}")
@@ -76,6 +84,19 @@ def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list
     if not gathered:
         raise DocumentError("no domain has enough text; give more, or lower --min-domain-kb")
     return gathered
+
+
+def sources_state(sources: tuple[Path, ...]) -> str:
+    """Digests name, size and time of change of every file: cheap, whatever the files hold."""
+    digest = hashlib.sha256()
+    for source in sources:
+        paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+        for path in paths:
+            if path.is_file():
+                status = path.stat()
+                digest.update(os.fsencode(path.resolve()))  # names need not be UTF-8
+                digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _remove_left_overs(folder: Path, gathered: list[SplitText]) -> None:
@@ -91,13 +112,20 @@ def _record_path(folder: Path, part: Part) -> Path:
     return folder / f"{part.name}.part.json"
 
 
-def _finished(part: Part, corpus: Corpus, folder: Path) -> list[SplitText] | None:
+def _finished(part: Part, corpus: Corpus, *, folder: Path, state: str) -> list[SplitText] | None:
     try:
         record = json.loads(_record_path(folder, part).read_text())
-        if record["settings"] != corpus.settings():
+        if record["settings"] != corpus.settings() or record["sources"] != state:
             return None
         texts = [
-            SplitText(entry["domain"], entry["split"], folder / entry["file"], *entry["counts"])
+            SplitText(
+                domain=entry["domain"],
+                split=entry["split"],
+                path=folder / entry["file"],
+                documents=entry["documents"],
+                text_bytes=entry["text_bytes"],
+                sha256=entry["sha256"],
+            )
             for entry in record["texts"]
         ]
         sizes = [entry["file_bytes"] for entry in record["texts"]]
@@ -120,6 +148,7 @@ def _gather_part(
     corpus: Corpus,
     *,
     folder: Path,
+    state: str,
     seen: set[bytes],
     tell: Callable[[str], None],
 ) -> list[SplitText]:
@@ -135,6 +164,7 @@ def _gather_part(
                     f"left out {name}: {domain.text_bytes / 1e3:.0f} KB here, a domain needs "
                     f"{corpus.min_domain_bytes / 1e3:.0f} KB (--min-domain-kb)"
                 )
+                seen.difference_update(domain.digests)  # its text is still to be had elsewhere
                 continue
             texts += _write_splits(name, domain, folder)
             tell(f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB")
@@ -144,7 +174,7 @@ def _gather_part(
         for domain in domains.values():
             domain.spool.close()
             Path(domain.spool.name).unlink(missing_ok=True)
-    _write_record(part, corpus, folder=folder, texts=texts)
+    _write_record(part, corpus, folder=folder, state=state, texts=texts)
     return texts
 
 
@@ -197,7 +227,8 @@ def _write_splits(name: str, domain: _Domain, folder: Path) -> list[SplitText]:
     if not given and len(domain.digests) < FEWEST_DOCUMENTS:
         raise DocumentError(
             f"{name}: {len(domain.digests)} documents cannot be split into train, valid and test; "
-            f"give at least {FEWEST_DOCUMENTS}, or leave the domain out with --min-domain-kb"
+            f"give at least {FEWEST_DOCUMENTS} (files of one domain go into one subfolder), or "
+            "leave the domain out with --min-domain-kb"
         )
     splits = given or assign_splits(domain.digests, domain.sizes_bytes)
     texts = []
@@ -208,29 +239,35 @@ def _write_splits(name: str, domain: _Domain, folder: Path) -> list[SplitText]:
         path = folder / split / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         domain.spool.seek(0)
+        digest = hashlib.sha256()
         with atomic_writer(path) as output:
-            output.writelines(
-                line
-                for line, assigned in zip(domain.spool, splits, strict=True)
-                if assigned == split
-            )
+            for line, assigned in zip(domain.spool, splits, strict=True):
+                if assigned == split:
+                    output.write(line)
+                    digest.update(line)
         size_bytes = sum(domain.sizes_bytes[place] for place in places)
-        texts.append(SplitText(name, split, path, len(places), size_bytes))
+        texts.append(
+            SplitText(name, split, path, len(places), size_bytes, sha256=digest.hexdigest())
+        )
     return texts
 
 
-def _write_record(part: Part, corpus: Corpus, *, folder: Path, texts: list[SplitText]) -> None:
+def _write_record(
+    part: Part, corpus: Corpus, *, folder: Path, state: str, texts: list[SplitText]
+) -> None:
     entries: list[dict[str, Any]] = [
         {
             "domain": text.domain,
             "split": text.split,
             "file": str(text.path.relative_to(folder)),
             "file_bytes": text.path.stat().st_size,
-            "counts": [text.documents, text.text_bytes],
+            "documents": text.documents,
+            "text_bytes": text.text_bytes,
+            "sha256": text.sha256,
         }
         for text in texts
     ]
-    record = {"settings": corpus.settings(), "texts": entries}
+    record = {"settings": corpus.settings(), "sources": state, "texts": entries}
     with atomic_writer(_record_path(folder, part)) as output:
         output.write((json.dumps(record, indent=1) + "\n").encode())
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -15,12 +16,12 @@ import yaml
 from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
-from megatron.files import atomic_writer
+from megatron.files import write_text_atomic
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.errors import DocumentError, TokenizerError
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
-from tools.corpora.corpus import SPLITS, Corpus, CorpusOptions
+from tools.corpora.corpus import SPLITS, CorpusOptions
 from tools.datasets.corpora import DATA_DOWNLOADERS
 from tools.datasets.gathering import SplitText, gather
 
@@ -29,6 +30,9 @@ SEVERAL_WORKERS_FROM_BYTES = 32_000_000
 """Below, starting worker processes takes longer than they save."""
 
 DEFAULT_VOCAB_SIZE = 4096
+
+CONTENT_LINE = "# Content: sha256 "
+"""Begins the line of the data YAML that changes with the text and the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,17 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text a domain")
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    for name, least in (("max_domain_mb", 1e-6), ("min_domain_kb", 0), ("workers", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"argument {flag}: must be at least {least:g}, got {value:g}")
+    return args
 
 
 def main(input_args: Sequence[str] | None = None) -> Path | None:
-    """Prepares a corpus; what an interrupted run finished is kept.
+    """Prepares a corpus; what earlier runs made of the same text is kept.
 
     Returns:
         Path of the data YAML; None for the data set ``pass``.
@@ -94,15 +104,49 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         tell("pass: nothing to prepare")
         return None
     folder = Path(args.data_dir) / args.dataset
+    check_arguments(args, folder)
     corpus = DATA_DOWNLOADERS[args.dataset](corpus_options(args))
+    choice = named_tokenizer(args)
     tell(f"{args.dataset}: {corpus.description}; licence: {corpus.licence}")
     texts = gather(corpus, folder / "text", tell=tell)
     _check_splits(texts)
-    choice = choose_tokenizer(args, folder, texts)
-    prefixes = tokenize_texts(texts, choice, folder=folder, corpus=corpus, args=args)
-    path = write_data_yaml(folder / "data.yml", texts, prefixes=prefixes, choice=choice)
+    if choice is None:
+        choice = train_own_tokenizer(folder, texts, args.vocab_size or DEFAULT_VOCAB_SIZE)
+    tokenizer_sha256 = build_tokenizer(choice).fingerprint
+    prefixes = tokenize_texts(
+        texts, choice, folder=folder, tokenizer_sha256=tokenizer_sha256, workers=args.workers
+    )
+    path = folder / "data.yml"
+    content = content_digest(texts, tokenizer_sha256)
+    if content_of(path) not in (None, content):
+        tell(
+            f"{path}: text or tokenizer have changed; a checkpoint of the old ones would go on "
+            "with the new: give the next run another save folder"
+        )
+    write_data_yaml(path, texts, prefixes=prefixes, choice=choice, content=content)
     tell(f"ready: ./deepy.py train.py <model>.yml {path}")
     return path
+
+
+def check_arguments(args: argparse.Namespace, folder: Path) -> None:
+    """Refuses arguments that would have no effect, and output inside the input.
+
+    Raises:
+        DocumentError: Names the argument.
+    """
+    if args.dataset == "this_machine":
+        for name in ("input", "text_key", "domain_key"):
+            if getattr(args, name) is not None:
+                raise DocumentError(
+                    f"--{name.replace('_', '-')} {getattr(args, name)}: this_machine reads no "
+                    "text of yours; name the dataset: prepare_data.py local ..."
+                )
+    if args.input is not None and Path(args.input).is_dir():
+        if folder.resolve().is_relative_to(Path(args.input).resolve()):
+            raise DocumentError(
+                f"--input {args.input}: {folder} would be written inside it and read as text the "
+                "next time; choose another --data-dir"
+            )
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:
@@ -118,28 +162,37 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
     )
 
 
-def choose_tokenizer(
-    args: argparse.Namespace, folder: Path, texts: list[SplitText]
-) -> TokenizerChoice:
-    """Takes the tokenizer that the user names, or trains one on the training text.
+def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
+    """The tokenizer that the user names, loaded once: what is wrong with it is said at once.
+
+    Returns:
+        None where one is to be trained on the training text.
 
     Raises:
-        TokenizerError: `--vocab-size` together with a tokenizer that is not trained here.
+        TokenizerError: Arguments that do not go together, or files that are no tokenizer.
     """
-    is_trained_here = args.tokenizer == "HFTokenizer" and args.vocab_file is None
-    if not is_trained_here:
-        if args.vocab_size is not None:
+    if args.tokenizer == "HFTokenizer" and args.vocab_file is None:
+        if args.merge_file is not None:
             raise TokenizerError(
-                f"--vocab-size {args.vocab_size}: only a HFTokenizer without --vocab-file is "
-                "trained here; leave one of them out"
+                f"--merge-file {args.merge_file}: a HFTokenizer has no merges apart from its "
+                "--vocab-file; leave it out, or use -t GPT2BPETokenizer with -v vocab.json"
             )
-        return TokenizerChoice(args.tokenizer, args.vocab_file, args.merge_file)
+        return None
+    if args.vocab_size is not None:
+        raise TokenizerError(
+            f"--vocab-size {args.vocab_size}: only a HFTokenizer without --vocab-file is "
+            "trained here; leave one of them out"
+        )
+    choice = TokenizerChoice(args.tokenizer, args.vocab_file, args.merge_file)
+    build_tokenizer(choice)
+    return choice
+
+
+def train_own_tokenizer(folder: Path, texts: list[SplitText], vocab_size: int) -> TokenizerChoice:
+    """Trains a tokenizer on the training text, unless that was done on the same text."""
     vocab_file = folder / "tokenizer.json"
     record_path = folder / "tokenizer.record.json"
-    vocab_size = args.vocab_size or DEFAULT_VOCAB_SIZE
-    trained_on = [
-        [text.domain, text.documents, text.text_bytes] for text in texts if text.split == "train"
-    ]
+    trained_on = [[text.domain, text.sha256] for text in texts if text.split == "train"]
     record = {"vocab_size": vocab_size, "trained_on": trained_on}
     if vocab_file.is_file() and _read_json(record_path) == record:
         tell(f"kept the tokenizer {vocab_file}")
@@ -150,8 +203,7 @@ def choose_tokenizer(
         arguments += ["--tokenizer_type", "BPE", "--vocab_size", str(vocab_size)]
         show_command("megatron/tokenizer/train_tokenizer.py", arguments)
         train_tokenizer.main(train_tokenizer.parse_args(arguments))
-        with atomic_writer(record_path) as output:
-            output.write(json.dumps(record).encode())
+        write_text_atomic(record_path, json.dumps(record))
     return TokenizerChoice("HFTokenizer", str(vocab_file), None)
 
 
@@ -160,38 +212,59 @@ def tokenize_texts(
     choice: TokenizerChoice,
     *,
     folder: Path,
-    corpus: Corpus,
-    args: argparse.Namespace,
+    tokenizer_sha256: str,
+    workers: int,
 ) -> dict[SplitText, str]:
-    """Tokenizes each domain and split that is not there yet.
+    """Tokenizes each domain and split that is not there yet, or was made of something else.
 
     Returns:
         The path prefix of the dataset of each text.
     """
-    fingerprint = build_tokenizer(choice).fingerprint
     prefixes: dict[SplitText, str] = {}
     for text in texts:
         place = folder / text.split / text.domain
-        prefixes[text] = str(place / f"{text.domain}_text_document")
-        if _is_finished(prefixes[text], text, fingerprint):
-            tell(f"kept {prefixes[text]}")
+        prefix = prefixes[text] = str(place / f"{text.domain}_text_document")
+        if _is_finished(prefix, text, tokenizer_sha256):
+            tell(f"kept {prefix}")
             continue
-        for left_over in place.glob("*"):  # of a run that was killed, or of another tokenizer
+        for left_over in place.glob("*"):  # of a run that was killed, or of another text
             left_over.unlink()
         arguments = ["--input", str(text.path), "--output-prefix", str(place / text.domain)]
         arguments += ["--tokenizer-type", choice.tokenizer_type]
         arguments += ["--vocab-file", choice.vocab_file] if choice.vocab_file else []
         arguments += ["--merge-file", choice.merge_file] if choice.merge_file else []
         is_large = text.text_bytes >= SEVERAL_WORKERS_FROM_BYTES
-        arguments += ["--append-eod", "--workers", str(args.workers if is_large else 1)]
+        arguments += ["--append-eod", "--workers", str(workers if is_large else 1)]
         show_command("tools/preprocess_data.py", arguments)
         preprocess_data.main(arguments)
+        write_text_atomic(_text_digest_path(prefix), text.sha256)
     return prefixes
 
 
+def content_digest(texts: list[SplitText], tokenizer_sha256: str) -> str:
+    """Names what the datasets are made of: another text or tokenizer gives another digest."""
+    parts = [[text.split, text.domain, text.sha256] for text in texts]
+    return hashlib.sha256(json.dumps([tokenizer_sha256, parts]).encode()).hexdigest()
+
+
+def content_of(path: Path) -> str | None:
+    """The digest in a data YAML; None where there is no file, or one of an earlier version."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    found = (line for line in lines if line.startswith(CONTENT_LINE))
+    return next(found, CONTENT_LINE).removeprefix(CONTENT_LINE) or None
+
+
 def write_data_yaml(
-    path: Path, texts: list[SplitText], *, prefixes: dict[SplitText, str], choice: TokenizerChoice
-) -> Path:
+    path: Path,
+    texts: list[SplitText],
+    *,
+    prefixes: dict[SplitText, str],
+    choice: TokenizerChoice,
+    content: str,
+) -> None:
     """Writes the YAML that names the datasets of all domains, the same order in every split."""
     settings: dict[str, object] = {}
     for split in SPLITS:
@@ -202,9 +275,8 @@ def write_data_yaml(
     settings |= {key: value for key, value in dataclasses.asdict(choice).items() if value}
     settings["data_impl"] = "mmap"
     header = "# Written by prepare_data.py. Relative paths count from where deepy.py is started.\n"
-    with atomic_writer(path) as output:
-        output.write((header + yaml.safe_dump(settings, sort_keys=False)).encode())
-    return path
+    header += f"{CONTENT_LINE}{content}\n"
+    write_text_atomic(path, header + yaml.safe_dump(settings, sort_keys=False))
 
 
 def show_command(script: str, arguments: list[str]) -> None:
@@ -232,14 +304,19 @@ def _check_splits(texts: list[SplitText]) -> None:
             )
 
 
-def _is_finished(prefix: str, text: SplitText, fingerprint: str) -> bool:
+def _text_digest_path(prefix: str) -> Path:
+    """Beside the data: digest of the text that they were made of, written last."""
+    return Path(f"{prefix}.text.sha256")
+
+
+def _is_finished(prefix: str, text: SplitText, tokenizer_sha256: str) -> bool:
     try:
         metadata = read_metadata(prefix)
-        if metadata is None or metadata.tokenizer.sha256 != fingerprint:
+        if metadata is None or metadata.tokenizer.sha256 != tokenizer_sha256:
             return False
-        is_same_text = metadata.text_bytes == text.text_bytes
+        is_same_text = _text_digest_path(prefix).read_text(encoding="ascii") == text.sha256
         return is_same_text and len(MMapIndexedDataset(prefix).tokens) == metadata.tokens
-    except DataError:
+    except (DataError, OSError, UnicodeDecodeError):
         return False
 
 

@@ -48,6 +48,28 @@ def test_a_stage_that_fails_or_makes_nothing_is_not_done(folder, capsys):
     assert not stage("pass").is_done()
 
 
+@pytest.mark.parametrize(("content", "steps"), [("1", "ab"), ("2", "b")])
+def test_an_interrupted_stage_goes_on_unless_its_inputs_have_changed(
+    folder, capsys, content, steps
+):
+    def training(letter: str) -> None:
+        code = (
+            'import os; os.makedirs("work", exist_ok=True); letter = os.environ["LETTER"]; '
+            'open("work/steps", "a").write(letter); letter == "b" and open("work/end", "w")'
+        )
+        environ = {**ENVIRON, "LETTER": letter}
+        run_stage(stage(code, outputs=(Path("work/end"),), work=Path("work")), environ)
+
+    (folder / "in").write_text("1")
+    training("a")
+    (folder / "in").write_text(content)
+    training("b")
+    assert (folder / "work/steps").read_text() == steps
+    is_aside = content != "1"
+    assert (folder / "work.before").exists() is is_aside
+    assert ("the old work is now work.before" in capsys.readouterr().out) is is_aside
+
+
 def test_an_output_with_a_time_in_its_name_is_found_by_its_pattern(folder):
     (folder / "in").write_text("1")
     code = 'open("result_12-31.json", "w")'

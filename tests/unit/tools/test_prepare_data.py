@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_duplicates_are_dropped_across_domains(tmp_path):
     assert len(every(documents)) == 80
 
 
+def test_files_that_are_no_text_for_us_are_left_out_aloud(two_domains, tmp_path, capsys):
+    for name in ("code/b.py", "code/a.md", ".git/index", ".hidden"):
+        (two_domains / name).parent.mkdir(exist_ok=True)
+        (two_domains / name).write_text("x")
+    assert domains_of(prepare("local", tmp_path / "data", "-i", two_domains)) == ["code", "news"]
+    assert "left out 2 files, code/a.md the first; what is read: .jsonl" in capsys.readouterr().err
+
+
 def test_one_long_plain_text_is_cut_into_documents(tmp_path):
     (tmp_path / "in").mkdir()
     paragraphs = [f"paragraph {number} " + "word " * 200 for number in range(200)]
@@ -172,6 +181,57 @@ def test_text_of_a_domain_that_is_gone_is_removed(two_domains, tmp_path):
     assert domains_of(prepare(*arguments)) == ["code"]
     found = [path.name for path in (tmp_path / "data/local/text/train").iterdir()]
     assert found == ["code.jsonl"]
+
+
+def test_a_second_run_takes_in_text_that_was_added(two_domains, tmp_path, capsys):
+    arguments = ("local", tmp_path / "data", "-i", two_domains)
+    before = prepare(*arguments)
+    code = Path(before["train_data_paths"][0]).with_suffix(".bin")
+    made_at_ns = code.stat().st_mtime_ns
+    with (two_domains / "news.jsonl").open("a") as file:
+        file.write('{"text": "something new"}\n')
+    capsys.readouterr()
+    assert "something new" in every(texts_of(prepare(*arguments)))
+    assert code.stat().st_mtime_ns == made_at_ns
+    assert "news: 41 documents" in capsys.readouterr().err
+
+
+def test_other_text_of_the_same_size_is_tokenized_and_shows_in_the_data_yaml(
+    two_domains, tmp_path, capsys
+):
+    arguments = ["local", "-d", str(tmp_path / "data"), "-i", str(two_domains)]
+    arguments += ["--vocab-size", "270"]
+
+    def run():
+        path = main(arguments)
+        folder = path.parent
+        tokens = b"".join(file.read_bytes() for file in sorted(folder.rglob("*.bin")))
+        return path.read_text(), (folder / "tokenizer.json").read_text(), tokens
+
+    first = run()
+    assert run() == first
+    assert "text or tokenizer have changed" not in capsys.readouterr().err
+    file = two_domains / "news.jsonl"
+    file.write_text(file.read_text().replace("sentence", "sequence"))
+    changed = run()
+    assert all(old != new for old, new in zip(first, changed, strict=True))
+    assert "text or tokenizer have changed" in capsys.readouterr().err
+
+
+def test_text_added_to_one_domain_leaves_another_that_holds_it_too(two_domains, tmp_path):
+    arguments = ("local", tmp_path / "data", "-i", two_domains)
+    prepare(*arguments)
+    with (two_domains / "code" / "part.jsonl").open("a") as file:
+        file.write('{"text": "news sentence number 3"}\n')
+    assert len(every(texts_of(prepare(*arguments)))) == 80
+
+
+def test_a_domain_that_is_left_out_takes_no_text_from_others(tmp_path):
+    write_jsonl(tmp_path / "in/a.jsonl", sentences("b", 3))
+    write_jsonl(tmp_path / "in/b.jsonl", sentences("b"))
+    settings = prepare("local", tmp_path / "d", "-i", tmp_path / "in", "--min-domain-kb", "0.5")
+    assert domains_of(settings) == ["b"]
+    assert len(every(texts_of(settings))) == 40
 
 
 def test_another_tokenizer_makes_the_datasets_anew(two_domains, tmp_path):
@@ -224,6 +284,35 @@ def test_a_vocabulary_size_for_a_tokenizer_that_is_not_trained_is_refused(two_do
         prepare("local", tmp_path / "data", "-i", two_domains, "--vocab-size", 300)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("this_machine", "-i", "in"), "--input in: this_machine reads no text of yours"),
+        (("this_machine", "--text-key", "body"), "--text-key body: this_machine reads no"),
+        (("local", "-i", "in", "-d", "in"), "in/local would be written inside it"),
+        (("local", "-i", "in", "-m", "merges.txt"), "--merge-file merges.txt: a HFTokenizer"),
+        (("local", "-i", "in", "-v", "absent.json"), "absent.json"),
+    ],
+)
+def test_arguments_without_effect_are_refused_before_any_text_is_gathered(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "in" / "a.jsonl", sentences("a"))
+    with pytest.raises((DocumentError, TokenizerError)) as raised:
+        main(list(arguments))
+    assert message in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("wrong", [("--max-domain-mb", "0"), ("--workers", "0")])
+def test_a_number_that_would_be_taken_for_none_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        main(["this_machine", *wrong])
+    assert f"argument {wrong[0]}: must be at least" in capsys.readouterr().err
+
+
 def test_this_machine_gives_six_domains_without_any_system_text(tmp_path, monkeypatch, capsys):
     for name in ("manual_pages", "system_documentation"):
         monkeypatch.delitem(this_machine.DOMAINS, name)
@@ -251,9 +340,11 @@ def test_this_machine_gives_six_domains_without_any_system_text(tmp_path, monkey
 def test_hub_corpora_read_a_local_copy_of_their_files(
     tmp_path, monkeypatch, name, domain_key, domains
 ):
-    pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     lines = [
         json.dumps({"text": f"{domain} {number}", domain_key: domain.replace("_", " ")})
         for number in range(30)
@@ -266,6 +357,8 @@ def test_hub_corpora_read_a_local_copy_of_their_files(
     assert len(every(texts_of(settings))) == 60
     with pytest.raises(DocumentError, match="row 1: no key 'subject'"):
         prepare(name, tmp_path / "other", "-i", tmp_path / "copy", "--domain-key", "subject")
+    assert not (tmp_path / "cache").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_every_entry_states_its_licence():

@@ -1,0 +1,125 @@
+"""What the documents name is there: links, keys of YAML blocks, scripts with their flags, imports.
+
+tests/distributed/test_readme_commands.py runs README; these look at all documents without running.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "configs/README.md", "odm/README.md", "requirements/*.md")
+    for path in ROOT.glob(pattern)
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(
+    r"(?:\./|python -m |python )(?:deepy\.py|tools[\w./]*|prepare_data\.py)[^`\n]*"
+)
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docs").is_dir(), reason="the documents are not in an installed package"
+)
+
+
+def blocks(*languages: str) -> list[tuple[Path, str]]:
+    return [
+        (path, body)
+        for path in DOCUMENTS
+        for language, body in FENCE.findall(path.read_text(encoding="utf-8"))
+        if language in languages
+    ]
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors as GitHub makes them of headings, and those that are written out."""
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), flags=re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path):
+    for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        goal = (path.parent / file).resolve() if file else path
+        assert goal.exists(), target
+        assert not anchor or anchor in anchors(goal), target
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), blocks("yaml"), ids=lambda value: getattr(value, "name", "")
+)
+def test_every_key_of_a_configuration_is_known(path, body):
+    reference = (ROOT / "configs/neox_arguments.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^- \*\*(\w+)\*\*", reference, re.MULTILINE))
+    keys = yaml.safe_load(body).keys()
+    if "task" not in keys:  # a task of lm-eval
+        assert keys <= known, keys - known
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DOCUMENTS if COMMAND.search(path.read_text(encoding="utf-8"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_script_is_there_and_knows_its_flags(path):
+    source = "".join(
+        file.read_text(encoding="utf-8")
+        for folder in ("tools", "megatron")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+    )
+    for command in COMMAND.findall(path.read_text(encoding="utf-8")):
+        words = shlex.split(command, comments=True)
+        if words[:2] == ["python", "-m"]:
+            script = words[2].replace(".", "/") + ".py"
+        else:
+            script = words[1] if words[0] == "python" else words[0]
+        assert (ROOT / script).is_file(), command
+        for flag in (word for word in words if word.startswith("--") and word != "--help"):
+            assert f'"{flag}"' in source, f"{flag} in: {command}"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), blocks("python"), ids=lambda value: getattr(value, "name", "")
+)
+def test_every_import_of_an_example_works(path, body):
+    for node in ast.walk(ast.parse(body)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.partition(".")[0] == "transformers":
+                pytest.importorskip("transformers")
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_the_mixer_that_a_document_shows_can_be_used(tmp_path, monkeypatch):
+    from odm import MixtureController, MixtureSchedule, Signal, make_mixer
+    from odm.mixers import base
+
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    (body,) = [body for path, body in blocks("python") if path.name == "mixing.md"]
+    (tmp_path / "inverse.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("inverse")
+    controller = MixtureController(["a", "b"], make_mixer("inverse"), MixtureSchedule(7, 2))
+    for step in range(1, 4):
+        controller.draw(step, num_slots=4)
+        controller.observe(step, Signal.from_means([1.0, 3.0], [4, 4]))
+    assert controller.weights.tolist() == pytest.approx([0.75, 0.25])
+    again = MixtureController(["a", "b"], make_mixer("inverse"), MixtureSchedule(7, 2))
+    again.load_state_dict(json.loads(json.dumps(controller.state_dict())))
+    assert again.weights.tolist() == controller.weights.tolist()
