@@ -64,8 +64,8 @@ class TrainRecord:
     """Share of all batches since the start, counted in whole batches."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """The mixer's estimate; empty for mixers without one."""
-    timers: Mapping[str, float] = field(default_factory=dict)
-    """Name -> seconds per iteration."""
+    reward_name: str = "_estimated_reward"
+    """What the research code calls the estimate of this mixer."""
 
 
 def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dict[str, float]:
@@ -96,12 +96,11 @@ def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dic
         ("train/iterations", record.iterations),
         ("train/epochs", record.epochs),
         ("train/_probabilities", record.weights),
-        ("train/_estimated_reward", record.rewards),
+        (f"train/{record.reward_name}", record.rewards),
     ):
         values.update({f"{prefix}/{name}": value for name, value in by_domain.items()})
     for name, count in record.iterations.items():
         values[f"train/percent/{name}"] = count / record.iteration
-    values.update({f"timers/{name}": seconds for name, seconds in record.timers.items()})
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -12,6 +12,14 @@ from odm import MixtureController
 
 __all__ = ["LoggingHook"]
 
+_ESTIMATES = {
+    "smoothed_mean": "estimated_reward",
+    "odm_paper": "estimated_reward",
+    "exp3": "cumulative_estimated_reward",
+    "ema": "weights",
+}
+"""The field of a method's state from which it makes the weights."""
+
 
 class LoggingHook(Hook):
     """Logs every ``interval``-th iteration; times are means since the last record."""
@@ -41,7 +49,7 @@ class LoggingHook(Hook):
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
         losses = report.signal.mean_loss().tolist()
-        rewards = self.mixture.mixer_state().get("estimated_reward", [])
+        estimate = _ESTIMATES.get(self.mixture.mixer.name)
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))
@@ -65,5 +73,7 @@ class LoggingHook(Hook):
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
             # not divided by the batch: its size may have changed since the start
             iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),
-            rewards=by_domain(rewards) if rewards else {},
+            rewards=by_domain(self.mixture.mixer_state()[estimate]) if estimate else {},
+            # as the research code names it
+            reward_name="weights" if estimate == "weights" else f"_{estimate}",
         )

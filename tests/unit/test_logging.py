@@ -54,7 +54,6 @@ def make_record(iteration: int = 10, **values) -> TrainRecord:
         "epochs": {"code": 0.5, "prose": 0.0},
         "iterations": {"code": 2.5, "prose": 7.5},
         "rewards": {"code": 7.4, "prose": 3.0},
-        "timers": {"forward": 0.1},
     }
     return TrainRecord(**{**defaults, **values})
 
@@ -116,7 +115,6 @@ def test_metrics_have_the_names_of_gpt_neox_and_of_the_research_code():
         "train/_probabilities/prose": 0.75,
         "train/_estimated_reward/code": 7.4,
         "train/_estimated_reward/prose": 3.0,
-        "timers/forward": 0.1,
     }
 
 

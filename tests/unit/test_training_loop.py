@@ -15,6 +15,7 @@ from megatron.evaluation import EvaluationStopped, evaluate_domains
 from megatron.hooks.base import Hook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
+from megatron.logging import train_scalars
 from megatron.runners import StepResult
 from megatron.state import TrainState
 from megatron.training import MAX_CONSECUTIVE_SKIPS, train
@@ -217,3 +218,34 @@ def test_shares_of_batches_stay_true_when_the_batch_size_changes():
             learning_rate_of=lambda step: 0.1,
         )
     assert [sum(record.iterations.values()) for record in records] == pytest.approx(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("smoothed_mean", "train/_estimated_reward"),
+        ("odm_paper", "train/_estimated_reward"),
+        ("exp3", "train/_cumulative_estimated_reward"),
+        ("ema", "train/weights"),
+        ("static", None),
+    ],
+)
+def test_the_estimate_of_each_method_has_the_name_of_the_research_code(method, name):
+    mixture = MixtureController(DOMAINS, method, MixtureSchedule(1, 2))
+    records: list[Any] = []
+    logger: Any = SimpleNamespace(train=records.append)
+    source: Any = Source(mixture)
+    runner: Any = Runner()
+    train(
+        runner,
+        source,
+        mixture,
+        [LoggingHook(logger, source, mixture, interval=1)],
+        TrainState(),
+        last_step=1,
+        learning_rate_of=lambda step: 0.1,
+    )
+    scalars = train_scalars(records[-1], flops_per_second=None)
+    prefixes = {metric.rpartition("/")[0] for metric in scalars if metric.count("/") == 2}
+    always = {f"train/{what}" for what in ("loss", "iterations", "epochs", "_probabilities")}
+    assert prefixes - always - {"train/percent"} == ({name} if name else set())
