@@ -37,7 +37,8 @@ def _bind(port: int) -> tuple[socket.socket, int]:
     holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((LOOPBACK, port))
+        # at all addresses, as the store: else a peer's listener at another one could be in its way
+        holder.bind(("", port))
     except OSError:
         holder.close()
         raise

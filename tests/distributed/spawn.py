@@ -185,6 +185,10 @@ def _main(target: str, keywords: str, value: str) -> None:
     temporary.write_text(json.dumps(result))
     temporary.rename(value)
     shutdown()
+    # as all our programs end: gloo's threads may abort the interpreter's own way out
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -118,8 +118,9 @@ def test_a_lone_process_gets_a_free_port():
 def test_a_lone_process_keeps_its_port_from_others_until_it_listens_there():
     port = discover({}).master_port
     assert discover({}).master_port == port
-    with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
-        stranger.bind(("127.0.0.1", port))
+    for address in ("127.0.0.1", "127.0.0.2", ""):
+        with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+            stranger.bind((address, port))
     with socket.socket() as own:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store does
         own.bind(("", port))
