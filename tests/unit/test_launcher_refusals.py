@@ -41,9 +41,7 @@ def test_an_impossible_number_of_processes_is_refused_with_and_without_a_hostfil
         plan_launch(NeoXArgs.from_dict({**CONFIG, "world_size": 10**9}), {})
 
 
-def test_the_runners_flags_are_spelled_as_deepspeed_spells_them(monkeypatch):
-    for name in ("MASTER_ADDR", "DLTS_HOSTFILE"):  # what other tests of this process may leave
-        monkeypatch.delenv(name, raising=False)
+def test_the_runners_flags_are_spelled_as_deepspeed_spells_them():
     values = {"launcher": "Slurm", "num_nodes": None, "master_port": "29600", "comment": "mine"}
     flags = NeoXArgs.from_dict({**CONFIG, **values}).get_deepspeed_main_args()
     assert flags[: flags.index("--deepspeed_config")] == [

@@ -1,0 +1,20 @@
+"""What every test file is protected from: the traces of the others in the same process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_the_file() -> Iterator[None]:
+    """Takes back what a file's tests set, such as the rank and the port of a process group.
+
+    A program that another file starts would meet at that port, where the group still listens.
+    """
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
