@@ -52,4 +52,4 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _is_worth_it(weight: Tensor) -> bool:
-    return has_repeated_product(weight) and weight.numel() >= _SMALLEST
+    return has_repeated_product(weight, _NUM_ROWS) and weight.numel() >= _SMALLEST

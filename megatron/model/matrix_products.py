@@ -1,20 +1,30 @@
 """Float32 products on a CPU through oneDNN, which torch's ``@`` reaches for bfloat16 only.
 
 MKL, behind ``@``, is slow on AMD processors, most of all where the inner dimension is short, as in
-the unembedding. `tools/benchmark/matrix_products.py` prints both. Elsewhere these are plain
-products.
+the unembedding. On Intel's own it is at least as quick, but for few rows. So the processor's maker
+decides, and the same machine always computes alike; `tools/benchmark/matrix_products.py` prints
+both ways. Elsewhere these are plain products.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["ProductSum", "has_repeated_product", "linear", "linear_product", "repeated_product"]
+__all__ = [
+    "ProductSum",
+    "has_repeated_product",
+    "linear",
+    "linear_product",
+    "onednn_product",
+    "repeated_product",
+]
 
 
 def _has_onednn_linear() -> bool:
@@ -24,7 +34,17 @@ def _has_onednn_linear() -> bool:
     )
 
 
+def _is_made_by_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return False
+
+
 _HAS_ONEDNN_LINEAR = _has_onednn_linear()
+
+_ROWS_FOR_MKL = 128 if _is_made_by_intel() else math.inf
+"""Rows of the left operand from which on `@` is at least as quick."""
 
 _STRIP = 1024
 """Columns that a transposition takes at a time: torch copies a whole large matrix on one thread."""
@@ -40,9 +60,9 @@ def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     The gradient of the weight is a plain product: oneDNN would transpose both operands first.
     """
     rows = features.flatten(0, -2)
-    if _uses_onednn(weight) and _uses_onednn(rows):
-        if rows.shape[0] * weight.numel() >= _SMALLEST_LINEAR:
-            return _Linear.apply(rows, weight, bias).unflatten(0, features.shape[:-1])
+    is_large = rows.shape[0] * weight.numel() >= _SMALLEST_LINEAR
+    if is_large and _is_quicker(rows.shape[0], rows, weight):
+        return _Linear.apply(rows, weight, bias).unflatten(0, features.shape[:-1])
     return F.linear(features, weight, bias)
 
 
@@ -50,7 +70,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, bias):
         ctx.save_for_backward(rows, weight)
-        return _onednn(rows, weight, bias)
+        return onednn_product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -58,7 +78,7 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad_rows = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_rows = _onednn(grad, weight.t())
+            grad_rows = onednn_product(grad, weight.t())
         if ctx.needs_input_grad[1]:
             grad_weight = grad.t() @ rows
         if ctx.needs_input_grad[2]:
@@ -68,14 +88,14 @@ class _Linear(torch.autograd.Function):
 
 def linear_product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows @ weight.T``, (n, k) and (m, k), which may be a view -> (n, m); without gradients."""
-    if _uses_onednn(rows) and _uses_onednn(weight):
-        return _onednn(rows, weight)
+    if _is_quicker(rows.shape[0], rows, weight):
+        return onednn_product(rows, weight)
     return rows @ weight.t()
 
 
-def has_repeated_product(weight: Tensor) -> bool:
+def has_repeated_product(weight: Tensor, num_rows: int) -> bool:
     """Tells whether `repeated_product` does anything for this weight."""
-    return _uses_onednn(weight)
+    return _is_quicker(num_rows, weight)
 
 
 def repeated_product(
@@ -90,11 +110,11 @@ def repeated_product(
         num_rows: n of most products.
         bias: (m,).
     """
-    if not _uses_onednn(weight):
+    if not has_repeated_product(weight, num_rows):
         return lambda rows: F.linear(rows, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(_contiguous(weight), num_rows)
     return lambda rows: (
-        _onednn(rows, packed, bias) if rows.numel() else F.linear(rows, weight, bias)
+        onednn_product(rows, packed, bias) if rows.numel() else F.linear(rows, weight, bias)
     )
 
 
@@ -135,14 +155,20 @@ class ProductSum:
         return self._total
 
 
-def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear_product` by oneDNN, of float32 operands on a CPU that are not empty."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-def _uses_onednn(tensor: Tensor) -> bool:
+def _is_quicker(num_rows: int, *operands: Tensor) -> bool:
+    """Whether oneDNN can multiply the operands, and is quicker than `@` for so many rows."""
     return (
         _HAS_ONEDNN_LINEAR
-        and tensor.dtype == torch.float32
-        and tensor.device.type == "cpu"
-        and tensor.numel() > 0  # a tensor-parallel rank may hold no token of the vocabulary
+        and num_rows < _ROWS_FOR_MKL
+        and all(
+            operand.dtype == torch.float32
+            and operand.device.type == "cpu"
+            and operand.numel() > 0  # a tensor-parallel rank may hold no token of the vocabulary
+            for operand in operands
+        )
     )

@@ -2,8 +2,9 @@
 """Products of a linear layer in float32 on a CPU: through oneDNN, and through torch's ``@``.
 
 The forward product and the one for the gradient of the features, for layers of several widths and
-numbers of rows. Both ways take turns. Prints milliseconds (medians) and how many times as fast
-oneDNN is, which is why `megatron.model.matrix_products.linear` calls it from a size on.
+numbers of rows, and for an unembedding. Both ways take turns. Prints milliseconds (medians) and how
+many times as fast oneDNN is: above 1 for large products on AMD's processors and for few rows on
+Intel's, which is when `megatron.model.matrix_products` calls it.
 
     python -m tools.benchmark.matrix_products [--rounds 9] [--rows 16 128 512 2048]
 """
@@ -17,10 +18,20 @@ import torch
 from torch.nn import functional as F
 
 from megatron import accelerator
-from megatron.model.matrix_products import linear_product
+from megatron.model.matrix_products import onednn_product
 from tools.benchmark.turns import interleaved_seconds
 
-LAYERS = ((64, 192), (128, 128), (128, 512), (512, 512), (512, 2048), (2048, 512), (2048, 2048))
+LAYERS = (
+    (64, 192),
+    (128, 128),
+    (128, 512),
+    (512, 512),
+    (512, 2048),
+    (2048, 512),
+    (2048, 2048),
+    (128, 50304),
+    (512, 50304),
+)
 """(inputs, outputs)."""
 
 
@@ -32,9 +43,9 @@ def compare(num_rows: int, layer: tuple[int, int], *, rounds: int) -> str:
     seconds = interleaved_seconds(
         {
             "forward @": lambda: F.linear(rows, weight, bias),
-            "forward oneDNN": lambda: linear_product(rows, weight),
+            "forward oneDNN": lambda: onednn_product(rows, weight),
             "backward @": lambda: grad @ weight,
-            "backward oneDNN": lambda: linear_product(grad, weight.t()),
+            "backward oneDNN": lambda: onednn_product(grad, weight.t()),
         },
         rounds=rounds,
     )

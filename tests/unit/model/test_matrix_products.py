@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,9 +8,10 @@ from megatron.model import matrix_products
 from megatron.model.matrix_products import ProductSum, linear, linear_product, repeated_product
 
 
-@pytest.fixture(autouse=True)
-def _no_size_is_too_small(monkeypatch):
+@pytest.fixture(autouse=True, params=[0, math.inf], ids=["MKL", "oneDNN"])
+def _one_way_for_all_sizes(monkeypatch, request):
     monkeypatch.setattr(matrix_products, "_SMALLEST_LINEAR", 0)
+    monkeypatch.setattr(matrix_products, "_ROWS_FOR_MKL", request.param)
 
 
 def random(*shape, dtype=torch.float32):
