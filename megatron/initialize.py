@@ -73,6 +73,7 @@ def initialize_megatron(config: Any, *, handle_signals: bool = True) -> RankInfo
         handle_stop_signals()
     if accelerator.is_cpu():
         accelerator.keep_freed_memory()
+        accelerator.flush_subnormals()
     _set_threads(info)
     _quiet_deepspeed()
     accelerator.set_device(info.local_rank)
@@ -100,6 +101,7 @@ def shutdown() -> None:
         return
     import torch.distributed
 
+    accelerator.flush_subnormals(False)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # the run is over: a peer that left first is no error any more
         with contextlib.suppress(RuntimeError):

@@ -228,8 +228,10 @@ class RunLogger:
                 values[f"{split}/bits_per_byte/{name}"] = result.bits_per_byte
         self._scalars(iteration, values)
         shown = " | ".join(f"{name}: {value:.4f}" for name, value in averages.items())
-        self._console.line(f" {split} at iteration {iteration} | {shown}")
-        self._console.table({name: _evaluation_cell(result) for name, result in results.items()})
+        self._console.table(
+            f" {split} at iteration {iteration} | {shown}",
+            {name: _evaluation_cell(result) for name, result in results.items()},
+        )
 
     def tasks(
         self, iteration: int, results: Mapping[str, Mapping[str, float]], *, table: str
@@ -356,8 +358,10 @@ class RunLogger:
             parts.append(f"loss scale: {record.loss_scale:.1f}")
         parts.append(f"number of skipped iterations: {record.skipped_iterations:3d}")
         parts.append(f"number of nan iterations: {record.nan_iterations:3d}")
-        self._console.line(" " + " | ".join(parts) + " |")
-        self._console.table({name: _train_cell(name, record) for name in record.weights})
+        self._console.table(
+            f" {' | '.join(parts)} |",
+            {name: _train_cell(name, record) for name in record.weights},
+        )
 
 
 def print_rank_0(*values: object) -> None:

@@ -43,6 +43,8 @@ class ConsoleWriter:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        # a terminal may be resized; asking where there is none takes longest
+        self._fixed_columns = _columns() if not (stream or sys.stdout).isatty() else None
 
     def line(self, text: str) -> None:
         """Prints one line at once."""
@@ -50,18 +52,24 @@ class ConsoleWriter:
         stream.write(text + "\n")
         stream.flush()
 
-    def table(self, cells: Mapping[str, str]) -> None:
-        """Prints ``name text`` cells in aligned columns as wide as the terminal."""
+    def table(self, heading: str, cells: Mapping[str, str]) -> None:
+        """Prints a line, and ``name text`` cells below it in columns as wide as the terminal."""
         if not cells:
+            self.line(heading)
             return
         name_width = max(map(len, cells))
         text_width = max(map(len, cells.values()))
-        columns = max(
-            1, (shutil.get_terminal_size((120, 24)).columns - 2) // (name_width + text_width + 5)
-        )
+        width = self._fixed_columns or _columns()
+        columns = max(1, (width - 2) // (name_width + text_width + 5))
         entries = [f"{name:<{name_width}}  {text:<{text_width}}" for name, text in cells.items()]
         rows = (entries[start : start + columns] for start in range(0, len(entries), columns))
-        self.line("\n".join("   " + " | ".join(row).rstrip() for row in rows))
+        lines = ("   " + " | ".join(row).rstrip() for row in rows)
+        self.line("\n".join((heading, *lines)))
+
+
+def _columns() -> int:
+    """Columns of the terminal; ``COLUMNS`` or 120 where there is none."""
+    return shutil.get_terminal_size((120, 24)).columns
 
 
 class TensorBoardWriter:

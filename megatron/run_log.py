@@ -17,6 +17,7 @@ __all__ = ["RUN_LOG_NAME", "RunLogFile", "find_run_log", "plain_json", "read_run
 
 RUN_LOG_NAME = "metrics.jsonl"
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -105,9 +106,9 @@ def _parse(line: bytes, *, where: str) -> dict[str, Any] | None:
 
 def _line(event: Mapping[str, Any]) -> bytes:
     try:
-        text = json.dumps(event, allow_nan=False)
+        text = _ENCODER.encode(event)
     except (TypeError, ValueError):  # numpy's numbers, or not finite: rare, and ten times as slow
-        text = json.dumps(plain_json(event), allow_nan=False)
+        text = _ENCODER.encode(plain_json(event))
     return text.encode() + b"\n"
 
 

@@ -118,7 +118,7 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
         RuntimeError: On every rank, if one of them has other weights or cursors.
     """
     fingerprint = mixture.fingerprint()
-    own = torch.tensor([float(stop_requested()), float(fingerprint)], dtype=torch.float64)
+    own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
     packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
     sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
     if sums[-1] != fingerprint * dist.get_world_size():
@@ -126,8 +126,7 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound, continue from the newest one"
         )
-    loss_sum, loss_sq_sum, tokens, samples = sums[:-4].reshape(4, -1)
-    signal, _ = Signal(loss_sum, loss_sq_sum, tokens, samples).drop_nonfinite()
+    signal, _ = Signal.from_sums(sums[:-4].reshape(4, -1)).drop_nonfinite()
     return signal, float(sums[-4] / sums[-3]), bool(sums[-2])
 
 

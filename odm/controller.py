@@ -15,7 +15,15 @@ from .mixers import Mixer, make_mixer
 from .saved_state import SCHEMA_VERSION, check_saved_state, copied
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal
-from .simplex import FloatArray, IntArray, check_domains, check_weights, normalize
+from .simplex import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    check_domains,
+    check_weights,
+    holds_everywhere,
+    normalize,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -176,13 +184,15 @@ class MixtureController:
             ValueError: If a shape is wrong or a loss of a present domain is not finite, in warm-up
                 too: give ``Signal.drop_nonfinite()`` on steps that overflowed.
         """
-        losses = self._mean_losses(step, observed)
+        losses, present = self._mean_losses(step, observed)
         before = self._weights
         used = self._pending[step].weights if step in self._pending else before
         self._pending = {later: plan for later, plan in self._pending.items() if later > step}
-        is_due = self.is_update_due(step) and not bool(np.isnan(losses).all())
+        is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
         if is_due:
-            self._state, self._proposal = self.mixer.update(self._state, step, losses, used)
+            self._state, self._proposal = self.mixer.update_checked(
+                self._state, step, np.where(present, losses, 0.0), present, used
+            )
         if is_due or self.constraints:
             self._weights, effects = self._constrain(self._proposal, previous=before)
         else:
@@ -207,7 +217,7 @@ class MixtureController:
 
     def fingerprint(self) -> int:
         """32-bit checksum of weights and cursors, to compare ranks that must hold them alike."""
-        return zlib.crc32(self._weights.tobytes() + self.schedule.cursors.tobytes())
+        return zlib.crc32(self.schedule.cursors.data, zlib.crc32(self._weights.data))
 
     def mixer_state(self) -> dict[str, Any]:
         """Copy of the mixer's numbers, JSON data whose fields depend on the method."""
@@ -295,8 +305,8 @@ class MixtureController:
             end = "; without effect: the weights follow the losses since then" if is_late else ""
             logger.warning("mixture: %s was %s, now %s%s", key, was, now, end)
 
-    def _mean_losses(self, step: int, observed: Signal | ArrayLike) -> FloatArray:
-        """Checked mean losses, shape (K,), nan where absent."""
+    def _mean_losses(self, step: int, observed: Signal | ArrayLike) -> tuple[FloatArray, BoolArray]:
+        """Checked mean losses, nan where absent, and which domains are present, shape (K,)."""
         if step < 1:
             raise ValueError(f"controller: steps are counted from 1, got {step}")
         if isinstance(observed, Signal):
@@ -309,14 +319,15 @@ class MixtureController:
                 f"controller: expected losses of {self.num_domains} domains at step {step}, got "
                 f"shape {losses.shape}"
             )
-        wrong = np.flatnonzero(present & ~np.isfinite(losses))
-        if wrong.size:
+        is_right = np.isfinite(losses) | ~present
+        if not holds_everywhere(is_right):
+            wrong = int(is_right.argmin())
             raise ValueError(
-                f"controller: loss of domain {self.domains[wrong[0]]!r} at step {step} is "
-                f"{losses[wrong[0]]}, must be finite; on steps that overflowed give "
+                f"controller: loss of domain {self.domains[wrong]!r} at step {step} is "
+                f"{losses[wrong]}, must be finite; on steps that overflowed give "
                 "Signal.drop_nonfinite()"
             )
-        return losses
+        return losses, present
 
     def _constrain(
         self, proposal: FloatArray, *, previous: FloatArray

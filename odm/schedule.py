@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .simplex import FloatArray, IntArray
+from .simplex import FloatArray, IntArray, holds_everywhere
 
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
 _UNIT_53 = 2.0**-53
@@ -39,6 +39,24 @@ class Draw:
     def counts(self, num_domains: int) -> IntArray:
         """Slots a domain, int64, shape (num_domains,)."""
         return np.bincount(self.domains, minlength=num_domains).astype(np.int64, copy=False)
+
+
+class _RandomSource:
+    """Random integers that are a function of seed and step: Philox, keyed by the two.
+
+    Made once and set to a key: numpy makes a generator in ten times the time, since it gathers
+    entropy from the system for a seed that it then does not use.
+    """
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._start = self._philox.state
+
+    def integers(self, seed: int, step: int, count: int) -> NDArray[np.uint64]:
+        """The first ``count`` 64-bit integers of the key (seed, step)."""
+        self._start["state"]["key"][:] = seed, step
+        self._philox.state = self._start
+        return self._philox.random_raw(count)
 
 
 def plan_draw(
@@ -68,6 +86,30 @@ def plan_draw(
     Raises:
         ValueError: If a value is out of range.
     """
+    return _plan(
+        _RandomSource(),
+        seed,
+        step,
+        weights=weights,
+        cursors=cursors,
+        num_slots=num_slots,
+        run_length=run_length,
+        stratified=stratified,
+    )
+
+
+def _plan(
+    source: _RandomSource,
+    seed: int,
+    step: int,
+    *,
+    weights: ArrayLike,
+    cursors: IntArray,
+    num_slots: int,
+    run_length: int,
+    stratified: bool,
+) -> Draw:
+    """``plan_draw`` with a random source, on which the plan does not depend."""
     if not (0 <= seed < _MAX_KEY and 0 <= step < _MAX_KEY):
         raise ValueError(f"schedule: seed and step must be in [0, 2^64), got {seed} and {step}")
     if run_length < 1 or num_slots < 1 or num_slots % run_length:
@@ -77,15 +119,15 @@ def plan_draw(
         )
     edges = _cumulative(weights, cursors.size)
     num_groups = num_slots // run_length
-    stream = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+    raw = source.integers(seed, step, num_groups + stratified)
     if stratified:
-        raw = stream.random_raw(num_groups + 1)
         points = (np.arange(num_groups) + (raw[0] >> np.uint64(11)) * _UNIT_53) / num_groups
         uniforms = points[np.argsort(raw[1:], kind="stable")]
     else:
-        uniforms = (stream.random_raw(num_groups) >> np.uint64(11)) * _UNIT_53
-    # Rounding can lift the last stratified point to 1.0; the last edge is 1.0 as well.
-    groups = np.minimum(edges.searchsorted(uniforms, side="right"), _last_used(edges))
+        uniforms = (raw >> np.uint64(11)) * _UNIT_53
+    groups = edges.searchsorted(uniforms, side="right")
+    if stratified:  # rounding can lift the last point to 1.0; the last edge is 1.0 as well
+        groups = np.minimum(groups, _last_used(edges))
     domains = groups if run_length == 1 else np.repeat(groups, run_length)
     return Draw(step, domains, cursors[domains] + _occurrences(domains, cursors.size))
 
@@ -108,6 +150,7 @@ class MixtureSchedule:
         self.num_domains = int(num_domains)
         self.stratified = bool(stratified)
         self._cursors = np.zeros(self.num_domains, dtype=np.int64)
+        self._source = _RandomSource()
 
     @property
     def cursors(self) -> IntArray:
@@ -131,7 +174,8 @@ class MixtureSchedule:
 
     def draw(self, step: int, weights: ArrayLike, num_slots: int, run_length: int = 1) -> Draw:
         """Plans a step and advances the cursors by it; arguments as in ``plan_draw``."""
-        draw = plan_draw(
+        draw = _plan(
+            self._source,
             self.seed,
             step,
             weights=weights,
@@ -152,8 +196,7 @@ def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:
             f"schedule: expected {num_domains} weights, one a domain, got shape {values.shape}"
         )
     edges = values.cumsum()
-    # A negative or nan weight fails one of the two: min() hands nan on.
-    if not (values.min() >= 0 and 0 < edges[-1] < np.inf):
+    if not (holds_everywhere(values >= 0) and 0 < edges[-1] < np.inf):
         raise ValueError(
             f"schedule: weights must be finite, not negative and not all 0, got {values.tolist()}"
         )

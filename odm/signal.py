@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .simplex import FloatArray, IntArray
+from .simplex import FloatArray, IntArray, holds_everywhere
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
 
@@ -36,29 +36,50 @@ class Signal:
     """Sequences these tokens came from."""
 
     def __post_init__(self) -> None:
-        for name in _FIELDS:
-            values = np.array(getattr(self, name), dtype=np.float64)
-            values.flags.writeable = False
-            object.__setattr__(self, name, values)
-        shape = self.token_count.shape
+        fields = [getattr(self, name) for name in _FIELDS]
+        shape = np.shape(self.token_count)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"signal: token_count must have shape (K,), K >= 1, got {shape}")
-        for name in _FIELDS:
-            if getattr(self, name).shape != shape:
+        for name, values in zip(_FIELDS, fields, strict=True):
+            if np.shape(values) != shape:
                 raise ValueError(
-                    f"signal: {name} has shape {getattr(self, name).shape}, token_count has {shape}"
+                    f"signal: {name} has shape {np.shape(values)}, token_count has {shape}"
                 )
-        for name in ("token_count", "sample_count"):
-            counts = getattr(self, name)
-            if not (np.isfinite(counts) & (counts >= 0)).all():
-                raise ValueError(f"signal: {name} must be finite and >= 0, got {counts.tolist()}")
-        absent = self.token_count == 0
-        wrong = np.flatnonzero(absent & ((self.loss_sum != 0) | (self.loss_sq_sum != 0)))
-        if wrong.size:
+        table = np.array(fields, dtype=np.float64)
+        self._keep(table)
+        is_count = (table[2:] >= 0) & (table[2:] < np.inf)
+        if not holds_everywhere(is_count):
+            name = _FIELDS[2:][int(is_count.all(axis=1).argmin())]
             raise ValueError(
-                f"signal: domain {wrong[0]} has token_count 0 but loss_sum "
-                f"{self.loss_sum[wrong[0]]}; an absent domain must have sums of 0"
+                f"signal: {name} must be finite and >= 0, got {getattr(self, name).tolist()}"
             )
+        is_right = (self.token_count > 0) | ((self.loss_sum == 0) & (self.loss_sq_sum == 0))
+        if not holds_everywhere(is_right):
+            wrong = int(is_right.argmin())
+            raise ValueError(
+                f"signal: domain {wrong} has token_count 0 but loss_sum {self.loss_sum[wrong]}; "
+                "an absent domain must have sums of 0"
+            )
+
+    def _keep(self, table: FloatArray) -> None:
+        table.flags.writeable = False
+        for name, row in zip(_FIELDS, table, strict=True):
+            object.__setattr__(self, name, row)
+
+    @classmethod
+    def from_sums(cls, table: FloatArray) -> Signal:
+        """Builds a signal from sums that a trainer added up itself: the values are not checked.
+
+        After a step of a model the caches are empty, and a check takes longer than it looks.
+
+        Args:
+            table: The four fields as rows, in their order, float64, shape (4, K).
+        """
+        if table.ndim != 2 or len(table) != len(_FIELDS) or not table.size:
+            raise ValueError(f"signal: a table must have shape (4, K), K >= 1, got {table.shape}")
+        signal = cls.__new__(cls)
+        signal._keep(np.array(table, dtype=np.float64))
+        return signal
 
     @classmethod
     def from_means(
@@ -86,8 +107,7 @@ class Signal:
 
     def mean_loss(self) -> FloatArray:
         """Token-weighted mean loss in nats, shape (K,); nan where the domain is absent."""
-        with np.errstate(invalid="ignore"):
-            return self.loss_sum / np.where(self.token_count > 0, self.token_count, np.nan)
+        return self.loss_sum / np.where(self.token_count > 0, self.token_count, np.nan)
 
     def merge(self, other: Signal) -> Signal:
         """Adds the sums of another signal over the same domains (micro-batches, ranks, steps)."""
@@ -106,7 +126,7 @@ class Signal:
             The signal without these domains, and their indices (int64, ascending).
         """
         finite = np.isfinite(self.loss_sum) & np.isfinite(self.loss_sq_sum)
+        if holds_everywhere(finite):
+            return self, np.zeros(0, dtype=np.int64)
         dropped = np.flatnonzero(~finite).astype(np.int64)
-        if not dropped.size:
-            return self, dropped
         return Signal(*(np.where(finite, getattr(self, name), 0.0) for name in _FIELDS)), dropped

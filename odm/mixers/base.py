@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..signal import Signal
-from ..simplex import BoolArray, FloatArray, check_domains, check_weights, normalize
+from ..simplex import (
+    BoolArray,
+    FloatArray,
+    check_domains,
+    check_weights,
+    holds_everywhere,
+    normalize,
+)
 
 State = dict[str, Any]
 
@@ -79,9 +86,28 @@ class Mixer(ABC):
             raise ValueError(f"{self.name}: steps are counted from 1, got {step}")
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
         losses, present = self._losses(observed, used.size)
-        if not present.any():
-            return state, used
-        return self._update(state, step, losses, present, used)
+        return self.update_checked(state, step, losses, present, used)
+
+    def update_checked(
+        self,
+        state: State,
+        step: int,
+        losses: FloatArray,
+        present: BoolArray,
+        weights_used: FloatArray,
+    ) -> tuple[State, FloatArray]:
+        """``update`` for a caller that has checked the arguments already.
+
+        Args:
+            state: See ``update``.
+            step: See ``update``.
+            losses: Finite, 0 where absent, shape (K,).
+            present: Which domains have a loss, shape (K,).
+            weights_used: Probabilities that drew this step's samples, shape (K,).
+        """
+        if not np.count_nonzero(present):
+            return state, weights_used
+        return self._update(state, step, losses, present, weights_used)
 
     def _losses(
         self, observed: Signal | ArrayLike, num_domains: int
@@ -97,8 +123,9 @@ class Mixer(ABC):
                 f"{self.name}: expected losses of {num_domains} domains, got shape {losses.shape}"
             )
         losses[~present] = 0.0
-        if not np.isfinite(losses).all():
-            wrong = int(np.flatnonzero(~np.isfinite(losses))[0])
+        is_finite = np.isfinite(losses)
+        if not holds_everywhere(is_finite):
+            wrong = int(is_finite.argmin())
             raise ValueError(
                 f"{self.name}: loss of domain {wrong} is {losses[wrong]}, must be finite; "
                 "use Signal.drop_nonfinite() on steps that overflowed"

@@ -61,7 +61,7 @@ class SmoothedMean(Mixer):
         present: BoolArray,
         weights_used: FloatArray,
     ) -> tuple[State, FloatArray]:
-        perplexity = np.exp(np.clip(losses, -_MAX_LOSS_NATS, _MAX_LOSS_NATS))
+        perplexity = np.exp(np.minimum(np.maximum(losses, -_MAX_LOSS_NATS), _MAX_LOSS_NATS))
         old = np.array(state["estimated_reward"], dtype=np.float64)
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * perplexity
         reward = np.where(present, new, old)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron import accelerator
+from tests.distributed.spawn import run_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
 
@@ -69,3 +70,39 @@ def test_deepspeed_is_told_of_a_machine_without_gpus(monkeypatch):
 def test_peak_memory_is_at_least_what_is_resident():
     stats = accelerator.memory_stats()
     assert stats["peak_bytes"] >= stats["allocated_bytes"] * 0.9 > 10_000_000
+
+
+def test_subnormal_numbers_are_zero_until_the_run_ends():
+    tiny = torch.full((8,), 1e-40)
+    accelerator.flush_subnormals()
+    try:
+        assert not (tiny * 1.0).any()
+    finally:
+        accelerator.flush_subnormals(False)
+    assert (tiny * 1.0).all()
+
+
+def test_every_thread_of_a_run_takes_subnormal_numbers_for_zero():
+    target = "tests.unit.test_accelerator:check_all_threads"
+    run_ranks(target, 1, environ={"OMP_NUM_THREADS": "2"})
+
+
+def check_all_threads() -> None:
+    """What the rank does."""
+    from megatron.initialize import initialize_megatron, shutdown
+    from megatron.neox_arguments import NeoXArgs, resolve
+
+    settings = {
+        "num_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "seq_length": 8,
+        "max_position_embeddings": 8,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_iters": 1,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-4}},
+    }
+    initialize_megatron(resolve(NeoXArgs.from_dict(settings)), handle_signals=False)
+    assert torch.get_num_threads() == 2
+    assert not (torch.full((1 << 22,), 1e-40) * 1.0).any()
+    shutdown()

@@ -93,3 +93,20 @@ def test_inconsistent_fields_are_refused(fields, message):
 def test_merging_different_numbers_of_domains_is_refused():
     with pytest.raises(ValueError, match="cannot merge 3 domains with 1"):
         signal().merge(Signal(*np.zeros((4, 1))))
+
+
+def test_sums_of_a_trainer_are_taken_as_they_are_and_copied():
+    table = np.array([[6.0, np.nan], [20.0, np.inf], [3.0, 2.0], [1.0, 1.0]])
+    built = Signal.from_sums(table)
+    table[:] = -1.0
+    np.testing.assert_array_equal(built.mean_loss(), [2.0, np.nan])
+    np.testing.assert_array_equal(built.sample_count, [1.0, 1.0])
+    finite, dropped = built.drop_nonfinite()
+    assert dropped.tolist() == [1]
+    np.testing.assert_array_equal(finite.token_count, [3.0, 0.0])
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 2), (4, 0), (4, 2, 1)])
+def test_a_table_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"must have shape \(4, K\)"):
+        Signal.from_sums(np.zeros(shape))
