@@ -44,7 +44,7 @@ class Draw:
 class _RandomSource:
     """Random integers that are a function of seed and step: Philox, keyed by the two.
 
-    Made once and set to a key: numpy makes a generator in ten times the time, since it gathers
+    Made once and set to a key: making one takes numpy several times as long, since it gathers
     entropy from the system for a seed that it then does not use.
     """
 
