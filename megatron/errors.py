@@ -1,7 +1,14 @@
-"""Errors that name something a user can mend; programs turn them into one line and exit code 2."""
+"""Exceptions that several layers raise and handle."""
 
-__all__ = ["CheckpointError"]
+__all__ = ["CheckpointError", "EvaluationStopped"]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, found or trusted; the message says what to do."""
+    """A checkpoint that cannot be written, found or trusted; the message says what to do.
+
+    Programs turn it into one line and exit code 2.
+    """
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was broken off because the run was asked to stop."""

@@ -15,17 +15,14 @@ from tqdm import tqdm
 from megatron.data.batch import Batch
 from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.errors import EvaluationStopped
 from megatron.evaluation_domains import EvaluationPart
 from megatron.inference import LoadedModel
 from megatron.logging import RunLogger
 from megatron.neox_arguments import ConfigError
 from megatron.runners import Evaluator, InferenceRunner
 
-__all__ = ["DomainResult", "EvaluationStopped", "averages", "evaluate_domains", "evaluate_parts"]
-
-
-class EvaluationStopped(Exception):
-    """An evaluation was broken off because the run was asked to stop."""
+__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_parts"]
 
 
 @dataclass(frozen=True)

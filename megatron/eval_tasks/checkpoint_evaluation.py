@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,12 @@ import torch.distributed as dist
 
 from megatron.eval_tasks.command import chat_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
-from megatron.eval_tasks.report_files import check_results_place, results_path, write_report
+from megatron.eval_tasks.report_files import (
+    check_results_place,
+    results_path,
+    unused_path,
+    write_report,
+)
 from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.task_selection import load_tasks
 from megatron.evaluation import evaluate_parts
@@ -61,6 +67,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
         num_fewshot = settings.eval_num_fewshot if tasks is not None else None
         path = results_path(settings.eval_results_prefix, moment, num_fewshot=num_fewshot)
+        path = unused_path(path)  # another evaluation may have ended in this second
         write_report(path, report)
         logger.say(f"results in {path}")
     logger.close()
@@ -68,7 +75,11 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
 
 
 def make_adapter(
-    loaded: LoadedModel, config: RunConfig, *, max_batch_tokens: int | None = None
+    loaded: LoadedModel,
+    config: RunConfig,
+    *,
+    max_batch_tokens: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> NeoXEvalAdapter:
     """A model as lm-eval sees it; ``max_batch_tokens`` wins over ``eval_batch_tokens``."""
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
@@ -81,6 +92,7 @@ def make_adapter(
         max_batch_tokens=configured if max_batch_tokens is None else max_batch_tokens,
         tokenizer_folder=chat_folder(config),
         seed=evaluation_seed(config),
+        should_stop=should_stop,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -14,6 +16,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from megatron import accelerator
+from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
 from megatron.eval_tasks.generation import generate_texts
@@ -53,6 +56,7 @@ class NeoXEvalAdapter(TemplateLM):
             for the device.
         tokenizer_folder: Where a chat template may be; None where there is none.
         seed: Of sampled texts, together with the request itself.
+        should_stop: Asked between two batches; see `gather_results` for what a yes does.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class NeoXEvalAdapter(TemplateLM):
         max_batch_tokens: int | None = None,
         tokenizer_folder: Path | None = None,
         seed: int = 1234,
+        should_stop: Callable[[], bool] | None = None,
     ):
         super().__init__()
         default = CPU_BATCH_TOKENS if accelerator.is_cpu() else DEVICE_BATCH_TOKENS
@@ -75,6 +80,7 @@ class NeoXEvalAdapter(TemplateLM):
         self._topology = topology
         self._chat = ChatTemplate(tokenizer_folder)
         self._seed = seed
+        self._should_stop = should_stop
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -225,6 +231,7 @@ class NeoXEvalAdapter(TemplateLM):
                 max_batch_tokens=self.max_batch_tokens,
                 seed=self._seed,
                 on_text=report,
+                before_batch=self._check_stop,
             )
 
         return self._run(
@@ -246,7 +253,23 @@ class NeoXEvalAdapter(TemplateLM):
         return [utils.make_disjoint_window(window) for window in windows]
 
     def _score(self, pairs: Sequence[Pair], on_score: Callable[[int, Score], None]) -> None:
-        score_pairs(self.model, pairs, max_batch_tokens=self.max_batch_tokens, on_score=on_score)
+        score_pairs(
+            self.model,
+            pairs,
+            max_batch_tokens=self.max_batch_tokens,
+            on_score=on_score,
+            before_batch=self._check_stop,
+        )
+
+    def _check_stop(self) -> None:
+        """Raises `EvaluationStopped` if one of the ranks that compute together is to stop."""
+        if self._should_stop is None:
+            return
+        is_wanted = torch.tensor(float(self._should_stop()), device=self._device)
+        if self._topology.model_group is not None:
+            dist.all_reduce(is_wanted, group=self._topology.model_group)
+        if is_wanted:
+            raise EvaluationStopped
 
     def _run(
         self,
@@ -283,8 +306,13 @@ class NeoXEvalAdapter(TemplateLM):
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 
-            compute(mine, report)
-        results = gather_results(own, topology)
+            try:
+                compute(mine, report)
+            except EvaluationStopped:  # the other replicas are told when they have finished
+                is_stopped = True
+            else:
+                is_stopped = False
+        results = gather_results(None if is_stopped else own, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):
                 self._cache(kind, request, result)

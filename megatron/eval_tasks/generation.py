@@ -27,6 +27,7 @@ def generate_texts(
     max_batch_tokens: int,
     seed: int,
     on_text: Callable[[int, str], None],
+    before_batch: Callable[[], None] | None = None,
 ) -> None:
     """Writes a text for each request.
 
@@ -40,6 +41,7 @@ def generate_texts(
         max_batch_tokens: Most positions of a batch, those of new tokens included.
         seed: Decides what is sampled, together with the number of the request.
         on_text: Called with the number of a request and its text as soon as it is known.
+        before_batch: Called before the model reads; what it raises ends the computation.
 
     Raises:
         DataError: If the settings of a request are wrong, or leave no room for a context.
@@ -53,6 +55,8 @@ def generate_texts(
         longest = settings.longest_context(window)
         cut = {number: prompts[number][-longest:] for number in numbers}
         for batch in _batches(cut, settings.maximum_tokens, max_batch_tokens):
+            if before_batch is not None:
+                before_batch()
             generators = [sample_generator(seed, number) for number in batch]
             completions = generate_batch(
                 model,

@@ -13,13 +13,14 @@ import torch.distributed as dist
 from megatron import accelerator
 from megatron.checkpoint_format import step_folder
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
+from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.checkpoint_evaluation import make_adapter
 from megatron.eval_tasks.harness import results_table, run_tasks, task_metrics
 from megatron.eval_tasks.report_files import write_report
 from megatron.eval_tasks.task_selection import load_tasks
 from megatron.hooks.base import Hook, StepReport
 from megatron.inference import LoadedModel, read_model
-from megatron.initialize import set_timeout_on_all_groups
+from megatron.initialize import set_timeout_on_all_groups, stop_requested
 from megatron.logging import RunLogger
 from megatron.mpu import Topology
 from megatron.mpu.initialize import make_topology
@@ -52,7 +53,8 @@ class TaskEvaluationHook(Hook):
 
     A module that is the whole model is read as it stands. Stages of a pipeline, parameters that
     ZeRO 3 took apart and sequence parallelism cannot read a text of any length on one rank alone:
-    then the weights go through a temporary checkpoint into a model of their own.
+    then the weights go through a temporary checkpoint into a model of their own. A request to stop
+    ends the tasks between two batches, without results.
 
     Args:
         runner: Holds the model.
@@ -92,7 +94,12 @@ class TaskEvaluationHook(Hook):
         random_state = accelerator.rng_state()
         try:
             with self._model(state) as loaded:
-                results = run_tasks(make_adapter(loaded, self.config), self.config, self.tasks)
+                adapter = make_adapter(loaded, self.config, should_stop=stop_requested)
+                results = run_tasks(adapter, self.config, self.tasks)
+        except EvaluationStopped:
+            self.logger.say(f" tasks at iteration {state.step} broken off: asked to stop")
+            state.stop = True
+            return
         finally:
             accelerator.set_rng_state(random_state)
         self.logger.tasks(state.step, task_metrics(results), table=results_table(results))

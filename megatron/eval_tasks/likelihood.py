@@ -21,6 +21,7 @@ def score_pairs(
     *,
     max_batch_tokens: int,
     on_score: Callable[[int, Score], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> list[Score]:
     """Scores each ending after its context; equal contexts are read once.
 
@@ -29,6 +30,7 @@ def score_pairs(
         pairs: Contexts and endings; a context that is too long for the window loses its beginning.
         max_batch_tokens: Most tokens that the model reads at once, see `cut_batches`.
         on_score: Called with the number of a pair and its score as soon as it is known.
+        before_batch: Called before the model reads; what it raises ends the computation.
 
     Returns:
         One score a pair, in the order of ``pairs``.
@@ -39,6 +41,8 @@ def score_pairs(
     rows = make_rows(pairs, window=model.config.max_position_embeddings)
     scores: dict[int, Score] = {}
     for batch in cut_batches(rows, max_tokens=max_batch_tokens):
+        if before_batch is not None:
+            before_batch()
         owners = [numbers for row in batch for numbers in row.owners]
         for numbers, score in zip(owners, _score_batch(model, batch), strict=True):
             for number in numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from megatron.files import write_json_atomic, write_text_atomic
 from megatron.neox_arguments import ConfigError
 from megatron.run_log import plain_json
 
-__all__ = ["check_results_place", "results_path", "write_report"]
+__all__ = ["check_results_place", "results_path", "unused_path", "write_report"]
 
 
 def check_results_place(prefix: str) -> None:
@@ -39,6 +40,12 @@ def results_path(prefix: str, moment: str, *, num_fewshot: int | None) -> Path:
     """Names the result file: ``[<prefix>_]eval_results_[<n>shot_]<moment>.json``."""
     shots = f"{num_fewshot}shot" if num_fewshot else ""
     return Path("_".join(filter(None, (prefix, "eval_results", shots, moment))) + ".json")
+
+
+def unused_path(path: Path) -> Path:
+    """``path``, or the first of ``<name>_2.json``, ``_3`` ... that is not there yet."""
+    candidates = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(c for c in candidates if not c.exists())
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:

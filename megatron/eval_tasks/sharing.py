@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from megatron import accelerator
 from megatron.data.errors import DataError
+from megatron.errors import EvaluationStopped
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
 
@@ -54,18 +55,24 @@ def own_share(
     return sorted(mine)
 
 
-def gather_results(own: Mapping[int, Any], topology: Topology) -> list[Any]:
+def gather_results(own: Mapping[int, Any] | None, topology: Topology) -> list[Any]:
     """Results of all requests in request order, on every rank.
 
     Args:
-        own: Request number -> result, for the share of this rank; plain Python objects.
+        own: Request number -> result, for the share of this rank; plain Python objects. None if
+            this rank was asked to stop.
         topology: Its data-parallel replicas each bring a share.
+
+    Raises:
+        EvaluationStopped: On every rank, if one was asked to stop.
     """
-    merged = dict(own)
+    shares: list[Any] = [own]
     if topology.grid.data > 1:
-        shares: list[Any] = [None] * topology.grid.data
-        dist.all_gather_object(shares, dict(own), group=topology.data_group)
-        merged = {number: result for share in shares for number, result in share.items()}
+        shares = [None] * topology.grid.data
+        dist.all_gather_object(shares, own, group=topology.data_group)
+    if any(share is None for share in shares):
+        raise EvaluationStopped
+    merged = {number: result for share in shares for number, result in share.items()}
     return [merged[number] for number in range(len(merged))]
 
 

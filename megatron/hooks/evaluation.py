@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from megatron.data.evaluation_batches import EvaluationBatches
-from megatron.evaluation import EvaluationStopped, averages, evaluate_domains
+from megatron.errors import EvaluationStopped
+from megatron.evaluation import averages, evaluate_domains
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger
 from megatron.runners import StepRunner, any_rank_asked_to_stop

@@ -77,7 +77,7 @@ def expand_inputs(paths: list[str], *, report: Callable[[str], None]) -> list[Pa
             )
         path = Path(given)
         if path.is_dir():
-            files.extend(_readable_files_below(path, report))
+            files.extend(_readablefiles_below(path, report))
         elif not path.exists():
             raise DocumentError(f"{path}: no such file or folder; check the path")
         elif not is_readable(path.name):
@@ -89,9 +89,9 @@ def expand_inputs(paths: list[str], *, report: Callable[[str], None]) -> list[Pa
     return files
 
 
-def _readable_files_below(folder: Path, report: Callable[[str], None]) -> list[Path]:
+def _readablefiles_below(folder: Path, report: Callable[[str], None]) -> list[Path]:
     """The text files of a folder; those of other kinds are reported in one line."""
-    files = _files_below(folder)
+    files = files_below(folder)
     found = [path for path in files if is_readable(path.name) and not _describes_tokens(path.name)]
     if not found:
         raise DocumentError(f"{folder}: the folder holds no readable file; give {READABLE}")
@@ -109,7 +109,7 @@ def _describes_tokens(name: str) -> bool:
     return name.endswith("_document.meta.json")
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Lists all files below a folder, sorted.
 
     `Path.rglob` leaves out what it may not list and what lies behind a link; here the first is an

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 
+from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.initialize import initialize_megatron
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
@@ -159,8 +161,26 @@ def evaluate_layouts(
         config = reading_config({**fields, **cut}, load)
         if not found:
             initialize_megatron(config, handle_signals=False)
-        found[name] = evaluate_tasks(make_adapter(config), Path(tasks))
+        adapter = make_adapter(config)
+        found[name] = evaluate_tasks(adapter, Path(tasks))
+        found[name]["stops"] = stops_when_one_rank_is_asked(adapter)
     return found
+
+
+def stops_when_one_rank_is_asked(adapter: Any) -> bool:
+    """Whether requests end here without results if the last rank is asked to stop."""
+    from lm_eval.api.instance import Instance
+
+    texts = [(f"{number} a", " b") for number in range(30)]  # of all replicas
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in texts]
+    adapter._should_stop = lambda: dist.get_rank() == dist.get_world_size() - 1
+    try:
+        adapter.loglikelihood(requests, disable_tqdm=True)
+    except EvaluationStopped:
+        return True
+    finally:
+        adapter._should_stop = None
+    return False
 
 
 def differences(got: dict[str, Any], want: dict[str, Any], *, tolerance: float) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from megatron.data.errors import DataError
+from megatron.errors import EvaluationStopped
 from megatron.neox_arguments import ConfigError
 from tests.distributed.runs import REPOSITORY
 from tests.distributed.spawn import run_ranks
@@ -272,6 +273,31 @@ def instance(kind: str, *arguments):
     from lm_eval.api.instance import Instance
 
     return Instance(kind, {}, arguments, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("loglikelihood", ("the weights", " of the")),
+        ("loglikelihood_rolling", ("the weights of the domains " * 20,)),
+        ("generate_until", ("the", {"max_gen_toks": 4})),
+    ],
+)
+def test_a_request_to_stop_ends_requests_between_batches(ours, monkeypatch, kind, arguments):
+    answers = iter((False, True))
+    monkeypatch.setattr(ours, "_should_stop", lambda: next(answers))
+    monkeypatch.setattr(ours, "max_batch_tokens", 1)
+    contexts = [f"{number} {arguments[0]}" for number in range(3)]
+    requests = [instance(kind, context, *arguments[1:]) for context in contexts]
+    with pytest.raises(EvaluationStopped):
+        getattr(ours, kind)(requests, disable_tqdm=True)
+    assert next(answers, None) is None
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_all_ranks_stop_when_one_is_asked(name, layout_results):
+    assert [rank[name]["stops"] for rank in layout_results] == [True, True]
 
 
 @pytest.mark.distributed

@@ -15,7 +15,12 @@ import pytest
 
 from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
 from megatron.eval_tasks.harness import task_metrics
-from megatron.eval_tasks.report_files import check_results_place, results_path, write_report
+from megatron.eval_tasks.report_files import (
+    check_results_place,
+    results_path,
+    unused_path,
+    write_report,
+)
 from megatron.logging import RunLogger, read_run_log
 from megatron.logging_writers import ConsoleWriter
 from megatron.neox_arguments import ConfigError
@@ -46,6 +51,15 @@ RESULTS = {
 )
 def test_a_result_file_is_named_as_in_the_research_code(prefix, num_fewshot, expected):
     assert results_path(prefix, "now", num_fewshot=num_fewshot) == Path(expected)
+
+
+def test_a_result_file_that_is_there_is_not_overwritten(tmp_path):
+    paths = []
+    for _ in range(3):
+        paths.append(unused_path(tmp_path / "a_eval_results_now.json"))
+        write_report(paths[-1], {"samples": {"quiz": []}})
+    assert [path.name[15:] for path in paths] == ["now.json", "now_2.json", "now_3.json"]
+    assert (tmp_path / "a_samples_quiz_now_2.jsonl").exists()
 
 
 def test_a_place_that_cannot_take_the_results_is_refused(tmp_path, monkeypatch):

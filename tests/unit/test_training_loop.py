@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from megatron import runners
-from megatron.evaluation import EvaluationStopped, evaluate_domains
+from megatron.errors import EvaluationStopped
+from megatron.evaluation import evaluate_domains
 from megatron.hooks.base import Hook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook

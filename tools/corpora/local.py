@@ -6,7 +6,13 @@ from typing import ClassVar
 
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
-from megatron.tokenizer.streams import READABLE, TEXT_SUFFIXES, is_readable, split_suffixes
+from megatron.tokenizer.streams import (
+    READABLE,
+    TEXT_SUFFIXES,
+    files_below,
+    is_readable,
+    split_suffixes,
+)
 from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord, domain_name, pieces
 
 
@@ -58,8 +64,8 @@ class LocalCorpus(Corpus):
         """Says which files of a folder are left out because of their names."""
         if self.options.report is None or not root.is_dir():
             return
-        files = (path for path in sorted(root.rglob("*")) if path.is_file())
-        names = [path.relative_to(root) for path in files if not is_readable(path.name)]
+        files = (path for path in files_below(root) if not is_readable(path.name))
+        names = [path.relative_to(root) for path in files]
         shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
         if shown:
             self.options.report(

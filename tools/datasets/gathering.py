@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from megatron.files import atomic_writer
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.progress import TextProgress
+from megatron.tokenizer.streams import files_below
 from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
@@ -90,12 +91,10 @@ def sources_state(sources: tuple[Path, ...]) -> str:
     """Digests name, size and time of change of every file: cheap, whatever the files hold."""
     digest = hashlib.sha256()
     for source in sources:
-        paths = sorted(source.rglob("*")) if source.is_dir() else [source]
-        for path in paths:
-            if path.is_file():
-                status = path.stat()
-                digest.update(os.fsencode(path.resolve()))  # names need not be UTF-8
-                digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        for path in files_below(source) if source.is_dir() else [source]:
+            status = path.stat()
+            digest.update(os.fsencode(path.resolve()))  # names need not be UTF-8
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

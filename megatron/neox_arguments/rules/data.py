@@ -38,6 +38,11 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
         "weighted_sampler_alpha",
         f"weighted_sampler_alpha must be at least 0, got {alpha}",
     )
+    unused = [f"{name}_data_weights" for name in SETS if draft[f"{name}_data_weights"]]
+    if draft["weight_by_num_documents"] and unused:
+        draft.notes.append(
+            f"weight_by_num_documents computes the weights: {', '.join(unused)} not used"
+        )
     result: dict[str, Any] = {"split": split, "domains": domains["train"]}
     for name in SETS:
         result[f"{name}_paths"], result[f"{name}_weights"] = paths[name], weights[name]

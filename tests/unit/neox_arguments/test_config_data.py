@@ -270,6 +270,14 @@ def test_held_out_rewards_are_refused(problem, key):
             {"data_sampling_method": "exp3", "data_sampling_smoothing_factor": 0.5},
             "data_sampling_smoothing_factor is not used by exp3",
         ),
+        (
+            {
+                "data_sampling_method": None,
+                "weight_by_num_documents": True,
+                "train_data_weights": [2.0] * len(PATHS["train_data_paths"]),
+            },
+            "weight_by_num_documents computes the weights: train_data_weights not used",
+        ),
     ],
 )
 def test_settings_that_do_nothing_are_noted(make_config, changes, note):

@@ -196,6 +196,17 @@ def test_a_second_run_takes_in_text_that_was_added(two_domains, tmp_path, capsys
     assert "news: 41 documents" in capsys.readouterr().err
 
 
+def test_text_behind_a_linked_folder_is_read_and_read_again_when_it_changed(two_domains, tmp_path):
+    write_jsonl(tmp_path / "elsewhere/poems.jsonl", sentences("poems"))
+    (two_domains / "art").mkdir()
+    (two_domains / "art/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    arguments = ("local", tmp_path / "data", "-i", two_domains)
+    assert "poems sentence number 3" in every(texts_of(prepare(*arguments)))
+    with (tmp_path / "elsewhere/poems.jsonl").open("a") as file:
+        file.write('{"text": "a new poem"}\n')
+    assert "a new poem" in every(texts_of(prepare(*arguments)))
+
+
 def test_other_text_of_the_same_size_is_tokenized_and_shows_in_the_data_yaml(
     two_domains, tmp_path, capsys
 ):
