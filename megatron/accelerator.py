@@ -161,11 +161,11 @@ def keep_freed_memory() -> None:
 
 
 def flush_subnormals(is_on: bool = True) -> None:
-    """Makes a CPU take numbers below 1.2e-38 (2.3e-308 in float64) for 0, as a GPU's units do.
+    """Makes a CPU take numbers below 1.2e-38 (2.3e-308 in float64) for 0.
 
-    Arithmetic on them is many times as slow, and training makes them: probabilities of a
-    sure model, and moments of a token that has not come for some hundred steps. Call it before the
-    first operation of torch, whose threads take the mode of the one that starts them.
+    Arithmetic on them is many times as slow there, and training makes them: probabilities of a sure
+    model, and moments of a token that has not come for some hundred steps. Call it before the first
+    operation of torch, whose threads take the mode of the one that starts them.
     """
     import torch
 
