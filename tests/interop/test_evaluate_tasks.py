@@ -241,11 +241,11 @@ def test_scores_do_not_depend_on_the_layout_and_are_written_once(scores, name):
     assert len(list((folder / name).glob("eval_results_*.json"))) == 1
 
 
-def assert_scores(got: dict[str, Any], want: dict[str, Any]) -> None:
+def assert_scores(got: dict[str, Any], want: dict[str, Any], *, relative: float = 1e-4) -> None:
     assert set(got) == set(want) == set(TASKS)
     for task, metrics in want.items():
         for metric, value in metrics.items():
-            near = value if isinstance(value, str) else pytest.approx(value, rel=1e-4)
+            near = value if isinstance(value, str) else pytest.approx(value, rel=relative)
             assert got[task][metric] == near, (task, metric)
 
 
@@ -428,7 +428,9 @@ def test_scores_during_training_are_those_of_the_checkpoint(trainings, scores_af
     assert [event["iteration"] for event in events] == [2, 4, 6]
     (want,) = scores_afterwards[name]
     report = json.loads((save / "logs" / "eval_results_6.json").read_text())
-    assert_scores(report["results"], want)
+    # sums in bf16 depend on the batches of each rank, and a perplexity is the exponential of one
+    relative = 5e-3 if "bf16" in name else 1e-4
+    assert_scores(report["results"], want, relative=relative)
     assert events[-1]["results"]["tiny_choice"]["acc"] == want["tiny_choice"]["acc,none"]
 
 
