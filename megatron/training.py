@@ -35,7 +35,7 @@ from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.optimizers import moment_names
 from megatron.run_lock import lock_save_folder
-from megatron.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
+from megatron.runners import StepResult, StepRunner, count_parameters
 from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import Draw, MixtureController, Signal
@@ -72,6 +72,7 @@ def train(
     Raises:
         FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
     """
+    num_ranks = dist.get_world_size()
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
         state.step += 1
@@ -81,7 +82,7 @@ def train(
         runner.set_learning_rate(learning_rate)
 
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
+        signal, lm_loss, stop = reduce_step(result, mixture, num_ranks)  # one all-reduce
         grad_norm = None if result.grad_norm is None else float(result.grad_norm)
         if not result.skipped:
             require_finite(state.step, draw, signal, mixture, lm_loss=lm_loss, grad_norm=grad_norm)
@@ -107,7 +108,9 @@ def train(
     return state
 
 
-def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
+def reduce_step(
+    result: StepResult, mixture: MixtureController, num_ranks: int
+) -> tuple[Signal, float, bool]:
     """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
 
     A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
@@ -120,8 +123,10 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
     fingerprint = mixture.fingerprint()
     own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
     packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
-    sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
-    if sums[-1] != fingerprint * dist.get_world_size():
+    if num_ranks > 1:
+        dist.all_reduce(packed)
+    sums = packed.cpu().numpy()  # the step's only wait for the device
+    if sums[-1] != fingerprint * num_ranks:
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound, continue from the newest one"

@@ -19,6 +19,9 @@ from .simplex import FloatArray, IntArray, holds_everywhere
 _UNIT_53 = 2.0**-53
 _MAX_KEY = 2**64
 
+_FEW_SLOTS = 64
+"""Up to which a loop in Python takes less time than six functions of numpy."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draw:
@@ -211,6 +214,12 @@ def _last_used(edges: FloatArray) -> int:
 
 def _occurrences(domains: IntArray, num_domains: int) -> IntArray:
     """How many earlier slots have the same domain, int64, shape (num_slots,)."""
+    if domains.size <= _FEW_SLOTS:
+        seen, earlier = [0] * num_domains, []
+        for domain in domains.tolist():
+            earlier.append(seen[domain])
+            seen[domain] += 1
+        return np.array(earlier, dtype=np.int64)
     # numpy sorts 16-bit integers by radix, four times as fast as 64-bit ones.
     keys = domains.astype(np.uint16) if num_domains <= 1 << 16 else domains
     order = keys.argsort(kind="stable")

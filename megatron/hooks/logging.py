@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from megatron.data.mixed_batches import MixedBatches
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger, TrainRecord
@@ -69,7 +71,7 @@ class LoggingHook(Hook):
             nan_iterations=self._nan_iterations,
             weights=by_domain(report.weights.tolist()),
             losses=by_domain([None if math.isnan(loss) else loss for loss in losses]),
-            tokens=by_domain([int(count) for count in report.signal.token_count]),
+            tokens=by_domain(report.signal.token_count.astype(np.int64).tolist()),
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
             # not divided by the batch: its size may have changed since the start
             iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),

@@ -1,9 +1,12 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm import MixtureSchedule, plan_draw
+from odm import schedule as schedule_module
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 ZERO = np.zeros(3, dtype=np.int64)
@@ -181,6 +184,18 @@ def test_cursors_are_returned_as_copies():
 def test_unusable_plans_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         plan(**options)
+
+
+@given(st.integers(0, 99), st.integers(1, 40), st.booleans())
+def test_few_slots_and_many_are_planned_alike(step, num_slots, stratified):
+    plans = []
+    for few in (0, num_slots):
+        with mock.patch.object(schedule_module, "_FEW_SLOTS", few):
+            plans.append(plan(step=step, num_slots=num_slots, stratified=stratified))
+    few, many = plans
+    np.testing.assert_array_equal(few.domains, many.domains)
+    np.testing.assert_array_equal(few.positions, many.positions)
+    assert few.positions.dtype == many.positions.dtype
 
 
 @pytest.mark.parametrize("cursors", [[1, 2], [1, 2, -3], [1.5, 2.0, 3.0]])
