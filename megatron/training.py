@@ -72,7 +72,6 @@ def train(
     Raises:
         FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
     """
-    num_ranks = dist.get_world_size()
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
         state.step += 1
@@ -82,7 +81,7 @@ def train(
         runner.set_learning_rate(learning_rate)
 
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, stop = reduce_step(result, mixture, num_ranks)  # one all-reduce
+        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
         grad_norm = None if result.grad_norm is None else float(result.grad_norm)
         if not result.skipped:
             require_finite(state.step, draw, signal, mixture, lm_loss=lm_loss, grad_norm=grad_norm)
@@ -108,9 +107,7 @@ def train(
     return state
 
 
-def reduce_step(
-    result: StepResult, mixture: MixtureController, num_ranks: int
-) -> tuple[Signal, float, bool]:
+def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
     """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
 
     A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
@@ -120,7 +117,7 @@ def reduce_step(
     Raises:
         RuntimeError: On every rank, if one of them has other weights or cursors.
     """
-    fingerprint = mixture.fingerprint()
+    fingerprint, num_ranks = mixture.fingerprint(), dist.get_world_size()
     own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
     packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
     if num_ranks > 1:
