@@ -43,8 +43,7 @@ class ConsoleWriter:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        # a terminal may be resized; asking where there is none takes longest
-        self._fixed_columns = _columns() if not (stream or sys.stdout).isatty() else None
+        self._fixed_columns: int | None = None
 
     def line(self, text: str) -> None:
         """Prints one line at once."""
@@ -59,6 +58,9 @@ class ConsoleWriter:
             return
         name_width = max(map(len, cells))
         text_width = max(map(len, cells.values()))
+        # a terminal may be resized; asking where there is none takes longest
+        if self._fixed_columns is None and not (self._stream or sys.stdout).isatty():
+            self._fixed_columns = _columns()
         width = self._fixed_columns or _columns()
         columns = max(1, (width - 2) // (name_width + text_width + 5))
         entries = [f"{name:<{name_width}}  {text:<{text_width}}" for name, text in cells.items()]

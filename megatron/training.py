@@ -35,7 +35,7 @@ from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.optimizers import moment_names
 from megatron.run_lock import lock_save_folder
-from megatron.runners import StepResult, StepRunner, count_parameters
+from megatron.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
 from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import Draw, MixtureController, Signal
@@ -117,13 +117,11 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
     Raises:
         RuntimeError: On every rank, if one of them has other weights or cursors.
     """
-    fingerprint, num_ranks = mixture.fingerprint(), dist.get_world_size()
+    fingerprint = mixture.fingerprint()
     own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
     packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
-    if num_ranks > 1:
-        dist.all_reduce(packed)
-    sums = packed.cpu().numpy()  # the step's only wait for the device
-    if sums[-1] != fingerprint * num_ranks:
+    sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
+    if sums[-1] != fingerprint * dist.get_world_size():
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound, continue from the newest one"

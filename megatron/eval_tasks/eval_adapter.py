@@ -306,13 +306,12 @@ class NeoXEvalAdapter(TemplateLM):
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 
+            share: dict[int, Any] | None = own
             try:
                 compute(mine, report)
             except EvaluationStopped:  # the other replicas are told when they have finished
-                is_stopped = True
-            else:
-                is_stopped = False
-        results = gather_results(None if is_stopped else own, topology)
+                share = None
+        results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):
                 self._cache(kind, request, result)
