@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.data.domain_files import SplitName, domain_name
 from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.tokenizer.streams import files_below
 
 __all__ = ["EvaluationPart", "evaluation_parts"]
 
@@ -77,7 +78,8 @@ def find_datasets(entry: str) -> list[Dataset]:
     prefix = path.removesuffix(".idx").removesuffix(".bin")
     if Path(f"{prefix}.idx").is_file():
         return [(name or domain_name(prefix), prefix)]
-    prefixes = [str(file.with_suffix("")) for file in sorted(Path(path).rglob("*.idx"))]
+    files = files_below(Path(path)) if Path(path).is_dir() else []
+    prefixes = [str(file.with_suffix("")) for file in files if file.suffix == ".idx"]
     if not prefixes:
         raise ConfigError(
             f"eval_domains: {entry}: no tokenized data at {path} (.idx and .bin), nor in a folder "

@@ -97,18 +97,19 @@ def _interrupts(is_first: bool) -> Iterator[_Interrupts]:
 
 
 def _typed_prompts(interrupts: _Interrupts, prompt_end: str) -> Iterator[str]:
-    """Prompts that end with ``prompt_end``; empty ones are asked for again."""
+    """Prompts that end with ``prompt_end`` or the input; empty ones are asked for again."""
     with contextlib.suppress(ImportError):  # gives input() arrow keys and history, where it exists
         import readline  # noqa: F401
-    while True:
+    has_ended = False
+    while not has_ended:
         text = ""
-        while prompt_end not in text:
+        while prompt_end not in text and not has_ended:
             try:
                 with interrupts.reading():
                     text += input(_CONTINUATION if text else _PROMPT) + "\n"
             except EOFError:
                 _show("\n")
-                return
+                has_ended = True
             except KeyboardInterrupt:
                 _show("\n")
                 text = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ import yaml
 from .errors import ConfigError, Origin, shown
 
 SUFFIXES = (".yml", ".yaml", ".json")
+
+KEPT_NAMES = ("resolved.json",)
+"""Names that a checkpoint needs for files of its own beside the configuration files."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def read_files(paths: Iterable[str | Path]) -> Document:
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
             values[key], origins[key] = value, origin
-        texts[_unique_name(Path(path).name, texts)] = text
+        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = text
     if problems:
         raise ConfigError(*problems)
     return Document(values, origins, texts)
@@ -239,7 +242,7 @@ def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
     return entries
 
 
-def _unique_name(name: str, taken: Mapping[str, str]) -> str:
+def _unique_name(name: str, taken: Collection[str]) -> str:
     stem, suffix = Path(name).stem, Path(name).suffix
     number = 2
     while name in taken:

@@ -77,6 +77,8 @@ def test_a_folder_means_the_data_sets_in_it(corpus, tmp_path):
     assert find_datasets(f"{root}/noise") == [("noise", corpus["valid"][2])]
     with pytest.raises(ConfigError, match=r"no tokenized data at .*preprocess_data"):
         find_datasets(folder)
+    (tmp_path / "noise").symlink_to(f"{root}/noise")
+    assert find_datasets(folder) == [("noise", f"{folder}/noise/noise_text_document")]
 
 
 @pytest.mark.parametrize(

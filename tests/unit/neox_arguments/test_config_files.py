@@ -46,6 +46,12 @@ def test_texts_are_kept_as_they_are_even_with_equal_names(write):
     }
 
 
+def test_a_file_that_is_called_as_the_checkpoints_own_is_kept_beside_it(write):
+    assert read_files([write("resolved.json", '{"seed": 1}')]).texts == {
+        "resolved-2.json": '{"seed": 1}'
+    }
+
+
 def test_a_key_in_two_files_names_both_lines_whatever_the_spelling(write):
     first = write("a.yml", "seed: 1\nnum_layers: 2\n")
     second = write("b.yml", "# model\nlr: 0.1\nnum-layers: 3\n")
