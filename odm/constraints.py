@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .saved_state import plain
 from .simplex import BoolArray, FloatArray, IntArray, kl_divergence, normalize, total_variation
 
 # Sums of K probabilities are off by some units in the last place.
@@ -47,7 +48,8 @@ class Constraint:
     def options(self) -> dict[str, Any]:
         """The name and the fields as JSON data."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-        lists = {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+        values = {key: plain(value) for key, value in fields.items()}
+        lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         return {"name": self.name, **lists}
 
     def lower(self, context: ConstraintContext) -> FloatArray | None:
@@ -127,6 +129,7 @@ class EpochCap(Constraint):
             )
         plain = epochs.tolist()
         object.__setattr__(self, "max_epochs", tuple(plain) if epochs.ndim else plain)
+        object.__setattr__(self, "total_samples", int(self.total_samples))
         samples = _spread("epoch_cap: max_epochs", self.max_epochs, len(sizes)) * np.array(sizes)
         if samples.sum() < self.total_samples * (1 - _ROUNDING):
             factor = self.total_samples / samples.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from .simplex import (
 logger = logging.getLogger(__name__)
 
 _MAX_PENDING = 1024
+_ROUNDING = 1e-6
 
 
 class _Pending(NamedTuple):
@@ -104,6 +106,8 @@ class MixtureController:
         # With read-ahead, step t is drawn before t - 1 is observed: rewards that are divided by
         # the weight need the weight of the draw, and a saved state must not count the plan.
         self._pending: dict[int, _Pending] = {}
+        # Weights of plans that the saved run had drawn ahead, which are drawn again.
+        self._planned: dict[int, FloatArray] = {}
         self._audit = _Audit(0, False, self._weights, None, effects)
 
     @property
@@ -161,8 +165,8 @@ class MixtureController:
             num_slots: Samples of the global batch.
             run_length: Consecutive slots that share a domain.
         """
-        pending = _Pending(self._weights, self.schedule.cursors)
-        draw = self.schedule.draw(step, self._weights, num_slots, run_length=run_length)
+        pending = _Pending(self._planned.get(step, self._weights), self.schedule.cursors)
+        draw = self.schedule.draw(step, pending.weights, num_slots, run_length=run_length)
         self._pending[step] = pending
         if len(self._pending) > _MAX_PENDING:  # a trainer that never observes
             del self._pending[next(iter(self._pending))]
@@ -188,6 +192,7 @@ class MixtureController:
         before = self._weights
         used = self._pending[step].weights if step in self._pending else before
         self._pending = {later: plan for later, plan in self._pending.items() if later > step}
+        self._planned = {later: w for later, w in self._planned.items() if later > step}
         is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
         if is_due:
             self._state, self._proposal = self.mixer.update_checked(
@@ -197,8 +202,8 @@ class MixtureController:
             self._weights, effects = self._constrain(self._proposal, previous=before)
         else:
             effects = self._audit.effects
-        self._step = step
-        self._audit = _Audit(step, is_due, before, losses, effects)
+        self._step = int(step)
+        self._audit = _Audit(self._step, is_due, before, losses, effects)
         return self.weights
 
     def describe(self) -> dict[str, Any]:
@@ -230,13 +235,16 @@ class MixtureController:
 
         Args:
             completed_step: Last trained step, for a trainer that draws ahead: plans drawn for
-                later steps are left out, so that their samples are read after a restart. None
-                counts every plan.
+                later steps are left out, so that their samples are read after a restart; of these
+                plans only the weights are kept, so that they are drawn again alike. None counts
+                every plan.
         """
         cursors = self.schedule.cursors
+        planned = {step: w for step, w in self._planned.items() if step not in self._pending}
         if completed_step is not None:
-            later = [step for step in self._pending if step > completed_step]
-            cursors = self._pending[min(later)].cursors if later else cursors
+            later = {step: plan for step, plan in self._pending.items() if step > completed_step}
+            cursors = later[min(later)].cursors if later else cursors
+            planned.update({step: plan.weights for step, plan in later.items()})
         return {
             "schema_version": SCHEMA_VERSION,
             "configuration": self.describe(),
@@ -245,6 +253,7 @@ class MixtureController:
             "proposal": self._proposal.tolist(),
             "mixer": copied(self._state),
             "cursors": cursors.tolist(),
+            "planned": {str(step): weights.tolist() for step, weights in planned.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,8 +270,12 @@ class MixtureController:
         """
         fresh = self.mixer.init(self.domains, self._initial)
         saved = check_saved_state(state, self.domains, method=self.mixer.name, fresh=fresh)
-        weights = check_weights(state["weights"], self.num_domains, where="state: weights")
-        proposal = check_weights(state["proposal"], self.num_domains, where="state: proposal")
+        weights, proposal = (
+            self._saved_weights(state, "weights"),
+            self._saved_weights(state, "proposal"),
+        )
+        plans = state.get("planned", {})  # states of early versions lack it
+        planned = {int(step): self._saved_weights(plans, step) for step in plans}
         mixer_state, changed = copied(state["mixer"]), self._changed(saved)
         starts_anew = "initial_weights" in changed and self._is_fresh(saved, mixer_state, proposal)
         if starts_anew:
@@ -271,6 +284,7 @@ class MixtureController:
         cursors = self.schedule.cursors
         self.schedule.set_cursors(state["cursors"])
         if starts_anew or "constraints" in changed:
+            planned = {}
             try:
                 weights, effects = self._constrain(proposal, previous=weights)
             except ValueError:
@@ -279,9 +293,16 @@ class MixtureController:
         self._say_changed(changed, starts_anew=starts_anew)
         self._weights, self._proposal = weights, proposal
         self._state = mixer_state
-        self._step = int(state["step"])
-        self._pending = {}
+        self._step = state["step"]
+        self._pending, self._planned = {}, planned
         self._audit = _Audit(self._step, False, weights, None, effects)
+
+    def _saved_weights(self, state: Mapping[str, Any], field: str) -> FloatArray:
+        """Checked probabilities out of a saved state, shape (K,)."""
+        weights = check_weights(state[field], self.num_domains, where=f"state: {field}")
+        if not math.isclose(weights.sum(), 1.0, rel_tol=_ROUNDING):
+            raise ValueError(f"state: {field}: must sum to 1, got {weights.sum():g}; it is torn")
+        return weights
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ: as saved and as they are."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 SCHEMA_VERSION = 1
 _STATE_KEYS = ("configuration", "step", "weights", "proposal", "mixer", "cursors")
 
@@ -33,6 +35,9 @@ def check_saved_state(
             f"version reads {SCHEMA_VERSION}; load it with the version that wrote it"
         )
     _refuse_torn(state)
+    step = state["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"controller: the state is of step {step!r}, must be a number from 0 on")
     configuration: Mapping[str, Any] = state["configuration"]
     _refuse_other_domains(configuration["domains"], domains)
     if configuration["method"] != method:
@@ -58,6 +63,13 @@ def copied(value: Any) -> Any:
     if isinstance(value, list):
         return [copied(item) if isinstance(item, (list, dict)) else item for item in value]
     return value
+
+
+def plain(value: Any) -> Any:
+    """Turns numpy's numbers, also within tuples, into Python's, which JSON takes."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _refuse_torn(state: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..saved_state import plain
 from ..signal import Signal
 from ..simplex import (
     BoolArray,
@@ -40,7 +41,8 @@ class Mixer(ABC):
 
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {key: plain(value) for key, value in fields.items()}
 
     def init(self, domains: Sequence[str], weights: ArrayLike) -> State:
         """Makes the state before the first update.

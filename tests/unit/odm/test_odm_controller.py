@@ -184,6 +184,45 @@ def test_a_saved_state_leaves_out_plans_that_were_read_ahead():
     assert ahead.state_dict()["cursors"] == ahead.cursors.tolist() != plain.cursors.tolist()
 
 
+def train_ahead(mixture, first, last, *, saved_after=None):
+    """As `train`, with the plan of the next step always drawn; returns plans and a saved state."""
+    plans, saved = {first: mixture.draw(first, 16)}, None
+    for step in range(first, last + 1):
+        plans[step + 1] = mixture.draw(step + 1, 16)
+        mixture.observe(step, losses_of(plans[step], step))
+        if step == saved_after:
+            saved = mixture.state_dict(completed_step=step)
+    return {
+        step: (plan.domains.tobytes(), plan.positions.tobytes()) for step, plan in plans.items()
+    }, saved
+
+
+@pytest.mark.parametrize("constraints", [(), (CAP, Floor(1 / 30))])
+def test_plans_that_were_read_ahead_are_drawn_again_alike(constraints):
+    whole = controller(constraints=constraints)
+    expected, saved = train_ahead(whole, 1, 28, saved_after=20)
+    resumed = controller(constraints=constraints)
+    resumed.load_state_dict(json.loads(json.dumps(saved)))
+    assert resumed.state_dict() == saved  # also when it is saved again before anything is drawn
+    plans, _ = train_ahead(resumed, 21, 28)
+    assert plans == {step: plan for step, plan in expected.items() if step > 20}
+    assert resumed.weights.tobytes() == whole.weights.tobytes()
+
+
+def test_numbers_of_numpy_become_json():
+    mixture = MixtureController(
+        DOMAINS,
+        make_mixer("smoothed_mean", smoothing_factor=np.float32(0.5)),
+        MixtureSchedule(np.int64(1), np.int64(4)),
+        [EpochCap(np.float64(3), np.array([50] * 4), np.int64(300)), TrustRegion(np.float32(0.5))],
+        warmup_steps=np.int64(1),
+    )
+    for step in np.arange(1, 4):
+        mixture.draw(step, np.int64(8))
+        mixture.observe(step, PLANTED)
+    mixture.load_state_dict(json.loads(json.dumps(mixture.state_dict())))
+
+
 def test_a_trainer_that_never_observes_keeps_its_cursors():
     mixture = controller("static")
     for step in range(1, 2001):
@@ -234,6 +273,9 @@ def test_a_state_of_another_mixture_is_refused_with_the_difference(options, mess
         (lambda s: s["mixer"]["estimated_reward"].pop(), "field 'estimated_reward'"),
         (lambda s: s["cursors"].pop(), "expected 4 integer cursors"),
         (lambda s: s["weights"].pop(), "state: weights: expected 4 weights"),
+        (lambda s: s.update(weights=[5.0, 1.0, 1.0, 1.0]), "state: weights: must sum to 1, got 8"),
+        (lambda s: s.update(step=None, cursors=[9] * 4), "of step None, must be a number from 0"),
+        (lambda s: s.update(planned={"9": [1.0]}), "state: 9: expected 4 weights"),
     ],
 )
 def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
