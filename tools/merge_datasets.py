@@ -16,7 +16,9 @@ from megatron.data.indexed_dataset import (
     index_file_path,
 )
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
+from megatron.files import is_same_path
 from megatron.tokenizer.command_line import exit_code
+from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 
 
 def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
@@ -35,8 +37,10 @@ def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
         raise DataError(f"{output}: is a part and the result at once; choose another output prefix")
     metadata = merge_metadata([read_metadata(prefix) for prefix in prefixes])
     dtype = MMapIndexedDataset(prefixes[0]).dtype
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with MMapIndexedDatasetBuilder(data_file_path(output), dtype) as builder:
+    data = Path(data_file_path(output))
+    data.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_overs(data, tell=lambda line: print(line, file=sys.stderr))
+    with MMapIndexedDatasetBuilder(data, dtype) as builder, locked_temporaries(data):
         for prefix in prefixes:
             builder.merge_file_(prefix)
         metadata_path(output).unlink(missing_ok=True)  # of an older result: it would not be true
@@ -64,6 +68,20 @@ def find_prefixes(inputs: Sequence[str]) -> list[str]:
     return prefixes
 
 
+def check_apart(inputs: Sequence[str], output_prefix: str) -> None:
+    """Refuses a result in a folder of parts: the next merge of that folder would count it twice.
+
+    Raises:
+        DataError: Names the folder.
+    """
+    for name in inputs:
+        if Path(name).is_dir() and is_same_path(name, Path(output_prefix).parent):
+            raise DataError(
+                f"--output-prefix {output_prefix}: lies in the input folder {name}, the next merge "
+                "would take the result for a part; choose a prefix in another folder"
+            )
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Join tokenized data sets into one.")
@@ -82,6 +100,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
     """Runs the command; ends with exit code 2 and one line if the data are wrong."""
     args = get_parser().parse_args(input_args)
     try:
+        check_apart(args.input, args.output_prefix)
         prefixes = find_prefixes(args.input)
         merge_datasets(prefixes, args.output_prefix)
     except (DataError, OSError) as error:

@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron.files import atomic_writer
 from megatron.run_log import find_run_log, read_run_log
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def spread(wanted: np.ndarray, *, gap: float) -> np.ndarray:
 
 
 def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
-    """Draws the three panels into ``output``; its ending chooses the format."""
+    """Draws the three panels into ``output``; its ending chooses the format, PNG without one."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,9 +159,8 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     _label_curves(axes[1], history, smoothed, form="{:.2f}")
     _label_curves(axes[2], history, history.epochs, form="{:.2g}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.stem}.tmp{output.suffix}")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(output)
+    with atomic_writer(output) as stream:
+        figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
     pyplot.close(figure)
 
 
@@ -190,6 +190,8 @@ def _draw_panel(
 def _draw_validation(panel: Axes, history: MixtureHistory) -> None:
     for index, name in enumerate(history.domains):
         iterations, losses = history.validation.get(name, ([], []))
+        if not np.isfinite(np.array(losses, dtype=np.float64)).any():
+            continue  # an unclipped curve without a point has no extent: the layout would collapse
         panel.plot(
             iterations,
             losses,

@@ -36,6 +36,7 @@ from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
+from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 from tools.datasets.workers import encode_in_order
 
 BATCH_DOCUMENTS = 512
@@ -170,11 +171,12 @@ class _OutputSet:
     def __enter__(self) -> "_OutputSet":
         with contextlib.ExitStack() as stack:
             for prefix in self._prefixes:
-                Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-                builder = make_builder(
-                    data_file_path(prefix), self._impl, self._tokenizer.vocab_size
-                )
+                data = Path(data_file_path(prefix))
+                data.parent.mkdir(parents=True, exist_ok=True)
+                remove_left_overs(data, tell=_tell)
+                builder = make_builder(data, self._impl, self._tokenizer.vocab_size)
                 self._builders.append(stack.enter_context(builder))
+                stack.enter_context(locked_temporaries(data))
             self._stack = stack.pop_all()
         return self
 
@@ -265,7 +267,7 @@ def _tell_summary(
     if reader.problems:
         _tell(f"{reader.problems} records skipped, {reader.documents} read")
     if reader.ignored:
-        _tell(f"{reader.ignored} files in archives left out, not a kind of text file that is read")
+        _tell(f"{reader.ignored} files in archives left out, links or not a kind that is read")
     if expected is not None and expected != reader.documents:
         _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
 

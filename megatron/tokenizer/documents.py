@@ -33,7 +33,7 @@ class DocumentReader:
     Attributes:
         documents: Documents given out so far.
         problems: Records that were skipped so far (only with ``on_error="skip"``).
-        ignored: Files in archives that were left out so far, being of another kind.
+        ignored: Files in archives that were left out so far, being of another kind, or links.
         bytes_read: Bytes read from disk so far (compressed size), at most `total_bytes`.
         total_bytes: Size of all input files on disk.
     """
@@ -127,10 +127,10 @@ class DocumentReader:
     def _count_bytes(self, count: int) -> None:
         self.bytes_read = min(self.bytes_read + count, self.total_bytes)
 
-    def _tell_ignored(self, name: str) -> None:
+    def _tell_ignored(self, name: str, reason: str) -> None:
         self.ignored += 1
         if self.ignored <= MAX_REPORTS:
-            self._report(f"{name}: left out, not a kind of text file that is read")
+            self._report(f"{name}: left out, {reason}")
         if self.ignored == MAX_REPORTS:
             self._report("further files in archives that are left out are counted but not listed")
 

@@ -2,7 +2,8 @@
 
 A file is recognised by its name: ``.jsonl``, ``.ndjson``, ``.json`` or ``.txt``, perhaps followed
 by ``.gz``, ``.zst``, ``.bz2`` or ``.xz``; or an archive of such files (``.zip``, ``.tar``,
-``.tar.gz``, ``.tgz``, ``.tar.zst`` ...). Nothing is unpacked to disk or held in memory as a whole.
+``.tar.gz``, ``.tgz``, ``.tar.zst`` ...). Nothing is unpacked to disk or held in memory as a whole,
+so links inside archives are not followed but named.
 """
 
 import bz2
@@ -10,6 +11,7 @@ import gzip
 import io
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -28,6 +30,11 @@ READABLE = (
     ".jsonl, .json or .txt, plain or with .gz, .zst, .bz2, .xz, or .zip/.tar archives of these"
 )
 BUFFER_BYTES = 1 << 20
+
+XZ_PADDING_BYTES = 4
+"""Between and behind the streams of an .xz file may lie zeros, a multiple of so many."""
+
+NO_TEXT = "not a kind of text file that is read"
 
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 """What the standard library raises for truncated or foreign compressed data."""
@@ -209,28 +216,91 @@ class ZstandardFile(io.RawIOBase):
             self._frame = None
 
 
+class StreamChain(io.RawIOBase):
+    """Decompresses the bzip2 or xz streams of a file one after another.
+
+    `BZ2File` and `LZMAFile` take what they cannot read behind a stream for the end of the file:
+    zeros between two xz streams, which the format allows, would hide all that follows.
+    """
+
+    def __init__(self, source: IO[bytes], begin: Callable[[], Any], *, padding_bytes: int = 0):
+        """Begins with the first stream.
+
+        Args:
+            source: The compressed bytes.
+            begin: Makes a decompressor, one a stream.
+            padding_bytes: The zeros between streams come in multiples of so many; 0 allows none.
+        """
+        self._source = source
+        self._begin = begin
+        self._padding_bytes = padding_bytes
+        self._decompressor = begin()
+        self._stream_number = 1
+        self._compressed = b""
+
+    def readable(self) -> bool:
+        """Says yes, as the buffering around it asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer with decompressed bytes; returns their number, 0 at the end."""
+        content = b""
+        while not content and (not self._decompressor.eof or self._has_another()):
+            if self._decompressor.needs_input and not self._compressed:
+                self._compressed = self._source.read(BUFFER_BYTES)
+                if not self._compressed:
+                    raise EOFError(f"the file ends inside compressed stream {self._stream_number}")
+            try:
+                content = self._decompressor.decompress(self._compressed, len(buffer))
+            except (OSError, lzma.LZMAError) as error:
+                raise EOFError(f"{error} in compressed stream {self._stream_number}") from error
+            self._compressed = b""  # the decompressor has taken it all
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _has_another(self) -> bool:
+        """Goes on to the next stream; False where the file ends."""
+        rest = self._decompressor.unused_data or self._source.read(BUFFER_BYTES)
+        num_zeros = 0
+        while self._padding_bytes and rest.startswith(b"\0"):
+            behind = rest.lstrip(b"\0")
+            num_zeros += len(rest) - len(behind)
+            rest = behind or self._source.read(BUFFER_BYTES)
+        if num_zeros and num_zeros % self._padding_bytes:
+            raise EOFError(
+                f"{num_zeros} zeros behind compressed stream {self._stream_number}, "
+                f"not a multiple of {self._padding_bytes}"
+            )
+        if rest:
+            self._compressed = rest
+            self._decompressor = self._begin()
+            self._stream_number += 1
+        return bool(rest)
+
+
 def decompressed(source: IO[bytes], compression: str, name: str) -> IO[bytes]:
     """Wraps a stream of compressed bytes so that it reads as plain bytes."""
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
     if compression == ".bz2":
-        return io.BufferedReader(bz2.BZ2File(source), BUFFER_BYTES)
+        return io.BufferedReader(StreamChain(source, bz2.BZ2Decompressor), BUFFER_BYTES)
     if compression == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(source), BUFFER_BYTES)
+        chain = StreamChain(source, lzma.LZMADecompressor, padding_bytes=XZ_PADDING_BYTES)
+        return io.BufferedReader(chain, BUFFER_BYTES)
     if compression == ".zst":
         return io.BufferedReader(ZstandardFile(source, name), BUFFER_BYTES)
     return source
 
 
 def open_streams(
-    path: Path, *, on_read: Callable[[int], None], on_ignored: Callable[[str], None]
+    path: Path, *, on_read: Callable[[int], None], on_ignored: Callable[[str, str], None]
 ) -> Iterator[TextStream]:
     """Yields the text streams of a file: itself, or each readable member of an archive in order.
 
     Args:
         path: A file of a readable name.
         on_read: Called with the number of bytes read from disk, for progress.
-        on_ignored: Called with the name of each archive member that is not of a readable kind.
+        on_ignored: Called with the name of each archive member that is left out, and the reason.
 
     Raises:
         DocumentError: The file cannot be opened, or its archive structure is damaged.
@@ -258,13 +328,23 @@ def damaged(name: str, error: BaseException) -> DocumentError:
 
 
 def _member_stream(
-    name: str, source: IO[bytes], on_ignored: Callable[[str], None]
+    name: str, source: IO[bytes], on_ignored: Callable[[str, str], None]
 ) -> Iterator[TextStream]:
     content, compression = split_suffixes(name)
     if content in LINE_SUFFIXES + TEXT_SUFFIXES:
         yield TextStream(name, content in LINE_SUFFIXES, decompressed(source, compression, name))
     else:
-        on_ignored(name)
+        on_ignored(name, NO_TEXT)
+
+
+def _ignore_link(name: str, target: str, on_ignored: Callable[[str, str], None]) -> None:
+    """Tells of a link: an archive is read as a stream, in which there is no way back to a target.
+
+    Links of other kinds of name are passed over: what they lead to has a name of its own.
+    """
+    if split_suffixes(name)[0] in LINE_SUFFIXES + TEXT_SUFFIXES:
+        remedy = "pack files, not links (tar --dereference --hard-dereference)"
+        on_ignored(name, f"a link to {target}, which is not followed; {remedy}")
 
 
 class _StrictArchive(tarfile.TarFile):
@@ -299,7 +379,7 @@ class _StrictMember(tarfile.TarInfo):
 
 
 def _tar_streams(
-    source: IO[bytes], path: Path, on_ignored: Callable[[str], None]
+    source: IO[bytes], path: Path, on_ignored: Callable[[str, str], None]
 ) -> Iterator[TextStream]:
     try:
         # ignore_zeros: archives one behind the other are read as one
@@ -307,23 +387,32 @@ def _tar_streams(
             fileobj=source, mode="r|", tarinfo=_StrictMember, ignore_zeros=True
         ) as archive:
             for member in archive:
+                name = f"{path}!{member.name}"
+                if member.islnk() or member.issym():
+                    _ignore_link(name, member.linkname, on_ignored)
+                    continue
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
-                    yield from _member_stream(f"{path}!{member.name}", content, on_ignored)
+                    yield from _member_stream(name, content, on_ignored)
     except DAMAGE as error:
         raise damaged(str(path), error) from error
 
 
 def _zip_streams(
-    path: Path, on_read: Callable[[int], None], on_ignored: Callable[[str], None]
+    path: Path, on_read: Callable[[int], None], on_ignored: Callable[[str, str], None]
 ) -> Iterator[TextStream]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if member.is_dir():
                     continue
+                name = f"{path}!{member.filename}"
                 with archive.open(member) as content:
-                    yield from _member_stream(f"{path}!{member.filename}", content, on_ignored)
+                    if stat.S_ISLNK(member.external_attr >> 16):
+                        target = content.read().decode(errors="replace")
+                        _ignore_link(name, target, on_ignored)
+                    else:
+                        yield from _member_stream(name, content, on_ignored)
                 on_read(member.compress_size)
     except (*DAMAGE, NotImplementedError, RuntimeError) as error:
         raise damaged(str(path), error) from error

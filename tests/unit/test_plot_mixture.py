@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 from megatron.run_log import RunLogFile
-from tools.plot_mixture import iteration_limits, main, read_history, smooth, spread
+from tools.plot_mixture import (
+    draw_mixture,
+    iteration_limits,
+    main,
+    read_history,
+    smooth,
+    spread,
+)
 
 
 def write_log(path, *, num_domains: int, iterations: int = 20) -> None:
@@ -52,6 +61,46 @@ def test_validation_outside_the_logged_iterations_is_inside_the_picture(tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib's, that the layout does not fit
         assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 0
+
+
+@pytest.mark.parametrize("losses", [[], [math.nan], [math.inf]])
+def test_a_domain_without_validation_points_leaves_the_panels_their_size(
+    tmp_path, monkeypatch, losses
+):
+    write_log(tmp_path / "metrics.jsonl", num_domains=3)
+    history = read_history(tmp_path)
+    places = list(range(len(losses)))
+    validation = {**history.validation, "domain_1": (places, losses)}
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_mixture(replace(history, validation=validation), tmp_path / "x.png", title="a run")
+    (figure,) = drawn
+    for panel in figure.axes:
+        extent = panel.get_window_extent()
+        assert extent.width > 0.6 * figure.bbox.width
+        assert extent.height > 0.2 * figure.bbox.height
+    monkeypatch.undo()
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("noext", b"\x89PNG"), ("x.PNG", b"\x89PNG"), ("x.svg", b"<?xml")]
+)
+def test_the_ending_chooses_the_format(tmp_path, name, start):
+    write_log(tmp_path / "metrics.jsonl", num_domains=2)
+    assert main([str(tmp_path), "-o", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    write_log(tmp_path / "metrics.jsonl", num_domains=2)
+    assert main([str(tmp_path), "-o", str(tmp_path / "x.bmpx")]) == 2
+    error = capsys.readouterr().err
+    assert "Format 'bmpx' is not supported" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_the_history_holds_what_the_log_says(tmp_path):

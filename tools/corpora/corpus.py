@@ -23,12 +23,28 @@ class TextRecord:
     split: Split | None = None
 
 
+@dataclass
+class Losses:
+    """What of a part could not be used; counted while it is read."""
+
+    records: int = 0
+    files_in_archives: int = 0
+
+    def __str__(self) -> str:
+        counts = {
+            "unusable records skipped": self.records,
+            "files in archives left out": self.files_in_archives,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 @dataclass(frozen=True)
 class Part:
     """A piece of a corpus that is gathered as a whole: kept when finished, else begun again."""
 
     name: str
-    records: Callable[[], Iterator[TextRecord]]
+    records: Callable[[Losses], Iterator[TextRecord]]
+    """Reads them, and counts those that it leaves out."""
     is_one_domain: bool = True
     """The part may stop as soon as its domain is full."""
     sources: tuple[Path, ...] = ()
@@ -94,6 +110,36 @@ def domain_name(raw: str) -> str:
     return name
 
 
+class DomainNames:
+    """Names the domains that records call by their own words; no two of them share a name."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._first: dict[str, str] = {}
+
+    def name_of(self, raw: str, *, where: str) -> str:
+        """Gives `domain_name`; what differs in the white space around it is the same domain.
+
+        Raises:
+            DocumentError: Another domain has this name already (C and C++ must not become one), or
+                nothing usable is left.
+        """
+        raw = raw.strip()
+        if raw not in self._names:
+            try:
+                name = domain_name(raw)
+            except DocumentError as error:
+                raise DocumentError(f"{where}: {error}") from error
+            first = self._first.setdefault(name, raw)
+            if first != raw:
+                raise DocumentError(
+                    f"{where}: the domains {first!r} and {raw!r} would both be named {name!r}; "
+                    "rename one of them in the text"
+                )
+            self._names[raw] = name
+        return self._names[raw]
+
+
 def pieces(text: str, longest: int = LONGEST_PIECE_CHARACTERS) -> Iterator[str]:
     """Cuts a long text at blank lines, or else at line ends, into pieces of at most `longest`.
 
@@ -102,10 +148,15 @@ def pieces(text: str, longest: int = LONGEST_PIECE_CHARACTERS) -> Iterator[str]:
     start = 0
     while len(text) - start > longest:
         window = text[start : start + longest]
-        cut = window.rfind("\n\n", longest // 2)
-        cut = cut + 2 if cut >= 0 else window.rfind("\n", longest // 2) + 1
-        cut = cut or longest
+        blank = max(_end_of_last(mark, window) for mark in ("\n\n", "\n\r\n"))
+        cut = blank or _end_of_last("\n", window) or longest
         yield text[start : start + cut]
         start += cut
     if start < len(text):
         yield text[start:]
+
+
+def _end_of_last(mark: str, window: str) -> int:
+    """Where the last mark in the second half of a window ends; 0 where there is none."""
+    place = window.rfind(mark, len(window) // 2)
+    return place + len(mark) if place >= 0 else 0

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from megatron.tokenizer.documents import lookup
 from megatron.tokenizer.errors import DocumentError
-from tools.corpora.corpus import Corpus, Part, TextRecord, domain_name
+from tools.corpora.corpus import Corpus, DomainNames, Losses, Part, TextRecord
 
 SHUFFLE_SEED = 0
 SHUFFLE_BUFFER_DOCUMENTS = 2000
@@ -29,10 +29,11 @@ class HubCorpus(Corpus):
         sources = () if source is None else (Path(source),)
         return [Part("hub", self._records, is_one_domain=False, sources=sources)]
 
-    def _records(self) -> Iterator[TextRecord]:
+    def _records(self, losses: Losses) -> Iterator[TextRecord]:
         text_key = self.options.text_key or self.text_key
         domain_key = self.options.domain_key or self.domain_key
         path = self.options.input_path or self.repository
+        names = DomainNames()
         for number, row in enumerate(_stream(path), start=1):
             try:
                 text, domain = lookup(row, text_key), lookup(row, domain_key)
@@ -41,14 +42,16 @@ class HubCorpus(Corpus):
                     f"{path}: row {number}: {error}; set --text-key and --domain-key"
                 ) from error
             if isinstance(text, str) and isinstance(domain, str):
-                yield TextRecord(domain_name(domain), text)
+                yield TextRecord(names.name_of(domain, where=f"{path}: row {number}"), text)
             elif self.options.on_error == "fail":
                 raise DocumentError(
                     f"{path}: row {number}: {text_key} and {domain_key} must be text, got "
                     f"{type(text).__name__} and {type(domain).__name__}; pass --on-error skip"
                 )
-            elif self.options.report is not None:
-                self.options.report(f"skipped {path}: row {number}: no text or no domain")
+            else:
+                losses.records += 1
+                if self.options.report is not None:
+                    self.options.report(f"skipped {path}: row {number}: no text or no domain")
 
 
 class CommonPile(HubCorpus):

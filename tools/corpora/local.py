@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from megatron.tokenizer.documents import DocumentReader
+from megatron.tokenizer.documents import Document, DocumentReader
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.streams import (
     READABLE,
@@ -13,7 +13,28 @@ from megatron.tokenizer.streams import (
     is_readable,
     split_suffixes,
 )
-from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord, domain_name, pieces
+from tools.corpora.corpus import (
+    SPLITS,
+    Corpus,
+    DomainNames,
+    Losses,
+    Part,
+    Split,
+    TextRecord,
+    domain_name,
+    pieces,
+)
+
+SPLIT_OF_NAME: dict[str, Split] = {
+    "train": "train",
+    "valid": "valid",
+    "validation": "valid",  # the name that the Hugging Face hub uses
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+OTHER_NAMES = ("training", "eval", "evaluation", "holdout", "heldout", "held_out", "testing")
+"""Beside `train` they are no domains either, but nobody can say which split."""
 
 
 class LocalCorpus(Corpus):
@@ -21,7 +42,7 @@ class LocalCorpus(Corpus):
 
     - with `--domain-key`: every record says its domain in that field (``meta.source`` descends);
     - a folder with `train` and `valid` (and perhaps `test`) inside: split already, each of them
-      holds a subfolder or a file a domain;
+      holds a subfolder or a file a domain; `valid` may be called `validation`, `val` or `dev`;
     - any other folder: a subfolder or a file a domain;
     - a single file: one domain.
 
@@ -40,13 +61,14 @@ class LocalCorpus(Corpus):
             records = self._records_with_domain
             return [Part("records", records, is_one_domain=False, sources=(root,))]
         if root.is_file():
-            return [self._part(_stem(root), {None: [root]})]
-        if (root / "train").is_dir() and (root / "valid").is_dir():
-            present = [split for split in SPLITS if (root / split).is_dir()]
-            found = {split: _domain_paths(root / split) for split in present}
+            return [self._part(domain_name(_stem(root)), {None: [root]})]
+        folders = _split_folders(root)
+        if folders:
+            self._tell_beside(root, list(folders.values()))
+            found = {split: _domain_paths(folder) for split, folder in folders.items()}
             _check_same_domains(root, found)
             names = sorted(found["train"])
-            return [self._part(name, {s: [found[s][name]] for s in present}) for name in names]
+            return [self._part(name, {s: [found[s][name]] for s in found}) for name in names]
         paths = _domain_paths(root)
         if not paths:
             raise DocumentError(f"{root}: the folder holds no readable file or subfolder")
@@ -73,53 +95,101 @@ class LocalCorpus(Corpus):
                 f"what is read: {READABLE}"
             )
 
+    def _tell_beside(self, root: Path, folders: list[Path]) -> None:
+        """Says what of a folder that is split already belongs to no split."""
+        beside = [path.name for path in _entries(root) if path not in folders]
+        if beside and self.options.report is not None:
+            splits = ", ".join(folder.name for folder in folders)
+            self.options.report(f"{root}: left out {', '.join(beside)}: in none of {splits}")
+
     def _part(self, name: str, paths: dict[Split | None, list[Path]]) -> Part:
-        def records() -> Iterator[TextRecord]:
+        def records(losses: Losses) -> Iterator[TextRecord]:
             for split, files in paths.items():
                 for path in files:
-                    for text in self._texts(path):
+                    for text in self._texts(path, losses):
                         yield TextRecord(name, text, split)
 
         sources = tuple(path for files in paths.values() for path in files)
         return Part(name, records, is_one_domain=None in paths, sources=sources)
 
-    def _texts(self, path: Path) -> Iterator[str]:
+    def _texts(self, path: Path, losses: Losses) -> Iterator[str]:
         key = self.options.text_key or "text"
-        for document in self._reader(path, [key]):
+        for document in self._documents(path, [key], losses):
             (text,) = document.texts
             is_plain = split_suffixes(document.location)[0] in TEXT_SUFFIXES
             yield from pieces(text) if is_plain else (text,)
 
-    def _records_with_domain(self) -> Iterator[TextRecord]:
+    def _records_with_domain(self, losses: Losses) -> Iterator[TextRecord]:
         keys = [self.options.text_key or "text", self.options.domain_key or "domain"]
-        for document in self._reader(self._root(), keys):
+        names = DomainNames()
+        for document in self._documents(self._root(), keys, losses):
             text, domain = document.texts
-            yield TextRecord(domain_name(domain), text)
+            yield TextRecord(names.name_of(domain, where=document.location), text)
 
-    def _reader(self, path: Path, keys: list[str]) -> DocumentReader:
-        return DocumentReader(
+    def _documents(self, path: Path, keys: list[str], losses: Losses) -> Iterator[Document]:
+        reader = DocumentReader(
             [str(path)], keys=keys, on_error=self.options.on_error, report=self.options.report
         )
+        try:
+            yield from reader
+        finally:  # also where the reading ends early because the domain is full
+            losses.records += reader.problems
+            losses.files_in_archives += reader.ignored
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The subfolders and the readable files of a folder, hidden ones left out."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and (path.is_dir() or is_readable(path.name))
+    ]
 
 
 def _stem(path: Path) -> str:
+    """The name of a folder, or that of a file without its suffixes."""
+    if path.is_dir():
+        return path.name
     content, compression = split_suffixes(path.name)
     suffix_length = 4 if path.name.lower().endswith(".tgz") else len(content + compression)
-    return domain_name(path.name[: len(path.name) - suffix_length])
+    return path.name[: len(path.name) - suffix_length]
+
+
+def _split_folders(root: Path) -> dict[Split, Path]:
+    """The folders of a corpus that is split already; empty where the folder holds domains.
+
+    Raises:
+        DocumentError: Beside `train` something looks like a split that cannot be used: it would
+            become a domain, and held-out text would be trained on.
+    """
+    named = {path: _stem(path).lower() for path in _entries(root)}
+    alike = [path for path, name in named.items() if name in SPLIT_OF_NAME or name in OTHER_NAMES]
+    if "train" not in named.values() or len(alike) == 1:
+        return {}
+    found: dict[Split, Path] = {}
+    for path in alike:
+        split = SPLIT_OF_NAME.get(named[path])
+        if split in found:
+            raise DocumentError(
+                f"{root}: {found[split].name} and {path.name} are both the split {split!r}; "
+                "keep one of them"
+            )
+        if split is not None and path.is_dir():
+            found[split] = path
+    if len(found) < len(alike) or "valid" not in found:
+        raise DocumentError(
+            f"{root}: {', '.join(path.name for path in alike)} look like splits; a folder that is "
+            "split has the folders train, valid (or validation, val, dev) and perhaps test, "
+            "and no other split; arrange or rename them"
+        )
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _domain_paths(folder: Path) -> dict[str, Path]:
     """The domains of a folder: name to its file or subfolder."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            name = domain_name(path.name)
-        elif is_readable(path.name):
-            name = _stem(path)
-        else:
-            continue
+    for path in _entries(folder):
+        name = domain_name(_stem(path))
         if name in found:
             raise DocumentError(
                 f"{folder}: {found[name].name} and {path.name} are both the domain {name!r}; "

@@ -4,6 +4,7 @@
 part is complete and says what it consists of.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from megatron.files import atomic_writer
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.streams import files_below
-from tools.corpora.corpus import SPLITS, Corpus, Part, Split, TextRecord
+from tools.corpora.corpus import SPLITS, Corpus, Losses, Part, Split, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
 FEWEST_DOCUMENTS = 3
@@ -46,14 +47,22 @@ class _Domain:
     sizes_bytes: list[int] = field(default_factory=list)
     given_splits: list[Split | None] = field(default_factory=list)
     text_bytes: int = 0
+    num_duplicates: int = 0
+    num_empty: int = 0
+
+    def left_out(self) -> str:
+        """Says how many documents were dropped; empty where there were none."""
+        counts = {"duplicates": self.num_duplicates, "empty": self.num_empty}
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"; {said} left out" if said else ""
 
 
 def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list[SplitText]:
     """Gathers the text of all parts that are not finished yet, or whose sources have changed.
 
-    Exact duplicates (but for white space) are dropped within the corpus: so a part that is gathered
-    again has all later ones gathered again. A domain that is below the corpus's least size is left
-    out and said aloud.
+    Exact duplicates (but for white space) are dropped within the corpus and counted: so a part that
+    is gathered again has all later ones gathered again. A domain that is below the corpus's least
+    size is left out and said aloud.
 
     Args:
         corpus: Where the text comes from.
@@ -72,13 +81,15 @@ def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list
     is_kept = True
     for part in parts:
         state = sources_state(part.sources)
-        texts = _finished(part, corpus, folder=folder, state=state) if is_kept else None
-        if texts is None:
+        finished = _finished(part, corpus, folder=folder, state=state) if is_kept else None
+        if finished is None:
             is_kept = False
             texts = _gather_part(part, corpus, folder=folder, state=state, seen=seen, tell=tell)
         else:
+            texts, losses = finished
             seen.update(_digests_of(texts))
-            tell(f"kept the text of {part.name}")
+            lost = f"; when it was gathered: {losses}" if str(losses) else ""
+            tell(f"kept the text of {part.name}{lost}")
         _check_no_collision(gathered, texts)
         gathered += texts
     _remove_left_overs(folder, gathered)
@@ -111,11 +122,16 @@ def _record_path(folder: Path, part: Part) -> Path:
     return folder / f"{part.name}.part.json"
 
 
-def _finished(part: Part, corpus: Corpus, *, folder: Path, state: str) -> list[SplitText] | None:
+def _finished(
+    part: Part, corpus: Corpus, *, folder: Path, state: str
+) -> tuple[list[SplitText], Losses] | None:
     try:
         record = json.loads(_record_path(folder, part).read_text())
         if record["settings"] != corpus.settings() or record["sources"] != state:
             return None
+        losses = Losses(**record["losses"])
+        if losses.records and corpus.options.on_error == "fail":
+            return None  # the user has come to ask for each of them
         texts = [
             SplitText(
                 domain=entry["domain"],
@@ -131,7 +147,7 @@ def _finished(part: Part, corpus: Corpus, *, folder: Path, state: str) -> list[S
         are_whole = [text.path.stat().st_size for text in texts] == sizes
     except (OSError, ValueError, KeyError, TypeError):  # missing or torn: gather it again
         return None
-    return texts if are_whole else None
+    return (texts, losses) if are_whole else None
 
 
 def _digests_of(texts: list[SplitText]) -> set[bytes]:
@@ -154,27 +170,47 @@ def _gather_part(
     folder.mkdir(parents=True, exist_ok=True)
     _record_path(folder, part).unlink(missing_ok=True)
     domains: dict[str, _Domain] = {}
+    losses = Losses()
     try:
-        _spool_records(part, corpus, folder=folder, seen=seen, domains=domains)
+        _spool_records(part, corpus, folder=folder, seen=seen, domains=domains, losses=losses)
         texts: list[SplitText] = []
         for name, domain in sorted(domains.items()):
-            if domain.text_bytes < corpus.min_domain_bytes:
-                tell(
-                    f"left out {name}: {domain.text_bytes / 1e3:.0f} KB here, a domain needs "
-                    f"{corpus.min_domain_bytes / 1e3:.0f} KB (--min-domain-kb)"
-                )
+            reason = _reason_to_leave_out(domain, corpus)
+            if reason is not None:
+                tell(f"left out {name}: {reason}")
                 seen.difference_update(domain.digests)  # its text is still to be had elsewhere
                 continue
             texts += _write_splits(name, domain, folder)
-            tell(f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB")
+            tell(
+                f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB"
+                f"{domain.left_out()}"
+            )
+        if str(losses):
+            tell(f"{part.name}: {losses}")
         if not domains:
-            tell(f"left out {part.name}: there is none on this machine")
+            why = "nothing of it can be used" if str(losses) else "there is none on this machine"
+            tell(f"left out {part.name}: {why}")
     finally:
         for domain in domains.values():
             domain.spool.close()
             Path(domain.spool.name).unlink(missing_ok=True)
-    _write_record(part, corpus, folder=folder, state=state, texts=texts)
+    _write_record(part, corpus, folder=folder, state=state, texts=texts, losses=losses)
     return texts
+
+
+def _reason_to_leave_out(domain: _Domain, corpus: Corpus) -> str | None:
+    num_dropped = domain.num_duplicates + domain.num_empty
+    if not domain.digests and num_dropped:
+        kinds = {"duplicates of text gathered before": domain.num_duplicates}
+        kinds |= {"empty": domain.num_empty}
+        what = " or ".join(kind for kind, count in kinds.items() if count)
+        return f"all of its {num_dropped} documents are {what}"
+    if domain.text_bytes < corpus.min_domain_bytes:
+        return (
+            f"{domain.text_bytes / 1e3:.3g} KB here, a domain needs "
+            f"{corpus.min_domain_bytes / 1e3:.3g} KB (--min-domain-kb){domain.left_out()}"
+        )
+    return None
 
 
 def _spool_records(
@@ -184,11 +220,12 @@ def _spool_records(
     folder: Path,
     seen: set[bytes],
     domains: dict[str, _Domain],
+    losses: Losses,
 ) -> None:
     limit_bytes = corpus.max_domain_bytes
     refused_in_a_row = 0
     with TextProgress(f"gathering {part.name}", total_bytes=limit_bytes or 0) as progress:
-        for record in part.records():
+        for record in part.records(losses):
             domain = domains.get(record.domain)
             if domain is None:
                 spool = (folder / f".{record.domain}.{part.name}.spool").open("w+b")
@@ -208,8 +245,12 @@ def _spool_records(
 
 def _spool(record: TextRecord, domain: _Domain, seen: set[bytes]) -> int:
     """Appends a document to its domain unless it is empty or known; returns its bytes."""
+    if not record.text.strip():
+        domain.num_empty += 1
+        return 0
     digest = digest_of(record.text)
-    if digest in seen or not record.text.strip():
+    if digest in seen:
+        domain.num_duplicates += 1
         return 0
     seen.add(digest)
     size_bytes = len(record.text.encode())
@@ -252,7 +293,13 @@ def _write_splits(name: str, domain: _Domain, folder: Path) -> list[SplitText]:
 
 
 def _write_record(
-    part: Part, corpus: Corpus, *, folder: Path, state: str, texts: list[SplitText]
+    part: Part,
+    corpus: Corpus,
+    *,
+    folder: Path,
+    state: str,
+    texts: list[SplitText],
+    losses: Losses,
 ) -> None:
     entries: list[dict[str, Any]] = [
         {
@@ -266,7 +313,12 @@ def _write_record(
         }
         for text in texts
     ]
-    record = {"settings": corpus.settings(), "sources": state, "texts": entries}
+    record = {
+        "settings": corpus.settings(),
+        "sources": state,
+        "losses": dataclasses.asdict(losses),
+        "texts": entries,
+    }
     with atomic_writer(_record_path(folder, part)) as output:
         output.write((json.dumps(record, indent=1) + "\n").encode())
 

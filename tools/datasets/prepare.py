@@ -129,7 +129,7 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
 
 
 def check_arguments(args: argparse.Namespace, folder: Path) -> None:
-    """Refuses arguments that would have no effect, and output inside the input.
+    """Refuses arguments that would have no effect, and input and output one inside the other.
 
     Raises:
         DocumentError: Names the argument.
@@ -141,12 +141,23 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
                     f"--{name.replace('_', '-')} {getattr(args, name)}: this_machine reads no "
                     "text of yours; name the dataset: prepare_data.py local ..."
                 )
-    if args.input is not None and Path(args.input).is_dir():
-        if folder.resolve().is_relative_to(Path(args.input).resolve()):
-            raise DocumentError(
-                f"--input {args.input}: {folder} would be written inside it and read as text the "
-                "next time; choose another --data-dir"
-            )
+    if args.input is not None:
+        _check_apart(Path(args.input), folder)
+
+
+def _check_apart(given: Path, folder: Path) -> None:
+    """What is written must not be read the next time, nor may the user's text be cleared away."""
+    source, target = given.resolve(), folder.resolve()
+    if source.is_relative_to(target):
+        raise DocumentError(
+            f"--input {given}: lies inside {folder}, whose files are written and removed here; "
+            "move the text elsewhere or choose another --data-dir"
+        )
+    if source.is_dir() and target.is_relative_to(source):
+        raise DocumentError(
+            f"--input {given}: {folder} would be written inside it and read as text the "
+            "next time; choose another --data-dir"
+        )
 
 
 def corpus_options(args: argparse.Namespace) -> CorpusOptions:

@@ -1,3 +1,5 @@
+import fcntl
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,25 @@ def test_the_limits_of_what_can_be_joined_are_one_line_and_exit_code_2(
         assert message in error
         assert error.count("\n") == 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".whole", "whole"))]
+
+
+def test_a_result_inside_a_folder_of_parts_is_refused(parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path / "parts")
+    for output in (tmp_path / "parts/all", "all"):
+        with pytest.raises(SystemExit):
+            main(["--input", str(tmp_path / "parts"), "--output-prefix", str(output)])
+        assert f"--output-prefix {output}: lies in the input folder" in capsys.readouterr().err
+    assert not list((tmp_path / "parts").glob("*all*"))
+    main(["--input", "a", "b", "--output-prefix", "all"])
+    assert len(documents_of("all")) == 4
+
+
+def test_a_merge_removes_what_a_killed_one_left(parts, tmp_path, capsys):
+    left, held = (tmp_path / f".whole.bin.{number}-0a0b0c0d.tmp" for number in (1, 2))
+    for path in (left, held):
+        path.write_bytes(b"tokens")
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        main(["--input", *parts, "--output-prefix", str(tmp_path / "whole")])
+    assert f"removed {left}, " in capsys.readouterr().err
+    assert [path for path in (left, held) if path.exists()] == [held]

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import zstandard
 
-from megatron.tokenizer import documents
+from megatron.tokenizer import documents, streams
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
 
@@ -50,6 +50,51 @@ def test_compressed_files_one_behind_the_other_are_one_file(tmp_path, suffix):
     assert texts_of(path) == [("one",), ("two",)]
 
 
+FIRST, SECOND = LINES.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("zeros", [4, 8, 5 << 20])
+def test_zeros_between_and_behind_xz_streams_hide_nothing(tmp_path, zeros):
+    path = tmp_path / "corpus.jsonl.xz"
+    padding = bytes(zeros)
+    path.write_bytes(lzma.compress(FIRST) + padding + lzma.compress(SECOND) + padding)
+    assert texts_of(path) == [("one",), ("two",)]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("rest", ["no stream", "FIRST", "half a stream"])
+def test_what_is_no_stream_behind_a_stream_is_an_error(tmp_path, suffix, rest):
+    compress = COMPRESS[suffix]
+    behind = {
+        "no stream": b"x" + compress(SECOND),
+        "FIRST": FIRST,
+        "half a stream": compress(SECOND * 100)[:20],
+    }[rest]
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    path.write_bytes(compress(FIRST) + behind)
+    with pytest.raises(DocumentError, match=r"corpus\.jsonl.*damaged or truncated"):
+        skipping(path)
+
+
+@pytest.mark.parametrize("zeros", [1, 5, 6])
+def test_an_xz_file_with_a_wrong_number_of_zeros_is_damaged(tmp_path, zeros):
+    path = tmp_path / "corpus.jsonl.xz"
+    path.write_bytes(lzma.compress(FIRST) + bytes(zeros))
+    with pytest.raises(DocumentError, match=f"{zeros} zeros behind compressed stream 1"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".xz"])
+def test_text_larger_than_the_buffers_is_read_whole(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(streams, "BUFFER_BYTES", 100)
+    lines = [f'{{"text": "{number}"}}\n' for number in range(3000)]
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix]("".join(lines).encode()) * 2)
+    reader = DocumentReader([str(path)])
+    assert [document.texts[0] for document in reader] == [*map(str, range(3000))] * 2
+    assert reader.bytes_read == reader.total_bytes
+
+
 def members():
     return {
         "a.jsonl": LINES,
@@ -87,6 +132,31 @@ def test_archives_give_their_text_members_and_name_the_others(tmp_path, name):
     ]
     assert len(said) == 1
     assert "picture.png" in said[0]
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, "zip"])
+def test_a_link_in_an_archive_is_told_and_counted(tmp_path, kind):
+    if kind == "zip":
+        path = tmp_path / "corpus.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("blob", LINES)
+            entry = zipfile.ZipInfo("link.jsonl")
+            entry.external_attr = 0o120777 << 16
+            archive.writestr(entry, "blob")
+    else:
+        path = tmp_path / "corpus.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            blob = tarfile.TarInfo("blob")
+            blob.size = len(LINES)
+            archive.addfile(blob, io.BytesIO(LINES))
+            link = tarfile.TarInfo("link.jsonl")
+            link.type, link.linkname = kind, "blob"
+            archive.addfile(link)
+    said = []
+    reader = DocumentReader([str(path)], report=said.append)
+    assert list(reader) == []
+    assert reader.ignored == 2
+    assert f"{path}!link.jsonl: left out, a link to blob, which is not followed" in said[1]
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):

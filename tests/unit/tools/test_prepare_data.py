@@ -107,6 +107,21 @@ def test_records_can_name_their_domain(tmp_path):
     assert domains_of(settings) == ["Stack_Exchange", "arXiv"]
 
 
+@pytest.mark.parametrize(("first", "second"), [("C", "C++"), ("Stack Exchange", "Stack_Exchange")])
+def test_domains_that_would_share_a_name_are_refused_with_both(tmp_path, first, second):
+    records = [*sentences(first), {"text": "x", "domain": f" {first} "}, *sentences(second)]
+    path = write_jsonl(tmp_path / "all.jsonl", records)
+    with pytest.raises(DocumentError) as raised:
+        prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
+    assert f"all.jsonl:42: the domains {first!r} and {second!r} would both be" in str(raised.value)
+
+
+def test_a_domain_without_any_letter_is_refused_with_its_line(tmp_path):
+    path = write_jsonl(tmp_path / "all.jsonl", [*sentences("a"), {"text": "x", "domain": "?"}])
+    with pytest.raises(DocumentError, match=r"all\.jsonl:41: '\?' cannot be a domain name"):
+        prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
+
+
 def test_a_folder_that_is_split_already_keeps_its_splits(tmp_path):
     for split in ("train", "valid"):
         for name in ("a", "b"):
@@ -117,6 +132,33 @@ def test_a_folder_that_is_split_already_keeps_its_splits(tmp_path):
     assert "test_data_paths" not in settings
     assert all(text.startswith("valid") for text in texts_of(settings)["valid"])
     assert len(texts_of(settings)["train"]) == 10
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "dev"])
+def test_other_names_of_the_validation_split_are_understood(tmp_path, name, capsys):
+    for split in ("train", name, "test", "extra"):
+        write_jsonl(tmp_path / "in" / split / "web.jsonl", sentences(split, 5))
+    documents = texts_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in"))
+    assert documents["valid"] == [f"{name} sentence number {number}" for number in range(5)]
+    assert len(documents["train"]) == len(documents["test"]) == 5
+    assert f"left out extra: in none of train, {name}, test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/a", "valid/a", "dev/a"), "dev and valid are both the split 'valid'"),
+        (("train/a", "test/a"), "test, train look like splits"),
+        (("train/a", "eval/a"), "eval, train look like splits"),
+        (("train/a", "valid/a", "test"), r"test\.jsonl, train, valid look like splits"),
+        (("train", "validation"), r"train\.jsonl, validation\.jsonl look like splits"),
+    ],
+)
+def test_splits_that_would_become_domains_are_refused(tmp_path, names, message):
+    for name in names:
+        write_jsonl(tmp_path / f"in/{name}.jsonl", sentences(name))
+    with pytest.raises(DocumentError, match=message):
+        prepare("local", tmp_path / "data", "-i", tmp_path / "in")
 
 
 def test_a_split_without_one_of_the_domains_is_refused(tmp_path):
@@ -133,6 +175,43 @@ def test_duplicates_are_dropped_across_domains(tmp_path):
     )
     documents = texts_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in"))
     assert len(every(documents)) == 80
+
+
+def test_what_is_dropped_as_duplicate_or_empty_is_counted(tmp_path, capsys):
+    same = sentences("same")
+    write_jsonl(tmp_path / "in/a.jsonl", [*same, *same[:3], {"text": " \n"}])
+    write_jsonl(tmp_path / "in/b.jsonl", same)
+    write_jsonl(tmp_path / "in/c.jsonl", [{"text": ""}, *same])
+    assert domains_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in")) == ["a"]
+    said = capsys.readouterr().err
+    assert "a: 40 documents, 0.00 MB; 3 duplicates, 1 empty left out\n" in said
+    assert "left out b: all of its 40 documents are duplicates of text gathered before\n" in said
+    assert "left out c: all of its 41 documents are duplicates of text gathered before or" in said
+
+
+def test_skipped_records_are_counted_and_told_again_when_the_text_is_kept(tmp_path, capsys):
+    write_jsonl(tmp_path / "in/a.jsonl", [*sentences("a"), {"body": "x"}, {"body": "y"}])
+    write_jsonl(tmp_path / "in/b.jsonl", sentences("b"))
+    write_jsonl(tmp_path / "in/c.jsonl", [{"body": "z"}])
+    arguments = ("local", tmp_path / "data", "-i", tmp_path / "in")
+    prepare(*arguments, "--on-error", "skip")
+    said = capsys.readouterr().err
+    assert "a: 2 unusable records skipped\n" in said
+    assert "left out c: nothing of it can be used\n" in said
+    prepare(*arguments, "--on-error", "skip")
+    said = capsys.readouterr().err
+    assert "kept the text of a; when it was gathered: 2 unusable records skipped\n" in said
+    assert "kept the text of b\n" in said
+    with pytest.raises(DocumentError, match=r"a\.jsonl:41: no key 'text'"):
+        prepare(*arguments)
+
+
+def test_records_that_were_skipped_before_a_domain_was_full_are_counted(tmp_path, capsys):
+    records = [{"body": "x"}, *sentences("a"), {"body": "never read"}]
+    write_jsonl(tmp_path / "in/a.jsonl", records)
+    arguments = ("--on-error", "skip", "--max-domain-mb", "0.0005")
+    prepare("local", tmp_path / "data", "-i", tmp_path / "in", *arguments)
+    assert "a: 1 unusable records skipped\n" in capsys.readouterr().err
 
 
 def test_files_that_are_no_text_for_us_are_left_out_aloud(two_domains, tmp_path, capsys):
@@ -317,6 +396,23 @@ def test_arguments_without_effect_are_refused_before_any_text_is_gathered(
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "place", ["data/local", "data/local/train", "data/local/text/train/web.jsonl", "link"]
+)
+def test_text_of_the_user_inside_the_output_folder_is_refused_and_left_as_it_is(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    text = write_jsonl(tmp_path / "data/local/text/train/web.jsonl", sentences("web"))
+    (tmp_path / "data/local/train").mkdir()
+    (tmp_path / "link").symlink_to("data/local/text", target_is_directory=True)
+    before = text.read_bytes()
+    with pytest.raises(DocumentError, match=f"--input {place}: lies inside data/local, .*--data-"):
+        prepare("local", "data", "-i", place)
+    assert text.read_bytes() == before
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [text]
+
+
 @pytest.mark.parametrize("wrong", [("--max-domain-mb", "0"), ("--workers", "0")])
 def test_a_number_that_would_be_taken_for_none_is_refused(wrong, capsys):
     with pytest.raises(SystemExit):
@@ -419,7 +515,7 @@ def test_small_domains_hold_out_enough_to_measure():
     assert assign_splits(digests, [500] * 100).count("valid") == 10
 
 
-@given(text=st.text(alphabet="ab\n", max_size=200), longest=st.integers(1, 50))
+@given(text=st.text(alphabet="ab\r\n", max_size=200), longest=st.integers(1, 50))
 def test_cutting_loses_no_character(text, longest):
     cut = list(pieces(text, longest))
     assert "".join(cut) == text
@@ -428,6 +524,11 @@ def test_cutting_loses_no_character(text, longest):
 
 def test_long_texts_are_cut_at_blank_lines():
     assert list(pieces("aaaa\n\nbbb\n\ncc", 11)) == ["aaaa\n\nbbb\n\n", "cc"]
+
+
+def test_text_with_windows_line_ends_is_cut_at_blank_lines_too():
+    assert list(pieces("aaaaaa\r\n\r\nb\r\ncc", 14)) == ["aaaaaa\r\n\r\n", "b\r\ncc"]
+    assert list(pieces("aaaaa\r\nb\r\nccccc", 12)) == ["aaaaa\r\nb\r\n", "ccccc"]
 
 
 def test_domain_names_are_fit_for_folders():

@@ -306,6 +306,25 @@ def test_workers_die_with_a_killed_parent(corpus, tmp_path):
 
 
 @linux_only
+def test_the_file_that_a_killed_run_left_is_removed_by_the_next(corpus, tmp_path, capsys):
+    process = start(corpus, tmp_path / "out", workers=1)
+    (left,) = tmp_path.glob(".out_text_document.bin.*.tmp")
+    path = write_jsonl(tmp_path / "small.jsonl", [{"text": "AB"}])
+    tokenize(path, tmp_path / "out")
+    assert left.exists()  # the other run is still writing it
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    bystander = tmp_path / ".out_text_document.bin.my.tmp"
+    bystander.write_text("of another kind of name")
+    capsys.readouterr()
+    tokenize(path, tmp_path / "out")
+    assert f"removed {left}, " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob(".*")] == [bystander.name]
+    assert documents(tmp_path / "out_text_document") == [[65, 66]]
+
+
+@linux_only
 def test_a_killed_worker_ends_the_run_with_one_line(corpus, tmp_path):
     process = start(corpus, tmp_path / "out", workers=2)
     victims = [

@@ -1,0 +1,63 @@
+"""Removes what killed runs left beside a dataset; a lock tells it from what a run is writing.
+
+The tokens of a dataset are written to ``.<name>.<process>-<random>.tmp``. A run that is killed
+cannot remove that file, which may hold gigabytes, and no later run would find it.
+"""
+
+import contextlib
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, so nothing is removed there
+    fcntl = None  # type: ignore[assignment]
+
+
+def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
+    """Removes the temporary files of ``path`` that no living process holds.
+
+    Args:
+        path: The file that a run gives its name at the end.
+        tell: Receives one line a file that was removed.
+    """
+    for found in _temporaries_of(path):
+        with contextlib.suppress(OSError), found.open("r+b") as file:  # perhaps another user's
+            size_bytes = os.fstat(file.fileno()).st_size
+            # one that is empty may be about to be locked: see `locked_temporaries`
+            if size_bytes > 0 and _take_lock(file):
+                found.unlink()
+                tell(f"removed {found}, {size_bytes / 1e6:.1f} MB that a killed run left there")
+
+
+@contextlib.contextmanager
+def locked_temporaries(path: Path) -> Iterator[None]:
+    """Keeps `remove_left_overs` from this process's temporary files of ``path``.
+
+    To be entered before the first byte is written; the kernel drops the lock with the process.
+    """
+    with contextlib.ExitStack() as stack:
+        for found in _temporaries_of(path, process=str(os.getpid())):
+            _take_lock(stack.enter_context(found.open("r+b")))
+        yield
+
+
+def _temporaries_of(path: Path, *, process: str = r"\d+") -> list[Path]:
+    """The names that `megatron.files.temporary_path` gives."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{process}-[0-9a-f]+\.tmp")
+    candidates = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    return sorted(found for found in candidates if pattern.fullmatch(found.name))
+
+
+def _take_lock(file: IO[bytes]) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    return True
