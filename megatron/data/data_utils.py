@@ -100,7 +100,8 @@ def build_evaluation_source(
     """Builds the evaluation data of one data-parallel rank.
 
     Named data are evaluated whole, or up to ``max_<split>_samples_per_dataset``. Other data get
-    the ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights.
+    the ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights; a weight of 0
+    leaves a domain out.
 
     Args:
         config: The resolved configuration.
@@ -127,6 +128,8 @@ def build_evaluation_source(
     limits = _evaluation_limits(config, split, domains)
     evaluated = []
     for domain, limit in zip(domains, limits, strict=True):
+        if limit == 0:
+            continue
         dataset = _make_gpt2_dataset(config, domain, max_samples=limit)
         evaluated.append(
             EvaluationDomain(dataset, dataset.samples_per_epoch, _text_bytes_per_token(domain))
@@ -257,7 +260,7 @@ def _weights(
 def _evaluation_limits(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> list[int | None]:
-    """Samples of each domain at most; None for all."""
+    """Samples of each domain at most: None for all, 0 for a domain of weight 0."""
     training = config.training
     if training.use_named_eval_datasets and split == "valid":
         return [training.max_validation_samples_per_dataset] * len(domains)
@@ -265,4 +268,4 @@ def _evaluation_limits(
         return [training.max_test_samples_per_dataset] * len(domains)
     weights = _weights(config, getattr(config.derived, f"{split}_weights"), domains)
     total = training.eval_iters * config.derived.train_batch_size
-    return [max(1, math.ceil(total * weight / sum(weights))) for weight in weights]
+    return [math.ceil(total * weight / sum(weights)) for weight in weights]

@@ -96,7 +96,7 @@ def _split_by_documents(
     part = SPLITS.index(split)
     boundaries = split_boundaries(shares, len(whole.dataset))
     documents = np.arange(boundaries[part], boundaries[part + 1], dtype=np.int64)
-    if not len(documents):
+    if not len(documents) and (split == "train" or not shares[part]):
         return []
     num_tokens = int(whole.dataset.sizes[documents].sum(dtype=np.int64))
     if split == "train" or num_tokens > config.derived.seq_length:

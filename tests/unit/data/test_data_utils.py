@@ -290,6 +290,18 @@ def test_a_part_of_a_split_too_short_to_evaluate_is_left_out_aloud(write_dataset
     assert "the valid part 1 documents with 3 tokens" in caplog.text
 
 
+def test_a_part_that_gets_no_document_is_left_out_aloud_if_one_was_asked_for(
+    write_dataset, tmp_path, caplog
+):
+    write_dataset("wiki/all", [np.arange(10)] * 12)
+    config = make_config(data_path=str(tmp_path / "wiki/all"), split="99,1,0")
+    with caplog.at_level(logging.WARNING):
+        assert build(config, "test") is None
+        assert not caplog.text
+        assert build(config, "valid") is None
+    assert "the valid part 0 documents with 0 tokens" in caplog.text
+
+
 def test_a_split_without_training_documents_is_refused(write_dataset, tmp_path):
     write_dataset("wiki/all", [np.arange(30)] * 4)
     config = make_config(data_path=str(tmp_path / "wiki/all"), split="0,1,1")
