@@ -100,10 +100,11 @@ def _choose(entries: Sequence[str], names: Sequence[str]) -> tuple[set[str], lis
         elif "=" in entry or Path(entry).exists() or Path(f"{entry}.idx").is_file():
             others.extend(find_datasets(entry))
         else:
-            near = difflib.get_close_matches(entry, names, n=3) or names
+            near = difflib.get_close_matches(entry, names, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
-                f"eval_domains: there is no domain {entry!r}; known: {', '.join(near) or 'none'}; "
-                "for other data write name=path"
+                f"eval_domains: there is no domain {entry!r}; {meant}known: "
+                f"{', '.join(names) or 'none'}; for other data write name=path"
             )
     _check_names(others)
     return chosen, others

@@ -17,6 +17,7 @@ from megatron.launcher.process_life import (
     handle_stop_signals,
     stop_requested,
 )
+from megatron.neox_arguments import ConfigError
 
 __all__ = [
     "initialize_megatron",
@@ -67,6 +68,7 @@ def initialize_megatron(config: Any, *, handle_signals: bool = True) -> RankInfo
 
     Raises:
         RankDiscoveryError: If the environment contradicts itself.
+        ConfigError: If this PyTorch has not the backend that is asked for.
     """
     info = prepare_process()
     if handle_signals:
@@ -141,6 +143,11 @@ def _join(info: RankInfo, backend: str | None, timeout_minutes: float) -> None:
         return
     if backend is None or (accelerator.is_cpu() and backend == "nccl"):
         backend = accelerator.backend()  # nccl, the default of old files, has no CPU form
+    if not torch.distributed.is_backend_available(backend):
+        raise ConfigError(
+            f"distributed_backend: this PyTorch has no backend {backend}; remove the key, which "
+            f"chooses {accelerator.backend()}"
+        )
     deepspeed.init_distributed(
         dist_backend=backend,
         auto_mpi_discovery=False,

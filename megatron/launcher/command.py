@@ -21,8 +21,9 @@ from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
+from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.hostfile import missing_hostfile
-from megatron.neox_arguments.neox_args import launch_values
+from megatron.neox_arguments.neox_args import launch_values, placed
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
 
@@ -53,15 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = command.neox_args
         plan = plan_launch(arguments, os.environ)
         config = resolve(arguments, world_size=plan.num_processes)
+        _check_stages(arguments, config)
         grace_seconds = _grace_seconds(os.environ)
-        _tell_of_missing_hostfile(arguments)
+        _tell_of_lone_machine(arguments, plan)
+        problem = _problem_of_this_machine(arguments, config, plan)
+        if problem and (command.check or command.dry_run):
+            # no error: a configuration is often written on a machine without accelerators
+            _say(f"deepy.py: a run on this machine would be refused: {problem}")
         if command.check:
             sys.stdout.write(_summary(config, plan) + "\n")
             return 0
         if command.dry_run:
             sys.stdout.write(_shown_commands(arguments, plan) + _forecast(config))
             return 0
-        if problem := missing_packages_problem("torch", "deepspeed"):
+        if problem := missing_packages_problem("torch", "deepspeed") or problem:
             raise ConfigError(problem)
         if plan.hosts:
             _require_launcher(launch_values(arguments)["launcher"], plan.hosts)
@@ -167,10 +173,48 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
     return seconds
 
 
-def _tell_of_missing_hostfile(arguments: NeoXArgs) -> None:
+def _check_stages(arguments: NeoXArgs, config: Any) -> None:
+    """Refuses a rule for cutting stages that would fail when the model is built."""
+    if config.derived.pipe_parallel_size == 1:
+        return
+    from megatron.memory_estimate import memory_plan
+    from megatron.stage_plan import plan_stages
+
+    try:
+        plan = memory_plan(config)
+        plan_stages(plan.layers, num_stages=plan.pipe, method=plan.partition_method)
+    except ConfigError as error:
+        blamed = ConfigError(str(error), key="pipe_partition_method")
+        raise placed(arguments, blamed) from None
+
+
+def _problem_of_this_machine(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> str | None:
+    """Returns what this machine lacks for a training, or None; other machines are not known."""
+    if plan.hosts or Path(arguments.user_script).name != "train.py":
+        return None
+    if config.derived.precision == "fp16" and not plan.device_indices:
+        key = "fp16" if "fp16" in arguments.given else "precision"
+        problem = f"{key}: there is no accelerator for the precision fp16; use bfloat16 or fp32"
+        return str(placed(arguments, ConfigError(problem, key=key)))
+    return missing_monitor_problem(config)
+
+
+def _tell_of_lone_machine(arguments: NeoXArgs, plan: LaunchPlan) -> None:
+    """Says that a run uses this machine alone where the configuration speaks of others."""
     path = missing_hostfile(launch_values(arguments).__getitem__, os.environ)
     if path is not None:
         _say(f"deepy.py: there is no hostfile {path}; the run uses this machine alone")
+    unused = _keys_of_more_machines(arguments)
+    if unused and not plan.hosts:
+        _say(f"deepy.py: {', '.join(unused)}: not used, for the run uses this machine alone")
+
+
+def _keys_of_more_machines(arguments: NeoXArgs) -> list[str]:
+    """Names what was set and has a meaning for a run over several machines only."""
+    values = launch_values(arguments)
+    alone = {"num_nodes": (-1, 1), "force_multi": (False,), "launcher": ("pdsh",)}
+    names = [key for key, harmless in alone.items() if values[key] not in harmless]
+    return [*names, "master_addr"] if values["master_addr"] else names
 
 
 def _require_launcher(launcher: str, hosts: Sequence[str]) -> None:

@@ -16,9 +16,13 @@ from megatron.neox_arguments.hostfile import (
     parse_filter,
     select_slots,
 )
-from megatron.neox_arguments.neox_args import launch_values
+from megatron.neox_arguments.neox_args import launch_values, placed
 
 __all__ = ["LaunchPlan", "plan_launch"]
+
+
+_CHOOSE_DEVICES = ("include", "num_gpus", "hostfile", "world_size", "global_num_gpus")
+"""Keys that choose GPUs of this machine, the strongest first."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ def plan_launch(
     """
     values = launch_values(neox_args)
     num_devices = count_devices(environ) if num_devices is None else num_devices
+    try:
+        return _plan(values, environ, num_devices)
+    except ConfigError as error:
+        raise placed(neox_args, error) from None
+
+
+def _plan(values: Mapping[str, Any], environ: Mapping[str, str], num_devices: int) -> LaunchPlan:
     slots = hostfile_slots(values.__getitem__, environ)
     if slots is not None:
         is_remote = any(not _is_this_machine(host) for host in slots)
@@ -60,9 +71,11 @@ def plan_launch(
     if num_devices == 0:
         return LaunchPlan(len(chosen))
     if max(chosen) >= num_devices:
+        key = next((key for key in _CHOOSE_DEVICES if values[key]), "num_gpus")
         raise ConfigError(
-            f"num_gpus: the run asks for GPU {max(chosen)}, counted from 0, and this machine shows "
-            f"{num_devices} GPUs; ask for fewer, or set DS_ACCELERATOR=cpu to use CPU processes"
+            f"{key}: the run asks for GPU {max(chosen)}, counted from 0, and this machine shows "
+            f"{num_devices} GPUs; ask for fewer, or set DS_ACCELERATOR=cpu to use CPU processes",
+            key=key,
         )
     return LaunchPlan(len(chosen), device_indices=chosen)
 
@@ -75,7 +88,8 @@ def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]
             if not _is_this_machine(host):
                 raise ConfigError(
                     f"include names host {host!r}, and there is no hostfile; set hostfile, or "
-                    "write localhost"
+                    "write localhost",
+                    key="include",
                 )
         listed = next(iter(chosen.values()))
         if listed is not None:
@@ -89,7 +103,8 @@ def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]
     if count > MOST_SLOTS:
         raise ConfigError(
             f"{key} is {count}, and one machine starts at most {MOST_SLOTS} processes; lower it, "
-            "or name the machines in a hostfile"
+            "or name the machines in a hostfile",
+            key=key,
         )
     here: Slots = {"localhost": tuple(range(count))}
     return select_slots(here, exclude=values["exclude"])["localhost"]

@@ -22,6 +22,8 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+_LLAMA_STEP = 256
+
 ALIASES = (
     Alias("gas", "gradient_accumulation_steps"),
     Alias("batch_size", "train_micro_batch_size_per_gpu"),
@@ -62,6 +64,8 @@ def apply_aliases(
             continue
         result[alias.new] = new_value
         result[alias.old] = None
+        if alias.new not in known:
+            issues.read_as(alias.old, alias.new)
         known.add(alias.new)
         notes.append(f"'{alias.old}' is an old name; read as '{alias.new}'")
     if "save_interval" in given and values["save_interval"] is not None:
@@ -81,6 +85,7 @@ def _apply_mlp_type(
     issues: IssueList,
     notes: list[str],
 ) -> None:
+    """Reads GPT-NeoX's old LLaMA MLP: SiLU-gated, of a width of its own, without biases."""
     kind, activation = str(values["mlp_type"]).lower(), values["activation"]
     if kind not in ("regular", "llama"):
         issues.add("mlp_type", f"mlp_type must be regular or llama, got {values['mlp_type']!r}")
@@ -92,6 +97,25 @@ def _apply_mlp_type(
             f"mlp_type llama is a SiLU-gated MLP, activation is {activation!r}; drop mlp_type",
         )
     elif kind == "llama":
-        result["activation"] = "swiglu"
-        notes.append("'mlp_type: llama' is an old spelling; read as 'activation: swiglu'")
+        read = {"activation": "swiglu", "mlp_inner_size": _llama_width(values)}
+        if "use_bias_in_mlp" not in given:
+            read["use_bias_in_mlp"] = False
+        read = {key: value for key, value in read.items() if value is not None}
+        result.update(read)
+        listed = ", ".join(f"{key}: {str(value).lower()}" for key, value in read.items())
+        notes.append(f"'mlp_type: llama' is an old spelling; read as '{listed}'")
     result["mlp_type"] = None
+
+
+def _llama_width(values: dict[str, Any]) -> int | None:
+    """Inner width of the LLaMA MLP: `intermediate_size`, else 8/3 of `hidden_size` in steps of 256.
+
+    None where other keys give the width, or where these are no sizes.
+    """
+    if values["mlp_inner_size"] is not None or values["expansion_factor"] is not None:
+        return None
+    size, hidden = values["intermediate_size"], values["hidden_size"] or 0
+    if size is not None:
+        return int(size) if size > 0 else None
+    width = int(2 * hidden * 4 / 3)
+    return -(-width // _LLAMA_STEP) * _LLAMA_STEP if width > 0 else None

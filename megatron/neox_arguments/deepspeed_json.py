@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import Any
 
-from .errors import ConfigError
+from .coerce import coerce
+from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
 from .rules.precision import COMMUNICATION_FORMATS
 from .run_config import RunConfig
 
@@ -17,6 +19,9 @@ PASSED_THROUGH = (
     "data_types",
 )
 
+_MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
+"""What DeepSpeed's monitors import, by section."""
+
 NEVER_PRINT = 10**9
 """A period of DeepSpeed's own console line that is never reached."""
 
@@ -25,9 +30,6 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """Returns DeepSpeed's configuration for a run.
 
     There is no optimizer and no scheduler section: the program hands over torch objects.
-
-    Raises:
-        ConfigError: If `deepspeed_extra_args` repeats a key that is computed here.
     """
     section, derived = config.deepspeed, config.derived
     clips_in_runner = derived.zero_stage == 0 and derived.precision == "fp32"
@@ -60,11 +62,30 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     for key in PASSED_THROUGH:
         value = getattr(section, key)
         if value is not None:
-            result[key] = copy.deepcopy(value)
+            result[key] = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
     for key, value in (section.deepspeed_extra_args or {}).items():
-        if key in result or key in ("optimizer", "scheduler"):
-            raise ConfigError(
-                f"deepspeed_extra_args.{key} would replace a computed value; set {key} itself"
-            )
-        result[key] = copy.deepcopy(value)
+        if key in EXTRA_KEYS:  # others were refused, or have no effect
+            result[key] = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
     return result
+
+
+def passed_sections(config: RunConfig) -> dict[str, str]:
+    """Keys of ``deepspeed_config`` that the user wrote, with their names in a message."""
+    extra = config.deepspeed.deepspeed_extra_args or {}
+    return {
+        **{key: key for key in PASSED_THROUGH if getattr(config.deepspeed, key)},
+        **{key: f"deepspeed_extra_args.{key}" for key in extra if key in EXTRA_KEYS},
+    }
+
+
+def missing_monitor_problem(config: RunConfig) -> str | None:
+    """Returns what is wrong when the package of an enabled monitor of DeepSpeed is not there."""
+    sections = deepspeed_config(config)
+    for key, package in _MONITOR_PACKAGES.items():
+        if sections.get(key, {}).get("enabled") and find_spec(package) is None:
+            name = passed_sections(config)[key]
+            return (
+                f"{name}.enabled is true and the package {package} is not installed; install it, "
+                f"or remove the section {key}"
+            )
+    return None

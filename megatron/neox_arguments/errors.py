@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,14 @@ _SHOWN_CHARACTERS = 200
 
 
 class ConfigError(ValueError):
-    """Bad configuration; each message is one line: where, what is wrong, the value, what to do."""
+    """Bad configuration; each message is one line: where, what is wrong, the value, what to do.
 
-    def __init__(self, *messages: str) -> None:
+    ``key`` is the key that is to blame, for a catcher that knows where it was written.
+    """
+
+    def __init__(self, *messages: str, key: str | None = None) -> None:
         super().__init__(*messages)
+        self.key = key
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -41,13 +46,29 @@ class IssueList:
     def __init__(self, origins: Mapping[str, Origin] | None = None) -> None:
         self._origins = dict(origins or {})
         self._messages: list[str] = []
+        self._written: dict[str, str] = {}
+
+    def read_as(self, written: str, key: str) -> None:
+        """Lets messages about ``key`` name and place the old name that the user wrote."""
+        self._written[key] = written
 
     def add(self, key: str, problem: str) -> None:
         """Notes that ``key`` is wrong; ``problem`` says what, the value and what to do."""
-        origin = self._origins.get(key)
+        for new, old in self._written.items():
+            problem = re.sub(rf"\b{new}\b", old, problem)
+        origin = self._origins.get(self._written.get(key, key))
         message = problem if origin is None else f"{origin}: {problem}"
         if message not in self._messages:
             self._messages.append(message)
+
+    def add_error(self, error: ConfigError) -> None:
+        """Notes an error that was raised, with the place of the key that it blames."""
+        for message in error.messages:
+            self.add(error.key or "", message)
+
+    def as_error(self) -> ConfigError:
+        """Returns one ``ConfigError`` with every message."""
+        return ConfigError(*self._messages)
 
     def __bool__(self) -> bool:
         return bool(self._messages)
@@ -55,7 +76,7 @@ class IssueList:
     def raise_if_any(self) -> None:
         """Raises one ``ConfigError`` with every message, if there is any."""
         if self._messages:
-            raise ConfigError(*self._messages)
+            raise self.as_error()
 
 
 def shown(value: Any) -> str:

@@ -17,7 +17,7 @@ MOST_SLOTS = 4096
 
 
 def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
-    """Returns what is wrong with the numbers of processes and machines, by key."""
+    """Returns what is wrong with the keys that choose processes and machines, by key."""
     problems: dict[str, str] = {}
     gpus, nodes = value_of("num_gpus"), value_of("num_nodes")
     if gpus is not None and not 1 <= gpus <= MOST_SLOTS:
@@ -30,6 +30,8 @@ def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
         count = value_of(key)
         if count is not None and count < 0:
             problems[key] = f"{key} must be at least 1, got {count}; remove it to count processes"
+    if value_of("include") and value_of("exclude"):
+        problems["exclude"] = "include and exclude are both set; keep one"
     return problems
 
 
@@ -116,11 +118,11 @@ def parse_filter(text: str, key: str) -> dict[str, tuple[int, ...] | None]:
         name, colon, numbers = part.strip().partition(":")
         slots = [number.strip() for number in numbers.split(",")] if colon else []
         if not name or not all(slot.isdecimal() and len(slot) < 9 for slot in slots):
-            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}")
+            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}", key=key)
         if name in chosen:
-            raise ConfigError(f"{key} names host {name!r} twice; write 'host:0,2' once")
+            raise ConfigError(f"{key} names host {name!r} twice; write 'host:0,2' once", key=key)
         if len(set(map(int, slots))) < len(slots):
-            raise ConfigError(f"{key} names a slot of {name!r} twice, got {shown(text)}")
+            raise ConfigError(f"{key} names a slot of {name!r} twice, got {shown(text)}", key=key)
         chosen[name] = tuple(int(slot) for slot in slots) if colon else None
     return chosen
 
@@ -139,32 +141,40 @@ def select_slots(
         ConfigError: If both filters are given, a host or slot is unknown, or nothing is left.
     """
     if include and exclude:
-        raise ConfigError("include and exclude are both set; keep one")
+        raise ConfigError("include and exclude are both set; keep one", key="exclude")
     selected = dict(hosts)
     if include or exclude:
         key = "include" if include else "exclude"
         chosen = parse_filter(include or exclude or "", key)
         for name, slots in chosen.items():
             if name not in hosts:
-                raise ConfigError(f"{key} names host {name!r}; known hosts: {', '.join(hosts)}")
+                known = ", ".join(hosts)
+                raise ConfigError(f"{key} names host {name!r}; known hosts: {known}", key=key)
             if slots is not None and not set(slots) <= set(hosts[name]):
-                raise ConfigError(f"{key} names slots {slots} of {name!r}; it has {hosts[name]}")
+                raise ConfigError(
+                    f"{key} names slots {slots} of {name!r}; it has {hosts[name]}", key=key
+                )
         if include:
             selected = {n: (chosen[n] or hosts[n]) for n in hosts if n in chosen}
         else:
             selected = {n: _without(hosts[n], chosen, n) for n in hosts}
     if num_nodes > 0:
         if num_nodes > len(selected):
-            raise ConfigError(f"num_nodes is {num_nodes}, there are {len(selected)} hosts")
+            raise ConfigError(
+                f"num_nodes is {num_nodes}, there are {len(selected)} hosts", key="num_nodes"
+            )
         selected = dict(list(selected.items())[:num_nodes])
     if num_gpus is not None and not include and not exclude:
         for name, slots in selected.items():
             if len(slots) < num_gpus:
-                raise ConfigError(f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots")
+                raise ConfigError(
+                    f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots", key="num_gpus"
+                )
         selected = {name: slots[:num_gpus] for name, slots in selected.items()}
     selected = {name: slots for name, slots in selected.items() if slots}
     if not selected:
-        raise ConfigError("include and exclude leave no slot to run on")
+        key = "include" if include else "exclude"
+        raise ConfigError(f"{key} leaves no slot to run on", key=key)
     return selected
 
 

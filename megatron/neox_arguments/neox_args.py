@@ -271,6 +271,13 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
     return getattr(annotation, "__args__", ())
 
 
+def placed(args: NeoXArgs, error: ConfigError) -> ConfigError:
+    """Returns ``error`` with the file and line of the key that it blames."""
+    issues = IssueList(args.origins)
+    issues.add_error(error)
+    return issues.as_error()
+
+
 def launch_values(args: NeoXArgs) -> dict[str, Any]:
     """Returns the typed values of the keys that say where a run starts.
 
@@ -328,5 +335,6 @@ __all__ = [
     "NeoXArgsPreference",
     "format_values",
     "launch_values",
+    "placed",
     "typed_value",
 ]

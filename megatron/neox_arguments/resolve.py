@@ -8,7 +8,6 @@ from typing import Any
 
 from .aliases import apply_aliases
 from .coerce import Mismatch
-from .deepspeed_json import deepspeed_config
 from .errors import ConfigError, IssueList, shown
 from .fields import field_table
 from .groups import GROUPS
@@ -16,6 +15,7 @@ from .neox_args import NeoXArgs, typed_value
 from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
+from .rules.deepspeed import check_deepspeed
 from .rules.evaluation import check_evaluation
 from .rules.generation import resolve_generation
 from .rules.layout import check_layout
@@ -50,13 +50,11 @@ def resolve(neox_args: NeoXArgs, world_size: int | None = None) -> RunConfig:
             draft.issues.add("train_data_paths", problem)
     draft.issues.raise_if_any()
     groups = {name: _group(name, draft.values) for name in GROUPS}
-    config = RunConfig(
+    return RunConfig(
         **groups,
         derived=Derived(**derived, notes=tuple(dict.fromkeys(draft.notes))),
         files=dict(draft["config_files"] or {}),
     )
-    deepspeed_config(config)  # refuses what it cannot express, now and not when the engine starts
-    return config
 
 
 def require_training_data(config: RunConfig) -> None:
@@ -77,7 +75,8 @@ def _draft(args: NeoXArgs) -> Draft:
             value = shown(getattr(args, field.name))
             issues.add(field.name, f"{field.name} must be {error}, got {value}")
     issues.raise_if_any()
-    values["seq_length"] = values["seq_length"] or values["max_position_embeddings"]
+    if values["seq_length"] is None:
+        values["seq_length"] = values["max_position_embeddings"]
     values, given, notes = apply_aliases(values, args.given, issues)
     return Draft(values, given, issues, notes)
 
@@ -93,6 +92,7 @@ def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
     zero = resolve_zero(draft, precision["precision"])
     model = resolve_model(draft)
     check_layout(draft, {**topology, **batch, **zero, **model})
+    check_deepspeed(draft)
     check_evaluation(draft, {**topology, **zero})
     return {
         **topology,

@@ -96,6 +96,10 @@ HINTS: Mapping[str, str] = {
     "num_workers": "samples are read from memory maps; there are no loader processes",
     "detect_nvlink_pairs": "NCCL finds the links itself",
     "onnx_safe": "there is no ONNX export",
+    "attention_type": "num_kv_heads says whether queries share keys and values",
+    "decay_lr_to": "GPT-NeoX never read it; min_lr is where the decay stops",
+    "warmup_iters": "GPT-NeoX never read it; warmup is the share of the schedule that warms up",
+    "autotuning_config": "DeepSpeed's autotuner does not know this program",
     "deepscale": "it is an old name of deepspeed",
     "deepscale_config": "it is an old name of deepspeed",
     "wandb_init_all_ranks": "rank 0 logs metrics of all processes",
@@ -104,7 +108,7 @@ HINTS: Mapping[str, str] = {
     "aio": "nothing is offloaded to a disk",
     "zero_allow_untested_optimizer": "the optimizers of this program are tested with ZeRO",
     "steps_per_print": "the console line follows log_interval",
-    "activation_checkpointing": "checkpoint_activations and partition_activations decide",
+    "activation_checkpointing": "checkpoint_activations and checkpoint_num_layers decide",
     "checkpoint": "checkpoints have a format of their own",
     "deepspeed_activation_checkpointing": "DeepSpeed's form is always used",
     "short_seq_prob": "samples are always full",
@@ -113,6 +117,8 @@ HINTS: Mapping[str, str] = {
     "checkpoint_in_cpu": _ACTIVATIONS,
     "synchronize_each_layer": _ACTIVATIONS,
     "profile_backward": _ACTIVATIONS,
+    "rank": "the launcher's environment says it",
+    "local_rank": "the launcher's environment says it",
     "is_pipe_parallel": _COMPUTED,
     "do_train": _COMPUTED,
     "do_valid": _COMPUTED,
@@ -163,12 +169,11 @@ def check_retired(values: Mapping[str, Any], given: frozenset[str], issues: Issu
     table = field_table()
     for key, retired in REFUSED.items():
         value = values[key]
-        if value is None or value == table[key].default or value in retired.harmless:
+        if not is_asked_for(key, value):
             continue
         issues.add(key, f"{key}: {_show(value)} is not supported: {retired.reason}; remove the key")
     for key, reason in SECTIONS.items():
-        section = values[key]
-        if section and section.get("enabled", True):
+        if is_asked_for(key, values[key]):
             issues.add(key, f"{key} is not supported: {reason}; remove the section")
     for field in table.values():
         value = values[field.name]
@@ -176,6 +181,14 @@ def check_retired(values: Mapping[str, Any], given: frozenset[str], issues: Issu
             issues.add(field.name, f"{field.name} is not supported: {_NO_PREFERENCE}; remove it")
     changed = [k for k in table if k in given and values[k] not in (None, table[k].default)]
     return [f"'{key}' has no effect: {hint}" for key in changed if (hint := hint_about(key))]
+
+
+def is_asked_for(key: str, value: Any) -> bool:
+    """Tells whether a value of a refused key or section asks for what is not there."""
+    if key in SECTIONS:
+        return bool(value) and bool(value.get("enabled", True))
+    is_default = value is None or value == field_table()[key].default
+    return not is_default and value not in REFUSED[key].harmless
 
 
 def refusal_about(key: str) -> str | None:

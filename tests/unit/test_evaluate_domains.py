@@ -84,7 +84,12 @@ def test_a_folder_means_the_data_sets_in_it(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["digit"], r"^eval_domains: there is no domain 'digit'; known: digits; for other data"),
+        (
+            ["digit"],
+            r"^eval_domains: there is no domain 'digit'; did you mean digits\? "
+            r"known: letters, digits, noise; for other data write name=path",
+        ),
+        (["xyz"], r"^eval_domains: there is no domain 'xyz'; known: letters, digits, noise; for"),
         (["a=x/y"], r"^eval_domains: a=x/y: no tokenized data at x/y"),
     ],
 )

@@ -41,6 +41,83 @@ def test_an_impossible_number_of_processes_is_refused_with_and_without_a_hostfil
         plan_launch(NeoXArgs.from_dict({**CONFIG, "world_size": 10**9}), {})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_nodes", 3, "num_nodes is 3, there are 2 hosts"),
+        ("include", "gamma", "include names host 'gamma'; known hosts: alpha, beta"),
+    ],
+)
+def test_hosts_that_are_not_there_are_refused_with_the_line_of_the_key(
+    files, tmp_path, capsys, key, value, message
+):
+    script, config = files
+    (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
+    lines = "".join(f"{name}: {item}\n" for name, item in {**CONFIG, key: value}.items())
+    Path(config).write_text(lines)
+    assert main(["--check", script, config, "-H", str(tmp_path / "hosts")]) == 2
+    assert capsys.readouterr().err == f"{config}:{len(CONFIG) + 1}: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("type:[", "pipe_partition_method: '[' is no regular expression ("),
+        ("type:foo", "pipe_partition_method: 'foo' matches none of the layers Embedding, "),
+    ],
+)
+def test_stages_that_cannot_be_cut_are_refused_before_a_run(files, capsys, method, message):
+    script, config = files
+    values = {**CONFIG, "num_layers": 2, "num_gpus": 2, "pipe_parallel_size": 2}
+    lines = [f"{key}: {value}\n" for key, value in values.items()]
+    Path(config).write_text("".join(lines) + f"pipe_partition_method: '{method}'\n")
+    for flag in ("--check", "--dry-run"):
+        assert main([flag, script, config]) == 2
+        assert capsys.readouterr().err.startswith(f"{config}:{len(values) + 1}: {message}")
+
+
+def test_fp16_without_an_accelerator_is_told_and_not_started(files, capsys, monkeypatch):
+    script, config = files
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    Path(config).write_text(json.dumps({**CONFIG, "precision": "fp16"}))
+    problem = (
+        f"{config}:1: precision: there is no accelerator for the precision fp16; use bfloat16 or "
+        "fp32\n"
+    )
+    assert main([script, config]) == 2
+    assert capsys.readouterr().err == problem
+    assert main([script, config, "--check"]) == 0
+    assert capsys.readouterr().err == (
+        f"deepy.py: a run on this machine would be refused: {problem}"
+    )
+
+
+def test_a_monitor_without_its_package_is_one_line(files, capsys, monkeypatch):
+    script, config = files
+    Path(config).write_text(json.dumps({**CONFIG, "wandb": {"enabled": True}}))
+    monkeypatch.setattr("megatron.neox_arguments.deepspeed_json.find_spec", lambda name: None)
+    assert main([script, config]) == 2
+    assert capsys.readouterr().err.startswith("wandb.enabled is true and the package wandb ")
+    assert main([script, config, "--check"]) == 0
+    assert "would be refused: wandb.enabled is true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["hccl", "ccl"])
+def test_a_backend_that_this_pytorch_has_not_is_refused_before_a_group_is_made(
+    backend, monkeypatch
+):
+    pytest.importorskip("deepspeed")
+    import torch.distributed
+
+    from megatron.distributed_environment import RankInfo
+    from megatron.initialize import _join
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    alone = RankInfo(0, 0, 1, 1, "127.0.0.1", 29500, "test")
+    with pytest.raises(ConfigError, match=f"distributed_backend: .* no backend {backend}; remove"):
+        _join(alone, backend, 1.0)
+
+
 def test_the_runners_flags_are_spelled_as_deepspeed_spells_them():
     values = {"launcher": "Slurm", "num_nodes": None, "master_port": "29600", "comment": "mine"}
     flags = NeoXArgs.from_dict({**CONFIG, **values}).get_deepspeed_main_args()
@@ -68,6 +145,21 @@ def test_a_hostfile_that_is_not_there_is_told(files, tmp_path, capsys):
         f"deepy.py: there is no hostfile {hostfile}; the run uses this machine alone\n"
     )
     assert "2 on this machine" in output.out
+
+
+def test_keys_of_several_machines_are_told_where_there_is_one(files, tmp_path, capsys):
+    script, config = files
+    keys = {"num_nodes": 2, "launcher": "slurm", "master_addr": "alpha"}
+    Path(config).write_text(json.dumps({**CONFIG, **keys}))
+    assert main(["--check", script, config]) == 0
+    assert capsys.readouterr().err == (
+        "deepy.py: num_nodes, launcher, master_addr: not used, for the run uses this machine "
+        "alone\n"
+    )
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("alpha slots=1\nbeta slots=1\n")
+    assert main(["--check", script, config, "-H", str(hostfile)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf"])

@@ -21,7 +21,8 @@ class NeoXArgsDataSampling:
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
 
     data_sampling_update_frequency: int = 1
-    """Iterations from one update of the weights to the next; losses in between are not used."""
+    """Iterations from one update of the weights to the next; losses in between are not used. At
+    least 1 for methods that learn."""
 
     data_sampling_smoothing_factor: float = 0.9
     """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For

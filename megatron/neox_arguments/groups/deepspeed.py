@@ -32,7 +32,7 @@ class NeoXArgsDeepspeedConfig:
     """DeepSpeed's own learning-rate schedule. Refused: use `lr_decay_style` and `warmup`."""
 
     fp32_allreduce: bool = False
-    """Reduces gradients in float32."""
+    """Reduces gradients in float32. Not together with another `communication_data_type`."""
 
     prescale_gradients: bool = False
     """Divides gradients before they are reduced."""
@@ -85,8 +85,11 @@ class NeoXArgsDeepspeedConfig:
     autotuning: dict[str, Any] | None = None
     """DeepSpeed's autotuner. Refused when enabled."""
 
+    autotuning_config: dict[str, Any] | None = None
+    """Stands in some files of GPT-NeoX, which never read it. No effect: there is no autotuner."""
+
     activation_checkpointing: dict[str, Any] | None = None
-    """DeepSpeed's section. A hint: `checkpoint_activations` and `partition_activations` decide."""
+    """DeepSpeed's section. A hint: `checkpoint_activations` and `checkpoint_num_layers` decide."""
 
     sparse_attention: dict[str, Any] | None = None
     """Sparse attention. Refused."""
@@ -122,8 +125,8 @@ class NeoXArgsDeepspeedConfig:
     """Asynchronous file access of NVMe offloading. A hint: nothing is offloaded."""
 
     deepspeed_extra_args: dict[str, Any] | None = None
-    """More sections for DeepSpeed's configuration, added as they are. They may not repeat a key of
-    ours."""
+    """More keys for DeepSpeed's configuration, added as they are; only such as have no key of
+    their own here."""
 
     load_universal: bool = False
     """The checkpoint is DeepSpeed's universal one. Refused: our checkpoints load on any layout as

@@ -65,7 +65,8 @@ class NeoXArgsLogging:
     """A running program's object in GPT-NeoX. Cannot be set in a file."""
 
     git_hash: str | None = None
-    """Version of the code. Found by the program; what is written here is only recorded."""
+    """Version of the code, for your own records: what is written here is kept in the resolved
+    configuration. The program does not look for it."""
 
     log_grad_norm: bool = False
     """Logs the norm of every parameter's gradient."""

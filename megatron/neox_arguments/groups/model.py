@@ -62,11 +62,15 @@ class NeoXArgsModel:
     """`intermediate_size` as a multiple of `hidden_size`. Not set: 4."""
 
     mlp_type: str | None = None
-    """Spelling from before 2024: `regular`, or `llama` for a SiLU-gated MLP (now `activation:
-    swiglu`)."""
+    """Spelling from before 2024: `regular`, or `llama` for a SiLU-gated MLP without biases whose
+    inner width is `intermediate_size`, else 8/3 of `hidden_size` rounded up to a multiple of 256.
+    Now `activation: swiglu`, `mlp_inner_size` and `use_bias_in_mlp: false`."""
 
     num_attention_heads: int | None = None
     """Query heads of each attention layer. Required."""
+
+    attention_type: str | None = None
+    """Stands in some files of GPT-NeoX, which never read it. No effect: `num_kv_heads` says it."""
 
     num_kv_heads: int | None = None
     """Key and value heads. Not set: as many as query heads. Fewer, dividing them: grouped queries;
@@ -127,7 +131,7 @@ class NeoXArgsModel:
 
     attention_config: list | str | None = None
     """Attention type of each layer, as `[[[types...], repeats or "all"], ...]`: `[[["flash"], 12]]`
-    or `[[["global", "local"], "all"]]`; or a plain list of one type a layer. Not set: `global`
+    or `[[["global", "flash"], "all"]]`; or a plain list of one type a layer. Not set: `global`
     everywhere. `flash` and `global` compute the same; other types are refused."""
 
     sparsity_config: dict[str, Any] | None = None
@@ -208,7 +212,7 @@ class NeoXArgsModel:
     of in turn."""
 
     gpt_j_tied: bool = False
-    """With `gpt_j_residual`: one norm feeds both attention and MLP."""
+    """With `gpt_j_residual`: one norm feeds both attention and MLP. No effect without it."""
 
     use_bias_in_norms: bool = True
     """Gives norms a bias."""

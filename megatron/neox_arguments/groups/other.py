@@ -15,8 +15,9 @@ class NeoXArgsOther:
     code of Online Data Mixing (weight decay 0.01, dropout 0.1, no gradient clipping,
     `weighted_sampler_alpha` 0.3)."""
 
-    distributed_backend: str | None = None
-    """Backend of torch.distributed. Not set: nccl on GPUs, gloo on CPUs."""
+    distributed_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl"] | None = None
+    """Backend of torch.distributed, one that this PyTorch has. Not set: nccl on GPUs, gloo on CPUs;
+    on CPUs nccl is read as gloo."""
 
     distributed_timeout_minutes: float = 30.0
     """Minutes after which a collective operation that does not finish ends the run."""

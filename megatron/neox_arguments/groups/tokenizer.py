@@ -23,8 +23,8 @@ class NeoXArgsTokenizer:
     TiktokenTokenizer an encoding's name; CharLevelTokenizer needs no file: its tokens are bytes."""
 
     padded_vocab_size: int | None = None
-    """Vocabulary with padding. Computed from the tokenizer; set it only where there is no tokenizer
-    to ask."""
+    """Vocabulary with padding. Computed from the tokenizer; read only by `--dry-run` where there is
+    no tokenizer to ask."""
 
     tokenizer: Any = None
     """A running program's object in GPT-NeoX. Cannot be set in a file."""

@@ -34,10 +34,11 @@ class NeoXArgsTraining:
     equal. With a `data_sampling_method` these are the initial weights."""
 
     valid_data_weights: list[float] | None = None
-    """Weight of each validation dataset."""
+    """Weight of each validation dataset. No effect with `use_named_eval_datasets`, which evaluates
+    each by itself."""
 
     test_data_weights: list[float] | None = None
-    """Weight of each test dataset."""
+    """Weight of each test dataset. No effect with `use_named_eval_datasets`."""
 
     data_domain_names: list[str] | None = None
     """Names of the domains, in the order of `train_data_paths`. Not set: the folder that holds the
@@ -213,28 +214,31 @@ class NeoXArgsTraining:
     """Uses DeepSpeed's form of it. Always so; unused in GPT-NeoX too."""
 
     partition_activations: bool = False
-    """Cuts kept activations over tensor-parallel processes."""
+    """Cut kept activations over tensor-parallel processes in GPT-NeoX. No effect: activations are
+    kept whole or computed again."""
 
     contiguous_checkpointing: bool = False
-    """Keeps activations in one buffer."""
+    """Kept activations in one buffer in GPT-NeoX. No effect, as `partition_activations`."""
 
     checkpoint_in_cpu: bool = False
-    """Moves kept activations to the CPU."""
+    """Moved kept activations to the CPU in GPT-NeoX. No effect, as `partition_activations`."""
 
     synchronize_each_layer: bool = False
-    """Waits for the device after each stretch. For debugging."""
+    """Waited for the device after each stretch in GPT-NeoX. No effect, as `partition_activations`.
+    """
 
     profile_backward: bool = False
-    """Times the backward pass of each stretch. For debugging."""
+    """Timed the backward pass of each stretch in GPT-NeoX. No effect, as `partition_activations`.
+    """
 
     hysteresis: int = 2
-    """Overflows before the loss scale falls, where the `fp16` section does not say."""
+    """Overflows before the loss scale falls, where the `fp16` section does not say. For fp16."""
 
     dynamic_loss_scale: bool | None = None
     """Computed from the loss scale; what is written here is not read."""
 
     loss_scale: float | None = None
-    """Fixed loss scale, where the `fp16` section does not say. Not set or 0: adapts."""
+    """Fixed loss scale of fp16, where the `fp16` section does not say. Not set or 0: adapts."""
 
     loss_scale_window: float = 1000.0
     """Steps without overflow before the loss scale grows, where the `fp16` section does not say."""

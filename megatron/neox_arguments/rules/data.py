@@ -43,6 +43,12 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
         draft.notes.append(
             f"weight_by_num_documents computes the weights: {', '.join(unused)} not used"
         )
+    elif draft["use_named_eval_datasets"]:
+        draft.notes += [
+            f"use_named_eval_datasets evaluates each dataset by itself: {key} not used"
+            for key in unused
+            if key != "train_data_weights"
+        ]
     result: dict[str, Any] = {"split": split, "domains": domains["train"]}
     for name in SETS:
         result[f"{name}_paths"], result[f"{name}_weights"] = paths[name], weights[name]
@@ -139,20 +145,30 @@ def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
         names, key = list(given), "data_domain_names"
     else:
         names = [PurePath(path).parent.name for path in paths]
+    if name == "train" or key != "data_domain_names":
+        _check_names(draft, key, names, paths)
+    return tuple(names)
+
+
+def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[str]) -> None:
+    """Checks names that ``key`` gave: its own, or those of the folders of its paths."""
+    is_written = key == "data_domain_names"
     first: dict[str, str] = {}
     for domain, path in zip(names, paths, strict=True):
-        if not domain:
+        if not domain and is_written:
+            draft.issues.add(key, f"{key} holds an empty name, for {path}; write one")
+        elif not domain:
             draft.issues.add(
                 key, f"{path!r} is in no folder that could name its domain; set data_domain_names"
             )
-        elif domain in first and (name == "train" or key != "data_domain_names"):
+        elif domain in first:
+            advice = "give each its own name" if is_written else "set data_domain_names"
+            where = f"{key}: " if is_written else "domain "
             draft.issues.add(
                 key,
-                f"domain {domain!r} names two datasets: {first[domain]} and {path}; "
-                "set data_domain_names",
+                f"{where}{domain!r} names two datasets: {first[domain]} and {path}; {advice}",
             )
         first.setdefault(domain, path)
-    return tuple(names)
 
 
 def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]) -> dict[str, Any]:
@@ -206,10 +222,11 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
 def _check_sampling_keys(draft: Draft, method: str | None) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
     smoothing = draft["data_sampling_smoothing_factor"]
+    smallest = 1 if method in DYNAMIC_METHODS else 0
     draft.require(
-        frequency >= 1 or method is None,
+        frequency >= smallest,
         "data_sampling_update_frequency",
-        f"data_sampling_update_frequency must be at least 1, got {frequency}",
+        f"data_sampling_update_frequency must be at least {smallest}, got {frequency}",
     )
     draft.require(
         warmup >= 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from .draft import Draft
@@ -40,6 +41,11 @@ def check_evaluation(draft: Draft, derived: Mapping[str, Any]) -> None:
         )
     interval = draft["eval_harness_interval"]
     if interval is None:
+        if draft["eval_tasks"] and PurePath(draft["user_script"] or "").name == "train.py":
+            draft.notes.append(
+                "train.py does not run eval_tasks without eval_harness_interval; set it, or use "
+                "evaluate.py"
+            )
         return
     draft.require(
         bool(draft["eval_tasks"]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .draft import Draft
+from .precision import written_as
 
 
 def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
@@ -19,11 +20,12 @@ def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
     stages = derived["pipe_parallel_size"]
     if stages == 1:
         return
-    method = draft["pipe_partition_method"]
+    method = draft["pipe_partition_method"].lower()
     draft.require(
         method in ("uniform", "parameters") or method.startswith("type:"),
         "pipe_partition_method",
-        f"pipe_partition_method must be uniform, parameters or type:<regex>, got {method!r}",
+        f"pipe_partition_method must be uniform, parameters or type:<regex>, got "
+        f"{draft['pipe_partition_method']!r}",
     )
     layers = draft["num_layers"] or stages
     draft.require(
@@ -32,10 +34,11 @@ def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
         f"pipe_parallel_size {stages} stages cannot share {layers} layers (num_layers); set "
         f"pipe_parallel_size to {layers} or less",
     )
+    owner, name = written_as(draft, "stage")
     draft.require(
         derived["zero_stage"] < 2,
-        "zero_optimization",
-        f"zero_optimization.stage {derived['zero_stage']} does not work with pipe_parallel_size "
+        owner,
+        f"{name} {derived['zero_stage']} does not work with pipe_parallel_size "
         f"{stages}: a pipeline keeps gradients between micro-batches; use stage 1 or 0",
     )
     steps = derived["gradient_accumulation_steps"]

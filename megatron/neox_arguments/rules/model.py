@@ -40,13 +40,7 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
     """Returns the sizes that follow from the model's keys."""
     hidden, heads, layers = _sizes(draft)
     head_dim = max(hidden // heads, 1)
-    seq_length = draft["seq_length"] or draft["max_position_embeddings"] or 1
-    draft.require(
-        seq_length >= 1 and (draft["max_position_embeddings"] or 0) >= seq_length,
-        "max_position_embeddings",
-        f"max_position_embeddings must be at least seq_length {seq_length}, "
-        f"got {draft['max_position_embeddings']}",
-    )
+    seq_length = _seq_length(draft)
     for key, refused in REFUSED_VALUES.items():
         if draft[key] in refused:
             draft.issues.add(
@@ -55,6 +49,11 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
     _check_unbuilt(draft, layers)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
+    if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
+        draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
+    has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
+    if draft.is_set("padded_vocab_size") and has_tokenizer:
+        draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
     inner, is_gated = _mlp_width(draft, hidden)
     return {
         "seq_length": seq_length,
@@ -66,6 +65,19 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
         "is_gated_mlp": is_gated,
         "activation": draft["activation"],
     }
+
+
+def _seq_length(draft: Draft) -> int:
+    length, positions = draft["seq_length"], draft["max_position_embeddings"] or 1
+    if length in (None, draft["max_position_embeddings"]):  # that key has issues of its own
+        return max(int(positions), 1)
+    if draft.require(length >= 1, "seq_length", f"seq_length must be at least 1, got {length}"):
+        draft.require(
+            positions >= length,
+            "max_position_embeddings",
+            f"max_position_embeddings must be at least seq_length {length}, got {positions}",
+        )
+    return max(int(length), 1)
 
 
 def _sizes(draft: Draft) -> tuple[int, int, int]:
@@ -258,15 +270,29 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
     if exact is not None:
         return _round_up(exact, multiple), is_gated
     base = int(size or (factor * hidden if factor else 4 * hidden))
-    if not is_gated:
-        return _round_up(base, multiple), False
-    inner = _round_up(int(2 * base / 3) // 2, multiple)
+    key = "intermediate_size" if size else "expansion_factor"
+    inner = _round_up(int(2 * base / 3) // 2 if is_gated else base, multiple)
+    draft.require(
+        inner >= 1 or min(size or 1, factor or 1) <= 0,  # those have an issue above
+        key,
+        f"{key} {size or factor} makes an MLP of width 0; raise it, or set mlp_inner_size",
+    )
+    if is_gated:
+        _explain_gated_width(draft, inner, base, hidden)
+    return max(inner, 1), is_gated
+
+
+def _explain_gated_width(draft: Draft, inner: int, base: int, hidden: int) -> None:
+    """Prints the width of a gated MLP, which is seldom the one that was meant."""
     if draft.is_set("intermediate_size"):
-        draft.notes.append(
-            f"the gated MLP is {inner} wide: GPT-NeoX builds a third of intermediate_size {base}. "
-            f"Set mlp_inner_size: {base} if {base} was meant"
-        )
-    return inner, True
+        source, advice = f"intermediate_size {base}", f"Set mlp_inner_size: {base} if {base}"
+    else:
+        source = f"{base}, {draft['expansion_factor'] or 4:g} times hidden_size"
+        wide = _round_up(int(8 * hidden / 3), 256)
+        advice = f"Set mlp_inner_size: {wide} if Llama's {wide}"
+    draft.notes.append(
+        f"the gated MLP is {inner} wide: GPT-NeoX builds a third of {source}. {advice} was meant"
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -41,24 +41,9 @@ def resolve_optimizer(draft: Draft) -> dict[str, Any]:
     kind = _optimizer_type(draft, section.get("type"))
     params = _params(draft, section)
     learning_rate = _pick(draft, params, "lr", "lr", 1e-3)
-    draft.require(
-        math.isfinite(learning_rate) and learning_rate >= 0,
-        "optimizer",
-        f"optimizer.params.lr must be at least 0, got {learning_rate}",
-    )
     weight_decay = _pick(draft, params, "weight_decay", "weight_decay", draft["weight_decay"])
-    draft.require(
-        math.isfinite(weight_decay) and weight_decay >= 0,
-        "weight_decay",
-        f"weight_decay must be at least 0, got {weight_decay}",
-    )
     clipping = _pick(
         draft, params, "max_grad_norm", "gradient_clipping", draft["gradient_clipping"]
-    )
-    draft.require(
-        math.isfinite(clipping) and clipping >= 0,
-        "gradient_clipping",
-        f"gradient_clipping must be at least 0 (0 clips nothing), got {clipping}",
     )
     betas, eps = _adam_numbers(draft, params)
     known = ADAM_KEYS if kind == "adam" else SGD_KEYS
@@ -103,7 +88,8 @@ def _optimizer_type(draft: Draft, written: Any) -> str:
     if kind == "sgd":
         return "sgd"
     reason = REFUSED_NAMES.get(kind, "it is unknown")
-    draft.issues.add("optimizer", f"optimizer.type {name!r}: {reason}; use Adam or SGD")
+    owner, where = ("optimizer", "optimizer.type") if written else ("optimizer_type",) * 2
+    draft.issues.add(owner, f"{where} {name!r}: {reason}; use Adam or SGD")
     return "adam"
 
 
@@ -120,7 +106,8 @@ def _pick(draft: Draft, params: dict[str, Any], inner: str, outer: str, default:
     value = params.get(inner)
     outer_value = draft[outer] if draft.is_set(outer) else None
     if value is None:
-        return float(outer_value if outer_value is not None else default)
+        number = float(outer_value if outer_value is not None else default)
+        return _at_least_0(draft, outer, outer, number)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         draft.issues.add("optimizer", f"optimizer.params.{inner} must be a number, got {value!r}")
         return float(default)
@@ -128,7 +115,17 @@ def _pick(draft: Draft, params: dict[str, Any], inner: str, outer: str, default:
         draft.issues.add(
             outer, f"{outer} is {outer_value}, optimizer.params.{inner} is {value}; keep one"
         )
-    return float(value)
+    return _at_least_0(draft, "optimizer", f"optimizer.params.{inner}", float(value))
+
+
+def _at_least_0(draft: Draft, key: str, name: str, number: float) -> float:
+    meaning = " (0 clips nothing)" if name == "gradient_clipping" else ""
+    draft.require(
+        math.isfinite(number) and number >= 0,
+        key,
+        f"{name} must be at least 0{meaning}, got {number}",
+    )
+    return number
 
 
 def _adam_numbers(draft: Draft, params: dict[str, Any]) -> tuple[tuple[float, float], float]:
@@ -184,6 +181,13 @@ def resolve_learning_rate(draft: Draft, learning_rate: float) -> dict[str, Any]:
         f"lr_decay_fraction must be in (0, 1], got {fraction}",
     ):
         decay_iters = math.floor((train_iters or 1) * fraction)
+        if decay_iters < 1 <= (train_iters or 1):
+            draft.issues.add(
+                "lr_decay_fraction",
+                f"lr_decay_fraction {fraction} of train_iters {train_iters} is less than one "
+                "iteration; raise it",
+            )
+        decay_iters = max(decay_iters, 1)
     if decay_iters is None:
         decay_iters = train_iters or 1
     draft.require(

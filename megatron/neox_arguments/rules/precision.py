@@ -9,6 +9,7 @@ from typing import Any
 
 from ..coerce import parse_number
 from ..errors import shown
+from ..fields import field_table
 from .draft import Draft
 
 FP16_KEYS = frozenset(
@@ -75,6 +76,13 @@ _ACCUMULATED = {
 }
 _SIZES = ("_size", "_threshold", "max_live_parameters", "max_reuse_distance")
 """Ends of the keys of the ZeRO section that count elements."""
+_OUTER_FP16 = {
+    "loss_scale": "loss_scale",
+    "loss_scale_window": "loss_scale_window",
+    "hysteresis": "hysteresis",
+    "min_loss_scale": "min_scale",
+}
+"""Keys of the loss scale that also stand beside the section, there perhaps under another name."""
 _COPIES = {
     "zero_stage": "stage",
     "zero_reduce_scatter": "reduce_scatter",
@@ -108,6 +116,10 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
         draft.issues.add(key, f"{' but '.join(sections)}; keep one of them")
     precision = next(iter(wanted)) if len(wanted) == 1 else "fp32"
     options = _loss_scale(draft, fp16) if precision == "fp16" else {}
+    if precision != "fp16":
+        for key in _OUTER_FP16.values():
+            if draft.is_set(key) and draft[key] != field_table()[key].default:
+                draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
     return {"precision": precision, "fp16_options": options}
 
 
@@ -148,13 +160,23 @@ def _loss_scale(draft: Draft, section: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
         value = options[key]
         if not _is_number(value) or value < 0:
-            draft.issues.add("fp16", f"fp16.{key} must be a number of at least 0, got {value!r}")
+            owner, name = _owner(section, key)
+            draft.issues.add(owner, f"{name} must be a number of at least 0, got {value!r}")
         else:
             options[key] = max(int(value), 1) if key == "min_loss_scale" else int(value)
     scale = options["loss_scale"]
     if not _is_number(scale) or scale < 0:
-        draft.issues.add("fp16", f"fp16.loss_scale must be 0 (adapts) or above, got {scale!r}")
+        owner, name = _owner(section, "loss_scale")
+        draft.issues.add(owner, f"{name} must be 0 (adapts) or above, got {scale!r}")
     return options
+
+
+def _owner(section: Mapping[str, Any], key: str) -> tuple[str, str]:
+    """Returns the key that gave a number of the loss scale, and its name in a message."""
+    outer = _OUTER_FP16.get(key, "fp16")
+    if key in section or outer == "fp16" or outer in section:
+        return "fp16", f"fp16.{key}"
+    return outer, outer
 
 
 def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
@@ -181,9 +203,8 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
     stage = section.pop("stage", 0)
     _check_zero_types(draft, section)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        draft.issues.add(
-            "zero_optimization", f"zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}"
-        )
+        owner, name = written_as(draft, "stage")
+        draft.issues.add(owner, f"{name} must be 0, 1, 2 or 3, got {stage!r}")
         stage = 0
     stage = int(stage)
     if stage == 0 and precision != "fp32":
@@ -209,6 +230,11 @@ def _check_formats(draft: Draft, stage: int) -> None:
         reduced is None or reduced.lower() in COMMUNICATION_FORMATS,
         "communication_data_type",
         f"communication_data_type must be fp32, fp16 or bf16, got {reduced!r}",
+    )
+    draft.require(
+        not draft["fp32_allreduce"] or reduced is None or reduced.lower() == "fp32",
+        "communication_data_type",
+        f"communication_data_type is {reduced}, and fp32_allreduce reduces in fp32; keep one",
     )
     section = draft["data_types"] or {}
     for key in section:
@@ -241,11 +267,17 @@ def _check_zero_types(draft: Draft, section: Mapping[str, Any]) -> None:
             wanted = f"a whole number of at least {smallest}"
         else:
             is_good, wanted = isinstance(value, bool) or key not in ZERO_KEYS, "true or false"
-        draft.require(
-            is_good,
-            "zero_optimization",
-            f"zero_optimization.{key} must be {wanted}, got {shown(value)}",
-        )
+        owner, name = written_as(draft, key)
+        draft.require(is_good, owner, f"{name} must be {wanted}, got {shown(value)}")
+
+
+def written_as(draft: Draft, key: str) -> tuple[str, str]:
+    """Returns the outer key that holds ``key`` of the ZeRO section, and its name in a message."""
+    if key not in (draft["zero_optimization"] or {}):
+        for copy_key, copied in _COPIES.items():
+            if copied == key and draft[copy_key] is not None:
+                return copy_key, copy_key
+    return "zero_optimization", f"zero_optimization.{key}"
 
 
 def _is_number(value: Any) -> bool:

@@ -28,7 +28,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
     try:
         slots = _slots_of_hostfile(draft)
     except ConfigError as error:
-        draft.issues.add("hostfile", str(error))
+        draft.issues.add_error(error)
         return 1
     if slots is not None:
         return slots
@@ -155,12 +155,6 @@ def check_processes(draft: Draft) -> None:
         f"distributed_timeout_minutes must be above 0, at most {_YEAR_MINUTES}, got {minutes}",
     )
     draft.require(draft["seed"] > 0, "seed", f"seed must be at least 1, got {draft['seed']}")
-    backend = draft["distributed_backend"]
-    draft.require(
-        backend in (None, "nccl", "gloo", "mpi", "ccl", "hccl"),
-        "distributed_backend",
-        f"distributed_backend must be nccl, gloo, mpi, ccl or hccl, got {backend!r}",
-    )
     draft.require(
         bool(draft["deepspeed"]),
         "deepspeed",

@@ -69,6 +69,11 @@ def test_the_mode_says_how_many_samples_share_a_domain(make_config, keys, length
     assert make_config(world_size=2, **MIXED, **keys).derived.mixing_run_length == length
 
 
+def test_a_method_that_does_not_learn_has_no_frequency(make_config):
+    keys = {"data_sampling_method": "static", "data_sampling_update_frequency": 0}
+    assert make_config(**NAMED, **keys).derived.notes == ()
+
+
 def test_no_method_and_static_are_the_same(make_config):
     assert make_config(**NAMED).derived.sampling_method == "static"
     assert make_config(**NAMED, data_sampling_method="static").derived.sampling_method == "static"
@@ -133,6 +138,19 @@ def test_no_method_and_static_are_the_same(make_config):
         (
             {**MIXED, "data_sampling_update_frequency": 0},
             "data_sampling_update_frequency must be at least 1, got 0",
+        ),
+        (
+            {"data_sampling_update_frequency": -3},
+            "data_sampling_update_frequency must be at least 0, got -3",
+        ),
+        (
+            {**NAMED, "data_domain_names": ["a", "a"]},
+            "data_domain_names: 'a' names two datasets: d/train/wiki/text and d/train/code/text; "
+            "give each its own name",
+        ),
+        (
+            {**NAMED, "data_domain_names": ["a", ""]},
+            "data_domain_names holds an empty name, for d/train/code/text; write one",
         ),
         (
             {**MIXED, "data_sampling_warmup_steps": -1},
@@ -277,6 +295,10 @@ def test_held_out_rewards_are_refused(problem, key):
                 "train_data_weights": [2.0] * len(PATHS["train_data_paths"]),
             },
             "weight_by_num_documents computes the weights: train_data_weights not used",
+        ),
+        (
+            {"valid_data_weights": [2.0] * len(PATHS["train_data_paths"])},
+            "use_named_eval_datasets evaluates each dataset by itself: valid_data_weights not used",
         ),
     ],
 )

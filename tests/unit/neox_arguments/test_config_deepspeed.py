@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from megatron.neox_arguments import ConfigError, deepspeed_config
+from megatron.neox_arguments import ConfigError, NeoXArgs, deepspeed_config, resolve
+from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 
 READ = """
 import json, os, sys
@@ -71,6 +72,90 @@ def test_extra_sections_may_not_replace_computed_values(make_config, key):
     )
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"elasticity": {"enabled": True}}, "elasticity is not supported: batch sizes that "),
+        ({"curriculum_learning": {}, "scheduler": {"type": "x"}}, "scheduler is not supported: "),
+        ({"num_layers": 3}, "num_layers is no key; set num_layers itself"),
+        ({"pipeline": {}}, "pipeline would replace a computed value; remove it"),
+        ({"activation_checkpointing": 5}, "activation_checkpointing must be a section"),
+        ({"compile": 5}, "compile must be a section (key: value pairs), got 5"),
+    ],
+)
+def test_extra_keys_that_do_not_belong_there_are_refused(problem, extra, message):
+    assert problem(deepspeed_extra_args=extra).startswith(f"deepspeed_extra_args.{message}")
+
+
+def test_an_unknown_extra_key_is_refused_with_its_line_and_the_nearest_key(write, minimal):
+    text = "".join(f"{key}: {value}\n" for key, value in minimal.items())
+    path = write("a.yml", text + "deepspeed_extra_args: {hybrid_engin: {}}\n")
+    with pytest.raises(ConfigError) as caught:
+        resolve(NeoXArgs.from_ymls([path]))
+    assert str(caught.value) == (
+        f"{path}:7: unknown key 'deepspeed_extra_args.hybrid_engin'; did you mean 'hybrid_engine'?"
+    )
+
+
+def test_an_extra_key_without_effect_is_noted_and_left_out(make_config):
+    config = make_config(deepspeed_extra_args={"aio": {"block_size": 1}})
+    assert config.derived.notes == (
+        "'deepspeed_extra_args.aio' has no effect: nothing is offloaded to a disk",
+    )
+    assert deepspeed_config(config) == deepspeed_config(make_config())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"tensorboard": {"foo": 1}},
+            "unknown key 'tensorboard.foo'; known keys: enabled, job_name, output_path",
+        ),
+        ({"wandb": {"enable": True}}, "unknown key 'wandb.enable'; did you mean 'enabled'?"),
+        ({"csv_monitor": {"enabled": 1}}, "csv_monitor.enabled must be true or false, got 1"),
+        (
+            {"flops_profiler": {"enabled": True, "profile_step": "x"}},
+            "flops_profiler.profile_step must be a whole number, got 'x'",
+        ),
+    ],
+)
+def test_sections_for_deepspeed_are_checked(problem, section, message):
+    assert problem(**section) == message
+
+
+def test_values_of_sections_have_the_type_that_deepspeed_wants(make_config):
+    config = make_config(flops_profiler={"profile_step": "5", "output_file": None})
+    assert deepspeed_config(config)["flops_profiler"] == {"profile_step": 5}
+
+
+def test_a_monitor_whose_package_is_not_there_is_told(make_config, monkeypatch):
+    monkeypatch.setattr("megatron.neox_arguments.deepspeed_json.find_spec", lambda name: None)
+    assert missing_monitor_problem(make_config(wandb={"enabled": False})) is None
+    assert missing_monitor_problem(make_config(wandb={"enabled": True})) == (
+        "wandb.enabled is true and the package wandb is not installed; install it, or remove the "
+        "section wandb"
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({"comet": {"foo": 1}}, "comet: DeepSpeed refuses it: comet.foo: Extra inputs "),
+        ({"compile": {}, "torch_autocast": {"dtype": 5}}, "torch_autocast: DeepSpeed refuses it: "),
+    ],
+)
+def test_a_section_that_deepspeed_refuses_is_named(make_config, extra, expected):
+    pytest.importorskip("deepspeed")
+    from megatron.engine import _check_deepspeed_sections
+
+    _check_deepspeed_sections(make_config(flops_profiler={"enabled": True}), None)
+    with pytest.raises(ConfigError) as caught:
+        _check_deepspeed_sections(make_config(deepspeed_extra_args=extra), None)
+    assert str(caught.value).startswith(f"deepspeed_extra_args.{expected}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_the_result_is_not_shared_with_the_configuration(make_config):
     config = make_config(data_types={"grad_accum_dtype": "fp32"})
     deepspeed_config(config)["data_types"]["grad_accum_dtype"] = "bf16"
@@ -112,6 +197,13 @@ def test_deepspeed_accepts_it_for_every_precision_and_stage(make_config):
 def test_the_format_of_reduced_gradients_is_spelled_as_deepspeed_does(make_config, written, passed):
     result = deepspeed_config(make_config(communication_data_type=written))
     assert result["communication_data_type"] == passed
+
+
+def test_two_formats_of_reduced_gradients_are_refused(problem, make_config):
+    make_config(communication_data_type="fp32", fp32_allreduce=True)
+    assert problem(communication_data_type="bf16", fp32_allreduce=True) == (
+        "communication_data_type is bf16, and fp32_allreduce reduces in fp32; keep one"
+    )
 
 
 def test_another_format_of_reduced_gradients_is_refused(problem):

@@ -50,6 +50,17 @@ def test_tasks_are_no_hint_any_more(make_config):
     assert make_config(**TASKS, **keys).derived.notes == ()
 
 
+def test_tasks_that_a_training_does_not_run_are_noted(make_config):
+    data = {"data_path": "x", **TASKS}
+    assert make_config(**data, user_script="a/train.py").derived.notes == (
+        "train.py does not run eval_tasks without eval_harness_interval; set it, or use "
+        "evaluate.py",
+    )
+    assert make_config(**data, user_script="evaluate.py").derived.notes == ()
+    config = make_config(**data, user_script="train.py", eval_harness_interval=10)
+    assert config.derived.notes == ()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -72,7 +72,10 @@ def test_attention_types_that_are_not_built_are_refused_with_the_reason(problem,
         ({"activation": "geglu", "mlp_multiple_of": 8}, 88, True),
         ({"activation": "swiglu", "mlp_inner_size": 172}, 172, True),
         ({"activation": "swiglu", "mlp_inner_size": 172, "intermediate_size": 999}, 172, True),
-        ({"mlp_type": "llama"}, 85, True),
+        ({"mlp_type": "llama"}, 256, True),
+        ({"mlp_type": "llama", "intermediate_size": 100}, 100, True),
+        ({"mlp_type": "llama", "mlp_inner_size": 90}, 90, True),
+        ({"mlp_type": "llama", "expansion_factor": 2}, 42, True),
         ({"mlp_type": "regular"}, 256, False),
     ],
 )
@@ -107,6 +110,33 @@ def test_a_gated_intermediate_size_is_explained(make_config):
     )
 
 
+def test_a_gated_width_without_a_size_is_explained(make_config):
+    assert make_config(activation="swiglu").derived.notes == (
+        "the gated MLP is 85 wide: GPT-NeoX builds a third of 256, 4 times hidden_size. "
+        "Set mlp_inner_size: 256 if Llama's 256 was meant",
+    )
+
+
+@pytest.mark.parametrize(("hidden", "layers", "inner"), [(4096, 32, 11008), (8192, 48, 22016)])
+def test_a_llama_mlp_of_old_files_has_the_width_of_llama_and_no_biases(
+    minimal, hidden, layers, inner
+):
+    values = {"hidden_size": hidden, "num_layers": layers, "num_attention_heads": 32}
+    values |= {"mlp_type": "llama", "activation": "silu", "model_parallel_size": 2}
+    config = resolve(NeoXArgs.from_dict({**minimal, **values}), world_size=2)
+    assert config.derived.mlp_inner_size == inner
+    assert config.derived.activation == "swiglu"
+    assert not config.model.use_bias_in_mlp
+    assert config.derived.notes == (
+        "'mlp_type: llama' is an old spelling; read as 'activation: swiglu, "
+        f"mlp_inner_size: {inner}, use_bias_in_mlp: false'",
+    )
+
+
+def test_biases_of_a_llama_mlp_are_kept_where_they_are_asked_for(make_config):
+    assert make_config(mlp_type="llama", use_bias_in_mlp=True).model.use_bias_in_mlp
+
+
 def test_sizes_follow_from_the_model(make_config):
     derived = make_config(pos_emb="rotary", rotary_pct=0.25, num_kv_heads=2).derived
     assert (derived.head_dim, derived.num_kv_heads, derived.rotary_dim) == (16, 2, 4)
@@ -132,6 +162,18 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"seq_length": 256},
             "max_position_embeddings must be at least seq_length 256, got 128",
         ),
+        ({"seq_length": 0}, "seq_length must be at least 1, got 0"),
+        ({"seq_length": -5}, "seq_length must be at least 1, got -5"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings must be at least 1, got -5"),
+        (
+            {"expansion_factor": 0.001},
+            "expansion_factor 0.001 makes an MLP of width 0; raise it, or set mlp_inner_size",
+        ),
+        (
+            {"intermediate_size": 1, "activation": "swiglu"},
+            "intermediate_size 1 makes an MLP of width 0; raise it, or set mlp_inner_size",
+        ),
+        ({"intermediate_size": -1}, "intermediate_size must be above 0, got -1"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"num_kv_heads": 3}, "num_kv_heads must divide num_attention_heads 4, got 3"),
         (

@@ -182,6 +182,10 @@ def test_what_is_switched_off_is_accepted(make_config, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "note"),
     [
+        ("rank", 3, "'rank' has no effect: the launcher's environment says it"),
+        ("loss_scale", 128, "loss_scale does nothing in fp32; it belongs to fp16"),
+        ("hysteresis", 3, "hysteresis does nothing in fp32; it belongs to fp16"),
+        ("gpt_j_tied", True, "gpt_j_tied does nothing without gpt_j_residual"),
         ("rope_fusion", True, "'rope_fusion' has no effect: torch's kernels are used"),
         (
             "fp16_lm_cross_entropy",
@@ -199,8 +203,31 @@ def test_hints_are_noted_once(make_config, key, value, note):
     assert make_config(**{key: value}).derived.notes == (note,)
 
 
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("attention_type: groupedquery", "num_kv_heads"),
+        ("decay_lr_to: 0.033", "min_lr"),
+        ("warmup_iters: 500", "warmup is the share"),
+        ("autotuning_config: {enabled: true}", "autotuner"),
+    ],
+)
+def test_stray_keys_of_published_files_are_noted(write, minimal, line, instead):
+    path = write("a.yml", yaml.safe_dump(minimal) + line)
+    (note,) = resolve(NeoXArgs.from_ymls([path])).derived.notes
+    assert note.startswith(f"'{line.split(':')[0]}' has no effect: ")
+    assert instead in note
+
+
 def test_a_hint_with_its_default_is_not_noted(make_config):
     assert make_config(rope_fusion=False, num_workers=2).derived.notes == ()
+
+
+def test_a_padded_vocabulary_beside_a_tokenizer_is_noted(make_config):
+    assert make_config(padded_vocab_size=5).derived.notes == ()
+    assert make_config(padded_vocab_size=5, vocab_file="t.json").derived.notes == (
+        "padded_vocab_size is not used: it is computed from the tokenizer",
+    )
 
 
 def test_refusals_name_the_line(write, minimal):

@@ -158,7 +158,7 @@ def test_a_missing_hostfile_is_noted(make_config):
         ("a slots=1\n", {"include": "a:3"}, "include names slots (3,) of 'a'; it has (0,)"),
         ("a slots=1\n", {"include": "a:x"}, "include must look like 'host1@host2:0,2', got 'a:x'"),
         ("a slots=1\n", {"include": "a", "exclude": "a"}, "include and exclude are both set"),
-        ("a slots=1\n", {"exclude": "a"}, "include and exclude leave no slot to run on"),
+        ("a slots=1\n", {"exclude": "a"}, "exclude leaves no slot to run on"),
         ("a slots=1\n", {"num_nodes": 2}, "num_nodes is 2, there are 1 hosts"),
         ("a slots=1\n", {"num_gpus": 2}, "num_gpus is 2, host 'a' has 1 slots"),
     ],
@@ -186,7 +186,7 @@ def test_a_hostfile_that_is_no_text_is_refused(problem, tmp_path):
         (
             "distributed_backend",
             "tcp",
-            "distributed_backend must be nccl, gloo, mpi, ccl or hccl, got 'tcp'",
+            "distributed_backend must be one of nccl, gloo, mpi, ccl, hccl, got 'tcp'",
         ),
         ("deepspeed", False, "deepspeed must stay true: it is the engine; remove the key"),
     ],
@@ -195,10 +195,62 @@ def test_processes_are_checked(problem, key, value, expected):
     assert problem(**{key: value}) == expected
 
 
+def test_a_backend_may_be_written_in_capitals(make_config):
+    assert make_config(distributed_backend="NCCL").other.distributed_backend == "nccl"
+
+
 def test_a_message_says_where_the_value_was_written(write, minimal):
     path = write("a.yml", "\n".join(f"{k}: {v}" for k, v in minimal.items()) + "\nseed: 0\n")
     with pytest.raises(ConfigError, match=rf"^{path}:7: seed must be at least 1, got 0$"):
         resolve(NeoXArgs.from_ymls([path]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("gas: 0", "gas must be at least 1, got 0"),
+        ("clip_grad: -1", "clip_grad must be at least 0 (0 clips nothing), got -1.0"),
+        ("save_interval: 0", "save_interval must be a whole number of at least 1, got 0"),
+        ("save_iters: [-1]", "save_iters must be at least 0, got [-1]"),
+        ("zero_stage: 7", "zero_stage must be 0, 1, 2 or 3, got 7"),
+        (
+            "zero_optimization: {stage: 7}",
+            "zero_optimization.stage must be 0, 1, 2 or 3, got 7",
+        ),
+        (
+            "zero_reduce_bucket_size: 0",
+            "zero_reduce_bucket_size must be a whole number of at least 1, got 0",
+        ),
+        (
+            "lr_decay_fraction: 0.001",
+            "lr_decay_fraction 0.001 of train_iters 100 is less than one iteration; raise it",
+        ),
+        (
+            "num_gpus: 2\npipe_parallel_size: 2\nzero_stage: 2",
+            "zero_stage 2 does not work with pipe_parallel_size 2: ",
+        ),
+        ("optimizer_type: Foo", "optimizer_type 'Foo': it is unknown; use Adam or SGD"),
+        ("lr: -1", "lr must be at least 0, got -1.0"),
+        (
+            "optimizer: {type: Adam, params: {lr: -1}}",
+            "optimizer.params.lr must be at least 0, got -1.0",
+        ),
+        (
+            "optimizer: {type: Adam, params: {weight_decay: -1}}",
+            "optimizer.params.weight_decay must be at least 0, got -1.0",
+        ),
+        ("precision: fp16\nloss_scale: -1", "loss_scale must be 0 (adapts) or above, got -1.0"),
+        ("precision: fp16\nmin_loss_scale: -1", "min_loss_scale must be a number of at least 0"),
+        ("include: a:x", "include must look like 'host1@host2:0,2', got 'a:x'"),
+        ("include: a\nexclude: b", "include and exclude are both set; keep one"),
+    ],
+)
+def test_a_message_names_the_key_that_was_written_and_its_line(write, minimal, lines, message):
+    text = "".join(f"{k}: {v}\n" for k, v in minimal.items()) + lines
+    path = write("a.yml", text)
+    with pytest.raises(ConfigError) as caught:
+        resolve(NeoXArgs.from_ymls([path]))
+    assert str(caught.value).startswith(f"{path}:{len(text.splitlines())}: {message}")
 
 
 @pytest.mark.parametrize(

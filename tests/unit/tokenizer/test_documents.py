@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import zstandard
 
-from megatron.tokenizer import documents, streams
+from megatron.tokenizer import decompression, documents
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
 
@@ -86,7 +86,7 @@ def test_an_xz_file_with_a_wrong_number_of_zeros_is_damaged(tmp_path, zeros):
 
 @pytest.mark.parametrize("suffix", [".bz2", ".xz"])
 def test_text_larger_than_the_buffers_is_read_whole(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(streams, "BUFFER_BYTES", 100)
+    monkeypatch.setattr(decompression, "BUFFER_BYTES", 100)
     lines = [f'{{"text": "{number}"}}\n' for number in range(3000)]
     path = tmp_path / f"corpus.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix]("".join(lines).encode()) * 2)

@@ -1,0 +1,111 @@
+"""Sections that are handed to DeepSpeed as they are, and keys that are added to them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ..coerce import Mismatch, coerce, describe
+from ..errors import shown
+from ..fields import field_table
+from ..retired import hint_about, is_asked_for, refusal_about
+from .draft import Draft
+
+_FILES = {"enabled": bool, "output_path": str, "job_name": str}
+SECTION_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "flops_profiler": {
+        "enabled": bool,
+        "recompute_fwd_factor": float,
+        "profile_step": int,
+        "module_depth": int,
+        "top_modules": int,
+        "detailed": bool,
+        "output_file": str,
+    },
+    "tensorboard": _FILES,
+    "csv_monitor": _FILES,
+    "wandb": {"enabled": bool, "group": str, "team": str, "project": str},
+}
+"""Keys and types of DeepSpeed's sections that are passed through."""
+
+EXTRA_KEYS: Mapping[str, Any] = {
+    **dict.fromkeys(
+        (
+            *("comet", "compile", "expert_parallel", "hybrid_engine"),
+            *("tensor_parallel", "timers", "torch_autocast", "weight_quantization"),
+        ),
+        dict[str, Any],
+    ),
+    **dict.fromkeys(
+        (
+            *("dataloader_drop_last", "disable_allgather", "disable_python_gc"),
+            *("managed_gradient_accumulation", "memory_breakdown"),
+            "use_data_before_expert_parallelism",
+        ),
+        bool,
+    ),
+    **dict.fromkeys(
+        ("gradient_allreduce_op", "log_level", "seq_parallel_communication_data_type"), str
+    ),
+    "vocabulary_size": int,
+}
+"""Keys of DeepSpeed's configuration that are none of ours, with their types."""
+
+_COMPUTED = ("pipeline", "zero_force_ds_cpu_optimizer")
+"""Keys that are computed for DeepSpeed and are none of ours."""
+
+
+def typed_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a section with the types that DeepSpeed wants; null asks for its default."""
+    kinds = SECTION_KEYS[name]
+    return {k: coerce(v, kinds[k]) for k, v in section.items() if v is not None}
+
+
+def check_deepspeed(draft: Draft) -> None:
+    """Checks the sections that are passed through, and `deepspeed_extra_args`."""
+    for name, kinds in SECTION_KEYS.items():
+        for key, value in (draft[name] or {}).items():
+            if key in kinds:
+                _check_type(draft, name, f"{name}.{key}", value, kinds[key])
+            else:
+                draft.issues.add(name, f"unknown key '{name}.{key}'; {_nearest(key, kinds)}")
+    for key, value in (draft["deepspeed_extra_args"] or {}).items():
+        _check_extra(draft, str(key), value)
+
+
+def _check_extra(draft: Draft, key: str, value: Any) -> None:
+    owner, name, field = "deepspeed_extra_args", f"deepspeed_extra_args.{key}", field_table()
+    kind = field[key].type if key in field else EXTRA_KEYS.get(key, Any)
+    is_retired = refusal_about(key) is not None or hint_about(key) is not None
+    if (is_retired or key in EXTRA_KEYS) and not _check_type(draft, owner, name, value, kind):
+        return
+    if reason := refusal_about(key):
+        draft.require(
+            not is_asked_for(key, value),
+            owner,
+            f"{name} is not supported: {reason}; remove it",
+        )
+    elif hint := hint_about(key):
+        draft.notes.append(f"'{name}' has no effect: {hint}")
+    elif key in field:
+        fault = "would replace a computed value" if field[key].group == "deepspeed" else "is no key"
+        draft.issues.add(owner, f"{name} {fault}; set {key} itself")
+    elif key in _COMPUTED:
+        draft.issues.add(owner, f"{name} would replace a computed value; remove it")
+    elif key not in EXTRA_KEYS:
+        draft.issues.add(owner, f"unknown key '{name}'; {_nearest(key, EXTRA_KEYS)}")
+
+
+def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> bool:
+    try:
+        coerce(value, kind)
+    except Mismatch:
+        draft.issues.add(owner, f"{name} must be {describe(kind)}, got {shown(value)}")
+        return False
+    return True
+
+
+def _nearest(key: Any, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key), list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
