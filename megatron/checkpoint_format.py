@@ -42,6 +42,7 @@ __all__ = [
     "latest_step",
     "logical_tensors",
     "parameter_info",
+    "read_resolved_config",
     "step_folder",
     "verify",
 ]
@@ -84,6 +85,23 @@ def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
 def step_folder(save: Path, step: int) -> Path:
     """``<save>/global_step<N>``."""
     return save / f"global_step{step}"
+
+
+def read_resolved_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run that made a checkpoint, by group; None where it holds none.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    path = folder / "configs" / "resolved.json"
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); correct it, or remove it to load without comparing"
+        ) from error
 
 
 def checkpoint_steps(save: Path) -> list[int]:

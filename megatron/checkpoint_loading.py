@@ -25,11 +25,14 @@ from megatron.checkpoint_format import (
 )
 from megatron.engine_state import load_fragments, prepare_moments
 from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig
 from megatron.model.parameters import ParameterFacts, cut_shard, facts_of
 from megatron.mpu import Topology
+from megatron.network_comparison import network_problem
 
 __all__ = [
     "find_checkpoint",
+    "first_not_finite",
     "load_engine_state",
     "load_module_weights",
     "load_run_state",
@@ -95,45 +98,91 @@ def _verify_together(folder: Path) -> str | None:
     return next((text for text in problems if text), None)
 
 
-def load_module_weights(module: nn.Module, folder: Path, topology: Topology) -> None:
+def load_module_weights(
+    module: nn.Module, folder: Path, topology: Topology, *, on_other_network: Say | None = None
+) -> None:
     """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
 
+    Args:
+        module: A model, or what this rank holds of one.
+        folder: A ``global_step<N>`` folder.
+        topology: Where this rank sits.
+        on_other_network: Receives a line if the weights were trained in another network of the same
+            shapes; without it that is an error.
+
     Raises:
-        CheckpointError: If names or shapes differ from the module's.
+        CheckpointError: If names or shapes differ from the module's, or the network does.
     """
     reader = CheckpointReader(folder)
-    wanted = dict(module.named_parameters())
+    wanted = {name: (p, facts_of(p)) for name, p in module.named_parameters()}
     unknown = sorted(reader.parameters.keys() - wanted.keys())
     if unknown and topology.grid.pipe == 1:
         raise CheckpointError(
             f"{folder}: holds {unknown[0]!r}, which this model lacks; the configuration differs"
         )
+    for name, (_, facts) in wanted.items():
+        saved = reader.info(name)
+        if saved.shape != facts.logical_shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {saved.shape}, this model needs "
+                f"{facts.logical_shape}; the configuration differs"
+            )
+    network = getattr(module, "config", None)
+    if isinstance(network, ModelConfig):
+        problem = network_problem(network, folder)
+        if problem is not None and on_other_network is None:
+            raise CheckpointError(problem)
+        if problem is not None and on_other_network is not None:
+            on_other_network(problem)
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            facts = facts_of(parameter)
-            saved = reader.info(name)
-            if saved.shape != facts.logical_shape:
-                raise CheckpointError(
-                    f"{folder}: {name} has shape {saved.shape}, this model needs "
-                    f"{facts.logical_shape}; the configuration differs"
-                )
+        for name, (parameter, facts) in wanted.items():
             length = math.prod(facts.shard_shape)
             values = _read_own(reader, facts, topology, name=name, offset=0, length=length)
             parameter.copy_(values.view(facts.shard_shape))
 
 
+@torch.no_grad()
+def first_not_finite(module: nn.Module) -> str | None:
+    """Names the first parameter of this rank that holds nan or an infinity; one wait for a GPU.
+
+    Nobody would see it: such a model writes text and scores tasks like any other, at random.
+    """
+    parameters = {name: p for name, p in module.named_parameters() if p.numel()}
+    # without the copies that isfinite makes of a whole tensor
+    extremes = torch.stack([torch.stack(torch.aminmax(p)) for p in parameters.values()])
+    for name, is_finite in zip(parameters, extremes.isfinite().all(dim=1).tolist(), strict=True):
+        if not is_finite:
+            return name
+    return None
+
+
 def load_engine_state(
-    engine, folder: Path, topology: Topology, *, moment_names: tuple[str, ...], applied_steps: int
+    engine,
+    folder: Path,
+    topology: Topology,
+    *,
+    moment_names: tuple[str, ...] | None,
+    applied_steps: int,
 ) -> None:
-    """Overwrites master weights, and moments if ``moment_names`` is not empty, of this rank's part.
+    """Overwrites master weights and moments of this rank's part.
 
     The module must have been filled by `load_module_weights` before the engine was made. Without
     ZeRO it holds the master weights itself, which are not read a second time.
+
+    Args:
+        engine: Holds them.
+        folder: A ``global_step<N>`` folder.
+        topology: Where this rank sits.
+        moment_names: Those of the optimizer; None starts it anew.
+        applied_steps: Steps that it has made.
+
+    Raises:
+        CheckpointError: If the moments of the checkpoint are others, once it has made a step.
     """
     reader = CheckpointReader(folder)
-    if moment_names and not reader.moment_names:
-        moment_names = ()  # saved before the first step: the optimizer starts as new
-    if set(moment_names) - set(reader.moment_names):
+    if moment_names is None or (applied_steps == 0 and not reader.moment_names):
+        moment_names = ()  # to be left, or not there before the first step
+    elif set(moment_names) != set(reader.moment_names):
         raise CheckpointError(
             f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
             f"{list(moment_names)}; set no_load_optim to start it anew"

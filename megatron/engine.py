@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import deepspeed
 
 from megatron import accelerator
+from megatron.checkpoint_format import read_resolved_config
 from megatron.checkpoint_loading import (
     find_checkpoint,
     load_engine_state,
@@ -29,7 +31,8 @@ from megatron.model.loss import DomainLossRecorder
 from megatron.model.pipeline_model import GPT2PipelineModel
 from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
-from megatron.neox_arguments import RunConfig, deepspeed_config
+from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
+from megatron.neox_arguments.deepspeed_json import missing_monitor_problem, passed_sections
 from megatron.optimizers import build_optimizer, moment_names
 from megatron.runners import DataParallelRunner, PipelineRunner, StepRunner
 from megatron.state import TrainState
@@ -52,6 +55,9 @@ class LoadedRun:
     """What the mixture counted its epochs in, by domain; empty where `mixture_state` is None."""
     folder: Path | None = None
     """Checkpoint that was loaded."""
+    saved_config: dict[str, Any] | None = None
+    """The resolved configuration in the checkpoint; None for a fresh start, for ``finetune`` and
+    where the checkpoint has none."""
 
     def is_saved_in(self, save: str | None) -> bool:
         """Whether ``save`` holds a checkpoint of this very state."""
@@ -111,9 +117,16 @@ def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
     Raises:
         CheckpointError: If ``load`` holds none, unless it is also the ``save`` folder: then the run
             starts fresh, which is how one command serves for starting and for resuming.
+        ConfigError: If there is no ``load`` for what says how to load.
     """
     derived = config.derived
     if derived.load_path is None:
+        if config.training.finetune or config.other.iteration is not None:
+            key = "finetune" if config.training.finetune else "iteration"
+            raise ConfigError(
+                f"{key}: there is no load, from which it would start; set load to the folder of "
+                f"the checkpoints, or remove {key}"
+            )
         return None
     load = Path(derived.load_path)
     folder = find_checkpoint(load, config.other.iteration, say)
@@ -140,20 +153,27 @@ def build_runner(
     num_domains: int,
     say: Say,
 ) -> LoadedRun:
-    """Builds model, optimizer and engine, and continues from ``load`` where it is set."""
+    """Builds model, optimizer and engine, and continues from ``load`` where it is set.
+
+    Raises:
+        ConfigError: If DeepSpeed refuses a section that is passed to it as it is.
+    """
+    mpu = DeepSpeedMpu(topology)
+    _check_deepspeed_sections(config, mpu)  # first: a large model takes minutes to build
     recorder = DomainLossRecorder(num_domains, accelerator.device())
     say("building the model")
     model = build_model(config, tokenizer, topology, recorder=recorder)
     folder = checkpoint_to_load(config, say)
     if folder is not None:
         say(f"loading {folder}")
-        load_module_weights(model, folder, topology)
+        may_differ = config.training.finetune  # as with a rotary base for longer texts
+        load_module_weights(model, folder, topology, on_other_network=say if may_differ else None)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, config),
         config=deepspeed_config(config),
-        mpu=DeepSpeedMpu(topology) if topology.grid.pipe == 1 else None,
+        mpu=mpu if topology.grid.pipe == 1 else None,
         dist_init_required=False,
     )
     if topology.grid.data == 1 and config.derived.zero_stage == 0:
@@ -165,6 +185,40 @@ def build_runner(
     if folder is None:
         return LoadedRun(runner, TrainState())
     return _continue_from(config, runner, folder, say)
+
+
+def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
+    """Turns what DeepSpeed says of the user's sections into one line."""
+    if problem := missing_monitor_problem(config):
+        raise ConfigError(problem)
+    values = deepspeed_config(config)
+    refusal = _refusal_of(values, mpu)
+    if refusal is None:
+        return
+    for section, name in passed_sections(config).items():
+        others = {key: value for key, value in values.items() if key != section}
+        if _refusal_of(others, mpu) is None:
+            raise ConfigError(
+                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; mend or remove it"
+            )
+    raise refusal
+
+
+def _in_one_line(error: Exception) -> str:
+    """Text of an error; pydantic's has lines of advice for programmers, and parts that have not."""
+    parts = getattr(error, "errors", None)
+    if callable(parts):
+        return ", ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in parts())
+    return " ".join(str(error).split())
+
+
+def _refusal_of(values: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
+    """Returns what DeepSpeed raises for a configuration: it has no one class for that."""
+    try:
+        deepspeed.DeepSpeedConfig(copy.deepcopy(values), mpu)
+    except Exception as error:
+        return error
+    return None
 
 
 def _dropout_seed(seed: int, topology: Topology) -> int:
@@ -195,7 +249,7 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
         runner.engine,
         folder,
         runner.topology,
-        moment_names=() if skips_moments else moment_names(config),
+        moment_names=None if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
     )
     if training.finetune:
@@ -206,4 +260,5 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
     if not training.no_load_rng:
         restore_random_state(folder, runner.topology, say)
     samples_per_epoch = saved_state.get("samples_per_epoch", {})
-    return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder)
+    saved_config = read_resolved_config(folder)
+    return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder, saved_config)

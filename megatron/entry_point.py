@@ -13,6 +13,7 @@ from megatron.data.errors import DataError
 from megatron.distributed_environment import RankDiscoveryError
 from megatron.errors import CheckpointError
 from megatron.launcher.process_life import PARENT_VARIABLE
+from megatron.logging_writers import drop_standard_output
 from megatron.neox_arguments import ConfigError
 from megatron.tokenizer import DocumentError, TokenizerError
 
@@ -49,6 +50,9 @@ def run_program(main: Callable[[], object]) -> None:
         _refuse(str(error), code=1)
     except KeyboardInterrupt:
         _leave(130)
+    except BrokenPipeError:  # as behind `| head`
+        drop_standard_output()
+        _refuse("standard output was closed before the end", code=1)
     except Exception as error:
         if _is_about_the_disk(error):
             _refuse(f"{error}; check the path, the permissions and the free space")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from megatron.neox_arguments import RunConfig
 
-__all__ = ["learning_rate_at", "learning_rate_schedule"]
+__all__ = [
+    "LearningRateSchedule",
+    "continued_schedule",
+    "learning_rate_at",
+    "learning_rate_schedule",
+]
 
 
 def learning_rate_at(
@@ -44,17 +51,83 @@ def learning_rate_at(
     return max(rate, minimum)
 
 
-def learning_rate_schedule(config: RunConfig) -> Callable[[int], float]:
-    """Binds `learning_rate_at` to a run."""
+@dataclass(frozen=True)
+class LearningRateSchedule:
+    """`learning_rate_at` bound to a run; called with the number of applied optimizer steps."""
 
-    def schedule(applied_steps: int) -> float:
-        return learning_rate_at(
-            applied_steps,
-            peak=config.derived.learning_rate,
-            minimum=config.lr_scheduler.min_lr,
-            decay_style=config.lr_scheduler.lr_decay_style,
-            warmup_steps=config.derived.warmup_iters,
-            decay_steps=config.derived.lr_decay_iters,
+    peak: float
+    minimum: float
+    decay_style: str
+    warmup_steps: float
+    decay_steps: int
+
+    def __call__(self, applied_steps: int) -> float:
+        return learning_rate_at(applied_steps, **asdict(self))
+
+    def differences(self, other: LearningRateSchedule) -> list[str]:
+        """What differs from ``other`` and changes a rate, as ``name here, there``."""
+        ours, theirs = asdict(self), asdict(other)
+        if self.decay_style == other.decay_style == "constant":
+            without_use = ("minimum", "decay_steps")
+            ours, theirs = (
+                {k: v for k, v in d.items() if k not in without_use} for d in (ours, theirs)
+            )
+        return [f"{key} {ours[key]}, {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+
+
+def learning_rate_schedule(config: RunConfig) -> LearningRateSchedule:
+    """The schedule that the configuration asks for."""
+    return LearningRateSchedule(
+        peak=config.derived.learning_rate,
+        minimum=config.lr_scheduler.min_lr,
+        decay_style=config.lr_scheduler.lr_decay_style,
+        warmup_steps=config.derived.warmup_iters,
+        decay_steps=config.derived.lr_decay_iters,
+    )
+
+
+def continued_schedule(
+    config: RunConfig, saved_config: Mapping[str, Any] | None, say: Callable[[str], None]
+) -> LearningRateSchedule:
+    """The schedule of a run that goes on from a checkpoint.
+
+    Args:
+        config: Its ``use_checkpoint_lr_scheduler`` takes the checkpoint's schedule; without
+            ``override_lr_scheduler`` another one than there is used all the same, aloud.
+        saved_config: The resolved configuration in the checkpoint; None where it has none.
+        say: Receives a line where the schedule is not the checkpoint's, or is not known.
+    """
+    own = learning_rate_schedule(config)
+    takes_saved = config.lr_scheduler.use_checkpoint_lr_scheduler
+    saved = None if saved_config is None else _saved_schedule(saved_config)
+    if saved is None:
+        if takes_saved:
+            say(
+                "use_checkpoint_lr_scheduler: the checkpoint does not tell its schedule; that of "
+                "the configuration is used"
+            )
+        return own
+    if takes_saved:
+        return saved
+    changed = own.differences(saved)
+    if changed and not config.lr_scheduler.override_lr_scheduler:
+        say(
+            "the learning-rate schedule is another than the checkpoint's (now, there): "
+            f"{'; '.join(changed)}; override_lr_scheduler: true says that it is meant, "
+            "use_checkpoint_lr_scheduler: true keeps the checkpoint's"
         )
+    return own
 
-    return schedule
+
+def _saved_schedule(saved_config: Mapping[str, Any]) -> LearningRateSchedule | None:
+    try:
+        scheduler, derived = saved_config["lr_scheduler"], saved_config["derived"]
+        return LearningRateSchedule(
+            peak=derived["learning_rate"],
+            minimum=scheduler["min_lr"],
+            decay_style=scheduler["lr_decay_style"],
+            warmup_steps=derived["warmup_iters"],
+            decay_steps=derived["lr_decay_iters"],
+        )
+    except (KeyError, TypeError):  # written by another version
+        return None

@@ -11,11 +11,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron.logging_records import TrainRecord, train_scalars
 from megatron.logging_writers import (
     ConsoleWriter,
     ScalarWriter,
@@ -26,82 +26,9 @@ from megatron.logging_writers import (
 from megatron.neox_arguments import ConfigError
 from megatron.run_log import RUN_LOG_NAME, RunLogFile, read_run_log
 
-__all__ = ["RunLogger", "TrainRecord", "print_rank_0", "read_run_log", "train_scalars"]
+__all__ = ["RunLogger", "print_rank_0", "read_run_log"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRecord:
-    """A logged training iteration. Dictionaries are keyed by domain and empty for unnamed data."""
-
-    iteration: int
-    consumed_samples: int
-    consumed_tokens: int
-    lm_loss: float
-    """Loss of this iteration, in nats."""
-    learning_rate: float
-    seconds: float
-    """Wall time of an iteration, the mean since the last record."""
-    samples_per_second: float
-    tokens_per_second: float
-    """Tokens of the whole run, all ranks together."""
-    grad_norm: float | None = None
-    loss_scale: float | None = None
-    """fp16 only."""
-    skipped_iterations: int = 0
-    """Iterations since the start that an fp16 overflow skipped."""
-    nan_iterations: int = 0
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Probability of each domain that this iteration drew with."""
-    losses: Mapping[str, float | None] = field(default_factory=dict)
-    """Token-weighted mean loss; None for a domain that was not drawn."""
-    tokens: Mapping[str, int] = field(default_factory=dict)
-    """Tokens of this iteration."""
-    epochs: Mapping[str, float] = field(default_factory=dict)
-    """Passes over the domain's data since the start, fractions included."""
-    iterations: Mapping[str, float] = field(default_factory=dict)
-    """Share of all batches since the start, counted in whole batches."""
-    rewards: Mapping[str, float] = field(default_factory=dict)
-    """The mixer's estimate; empty for mixers without one."""
-    reward_name: str = "_estimated_reward"
-    """What the research code calls the estimate of this mixer."""
-
-
-def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dict[str, float]:
-    """Names the numbers of ``record`` as GPT-NeoX and the research code do.
-
-    Args:
-        record: The iteration.
-        flops_per_second: Of one device; left out when None.
-
-    Returns:
-        Metric name -> value. Times are in seconds; ``train/percent`` is a fraction, as ever.
-    """
-    values: dict[str, float | None] = {
-        "train/lm_loss": record.lm_loss,
-        "train/learning_rate": record.learning_rate,
-        "train/grad_norm": record.grad_norm,
-        "train/loss_scale": record.loss_scale,
-        "train/consumed_samples": record.consumed_samples,
-        "train/consumed_tokens": record.consumed_tokens,
-        "runtime/samples_per_sec": record.samples_per_second,
-        "runtime/tokens_per_sec": record.tokens_per_second,
-        "runtime/iteration_time": record.seconds,
-        "runtime/flops_per_sec_per_gpu": flops_per_second,
-        "runtime/tflops_per_gpu": None if flops_per_second is None else flops_per_second / 1e12,
-    }
-    for prefix, by_domain in (
-        ("train/loss", record.losses),
-        ("train/iterations", record.iterations),
-        ("train/epochs", record.epochs),
-        ("train/_probabilities", record.weights),
-        (f"train/{record.reward_name}", record.rewards),
-    ):
-        values.update({f"{prefix}/{name}": value for name, value in by_domain.items()})
-    for name, count in record.iterations.items():
-        values[f"train/percent/{name}"] = count / record.iteration
-    return {name: value for name, value in values.items() if value is not None}
 
 
 class RunLogger:
@@ -135,6 +62,7 @@ class RunLogger:
         self._train_iters = train_iters
         self._flops_per_token = flops_per_token
         self._console = console or ConsoleWriter()
+        self._is_console_noted = False
         self._began = time.perf_counter()
         self._file: RunLogFile | None = None
         self._writers: list[ScalarWriter] = []
@@ -277,12 +205,20 @@ class RunLogger:
         """Prints a line on rank 0."""
         if self._is_writer:
             self._console.line(text)
+            self._note_silent_console()
 
     def close(self) -> None:
         """Finishes the writers other than the run log; may be called twice."""
         writers, self._writers = self._writers, []
         for writer in writers:
             self._guard(writer.name, writer.close)
+
+    def _note_silent_console(self) -> None:
+        if self._console.failure is None or self._is_console_noted:
+            return
+        self._is_console_noted = True
+        message = f"the console cannot be written any more ({self._console.failure})"
+        self._append({"event": "warning", "message": message})
 
     def _append(self, event: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -362,6 +298,7 @@ class RunLogger:
             f" {' | '.join(parts)} |",
             {name: _train_cell(name, record) for name in record.weights},
         )
+        self._note_silent_console()
 
 
 def print_rank_0(*values: object) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "ScalarWriter",
     "TensorBoardWriter",
     "WandbWriter",
+    "drop_standard_output",
     "has_wandb_key",
     "wandb_run_name",
 ]
@@ -39,17 +40,29 @@ class ScalarWriter(Protocol):
 
 
 class ConsoleWriter:
-    """Prints a line for each logged iteration, and the domains below it."""
+    """Prints a line for each logged iteration, and the domains below it.
+
+    Nothing is printed any more once the output is gone, as behind ``| head``, or full.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._fixed_columns: int | None = None
+        self.failure: str | None = None
+        """Why nothing is printed any more."""
 
     def line(self, text: str) -> None:
         """Prints one line at once."""
         stream = self._stream or sys.stdout
-        stream.write(text + "\n")
-        stream.flush()
+        if self.failure is not None:
+            return
+        try:
+            stream.write(text + "\n")
+            stream.flush()
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            if stream is sys.stdout:
+                drop_standard_output()
 
     def table(self, heading: str, cells: Mapping[str, str]) -> None:
         """Prints a line, and ``name text`` cells below it in columns as wide as the terminal."""
@@ -67,6 +80,12 @@ class ConsoleWriter:
         rows = (entries[start : start + columns] for start in range(0, len(entries), columns))
         lines = ("   " + " | ".join(row).rstrip() for row in rows)
         self.line("\n".join((heading, *lines)))
+
+
+def drop_standard_output() -> None:
+    """Sends what is printed from here on nowhere, also what waits in the buffer."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _columns() -> int:

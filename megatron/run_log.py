@@ -32,8 +32,14 @@ class RunLogFile:
             self._file.write(b"\n")
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Writes one line in one call: a kill leaves the line or its start, never a mixture."""
-        self._file.write(_line(event))
+        """Writes one line in one call: a kill leaves the line or its start, never a mixture.
+
+        Raises:
+            OSError: If the disk is full; a part of the line may have been written then.
+        """
+        line = _line(event)
+        while line:  # a disk that fills up takes a part, and refuses the rest aloud
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 __all__ = ["TrainState"]
 
+_NOT_SAVED = ("stop", "sound_step")
+
 
 @dataclass
 class TrainState:
@@ -20,10 +22,13 @@ class TrainState:
     consecutive_skips: int = 0
     stop: bool = False
     """Set by a hook to leave the loop after this iteration. Not saved."""
+    sound_step: int | None = None
+    """Newest iteration whose weights have given a finite loss; None: none in this process yet. Not
+    saved."""
 
     def state_dict(self) -> dict[str, int]:
         """Plain numbers for ``state.json``."""
-        return {name: value for name, value in asdict(self).items() if name != "stop"}
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_SAVED}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Takes over the numbers of `state_dict`."""

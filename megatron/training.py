@@ -17,19 +17,21 @@ import torch
 import torch.distributed as dist
 
 from megatron import accelerator
+from megatron.checkpoint_format import checkpoint_steps
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine import LoadedRun, build_runner
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
+from megatron.files import is_same_path
 from megatron.flops import model_flops_per_token
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.initialize import stop_requested
-from megatron.learning_rates import learning_rate_schedule
+from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
@@ -38,7 +40,7 @@ from megatron.run_lock import lock_save_folder
 from megatron.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
 from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
-from odm import Draw, MixtureController, Signal
+from odm import MixtureController, Signal
 
 __all__ = ["pretrain", "train"]
 
@@ -67,7 +69,7 @@ def train(
         state: Counters, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
-        exit_interval: Stop, as if asked to, after an iteration that is a multiple of this.
+        exit_interval: Stop after an iteration that is a multiple of this, and its hooks.
 
     Raises:
         FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
@@ -82,28 +84,28 @@ def train(
 
         result = runner.train_step(source.batches(draw))
         signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
-        grad_norm = None if result.grad_norm is None else float(result.grad_norm)
-        if not result.skipped:
-            require_finite(state.step, draw, signal, mixture, lm_loss=lm_loss, grad_norm=grad_norm)
-        mixture.observe(state.step, signal)  # these losses decide the weights of the next step
-
-        advance(state, draw, result, tokens=source.global_batch_size * source.seq_length)
-        state.stop = stop or bool(exit_interval and state.step % exit_interval == 0)
         now = time.perf_counter()
         report = StepReport(
             draw=draw,
             weights=weights,
             signal=signal,
             lm_loss=lm_loss,
-            grad_norm=grad_norm,
+            grad_norm=None if result.grad_norm is None else float(result.grad_norm),
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
             seconds=now - clock,
         )
         clock = now
+        require_finite(state, report, mixture, is_last=state.step == last_step)
+        mixture.observe(state.step, signal)  # these losses decide the weights of the next step
+
+        advance(state, report, tokens=source.global_batch_size * source.seq_length)
+        state.stop = stop
         for hook in hooks:
             hook.after_step(state, report)
+        if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
+            state.stop = True  # only now: when asked to stop, hooks leave out what takes long
     return state
 
 
@@ -131,60 +133,70 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
 
 
 def require_finite(
-    step: int,
-    draw: Draw,
-    signal: Signal,
-    mixture: MixtureController,
-    *,
-    lm_loss: float,
-    grad_norm: float | None,
+    state: TrainState, report: StepReport, mixture: MixtureController, *, is_last: bool
 ) -> None:
-    """Ends a run whose optimizer has applied a gradient that is not finite.
+    """Ends a run whose loss or gradients are not finite, before a hook can save its weights.
 
-    The weights are spoiled by now. No hook has run since, so that no checkpoint is made of them.
+    A step that the optimizer skipped is no reason to end, unless no other follows it.
 
     Args:
-        step: The iteration.
-        draw: Its plan.
-        signal: Its losses, without those that are not finite.
+        state: Its counters.
+        report: The step; its gradient norm is nan, infinite or, where DeepSpeed computes it, -1 if
+            it is not finite.
         mixture: Names the domains.
-        lm_loss: Mean loss over all ranks.
-        grad_norm: Global norm; nan, infinite or, where DeepSpeed computes it, -1 if not finite.
+        is_last: Whether the run ends with this step.
 
     Raises:
         FloatingPointError: On every rank.
     """
-    if not math.isfinite(lm_loss):
-        drawn = np.unique(draw.domains)
-        names = [mixture.domains[k] for k in drawn if signal.token_count[k] == 0]
+    is_finite = math.isfinite(report.lm_loss)
+    if is_finite:
+        state.sound_step = state.step - 1  # the loss is of the weights as that step left them
+    if report.skipped and (is_finite or not is_last):
+        return
+    if not is_finite:
+        drawn = np.unique(report.draw.domains)
+        names = [mixture.domains[k] for k in drawn if report.signal.token_count[k] == 0]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        what = f"the loss is {lm_loss} (domains: {', '.join(names[:5])}{more})"
-    elif grad_norm is not None and not 0.0 <= grad_norm < math.inf:
-        what = f"the loss is {lm_loss:.4g}, but its gradients are not finite"
+        what = f"the loss is {report.lm_loss} (domains: {', '.join(names[:5])}{more})"
+    elif report.grad_norm is not None and not 0.0 <= report.grad_norm < math.inf:
+        what = f"the loss is {report.lm_loss:.4g}, but its gradients are not finite"
     else:
         return
-    raise FloatingPointError(
-        f"iteration {step}: {what}, which has spoiled the weights; checkpoints before it are "
-        "sound: continue from the newest with a lower learning rate, gradient_clipping or another "
-        "seed"
+    raise FloatingPointError(f"iteration {state.step}: {what}: training diverged; {_remedy(state)}")
+
+
+def _remedy(state: TrainState) -> str:
+    """What to do after a run has diverged."""
+    changes = "with a lower learning rate, gradient_clipping or another seed"
+    if state.sound_step is None:
+        return (
+            "no loss since the program began was finite: begin anew, or from an older checkpoint "
+            f"(iteration: N), {changes}"
+        )
+    if state.sound_step == 0:
+        return f"begin anew {changes}"
+    return (
+        f"checkpoints up to iteration {state.sound_step} are sound: continue from one of them "
+        f"(iteration: N) {changes}"
     )
 
 
-def advance(state: TrainState, draw: Draw, result: StepResult, *, tokens: int) -> None:
+def advance(state: TrainState, report: StepReport, *, tokens: int) -> None:
     """Counts a finished step.
 
     Raises:
         FloatingPointError: After too many steps in a row that an overflow made the optimizer skip.
     """
-    state.consumed_samples += len(draw.domains)
+    state.consumed_samples += len(report.draw.domains)
     state.consumed_tokens += tokens
-    state.applied_steps += not result.skipped
-    state.consecutive_skips = state.consecutive_skips + 1 if result.skipped else 0
+    state.applied_steps += not report.skipped
+    state.consecutive_skips = state.consecutive_skips + 1 if report.skipped else 0
     if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
         raise FloatingPointError(
             f"iteration {state.step}: the gradients of {MAX_CONSECUTIVE_SKIPS} steps in a row were "
-            "not finite, and no weight has changed since; use bf16 in the place of fp16, or "
-            "continue from the newest checkpoint with a lower learning rate or another seed"
+            "not finite, and no weight has changed since; where it is fp16, use bf16; "
+            f"{_remedy(state)}"
         )
 
 
@@ -233,7 +245,9 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         config, tokenizer, topology, num_domains=len(mixture.domains), say=logger.say
     )
     runner, state = loaded.runner, loaded.state
+    refuse_to_replace(config, loaded)
     restore_mixture(source, loaded, logger.warning)
+    learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval = config.training.eval_interval
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
@@ -253,7 +267,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             hooks,
             state,
             last_step=config.derived.train_iters,
-            learning_rate_of=learning_rate_schedule(config),
+            learning_rate_of=learning_rate_of,
             exit_interval=config.training.exit_interval,
         )
     except FloatingPointError as error:
@@ -264,6 +278,27 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
+
+
+def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
+    """Refuses to begin at iteration 0 where the checkpoints of another run would be replaced.
+
+    Raises:
+        ConfigError: If ``save`` holds checkpoints that were neither loaded nor gone back from.
+    """
+    save, is_finetuning = config.derived.save_path, config.training.finetune
+    if save is None or loaded.state.step > 0:
+        return
+    if loaded.folder is not None and is_same_path(loaded.folder.parent, save) and not is_finetuning:
+        return  # iteration: 0 goes back to the start on purpose
+    last = max(checkpoint_steps(Path(save)), default=0)
+    if last == 0:
+        return
+    way = "set load to it and remove finetune" if is_finetuning else "set load to it"
+    raise ConfigError(
+        f"save: {save} holds checkpoints up to iteration {last}, which this run would replace, for "
+        f"it begins at iteration 0; {way} to continue them, or name another folder"
+    )
 
 
 def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
@@ -16,7 +17,10 @@ __all__ = ["CheckpointHook"]
 
 
 class CheckpointHook(Hook):
-    """Writes ``<save>/global_step<N>``; does nothing without ``save``."""
+    """Writes ``<save>/global_step<N>``; does nothing without ``save``.
+
+    A model whose loss is not finite is not saved: it would take the place of a sound checkpoint.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class CheckpointHook(Hook):
         self.config = config
         self.logger = logger
         self._last_saved = -1
+        self._loss = 0.0
         self._saver = self._make_saver(moment_names)
 
     def _make_saver(self, moment_names: tuple[str, ...]) -> CheckpointSaver | None:
@@ -64,6 +69,7 @@ class CheckpointHook(Hook):
             self.save(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
+        self._loss = report.lm_loss
         if state.stop or self.config.derived.is_save_step(state.step):
             self.save(state)
 
@@ -80,6 +86,9 @@ class CheckpointHook(Hook):
     def save(self, state: TrainState) -> None:
         """Saves now; with ``async_save`` copies now and writes while training goes on."""
         if self._saver is None:
+            return
+        if not math.isfinite(self._loss):
+            self.logger.warning(f"not saved: the loss is {self._loss}", iteration=state.step)
             return
         contents = CheckpointContents(
             state=state,

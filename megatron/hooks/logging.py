@@ -8,7 +8,8 @@ import numpy as np
 
 from megatron.data.mixed_batches import MixedBatches
 from megatron.hooks.base import Hook, StepReport
-from megatron.logging import RunLogger, TrainRecord
+from megatron.logging import RunLogger
+from megatron.logging_records import TrainRecord
 from megatron.state import TrainState
 from odm import MixtureController
 

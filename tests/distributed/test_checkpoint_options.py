@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron.checkpoint_format import CheckpointReader, checkpoint_steps
+from megatron.run_log import read_run_log
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import curve, train_events
 from tests.tiny import write_tiny_corpus
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
             "keep_last_n_checkpoints": 2,
             "extra_save_iters": [3],
         },
-        "exits": {"train_iters": 8, "exit_interval": 3},
+        "exits": {"train_iters": 8, "exit_interval": 3, "eval_interval": 3},
         "padded": {
             "train_iters": 8,
             "lr_decay_iters": 8,
@@ -104,9 +105,11 @@ def test_the_newest_checkpoints_and_those_asked_for_by_name_are_kept(folder):
     assert checkpoint_steps(folder / "async/run") == [3, 7, 8]
 
 
-def test_exit_interval_saves_and_stops(folder):
+def test_exit_interval_evaluates_what_is_due_saves_and_stops(folder):
     assert list(losses(folder, "exits")) == [1, 2, 3]
     assert checkpoint_steps(folder / "exits/run") == [3]
+    events = read_run_log(folder / "exits/run")
+    assert [e["iteration"] for e in events if e["event"] == "validation"] == [3]
 
 
 def test_iteration_0_can_be_saved(folder):

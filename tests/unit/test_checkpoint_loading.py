@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron import accelerator, checkpoint_format
+from megatron.checkpoint_format import index_checksum
 from megatron.checkpoint_loading import (
     load_engine_state,
     load_module_weights,
@@ -198,6 +200,46 @@ def test_without_zero_the_weights_are_read_once(tmp_path, counted):
         assert torch.equal(parameter, value_of(name, "fp32"))
         assert torch.equal(optimizer.state[parameter]["exp_avg"], value_of(name, "exp_avg"))
     assert [key.split("|")[0] for key, _ in counted.read] == ["fp32"] * 3 + ["exp_avg"] * 3
+
+
+@pytest.mark.parametrize("applied_steps", [0, 3])
+def test_weights_alone_continue_nothing_but_a_run_before_its_first_step(tmp_path, applied_steps):
+    folder = write_checkpoint(tmp_path / "c")
+    index = json.loads((folder / "index.json").read_text())
+    index["moments"] = []
+    index["crc32"] = index_checksum(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    module = make_module(1)
+    load_module_weights(module, folder, topology_of(1))
+    optimizer = torch.optim.AdamW(module.parameters())
+    engine = SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 0)
+
+    def load(moment_names: tuple[str, ...] | None) -> None:
+        load_engine_state(
+            engine,
+            folder,
+            topology_of(1),
+            moment_names=moment_names,
+            applied_steps=applied_steps,
+        )
+
+    load(None)  # no_load_optim
+    load(())  # an optimizer without moments
+    if applied_steps:
+        with pytest.raises(CheckpointError, match=r"moments \[\], .*set no_load_optim to start it"):
+            load(("exp_avg", "exp_avg_sq"))
+    else:
+        load(("exp_avg", "exp_avg_sq"))
+    assert not optimizer.state
+
+
+def test_moments_that_the_optimizer_has_not_are_not_dropped_without_a_word(tmp_path):
+    folder = write_checkpoint(tmp_path / "c")
+    module = make_module(1)
+    engine = SimpleNamespace(module=module, zero_optimization_stage=lambda: 0)
+    load_module_weights(module, folder, topology_of(1))
+    with pytest.raises(CheckpointError, match=r"the optimizer needs \[\]; set no_load_optim"):
+        load_engine_state(engine, folder, topology_of(1), moment_names=(), applied_steps=3)
 
 
 def load_from(load: Path, save: Path) -> Path | None:

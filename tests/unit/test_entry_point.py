@@ -126,6 +126,24 @@ def test_ctrl_c_ends_with_130_and_in_silence():
     assert (result.returncode, result.stderr) == (130, "")
 
 
+def test_a_reader_that_has_gone_is_one_line(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from megatron.entry_point import run_program\n"
+        "def main():\n    while True:\n        print('text' * 1000, flush=True)\n"
+        "run_program(main)\n"
+    )
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {program} | head -n 1; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output was closed before the end\n"
+
+
 def test_what_was_printed_is_not_lost_when_the_process_ends_at_once():
     body = "print('said')\n" + raises("DataError('bad')", "megatron.data.errors")
     assert end(body).stdout == "said\n"

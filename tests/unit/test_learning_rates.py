@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.learning_rates import learning_rate_at
+from megatron.learning_rates import (
+    LearningRateSchedule,
+    continued_schedule,
+    learning_rate_at,
+    learning_rate_schedule,
+)
+from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
 
 SETTINGS: dict[str, Any] = {
     "peak": 8.0,
@@ -71,3 +77,58 @@ def test_the_rate_rises_to_the_peak_and_then_never_rises_again(style, warmup, de
 @given(STYLES, st.integers(0, 10_000))
 def test_after_the_decay_the_rate_stays(style, extra):
     assert rate(12 + extra, decay_style=style) == rate(12, decay_style=style)
+
+
+# going on from a checkpoint
+
+
+def config_of(**changes: Any) -> RunConfig:
+    values = {
+        "num_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "seq_length": 8,
+        "max_position_embeddings": 8,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_iters": 100,
+        "lr_decay_style": "cosine",
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-3}},
+        **changes,
+    }
+    return resolve(NeoXArgs.from_dict(values), world_size=1)
+
+
+def continued(saved: RunConfig | None, now: RunConfig) -> tuple[LearningRateSchedule, list[str]]:
+    said: list[str] = []
+    schedule = continued_schedule(now, None if saved is None else saved.to_dict(), said.append)
+    return schedule, said
+
+
+LONGER = {"train_iters": 200, "min_lr": 1e-5}
+
+
+def test_a_changed_schedule_is_used_aloud_unless_it_is_meant():
+    old, new = config_of(), config_of(**LONGER)
+    schedule, (line,) = continued(old, new)
+    assert schedule == learning_rate_schedule(new)
+    assert "decay_steps 200, 100" in line
+    assert "minimum 1e-05, 0.0" in line
+    assert "peak" not in line
+    meant = config_of(**LONGER, override_lr_scheduler=True)
+    assert continued(old, meant) == (learning_rate_schedule(new), [])
+    assert continued(old, config_of()) == (learning_rate_schedule(old), [])
+
+
+def test_the_checkpoints_schedule_is_kept_when_asked_for():
+    old, new = config_of(), config_of(**LONGER, use_checkpoint_lr_scheduler=True)
+    assert continued(old, new) == (learning_rate_schedule(old), [])
+    schedule, (line,) = continued(None, new)
+    assert schedule == learning_rate_schedule(new)
+    assert "does not tell its schedule" in line
+
+
+def test_a_constant_rate_has_no_length_that_could_change():
+    old = config_of(lr_decay_style="constant", warmup=0.0)
+    new = config_of(lr_decay_style="constant", warmup=0.0, **LONGER)
+    assert continued(old, new)[1] == []
+    assert continued(None, new)[1] == []

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,10 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.logging import RunLogger, TrainRecord, print_rank_0, read_run_log, train_scalars
+from megatron.logging import RunLogger, print_rank_0, read_run_log
+from megatron.logging_records import TrainRecord, train_scalars
 from megatron.logging_writers import ConsoleWriter, has_wandb_key, wandb_run_name
 from megatron.neox_arguments import ConfigError
 from megatron.run_log import RunLogFile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_config(folder, **logging_args):
@@ -264,6 +270,56 @@ def test_a_full_disk_silences_the_run_log_once_and_training_goes_on(tmp_path):
     logger.train(make_record(1))
     logger.train(make_record(2))
     assert stream.getvalue().count("No space left on device") == 1
+
+
+def test_a_disk_that_fills_up_within_a_line_is_said():
+    log = RunLogFile(Path(os.devnull))
+    log.append({"event": "start"})
+    taken = []
+
+    class Disk:
+        """Takes ten bytes and is full."""
+
+        def write(self, line):
+            if taken:
+                raise OSError(28, "No space left on device")
+            taken.append(line[:10])
+            return 10
+
+    log._file = Disk()
+    with pytest.raises(OSError, match="No space left"):
+        log.append({"event": "train"})
+
+
+class GoneConsole(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_console_that_nobody_reads_any_more_is_noted_once_and_training_goes_on(tmp_path):
+    logger = RunLogger(make_config(tmp_path), 0, console=ConsoleWriter(GoneConsole()))
+    logger.train(make_record(1))
+    logger.train(make_record(2))
+    logger.say("more")
+    events = read_run_log(tmp_path)
+    assert [event["event"] for event in events] == ["train", "warning", "train"]
+    assert events[1]["message"] == "the console cannot be written any more (Broken pipe)"
+
+
+def test_a_program_behind_head_goes_on_to_its_end():
+    program = (
+        "from megatron.logging_writers import ConsoleWriter; import sys\n"
+        "console = ConsoleWriter()\n"
+        "for number in range(1000): console.line('line' * 100)\n"
+        "print(console.failure, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{program}" | head -n 1; exit ${{PIPESTATUS[0]}}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "Broken pipe\n")
 
 
 def fake_wandb(monkeypatch, log):

@@ -16,7 +16,7 @@ from megatron.evaluation import evaluate_domains
 from megatron.hooks.base import Hook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
-from megatron.logging import train_scalars
+from megatron.logging_records import train_scalars
 from megatron.runners import StepResult
 from megatron.state import TrainState
 from megatron.training import MAX_CONSECUTIVE_SKIPS, train
@@ -81,7 +81,7 @@ class Seen(Hook):
         self.steps.append(state.step)
 
 
-def run(runner: Any, *hooks: Hook, last_step: int = 5) -> TrainState:
+def run(runner: Any, *hooks: Hook, last_step: int = 5, **options: Any) -> TrainState:
     mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
     source: Any = Source(mixture)
     return train(
@@ -92,6 +92,7 @@ def run(runner: Any, *hooks: Hook, last_step: int = 5) -> TrainState:
         TrainState(),
         last_step=last_step,
         learning_rate_of=lambda step: 0.1,
+        **options,
     )
 
 
@@ -109,6 +110,36 @@ def test_so_do_gradients_that_are_not_finite(grad_norm):
     with pytest.raises(FloatingPointError, match="iteration 3: the loss is 2, but its gradients"):
         run(Runner(grad_norm=grad_norm), seen)
     assert seen.steps == [1, 2]
+
+
+def test_the_end_of_a_diverged_run_names_the_checkpoints_that_are_sound():
+    with pytest.raises(FloatingPointError, match="up to iteration 1 are sound: continue from one"):
+        run(Runner(loss=math.nan))  # step 2 still saw what step 1 had left
+    with pytest.raises(FloatingPointError, match="up to iteration 2 are sound"):
+        run(Runner(grad_norm=math.nan))
+    with pytest.raises(FloatingPointError, match="diverged; begin anew with a lower learning rate"):
+        run(Runner(step=2, loss=math.nan))
+    with pytest.raises(FloatingPointError, match="no loss since the program began was finite"):
+        run(Runner(step=1, loss=math.nan))
+
+
+def test_a_run_whose_last_step_has_no_finite_loss_is_no_finished_run():
+    with pytest.raises(FloatingPointError, match="iteration 3: the loss is nan"):
+        run(Runner(skipped=True, loss=math.nan), last_step=3)
+    assert run(Runner(skipped=True, grad_norm=math.inf), last_step=3).step == 3
+
+
+def test_an_exit_interval_leaves_the_hooks_their_step_and_is_none_at_the_end():
+    class Stops(Seen):
+        def after_step(self, state: TrainState, report: Any) -> None:
+            super().after_step(state, report)
+            assert not state.stop
+
+    seen = Stops()
+    state = run(Runner(), seen, last_step=6, exit_interval=4)
+    assert state.stop
+    assert seen.steps == [1, 2, 3, 4]
+    assert not run(Runner(), seen, last_step=6, exit_interval=6).stop
 
 
 @pytest.mark.parametrize("odd", [{"loss": math.nan}, {"grad_norm": math.inf}])

@@ -1,0 +1,133 @@
+"""A checkpoint is told apart from other networks whose parameters have the same shapes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron.checkpoint_loading import load_module_weights
+from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig
+from megatron.model.gpt2_model import GPT2Model
+from megatron.network_comparison import first_difference
+from tests.interop.conversions import ALONE, VOCAB_SIZE, random_weights
+from tools.hf.importing import write_model_checkpoint
+from tools.hf.settings import RunSettings, resolve_model_fields
+
+FIELDS: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 48,
+    "pos_emb": "rotary",
+    "rotary_pct": 0.5,
+    "no_weight_tying": True,
+    "gpt_j_residual": True,
+}
+
+
+def groups_of(**changes: Any) -> dict[str, dict[str, Any]]:
+    return resolve_model_fields({**FIELDS, **changes}).to_dict()
+
+
+def network_of(**changes: Any) -> ModelConfig:
+    return RunSettings(groups_of(**changes)).shape(VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"num_attention_heads": 2}, ("num_attention_heads", 4, 2)),
+        ({"num_kv_heads": 2}, ("num_kv_heads", 4, 2)),
+        ({"rotary_pct": 1.0}, ("rotary_dim (from rotary_pct)", 4, 8)),
+        ({"rotary_emb_base": 500000}, ("rotary_emb_base", 10000, 500000)),
+        ({"pos_emb": "sinusoidal"}, ("pos_emb", "rotary", "sinusoidal")),
+        ({"activation": "relu"}, ("activation", "gelu", "relu")),
+        ({"norm": "rmsnorm"}, ("norm", "layernorm", "rmsnorm")),
+        ({"layernorm_epsilon": 1e-3}, ("layernorm_epsilon", 1e-5, 1e-3)),
+        ({"gpt_j_residual": False}, ("gpt_j_residual", True, False)),
+        ({"gpt_j_tied": True}, ("gpt_j_tied", False, True)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_field_that_changes_the_function_is_found(changes, found):
+    assert first_difference(network_of(**changes), groups_of()) == found
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm", "scalenorm"])
+@pytest.mark.parametrize("pos_emb", ["rotary", "learned", "sinusoidal", "none"])
+def test_a_network_is_like_itself_whatever_has_no_effect_on_it(norm, pos_emb):
+    changes = {"norm": norm, "pos_emb": pos_emb}
+    other: dict[str, Any] = {
+        "hidden_dropout": 0.1,
+        "init_method_std": 0.5,
+        "bias_gelu_fusion": True,
+        **{f"{name}_epsilon": 0.5 for name in {"rms_norm", "layernorm", "scalenorm"}},
+    }
+    del other[{"rmsnorm": "rms_norm_epsilon"}.get(norm, f"{norm}_epsilon")]
+    if pos_emb != "rotary":
+        other |= {"rotary_pct": 1.0, "rotary_emb_base": 500000}
+    if norm != "layernorm":
+        other["use_bias_in_norms"] = False
+    assert first_difference(network_of(**changes, **other), groups_of(**changes)) is None
+
+
+def test_fields_that_an_older_version_lacks_are_accepted():
+    groups = groups_of()
+    for name in (field.name for field in fields(ModelConfig)):
+        for group in groups.values():
+            group.pop(name, None)
+    assert first_difference(network_of(num_attention_heads=2), groups) is None
+    assert first_difference(network_of(), {}) is None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    shape = network_of()
+    return write_model_checkpoint(
+        tmp_path_factory.mktemp("run"),
+        shape,
+        run_config=resolve_model_fields(FIELDS),
+        read=random_weights(shape).__getitem__,
+        files={},
+    )
+
+
+def test_weights_do_not_go_into_another_network(trained):
+    network = network_of(num_attention_heads=2)
+    with pytest.raises(CheckpointError) as error:
+        load_module_weights(GPT2Model(network, seed=1), trained, ALONE)
+    assert str(error.value) == (
+        f"{trained}/configs/resolved.json: num_attention_heads is 4, this run has 2, with which "
+        "the weights compute something else; use the model's own configuration"
+    )
+    load_module_weights(
+        GPT2Model(replace(network_of(), hidden_dropout=0.5), seed=1), trained, ALONE
+    )
+
+
+def test_finetuning_may_change_the_network_aloud(trained):
+    said: list[str] = []
+    model = GPT2Model(network_of(rotary_emb_base=500000), seed=1)
+    load_module_weights(model, trained, ALONE, on_other_network=said.append)
+    (line,) = said
+    assert "rotary_emb_base is 10000, this run has 500000" in line
+
+
+def test_a_checkpoint_that_does_not_say_its_network_is_accepted(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "global_step0")
+    other = GPT2Model(network_of(gpt_j_residual=False), seed=1)
+    resolved = folder / "configs/resolved.json"
+    resolved.write_text("{")
+    with pytest.raises(CheckpointError, match=r"resolved\.json: cannot be read .*; correct it, or"):
+        load_module_weights(other, folder, ALONE)
+    for content in ({}, {"model": None}):
+        resolved.write_text(json.dumps(content))
+        load_module_weights(other, folder, ALONE)
+    resolved.unlink()
+    load_module_weights(other, folder, ALONE)
