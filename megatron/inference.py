@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron import accelerator
 from megatron.checkpoint_format import CheckpointReader
-from megatron.checkpoint_loading import load_module_weights, load_run_state
+from megatron.checkpoint_loading import first_not_finite, load_module_weights, load_run_state
 from megatron.engine import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.logging import print_rank_0
@@ -76,7 +78,8 @@ def read_model(
         folder: A ``global_step<N>`` folder.
 
     Raises:
-        CheckpointError: If names or shapes differ.
+        CheckpointError: On every rank, if names or shapes differ, if the weights are those of
+            another network, or if some are not finite.
     """
     _check_vocabulary(folder, tokenizer)
     model = build_model(config, tokenizer, topology, for_training=False)
@@ -84,7 +87,25 @@ def read_model(
     load_module_weights(model, folder, topology)
     precision = config.derived.precision
     dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
-    return model.to(accelerator.device(), dtype).eval()
+    model = model.to(accelerator.device(), dtype).eval()
+    _check_finite(model, folder, dtype)
+    return model
+
+
+def _check_finite(model: GPT2Model, folder: Path, dtype: torch.dtype) -> None:
+    """Looks at the weights as they will be used: one too large for fp16 is infinite by now.
+
+    Of a model that is cut one rank alone may hold such a value, and all have to raise.
+    """
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, first_not_finite(model))
+    name = next((name for name in found if name), None)
+    if name is not None:
+        fp16 = ", or too large for fp16" if dtype == torch.float16 else ""
+        raise CheckpointError(
+            f"{folder}: {name} holds values that are not finite{fp16}; the model has diverged: "
+            "choose an earlier checkpoint with iteration, or another model"
+        )
 
 
 def _check_vocabulary(folder: Path, tokenizer: AbstractTokenizer) -> None:

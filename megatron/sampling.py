@@ -65,7 +65,7 @@ def next_tokens(
     generators: Sequence[torch.Generator] = (),
     seen: Tensor | None = None,
 ) -> Tensor:
-    """Next token of each row, (b, v) -> (b,) int64.
+    """Next token of each row, (b, v) -> (b,) int64; -1 where logits are nan or infinite.
 
     Samples by the Gumbel-max rule, argmax(log p + noise): logits that differ in their last bits, as
     those of two layouts do, give another token only where the first two are as close as that.
@@ -82,12 +82,21 @@ def next_tokens(
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalize_repetition(logits, seen, parameters.repetition_penalty)
     if parameters.is_greedy:
-        return logits.argmax(dim=-1)
+        return _finite_argmax(logits)
     scaled = logits.double() / parameters.temperature
     scaled = filter_logits(
         scaled, top_k=parameters.top_k, top_p=parameters.top_p, min_p=parameters.min_p
     )
-    return (scaled + _gumbel_noise(generators, scaled)).argmax(dim=-1)
+    return _finite_argmax(scaled + _gumbel_noise(generators, scaled))
+
+
+def _finite_argmax(scores: Tensor) -> Tensor:
+    """Index of the largest score, (b, v) -> (b,), or -1; nan counts as the largest.
+
+    Told by a value and not by an exception, which would make a GPU wait once more a token.
+    """
+    largest, index = scores.max(dim=-1)
+    return index.where(largest.isfinite(), -1)
 
 
 def filter_logits(

@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from megatron import accelerator
+from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
@@ -144,7 +145,7 @@ class NeoXEvalAdapter(TemplateLM):
         """Log-likelihoods of endings after their contexts, and whether each is the greedy one.
 
         Raises:
-            DataError: If a request cannot be scored.
+            DataError: On every rank, if a request cannot be scored.
         """
         texts = [(request.args[0], request.args[1]) for request in requests]
 
@@ -306,11 +307,11 @@ class NeoXEvalAdapter(TemplateLM):
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 
-            share: dict[int, Any] | None = own
+            share: dict[int, Any] | EvaluationStopped | DataError = own
             try:
                 compute(mine, report)
-            except EvaluationStopped:  # the other replicas are told when they have finished
-                share = None
+            except (EvaluationStopped, DataError) as problem:
+                share = problem  # the other replicas are told when they have finished
         results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron import accelerator
 from megatron.checkpoint_format import step_folder
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
+from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.checkpoint_evaluation import make_adapter
 from megatron.eval_tasks.harness import results_table, run_tasks, task_metrics
@@ -54,7 +55,8 @@ class TaskEvaluationHook(Hook):
     A module that is the whole model is read as it stands. Stages of a pipeline, parameters that
     ZeRO 3 took apart and sequence parallelism cannot read a text of any length on one rank alone:
     then the weights go through a temporary checkpoint into a model of their own. A request to stop
-    ends the tasks between two batches, without results.
+    ends the tasks between two batches, without results. A request that cannot be answered, such as
+    an ending that is longer than what the model reads, is a warning, and no task has results.
 
     Args:
         runner: Holds the model.
@@ -99,6 +101,10 @@ class TaskEvaluationHook(Hook):
         except EvaluationStopped:
             self.logger.say(f" tasks at iteration {state.step} broken off: asked to stop")
             state.stop = True
+            return
+        except DataError as error:  # of some request: hours of training must not end for it
+            message = f"tasks: {error}; training goes on without their scores"
+            self.logger.warning(message, iteration=state.step)
             return
         finally:
             accelerator.set_rng_state(random_state)

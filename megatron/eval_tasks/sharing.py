@@ -55,23 +55,28 @@ def own_share(
     return sorted(mine)
 
 
-def gather_results(own: Mapping[int, Any] | None, topology: Topology) -> list[Any]:
+def gather_results(
+    own: Mapping[int, Any] | EvaluationStopped | DataError, topology: Topology
+) -> list[Any]:
     """Results of all requests in request order, on every rank.
 
     Args:
-        own: Request number -> result, for the share of this rank; plain Python objects. None if
-            this rank was asked to stop.
+        own: Request number -> result, for the share of this rank; plain Python objects. Or what has
+            kept this rank from them.
         topology: Its data-parallel replicas each bring a share.
 
     Raises:
+        DataError: On every rank, if one has a request that cannot be answered.
         EvaluationStopped: On every rank, if one was asked to stop.
     """
     shares: list[Any] = [own]
     if topology.grid.data > 1:
         shares = [None] * topology.grid.data
         dist.all_gather_object(shares, own, group=topology.data_group)
-    if any(share is None for share in shares):
-        raise EvaluationStopped
+    for kind in (DataError, EvaluationStopped):
+        for share in shares:
+            if isinstance(share, kind):
+                raise share
     merged = {number: result for share in shares for number, result in share.items()}
     return [merged[number] for number in range(len(merged))]
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron.data.errors import DataError
 from megatron.generation.reader import BatchReader
 from megatron.generation.text_stream import Decode, StoppableText, TextStream
 from megatron.model.frozen_weights import frozen_weights
@@ -93,6 +94,9 @@ def generate_batch(
         on_text: Called with (row, new text) as it becomes certain: whole characters, and no part of
             a stop string.
         is_interrupted: Asked after every token, on the first rank; True ends all texts.
+
+    Raises:
+        DataError: If logits are not finite, as where fp16 cannot hold what the model computes.
     """
     limits = _each(maximum_tokens, len(prompts))
     rules = _each(stop, len(prompts))
@@ -145,13 +149,18 @@ def _generate(
         kept = logits.float().cpu() if keep_logits else None
         for slot, (row, token) in enumerate(zip(slots, tokens.tolist(), strict=True)):
             if not row.has_ended:
+                if token < 0:
+                    raise DataError(
+                        "generation: the model's logits are not finite, so they choose no token; "
+                        "use fp32 or bfloat16 as precision, or another checkpoint"
+                    )
                 row.accept(token, None if kept is None else kept[slot])
                 if is_over:
                     row.end("interrupted")
         going = [slot for slot, row in enumerate(slots) if not row.has_ended]
         if not going:
             return
-        reader.append(tokens)
+        reader.append(tokens.clamp(min=0))  # rows that have ended are carried along
         # taking rows out copies the caches: done when it halves the work
         if 2 * len(going) <= len(slots):
             slots = [slots[slot] for slot in going]
@@ -273,7 +282,7 @@ class _Chooser:
         if tp.size > 1:
             tokens, is_over = _from_first_rank(tokens, is_over, tp)
         if self._seen is not None:
-            self._seen.scatter_(1, tokens.unsqueeze(1), True)
+            self._seen.scatter_(1, tokens.clamp(min=0).unsqueeze(1), True)
         return tokens, is_over
 
     def keep(self, slots: Sequence[int]) -> None:

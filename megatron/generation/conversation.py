@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.generation.samples import generate_samples_from_prompt
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu.tensor_parallel import TensorParallel
-from megatron.neox_arguments import RunConfig
+from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = ["generate_samples_interactive"]
@@ -32,6 +32,9 @@ def generate_samples_interactive(
     """Answers prompts from the terminal until its input ends; returns how many.
 
     The first rank of a tensor-parallel group reads and shows; the others compute along.
+
+    Raises:
+        ConfigError: On the first rank, if what is not typed by a person is not UTF-8.
     """
     is_first = model.tp.rank == 0
     settings = config.text_generation
@@ -97,25 +100,47 @@ def _interrupts(is_first: bool) -> Iterator[_Interrupts]:
 
 
 def _typed_prompts(interrupts: _Interrupts, prompt_end: str) -> Iterator[str]:
-    """Prompts that end with ``prompt_end`` or the input; empty ones are asked for again."""
+    """Prompts that end with ``prompt_end`` or the input; empty ones are asked for again.
+
+    What stands behind ``prompt_end`` begins the next one.
+    """
     with contextlib.suppress(ImportError):  # gives input() arrow keys and history, where it exists
         import readline  # noqa: F401
-    has_ended = False
+    text, has_ended = "", False
     while not has_ended:
-        text = ""
         while prompt_end not in text and not has_ended:
             try:
                 with interrupts.reading():
-                    text += input(_CONTINUATION if text else _PROMPT) + "\n"
+                    text += _typed_line(_CONTINUATION if text.strip() else _PROMPT)
             except EOFError:
                 _show("\n")
                 has_ended = True
             except KeyboardInterrupt:
                 _show("\n")
                 text = ""
-        prompt = text.partition(prompt_end)[0].strip()
-        if prompt:
-            yield prompt
+        prompt, _, text = text.partition(prompt_end)
+        if prompt.strip():
+            yield prompt.strip()
+
+
+def _typed_line(question: str) -> str:
+    """The next line with its end; a person is asked again where it is not UTF-8.
+
+    Raises:
+        ConfigError: If it is not and comes from a file or a program.
+    """
+    while True:
+        try:
+            line = input(question) + "\n"
+            line.encode()  # some locales let bytes that are no text through
+        except UnicodeError as error:
+            if not sys.stdin.isatty():
+                raise ConfigError(
+                    "text_gen_type: interactive: the standard input is not UTF-8; convert it"
+                ) from error
+            _show("[this line is not UTF-8 and was left out]\n")
+        else:
+            return line
 
 
 def _shared(prompt: str | None, tp: TensorParallel) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tests.interop.conversions import (
     VOCAB_SIZE,
@@ -266,6 +267,22 @@ def test_what_this_program_cannot_express_is_refused_and_nothing_written(
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
     assert message in refusal(import_main, arguments, capsys)
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_imported(value, tokenizer_file, tmp_path, capsys):
+    folder = tmp_path / "hf"
+    write_their_model(folder, tokenizer_file, rows=320)
+    weights = load_file(folder / "model.safetensors")
+    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    weights[name][2, 3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
+    assert refusal(import_main, arguments, capsys) == (
+        f"{folder}: {name} holds values that are not finite; such a model writes and scores at "
+        "random: get a sound one\n"
+    )
     assert not list(tmp_path.glob("run/*"))
 
 

@@ -273,7 +273,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"eval_tasks": ["tiny_text"], "eval_apply_chat_template": True},
         "eval_apply_chat_template: the tokenizer has no chat template",
     ),
-    "no domain": ({"eval_domains": ["digit"]}, "there is no domain 'digit'; known: digits"),
+    "no domain": ({"eval_domains": ["digit"]}, "there is no domain 'digit'; did you mean digits?"),
     "no data": ({"eval_domains": ["law=no/such"]}, "law=no/such: no tokenized data at no/such"),
 }
 

@@ -180,3 +180,17 @@ def test_one_generator_gives_independent_choices_step_after_step():
 
 def test_half_precision_logits_can_be_sampled():
     assert choose(torch.tensor([[0.0, 30.0]], dtype=torch.bfloat16), temperature=1.0) == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}, {"temperature": 0.0}]
+)
+def test_logits_that_are_not_finite_choose_no_token(value, filters):
+    logits = torch.tensor([[0.0, value, 1.0, 2.0], [0.0, float("-inf"), 9e9, 1.0]])
+    chosen = next_tokens(
+        logits,
+        SamplingParameters(**{"temperature": 1.0, **filters}),
+        generators=[sample_generator(0, number) for number in range(2)],
+    )
+    assert chosen.tolist() == [-1, 2]

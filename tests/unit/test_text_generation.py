@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron.data.errors import DataError
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.reader import BatchReader
 from megatron.model.gpt2_model import GPT2Model
@@ -227,3 +228,12 @@ def test_training_goes_on_after_generation_that_made_the_table_of_angles_grow():
     tokens = torch.tensor([[3, 41, 59]])
     model(tokens, tokens, torch.ones(1, 3)).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("penalty", [1.0, 2.0])
+def test_logits_that_are_not_finite_end_the_generation_in_one_line(penalty):
+    model = build()
+    with torch.no_grad():
+        model.get_parameter("6.final_linear.weight")[3, 0] = float("nan")
+    with pytest.raises(DataError, match=r"^generation: the model's logits are not finite"):
+        run(model, [1, 2], sampling=SamplingParameters(repetition_penalty=penalty))

@@ -13,6 +13,7 @@ from megatron.eval_tasks.likelihood import score_pairs
 from megatron.eval_tasks.packing import cut_batches, fit_window, make_rows, pack_rows
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
+from tests.unit.model.shapes import small_model
 
 WINDOW = 12
 TOKENS = st.integers(0, 5)
@@ -161,3 +162,11 @@ def test_packed_scores_are_those_of_one_text_at_a_time(pos_emb, max_batch_tokens
         want = torch.log_softmax(logits, dim=-1)[range(len(ending)), ending].sum()
         assert log_likelihood == pytest.approx(float(want), abs=1e-9)
         assert is_greedy == (logits.argmax(dim=-1).tolist() == ending)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    model = GPT2Model(small_model(), seed=5).eval()
+    with torch.no_grad():
+        model.get_parameter("6.final_linear.weight")[3, 0] = float("nan")
+    with pytest.raises(DataError, match=r"^loglikelihood: the model's logits are not"):
+        score_pairs(model, [([1, 2], [3, 4])], max_batch_tokens=64)

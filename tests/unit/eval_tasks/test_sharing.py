@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron.data.errors import DataError
+from megatron.errors import EvaluationStopped
+from megatron.eval_tasks import sharing
 from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
 from megatron.mpu import RankGrid, Topology
 
@@ -46,6 +53,24 @@ def test_one_process_needs_no_process_group():
     check_same_requests([("a", "b")], "loglikelihood", ALONE)
     assert gather_results({1: "b", 0: "a"}, ALONE) == ["a", "b"]
     assert gather_results({}, ALONE) == []
+
+
+@pytest.mark.parametrize(
+    ("shares", "error"),
+    [
+        ([{0: 1}, DataError("an ending")], "^an ending$"),
+        ([EvaluationStopped(), DataError("an ending")], "^an ending$"),
+        ([{0: 1}, EvaluationStopped()], "^$"),
+    ],
+)
+def test_what_keeps_one_replica_from_its_share_is_raised_on_all(shares, error, monkeypatch):
+    def gather(found: list[Any], own: Any, group: Any) -> None:
+        found[:] = pickle.loads(pickle.dumps(shares))
+
+    monkeypatch.setattr(sharing.dist, "all_gather_object", gather)
+    for rank, own in enumerate(shares):
+        with pytest.raises(type(shares[1]), match=error):
+            gather_results(own, Topology(RankGrid(1, 2, 1), rank, None, None, None))
 
 
 def test_costs_decide_and_not_the_order():

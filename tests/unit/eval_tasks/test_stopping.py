@@ -1,44 +1,80 @@
-"""A request to stop in lm-eval tasks of a training run."""
+"""What ends lm-eval tasks in a training run, and what becomes of the run."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
+from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks import in_training
 from megatron.eval_tasks.in_training import TaskEvaluationHook
 from megatron.state import TrainState
 
 
-def test_broken_off_tasks_stop_the_run_and_leave_the_model_in_training(monkeypatch):
-    def ask(adapter, config, tasks):
-        torch.rand(3)  # as an evaluation that samples
-        raise EvaluationStopped
+class Said:
+    """Stands in for the run's logger."""
 
-    monkeypatch.setattr(in_training, "run_tasks", ask)
-    monkeypatch.setattr(in_training, "make_adapter", lambda *args, **options: None)
-    said: list[str] = []
-    module = torch.nn.Linear(2, 2).train()
-    hook = TaskEvaluationHook(
-        SimpleNamespace(engine=SimpleNamespace(module=module), topology=None),
-        SimpleNamespace(
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warning(self, message: str, *, iteration: int) -> None:
+        self.lines.append(f"warning at {iteration}: {message}")
+
+
+@pytest.fixture
+def broken_off(monkeypatch):
+    """Evaluates after step 2 with tasks that raise; returns state, lines and a way to go on."""
+
+    def run(error: Exception) -> tuple[TrainState, list[str], TaskEvaluationHook]:
+        def ask(adapter, config, tasks):
+            torch.rand(3)  # as an evaluation that samples
+            raise error
+
+        monkeypatch.setattr(in_training, "run_tasks", ask)
+        monkeypatch.setattr(in_training, "make_adapter", lambda *args, **options: None)
+        said = Said()
+        module = torch.nn.Linear(2, 2).train()
+        runner: Any = SimpleNamespace(engine=SimpleNamespace(module=module), topology=None)
+        config: Any = SimpleNamespace(
             training=SimpleNamespace(eval_harness_interval=2),
             parallelism=SimpleNamespace(sequence_parallel=False),
             derived=SimpleNamespace(pipe_parallel_size=1, zero_stage=0, model_parallel_size=1),
-        ),
-        tokenizer=None,
-        tasks={},
-        logger=SimpleNamespace(say=said.append),
-    )
-    state = TrainState()
-    state.step = 2
-    before = torch.random.get_rng_state()
-    hook.after_step(state, report=None)
+        )
+        nothing: Any = None
+        logger: Any = said
+        hook = TaskEvaluationHook(runner, config, nothing, nothing, logger)
+        state = TrainState()
+        state.step = 2
+        before = torch.random.get_rng_state()
+        hook.after_step(state, nothing)
+        assert module.training
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return state, said.lines, hook
+
+    return run
+
+
+def test_broken_off_tasks_stop_the_run_and_leave_the_model_in_training(broken_off):
+    state, said, hook = broken_off(EvaluationStopped())
     assert state.stop
     assert said == [" tasks at iteration 2 broken off: asked to stop"]
-    assert module.training
-    assert torch.equal(torch.random.get_rng_state(), before)
     hook.at_end(state)  # not again
+    assert len(said) == 1
+
+
+def test_a_request_that_cannot_be_answered_is_a_warning_and_training_goes_on(broken_off):
+    state, said, hook = broken_off(DataError("loglikelihood: an ending of 65 tokens"))
+    assert not state.stop
+    assert said == [
+        "warning at 2: tasks: loglikelihood: an ending of 65 tokens; training goes on without "
+        "their scores"
+    ]
+    hook.at_end(state)  # the same iteration: not again
     assert len(said) == 1
