@@ -79,14 +79,23 @@ def test_sigterm_to_the_launcher_saves_and_the_restart_is_exact(corpus, referenc
 
 # a stopped rank is noticed after half a minute; test_spawn.py has the quick test of that limit
 @pytest.mark.parametrize(
-    "violence", [kill_rank, kill_launcher, pytest.param(stop_rank, marks=pytest.mark.slow)]
+    "violences",
+    [[kill_rank, kill_launcher], pytest.param([stop_rank], marks=pytest.mark.slow)],
+    ids=["killed", "stopped"],
 )
-def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path, violence):
-    before = shared_memory()
+def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path, violences):
     config = write(corpus, tmp_path)
+    for number, violence in enumerate(violences):
+        assert_all_processes_end(config, violence, at_iteration=8 + 10 * number)
+    train(config)
+    assert curve(config) == curve(reference)
+
+
+def assert_all_processes_end(config: Path, violence, *, at_iteration: int) -> None:
+    before = shared_memory()
     process = start(config)
     launcher = psutil.Process(process.pid)
-    wait_for_iteration(config, 8)
+    wait_for_iteration(config, at_iteration)
     ranks = sorted(launcher.children(recursive=True), key=lambda child: child.pid)
     violence(launcher, ranks)
     began = time.monotonic()
@@ -100,8 +109,6 @@ def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path,
         assert "timed out: another rank hangs or is stopped" in output
         assert "deepy.py: rank 1 (process" in output
         assert "is stopped by a signal" in output
-    train(config)
-    assert curve(config) == curve(reference)
 
 
 def shared_memory() -> set[str]:

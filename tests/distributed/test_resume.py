@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megatron.checkpoint_format import CheckpointReader
+from tests.distributed.many_runs import train_all
 from tests.distributed.runs import curve, kill_at, train, write_config
 from tests.tiny import write_tiny_corpus
 
@@ -88,59 +90,68 @@ def test_three_kills_in_200_iterations_change_nothing(corpus, tmp_path, processe
     )
 
 
-LAYOUTS = {"single": (1, 0), "dp2-zero2": (2, 2), "dp2-zero3": (2, 3), "dp2-zero1": (2, 1)}
+# from one layout to another
 
 
-def continue_elsewhere(corpus, folder: Path, source: str, target: str, *, first: int, last: int):
-    """Trains ``first`` iterations on one layout and goes on to ``last`` on another."""
-    for name, stop in ((source, first), (target, last)):
-        processes, stage = LAYOUTS[name]
-        config = write_config(
-            corpus,
-            folder,
-            processes=processes,
-            zero_optimization={"stage": stage},
-            train_iters=stop,
-            lr_decay_iters=last,
-            extra_save_iters=[stop, first],
-        )
-        train(config)
-    return config
+@pytest.fixture(scope="module")
+def moved(corpus, tmp_path_factory) -> Path:
+    """Runs in as few processes as layouts allow; those named ``x-y`` go on with the run x as y."""
+    folder = tmp_path_factory.mktemp("moved")
+
+    def stage(number: int) -> dict[str, Any]:
+        return {"zero_optimization": {"stage": number}, "lr_decay_iters": 26}
+
+    def load(name: str) -> dict[str, str]:
+        return {"load": str(folder / name / "run")}
+
+    train_all(
+        corpus,
+        folder,
+        1,
+        {
+            "straight": {**stage(0), "train_iters": 26},
+            "single": {**stage(0), "train_iters": 6},
+        },
+    )
+    train_all(
+        corpus,
+        folder,
+        2,
+        {
+            "zero2": {**stage(2), "train_iters": 6},
+            "zero3": {**stage(3), "train_iters": 6},
+            "single-zero3": {**stage(3), "train_iters": 26, **load("single")},
+            "zero3-zero2": {**stage(2), "train_iters": 26, **load("zero3")},
+            # nothing but load and save again
+            "zero2-resaved-zero1": {**stage(1), "train_iters": 6, **load("zero2")},
+            "zero2-resaved-zero3": {**stage(3), "train_iters": 6, **load("zero2")},
+        },
+    )
+    train_all(
+        corpus,
+        folder,
+        1,
+        {
+            "zero2-single": {**stage(0), "train_iters": 26, **load("zero2")},
+            "zero2-resaved-single": {**stage(0), "train_iters": 6, **load("zero2")},
+        },
+    )
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [("dp2-zero2", "single"), ("single", "dp2-zero3"), ("dp2-zero3", "dp2-zero2")],
-)
-def test_a_checkpoint_continues_on_another_layout(corpus, tmp_path, source, target):
-    straight = write_config(corpus, tmp_path / "straight", train_iters=26)
-    train(straight)
-    moved = continue_elsewhere(corpus, tmp_path / "moved", source, target, first=6, last=26)
-    for (step, loss, *_), (_, expected, *_) in zip(curve(moved), curve(straight), strict=True):
+@pytest.mark.parametrize("name", ["zero2-single", "single-zero3", "zero3-zero2"])
+def test_a_checkpoint_continues_on_another_layout(moved, name):
+    got, want = curve(moved / name / "run.yml"), curve(moved / "straight/run.yml")
+    assert [step for step, *_ in got] == list(range(7, 27))
+    for (step, loss, *_), (_, expected, *_) in zip(got, want[6:], strict=True):
         assert loss == pytest.approx(expected, rel=1e-5), step
 
 
-@pytest.mark.parametrize("target", ["single", "dp2-zero1", "dp2-zero3"])
-def test_loading_on_another_layout_keeps_every_bit(corpus, tmp_path, target):
-    """The second run does nothing but load and save again."""
-    processes, stage = LAYOUTS["dp2-zero2"]
-    first = write_config(
-        corpus,
-        tmp_path / "a",
-        processes=processes,
-        zero_optimization={"stage": stage},
-        train_iters=3,
-    )
-    train(first)
-    processes, stage = LAYOUTS[target]
-    second = write_config(
-        corpus,
-        tmp_path / "b",
-        processes=processes,
-        zero_optimization={"stage": stage},
-        train_iters=3,
-        load=str(tmp_path / "a/run"),
-    )
-    train(second)
+@pytest.mark.parametrize("target", ["single", "zero1", "zero3"])
+def test_loading_on_another_layout_keeps_every_bit(moved, target):
     for kind in ("fp32", "exp_avg", "exp_avg_sq"):
-        assert_same_tensors(tmp_path / "a/run/global_step3", tmp_path / "b/run/global_step3", kind)
+        assert_same_tensors(
+            moved / "zero2/run/global_step6",
+            moved / f"zero2-resaved-{target}/run/global_step6",
+            kind,
+        )
