@@ -24,8 +24,8 @@ class TextRecord:
 
 
 @dataclass
-class Losses:
-    """What of a part could not be used; counted while it is read."""
+class LeftOut:
+    """How much of a part could not be used; counted while it is read."""
 
     records: int = 0
     files_in_archives: int = 0
@@ -43,7 +43,7 @@ class Part:
     """A piece of a corpus that is gathered as a whole: kept when finished, else begun again."""
 
     name: str
-    records: Callable[[Losses], Iterator[TextRecord]]
+    records: Callable[[LeftOut], Iterator[TextRecord]]
     """Reads them, and counts those that it leaves out."""
     is_one_domain: bool = True
     """The part may stop as soon as its domain is full."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from megatron.tokenizer.documents import lookup
 from megatron.tokenizer.errors import DocumentError
-from tools.corpora.corpus import Corpus, DomainNames, Losses, Part, TextRecord
+from tools.corpora.corpus import Corpus, DomainNames, LeftOut, Part, TextRecord
 
 SHUFFLE_SEED = 0
 SHUFFLE_BUFFER_DOCUMENTS = 2000
@@ -29,7 +29,7 @@ class HubCorpus(Corpus):
         sources = () if source is None else (Path(source),)
         return [Part("hub", self._records, is_one_domain=False, sources=sources)]
 
-    def _records(self, losses: Losses) -> Iterator[TextRecord]:
+    def _records(self, left_out: LeftOut) -> Iterator[TextRecord]:
         text_key = self.options.text_key or self.text_key
         domain_key = self.options.domain_key or self.domain_key
         path = self.options.input_path or self.repository
@@ -49,7 +49,7 @@ class HubCorpus(Corpus):
                     f"{type(text).__name__} and {type(domain).__name__}; pass --on-error skip"
                 )
             else:
-                losses.records += 1
+                left_out.records += 1
                 if self.options.report is not None:
                     self.options.report(f"skipped {path}: row {number}: no text or no domain")
 

@@ -17,7 +17,7 @@ from tools.corpora.corpus import (
     SPLITS,
     Corpus,
     DomainNames,
-    Losses,
+    LeftOut,
     Part,
     Split,
     TextRecord,
@@ -103,38 +103,38 @@ class LocalCorpus(Corpus):
             self.options.report(f"{root}: left out {', '.join(beside)}: in none of {splits}")
 
     def _part(self, name: str, paths: dict[Split | None, list[Path]]) -> Part:
-        def records(losses: Losses) -> Iterator[TextRecord]:
+        def records(left_out: LeftOut) -> Iterator[TextRecord]:
             for split, files in paths.items():
                 for path in files:
-                    for text in self._texts(path, losses):
+                    for text in self._texts(path, left_out):
                         yield TextRecord(name, text, split)
 
         sources = tuple(path for files in paths.values() for path in files)
         return Part(name, records, is_one_domain=None in paths, sources=sources)
 
-    def _texts(self, path: Path, losses: Losses) -> Iterator[str]:
+    def _texts(self, path: Path, left_out: LeftOut) -> Iterator[str]:
         key = self.options.text_key or "text"
-        for document in self._documents(path, [key], losses):
+        for document in self._documents(path, [key], left_out):
             (text,) = document.texts
             is_plain = split_suffixes(document.location)[0] in TEXT_SUFFIXES
             yield from pieces(text) if is_plain else (text,)
 
-    def _records_with_domain(self, losses: Losses) -> Iterator[TextRecord]:
+    def _records_with_domain(self, left_out: LeftOut) -> Iterator[TextRecord]:
         keys = [self.options.text_key or "text", self.options.domain_key or "domain"]
         names = DomainNames()
-        for document in self._documents(self._root(), keys, losses):
+        for document in self._documents(self._root(), keys, left_out):
             text, domain = document.texts
             yield TextRecord(names.name_of(domain, where=document.location), text)
 
-    def _documents(self, path: Path, keys: list[str], losses: Losses) -> Iterator[Document]:
+    def _documents(self, path: Path, keys: list[str], left_out: LeftOut) -> Iterator[Document]:
         reader = DocumentReader(
             [str(path)], keys=keys, on_error=self.options.on_error, report=self.options.report
         )
         try:
             yield from reader
         finally:  # also where the reading ends early because the domain is full
-            losses.records += reader.problems
-            losses.files_in_archives += reader.ignored
+            left_out.records += reader.problems
+            left_out.files_in_archives += reader.ignored
 
 
 def _entries(folder: Path) -> list[Path]:

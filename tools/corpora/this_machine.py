@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tools.corpora.arithmetic import arithmetic_documents
-from tools.corpora.corpus import Corpus, Losses, Part, TextRecord, pieces
+from tools.corpora.corpus import Corpus, LeftOut, Part, TextRecord, pieces
 from tools.corpora.system_text import manual_pages, system_documentation, translations
 
 TEST_FOLDERS = {"test", "tests", "testing", "idle_test", "_vendor"}
@@ -40,7 +40,7 @@ class ThisMachine(Corpus):
 
 
 def _part(name: str, texts: Callable[[], Iterator[str]]) -> Part:
-    def records(_: Losses) -> Iterator[TextRecord]:
+    def records(_: LeftOut) -> Iterator[TextRecord]:
         for text in texts():
             for piece in pieces(text):
                 yield TextRecord(name, piece)

@@ -17,7 +17,7 @@ from megatron.files import atomic_writer
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.streams import files_below
-from tools.corpora.corpus import SPLITS, Corpus, Losses, Part, Split, TextRecord
+from tools.corpora.corpus import SPLITS, Corpus, LeftOut, Part, Split, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
 FEWEST_DOCUMENTS = 3
@@ -50,7 +50,7 @@ class _Domain:
     num_duplicates: int = 0
     num_empty: int = 0
 
-    def left_out(self) -> str:
+    def dropped(self) -> str:
         """Says how many documents were dropped; empty where there were none."""
         counts = {"duplicates": self.num_duplicates, "empty": self.num_empty}
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -86,9 +86,9 @@ def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list
             is_kept = False
             texts = _gather_part(part, corpus, folder=folder, state=state, seen=seen, tell=tell)
         else:
-            texts, losses = finished
+            texts, left_out = finished
             seen.update(_digests_of(texts))
-            lost = f"; when it was gathered: {losses}" if str(losses) else ""
+            lost = f"; when it was gathered: {left_out}" if str(left_out) else ""
             tell(f"kept the text of {part.name}{lost}")
         _check_no_collision(gathered, texts)
         gathered += texts
@@ -124,13 +124,13 @@ def _record_path(folder: Path, part: Part) -> Path:
 
 def _finished(
     part: Part, corpus: Corpus, *, folder: Path, state: str
-) -> tuple[list[SplitText], Losses] | None:
+) -> tuple[list[SplitText], LeftOut] | None:
     try:
         record = json.loads(_record_path(folder, part).read_text())
         if record["settings"] != corpus.settings() or record["sources"] != state:
             return None
-        losses = Losses(**record["losses"])
-        if losses.records and corpus.options.on_error == "fail":
+        left_out = LeftOut(**record["left_out"])
+        if left_out.records and corpus.options.on_error == "fail":
             return None  # the user has come to ask for each of them
         texts = [
             SplitText(
@@ -147,7 +147,7 @@ def _finished(
         are_whole = [text.path.stat().st_size for text in texts] == sizes
     except (OSError, ValueError, KeyError, TypeError):  # missing or torn: gather it again
         return None
-    return (texts, losses) if are_whole else None
+    return (texts, left_out) if are_whole else None
 
 
 def _digests_of(texts: list[SplitText]) -> set[bytes]:
@@ -170,9 +170,9 @@ def _gather_part(
     folder.mkdir(parents=True, exist_ok=True)
     _record_path(folder, part).unlink(missing_ok=True)
     domains: dict[str, _Domain] = {}
-    losses = Losses()
+    left_out = LeftOut()
     try:
-        _spool_records(part, corpus, folder=folder, seen=seen, domains=domains, losses=losses)
+        _spool_records(part, corpus, folder=folder, seen=seen, domains=domains, left_out=left_out)
         texts: list[SplitText] = []
         for name, domain in sorted(domains.items()):
             reason = _reason_to_leave_out(domain, corpus)
@@ -183,18 +183,18 @@ def _gather_part(
             texts += _write_splits(name, domain, folder)
             tell(
                 f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB"
-                f"{domain.left_out()}"
+                f"{domain.dropped()}"
             )
-        if str(losses):
-            tell(f"{part.name}: {losses}")
+        if str(left_out):
+            tell(f"{part.name}: {left_out}")
         if not domains:
-            why = "nothing of it can be used" if str(losses) else "there is none on this machine"
+            why = "nothing of it can be used" if str(left_out) else "there is none on this machine"
             tell(f"left out {part.name}: {why}")
     finally:
         for domain in domains.values():
             domain.spool.close()
             Path(domain.spool.name).unlink(missing_ok=True)
-    _write_record(part, corpus, folder=folder, state=state, texts=texts, losses=losses)
+    _write_record(part, corpus, folder=folder, state=state, texts=texts, left_out=left_out)
     return texts
 
 
@@ -208,7 +208,7 @@ def _reason_to_leave_out(domain: _Domain, corpus: Corpus) -> str | None:
     if domain.text_bytes < corpus.min_domain_bytes:
         return (
             f"{domain.text_bytes / 1e3:.3g} KB here, a domain needs "
-            f"{corpus.min_domain_bytes / 1e3:.3g} KB (--min-domain-kb){domain.left_out()}"
+            f"{corpus.min_domain_bytes / 1e3:.3g} KB (--min-domain-kb){domain.dropped()}"
         )
     return None
 
@@ -220,12 +220,12 @@ def _spool_records(
     folder: Path,
     seen: set[bytes],
     domains: dict[str, _Domain],
-    losses: Losses,
+    left_out: LeftOut,
 ) -> None:
     limit_bytes = corpus.max_domain_bytes
     refused_in_a_row = 0
     with TextProgress(f"gathering {part.name}", total_bytes=limit_bytes or 0) as progress:
-        for record in part.records(losses):
+        for record in part.records(left_out):
             domain = domains.get(record.domain)
             if domain is None:
                 spool = (folder / f".{record.domain}.{part.name}.spool").open("w+b")
@@ -299,7 +299,7 @@ def _write_record(
     folder: Path,
     state: str,
     texts: list[SplitText],
-    losses: Losses,
+    left_out: LeftOut,
 ) -> None:
     entries: list[dict[str, Any]] = [
         {
@@ -316,7 +316,7 @@ def _write_record(
     record = {
         "settings": corpus.settings(),
         "sources": state,
-        "losses": dataclasses.asdict(losses),
+        "left_out": dataclasses.asdict(left_out),
         "texts": entries,
     }
     with atomic_writer(_record_path(folder, part)) as output:
