@@ -26,7 +26,7 @@ from megatron.checkpoint_format import (
 from megatron.engine_state import load_fragments, prepare_moments
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
-from megatron.model.parameters import ParameterFacts, cut_shard, facts_of
+from megatron.model.parameters import ParameterFacts, cut_shard, extremes, facts_of
 from megatron.mpu import Topology
 from megatron.network_comparison import network_problem
 
@@ -130,9 +130,9 @@ def load_module_weights(
     network = getattr(module, "config", None)
     if isinstance(network, ModelConfig):
         problem = network_problem(network, folder)
-        if problem is not None and on_other_network is None:
-            raise CheckpointError(problem)
-        if problem is not None and on_other_network is not None:
+        if problem is not None:
+            if on_other_network is None:
+                raise CheckpointError(problem)
             on_other_network(problem)
     with torch.no_grad():
         for name, (parameter, facts) in wanted.items():
@@ -148,9 +148,8 @@ def first_not_finite(module: nn.Module) -> str | None:
     Nobody would see it: such a model writes text and scores tasks like any other, at random.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.numel()}
-    # without the copies that isfinite makes of a whole tensor
-    extremes = torch.stack([torch.stack(torch.aminmax(p)) for p in parameters.values()])
-    for name, is_finite in zip(parameters, extremes.isfinite().all(dim=1).tolist(), strict=True):
+    ends = torch.stack([extremes(p) for p in parameters.values()])
+    for name, is_finite in zip(parameters, ends.isfinite().all(dim=1).tolist(), strict=True):
         if not is_finite:
             return name
     return None

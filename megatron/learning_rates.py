@@ -62,7 +62,7 @@ class LearningRateSchedule:
     decay_steps: int
 
     def __call__(self, applied_steps: int) -> float:
-        return learning_rate_at(applied_steps, **asdict(self))
+        return learning_rate_at(applied_steps, **vars(self))
 
     def differences(self, other: LearningRateSchedule) -> list[str]:
         """What differs from ``other`` and changes a rate, as ``name here, there``."""

@@ -62,7 +62,7 @@ class RunLogger:
         self._train_iters = train_iters
         self._flops_per_token = flops_per_token
         self._console = console or ConsoleWriter()
-        self._is_console_noted = False
+        self._console.on_failure = self._note_silent_console
         self._began = time.perf_counter()
         self._file: RunLogFile | None = None
         self._writers: list[ScalarWriter] = []
@@ -205,7 +205,6 @@ class RunLogger:
         """Prints a line on rank 0."""
         if self._is_writer:
             self._console.line(text)
-            self._note_silent_console()
 
     def close(self) -> None:
         """Finishes the writers other than the run log; may be called twice."""
@@ -213,11 +212,8 @@ class RunLogger:
         for writer in writers:
             self._guard(writer.name, writer.close)
 
-    def _note_silent_console(self) -> None:
-        if self._console.failure is None or self._is_console_noted:
-            return
-        self._is_console_noted = True
-        message = f"the console cannot be written any more ({self._console.failure})"
+    def _note_silent_console(self, reason: str) -> None:
+        message = f"the console cannot be written any more ({reason})"
         self._append({"event": "warning", "message": message})
 
     def _append(self, event: Mapping[str, Any]) -> None:
@@ -298,7 +294,6 @@ class RunLogger:
             f" {' | '.join(parts)} |",
             {name: _train_cell(name, record) for name in record.weights},
         )
-        self._note_silent_console()
 
 
 def print_rank_0(*values: object) -> None:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 from urllib.parse import urlsplit
@@ -50,6 +50,8 @@ class ConsoleWriter:
         self._fixed_columns: int | None = None
         self.failure: str | None = None
         """Why nothing is printed any more."""
+        self.on_failure: Callable[[str], None] | None = None
+        """Receives the reason, once."""
 
     def line(self, text: str) -> None:
         """Prints one line at once."""
@@ -63,6 +65,8 @@ class ConsoleWriter:
             self.failure = error.strerror or str(error)
             if stream is sys.stdout:
                 drop_standard_output()
+            if self.on_failure is not None:
+                self.on_failure(self.failure)
 
     def table(self, heading: str, cells: Mapping[str, str]) -> None:
         """Prints a line, and ``name text`` cells below it in columns as wide as the terminal."""

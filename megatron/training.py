@@ -140,7 +140,7 @@ def require_finite(
     A step that the optimizer skipped is no reason to end, unless no other follows it.
 
     Args:
-        state: Its counters.
+        state: Its counters; ``sound_step`` follows the losses that are finite.
         report: The step; its gradient norm is nan, infinite or, where DeepSpeed computes it, -1 if
             it is not finite.
         mixture: Names the domains.

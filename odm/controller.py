@@ -270,10 +270,8 @@ class MixtureController:
         """
         fresh = self.mixer.init(self.domains, self._initial)
         saved = check_saved_state(state, self.domains, method=self.mixer.name, fresh=fresh)
-        weights, proposal = (
-            self._saved_weights(state, "weights"),
-            self._saved_weights(state, "proposal"),
-        )
+        weights = self._saved_weights(state, "weights")
+        proposal = self._saved_weights(state, "proposal")
         plans = state.get("planned", {})  # states of early versions lack it
         planned = {int(step): self._saved_weights(plans, step) for step in plans}
         mixer_state, changed = copied(state["mixer"]), self._changed(saved)

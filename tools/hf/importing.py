@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from megatron.checkpoint_format import ParameterInfo, checkpoint_steps
 from megatron.errors import CheckpointError
 from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
 from megatron.model.config import ModelConfig
+from megatron.model.parameters import extremes
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.state import TrainState
 from megatron.tokenizer import padded_vocab_size
@@ -205,8 +205,7 @@ def _reader(
     def read(ours: str) -> Tensor:
         where = f"{files.folder}: {theirs[ours]}"
         tensor = _without_padding(files.read(theirs[ours]), infos[ours], rows, where)
-        # nan and infinities show in the extremes, ten times as fast as in a mask
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        if tensor.numel() and not extremes(tensor).isfinite().all():
             raise CheckpointError(
                 f"{where} holds values that are not finite; such a model writes and scores at "
                 "random: get a sound one"
