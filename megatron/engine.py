@@ -158,8 +158,8 @@ def build_runner(
     Raises:
         ConfigError: If DeepSpeed refuses a section that is passed to it as it is.
     """
-    mpu, settings = DeepSpeedMpu(topology), deepspeed_config(config)
-    _check_deepspeed_sections(config, settings, mpu)  # first: a model may take minutes to build
+    mpu = DeepSpeedMpu(topology)
+    _check_deepspeed_sections(config, mpu)  # first: a large model takes minutes to build
     recorder = DomainLossRecorder(num_domains, accelerator.device())
     say("building the model")
     model = build_model(config, tokenizer, topology, recorder=recorder)
@@ -172,7 +172,7 @@ def build_runner(
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, config),
-        config=settings,
+        config=deepspeed_config(config),
         mpu=mpu if topology.grid.pipe == 1 else None,
         dist_init_required=False,
     )
@@ -187,17 +187,16 @@ def build_runner(
     return _continue_from(config, runner, folder, say)
 
 
-def _check_deepspeed_sections(
-    config: RunConfig, settings: dict[str, Any], mpu: DeepSpeedMpu
-) -> None:
+def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
     """Turns what DeepSpeed says of the user's sections into one line."""
     if problem := missing_monitor_problem(config):
         raise ConfigError(problem)
-    refusal = _refusal_of(settings, mpu)
+    values = deepspeed_config(config)
+    refusal = _refusal_of(values, mpu)
     if refusal is None:
         return
     for section, name in passed_sections(config).items():
-        others = {key: value for key, value in settings.items() if key != section}
+        others = {key: value for key, value in values.items() if key != section}
         if _refusal_of(others, mpu) is None:
             raise ConfigError(
                 f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; mend or remove it"
@@ -213,10 +212,10 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _refusal_of(settings: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
+def _refusal_of(values: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
     """Returns what DeepSpeed raises for a configuration: it has no one class for that."""
     try:
-        deepspeed.DeepSpeedConfig(copy.deepcopy(settings), mpu)
+        deepspeed.DeepSpeedConfig(copy.deepcopy(values), mpu)
     except Exception as error:
         return error
     return None
