@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron.data.domain_files import SplitName, domain_name
 from megatron.neox_arguments import ConfigError, RunConfig
-from megatron.tokenizer.streams import files_below
+from megatron.tokenizer.inputs import files_below
 
 __all__ = ["EvaluationPart", "evaluation_parts"]
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 
 from megatron.data.errors import DataError
 from megatron.files import write_text_atomic
+from megatron.tokenizer.command_line import add_max_record_mb
+from megatron.tokenizer.documents import DocumentReader
+from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.file_kinds import is_hidden
 
 NUM_CHOICES = 4
 CHANCE = 1 / NUM_CHOICES
@@ -145,19 +149,24 @@ def task_settings(name: str, data: Path) -> dict[str, Any]:
     }
 
 
-def read_documents(folder: Path) -> dict[str, list[str]]:
-    """Reads ``<domain>.jsonl`` files with a ``text`` a line.
+def read_documents(folder: Path, **settings: Any) -> dict[str, list[str]]:
+    """Reads ``<domain>.jsonl`` files with a ``text`` a line; settings are of `DocumentReader`.
 
     Raises:
-        DataError: If there are none, or a line is something else.
+        DataError: If there are none.
+        DocumentError: If a line is something else.
     """
-    paths = sorted(folder.glob("*.jsonl"))
+    found = sorted(folder.glob("*.jsonl"))
+    paths = [path for path in found if not is_hidden(path.name)]
     if not paths:
         raise DataError(
             f"{folder}: there is no <domain>.jsonl here; give the folder text/test that "
             "prepare_data.py has made"
         )
-    return {path.stem: list(_texts(path)) for path in paths}
+    if len(paths) < len(found):
+        print(f"left out {len(found) - len(paths)} hidden files of {folder}", file=sys.stderr)
+    readers = {path.stem: DocumentReader([str(path)], **settings) for path in paths}
+    return {domain: [doc.texts[0] for doc in reader] for domain, reader in readers.items()}
 
 
 def make_task(
@@ -215,23 +224,14 @@ def _question(passage: Passage, wrong: Sequence[str]) -> Question:
     return Question(passage.domain, passage.context, choices, answer)
 
 
-def _texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f'{path}:{number}: is no {{"text": ...}}; give what prepare_data.py wrote'
-                ) from None
-
-
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Make a multiple-choice task from held-out text.")
     parser.add_argument("text", type=Path, help="folder of <domain>.jsonl files")
     parser.add_argument("--name", default="cloze", help="of the task (default: cloze)")
     parser.add_argument("-o", "--output", type=Path, default=Path("tasks"), help="folder to write")
+    parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
+    add_max_record_mb(parser)
     for field, default in asdict(Sizes()).items():
         flag = f"--{field.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=default, help=f"default: {default}")
@@ -247,9 +247,14 @@ def main(input_args: Sequence[str] | None = None) -> int:
             if value < 1:
                 flag = f"--{field.replace('_', '-')}"
                 raise DataError(f"{flag}: must be at least 1, got {value}; leave it out")
-        texts = read_documents(args.text)
+        texts = read_documents(
+            args.text,
+            on_error=args.on_error,
+            max_record_bytes=args.max_record_bytes,
+            report=lambda line: print(line, file=sys.stderr),
+        )
         path, questions = make_task(texts, folder=args.output, name=args.name, sizes=sizes)
-    except (DataError, OSError, UnicodeDecodeError) as error:
+    except (DataError, DocumentError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     domains = len({question.domain for question in questions})

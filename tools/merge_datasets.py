@@ -18,6 +18,7 @@ from megatron.data.indexed_dataset import (
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
 from megatron.files import is_same_path
 from megatron.tokenizer.command_line import exit_code
+from megatron.tokenizer.file_kinds import is_hidden
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 
 
@@ -60,7 +61,11 @@ def find_prefixes(inputs: Sequence[str]) -> list[str]:
         if not Path(name).is_dir():
             prefixes.append(name)
             continue
-        files = [path for path in Path(name).iterdir() if path.suffix in (".bin", ".idx")]
+        files = [
+            path
+            for path in Path(name).iterdir()
+            if path.suffix in (".bin", ".idx") and not is_hidden(path.name)
+        ]
         if not files:
             raise DataError(f"{name}: no .idx file in this folder; give a folder of data sets")
         # half a data set is a prefix too: to open it says which half is missing

@@ -30,9 +30,11 @@ from megatron.data.metadata import (
     write_metadata,
 )
 from megatron.tokenizer.abstract import AbstractTokenizer
-from megatron.tokenizer.command_line import exit_code
+from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.file_kinds import READABLE
+from megatron.tokenizer.inputs import split_at_commas
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
@@ -60,10 +62,15 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     text.add_argument(
         "--input",
         required=True,
-        help="files, folders or archives of .jsonl[.zst|.gz], .json.gz, .txt; separated by commas",
+        help="files, folders or archives, separated by commas (a path that exists may hold commas);"
+        f" what is read: {READABLE}; the rest of a folder is counted at the end",
     )
     text.add_argument(
-        "--jsonl-keys", nargs="+", default=["text"], help="fields with text; one dataset a field"
+        "--jsonl-keys",
+        "--text-key",
+        nargs="+",
+        default=["text"],
+        help="fields of JSON records or columns of tables with text; one dataset a field",
     )
     text.add_argument("--num-docs", type=int, help="number of documents, checked at the end")
     text.add_argument(
@@ -72,6 +79,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         choices=["fail", "skip"],
         help="what a malformed record does: end with its file and line, or be reported and counted",
     )
+    add_max_record_mb(text)
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
     tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
@@ -115,8 +123,13 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
         append_eod=args.append_eod,
         use_ftfy=args.ftfy,
     )
-    inputs = [name.strip() for name in args.input.split(",")]
-    reader = DocumentReader(inputs, keys=keys, on_error=args.on_error, report=_tell)
+    reader = DocumentReader(
+        split_at_commas(args.input),
+        keys=keys,
+        on_error=args.on_error,
+        report=_tell,
+        max_record_bytes=args.max_record_bytes,
+    )
     encoder = Encoder(settings)
     tokenizer = encoder.tokenizer
     _tell(f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}")
@@ -266,10 +279,10 @@ def _tell_summary(
         _tell(f"{summary.prefix}: {', '.join(parts)}")
     if reader.problems:
         _tell(f"{reader.problems} records skipped, {reader.documents} read")
-    if reader.ignored:
-        _tell(f"{reader.ignored} files in archives left out, links or not a kind that is read")
     if expected is not None and expected != reader.documents:
         _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
+    for line in reader.left_out.lines():
+        _tell(line)
 
 
 def _tell(message: str) -> None:

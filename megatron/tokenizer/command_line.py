@@ -1,5 +1,6 @@
 """Runs a command so that a user's mistake is one line and an interrupt leaves quietly."""
 
+import argparse
 import signal
 import sys
 import threading
@@ -7,7 +8,33 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
+
 OUR_PACKAGES = ("megatron.", "odm.", "tools.")
+
+
+def add_max_record_mb(parser: Any) -> None:
+    """Adds the limit for one record to a parser, or to a group of one; ``max_record_bytes``."""
+    parser.add_argument(
+        "--max-record-mb",
+        "--max_record_mb",
+        dest="max_record_bytes",
+        type=_megabytes,
+        default=DEFAULT_LIMIT_BYTES,
+        metavar="MB",
+        help="most 10^6 bytes of one record (a line, a row, a file of text or code); it bounds "
+        f"memory (default {DEFAULT_LIMIT_BYTES / 1e6:g})",
+    )
+
+
+def _megabytes(text: str) -> int:
+    try:
+        size_bytes = round(float(text) * 1e6)
+    except (ValueError, OverflowError):
+        size_bytes = 0
+    if not 1 <= size_bytes <= 10**15:
+        raise argparse.ArgumentTypeError(f"must be from 0.000001 to 1000000000, got {text}")
+    return size_bytes
 
 
 def exit_code(command: Callable[[], Any]) -> int:

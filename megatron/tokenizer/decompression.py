@@ -8,62 +8,15 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.zstandard_frames import ZstandardFile, too_much_memory
 
 BUFFER_BYTES = 1 << 20
 
+LEAST_MEMORY_LIMIT_BYTES = 1 << 27
+"""What zstd and xz take for their own files unless told otherwise, with room to spare for xz -9."""
+
 XZ_PADDING_BYTES = 4
 """Between and behind the streams of an .xz file may lie zeros, a multiple of so many."""
-
-
-class ZstandardFile(io.RawIOBase):
-    """Decompresses zstandard frames one after another.
-
-    `zstandard.stream_reader` ends quietly in the middle of a frame; a truncated corpus would then
-    lose documents without a word, so the end of each frame is checked here.
-    """
-
-    def __init__(self, source: IO[bytes], name: str):
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DocumentError(
-                f"{name}: reading .zst needs the package zstandard; pip install zstandard"
-            ) from error
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._error = zstandard.ZstdError
-        self._source = source
-        self._frame: Any = None
-        self._compressed = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Says yes, as the buffering around it asks."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills the buffer with decompressed bytes; returns their number, 0 at the end."""
-        while not self._ready:
-            self._compressed = self._compressed or self._source.read(BUFFER_BYTES)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a zstandard frame")
-                return 0
-            self._decompress()
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _decompress(self) -> None:
-        if self._frame is None:
-            self._frame = self._decompressor.decompressobj()
-        try:
-            self._ready = memoryview(self._frame.decompress(self._compressed))
-        except self._error as error:
-            raise EOFError(f"damaged zstandard data: {error}") from error
-        self._compressed = self._frame.unused_data if self._frame.eof else b""
-        if self._frame.eof:
-            self._frame = None
 
 
 class StreamChain(io.RawIOBase):
@@ -73,15 +26,24 @@ class StreamChain(io.RawIOBase):
     zeros between two xz streams, which the format allows, would hide all that follows.
     """
 
-    def __init__(self, source: IO[bytes], begin: Callable[[], Any], *, padding_bytes: int = 0):
+    def __init__(
+        self,
+        source: IO[bytes],
+        begin: Callable[[], Any],
+        *,
+        padding_bytes: int = 0,
+        out_of_memory: Callable[[], DocumentError] | None = None,
+    ):
         """Begins with the first stream.
 
         Args:
             source: The compressed bytes.
             begin: Makes a decompressor, one a stream.
             padding_bytes: The zeros between streams come in multiples of so many; 0 allows none.
+            out_of_memory: Makes the error for a decompressor that reached its own memory limit.
         """
         self._source = source
+        self._out_of_memory = out_of_memory
         self._begin = begin
         self._padding_bytes = padding_bytes
         self._decompressor = begin()
@@ -103,6 +65,8 @@ class StreamChain(io.RawIOBase):
             try:
                 content = self._decompressor.decompress(self._compressed, len(buffer))
             except (OSError, lzma.LZMAError) as error:
+                if self._out_of_memory and "limit" in str(error):  # liblzma's own word for it
+                    raise self._out_of_memory() from error
                 raise EOFError(f"{error} in compressed stream {self._stream_number}") from error
             self._compressed = b""  # the decompressor has taken it all
         buffer[: len(content)] = content
@@ -128,15 +92,34 @@ class StreamChain(io.RawIOBase):
         return bool(rest)
 
 
-def decompressed(source: IO[bytes], compression: str, name: str) -> IO[bytes]:
-    """Wraps a stream of compressed bytes so that it reads as plain bytes."""
+def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes: int) -> IO[bytes]:
+    """Wraps a stream of compressed bytes so that it reads as plain bytes.
+
+    Args:
+        source: The compressed bytes.
+        compression: Suffix of the format; empty leaves the bytes as they are.
+        name: Of the file, for messages.
+        limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
+
+    Raises:
+        DocumentError: The format needs a package that is not installed; later, while reading:
+            the data need more memory.
+    """
+    limit_bytes = max(limit_bytes, LEAST_MEMORY_LIMIT_BYTES)
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
     if compression == ".bz2":
         return io.BufferedReader(StreamChain(source, bz2.BZ2Decompressor), BUFFER_BYTES)
     if compression == ".xz":
-        chain = StreamChain(source, lzma.LZMADecompressor, padding_bytes=XZ_PADDING_BYTES)
+        chain = StreamChain(
+            source,
+            lambda: lzma.LZMADecompressor(memlimit=limit_bytes),
+            padding_bytes=XZ_PADDING_BYTES,
+            out_of_memory=lambda: too_much_memory(name, None, limit_bytes),
+        )
         return io.BufferedReader(chain, BUFFER_BYTES)
     if compression == ".zst":
-        return io.BufferedReader(ZstandardFile(source, name), BUFFER_BYTES)
+        return io.BufferedReader(
+            ZstandardFile(source, name, memory_limit_bytes=limit_bytes), BUFFER_BYTES
+        )
     return source

@@ -1,7 +1,8 @@
-"""Reads documents from text files: one JSON object a line, or one plain text file.
+"""Reads documents from files: a JSON object a line, a row of a table, or a file of text or code.
 
 A record that cannot be used is never dropped in silence: by default it ends the reading with its
-file and line; with ``on_error="skip"`` it is reported and counted.
+file and line; with ``on_error="skip"`` it is reported and counted. Memory does not grow with the
+size of a file: a record has a limit.
 """
 
 import json
@@ -11,12 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.tokenizer.errors import DocumentError
-from megatron.tokenizer.streams import DAMAGE, TextStream, damaged, expand_inputs, open_streams
+from megatron.tokenizer.file_kinds import LINE_SUFFIXES, PLAIN_SUFFIXES, split_suffixes
+from megatron.tokenizer.inputs import expand_inputs
+from megatron.tokenizer.left_out import LeftOutFiles
+from megatron.tokenizer.parquet import check_pyarrow, parquet_rows
+from megatron.tokenizer.records import (
+    DEFAULT_LIMIT_BYTES,
+    Row,
+    csv_rows,
+    decode,
+    limited_lines,
+    listed,
+    text_blocks,
+    too_large,
+    whole,
+)
+from megatron.tokenizer.streams import DAMAGE, Opening, TextStream, damaged, open_streams
 
 logger = logging.getLogger(__name__)
 
 MAX_REPORTS = 100
 """Problems told one by one; the rest is only counted, so that a log stays readable."""
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,8 @@ class DocumentReader:
     Attributes:
         documents: Documents given out so far.
         problems: Records that were skipped so far (only with ``on_error="skip"``).
-        ignored: Files in archives that were left out so far, being of another kind, or links.
+        left_out: Files of folders and archives that were not read so far, by kind and reason;
+            its lines are for the end of the output.
         bytes_read: Bytes read from disk so far (compressed size), at most `total_bytes`.
         total_bytes: Size of all input files on disk.
     """
@@ -45,6 +64,8 @@ class DocumentReader:
         keys: Sequence[str] = ("text",),
         on_error: str = "fail",
         report: Callable[[str], None] | None = None,
+        max_record_bytes: int = DEFAULT_LIMIT_BYTES,
+        cut_text: Callable[[str], Iterator[str]] | None = None,
     ):
         """Lists the input files; nothing is opened before the iteration.
 
@@ -53,6 +74,9 @@ class DocumentReader:
             keys: The fields of a record that hold text. A dotted key descends: ``meta.source``.
             on_error: ``"fail"`` raises at the first bad record, ``"skip"`` reports and counts it.
             report: Receives one line a skipped record; the logger by default.
+            max_record_bytes: A larger record is a bad one.
+            cut_text: Makes several documents of a plain text (.txt), which may then be of any size;
+                by default a file is one document.
 
         Raises:
             DocumentError: A path is missing or of an unknown kind.
@@ -60,28 +84,43 @@ class DocumentReader:
         if on_error not in ("fail", "skip"):
             raise DocumentError(f"--on-error must be fail or skip, got {on_error!r}")
         self._report = report or logger.warning
-        self.files = expand_inputs(list(paths), report=self._report)
+        self.left_out = LeftOutFiles()
+        self.files = expand_inputs(list(paths), self.left_out, has_fields=len(keys) > 1)
         self.keys = tuple(keys)
         self.on_error = on_error
+        self.max_record_bytes = max_record_bytes
         self.documents = 0
         self.problems = 0
-        self.ignored = 0
         self.bytes_read = 0
         self.total_bytes = sum(path.stat().st_size for path in self.files)
+        self._cut_text = cut_text
+        for path in self.files:
+            if split_suffixes(path.name)[0] == ".parquet":
+                check_pyarrow(str(path))
 
     def __iter__(self) -> Iterator[Document]:
+        opening = Opening(
+            on_read=self._count_bytes,
+            left_out=self.left_out,
+            limit_bytes=self.max_record_bytes,
+            has_fields=len(self.keys) > 1,
+        )
         for path in self.files:
-            streams = open_streams(path, on_read=self._count_bytes, on_ignored=self._tell_ignored)
-            for stream in streams:
+            for stream in open_streams(path, opening):
                 for document in self._read(stream):
                     self.documents += 1
                     yield document
 
     def _read(self, stream: TextStream) -> Iterator[Document]:
-        records = self._lines(stream) if stream.is_lines else self._whole(stream)
+        if stream.content in LINE_SUFFIXES:
+            documents = self._lines(stream)
+        elif stream.content in _DELIMITERS or stream.content == ".parquet":
+            documents = self._rows(stream)
+        else:
+            documents = self._text(stream)
         while True:
             try:
-                document = next(records, None)
+                document = next(documents, None)
             except DAMAGE as error:
                 raise damaged(stream.name, error) from error
             if document is None:
@@ -89,35 +128,68 @@ class DocumentReader:
             yield document
 
     def _lines(self, stream: TextStream) -> Iterator[Document]:
-        for number, line in enumerate(stream.stream, start=1):
-            if line.isspace():
+        lines = limited_lines(stream.stream, self.max_record_bytes)
+        for number, line in enumerate(lines, start=1):
+            if line is not None and line.isspace():
                 continue
             location = f"{stream.name}:{number}"
             try:
+                if line is None:
+                    raise too_large(self.max_record_bytes)
                 texts = texts_of_record(line, self.keys)
             except ValueError as error:
                 self._problem(location, str(error))
                 continue
             yield Document(texts, location)
 
-    def _whole(self, stream: TextStream) -> Iterator[Document]:
+    def _rows(self, stream: TextStream) -> Iterator[Document]:
+        limit_bytes = self.max_record_bytes
+        rows: Iterator[Row]
+        if stream.content == ".parquet":
+            rows = parquet_rows(stream.stream, self.keys, name=stream.name, limit_bytes=limit_bytes)
+        else:
+            delimiter = _DELIMITERS[stream.content]
+            rows = csv_rows(stream.stream, self.keys, delimiter=delimiter, limit_bytes=limit_bytes)
+        for number, row in rows:
+            location = f"{stream.name}:{number}"
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                texts = tuple(_text_of(row, key) for key in self.keys)
+            except ValueError as error:
+                self._problem(location, str(error))
+                continue
+            yield Document(texts, location)
+
+    def _text(self, stream: TextStream) -> Iterator[Document]:
         if len(self.keys) > 1:
             raise DocumentError(
-                f"{stream.name}: a plain text file has no keys, but {len(self.keys)} were asked for"
-                f" ({', '.join(self.keys)}); give .jsonl or one key"
+                f"{stream.name}: a file of text or code has no keys, but {len(self.keys)} were "
+                f"asked for ({', '.join(self.keys)}); give .jsonl, .csv or .parquet, or one key"
             )
-        content = stream.stream.read()
-        try:
-            text = decode(content)
-        except ValueError as error:
-            self._problem(stream.name, str(error))
-            return
-        yield Document((text,), stream.name)
+        cut = self._cut_text if stream.content in PLAIN_SUFFIXES else None
+        offset = 0
+        for block in text_blocks(stream.stream) if cut else self._whole(stream):
+            try:
+                text = decode(block, offset=offset)
+            except ValueError as error:
+                self._problem(stream.name, str(error))
+            else:
+                for piece in cut(text) if cut else (text,):
+                    yield Document((piece,), stream.name)
+            offset += len(block)
+
+    def _whole(self, stream: TextStream) -> Iterator[bytes]:
+        content = whole(stream.stream, self.max_record_bytes)
+        if content is not None:
+            yield content
+        else:
+            self._problem(stream.name, str(too_large(self.max_record_bytes)))
 
     def _problem(self, location: str, reason: str) -> None:
         message = f"{location}: {reason}"
         if self.on_error == "fail":
-            raise DocumentError(f"{message}; mend the record or pass --on-error skip")
+            raise DocumentError(f"{message}; fix the record or pass --on-error skip")
         self.problems += 1
         if self.problems <= MAX_REPORTS:
             self._report(f"skipped {message}")
@@ -126,23 +198,6 @@ class DocumentReader:
 
     def _count_bytes(self, count: int) -> None:
         self.bytes_read = min(self.bytes_read + count, self.total_bytes)
-
-    def _tell_ignored(self, name: str, reason: str) -> None:
-        self.ignored += 1
-        if self.ignored <= MAX_REPORTS:
-            self._report(f"{name}: left out, {reason}")
-        if self.ignored == MAX_REPORTS:
-            self._report("further files in archives that are left out are counted but not listed")
-
-
-def decode(content: bytes) -> str:
-    """Decodes UTF-8, without a byte order mark; ValueError names the first bad byte."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"invalid UTF-8 at byte {error.start}, 0x{content[error.start]:02x}"
-        ) from error
 
 
 def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
@@ -173,8 +228,8 @@ def lookup(record: Any, key: str) -> Any:
     head, dot, rest = key.partition(".")
     if dot and isinstance(record, dict) and head in record:
         return lookup(record[head], rest)
-    present = ", ".join(map(repr, record)) if isinstance(record, dict) else _kind(record)
-    raise ValueError(f"no key {key!r} (there is: {present or 'nothing'})")
+    present = listed([*record]) if isinstance(record, dict) else _kind(record)
+    raise ValueError(f"no key {key!r} (there is: {present})")
 
 
 def _text_of(record: dict[str, Any], key: str) -> str:
@@ -190,4 +245,5 @@ def _text_of(record: dict[str, Any], key: str) -> str:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,15 +1,14 @@
 """Opens text files, compressed or inside archives, as streams of bytes.
 
-A file is recognised by its name: ``.jsonl``, ``.ndjson``, ``.json`` or ``.txt``, perhaps followed
-by ``.gz``, ``.zst``, ``.bz2`` or ``.xz``; or an archive of such files (``.zip``, ``.tar``,
-``.tar.gz``, ``.tgz``, ``.tar.zst`` ...). Nothing is unpacked to disk or held in memory as a whole,
-so links inside archives are not followed but named.
+A file is recognised by its name (`megatron.tokenizer.file_kinds`). Nothing is unpacked to disk or
+held in memory as a whole, so links inside archives are not followed but counted, and a name inside
+an archive, absolute or with ``..``, leads nowhere.
 """
 
 import io
 import lzma
-import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,18 +19,28 @@ from typing import IO, Any
 
 from megatron.tokenizer.decompression import BUFFER_BYTES, decompressed
 from megatron.tokenizer.errors import DocumentError
-
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
-TEXT_SUFFIXES = (".txt",)
-ARCHIVE_SUFFIXES = (".tar", ".zip")
-COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
-READABLE = (
-    ".jsonl, .json or .txt, plain or with .gz, .zst, .bz2, .xz, or .zip/.tar archives of these"
+from megatron.tokenizer.file_kinds import (
+    extension,
+    is_hidden_member,
+    is_one_document,
+    is_readable,
+    is_readable_member,
+    printable,
+    split_suffixes,
 )
-NO_TEXT = "not a kind of text file that is read"
+from megatron.tokenizer.left_out import HIDDEN, LINKS, NAMELESS, WITHOUT_FIELDS, LeftOutFiles
 
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 """What the standard library raises for truncated or foreign compressed data."""
+
+ARCHIVE_DAMAGE = (*DAMAGE, ValueError, LookupError, ArithmeticError, RuntimeError, struct.error)
+"""What it raises besides for headers of archives that hold nonsense."""
+
+LONGEST_EXTENDED_HEADER_BYTES = 1 << 20
+"""Tar keeps long names in members of their own, which `tarfile` reads as a whole."""
+
+MEMBER_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""`zipfile` decompresses other kinds a megabyte of input at a time, however much comes out."""
 
 
 @dataclass(frozen=True)
@@ -39,101 +48,26 @@ class TextStream:
     """One file, or one member of an archive: its name for messages, its kind and its bytes."""
 
     name: str
-    is_lines: bool
+    content: str
+    """The suffix that tells the kind, as `split_suffixes` gives it."""
     stream: IO[bytes]
 
 
-def split_suffixes(name: str) -> tuple[str, str]:
-    """Splits a file name into its content suffix and its compression suffix, each may be empty."""
-    lowered = name.lower()
-    if lowered.endswith(".tgz"):
-        return ".tar", ".gz"
-    compression = next((end for end in COMPRESSION_SUFFIXES if lowered.endswith(end)), "")
-    stem = lowered[: len(lowered) - len(compression)]
-    known = LINE_SUFFIXES + TEXT_SUFFIXES + ARCHIVE_SUFFIXES
-    return next((end for end in known if stem.endswith(end)), ""), compression
+@dataclass(frozen=True)
+class Opening:
+    """How files are opened.
 
-
-def is_readable(name: str) -> bool:
-    """Says whether a file of this name can be opened by `open_streams`."""
-    return split_suffixes(name)[0] != ""
-
-
-def expand_inputs(paths: list[str], *, report: Callable[[str], None]) -> list[Path]:
-    """Lists the files behind paths; a folder stands for its readable files, sorted, recursively.
-
-    Args:
-        paths: Files and folders.
-        report: Receives one line about each folder with files of other kinds.
-
-    Raises:
-        DocumentError: A path is empty, does not exist, has an unknown suffix or cannot be listed,
-            or a folder holds nothing.
+    Attributes:
+        on_read: Called with the number of bytes read from disk, for progress.
+        left_out: Counts the members of archives that are not read.
+        limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
+        has_fields: Several fields are wanted: members of prose and code have none.
     """
-    files: list[Path] = []
-    for given in paths:
-        if not given:
-            raise DocumentError(
-                "an input has no name (one comma too many?); give . for the current folder"
-            )
-        path = Path(given)
-        if path.is_dir():
-            files.extend(_readablefiles_below(path, report))
-        elif not path.exists():
-            raise DocumentError(f"{path}: no such file or folder; check the path")
-        elif not is_readable(path.name):
-            raise DocumentError(f"{path}: unknown kind of file; give {READABLE}")
-        else:
-            files.append(path)
-    if not files:
-        raise DocumentError(f"no input given; give {READABLE}")
-    return files
 
-
-def _readablefiles_below(folder: Path, report: Callable[[str], None]) -> list[Path]:
-    """The text files of a folder; those of other kinds are reported in one line."""
-    files = files_below(folder)
-    found = [path for path in files if is_readable(path.name) and not _describes_tokens(path.name)]
-    if not found:
-        raise DocumentError(f"{folder}: the folder holds no readable file; give {READABLE}")
-    others = [path for path in files if not is_readable(path.name)]
-    if others:
-        report(
-            f"{folder}: {len(others)} files left out, not a kind of text file that is read "
-            f"(the first: {others[0]})"
-        )
-    return found
-
-
-def _describes_tokens(name: str) -> bool:
-    """Tells the sidecar that our own tokenizing writes beside its output."""
-    return name.endswith("_document.meta.json")
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Lists all files below a folder, sorted.
-
-    `Path.rglob` leaves out what it may not list and what lies behind a link; here the first is an
-    error, and a folder is read once however many links lead to it.
-    """
-    files: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        true_path = os.path.realpath(root)
-        if true_path in seen:  # else a link to a folder above would never end
-            folders.clear()
-            continue
-        seen.add(true_path)
-        files += [Path(root, name) for name in names]
-        folders.sort()
-    for path in files:
-        if is_readable(path.name) and not path.exists():
-            raise DocumentError(f"{path}: a link to a file that is not there; mend or remove it")
-    return sorted(path for path in files if path.is_file())
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DocumentError(f"{error.filename}: cannot be listed ({error.strerror}); check it")
+    on_read: Callable[[int], None]
+    left_out: LeftOutFiles
+    limit_bytes: int
+    has_fields: bool = False
 
 
 class CountingFile(io.RawIOBase):
@@ -147,6 +81,14 @@ class CountingFile(io.RawIOBase):
         """Says yes, as the buffering around it asks."""
         return True
 
+    def seekable(self) -> bool:
+        """Says whether the file is one with places, not a pipe."""
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place in the file."""
+        return self._file.seek(offset, whence)
+
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer from the file; returns the number of bytes, 0 at the end."""
         count = self._file.readinto(buffer) or 0
@@ -159,59 +101,58 @@ class CountingFile(io.RawIOBase):
         super().close()
 
 
-def open_streams(
-    path: Path, *, on_read: Callable[[int], None], on_ignored: Callable[[str, str], None]
-) -> Iterator[TextStream]:
+def open_streams(path: Path, opening: Opening) -> Iterator[TextStream]:
     """Yields the text streams of a file: itself, or each readable member of an archive in order.
-
-    Args:
-        path: A file of a readable name.
-        on_read: Called with the number of bytes read from disk, for progress.
-        on_ignored: Called with the name of each archive member that is left out, and the reason.
 
     Raises:
         DocumentError: The file cannot be opened, or its archive structure is damaged.
     """
     content, compression = split_suffixes(path.name)
     try:
-        raw = CountingFile(path, on_read)
+        raw = CountingFile(path, opening.on_read)
     except OSError as error:
         raise DocumentError(f"{path}: cannot be opened ({error.strerror}); check it") from error
     with raw:
         if content == ".zip":
-            yield from _zip_streams(path, on_read, on_ignored)
+            yield from _zip_streams(path, opening)
             return
-        source = decompressed(io.BufferedReader(raw, BUFFER_BYTES), compression, str(path))
+        buffered = io.BufferedReader(raw, BUFFER_BYTES)
+        source = decompressed(buffered, compression, str(path), limit_bytes=opening.limit_bytes)
         if content == ".tar":
-            yield from _tar_streams(source, path, on_ignored)
+            yield from _tar_streams(source, path, opening)
         else:
-            yield TextStream(str(path), content in LINE_SUFFIXES, source)
+            yield TextStream(str(path), content, source)
 
 
 def damaged(name: str, error: BaseException) -> DocumentError:
     """The error for a file whose container cannot be read to its end."""
-    reason = str(error) or type(error).__name__
+    reason = printable((str(error) or type(error).__name__).splitlines()[0])
     return DocumentError(f"{name}: damaged or truncated file ({reason}); fetch it again")
 
 
-def _member_stream(
-    name: str, source: IO[bytes], on_ignored: Callable[[str, str], None]
-) -> Iterator[TextStream]:
-    content, compression = split_suffixes(name)
-    if content in LINE_SUFFIXES + TEXT_SUFFIXES:
-        yield TextStream(name, content in LINE_SUFFIXES, decompressed(source, compression, name))
+def _is_wanted(name: str, path: Path, opening: Opening) -> bool:
+    """Decides by its name whether a member of an archive is read, and counts it if not."""
+    full_name = f"{path}!{name}"
+    if "\0" in name or not name:
+        opening.left_out.count(NAMELESS, full_name)
+    elif is_hidden_member(name):
+        opening.left_out.count(HIDDEN, full_name)
+    elif not is_readable_member(name):
+        is_container = is_readable(name)  # beside an archive it would be read
+        kind = f"{extension(name)} in archives" if is_container else extension(name)
+        opening.left_out.count_kind(full_name, kind=kind)
+    elif opening.has_fields and is_one_document(name):
+        opening.left_out.count(WITHOUT_FIELDS, full_name)
     else:
-        on_ignored(name, NO_TEXT)
+        return True
+    return False
 
 
-def _ignore_link(name: str, target: str, on_ignored: Callable[[str, str], None]) -> None:
-    """Tells of a link: an archive is read as a stream, in which there is no way back to a target.
-
-    Links of other kinds of name are passed over: what they lead to has a name of its own.
-    """
-    if split_suffixes(name)[0] in LINE_SUFFIXES + TEXT_SUFFIXES:
-        remedy = "pack files, not links (tar --dereference --hard-dereference)"
-        on_ignored(name, f"a link to {target}, which is not followed; {remedy}")
+def _member_stream(name: str, path: Path, source: IO[bytes], opening: Opening) -> TextStream:
+    content, compression = split_suffixes(name)
+    full_name = f"{path}!{printable(name)}"
+    stream = decompressed(source, compression, full_name, limit_bytes=opening.limit_bytes)
+    return TextStream(full_name, content, stream)
 
 
 class _StrictArchive(tarfile.TarFile):
@@ -226,6 +167,14 @@ class _StrictMember(tarfile.TarInfo):
     `tarfile` takes a garbled or cut header, and an archive that ends between two members, for the
     end of the archive: the documents behind it would be lost without a word.
     """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str | None, errors: str) -> "_StrictMember":
+        """Parses a header; one that announces a huge name is refused before the name is read."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTENDED_HEADERS and member.size > LONGEST_EXTENDED_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extended header of {member.size} bytes")
+        return member
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictMember":
@@ -245,41 +194,65 @@ class _StrictMember(tarfile.TarInfo):
         return member
 
 
-def _tar_streams(
-    source: IO[bytes], path: Path, on_ignored: Callable[[str, str], None]
-) -> Iterator[TextStream]:
+_EXTENDED_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+def _tar_streams(source: IO[bytes], path: Path, opening: Opening) -> Iterator[TextStream]:
     try:
         # ignore_zeros: archives one behind the other are read as one
         with _StrictArchive.open(
             fileobj=source, mode="r|", tarinfo=_StrictMember, ignore_zeros=True
         ) as archive:
-            for member in archive:
-                name = f"{path}!{member.name}"
-                if member.islnk() or member.issym():
-                    _ignore_link(name, member.linkname, on_ignored)
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # else it holds every header that it has read
+                if member.isdir() or not _is_wanted(member.name, path, opening):
                     continue
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
-                    yield from _member_stream(name, content, on_ignored)
-    except DAMAGE as error:
+                    yield _member_stream(member.name, path, content, opening)
+                elif member.islnk() or member.issym():
+                    opening.left_out.count(LINKS, f"{path}!{member.name}")
+                else:
+                    kind = "devices or pipes in archives"
+                    opening.left_out.count_kind(f"{path}!{member.name}", kind=kind)
+    except DocumentError:
+        raise
+    except ARCHIVE_DAMAGE as error:
         raise damaged(str(path), error) from error
 
 
-def _zip_streams(
-    path: Path, on_read: Callable[[int], None], on_ignored: Callable[[str, str], None]
-) -> Iterator[TextStream]:
+def _zip_streams(path: Path, opening: Opening) -> Iterator[TextStream]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
-                if member.is_dir():
-                    continue
-                name = f"{path}!{member.filename}"
-                with archive.open(member) as content:
-                    if stat.S_ISLNK(member.external_attr >> 16):
-                        target = content.read().decode(errors="replace")
-                        _ignore_link(name, target, on_ignored)
-                    else:
-                        yield from _member_stream(name, content, on_ignored)
-                on_read(member.compress_size)
-    except (*DAMAGE, NotImplementedError, RuntimeError) as error:
+                yield from _zip_member(archive, member, path=path, opening=opening)
+                opening.on_read(member.compress_size)
+    except DocumentError:
+        raise
+    except ARCHIVE_DAMAGE as error:
         raise damaged(str(path), error) from error
+
+
+def _zip_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, *, path: Path, opening: Opening
+) -> Iterator[TextStream]:
+    name = member.orig_filename  # `filename` ends at a NUL
+    if name.endswith("/") or not _is_wanted(name, path, opening):
+        return
+    if stat.S_ISLNK(member.external_attr >> 16):
+        opening.left_out.count(LINKS, f"{path}!{name}")
+        return
+    if member.compress_type not in MEMBER_COMPRESSIONS:
+        raise DocumentError(
+            f"{path}!{printable(name)}: compressed by method {member.compress_type} of zip, which "
+            "is not read; pack it again with zip's usual method (deflate)"
+        )
+    with archive.open(member) as content:
+        stream = io.BufferedReader(content, BUFFER_BYTES)  # type: ignore[type-var]
+        yield _member_stream(name, path, stream, opening)

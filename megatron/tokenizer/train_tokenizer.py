@@ -15,9 +15,10 @@ if __name__ == "__main__":  # run as a file: the repository root takes the place
 
 from megatron.files import write_text_atomic
 from megatron.tokenizer.abstract import END_OF_DOCUMENT, PADDING
-from megatron.tokenizer.command_line import exit_code
+from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError, TokenizerError
+from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.progress import TextProgress
 
 SPECIAL_TOKENS = (END_OF_DOCUMENT, PADDING)
@@ -28,7 +29,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or a list of arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--json_input_dir", required=True, help="folder (or one file) of .jsonl, .jsonl.zst, .txt"
+        "--json_input_dir", required=True, help=f"folder (or one file) of {READABLE}"
     )
     parser.add_argument(
         "--tokenizer_output_path",
@@ -37,8 +38,14 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer_type", default="BPE", choices=["BPE"])
     parser.add_argument("-v", "--vocab_size", type=int, default=52000)
-    parser.add_argument("--text_key", default="text", help="field of a JSON record with its text")
+    parser.add_argument(
+        "--text_key",
+        "--text-key",
+        default="text",
+        help="field of a JSON record, or column of a table, with the text",
+    )
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
+    add_max_record_mb(parser)
     return parser.parse_args(input_args)
 
 
@@ -82,7 +89,12 @@ def main(args: argparse.Namespace) -> Any:
     Returns:
         The trained `tokenizers.Tokenizer`.
     """
-    reader = DocumentReader([args.json_input_dir], keys=[args.text_key], on_error=args.on_error)
+    reader = DocumentReader(
+        [args.json_input_dir],
+        keys=[args.text_key],
+        on_error=args.on_error,
+        max_record_bytes=args.max_record_bytes,
+    )
     with TextProgress("reading text", total_bytes=reader.total_bytes) as progress:
         tokenizer = train_byte_level_bpe(
             _texts(reader, progress), args.vocab_size, show_progress=sys.stderr.isatty()
@@ -102,7 +114,8 @@ def main(args: argparse.Namespace) -> Any:
         told += f" -> {args.tokenizer_output_path}"
     else:
         told += "; not written, --tokenizer_output_path is empty"
-    sys.stderr.write(f"trained tokenizer: {told}\n")
+    lines = [f"trained tokenizer: {told}", *reader.left_out.lines()]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     return tokenizer
 
 

@@ -3,14 +3,19 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.left_out import LeftOutFiles
+from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+LONGEST_DOMAIN_NAME = 200
+"""Characters; a file name holds 255, and those of a domain's files add to it."""
+
 LONGEST_PIECE_CHARACTERS = 32_000
 
 
@@ -28,14 +33,12 @@ class LeftOut:
     """How much of a part could not be used; counted while it is read."""
 
     records: int = 0
-    files_in_archives: int = 0
+    files: LeftOutFiles = field(default_factory=LeftOutFiles)
 
-    def __str__(self) -> str:
-        counts = {
-            "unusable records skipped": self.records,
-            "files in archives left out": self.files_in_archives,
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    def add(self, other: "LeftOut") -> None:
+        """Adds what was left out of another part."""
+        self.records += other.records
+        self.files.add(other.files)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class CorpusOptions:
     text_key: str | None = None
     domain_key: str | None = None
     on_error: str = "fail"
+    max_record_bytes: int = DEFAULT_LIMIT_BYTES
     max_domain_bytes: int | None = None
     min_domain_bytes: int | None = None
     report: Callable[[str], None] | None = None
@@ -75,6 +79,8 @@ class Corpus(ABC):
 
     def __init__(self, options: CorpusOptions):
         self.options = options
+        self.left_out = LeftOutFiles()
+        """Files that belong to no part; filled by `parts`."""
         self.max_domain_bytes = options.max_domain_bytes or self.default_max_domain_bytes
         self.min_domain_bytes = (
             self.default_min_domain_bytes
@@ -93,6 +99,7 @@ class Corpus(ABC):
             "input": None if source is None else str(Path(source).resolve()),
             "text_key": self.options.text_key,
             "domain_key": self.options.domain_key,
+            "max_record_bytes": self.options.max_record_bytes,
             "max_domain_bytes": self.max_domain_bytes,
             "min_domain_bytes": self.min_domain_bytes,
         }
@@ -102,12 +109,21 @@ def domain_name(raw: str) -> str:
     """Turns any name into one that can be a folder and a column of a log.
 
     Raises:
-        DocumentError: Nothing usable is left.
+        DocumentError: Nothing usable is left, or too much.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", raw.strip()).strip("._")
     if not name:
-        raise DocumentError(f"{raw!r} cannot be a domain name; use letters and digits")
+        raise DocumentError(f"{_short(raw)} cannot be a domain name; use letters and digits")
+    if len(name) > LONGEST_DOMAIN_NAME:
+        raise DocumentError(
+            f"the domain {_short(raw)} has a name of {len(name)} characters, at most "
+            f"{LONGEST_DOMAIN_NAME} are allowed; shorten it"
+        )
     return name
+
+
+def _short(raw: str, longest: int = 60) -> str:
+    return repr(raw if len(raw) <= longest else f"{raw[:longest]}...")
 
 
 class DomainNames:
@@ -133,8 +149,8 @@ class DomainNames:
             first = self._first.setdefault(name, raw)
             if first != raw:
                 raise DocumentError(
-                    f"{where}: the domains {first!r} and {raw!r} would both be named {name!r}; "
-                    "rename one of them in the text"
+                    f"{where}: the domains {_short(first)} and {_short(raw)} would both be named "
+                    f"{_short(name)}; rename one of them in the text"
                 )
             self._names[raw] = name
         return self._names[raw]

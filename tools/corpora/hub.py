@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from megatron.tokenizer.documents import lookup
 from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.records import too_large
 from tools.corpora.corpus import Corpus, DomainNames, LeftOut, Part, TextRecord
 
 SHUFFLE_SEED = 0
@@ -41,17 +42,23 @@ class HubCorpus(Corpus):
                 raise DocumentError(
                     f"{path}: row {number}: {error}; set --text-key and --domain-key"
                 ) from error
-            if isinstance(text, str) and isinstance(domain, str):
-                yield TextRecord(names.name_of(domain, where=f"{path}: row {number}"), text)
-            elif self.options.on_error == "fail":
-                raise DocumentError(
-                    f"{path}: row {number}: {text_key} and {domain_key} must be text, got "
-                    f"{type(text).__name__} and {type(domain).__name__}; pass --on-error skip"
-                )
-            else:
+            if isinstance(text, str) and len(text) > self.options.max_record_bytes:
+                self._problem(f"{path}: row {number}: {too_large(self.options.max_record_bytes)}")
                 left_out.records += 1
-                if self.options.report is not None:
-                    self.options.report(f"skipped {path}: row {number}: no text or no domain")
+            elif isinstance(text, str) and isinstance(domain, str):
+                yield TextRecord(names.name_of(domain, where=f"{path}: row {number}"), text)
+            else:
+                self._problem(
+                    f"{path}: row {number}: {text_key} and {domain_key} must be text, got "
+                    f"{type(text).__name__} and {type(domain).__name__}"
+                )
+                left_out.records += 1
+
+    def _problem(self, problem: str) -> None:
+        if self.options.on_error == "fail":
+            raise DocumentError(f"{problem}; pass --on-error skip")
+        if self.options.report is not None:
+            self.options.report(f"skipped {problem}")
 
 
 class CommonPile(HubCorpus):

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from megatron.tokenizer.documents import Document, DocumentReader
 from megatron.tokenizer.errors import DocumentError
-from megatron.tokenizer.streams import (
-    READABLE,
-    TEXT_SUFFIXES,
-    files_below,
+from megatron.tokenizer.file_kinds import (
+    is_hidden,
+    is_one_document,
     is_readable,
     split_suffixes,
 )
+from megatron.tokenizer.left_out import HIDDEN, SINGLE
 from tools.corpora.corpus import (
     SPLITS,
     Corpus,
@@ -43,11 +43,12 @@ class LocalCorpus(Corpus):
     - with `--domain-key`: every record says its domain in that field (``meta.source`` descends);
     - a folder with `train` and `valid` (and perhaps `test`) inside: split already, each of them
       holds a subfolder or a file a domain; `valid` may be called `validation`, `val` or `dev`;
+    - a folder of files of prose or code alone: one domain;
     - any other folder: a subfolder or a file a domain;
     - a single file: one domain.
 
-    Plain .txt files are cut at blank lines into pieces of at most 32000 characters; the records of
-    .jsonl files stay as they are.
+    Plain .txt files are cut at blank lines into pieces of at most 32000 characters; records, and
+    files of prose or code, are a document each.
     """
 
     description: ClassVar[str] = "a folder with one subfolder or file a domain, or one jsonl file"
@@ -56,7 +57,6 @@ class LocalCorpus(Corpus):
     def parts(self) -> list[Part]:
         """One part a domain, or a single one where the records name their domains."""
         root = self._root()
-        self._tell_unreadable(root)
         if self.options.domain_key is not None:
             records = self._records_with_domain
             return [Part("records", records, is_one_domain=False, sources=(root,))]
@@ -64,12 +64,13 @@ class LocalCorpus(Corpus):
             return [self._part(domain_name(_stem(root)), {None: [root]})]
         folders = _split_folders(root)
         if folders:
-            self._tell_beside(root, list(folders.values()))
-            found = {split: _domain_paths(folder) for split, folder in folders.items()}
+            self._count_beside(root, list(folders.values()))
+            name = _stem(root.resolve())
+            found = {split: self._domains(path, name) for split, path in folders.items()}
             _check_same_domains(root, found)
             names = sorted(found["train"])
             return [self._part(name, {s: [found[s][name]] for s in found}) for name in names]
-        paths = _domain_paths(root)
+        paths = self._domains(root, _stem(root.resolve()))
         if not paths:
             raise DocumentError(f"{root}: the folder holds no readable file or subfolder")
         return [self._part(name, {None: [path]}) for name, path in sorted(paths.items())]
@@ -82,25 +83,46 @@ class LocalCorpus(Corpus):
             raise DocumentError(f"{root}: no such file or folder; check --input")
         return root
 
-    def _tell_unreadable(self, root: Path) -> None:
-        """Says which files of a folder are left out because of their names."""
-        if self.options.report is None or not root.is_dir():
-            return
-        files = (path for path in files_below(root) if not is_readable(path.name))
-        names = [path.relative_to(root) for path in files]
-        shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-        if shown:
-            self.options.report(
-                f"{root}: left out {len(shown)} files, {shown[0]} the first; "
-                f"what is read: {READABLE}"
-            )
+    def _count_beside(self, root: Path, folders: list[Path]) -> None:
+        """Counts what of a folder that is split already belongs to no split."""
+        reason = f"files and folders in none of {', '.join(folder.name for folder in folders)}"
+        for path in _entries(root):
+            if path not in folders:
+                self.left_out.count(reason, str(path))
+        self._count_unreadable(root)
 
-    def _tell_beside(self, root: Path, folders: list[Path]) -> None:
-        """Says what of a folder that is split already belongs to no split."""
-        beside = [path.name for path in _entries(root) if path not in folders]
-        if beside and self.options.report is not None:
-            splits = ", ".join(folder.name for folder in folders)
-            self.options.report(f"{root}: left out {', '.join(beside)}: in none of {splits}")
+    def _count_unreadable(self, folder: Path) -> None:
+        for path in sorted(folder.iterdir()):
+            if is_hidden(path.name):
+                self.left_out.count(HIDDEN, str(path))
+            elif not path.is_dir() and not is_readable(path.name):
+                self.left_out.count_kind(str(path))
+
+    def _domains(self, folder: Path, folder_name: str) -> dict[str, Path]:
+        """The domains of a folder: name to its file or subfolder.
+
+        A file that is a single document is no domain: where there is nothing else, the folder is
+        one, and beside others it is left out.
+        """
+        entries = _entries(folder)
+        single = [path for path in entries if is_one_document(path.name) and not path.is_dir()]
+        if entries and len(single) == len(entries):
+            return {domain_name(folder_name): folder}
+        self._count_unreadable(folder)
+        for path in single:
+            self.left_out.count(SINGLE, str(path))
+        found: dict[str, Path] = {}
+        for path in entries:
+            if path in single:
+                continue
+            name = domain_name(_stem(path))
+            if name in found:
+                raise DocumentError(
+                    f"{folder}: {found[name].name} and {path.name} are both the domain {name!r}; "
+                    "rename one of them"
+                )
+            found[name] = path
+        return found
 
     def _part(self, name: str, paths: dict[Split | None, list[Path]]) -> Part:
         def records(left_out: LeftOut) -> Iterator[TextRecord]:
@@ -115,9 +137,7 @@ class LocalCorpus(Corpus):
     def _texts(self, path: Path, left_out: LeftOut) -> Iterator[str]:
         key = self.options.text_key or "text"
         for document in self._documents(path, [key], left_out):
-            (text,) = document.texts
-            is_plain = split_suffixes(document.location)[0] in TEXT_SUFFIXES
-            yield from pieces(text) if is_plain else (text,)
+            yield document.texts[0]
 
     def _records_with_domain(self, left_out: LeftOut) -> Iterator[TextRecord]:
         keys = [self.options.text_key or "text", self.options.domain_key or "domain"]
@@ -128,13 +148,18 @@ class LocalCorpus(Corpus):
 
     def _documents(self, path: Path, keys: list[str], left_out: LeftOut) -> Iterator[Document]:
         reader = DocumentReader(
-            [str(path)], keys=keys, on_error=self.options.on_error, report=self.options.report
+            [str(path)],
+            keys=keys,
+            on_error=self.options.on_error,
+            report=self.options.report,
+            max_record_bytes=self.options.max_record_bytes,
+            cut_text=pieces,
         )
         try:
             yield from reader
         finally:  # also where the reading ends early because the domain is full
             left_out.records += reader.problems
-            left_out.files_in_archives += reader.ignored
+            left_out.files.add(reader.left_out)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -142,7 +167,7 @@ def _entries(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and (path.is_dir() or is_readable(path.name))
+        if not is_hidden(path.name) and (path.is_dir() or is_readable(path.name))
     ]
 
 
@@ -183,20 +208,6 @@ def _split_folders(root: Path) -> dict[Split, Path]:
             "and no other split; arrange or rename them"
         )
     return {split: found[split] for split in SPLITS if split in found}
-
-
-def _domain_paths(folder: Path) -> dict[str, Path]:
-    """The domains of a folder: name to its file or subfolder."""
-    found: dict[str, Path] = {}
-    for path in _entries(folder):
-        name = domain_name(_stem(path))
-        if name in found:
-            raise DocumentError(
-                f"{folder}: {found[name].name} and {path.name} are both the domain {name!r}; "
-                "rename one of them"
-            )
-        found[name] = path
-    return found
 
 
 def _check_same_domains(root: Path, found: dict[Split, dict[str, Path]]) -> None:

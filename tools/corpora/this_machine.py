@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from megatron.tokenizer.file_kinds import is_hidden
 from tools.corpora.arithmetic import arithmetic_documents
 from tools.corpora.corpus import Corpus, LeftOut, Part, TextRecord, pieces
 from tools.corpora.system_text import manual_pages, system_documentation, translations
@@ -129,7 +130,11 @@ def _in_fair_order(root: Path, pattern: str, *, without: set[str]) -> Iterator[P
         return iter(())
     found = (path for path in root.rglob(pattern) if path.is_file())
     named = ((path.relative_to(root), path) for path in found)
-    kept = [(name, path) for name, path in named if not without.intersection(name.parts)]
+    kept = [
+        (name, path)
+        for name, path in named
+        if not without.intersection(name.parts) and not any(map(is_hidden, name.parts))
+    ]
     kept.sort(key=lambda pair: hashlib.sha256(pair[0].as_posix().encode()).digest())
     return (path for _, path in kept)
 

@@ -5,6 +5,7 @@ part is complete and says what it consists of.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -15,8 +16,9 @@ from typing import Any, BinaryIO
 
 from megatron.files import atomic_writer
 from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.inputs import files_below
+from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.progress import TextProgress
-from megatron.tokenizer.streams import files_below
 from tools.corpora.corpus import SPLITS, Corpus, LeftOut, Part, Split, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
@@ -57,12 +59,14 @@ class _Domain:
         return f"; {said} left out" if said else ""
 
 
-def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list[SplitText]:
+def gather(
+    corpus: Corpus, folder: Path, *, tell: Callable[[str], None]
+) -> tuple[list[SplitText], LeftOut]:
     """Gathers the text of all parts that are not finished yet, or whose sources have changed.
 
     Exact duplicates (but for white space) are dropped within the corpus and counted: so a part that
     is gathered again has all later ones gathered again. A domain that is below the corpus's least
-    size is left out and said aloud.
+    size is left out and reported.
 
     Args:
         corpus: Where the text comes from.
@@ -70,32 +74,38 @@ def gather(corpus: Corpus, folder: Path, *, tell: Callable[[str], None]) -> list
         tell: Receives one line for the user a domain.
 
     Returns:
-        Domain by domain, in the order of the corpus; train, valid, test of each.
+        Domain by domain, in the order of the corpus; train, valid, test of each. And what was left
+        out of all parts, those that were gathered before too.
 
     Raises:
         DocumentError: A domain with fewer than 3 documents, or no domain at all.
     """
     seen: set[bytes] = set()
     gathered: list[SplitText] = []
+    total = LeftOut()
     parts = corpus.parts()  # complains about a wrong input before anything is written
+    total.files.add(corpus.left_out)
     is_kept = True
     for part in parts:
         state = sources_state(part.sources)
         finished = _finished(part, corpus, folder=folder, state=state) if is_kept else None
         if finished is None:
             is_kept = False
-            texts = _gather_part(part, corpus, folder=folder, state=state, seen=seen, tell=tell)
+            texts, left_out = _gather_part(
+                part, corpus, folder=folder, state=state, seen=seen, tell=tell
+            )
         else:
             texts, left_out = finished
             seen.update(_digests_of(texts))
-            lost = f"; when it was gathered: {left_out}" if str(left_out) else ""
+            lost = f"; when it was gathered: {_skipped(left_out)}" if left_out.records else ""
             tell(f"kept the text of {part.name}{lost}")
+        total.add(left_out)
         _check_no_collision(gathered, texts)
         gathered += texts
     _remove_left_overs(folder, gathered)
     if not gathered:
         raise DocumentError("no domain has enough text; give more, or lower --min-domain-kb")
-    return gathered
+    return gathered, total
 
 
 def sources_state(sources: tuple[Path, ...]) -> str:
@@ -129,7 +139,7 @@ def _finished(
         record = json.loads(_record_path(folder, part).read_text())
         if record["settings"] != corpus.settings() or record["sources"] != state:
             return None
-        left_out = LeftOut(**record["left_out"])
+        left_out = _left_out_of(record["left_out"])
         if left_out.records and corpus.options.on_error == "fail":
             return None  # the user has come to ask for each of them
         texts = [
@@ -166,7 +176,7 @@ def _gather_part(
     state: str,
     seen: set[bytes],
     tell: Callable[[str], None],
-) -> list[SplitText]:
+) -> tuple[list[SplitText], LeftOut]:
     folder.mkdir(parents=True, exist_ok=True)
     _record_path(folder, part).unlink(missing_ok=True)
     domains: dict[str, _Domain] = {}
@@ -185,17 +195,27 @@ def _gather_part(
                 f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB"
                 f"{domain.dropped()}"
             )
-        if str(left_out):
-            tell(f"{part.name}: {left_out}")
+        if left_out.records:
+            tell(f"{part.name}: {_skipped(left_out)}")
         if not domains:
-            why = "nothing of it can be used" if str(left_out) else "there is none on this machine"
+            is_found = left_out.records or left_out.files.total
+            why = "nothing of it can be used" if is_found else "there is none on this machine"
             tell(f"left out {part.name}: {why}")
     finally:
         for domain in domains.values():
             domain.spool.close()
             Path(domain.spool.name).unlink(missing_ok=True)
     _write_record(part, corpus, folder=folder, state=state, texts=texts, left_out=left_out)
-    return texts
+    return texts, left_out
+
+
+def _skipped(left_out: LeftOut) -> str:
+    return f"{left_out.records} unusable records skipped"
+
+
+def _left_out_of(record: dict[str, Any]) -> LeftOut:
+    """Reads what `dataclasses.asdict` made of it; of an earlier version it is a TypeError."""
+    return LeftOut(**{**record, "files": LeftOutFiles(**record["files"])})
 
 
 def _reason_to_leave_out(domain: _Domain, corpus: Corpus) -> str | None:
@@ -228,7 +248,7 @@ def _spool_records(
         for record in part.records(left_out):
             domain = domains.get(record.domain)
             if domain is None:
-                spool = (folder / f".{record.domain}.{part.name}.spool").open("w+b")
+                spool = _open_spool(folder / f".{len(domains)}.spool", part, len(domains))
                 domain = domains[record.domain] = _Domain(spool)
             is_capped = record.split in (None, "train")  # a given valid split is taken whole
             if limit_bytes is not None and is_capped and domain.text_bytes >= limit_bytes:
@@ -241,6 +261,18 @@ def _spool_records(
             progress.update(
                 1, text_bytes=size_bytes, bytes_read=min(domain.text_bytes, limit_bytes or 0)
             )
+
+
+def _open_spool(path: Path, part: Part, num_domains: int) -> BinaryIO:
+    try:
+        return path.open("w+b")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise DocumentError(
+            f"{part.name}: more than {num_domains} domains are more files than may be open; does "
+            "--domain-key name the right field? if so, raise the limit (ulimit -n)"
+        ) from error
 
 
 def _spool(record: TextRecord, domain: _Domain, seen: set[bytes]) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
 from megatron.files import write_text_atomic
 from megatron.tokenizer import train_tokenizer
+from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.errors import DocumentError, TokenizerError
+from megatron.tokenizer.file_kinds import READABLE
+from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
 from tools.corpora.corpus import SPLITS, CorpusOptions
@@ -30,6 +34,16 @@ SEVERAL_WORKERS_FROM_BYTES = 32_000_000
 """Below, starting worker processes takes longer than they save."""
 
 DEFAULT_VOCAB_SIZE = 4096
+
+FOLDER_HELP = f"""\
+what a folder of yours may hold:
+{textwrap.fill(READABLE, 90, initial_indent="  ", subsequent_indent="  ")}
+  A line of .jsonl and a row of .csv, .tsv or .parquet is a document (--text-key names the field
+  or column), a file of prose or code is one, a .txt is cut at blank lines. Names that begin with
+  a dot and __MACOSX are left out. What is left out is counted in the last lines."""
+
+JSON_ESCAPE_BYTES = 6
+"""A byte of text takes so many at most in the gathered .jsonl files."""
 
 CONTENT_LINE = "# Content: sha256 "
 """Begins the line of the data YAML that changes with the text and the tokenizer."""
@@ -52,7 +66,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser = argparse.ArgumentParser(
         description="Prepares datasets, one a domain, and the data YAML to train on them.",
-        epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing",
+        epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -75,11 +89,13 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-i", "--input", help="local: the folder or file; hub corpora: a local copy"
     )
-    parser.add_argument("--text-key", help="field with the text (default text)")
+    parser.add_argument("--text-key", help="field or column with the text (default text)")
     parser.add_argument("--domain-key", help="field with the domain; meta.source descends")
     parser.add_argument("--max-domain-mb", type=float, help="most 10^6 bytes of text a domain")
     parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text a domain")
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
+    add_max_record_mb(parser)
+    parser.set_defaults(max_record_bytes=None)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(input_args)
     for name, least in (("max_domain_mb", 1e-6), ("min_domain_kb", 0), ("workers", 1)):
@@ -105,16 +121,27 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         return None
     folder = Path(args.data_dir) / args.dataset
     check_arguments(args, folder)
+    args.max_record_bytes = args.max_record_bytes or DEFAULT_LIMIT_BYTES
     corpus = DATA_DOWNLOADERS[args.dataset](corpus_options(args))
     choice = named_tokenizer(args)
     tell(f"{args.dataset}: {corpus.description}; licence: {corpus.licence}")
-    texts = gather(corpus, folder / "text", tell=tell)
+    texts, left_out = gather(corpus, folder / "text", tell=tell)
     _check_splits(texts)
     if choice is None:
-        choice = train_own_tokenizer(folder, texts, args.vocab_size or DEFAULT_VOCAB_SIZE)
+        choice = train_own_tokenizer(
+            folder,
+            texts,
+            args.vocab_size or DEFAULT_VOCAB_SIZE,
+            max_record_bytes=args.max_record_bytes,
+        )
     tokenizer_sha256 = build_tokenizer(choice).fingerprint
     prefixes = tokenize_texts(
-        texts, choice, folder=folder, tokenizer_sha256=tokenizer_sha256, workers=args.workers
+        texts,
+        choice,
+        folder=folder,
+        tokenizer_sha256=tokenizer_sha256,
+        workers=args.workers,
+        max_record_bytes=args.max_record_bytes,
     )
     path = folder / "data.yml"
     content = content_digest(texts, tokenizer_sha256)
@@ -124,7 +151,11 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
             "with the new: give the next run another save folder"
         )
     write_data_yaml(path, texts, prefixes=prefixes, choice=choice, content=content)
-    tell(f"ready: ./deepy.py train.py <model>.yml {path}")
+    if left_out.records:
+        tell(f"{left_out.records} unusable records were skipped in all")
+    for line in left_out.files.lines():
+        tell(line)
+    tell(f"ready: ./deepy.py train.py <model>.yml {shlex.quote(str(path))}")
     return path
 
 
@@ -135,11 +166,15 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
         DocumentError: Names the argument.
     """
     if args.dataset == "this_machine":
-        for name in ("input", "text_key", "domain_key"):
-            if getattr(args, name) is not None:
+        given = {"--input": args.input, "--text-key": args.text_key}
+        given["--domain-key"] = args.domain_key
+        if args.max_record_bytes is not None:
+            given["--max-record-mb"] = f"{args.max_record_bytes / 1e6:g}"
+        for flag, value in given.items():
+            if value is not None:
                 raise DocumentError(
-                    f"--{name.replace('_', '-')} {getattr(args, name)}: this_machine reads no "
-                    "text of yours; name the dataset: prepare_data.py local ..."
+                    f"{flag} {value}: this_machine reads no text of yours; name the dataset: "
+                    "prepare_data.py local ..."
                 )
     if args.input is not None:
         _check_apart(Path(args.input), folder)
@@ -167,6 +202,7 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
         text_key=args.text_key,
         domain_key=args.domain_key,
         on_error=args.on_error,
+        max_record_bytes=args.max_record_bytes,
         max_domain_bytes=None if args.max_domain_mb is None else round(args.max_domain_mb * 1e6),
         min_domain_bytes=None if args.min_domain_kb is None else round(args.min_domain_kb * 1e3),
         report=tell,
@@ -199,7 +235,9 @@ def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
     return choice
 
 
-def train_own_tokenizer(folder: Path, texts: list[SplitText], vocab_size: int) -> TokenizerChoice:
+def train_own_tokenizer(
+    folder: Path, texts: list[SplitText], vocab_size: int, *, max_record_bytes: int
+) -> TokenizerChoice:
     """Trains a tokenizer on the training text, unless that was done on the same text."""
     vocab_file = folder / "tokenizer.json"
     record_path = folder / "tokenizer.record.json"
@@ -212,6 +250,7 @@ def train_own_tokenizer(folder: Path, texts: list[SplitText], vocab_size: int) -
         arguments = ["--json_input_dir", str(folder / "text" / "train")]
         arguments += ["--tokenizer_output_path", str(vocab_file)]
         arguments += ["--tokenizer_type", "BPE", "--vocab_size", str(vocab_size)]
+        arguments += _record_limit(texts, max_record_bytes)
         show_command("megatron/tokenizer/train_tokenizer.py", arguments)
         train_tokenizer.main(train_tokenizer.parse_args(arguments))
         write_text_atomic(record_path, json.dumps(record))
@@ -225,6 +264,7 @@ def tokenize_texts(
     folder: Path,
     tokenizer_sha256: str,
     workers: int,
+    max_record_bytes: int,
 ) -> dict[SplitText, str]:
     """Tokenizes each domain and split that is not there yet, or was made of something else.
 
@@ -246,10 +286,21 @@ def tokenize_texts(
         arguments += ["--merge-file", choice.merge_file] if choice.merge_file else []
         is_large = text.text_bytes >= SEVERAL_WORKERS_FROM_BYTES
         arguments += ["--append-eod", "--workers", str(workers if is_large else 1)]
+        arguments += _record_limit([text], max_record_bytes)
         show_command("tools/preprocess_data.py", arguments)
         preprocess_data.main(arguments)
         write_text_atomic(_text_digest_path(prefix), text.sha256)
     return prefixes
+
+
+def _record_limit(texts: Sequence[SplitText], max_record_bytes: int) -> list[str]:
+    """Arguments that let gathered records through: as JSON they are larger than they were.
+
+    None where no file is so large that one of its records could be.
+    """
+    if all(text.path.stat().st_size < DEFAULT_LIMIT_BYTES for text in texts):
+        return []
+    return ["--max-record-mb", f"{(JSON_ESCAPE_BYTES * max_record_bytes + 1000) / 1e6:.6f}"]
 
 
 def content_digest(texts: list[SplitText], tokenizer_sha256: str) -> str:

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import zstandard
 
-from megatron.tokenizer import decompression, documents
+from megatron.tokenizer import decompression
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
 
@@ -100,7 +100,7 @@ def members():
         "a.jsonl": LINES,
         "folder/b.txt": b"plain",
         "c.jsonl.zst": zstandard.compress(b'{"text": "three"}\n'),
-        "picture.png": b"\x89PNG",
+        "folder/picture.png": b"\x89PNG",
     }
 
 
@@ -121,8 +121,7 @@ def test_archives_give_their_text_members_and_name_the_others(tmp_path, name):
                 archive.writestr(member, content)
     else:
         write_tar(path, "w" if name.endswith(".tar") else "w:gz")
-    said = []
-    reader = DocumentReader([str(path)], report=said.append)
+    reader = DocumentReader([str(path)])
     found = [(document.texts[0], document.location) for document in reader]
     assert found == [
         ("one", f"{path}!a.jsonl:1"),
@@ -130,8 +129,8 @@ def test_archives_give_their_text_members_and_name_the_others(tmp_path, name):
         ("plain", f"{path}!folder/b.txt"),
         ("three", f"{path}!c.jsonl.zst:1"),
     ]
-    assert len(said) == 1
-    assert "picture.png" in said[0]
+    (line,) = reader.left_out.lines()
+    assert f"not read: 1 .png (the first: {path}!folder/picture.png)" in line
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, "zip"])
@@ -152,18 +151,20 @@ def test_a_link_in_an_archive_is_told_and_counted(tmp_path, kind):
             link = tarfile.TarInfo("link.jsonl")
             link.type, link.linkname = kind, "blob"
             archive.addfile(link)
-    said = []
-    reader = DocumentReader([str(path)], report=said.append)
+    reader = DocumentReader([str(path)])
     assert list(reader) == []
-    assert reader.ignored == 2
-    assert f"{path}!link.jsonl: left out, a link to blob, which is not followed" in said[1]
+    kinds, links = reader.left_out.lines()
+    assert "1 without extension" in kinds
+    assert links.startswith("left out 1 links in archives, which are not followed")
+    assert links.endswith(f"; the first: {path}!link.jsonl")
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "notes.md").write_text("not read")
-    assert texts_of(tmp_path) == [("first",), ("second",)]
+    (tmp_path / "c.md").write_text("third")
+    (tmp_path / "d.docx").write_text("not read")
+    assert texts_of(tmp_path) == [("first",), ("second",), ("third",)]
 
 
 @pytest.mark.parametrize(
@@ -232,10 +233,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("absent.jsonl", "no such file"), ("data.parquet", "unknown kind")]
+    ("name", "reason"), [("absent.jsonl", "no such file"), ("data.docx", "unknown kind")]
 )
 def test_an_input_that_cannot_be_read_is_named(tmp_path, name, reason):
-    (tmp_path / "data.parquet").touch()
+    (tmp_path / "data.docx").touch()
     with pytest.raises(DocumentError, match=reason):
         DocumentReader([str(tmp_path / name)])
 
@@ -282,28 +283,29 @@ def test_tar_archives_one_behind_the_other_are_read_as_one(tmp_path):
     assert texts_of(path) == [("one",), ("two",)]
 
 
-def test_many_members_of_another_kind_are_counted_and_not_all_listed(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_REPORTS", 2)
+def test_members_of_other_kinds_are_counted_by_kind(tmp_path):
     with zipfile.ZipFile(tmp_path / "corpus.zip", "w") as archive:
-        for name in ("a.png", "b.png", "c.tar", "d.txt"):
+        for name in ("a.png", "b.PNG", "c.tar", "d.txt", "e.parquet", "f.log.gz", "g\n.x y"):
             archive.writestr(name, "plain")
-    said = []
-    reader = DocumentReader([str(tmp_path / "corpus.zip")], report=said.append)
+    reader = DocumentReader([str(tmp_path / "corpus.zip")])
     assert [document.texts[0] for document in reader] == ["plain"]
-    assert reader.ignored == 3
-    assert len(said) == 3
-    assert "counted but not listed" in said[-1]
+    assert reader.left_out.kinds == {
+        ".png": 2,
+        ".tar in archives": 1,
+        ".parquet in archives": 1,
+        ".log.gz": 1,
+        "other": 1,
+    }
 
 
-def test_what_a_folder_holds_besides_text_is_said_once(tmp_path):
-    for name in ("a.txt", "b.parquet", "c.jsonl.lz4", "old_text_document.meta.json"):
+def test_what_a_folder_holds_besides_text_is_one_line_for_the_end(tmp_path):
+    for name in ("a.txt", "b.pdf", "c.jsonl.lz4", "d.parquet.gz", "old_text_document.meta.json"):
         (tmp_path / name).write_text("{}")
-    said = []
-    reader = DocumentReader([str(tmp_path)], report=said.append)
+    reader = DocumentReader([str(tmp_path)])
     assert [path.name for path in reader.files] == ["a.txt"]
-    assert len(said) == 1
-    assert "2 files left out" in said[0]
-    assert f"{tmp_path / 'b.parquet'}" in said[0]
+    (line,) = reader.left_out.lines()
+    assert "left out 3 files of kinds that are not read: 1 .lz4, 1 .parquet.gz, 1 .pdf" in line
+    assert f"(the first: {tmp_path / 'b.pdf'})" in line
 
 
 def test_folders_behind_links_are_read_once_and_without_end(tmp_path):

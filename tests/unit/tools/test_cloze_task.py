@@ -112,7 +112,7 @@ def test_the_command_writes_a_task_that_names_its_data(tmp_path, capsys):
     ("content", "more", "message"),
     [
         (None, [], "there is no <domain>.jsonl here"),
-        ('{"words": 1}\n', [], 'a.jsonl:1: is no {"text": ...}'),
+        ('{"words": 1}\n', [], "a.jsonl:1: no key 'text'"),
         ('{"text": "short"}\n', [], "no question from 1 documents"),
         ('{"text": "short"}\n', ["--ending-bytes", "0"], "--ending-bytes: must be at least 1"),
     ],

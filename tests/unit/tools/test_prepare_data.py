@@ -1,5 +1,6 @@
 import gzip
 import json
+import shlex
 import struct
 import subprocess
 import sys
@@ -82,11 +83,15 @@ def test_a_folder_becomes_one_dataset_a_domain_and_a_data_yaml(two_domains, tmp_
     assert all(len(documents[split]) == 8 for split in ("valid", "test"))
 
 
-def test_the_commands_are_shown_as_the_user_would_type_them(two_domains, tmp_path, capsys):
-    prepare("local", tmp_path / "data", "-i", two_domains)
-    shown = [line[2:] for line in capsys.readouterr().err.splitlines() if line.startswith("$ ")]
+@pytest.mark.parametrize("name", ["data", "da ta, x", "it's $HOME,"])
+def test_the_commands_are_shown_as_the_user_would_type_them(two_domains, tmp_path, capsys, name):
+    data = tmp_path / name
+    prepare("local", data, "-i", two_domains)
+    said = capsys.readouterr().err.splitlines()
+    shown = [line[2:] for line in said if line.startswith("$ ")]
     assert len(shown) == 6
-    prefix = tmp_path / "data/local/train/code/code_text_document"
+    assert shlex.split(said[-1])[-1] == str(data / "local/data.yml")
+    prefix = data / "local/train/code/code_text_document"
     before = Path(f"{prefix}.bin").read_bytes()
     Path(f"{prefix}.bin").unlink()
     Path(f"{prefix}.idx").unlink()
@@ -116,6 +121,44 @@ def test_domains_that_would_share_a_name_are_refused_with_both(tmp_path, first, 
     assert f"all.jsonl:42: the domains {first!r} and {second!r} would both be" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("raw", "parts"),
+    [
+        ("w" * 201, ("a name of 201 characters", "at most 200", f"'{'w' * 60}...'")),
+        ("w/" * 5_000_000, ("a name of 9999999 characters", "at most 200")),
+        ("\u4e2d" * 300, ("cannot be a domain name", "...")),
+    ],
+)
+def test_a_domain_name_that_no_folder_can_have_is_named_shortened(tmp_path, raw, parts):
+    path = write_jsonl(tmp_path / "all.jsonl", [*sentences("a"), {"text": "x", "domain": raw}])
+    with pytest.raises(DocumentError) as raised:
+        prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
+    assert str(raised.value).startswith(f"{path}:41: ")
+    assert all(part in str(raised.value) for part in parts)
+    assert len(str(raised.value)) < 400
+
+
+def test_the_longest_domain_name_is_prepared(tmp_path):
+    path = write_jsonl(tmp_path / "all.jsonl", sentences("w" * 198 + "/\0/x"))
+    settings = prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
+    assert domains_of(settings) == ["w" * 198 + "_x"]
+
+
+def test_more_domains_than_files_may_be_open_are_refused_with_the_key_to_check(tmp_path):
+    import resource
+
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(f'{{"text": "{n}", "domain": "d{n}"}}\n' for n in range(500)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        with pytest.raises(DocumentError, match="--domain-key name the right field"):
+            prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list((tmp_path / "data").rglob("*.spool")) == []
+
+
 def test_a_domain_without_any_letter_is_refused_with_its_line(tmp_path):
     path = write_jsonl(tmp_path / "all.jsonl", [*sentences("a"), {"text": "x", "domain": "?"}])
     with pytest.raises(DocumentError, match=r"all\.jsonl:41: '\?' cannot be a domain name"):
@@ -141,7 +184,9 @@ def test_other_names_of_the_validation_split_are_understood(tmp_path, name, caps
     documents = texts_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in"))
     assert documents["valid"] == [f"{name} sentence number {number}" for number in range(5)]
     assert len(documents["train"]) == len(documents["test"]) == 5
-    assert f"left out extra: in none of train, {name}, test" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-2]
+    assert f"left out 1 files and folders in none of train, {name}, test; the first: " in said
+    assert said.endswith("/extra")
 
 
 @pytest.mark.parametrize(
@@ -214,12 +259,50 @@ def test_records_that_were_skipped_before_a_domain_was_full_are_counted(tmp_path
     assert "a: 1 unusable records skipped\n" in capsys.readouterr().err
 
 
-def test_files_that_are_no_text_for_us_are_left_out_aloud(two_domains, tmp_path, capsys):
-    for name in ("code/b.py", "code/a.md", ".git/index", ".hidden"):
+def test_what_is_left_out_is_summed_in_the_last_lines_of_every_run(two_domains, tmp_path, capsys):
+    left_out = ("code/b.pdf", "code/a.pdf", "c.PNG", "README", ".git/index", "code/.x/y.txt")
+    for name in (*left_out, "__MACOSX/._news.jsonl", "notes.md"):
         (two_domains / name).parent.mkdir(exist_ok=True)
         (two_domains / name).write_text("x")
-    assert domains_of(prepare("local", tmp_path / "data", "-i", two_domains)) == ["code", "news"]
-    assert "left out 2 files, code/a.md the first; what is read: .jsonl" in capsys.readouterr().err
+    told = ["4 files of kinds that are not read: 2 .pdf, 1 .png, 1 without extension"]
+    told += ["3 hidden files and folders", "1 single documents beside the domains"]
+    for _ in range(2):  # gathered, then kept
+        settings = prepare("local", tmp_path / "data", "-i", two_domains)
+        assert domains_of(settings) == ["code", "news"]
+        *said, ready = capsys.readouterr().err.splitlines()[-4:]
+        for line, begin in zip(said, told, strict=True):
+            assert line.startswith(f"left out {begin}")
+        assert f"(the first: {two_domains}/README)" in said[0]
+        assert ready.startswith("ready: ")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_file_of_prose_and_code_is_a_document(tmp_path, flat):
+    names = ["a.md", "b.rst", "c.py", "d.C", "e.tex", "f.java", "g.rs", "h.md.gz"]
+    folder = tmp_path / "in" if flat else tmp_path / "in/mixed"
+    folder.mkdir(parents=True)
+    for name in names:
+        content = f"{name}\n\nsecond paragraph".encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    settings = prepare("local", tmp_path / "data", "-i", tmp_path / "in")
+    assert domains_of(settings) == ["in" if flat else "mixed"]
+    assert sorted(every(texts_of(settings))) == [f"{name}\n\nsecond paragraph" for name in names]
+
+
+def test_tables_are_domains_with_a_text_column(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    (tmp_path / "in").mkdir()
+    texts = {name: [f"{name} {number}" for number in range(10)] for name in ("a", "b", "c")}
+    (tmp_path / "in/a.csv").write_text("id,body\n" + "".join(f'1,"{t}"\n' for t in texts["a"]))
+    (tmp_path / "in/b.tsv").write_text("body\tid\n" + "".join(f"{t}\t1\n" for t in texts["b"]))
+    parquet.write_table(arrow.table({"body": texts["c"]}), tmp_path / "in/c.parquet")
+    arguments = ("-i", tmp_path / "in", "--text-key", "body")
+    settings = prepare("local", tmp_path / "data", *arguments)
+    assert domains_of(settings) == ["a", "b", "c"]
+    assert sorted(every(texts_of(settings))) == sorted(
+        text for own in texts.values() for text in own
+    )
 
 
 def test_one_long_plain_text_is_cut_into_documents(tmp_path):

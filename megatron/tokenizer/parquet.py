@@ -1,0 +1,192 @@
+"""Reads the rows of .parquet files, a few at a time, through pyarrow where it is installed."""
+
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from megatron.tokenizer.errors import DocumentError
+from megatron.tokenizer.file_kinds import printable
+from megatron.tokenizer.records import Row, no_column, too_large
+
+BUFFER_BYTES = 1 << 20
+PAGE_LIMITS = 4
+"""A page, which is decompressed as a whole, holds many rows: it may be so many records large."""
+
+_MOST_ROWS = 256
+_DEEPEST_STRUCT = 8
+_HEADER_BUFFER_BYTES = 4096
+
+
+def check_pyarrow(name: str) -> None:
+    """Refuses a .parquet file at once where nothing is installed that reads it.
+
+    Raises:
+        DocumentError: Says what to install.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DocumentError(
+            f"{name}: reading .parquet needs the package pyarrow; "
+            "pip install -r requirements/requirements-parquet.txt"
+        )
+
+
+def parquet_rows(
+    source: IO[bytes], keys: Sequence[str], *, name: str, limit_bytes: int
+) -> Iterator[Row]:
+    """Yields the rows, numbered from 1, with the columns of the keys (``meta.source`` descends).
+
+    A value of more bytes than the limit is yielded as a problem.
+
+    Args:
+        source: The file; it can be sought in.
+        keys: Names of columns.
+        name: Of the file, for messages.
+        limit_bytes: Of a value.
+
+    Raises:
+        DocumentError: The file is damaged, or has pages too large to be held.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        names = file.schema_arrow.names
+        missing = [key for key in keys if not _has_column(file.schema_arrow, key)]
+        if missing:
+            yield 1, no_column(missing[0], names)
+            return
+        number = 0
+        for group in range(file.metadata.num_row_groups):
+            page_bytes = _largest_page(source, file.metadata.row_group(group), keys)
+            if page_bytes > PAGE_LIMITS * limit_bytes:
+                raise _page_too_large(name, page_bytes, PAGE_LIMITS * limit_bytes)
+            # a dictionary may hold a value once that many rows have: this holds each row's own
+            rows = max(1, min(_MOST_ROWS, limit_bytes // max(1, page_bytes)))
+            for batch in file.iter_batches(
+                rows, row_groups=[group], columns=list(keys), use_threads=False
+            ):
+                for place in range(batch.num_rows):
+                    number += 1
+                    yield number, _row(batch, place, limit_bytes)
+    except DocumentError:
+        raise
+    except (pyarrow.ArrowException, OSError, EOFError, ValueError, OverflowError) as error:
+        reason = printable((str(error) or type(error).__name__).splitlines()[0])
+        raise DocumentError(
+            f"{name}: damaged or truncated file ({reason}); fetch it again"
+        ) from error
+
+
+def _has_column(schema: Any, key: str) -> bool:
+    """Finds a column, or a field inside one."""
+    import pyarrow
+
+    if schema.get_field_index(key) >= 0:
+        return True
+    head, dot, rest = key.partition(".")
+    place = schema.get_field_index(head)
+    if not dot or place < 0 or not pyarrow.types.is_struct(schema.field(place).type):
+        return False
+    return _has_column(schema.field(place).type, rest)
+
+
+def _row(batch: Any, place: int, limit_bytes: int) -> dict[str, Any] | ValueError:
+    row: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            value = column[place].as_py()
+            # older writers do not say that their bytes are text
+            row[name] = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            return ValueError(f"invalid UTF-8 in column {name!r} at byte {error.start}")
+        # a character is four bytes at most
+        if isinstance(value, str) and 4 * len(value) > limit_bytes < len(value.encode()):
+            return too_large(limit_bytes)
+    return row
+
+
+def _page_too_large(name: str, page_bytes: int, limit_bytes: int) -> DocumentError:
+    return DocumentError(
+        f"{name}: a page of {page_bytes / 1e6:.4g} MB, which is held as a whole, at most "
+        f"{limit_bytes / 1e6:.4g} MB are allowed ({PAGE_LIMITS} times --max-record-mb); raise "
+        "--max-record-mb, or write the file with smaller pages"
+    )
+
+
+def _largest_page(source: IO[bytes], row_group: Any, keys: Sequence[str]) -> int:
+    """Bytes of the largest page of the columns, decompressed, as the pages' own headers say."""
+    largest = 0
+    for place in range(row_group.num_columns):
+        column = row_group.column(place)
+        path = column.path_in_schema
+        if not any(path == key or path.startswith(f"{key}.") for key in keys):
+            continue
+        start = column.data_page_offset
+        if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < start:
+            start = column.dictionary_page_offset
+        # a raw file: pyarrow seeks before it reads, so that its place may change here
+        pages = io.BufferedReader(source, _HEADER_BUFFER_BYTES)  # type: ignore[type-var]
+        try:
+            place = pages.seek(start)
+            while place < start + column.total_compressed_size:
+                uncompressed, compressed = _page_sizes(pages)
+                largest = max(largest, uncompressed)
+                place = pages.seek(compressed, io.SEEK_CUR)
+        finally:
+            pages.detach()
+    return largest
+
+
+def _page_sizes(pages: IO[bytes]) -> tuple[int, int]:
+    """Reads a page's header: its uncompressed and its compressed size in bytes."""
+    fields = _struct(pages, depth=0)
+    sizes = fields.get(2, -1), fields.get(3, -1)
+    if min(sizes) < 0:
+        raise ValueError("a page without a size")
+    return sizes
+
+
+def _struct(stream: IO[bytes], *, depth: int) -> dict[int, int]:
+    """The integers of a Thrift struct (compact protocol) by their ids; all else is passed over."""
+    if depth > _DEEPEST_STRUCT:
+        raise ValueError("a page header nested too deeply")
+    fields: dict[int, int] = {}
+    identifier = 0
+    while head := _byte(stream):
+        identifier = identifier + (head >> 4) if head >> 4 else _integer(stream)
+        kind = head & 0xF
+        if kind in (4, 5, 6):
+            fields[identifier] = _integer(stream)
+        elif kind == 8:
+            stream.seek(_varint(stream), io.SEEK_CUR)
+        elif kind == 12:
+            _struct(stream, depth=depth + 1)
+        elif kind == 3:
+            _byte(stream)
+        elif kind not in (1, 2):  # those are booleans, whose value is their kind
+            raise ValueError("a page header that is none")
+    return fields
+
+
+def _integer(stream: IO[bytes]) -> int:
+    number = _varint(stream)
+    return (number >> 1) ^ -(number & 1)
+
+
+def _varint(stream: IO[bytes]) -> int:
+    number = shift = 0
+    while (byte := _byte(stream)) & 0x80:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number that does not end")
+    return number | byte << shift
+
+
+def _byte(stream: IO[bytes]) -> int:
+    content = stream.read(1)
+    if not content:
+        raise EOFError("the file ends inside a page header")
+    return content[0]
