@@ -19,6 +19,7 @@ EXTRAS = {
     "flashattention": "requirements-flashattention.txt",
     "mpi": "requirements-mpi.txt",
     "onebitadam": "requirements-onebitadam.txt",
+    "parquet": "requirements-parquet.txt",
     "sentencepiece": "requirements-sentencepiece.txt",
     "tensorboard": "requirements-tensorboard.txt",
     "tiktoken": "requirements-tiktoken.txt",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.tokenizer.errors import DocumentError
-from megatron.tokenizer.file_kinds import LINE_SUFFIXES, PLAIN_SUFFIXES, split_suffixes
+from megatron.tokenizer.file_kinds import LINE_SUFFIXES, PLAIN_SUFFIXES, printable, split_suffixes
 from megatron.tokenizer.inputs import expand_inputs
 from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.parquet import check_pyarrow, parquet_rows
@@ -187,7 +187,7 @@ class DocumentReader:
             self._problem(stream.name, str(too_large(self.max_record_bytes)))
 
     def _problem(self, location: str, reason: str) -> None:
-        message = f"{location}: {reason}"
+        message = f"{location}: {printable(reason)}"
         if self.on_error == "fail":
             raise DocumentError(f"{message}; fix the record or pass --on-error skip")
         self.problems += 1

@@ -28,6 +28,7 @@ _CONTENT_SUFFIXES = frozenset(
     LINE_SUFFIXES + TABLE_SUFFIXES + PLAIN_SUFFIXES + ONE_DOCUMENT_SUFFIXES + ARCHIVE_SUFFIXES
 )
 _LONGEST_EXTENSION = 16
+_LONGEST_SHOWN = 500
 
 
 def split_suffixes(name: str) -> tuple[str, str]:
@@ -81,7 +82,9 @@ def extension(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name on one line, whatever characters it holds."""
+    """A name for a message, on one line and of moderate length, whatever characters it holds."""
+    if len(name) > _LONGEST_SHOWN:
+        name = f"{name[: _LONGEST_SHOWN - 100]}...{name[-100:]}"
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 

@@ -1,21 +1,22 @@
 """Reads the rows of .parquet files, a few at a time, through pyarrow where it is installed."""
 
 import importlib.util
-import io
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.file_kinds import printable
+from megatron.tokenizer.parquet_pages import largest_pages
 from megatron.tokenizer.records import Row, no_column, too_large
 
 BUFFER_BYTES = 1 << 20
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""What headers that hold nonsense end in."""
+
 PAGE_LIMITS = 4
 """A page, which is decompressed as a whole, holds many rows: it may be so many records large."""
 
 _MOST_ROWS = 256
-_DEEPEST_STRUCT = 8
-_HEADER_BUFFER_BYTES = 4096
 
 
 def check_pyarrow(name: str) -> None:
@@ -58,8 +59,7 @@ def parquet_rows(
             yield 1, no_column(missing[0], names)
             return
         number = 0
-        for group in range(file.metadata.num_row_groups):
-            page_bytes = _largest_page(source, file.metadata.row_group(group), keys)
+        for group, page_bytes in enumerate(largest_pages(source, keys)):
             if page_bytes > PAGE_LIMITS * limit_bytes:
                 raise _page_too_large(name, page_bytes, PAGE_LIMITS * limit_bytes)
             # a dictionary may hold a value once that many rows have: this holds each row's own
@@ -72,7 +72,7 @@ def parquet_rows(
                     yield number, _row(batch, place, limit_bytes)
     except DocumentError:
         raise
-    except (pyarrow.ArrowException, OSError, EOFError, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, *DAMAGE) as error:
         reason = printable((str(error) or type(error).__name__).splitlines()[0])
         raise DocumentError(
             f"{name}: damaged or truncated file ({reason}); fetch it again"
@@ -113,80 +113,3 @@ def _page_too_large(name: str, page_bytes: int, limit_bytes: int) -> DocumentErr
         f"{limit_bytes / 1e6:.4g} MB are allowed ({PAGE_LIMITS} times --max-record-mb); raise "
         "--max-record-mb, or write the file with smaller pages"
     )
-
-
-def _largest_page(source: IO[bytes], row_group: Any, keys: Sequence[str]) -> int:
-    """Bytes of the largest page of the columns, decompressed, as the pages' own headers say."""
-    largest = 0
-    for place in range(row_group.num_columns):
-        column = row_group.column(place)
-        path = column.path_in_schema
-        if not any(path == key or path.startswith(f"{key}.") for key in keys):
-            continue
-        start = column.data_page_offset
-        if column.has_dictionary_page and 0 < (column.dictionary_page_offset or 0) < start:
-            start = column.dictionary_page_offset
-        # a raw file: pyarrow seeks before it reads, so that its place may change here
-        pages = io.BufferedReader(source, _HEADER_BUFFER_BYTES)  # type: ignore[type-var]
-        try:
-            place = pages.seek(start)
-            while place < start + column.total_compressed_size:
-                uncompressed, compressed = _page_sizes(pages)
-                largest = max(largest, uncompressed)
-                place = pages.seek(compressed, io.SEEK_CUR)
-        finally:
-            pages.detach()
-    return largest
-
-
-def _page_sizes(pages: IO[bytes]) -> tuple[int, int]:
-    """Reads a page's header: its uncompressed and its compressed size in bytes."""
-    fields = _struct(pages, depth=0)
-    sizes = fields.get(2, -1), fields.get(3, -1)
-    if min(sizes) < 0:
-        raise ValueError("a page without a size")
-    return sizes
-
-
-def _struct(stream: IO[bytes], *, depth: int) -> dict[int, int]:
-    """The integers of a Thrift struct (compact protocol) by their ids; all else is passed over."""
-    if depth > _DEEPEST_STRUCT:
-        raise ValueError("a page header nested too deeply")
-    fields: dict[int, int] = {}
-    identifier = 0
-    while head := _byte(stream):
-        identifier = identifier + (head >> 4) if head >> 4 else _integer(stream)
-        kind = head & 0xF
-        if kind in (4, 5, 6):
-            fields[identifier] = _integer(stream)
-        elif kind == 8:
-            stream.seek(_varint(stream), io.SEEK_CUR)
-        elif kind == 12:
-            _struct(stream, depth=depth + 1)
-        elif kind == 3:
-            _byte(stream)
-        elif kind not in (1, 2):  # those are booleans, whose value is their kind
-            raise ValueError("a page header that is none")
-    return fields
-
-
-def _integer(stream: IO[bytes]) -> int:
-    number = _varint(stream)
-    return (number >> 1) ^ -(number & 1)
-
-
-def _varint(stream: IO[bytes]) -> int:
-    number = shift = 0
-    while (byte := _byte(stream)) & 0x80:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number that does not end")
-    return number | byte << shift
-
-
-def _byte(stream: IO[bytes]) -> int:
-    content = stream.read(1)
-    if not content:
-        raise EOFError("the file ends inside a page header")
-    return content[0]

@@ -93,9 +93,8 @@ def csv_rows(
         try:
             fields = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
         except (csv.Error, ValueError) as error:
-            is_malformed = isinstance(error, csv.Error)
-            problem = ValueError(f"malformed row, {error}") if is_malformed else error
-            yield first_line, problem
+            is_known = isinstance(error, ValueError)
+            yield first_line, error if is_known else ValueError(f"malformed row, {error}")
             if header is None:
                 return
             lines.skip_row()

@@ -121,13 +121,13 @@ def open_streams(path: Path, opening: Opening) -> Iterator[TextStream]:
         if content == ".tar":
             yield from _tar_streams(source, path, opening)
         else:
-            yield TextStream(str(path), content, source)
+            yield TextStream(printable(str(path)), content, source)
 
 
 def damaged(name: str, error: BaseException) -> DocumentError:
     """The error for a file whose container cannot be read to its end."""
     reason = printable((str(error) or type(error).__name__).splitlines()[0])
-    return DocumentError(f"{name}: damaged or truncated file ({reason}); fetch it again")
+    return DocumentError(f"{printable(name)}: damaged or truncated file ({reason}); fetch it again")
 
 
 def _is_wanted(name: str, path: Path, opening: Opening) -> bool:
@@ -169,7 +169,7 @@ class _StrictMember(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str | None, errors: str) -> "_StrictMember":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictMember":
         """Parses a header; one that announces a huge name is refused before the name is read."""
         member = super().frombuf(buf, encoding, errors)
         if member.type in _EXTENDED_HEADERS and member.size > LONGEST_EXTENDED_HEADER_BYTES:
@@ -210,7 +210,7 @@ def _tar_streams(source: IO[bytes], path: Path, opening: Opening) -> Iterator[Te
             fileobj=source, mode="r|", tarinfo=_StrictMember, ignore_zeros=True
         ) as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # else it holds every header that it has read
+                archive.members.clear()  # type: ignore[attr-defined]  # else it holds every header that it has read
                 if member.isdir() or not _is_wanted(member.name, path, opening):
                     continue
                 content = archive.extractfile(member) if member.isfile() else None

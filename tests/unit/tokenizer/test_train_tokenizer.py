@@ -53,6 +53,17 @@ def test_training_twice_gives_the_same_bytes(folder, tmp_path):
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
+def test_hidden_files_are_left_out_and_counted(folder, tmp_path, capsys):
+    train(folder, tmp_path / "one.json", "-v", "290")
+    for name in (".x/c.jsonl", "__MACOSX/._d.txt", ".e.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\xff")
+    capsys.readouterr()
+    train(folder, tmp_path / "two.json", "-v", "290")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("left out 3 hidden files")
+
+
 def test_an_empty_output_path_writes_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

@@ -49,6 +49,17 @@ def test_every_passage_is_a_piece_of_its_document_and_no_longer_than_allowed(tex
         assert 10 <= len(passage.ending.encode()) <= 15
 
 
+def test_hidden_files_are_no_domains(tmp_path, capsys):
+    for name in ("a.jsonl", "._a.jsonl", ".b.jsonl"):
+        lines = [json.dumps({"text": text}) for text in documents("apple", 8)]
+        (tmp_path / name).write_text("\n".join(lines))
+    sizes = ["--context-bytes", "20", "--ending-bytes", "10"]
+    assert main([str(tmp_path), "-o", str(tmp_path / "tasks"), *sizes]) == 0
+    said = capsys.readouterr()
+    assert "from 1 domains" in said.out
+    assert f"left out 2 hidden files of {tmp_path}" in said.err
+
+
 def test_a_text_without_spaces_gives_no_question():
     assert find_passages("d", ["\u4e2d" * 500 + " end"], SMALL) == []
 

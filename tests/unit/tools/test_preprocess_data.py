@@ -178,6 +178,44 @@ def test_a_comma_too_many_does_not_read_the_current_folder(tmp_path, monkeypatch
     assert documents(tmp_path / "out_text_document") == [[97], [97]]
 
 
+def test_a_path_that_exists_may_hold_commas(tmp_path):
+    for name, text in (("a,b.jsonl", "a"), ("c, d.jsonl", "b")):
+        write_jsonl(tmp_path / name, [{"text": text}])
+    tokenize(f"{tmp_path}/a,b.jsonl, {tmp_path}/c, d.jsonl", tmp_path / "out")
+    assert documents(tmp_path / "out_text_document") == [[97], [98]]
+
+
+def test_the_last_lines_count_what_was_left_out(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("x.jsonl", ".ipynb_checkpoints/x-checkpoint.jsonl", "a.pdf", "b.pdf", "c"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, [{"text": "a"}])
+    tokenize(folder, tmp_path / "out")
+    *_, kinds, hidden = capsys.readouterr().err.splitlines()
+    assert "left out 3 files of kinds that are not read: 2 .pdf, 1 without extension" in kinds
+    assert hidden.startswith("left out 1 hidden files and folders")
+    assert documents(tmp_path / "out_text_document") == [[97]]
+
+
+@pytest.mark.parametrize("column", [[], ["--text-key", "body"], ["--jsonl-keys", "id", "body"]])
+def test_columns_of_a_table_are_named_like_fields(tmp_path, column):
+    (tmp_path / "a.csv").write_text("id,body\n1,AB\n2,C\n")
+    if not column:
+        with pytest.raises(DocumentError, match=r"a\.csv:1: no column 'text' .*--text-key"):
+            tokenize(tmp_path / "a.csv", tmp_path / "out")
+        return
+    tokenize(tmp_path / "a.csv", tmp_path / "out", *column)
+    assert documents(tmp_path / "out_body_document") == [[65, 66], [67]]
+
+
+def test_a_record_above_the_limit_is_refused_with_the_option(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b" * 1000}])
+    with pytest.raises(DocumentError, match=r"a\.jsonl:2: a record of more than 0\.001 MB, raise"):
+        tokenize(path, tmp_path / "out", "--max-record-mb", "0.001")
+    tokenize(path, tmp_path / "out", "--max-record-mb", "0.0011")
+    assert len(documents(tmp_path / "out_text_document")) == 2
+
+
 def test_a_half_dataset_is_not_overwritten(tmp_path):
     path = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
     half = tmp_path / "out_text_document.idx"
