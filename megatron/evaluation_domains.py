@@ -73,8 +73,8 @@ def find_datasets(entry: str) -> list[Dataset]:
         ConfigError: If there are none.
     """
     name, equals, path = entry.partition("=")
-    if not equals:
-        name, path = "", entry
+    if not equals or Path(entry).exists() or Path(f"{entry}.idx").is_file():
+        name, path = "", entry  # what exists as a whole is one path
     prefix = path.removesuffix(".idx").removesuffix(".bin")
     if Path(f"{prefix}.idx").is_file():
         return [(name or domain_name(prefix), prefix)]

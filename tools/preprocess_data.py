@@ -85,7 +85,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
     tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
-    tokenizer.add_argument("--ftfy", action="store_true", help="mend mojibake before tokenizing")
+    tokenizer.add_argument("--ftfy", action="store_true", help="repair mojibake before tokenizing")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output-prefix", required=True, help="writes <prefix>_<key>_document.{bin,idx,meta.json}"

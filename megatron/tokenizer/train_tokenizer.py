@@ -94,6 +94,7 @@ def main(args: argparse.Namespace) -> Any:
         keys=[args.text_key],
         on_error=args.on_error,
         max_record_bytes=args.max_record_bytes,
+        cut_text=lambda block: iter((block,)),  # a .txt may be of any size: its cuts do not matter
     )
     with TextProgress("reading text", total_bytes=reader.total_bytes) as progress:
         tokenizer = train_byte_level_bpe(

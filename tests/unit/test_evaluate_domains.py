@@ -81,6 +81,16 @@ def test_a_folder_means_the_data_sets_in_it(corpus, tmp_path):
     assert find_datasets(folder) == [("noise", f"{folder}/noise/noise_text_document")]
 
 
+def test_a_path_that_exists_may_hold_an_equals_sign_and_hidden_data_do_not_count(corpus, tmp_path):
+    for name in ("a=b", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+        for suffix in (".bin", ".idx"):
+            (tmp_path / name / f"x{suffix}").symlink_to(f"{corpus['valid'][0]}{suffix}")
+    assert find_datasets(str(tmp_path / "a=b")) == [("a=b", f"{tmp_path}/a=b/x")]
+    assert find_datasets(str(tmp_path / "a=b/x")) == [("a=b", f"{tmp_path}/a=b/x")]
+    assert find_datasets(f"n={tmp_path}") == [("n", f"{tmp_path}/a=b/x")]
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

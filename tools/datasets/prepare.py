@@ -29,6 +29,7 @@ from tools.corpora.corpus import SPLITS, CorpusOptions
 from tools.datasets.corpora import DATA_DOWNLOADERS
 from tools.datasets.gathering import SplitText, gather
 
+ROOT = Path(__file__).resolve().parents[2]
 NOTHING = "pass"
 SEVERAL_WORKERS_FROM_BYTES = 32_000_000
 """Below, starting worker processes takes longer than they save."""
@@ -155,7 +156,8 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         tell(f"{left_out.records} unusable records were skipped in all")
     for line in left_out.files.lines():
         tell(line)
-    tell(f"ready: ./deepy.py train.py <model>.yml {shlex.quote(str(path))}")
+    launcher = os.path.join(os.path.relpath(ROOT), "deepy.py")  # ./deepy.py in the root
+    tell(f"ready: {shlex.quote(launcher)} train.py <model>.yml {shlex.quote(str(path))}")
     return path
 
 
@@ -247,8 +249,8 @@ def train_own_tokenizer(
         tell(f"kept the tokenizer {vocab_file}")
     else:
         record_path.unlink(missing_ok=True)
-        arguments = ["--json_input_dir", str(folder / "text" / "train")]
-        arguments += ["--tokenizer_output_path", str(vocab_file)]
+        arguments = _option("--json_input_dir", folder / "text" / "train")
+        arguments += _option("--tokenizer_output_path", vocab_file)
         arguments += ["--tokenizer_type", "BPE", "--vocab_size", str(vocab_size)]
         arguments += _record_limit(texts, max_record_bytes)
         show_command("megatron/tokenizer/train_tokenizer.py", arguments)
@@ -280,10 +282,11 @@ def tokenize_texts(
             continue
         for left_over in place.glob("*"):  # of a run that was killed, or of another text
             left_over.unlink()
-        arguments = ["--input", str(text.path), "--output-prefix", str(place / text.domain)]
+        arguments = _option("--input", text.path)
+        arguments += _option("--output-prefix", place / text.domain)
         arguments += ["--tokenizer-type", choice.tokenizer_type]
-        arguments += ["--vocab-file", choice.vocab_file] if choice.vocab_file else []
-        arguments += ["--merge-file", choice.merge_file] if choice.merge_file else []
+        arguments += _option("--vocab-file", choice.vocab_file) if choice.vocab_file else []
+        arguments += _option("--merge-file", choice.merge_file) if choice.merge_file else []
         is_large = text.text_bytes >= SEVERAL_WORKERS_FROM_BYTES
         arguments += ["--append-eod", "--workers", str(workers if is_large else 1)]
         arguments += _record_limit([text], max_record_bytes)
@@ -341,9 +344,14 @@ def write_data_yaml(
     write_text_atomic(path, header + yaml.safe_dump(settings, sort_keys=False))
 
 
+def _option(name: str, path: str | Path) -> list[str]:
+    """A flag and its path, which may begin with a dash."""
+    return [f"{name}={path}"] if str(path).startswith("-") else [name, str(path)]
+
+
 def show_command(script: str, arguments: list[str]) -> None:
-    """Prints a step as the user would type it."""
-    tell(f"$ python {script} {shlex.join(arguments)}")
+    """Prints a step as the user would type it, in this folder."""
+    tell(f"$ python {shlex.quote(os.path.relpath(ROOT / script))} {shlex.join(arguments)}")
 
 
 def tell(message: str) -> None:

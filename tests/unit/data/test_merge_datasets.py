@@ -41,6 +41,13 @@ def test_a_folder_is_joined_in_the_order_of_names(parts, tmp_path, write_dataset
         assert whole.read_bytes() == expected.read_bytes()
 
 
+def test_hidden_files_of_a_folder_are_no_parts(parts, tmp_path):
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"parts/._1{suffix}").write_bytes(b"a resource fork of macOS")
+    main(["--input", str(tmp_path / "parts"), "--output-prefix", str(tmp_path / "whole")])
+    assert documents_of(tmp_path / "whole") == [d for part in PARTS.values() for d in part]
+
+
 def test_metadata_are_added_up_where_every_part_has_them(parts, tmp_path):
     identity = TokenizerIdentity("HFTokenizer", 100)
     write_metadata(parts[0], DatasetMetadata(2, 3, 10, 3, identity))

@@ -83,20 +83,27 @@ def test_a_folder_becomes_one_dataset_a_domain_and_a_data_yaml(two_domains, tmp_
     assert all(len(documents[split]) == 8 for split in ("valid", "test"))
 
 
-@pytest.mark.parametrize("name", ["data", "da ta, x", "it's $HOME,"])
-def test_the_commands_are_shown_as_the_user_would_type_them(two_domains, tmp_path, capsys, name):
-    data = tmp_path / name
-    prepare("local", data, "-i", two_domains)
+@pytest.mark.parametrize("name", ["data", "da ta, x", "it's $HOME,", "-d"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_commands_are_shown_as_the_user_would_type_them(
+    two_domains, tmp_path, monkeypatch, capsys, name, elsewhere
+):
+    start = tmp_path if elsewhere else ROOT
+    monkeypatch.chdir(start)
+    data = Path(name) if elsewhere else tmp_path / name
+    main(["local", f"--data-dir={data}", "-i", str(two_domains), "-t", "CharLevelTokenizer"])
     said = capsys.readouterr().err.splitlines()
     shown = [line[2:] for line in said if line.startswith("$ ")]
     assert len(shown) == 6
-    assert shlex.split(said[-1])[-1] == str(data / "local/data.yml")
+    _, launcher, script, _, yaml_file = shlex.split(said[-1])
+    assert (start / launcher).samefile(ROOT / "deepy.py")
+    assert (script, yaml_file) == ("train.py", str(data / "local/data.yml"))
     prefix = data / "local/train/code/code_text_document"
     before = Path(f"{prefix}.bin").read_bytes()
     Path(f"{prefix}.bin").unlink()
     Path(f"{prefix}.idx").unlink()
     command = shown[0].replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command, shell=True, check=True, cwd=start, capture_output=True)
     assert Path(f"{prefix}.bin").read_bytes() == before
 
 
