@@ -151,6 +151,8 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
                     text_bytes=sum(key.text_bytes for key in texts),
                     bytes_read=reader.bytes_read,
                 )
+        if not reader.documents:  # that no token was found ends the run: say what was not read
+            _tell_left_out(reader)
         summaries = outputs.finalize()
     _tell_summary(summaries, reader, progress, expected=args.num_docs)
     return summaries
@@ -281,6 +283,10 @@ def _tell_summary(
         _tell(f"{reader.problems} records skipped, {reader.documents} read")
     if expected is not None and expected != reader.documents:
         _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
+    _tell_left_out(reader)
+
+
+def _tell_left_out(reader: DocumentReader) -> None:
     for line in reader.left_out.lines():
         _tell(line)
 

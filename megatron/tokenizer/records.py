@@ -90,11 +90,9 @@ def csv_rows(
     header: list[str] | None = None
     while True:
         first_line = lines.begin_row()
-        try:
-            fields = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
-        except (csv.Error, ValueError) as error:
-            is_known = isinstance(error, ValueError)
-            yield first_line, error if is_known else ValueError(f"malformed row, {error}")
+        fields = _fields(lines, delimiter)
+        if isinstance(fields, ValueError):
+            yield first_line, fields
             if header is None:
                 return
             lines.skip_row()
@@ -111,6 +109,16 @@ def csv_rows(
             yield first_line, dict(zip(header, fields, strict=True))
         elif fields:  # else an empty line
             yield first_line, ValueError(f"{len(fields)} fields, the header has {len(header)}")
+
+
+def _fields(lines: "_RowLines", delimiter: str) -> list[str] | ValueError | None:
+    """The fields of the next row, or why it has none; None at the end."""
+    try:
+        return next(csv.reader(lines, delimiter=delimiter, strict=True), None)
+    except csv.Error as error:
+        return ValueError(f"malformed row, {error}")
+    except ValueError as error:
+        return error
 
 
 def no_column(key: str, names: Sequence[str]) -> ValueError:

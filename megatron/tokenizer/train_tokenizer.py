@@ -100,7 +100,9 @@ def main(args: argparse.Namespace) -> Any:
         tokenizer = train_byte_level_bpe(
             _texts(reader, progress), args.vocab_size, show_progress=sys.stderr.isatty()
         )
+    left_out = reader.left_out.lines()
     if not progress.text_bytes:
+        sys.stderr.write("".join(f"{line}\n" for line in left_out))
         raise DocumentError(f"{args.json_input_dir}: holds no text to train on; check --text_key")
     size = tokenizer.get_vocab_size()
     told = f"{progress.documents} documents, {progress.text_bytes / 1e6:.1f} MB, {size} tokens"
@@ -115,7 +117,7 @@ def main(args: argparse.Namespace) -> Any:
         told += f" -> {args.tokenizer_output_path}"
     else:
         told += "; not written, --tokenizer_output_path is empty"
-    lines = [f"trained tokenizer: {told}", *reader.left_out.lines()]
+    lines = [f"trained tokenizer: {told}", *left_out]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     return tokenizer
 

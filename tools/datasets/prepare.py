@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -28,8 +27,8 @@ from tools import preprocess_data
 from tools.corpora.corpus import SPLITS, CorpusOptions
 from tools.datasets.corpora import DATA_DOWNLOADERS
 from tools.datasets.gathering import SplitText, gather
+from tools.datasets.shown_commands import option, step_command, training_command
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTHING = "pass"
 SEVERAL_WORKERS_FROM_BYTES = 32_000_000
 """Below, starting worker processes takes longer than they save."""
@@ -156,8 +155,7 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         tell(f"{left_out.records} unusable records were skipped in all")
     for line in left_out.files.lines():
         tell(line)
-    launcher = os.path.join(os.path.relpath(ROOT), "deepy.py")  # ./deepy.py in the root
-    tell(f"ready: {shlex.quote(launcher)} train.py <model>.yml {shlex.quote(str(path))}")
+    tell(f"ready: {training_command(path)}")
     return path
 
 
@@ -249,11 +247,11 @@ def train_own_tokenizer(
         tell(f"kept the tokenizer {vocab_file}")
     else:
         record_path.unlink(missing_ok=True)
-        arguments = _option("--json_input_dir", folder / "text" / "train")
-        arguments += _option("--tokenizer_output_path", vocab_file)
+        arguments = option("--json_input_dir", folder / "text" / "train")
+        arguments += option("--tokenizer_output_path", vocab_file)
         arguments += ["--tokenizer_type", "BPE", "--vocab_size", str(vocab_size)]
         arguments += _record_limit(texts, max_record_bytes)
-        show_command("megatron/tokenizer/train_tokenizer.py", arguments)
+        tell(step_command("megatron/tokenizer/train_tokenizer.py", arguments))
         train_tokenizer.main(train_tokenizer.parse_args(arguments))
         write_text_atomic(record_path, json.dumps(record))
     return TokenizerChoice("HFTokenizer", str(vocab_file), None)
@@ -282,15 +280,15 @@ def tokenize_texts(
             continue
         for left_over in place.glob("*"):  # of a run that was killed, or of another text
             left_over.unlink()
-        arguments = _option("--input", text.path)
-        arguments += _option("--output-prefix", place / text.domain)
+        arguments = option("--input", text.path)
+        arguments += option("--output-prefix", place / text.domain)
         arguments += ["--tokenizer-type", choice.tokenizer_type]
-        arguments += _option("--vocab-file", choice.vocab_file) if choice.vocab_file else []
-        arguments += _option("--merge-file", choice.merge_file) if choice.merge_file else []
+        arguments += option("--vocab-file", choice.vocab_file) if choice.vocab_file else []
+        arguments += option("--merge-file", choice.merge_file) if choice.merge_file else []
         is_large = text.text_bytes >= SEVERAL_WORKERS_FROM_BYTES
         arguments += ["--append-eod", "--workers", str(workers if is_large else 1)]
         arguments += _record_limit([text], max_record_bytes)
-        show_command("tools/preprocess_data.py", arguments)
+        tell(step_command("tools/preprocess_data.py", arguments))
         preprocess_data.main(arguments)
         write_text_atomic(_text_digest_path(prefix), text.sha256)
     return prefixes
@@ -342,16 +340,6 @@ def write_data_yaml(
     header = "# Written by prepare_data.py. Relative paths count from where deepy.py is started.\n"
     header += f"{CONTENT_LINE}{content}\n"
     write_text_atomic(path, header + yaml.safe_dump(settings, sort_keys=False))
-
-
-def _option(name: str, path: str | Path) -> list[str]:
-    """A flag and its path, which may begin with a dash."""
-    return [f"{name}={path}"] if str(path).startswith("-") else [name, str(path)]
-
-
-def show_command(script: str, arguments: list[str]) -> None:
-    """Prints a step as the user would type it, in this folder."""
-    tell(f"$ python {shlex.quote(os.path.relpath(ROOT / script))} {shlex.join(arguments)}")
 
 
 def tell(message: str) -> None:

@@ -90,6 +90,7 @@ def test_a_member_without_a_name_is_left_out_and_counted(tmp_path, name):
     assert reader.left_out.total == 1
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ["corpus.zip", "corpus.tar"])
 def test_members_of_one_name_are_each_read(tmp_path, name):
     members = [("a.txt", b"old"), ("b.txt", b"x"), ("a.txt", b"new")]

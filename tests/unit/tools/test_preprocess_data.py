@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,14 @@ def test_the_last_lines_count_what_was_left_out(tmp_path, capsys):
     assert "left out 3 files of kinds that are not read: 2 .pdf, 1 without extension" in kinds
     assert hidden.startswith("left out 1 hidden files and folders")
     assert documents(tmp_path / "out_text_document") == [[97]]
+
+
+def test_where_nothing_is_left_to_read_it_is_said_what_was_not_read(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("__MACOSX/a.jsonl", '{"text": "a"}')
+    with pytest.raises(DocumentError, match="no document has any token"):
+        tokenize(tmp_path / "a.zip", tmp_path / "out")
+    assert "left out 1 hidden files and folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("column", [[], ["--text-key", "body"], ["--jsonl-keys", "id", "body"]])
