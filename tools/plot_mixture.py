@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    explain_missing_packages()
+
+import numpy as np
 
 from megatron.files import atomic_writer
 from megatron.run_log import find_run_log, read_run_log

@@ -292,17 +292,12 @@ def run_deepy_without(*blocked: str, arguments: list[str]) -> subprocess.Complet
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    ("blocked", "named"),
-    [(("yaml",), "yaml"), (("torch", "deepspeed"), "torch, deepspeed")],
-)
-def test_a_bare_installation_says_in_one_line_what_to_install(files, blocked, named):
-    run = run_deepy_without(*blocked, arguments=list(files))
+def test_an_installation_without_torch_is_told_before_a_run_starts(files):
+    run = run_deepy_without("torch", "deepspeed", arguments=list(files))
     assert run.returncode == 2
-    assert run.stderr == (
-        f"deepy.py: this Python lacks {named}, which training needs; install the extra: pip "
-        "install 'odm-neox[train]', or pip install '.[train]' in the folder of the sources\n"
-    )
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("deepy.py: this Python (")
+    assert "lacks torch, deepspeed; " in run.stderr
 
 
 def test_a_configuration_can_be_checked_without_torch(files):
