@@ -225,7 +225,8 @@ def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
         values = json.loads(text, object_pairs_hook=section)
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}:{error.colno}"
-        raise ConfigError(f"{where}: malformed JSON: {error.msg}; mend it there") from None
+        problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
+        raise ConfigError(f"{where}: malformed JSON: {problem}; correct it there") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}:1: must be a section (key: value pairs)")
     *inner, outer = sections  # the outermost one ends last

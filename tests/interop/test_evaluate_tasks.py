@@ -258,7 +258,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no iteration": ({"iteration": 7}, "no checkpoint of iteration 7; found: 20, 30"),
     "another model": (
         {"hidden_size": 48},
-        "word_embeddings.weight has shape (512, 32), this model needs (512, 48)",
+        "hidden_size is 32, this run has 48, which is another network",
     ),
     "more tokens": (
         {"tokenizer_type": "HFTokenizer", "vocab_file": "big.json"},

@@ -343,7 +343,34 @@ def test_a_later_second_signal_ends_the_process_at_once():
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(5)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 128 + signal.SIGTERM
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 143
+    assert run.stderr == "SIGTERM again: ended at once, without a checkpoint\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_kills_a_run_and_the_launcher_tells_so(number, code):
+    rank = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    program = (
+        "import os, sys\n"
+        "from megatron.launcher import supervisor\n"
+        "supervisor.REPEAT_SECONDS = 0.0\n"
+        f"command = supervisor.RankCommand([sys.executable, '-c', {rank!r}], os.environ)\n"
+        "sys.exit(supervisor.Supervisor([command], grace_seconds=60, report=print).run())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "up\n"
+        launcher.send_signal(number)
+        assert "a second signal ends it now" in launcher.stdout.readline()
+        launcher.send_signal(number)
+        assert f"{number.name} again: the run is killed" in launcher.stdout.readline()
+        assert launcher.wait(timeout=20) == code
 
 
 def test_a_process_without_our_launcher_is_bound_to_nobody(monkeypatch):
