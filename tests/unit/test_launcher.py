@@ -212,6 +212,88 @@ def test_arguments_are_private_and_gone_afterwards():
     assert not folder.exists()
 
 
+def ended_pid() -> int:
+    """The number of a process that has ended and that nobody has taken again."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def shared_temp(tmp_path, monkeypatch):
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def named_for(folder: Path, *, pid: object) -> str:
+    """The name that the launcher ``pid`` would have given to ``folder``."""
+    return folder.name.replace(f"-{os.getpid()}-", f"-{pid}-")
+
+
+def test_the_folder_of_a_launcher_that_was_killed_is_removed(shared_temp):
+    with arguments_folder() as folder:
+        left = shared_temp / named_for(folder, pid=ended_pid())
+        living = shared_temp / named_for(folder, pid=os.getppid())
+    for path in (left, living):
+        path.mkdir()
+        (path / "x.json").write_text("{}")
+    with arguments_folder():
+        assert not left.exists()
+        assert living.exists()
+
+
+def test_what_others_put_into_the_temporary_folder_stops_nobody_and_stays(shared_temp, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/kept").write_text("")
+    with arguments_folder() as folder:
+        pid = ended_pid()
+        names = {n: named_for(folder, pid=n) for n in (pid, "9" * 10, "9" * 40, "0", "-1", "x", "")}
+        older = f"odm-neox-{pid}-abc"
+    for name in (*names.values(), older):
+        (shared_temp / name).symlink_to(tmp_path / "other")
+    (shared_temp / f"{names[pid]}2").write_text("a file")
+    (shared_temp / f"{names[pid]}3").symlink_to("/nowhere/at/all")
+    (shared_temp / f"{names[pid]}4").symlink_to(f"{names[pid]}4")
+    before = sorted(path.name for path in shared_temp.iterdir())
+    with arguments_folder():
+        pass
+    assert sorted(path.name for path in shared_temp.iterdir()) == before
+    assert (tmp_path / "other/kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [
+        ("socket.gethostname", lambda: "another-machine"),
+        ("os.getuid", lambda: 4242),
+        ("os.readlink", lambda path: "pid:[1]"),
+        ("pathlib.Path.read_text", lambda self, encoding: "another boot"),
+    ],
+)
+def test_another_machine_user_container_or_boot_has_other_folders(
+    shared_temp, monkeypatch, target, value
+):
+    with arguments_folder() as folder:
+        left = shared_temp / named_for(folder, pid=ended_pid())
+    left.mkdir()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(target, value)
+        with arguments_folder():
+            assert left.exists()
+    with arguments_folder():
+        assert not left.exists()
+
+
+def test_the_folders_name_says_whose_it_is(shared_temp, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "a-b/c d")
+    with arguments_folder() as folder:
+        assert folder.parent == shared_temp
+        assert folder.name.startswith(f"odm-neox-{os.getuid()}-a_b_c_d-")
+        assert f"-{os.getpid()}-" in folder.name
+
+
 def test_check_summarises_the_run_and_starts_nothing(files, capsys):
     assert main(["--check", *files]) == 0
     output = capsys.readouterr().out
