@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, Origin, shown
+from .secrets import redacted_text
 
 SUFFIXES = (".yml", ".yaml", ".json")
 
@@ -25,7 +26,7 @@ class Document:
     """The merged content of configuration files.
 
     ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
-    files as they are.
+    files as they are, without secrets.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +111,7 @@ def read_files(paths: Iterable[str | Path]) -> Document:
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
             values[key], origins[key] = value, origin
-        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = text
+        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = redacted_text(text)
     if problems:
         raise ConfigError(*problems)
     return Document(values, origins, texts)
