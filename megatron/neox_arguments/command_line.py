@@ -85,6 +85,13 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
         "--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names"
     )
     group.add_argument(
+        "--trust_task_code",
+        "--trust-task-code",
+        action="store_true",
+        default=None,
+        help="run the Python code that task files of your own name",
+    )
+    group.add_argument(
         "--domains",
         nargs="+",
         dest="eval_domains",
@@ -107,6 +114,7 @@ FLAG_KEYS = (
     "wandb_team",
     "eval_tasks",
     "eval_results_prefix",
+    "trust_task_code",
     "eval_domains",
     "sample_input_file",
     "sample_output_file",
