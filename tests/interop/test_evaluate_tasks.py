@@ -389,7 +389,7 @@ def trainings(corpus, tasks, environ, tmp_path_factory):
 
 
 def events_of(folder: Path, *, without: str = "") -> list[dict[str, Any]]:
-    times = ("time", "seconds", "tokens_per_second", "folder")
+    times = ("time", "seconds", "step_seconds", "tokens_per_second", "folder")
     events = read_run_log(folder / "run" / "logs")
     return [{k: v for k, v in e.items() if k not in times} for e in events if e["event"] != without]
 
