@@ -166,7 +166,8 @@ class NeoXArgs(_FlatFields):
         if secret is not None:
             problem = (
                 f"{secret}: would stand on the command line of every machine; write "
-                "${NAME} there and set the variable NAME on each, as in ~/.deepspeed_env"
+                "${NAME} there and set NAME in the environment of each (~/.deepspeed_env becomes a "
+                "part of the command line as well)"
             )
             raise placed(self, ConfigError(problem, key=secret.partition(".")[0]))
         arguments = _launcher_flags(self)
