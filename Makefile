@@ -3,7 +3,9 @@
 #   make test   what is missing from the dev requirements, then the tests
 #   make lint   ruff and mypy          make docs   configs/neox_arguments.md
 #   make clean  removes ./demo, caches and .venv
+#   make constraints   requirements/constraints.txt: the versions that are in VENV
 # VENV=path uses another virtual environment (made when it is not there).
+# CONSTRAINTS= takes the newest versions that the requirements allow, not those that CI ran.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,17 +15,18 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
-INSTALL := $(PYTHON) -m pip install --disable-pip-version-check
+CONSTRAINTS ?= requirements/constraints.txt
+INSTALL := $(PYTHON) -m pip install --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 # loadfile: the tests of a file share the processes that a fixture starts; in order, the slow files first
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder --timeout 300 -m "not slow and not gpu"
 
 # One thread a test worker: two workers with two threads each would fight for two cores.
 test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv install install-dev demo test lint docs clean
+.PHONY: help venv install install-dev constraints demo test lint docs clean
 
 help:
-	@sed -n '2,7s/^# \{0,1\}//p' Makefile
+	@sed -n '2,9s/^# \{0,1\}//p' Makefile
 
 # Asks pip, not for the file bin/python: an interrupted venv has python already and pip not yet.
 venv:
@@ -33,22 +36,30 @@ venv:
 	  $(PYTHON3) -m venv $(VENV); }
 
 # A stamp is written after its installation has ended: an interrupted one is simply done again.
-$(VENV)/.installed: requirements/requirements.txt | venv
+$(VENV)/.installed: requirements/requirements.txt $(CONSTRAINTS) | venv
 	$(INSTALL) -r requirements/requirements.txt
 	@touch $@
 
 # The demo's export and its task; tests and linters bring the same and more.
-$(VENV)/.installed-eval: requirements/requirements.txt requirements/requirements-eval.txt | venv
+$(VENV)/.installed-eval: requirements/requirements.txt requirements/requirements-eval.txt $(CONSTRAINTS) | venv
 	$(INSTALL) -r requirements/requirements.txt -r requirements/requirements-eval.txt
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-dev: requirements/requirements.txt requirements/requirements-dev.txt | venv
+$(VENV)/.installed-dev: requirements/requirements.txt requirements/requirements-dev.txt $(CONSTRAINTS) | venv
 	$(INSTALL) -r requirements/requirements.txt -r requirements/requirements-dev.txt
 	@touch $(VENV)/.installed $@
 
 install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
+
+# torch's build (+cpu, +cu130) is left out: which one fits depends on the machine.
+constraints:
+	@$(PYTHON) -m pip freeze --exclude odm-neox --exclude odm >requirements/constraints.txt.tmp
+	@{ sed -n '/^#/p' requirements/constraints.txt; \
+	  sed -En 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+.*)?$$/\1 ; python_version >= "3.11"/p' requirements/constraints.txt.tmp; \
+	} >requirements/constraints.txt.new
+	@mv requirements/constraints.txt.new requirements/constraints.txt; rm requirements/constraints.txt.tmp
 
 demo: $(VENV)/.installed-eval
 	$(PYTHON) tools/demo.py

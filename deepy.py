@@ -6,12 +6,10 @@ Loads neither torch nor deepspeed; see ``megatron/launcher/command.py``.
 
 import sys
 
-from megatron.launcher.installation import missing_packages_problem
+from megatron.launcher.installation import explain_missing_packages
 
 if __name__ == "__main__":
-    if problem := missing_packages_problem("yaml"):  # the next line would need it
-        sys.stderr.write(problem + "\n")
-        sys.exit(2)
+    explain_missing_packages()
     from megatron.launcher.command import main
 
     sys.exit(main())

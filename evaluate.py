@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
+
 from megatron.entry_point import run_program
 from megatron.initialize import initialize_megatron, prepare_process, shutdown
 from megatron.neox_arguments import NeoXArgs, resolve

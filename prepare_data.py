@@ -3,6 +3,11 @@
 
 import sys
 
+if __name__ == "__main__":
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
+
 from megatron.tokenizer.command_line import exit_code
 from tools.datasets.prepare import main
 

@@ -7,7 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from megatron.files import write_text_atomic
 from megatron.neox_arguments.documentation import reference_markdown

@@ -69,6 +69,12 @@ def name() -> str:
     return str(_accelerator().device_name())
 
 
+def label() -> str:
+    """Returns what a rank computes on, for readers: ``GPU``, ``CPU process``, ``XPU`` ..."""
+    kind = name()
+    return {"cuda": "GPU", "cpu": "CPU process"}.get(kind, kind.upper())
+
+
 def is_cpu() -> bool:
     """Tells whether this process computes on the CPU."""
     return name() == "cpu"

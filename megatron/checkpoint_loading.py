@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,30 +115,41 @@ def load_module_weights(
     """
     reader = CheckpointReader(folder)
     wanted = {name: (p, facts_of(p)) for name, p in module.named_parameters()}
-    unknown = sorted(reader.parameters.keys() - wanted.keys())
-    if unknown and topology.grid.pipe == 1:
-        raise CheckpointError(
-            f"{folder}: holds {unknown[0]!r}, which this model lacks; the configuration differs"
-        )
-    for name, (_, facts) in wanted.items():
-        saved = reader.info(name)
-        if saved.shape != facts.logical_shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {saved.shape}, this model needs "
-                f"{facts.logical_shape}; the configuration differs"
-            )
     network = getattr(module, "config", None)
-    if isinstance(network, ModelConfig):
-        problem = network_problem(network, folder)
-        if problem is not None:
-            if on_other_network is None:
-                raise CheckpointError(problem)
-            on_other_network(problem)
+    problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
+    if problem is not None and on_other_network is None:
+        raise CheckpointError(problem)
+    shapes = {name: facts.logical_shape for name, (_, facts) in wanted.items()}
+    if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
+        raise CheckpointError(problem or f"{folder}: {misfit}")
+    if problem is not None and on_other_network is not None:
+        on_other_network(problem)
     with torch.no_grad():
         for name, (parameter, facts) in wanted.items():
             length = math.prod(facts.shard_shape)
             values = _read_own(reader, facts, topology, name=name, offset=0, length=length)
             parameter.copy_(values.view(facts.shard_shape))
+
+
+def _misfit(
+    reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
+) -> str | None:
+    """What a checkpoint has too much or too little, or in another shape; None where it fits."""
+    unknown = sorted(reader.parameters.keys() - shapes.keys())
+    if unknown and holds_whole_model:
+        return f"holds {unknown[0]!r}, which this model lacks; the configuration differs"
+    for name, shape in shapes.items():
+        if name not in reader.parameters:
+            return f"no parameter {name!r}; the checkpoint belongs to another model"
+        saved = reader.info(name).shape
+        if saved != shape and name.endswith("word_embeddings.weight") and saved[1:] == shape[1:]:
+            return (
+                f"the model has {saved[0]} tokens, the tokenizer of this run has {shape[0]}; use "
+                "the one that it was trained with (tokenizer_type, vocab_file)"
+            )
+        if saved != shape:
+            return f"{name} has shape {saved}, this model needs {shape}; the configuration differs"
+    return None
 
 
 @torch.no_grad()
@@ -238,10 +249,11 @@ def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, mixture
 
 
-def restore_random_state(folder: Path, topology: Topology, say: Say) -> None:
+def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> None:
     """Restores this rank's random state if the checkpoint holds it and the layout is the same.
 
-    ``say`` receives a line where the random numbers of the run do not continue.
+    ``say`` receives a line where the random numbers of the run do not continue; None where nothing
+    draws any, as without dropout.
     """
     path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid
@@ -255,4 +267,5 @@ def restore_random_state(folder: Path, topology: Topology, say: Say) -> None:
         if saved == layout
         else f"saved on {saved}, now {layout}"
     )
-    say(f"{folder}: {reason}: with dropout, masks will differ from those of the uninterrupted run")
+    if say is not None:
+        say(f"{folder}: {reason}: dropout's masks will differ from those of the uninterrupted run")

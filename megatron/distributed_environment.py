@@ -39,6 +39,12 @@ class RankInfo:
     source: str
     """``torchrun``, ``openmpi``, ``mvapich``, ``pmi``, ``slurm`` or ``single process``."""
 
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether all ranks are on this machine and meet at its loopback interface."""
+        is_one_machine = self.local_world_size == self.world_size
+        return is_one_machine and self.master_address in (LOOPBACK, "localhost")
+
     def variables(self) -> dict[str, str]:
         """Returns what torch.distributed and DeepSpeed read.
 

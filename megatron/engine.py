@@ -111,8 +111,13 @@ def build_model(
     )
 
 
-def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
+def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True) -> Path | None:
     """Finds the checkpoint that ``load`` and ``iteration`` name.
+
+    Args:
+        config: The resolved configuration.
+        say: Receives lines for the user.
+        for_training: Whether a run may begin without a checkpoint.
 
     Raises:
         CheckpointError: If ``load`` holds none, unless it is also the ``save`` folder: then the run
@@ -136,6 +141,15 @@ def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
                 f"load: {load} is itself a checkpoint; name the folder that holds it, {load.parent}"
                 f", and choose it with iteration: {load.name.removeprefix('global_step')}"
             )
+        if _is_hugging_face_model(load):
+            raise CheckpointError(
+                f"load: {load} is a model of Hugging Face; make a checkpoint of it with python "
+                f"tools/convert_from_hf.py --input_dir {load} --output_dir FOLDER, and load FOLDER"
+            )
+        if not for_training:
+            raise CheckpointError(
+                f"load: no checkpoint in {load}; correct the path, or train the model first"
+            )
         if derived.save_path is None or not is_same_path(derived.load_path, derived.save_path):
             raise CheckpointError(
                 f"load: no checkpoint in {derived.load_path}; correct the path, or remove load to "
@@ -143,6 +157,11 @@ def checkpoint_to_load(config: RunConfig, say: Say) -> Path | None:
             )
         say(f"load: no checkpoint in {derived.load_path} yet; starting from scratch")
     return folder
+
+
+def _is_hugging_face_model(folder: Path) -> bool:
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    return (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights)
 
 
 def build_runner(
@@ -258,7 +277,8 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not training.no_load_rng:
-        restore_random_state(folder, runner.topology, say)
+        has_dropout = training.hidden_dropout > 0 or training.attention_dropout > 0
+        restore_random_state(folder, runner.topology, say if has_dropout else None)
     samples_per_epoch = saved_state.get("samples_per_epoch", {})
     saved_config = read_resolved_config(folder)
     return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder, saved_config)

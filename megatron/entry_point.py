@@ -12,6 +12,7 @@ from collections.abc import Callable
 from megatron.data.errors import DataError
 from megatron.distributed_environment import RankDiscoveryError
 from megatron.errors import CheckpointError
+from megatron.launcher.installation import missing_package
 from megatron.launcher.process_life import PARENT_VARIABLE
 from megatron.logging_writers import drop_standard_output
 from megatron.neox_arguments import ConfigError
@@ -54,6 +55,8 @@ def run_program(main: Callable[[], object]) -> None:
         drop_standard_output()
         _refuse("standard output was closed before the end", code=1)
     except Exception as error:
+        if problem := missing_package(error):
+            _refuse(problem)
         if _is_about_the_disk(error):
             _refuse(f"{error}; check the path, the permissions and the free space")
         collective = _failed_collective(error)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from megatron import accelerator
-from megatron.checkpoint_format import CheckpointReader
 from megatron.checkpoint_loading import first_not_finite, load_module_weights, load_run_state
 from megatron.engine import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
@@ -55,9 +54,8 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
     if config.derived.load_path is None:
         raise ConfigError("load: set it to the checkpoint folder of the model to read")
     tokenizer = build_tokenizer(config)
-    folder = checkpoint_to_load(config, print_rank_0)
-    if folder is None:
-        raise CheckpointError(f"load: no checkpoint in {config.derived.load_path}")
+    folder = checkpoint_to_load(config, print_rank_0, for_training=False)
+    assert folder is not None
     model = read_model(config, tokenizer, topology, folder=folder)
     state, _ = load_run_state(folder)
     return LoadedModel(model, tokenizer, topology, int(state["counters"]["step"]))
@@ -81,7 +79,6 @@ def read_model(
         CheckpointError: On every rank, if names or shapes differ, if the weights are those of
             another network, or if some are not finite.
     """
-    _check_vocabulary(folder, tokenizer)
     model = build_model(config, tokenizer, topology, for_training=False)
     assert isinstance(model, GPT2Model)
     load_module_weights(model, folder, topology)
@@ -106,15 +103,3 @@ def _check_finite(model: GPT2Model, folder: Path, dtype: torch.dtype) -> None:
             f"{folder}: {name} holds values that are not finite{fp16}; the model has diverged: "
             "choose an earlier checkpoint with iteration, or another model"
         )
-
-
-def _check_vocabulary(folder: Path, tokenizer: AbstractTokenizer) -> None:
-    reader = CheckpointReader(folder)
-    for name in reader.parameters:
-        num_rows = reader.info(name).shape[0]
-        if name.endswith("word_embeddings.weight") and num_rows != tokenizer.vocab_size:
-            raise CheckpointError(
-                f"{folder}: the model has {num_rows} tokens, the tokenizer of this run has "
-                f"{tokenizer.vocab_size}; use the one that it was trained with (tokenizer_type, "
-                "vocab_file)"
-            )

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron import accelerator
-from megatron.distributed_environment import LOOPBACK, RankInfo, discover
+from megatron.distributed_environment import RankInfo, discover
 from megatron.launcher.process_life import (
     bind_to_launcher,
     handle_stop_signals,
     stop_requested,
 )
+from megatron.logging import print_rank_0
 from megatron.neox_arguments import ConfigError
+from megatron.rendezvous_store import has_own_store, loopback_store, network_note
 
 __all__ = [
     "initialize_megatron",
@@ -43,14 +45,11 @@ def prepare_process() -> RankInfo:
     # DeepSpeed makes a shared-memory segment for each rank, and never removes it, where this is set
     os.environ.pop("LOCAL_SIZE", None)
     accelerator.prepare_environment()
-    is_one_machine = info.local_world_size == info.world_size
-    if (
-        is_one_machine
-        and info.master_address in (LOOPBACK, "localhost")
-        and Path("/sys/class/net/lo").exists()
-    ):
-        # gloo otherwise looks its own host name up, and a name without an address ends the run
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if info.is_on_loopback and Path("/sys/class/net/lo").exists():
+        # gloo otherwise looks its own host name up, and a name without an address ends the run;
+        # and what listens elsewhere can be reached from other machines
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
     return info
 
 
@@ -148,11 +147,24 @@ def _join(info: RankInfo, backend: str | None, timeout_minutes: float) -> None:
             f"distributed_backend: this PyTorch has no backend {backend}; remove the key, which "
             f"chooses {accelerator.backend()}"
         )
-    deepspeed.init_distributed(
+    timeout = timedelta(minutes=timeout_minutes)
+    if has_own_store(info):
+        is_nccl = backend == "nccl" and info.world_size > 1  # as DeepSpeed has it
+        torch.distributed.init_process_group(
+            backend,
+            store=loopback_store(info, timeout=timeout),
+            rank=info.rank,
+            world_size=info.world_size,
+            timeout=timeout,
+            device_id=accelerator.device(info.local_rank) if is_nccl else None,
+        )
+    else:
+        print_rank_0(f"note: {network_note(info, os.environ)}")
+    deepspeed.init_distributed(  # takes over a process group that is there
         dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
         rank=info.rank,
         world_size=info.world_size,
     )

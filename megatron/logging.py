@@ -41,6 +41,7 @@ class RunLogger:
         *,
         train_iters: int | None = None,
         flops_per_token: float | None = None,
+        device_kind: str = "GPU",
         console: ConsoleWriter | None = None,
         keeps_log: bool = True,
     ) -> None:
@@ -51,6 +52,7 @@ class RunLogger:
             rank: This process; only rank 0 writes.
             train_iters: Last iteration, for the console's ``n/N`` and the time that is left.
             flops_per_token: See ``megatron.flops``; without it no FLOPS are logged.
+            device_kind: What a rank computes on, for the console.
             console: Replaces standard output.
             keeps_log: False prints only, for programs that read a run and are none.
 
@@ -61,6 +63,7 @@ class RunLogger:
         self._is_writer = rank == 0
         self._train_iters = train_iters
         self._flops_per_token = flops_per_token
+        self._device_kind = device_kind
         self._console = console or ConsoleWriter()
         self._console.on_failure = self._note_silent_console
         self._began = time.perf_counter()
@@ -110,8 +113,10 @@ class RunLogger:
             "loss_scale": record.loss_scale,
             "tokens_per_second": record.tokens_per_second,
             "seconds": record.seconds,
+            "step_seconds": record.step_seconds,
             "weights": record.weights,
             "losses": record.losses,
+            "mean_losses": record.mean_losses,
             "tokens": record.tokens,
             "epochs": record.epochs,
         }
@@ -274,7 +279,7 @@ class RunLogger:
     def _print_train(self, record: TrainRecord, flops_per_second: float | None) -> None:
         progress = str(record.iteration)
         if self._train_iters:
-            left = (self._train_iters - record.iteration) * record.seconds
+            left = (self._train_iters - record.iteration) * record.step_seconds
             progress = f"{record.iteration}/{self._train_iters} | time left: {_duration(left)}"
         parts = [
             f"samples/sec: {record.samples_per_second:.3f}",
@@ -284,7 +289,9 @@ class RunLogger:
             f"learning rate: {record.learning_rate:.3E}",
         ]
         if flops_per_second is not None:
-            parts.append(f"approx flops per GPU: {_with_unit(flops_per_second)}FLOPS")
+            parts.append(
+                f"approx flops per {self._device_kind}: {_with_unit(flops_per_second)}FLOPS"
+            )
         parts.append(f"lm_loss: {record.lm_loss:.6E}")
         if record.loss_scale is not None:
             parts.append(f"loss scale: {record.loss_scale:.1f}")
@@ -303,7 +310,7 @@ def print_rank_0(*values: object) -> None:
 
 
 def _train_cell(name: str, record: TrainRecord) -> str:
-    loss = record.losses.get(name)
+    loss = record.mean_losses.get(name)
     shown_loss = "   -  " if loss is None else f"{loss:6.3f}"
     epochs = record.epochs.get(name)
     shown_epochs = "" if epochs is None else f" {epochs:6.2f} ep"
@@ -312,7 +319,12 @@ def _train_cell(name: str, record: TrainRecord) -> str:
 
 def _evaluation_cell(result: Any) -> str:
     bits = "" if result.bits_per_byte is None else f" {result.bits_per_byte:.3f} bits/byte"
-    return f"lm_loss {result.loss:.4f} ppl {result.perplexity:.4g}{bits}"
+    return f"lm_loss {result.loss:.4f} ppl {_plain(result.perplexity)}{bits}"
+
+
+def _plain(value: float) -> str:
+    """Four digits, and all of those before the point: 1.234e+04 is hard to compare by eye."""
+    return f"{value:.0f}" if 1e3 <= value < 1e9 else f"{value:.4g}"
 
 
 def _with_unit(value: float) -> str:

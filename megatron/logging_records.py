@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["TrainRecord", "train_scalars"]
+__all__ = ["TrainRecord", "train_scalars", "typical_seconds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class TrainRecord:
     learning_rate: float
     seconds: float
     """Wall time of an iteration, the mean since the last record."""
+    step_seconds: float
+    """Wall time of a training step alone: `typical_seconds` of the newest steps."""
     samples_per_second: float
     tokens_per_second: float
     """Tokens of the whole run, all ranks together."""
@@ -33,6 +35,8 @@ class TrainRecord:
     """Probability of each domain that this iteration drew with."""
     losses: Mapping[str, float | None] = field(default_factory=dict)
     """Token-weighted mean loss; None for a domain that was not drawn."""
+    mean_losses: Mapping[str, float | None] = field(default_factory=dict)
+    """Token-weighted mean loss since the last record; None for a domain not drawn since then."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens of this iteration."""
     epochs: Mapping[str, float] = field(default_factory=dict)
@@ -43,6 +47,13 @@ class TrainRecord:
     """The mixer's estimate; empty for mixers without one."""
     reward_name: str = "_estimated_reward"
     """What the research code calls the estimate of this mixer."""
+
+
+def typical_seconds(times: Sequence[float]) -> float:
+    """Mean of the middle half of ``times``: one slow step, as the first, does not move it."""
+    cut = (len(times) + 1) // 4
+    middle = sorted(times)[cut : len(times) - cut]
+    return sum(middle) / len(middle)
 
 
 def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Whether a checkpoint's weights were trained in the network that a run is about to put them in.
 
-Names and shapes do not tell: with another number of heads, or without the parallel residual, the
-same parameters compute something else.
+Names and shapes alone do not tell: with another number of heads, or without the parallel residual,
+the same parameters compute something else. Where they do, a key tells the user more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = ["first_difference", "network_problem"]
 _FREE = {
     "vocab_size",  # of the tokenizer; a shape
     "padded_vocab_size",  # of the layout
-    "max_position_embeddings",  # a shape where it has parameters, else how far to read
     "bias_gelu_fusion",  # a choice of speed in GPT-NeoX; moves an activation by 1e-3 at most
     "hidden_dropout",
     "attention_dropout",
@@ -33,12 +32,19 @@ _FREE = {
 """Fields of `ModelConfig` that may change between runs; a new one is compared."""
 
 _ONLY_WITH = {
+    "max_position_embeddings": ("pos_emb", "learned"),  # else how far to read
     "rotary_dim": ("pos_emb", "rotary"),
     "rotary_emb_base": ("pos_emb", "rotary"),
     "gpt_j_tied": ("gpt_j_residual", True),
     "use_bias_in_norms": ("norm", "layernorm"),
 }
 """{field: (another, its value)}: where the other has another value, the field has no effect."""
+
+_LABELS = {
+    "rotary_dim": "rotary_dim (from rotary_pct)",
+    "mlp_inner_size": "mlp_inner_size (from intermediate_size)",
+}
+"""What follows from a key of another name."""
 
 _EPSILONS = {
     "layernorm": "layernorm_epsilon",
@@ -66,8 +72,7 @@ def network_problem(network: ModelConfig, folder: Path) -> str | None:
     key, trained, wanted = found
     return (
         f"{folder}/configs/resolved.json: {key} is {json.dumps(trained)}, this run has "
-        f"{json.dumps(wanted)}, with which the weights compute something else; use the model's own "
-        "configuration"
+        f"{json.dumps(wanted)}, which is another network; use the model's own configuration"
     )
 
 
@@ -90,6 +95,5 @@ def first_difference(
         if getattr(network, other) != value or known.get(key) is None:
             continue
         if known[key] != getattr(network, name):
-            label = "rotary_dim (from rotary_pct)" if name == "rotary_dim" else key
-            return label, known[key], getattr(network, name)
+            return _LABELS.get(key, key), known[key], getattr(network, name)
     return None

@@ -77,11 +77,11 @@ def train(
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
         state.step += 1
+        began = time.perf_counter()
         weights = mixture.weights  # a probability for each domain, from losses of earlier steps
         draw = source.draw(state.step)  # asks the mixture for a plan: a domain for every sample
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
-
         result = runner.train_step(source.batches(draw))
         signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
         now = time.perf_counter()
@@ -95,11 +95,11 @@ def train(
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
             seconds=now - clock,
+            step_seconds=now - began,
         )
         clock = now
         require_finite(state, report, mixture, is_last=state.step == last_step)
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
-
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
         state.stop = stop
         for hook in hooks:
@@ -221,6 +221,7 @@ def pretrain(config: RunConfig) -> TrainState:
         dist.get_rank(),
         train_iters=derived.train_iters,
         flops_per_token=model_flops_per_token(config, vocab_size=tokenizer.vocab_size),
+        device_kind=accelerator.label(),
     )
     try:
         return _pretrain(config, tokenizer, logger)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,19 +205,35 @@ def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) ->
     )
 
 
+def find_log(path: str) -> str:
+    """Returns the run log that ``path`` means: the file, or one in its folder or a save folder.
+
+    Raises:
+        ReplayError: If the folder holds none.
+    """
+    if not os.path.isdir(path):
+        return path
+    places = [os.path.join(path, *parts) for parts in (("metrics.jsonl",), ("logs/metrics.jsonl",))]
+    for place in places:
+        if os.path.isfile(place):
+            return place
+    raise ReplayError("no run log here, nor in logs; give the run's metrics.jsonl or its folder")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m odm.replay",
         description="Recompute a run's mixture weights from its run log and compare.",
     )
-    parser.add_argument("log", help="the run's metrics.jsonl")
+    parser.add_argument("log", help="the run's metrics.jsonl, or a folder that holds it")
     parser.add_argument(
         "--tolerance", type=float, default=1e-12, help="largest difference allowed (%(default)s)"
     )
     options = parser.parse_args(arguments)
     try:
-        with open(options.log, encoding="utf-8") as lines:
+        path = find_log(options.log)
+        with open(path, encoding="utf-8") as lines:
             result = replay(read_run_log(lines))
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"{options.log}: {error}\n")

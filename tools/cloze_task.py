@@ -20,10 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 if __package__ in (None, ""):  # started as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
+
+import yaml
 
 from megatron.data.errors import DataError
 from megatron.files import write_text_atomic

@@ -15,6 +15,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # started as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from safetensors import SafetensorError
 

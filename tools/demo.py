@@ -27,7 +27,11 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if __package__ in (None, ""):  # started as a file
+    sys.path.insert(0, str(ROOT))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from megatron.files import write_text_atomic  # noqa: E402
 from megatron.launcher.devices import count_devices  # noqa: E402

@@ -10,14 +10,18 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    explain_missing_packages()
+
+import numpy as np
 
 from megatron.files import atomic_writer
 from megatron.run_log import find_run_log, read_run_log
@@ -28,12 +32,21 @@ if TYPE_CHECKING:
 SMOOTHING_POINTS = 5
 """Training losses are shown as the mean over this many logged values of the domain."""
 
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 _COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
     *("#8c564b", "#e377c2", "#6f6f6f", "#a8a100", "#17becf"),
 )
-"""Ten colours that stand apart; past ten domains they come again with another dash."""
+"""Ten colours that differ clearly."""
+
+_TURNS = (
+    (0.0, 0.0, "-", "o"),
+    (0.45, 0.0, (0, (4, 1.5)), "s"),
+    (0.3, 1.0, (0, (1, 1)), "^"),
+)
+"""Past ten domains the colours come again: how far mixed with which grey, dash, validation mark."""
+
+_LINE_MARKS = ("", "x", "+", "1", "2", "3", "4")
+"""Marks along the line, a new one after every thirty domains."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class MixtureHistory:
     weights: np.ndarray
     """Shape (T, K)."""
     losses: np.ndarray
-    """Shape (T, K), nats; NaN where a domain was not drawn."""
+    """Shape (T, K), nats; NaN where a domain was not drawn. Means since the line before, which an
+    older log does not have: there of the logged iteration alone."""
     epochs: np.ndarray
     """Shape (T, K)."""
     validation: Mapping[str, tuple[list[int], list[float]]]
@@ -77,7 +91,7 @@ def read_history(path: Path) -> MixtureHistory:
         domains=domains,
         iterations=np.array([event["iteration"] for event in train]),
         weights=_table(train, "weights", domains),
-        losses=_table(train, "losses", domains),
+        losses=_table(train, "mean_losses" if "mean_losses" in train[-1] else "losses", domains),
         epochs=_table(train, "epochs", domains),
         validation=validation,
     )
@@ -146,7 +160,7 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
         axes[1],
         history,
         smoothed,
-        f"Training loss, mean of {SMOOTHING_POINTS} logged values; circles: validation",
+        f"Training loss, mean of {SMOOTHING_POINTS} logged values; open marks: validation",
         "loss (nats a token)",
     )
     _draw_validation(axes[1], history)
@@ -155,9 +169,9 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
         panel.set_ylim(bottom=0)
     axes[2].set_xlabel("iteration")
     figure.canvas.draw()  # labels need the final limits and size of the panels
-    _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %")
-    _label_curves(axes[1], history, smoothed, form="{:.2f}")
-    _label_curves(axes[2], history, history.epochs, form="{:.2g}")
+    _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %".format)
+    _label_curves(axes[1], history, smoothed, form="{:.2f}".format)
+    _label_curves(axes[2], history, history.epochs, form=epochs_text)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(output) as stream:
         figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
@@ -176,9 +190,16 @@ def _draw_panel(
 ) -> None:
     for index, values in enumerate(table.T):
         drawn = ~np.isnan(values)  # joined over iterations that did not draw the domain
-        marker = "." if drawn.sum() == 1 else ""  # a line of one point is not seen
+        style = line_style(index)
+        if drawn.sum() == 1:
+            style["marker"] = "."  # a line of one point is not seen
         panel.plot(
-            history.iterations[drawn], values[drawn], linewidth=1.4, marker=marker, **_style(index)
+            history.iterations[drawn],
+            values[drawn],
+            linewidth=1.4,
+            markersize=4,
+            markevery=max(1, int(drawn.sum()) // 12),
+            **style,
         )
     panel.set_title(title, loc="left", fontsize=10)
     panel.set_ylabel(y_label)
@@ -196,20 +217,22 @@ def _draw_validation(panel: Axes, history: MixtureHistory) -> None:
             iterations,
             losses,
             linestyle="none",
-            marker="o",
+            marker=_TURNS[index // len(_COLOURS) % len(_TURNS)][3],
             markersize=4.5,
             markerfacecolor="white",
-            markeredgecolor=_style(index)["color"],
+            markeredgecolor=line_style(index)["color"],
             clip_on=False,
             zorder=3,
         )
 
 
-def _label_curves(panel: Axes, history: MixtureHistory, table: np.ndarray, *, form: str) -> None:
+def _label_curves(
+    panel: Axes, history: MixtureHistory, table: np.ndarray, *, form: Callable[[float], str]
+) -> None:
     """Writes name and last value beside the end of each curve, as near as the others allow."""
     font_points = 8
     low, high = panel.get_ylim()
-    last = {}
+    last: dict[int, float] = {}
     for index, values in enumerate(table.T):
         known = values[~np.isnan(values)]
         if known.size:
@@ -221,19 +244,21 @@ def _label_curves(panel: Axes, history: MixtureHistory, table: np.ndarray, *, fo
     points = panel.get_window_extent().height * 72 / panel.figure.dpi
     places = spread(heights, gap=1.25 * font_points / points)
     for index, height, place in zip(order, heights, places, strict=True):
-        style = _style(index)
+        style = line_style(index)
         panel.plot(
-            (1.0, 1.02),
-            (height, place),
+            (1.0, 1.02, 1.05),
+            (height, place, place),
             transform=panel.transAxes,
             clip_on=False,
-            linewidth=0.8,
-            color=style["color"],
+            linewidth=1.2,
+            markevery=(2, 1),
+            markersize=4,
+            **style,
         )
         panel.text(
-            1.025,
+            1.055,
             place,
-            f"{history.domains[index]}  {form.format(last[index])}",
+            f"{history.domains[index]}  {form(last[index])}",
             transform=panel.transAxes,
             color=style["color"],
             fontsize=font_points,
@@ -246,9 +271,25 @@ def _table(events: Sequence[Mapping[str, Any]], key: str, domains: Sequence[str]
     return np.array(rows, dtype=np.float64)  # None becomes NaN
 
 
-def _style(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, dash and mark of a domain's line: no two domains of a run share all three."""
     turn, place = divmod(index, len(_COLOURS))
-    return {"color": _COLOURS[place], "linestyle": _DASHES[turn % len(_DASHES)]}
+    cycle, turn = divmod(turn, len(_TURNS))
+    share, grey, dash, _ = _TURNS[turn]
+    base = (int(_COLOURS[place][at : at + 2], 16) / 255 for at in (1, 3, 5))
+    colour = tuple((1 - share) * part + share * grey for part in base)
+    return {
+        "color": colour,
+        "linestyle": dash,
+        "marker": _LINE_MARKS[cycle % len(_LINE_MARKS)],
+    }
+
+
+def epochs_text(epochs: float) -> str:
+    """Writes a number of passes with two digits, and all of those before the point."""
+    if 0 < epochs < 0.01:
+        return "< 0.01"
+    return f"{epochs:.2g}" if epochs < 9.95 else f"{epochs:.0f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 if __name__ == "__main__":  # run as a file: the repository root takes the place of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
+
+import numpy as np
 
 from megatron.data.indexed_dataset import (
     MMapIndexedDatasetBuilder,

@@ -16,6 +16,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from megatron.checkpoint_format import CheckpointReader, verify
 from megatron.errors import CheckpointError

@@ -20,6 +20,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # started as a file: the packages lie one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from megatron.errors import CheckpointError
 from tools.hf.model_card import model_card

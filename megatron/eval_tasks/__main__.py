@@ -1,5 +1,10 @@
 """``python -m megatron.eval_tasks``: lm-eval's command with the model ``neox``."""
 
+if __name__ == "__main__":
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
+
 from megatron.entry_point import run_program
 from megatron.eval_tasks.command import main
 

@@ -27,8 +27,9 @@ _SHADOWED = "evaluate"
 def lm_eval_surroundings() -> Iterator[None]:
     """Holds while lm-eval is imported, loads tasks or evaluates.
 
-    Standard output stays this program's own. lm-eval's tasks import Hugging Face's library
-    ``evaluate``; a script of ours has the same name, so its folder is taken off the import path.
+    Standard output stays this program's own, and templates of tasks run in a sandbox. lm-eval's
+    tasks import Hugging Face's library ``evaluate``; a script of ours has the same name, so its
+    folder is taken off the import path.
 
     Raises:
         ConfigError: If lm-eval is not installed.
@@ -42,7 +43,8 @@ def lm_eval_surroundings() -> Iterator[None]:
         os.environ.setdefault(name, value)
     logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # repeats our own settings
     with _without_our_script(), contextlib.redirect_stdout(sys.stderr), _quiet_bars():
-        yield
+        with _sandboxed_templates():
+            yield
 
 
 @contextlib.contextmanager
@@ -59,6 +61,26 @@ def _without_our_script() -> Iterator[None]:
         sys.path[:] = path
         if is_ours and module is not None:
             sys.modules[_SHADOWED] = module
+
+
+@contextlib.contextmanager
+def _sandboxed_templates() -> Iterator[None]:
+    """Jinja reaches every class of Python from a text, ``{{ x.__class__ }}``, save in a sandbox."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    open_to_all = utils.env
+    sandbox = SandboxedEnvironment(
+        loader=open_to_all.loader,
+        undefined=open_to_all.undefined,
+        keep_trailing_newline=open_to_all.keep_trailing_newline,
+    )
+    sandbox.filters.update(open_to_all.filters)
+    utils.env = sandbox
+    try:
+        yield
+    finally:
+        utils.env = open_to_all
 
 
 @contextlib.contextmanager

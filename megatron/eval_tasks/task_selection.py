@@ -16,6 +16,7 @@ from megatron.eval_tasks.command import chat_folder
 from megatron.eval_tasks.generation_settings import read_settings
 from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
+from megatron.eval_tasks.task_code import refuse_task_code
 from megatron.neox_arguments import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -34,14 +35,17 @@ def load_tasks(config: RunConfig) -> TaskDict:
 
     Raises:
         ConfigError: On every rank: if lm-eval is not installed, a task is unknown, its data cannot
-            be read, it wants text written as this program does not, or there is no chat template
-            where one is asked for.
+            be read, it runs code that is not trusted, it wants text written as this program does
+            not, or there is no chat template where one is asked for.
     """
     settings = config.text_generation
     if settings.eval_apply_chat_template:
         _ = ChatTemplate(chat_folder(config)).text  # raises where there is none
     with lm_eval_surroundings():
-        manager, names = find_tasks(settings.eval_tasks or (), settings.eval_task_paths or ())
+        folders = settings.eval_task_paths or ()
+        manager, names = find_tasks(settings.eval_tasks or (), folders)
+        if not settings.trust_task_code:
+            refuse_task_code(manager, names, folders)
         loaded: list[TaskDict] = []
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
         run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=is_first)

@@ -29,6 +29,8 @@ class StepReport:
     skipped: bool
     seconds: float
     """Wall time since the previous report."""
+    step_seconds: float
+    """Wall time of the step alone, without what hooks did since the previous report."""
 
 
 class Hook:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 
 from megatron.data.mixed_batches import MixedBatches
 from megatron.hooks.base import Hook, StepReport
 from megatron.logging import RunLogger
-from megatron.logging_records import TrainRecord
+from megatron.logging_records import TrainRecord, typical_seconds
 from megatron.state import TrainState
-from odm import MixtureController
+from odm import MixtureController, Signal
 
 __all__ = ["LoggingHook"]
 
@@ -23,9 +24,11 @@ _ESTIMATES = {
 }
 """The field of a method's state from which it makes the weights."""
 
+_TIMED_STEPS = 64
+
 
 class LoggingHook(Hook):
-    """Logs every ``interval``-th iteration; times are means since the last record."""
+    """Logs every ``interval``-th iteration and the last one."""
 
     def __init__(
         self, logger: RunLogger, source: MixedBatches, mixture: MixtureController, *, interval: int
@@ -36,26 +39,44 @@ class LoggingHook(Hook):
         self.interval = interval
         self._seconds = 0.0
         self._steps = 0
+        self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._nan_iterations = 0
+        self._sums = np.zeros((4, len(mixture.domains)))
+        self._last_report: StepReport | None = None
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self._seconds += report.seconds
         self._steps += 1
+        self._step_seconds.append(report.step_seconds)
         self._nan_iterations += not math.isfinite(report.lm_loss)
-        if state.step % self.interval == 0:
-            self.logger.train(self._record(state, report))
-            self._seconds, self._steps = 0.0, 0
+        signal = report.signal
+        self._sums += signal.loss_sum, signal.loss_sq_sum, signal.token_count, signal.sample_count
+        self._last_report = report
+        if state.step % self.interval == 0 or state.stop:
+            self._log(state, report)
+
+    def at_end(self, state: TrainState) -> None:
+        if self._steps and self._last_report is not None:
+            self._log(state, self._last_report)
+
+    def _log(self, state: TrainState, report: StepReport) -> None:
+        self.logger.train(self._record(state, report))
+        self._seconds, self._steps = 0.0, 0
+        self._sums.fill(0.0)
 
     def _record(self, state: TrainState, report: StepReport) -> TrainRecord:
         domains = self.mixture.domains
         cursors = self.mixture.cursors
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
-        losses = report.signal.mean_loss().tolist()
         estimate = _ESTIMATES.get(self.mixture.mixer.name)
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))
+
+        def mean_losses(signal: Signal) -> dict[str, float | None]:
+            means = signal.mean_loss().tolist()
+            return by_domain([None if math.isnan(mean) else mean for mean in means])
 
         return TrainRecord(
             iteration=state.step,
@@ -64,6 +85,7 @@ class LoggingHook(Hook):
             lm_loss=report.lm_loss,
             learning_rate=report.learning_rate,
             seconds=self._seconds / self._steps,
+            step_seconds=typical_seconds(self._step_seconds),
             samples_per_second=batch * steps_per_second,
             tokens_per_second=batch * self.source.seq_length * steps_per_second,
             grad_norm=report.grad_norm,
@@ -71,7 +93,8 @@ class LoggingHook(Hook):
             skipped_iterations=state.step - state.applied_steps,
             nan_iterations=self._nan_iterations,
             weights=by_domain(report.weights.tolist()),
-            losses=by_domain([None if math.isnan(loss) else loss for loss in losses]),
+            losses=mean_losses(report.signal),
+            mean_losses=mean_losses(Signal.from_sums(self._sums)),
             tokens=by_domain(report.signal.token_count.astype(np.int64).tolist()),
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
             # not divided by the batch: its size may have changed since the start

@@ -5,6 +5,7 @@ Standard library only, so that a rank can call it before the slow imports.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -102,7 +103,11 @@ def _note_stop(number: int, frame: FrameType | None) -> None:
     if _stop_since is None:
         _stop_since = now
     elif now - _stop_since >= REPEAT_SECONDS:
-        os._exit(128 + number)  # no clean-up on purpose: the user insists
+        # no clean-up on purpose: the user insists; nor sys.stderr, which may be in use right now
+        name = signal.Signals(number).name
+        with contextlib.suppress(OSError):
+            os.write(2, f"{name} again: ended at once, without a checkpoint\n".encode())
+        os._exit(128 + number)
 
 
 def _exit_without(parent_pid: int) -> None:

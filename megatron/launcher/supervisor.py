@@ -84,13 +84,14 @@ class Supervisor:
         self._stop_signal: int | None = None
         self._stop_since = 0.0
         self._stop_forwarded = False
-        self._kill_now = False
+        self._kill_signal: int | None = None
 
     def run(self) -> int:
         """Starts the ranks and waits for all of them.
 
         Returns:
-            0 when every rank exited with 0, 2 when a rank refused the user's input, else 1.
+            0 when every rank exited with 0; 2 when a rank refused the user's input; 128 and the
+            signal's number when a second one killed the run, as a shell has it; else 1.
         """
         previous = self._take_signals()
         try:
@@ -137,7 +138,9 @@ class Supervisor:
                 failed_since = now
             if failed_since is not None and now - failed_since > _SETTLE_SECONDS:
                 break
-            if self._kill_now or any(code < 0 for code in codes):
+            if self._kill_signal is not None:
+                return self._end_now(self._kill_signal)
+            if any(code < 0 for code in codes):
                 break
             if self._stop_forwarded and now - self._stop_since > self._grace_seconds:
                 self._report(
@@ -236,7 +239,7 @@ class Supervisor:
         if self._stop_signal is None:
             self._stop_signal, self._stop_since = number, now
         elif now - self._stop_since >= REPEAT_SECONDS:
-            self._kill_now = True
+            self._kill_signal = number
 
     def _on_interrupt(self, number: int, frame: object) -> None:
         if self._ranks and self._ranks[0].exit_code is None:
@@ -247,6 +250,15 @@ class Supervisor:
         self._signal_ranks(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._signal_ranks(signal.SIGCONT)
+
+    def _end_now(self, number: int) -> int:
+        """Kills the run at a second request, says so, and returns the exit code."""
+        self._report(
+            f"deepy.py: {signal.Signals(number).name} again: the run is killed; what it did since "
+            "its last checkpoint is lost"
+        )
+        self._kill_all()
+        return 128 + number
 
     def _forward_stop(self) -> None:
         if self._stop_signal is None or self._stop_forwarded:

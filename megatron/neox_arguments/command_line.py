@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigError, Origin
-from .schema import find_file, read_files
+from .schema import SUFFIXES, find_file, is_file, read_files
 
 if TYPE_CHECKING:
     from .neox_args import NeoXArgs
@@ -31,15 +31,23 @@ class DeepyCommand:
     dry_run: bool
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong command line in one line: the usage would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = "; keys are set in YAML files" if message.startswith("unrecognized") else ""
+        self.exit(2, f"{self.prog}: {message}{hint}; --help lists all flags\n")
+
+
 def deepy_parser() -> argparse.ArgumentParser:
     """Returns the parser of ``deepy.py``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="deepy.py",
         description="Starts train.py, evaluate.py or generate.py on all processes of a run.",
         allow_abbrev=False,
     )
     parser.add_argument("user_script", help="script to start")
-    _add_configuration_flags(parser, nargs="+")
+    _add_configuration_flags(parser)
     group = parser.add_argument_group("instead of starting")
     group.add_argument("--check", action="store_true", help="check the configuration and stop")
     group.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run")
@@ -48,20 +56,20 @@ def deepy_parser() -> argparse.ArgumentParser:
 
 def script_parser(name: str = "train.py") -> argparse.ArgumentParser:
     """Returns the parser of a script that a person or torchrun starts without ``deepy.py``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=name,
         description="Runs one process. `deepy.py` starts all processes of a run.",
         allow_abbrev=False,
     )
-    _add_configuration_flags(parser, nargs="*")
+    _add_configuration_flags(parser)
     parser.add_argument("--megatron_config", help="path, JSON or base64 of the configuration")
     parser.add_argument("--deepspeed_config", help="not read; launchers of GPT-NeoX pass it")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers")
     return parser
 
 
-def _add_configuration_flags(parser: argparse.ArgumentParser, *, nargs: str) -> None:
-    parser.add_argument("conf_file", nargs=nargs, help="YAML or JSON files; .yml may be left out")
+def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("conf_file", nargs="*", help="YAML or JSON files; .yml may be left out")
     parser.add_argument("-d", "--conf_dir", help="folder of the configuration files")
     parser.add_argument("-H", "--hostfile", help="file of lines `host slots=N`")
     parser.add_argument("--iteration", type=int, help="checkpoint to load (default: the latest)")
@@ -75,6 +83,13 @@ def _add_configuration_flags(parser: argparse.ArgumentParser, *, nargs: str) -> 
     )
     group.add_argument(
         "--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names"
+    )
+    group.add_argument(
+        "--trust_task_code",
+        "--trust-task-code",
+        action="store_true",
+        default=None,
+        help="run the Python code that task files of your own name",
     )
     group.add_argument(
         "--domains",
@@ -99,6 +114,7 @@ FLAG_KEYS = (
     "wandb_team",
     "eval_tasks",
     "eval_results_prefix",
+    "trust_task_code",
     "eval_domains",
     "sample_input_file",
     "sample_output_file",
@@ -116,10 +132,7 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
     from .neox_args import NeoXArgs
 
     parsed = deepy_parser().parse_intermixed_args(input_args)
-    if not Path(parsed.user_script).is_file():
-        raise ConfigError(
-            f"the command line: there is no script {parsed.user_script}; check its path"
-        )
+    _check_script(parsed.user_script, parsed.conf_dir)
     values, origins = _read_configuration(parsed)
     return DeepyCommand(NeoXArgs._build(values, origins), parsed.check, parsed.dry_run)
 
@@ -139,9 +152,27 @@ def read_script_command(
         parsed, _ = parser.parse_known_args(arguments)
         return load_megatron_config(parsed.megatron_config), {}
     parsed = parser.parse_intermixed_args(arguments)
-    if not parsed.conf_file:
-        raise ConfigError("the command line: name at least one configuration file")
     return _read_configuration(parsed)
+
+
+def _check_script(script: str, conf_dir: str | None) -> None:
+    """Refuses what is no script; most often ``train.py`` was forgotten before the files."""
+    if Path(script).suffix in SUFFIXES or (not is_file(script) and _finds_file(script, conf_dir)):
+        raise ConfigError(
+            f"the command line: {script} is a configuration file; name the program before it, as "
+            f"in ./deepy.py train.py {script}"
+        )
+    if not is_file(script):
+        hint = f"did you mean {script}.py?" if is_file(f"{script}.py") else "check its path"
+        raise ConfigError(f"the command line: there is no script {script}; {hint}")
+
+
+def _finds_file(name: str, conf_dir: str | None) -> bool:
+    try:
+        find_file(name, conf_dir)
+    except ConfigError:
+        return False
+    return True
 
 
 def load_megatron_config(text: str) -> dict[str, Any]:
@@ -178,6 +209,14 @@ def _is_file(text: str) -> bool:
 def _read_configuration(
     parsed: argparse.Namespace,
 ) -> tuple[dict[str, Any], dict[str, Origin]]:
+    if not parsed.conf_file:
+        raise ConfigError("the command line: name at least one configuration file")
+    for name in parsed.conf_file:
+        if name.endswith(".py"):
+            raise ConfigError(
+                f"the command line: {name} is a program, not a configuration file; name one "
+                "program, before the files"
+            )
     document = read_files([find_file(name, parsed.conf_dir) for name in parsed.conf_file])
     values: dict[str, Any] = {"config_files": dict(document.texts), **document.values}
     origins = dict(document.origins)

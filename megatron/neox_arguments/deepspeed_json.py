@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,6 +11,7 @@ from .coerce import coerce
 from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
 from .rules.precision import COMMUNICATION_FORMATS
 from .run_config import RunConfig
+from .secrets import with_secrets
 
 PASSED_THROUGH = (
     "flops_profiler",
@@ -29,7 +31,8 @@ NEVER_PRINT = 10**9
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """Returns DeepSpeed's configuration for a run.
 
-    There is no optimizer and no scheduler section: the program hands over torch objects.
+    There is no optimizer and no scheduler section: the program hands over torch objects. Secrets
+    are in it, those that name an environment variable with its value: it is not to be written.
     """
     section, derived = config.deepspeed, config.derived
     clips_in_runner = derived.zero_stage == 0 and derived.precision == "fp32"
@@ -62,10 +65,12 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     for key in PASSED_THROUGH:
         value = getattr(section, key)
         if value is not None:
-            result[key] = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
+            value = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
+            result[key] = with_secrets(value, os.environ, name=key)
     for key, value in (section.deepspeed_extra_args or {}).items():
         if key in EXTRA_KEYS:  # others were refused, or have no effect
-            result[key] = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
+            value = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
+            result[key] = with_secrets(value, os.environ, name=f"deepspeed_extra_args.{key}")
     return result
 
 

@@ -34,6 +34,7 @@ from .groups import (
 from .hostfile import count_problems
 from .presets import default_of
 from .schema import find_file, read_files
+from .secrets import plain_secrets, redacted
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
 
@@ -157,7 +158,18 @@ class NeoXArgs(_FlatFields):
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
 
         DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`.
+
+        Raises:
+            ConfigError: If a secret is written out: every user of a machine sees command lines.
         """
+        secret = next(plain_secrets(self.megatron_config), None)
+        if secret is not None:
+            problem = (
+                f"{secret}: would stand on the command line of every machine; write "
+                "${NAME} there and set NAME in the environment of each (~/.deepspeed_env becomes a "
+                "part of the command line as well)"
+            )
+            raise placed(self, ConfigError(problem, key=secret.partition(".")[0]))
         arguments = _launcher_flags(self)
         if self.user_script is not None:
             arguments.append(self.user_script)
@@ -206,7 +218,7 @@ class NeoXArgs(_FlatFields):
             self._set_all({name: getattr(self, name) for name in self._given})
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{key}={value!r}" for key, value in self.megatron_config.items())
+        values = ", ".join(f"{k}={v!r}" for k, v in redacted(self.megatron_config).items())
         return f"NeoXArgs({values})"
 
 
@@ -216,7 +228,8 @@ def format_values(args: NeoXArgs) -> str:
     names = [name for name in names if name != "config_files"]
     width = max(len(name) for name in names)
     mark = {True: "set", False: "default"}
-    rows = [f"  {n:<{width}}  {getattr(args, n)!r}  ({mark[n in args.given]})" for n in names]
+    values = redacted({name: getattr(args, name) for name in names})
+    rows = [f"  {n:<{width}}  {values[n]!r}  ({mark[n in args.given]})" for n in names]
     return "\n".join(rows)
 
 

@@ -22,6 +22,7 @@ from .groups import (
     NeoXArgsTokenizer,
     NeoXArgsTraining,
 )
+from .secrets import redacted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,11 +232,11 @@ class RunConfig:
     preference: NeoXArgsPreference
     derived: Derived
     files: Mapping[str, str]
-    """Texts of the configuration files by name, as given."""
+    """Texts of the configuration files by name, as given, but without secrets."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the resolved configuration as plain data: one mapping for each group, and
-        `derived`.
+        `derived`. It may be written anywhere: secrets are redacted.
         """
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self):
@@ -243,7 +244,7 @@ class RunConfig:
                 continue
             values = dataclasses.asdict(getattr(self, field.name))
             values.pop("config_files", None)
-            result[field.name] = {key: _plain(value) for key, value in values.items()}
+            result[field.name] = redacted({key: _plain(value) for key, value in values.items()})
         return result
 
 

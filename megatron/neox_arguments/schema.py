@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError, Origin, shown
+from .secrets import redacted_text
 
 SUFFIXES = (".yml", ".yaml", ".json")
 
@@ -25,7 +26,7 @@ class Document:
     """The merged content of configuration files.
 
     ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
-    files as they are.
+    files as they are, without secrets.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -110,7 +111,7 @@ def read_files(paths: Iterable[str | Path]) -> Document:
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
             values[key], origins[key] = value, origin
-        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = text
+        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = redacted_text(text)
     if problems:
         raise ConfigError(*problems)
     return Document(values, origins, texts)
@@ -225,7 +226,8 @@ def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
         values = json.loads(text, object_pairs_hook=section)
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}:{error.colno}"
-        raise ConfigError(f"{where}: malformed JSON: {error.msg}; mend it there") from None
+        problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
+        raise ConfigError(f"{where}: malformed JSON: {problem}; correct it there") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}:1: must be a section (key: value pairs)")
     *inner, outer = sections  # the outermost one ends last

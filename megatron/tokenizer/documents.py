@@ -209,7 +209,8 @@ def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     try:
         record = json.loads(decode(line))
     except json.JSONDecodeError as error:
-        raise ValueError(f"malformed JSON, {error.msg} at column {error.colno}") from error
+        problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
+        raise ValueError(f"malformed JSON, {problem} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("malformed JSON, nested too deeply") from error
     if not isinstance(record, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,6 +55,38 @@ def test_the_poetry_file_names_the_same_dependencies_at_their_lower_bound(path):
     dependencies = tomllib.loads(pair.read_text(encoding="utf-8"))["tool"]["poetry"]["dependencies"]
     assert dependencies.pop("python") == ">=3.10"
     assert {name.lower(): bound for name, bound in dependencies.items()} == lower_bounds(path)
+
+
+def constraints() -> list[Requirement]:
+    return [Requirement(line) for line in requirement_lines(REQUIREMENTS / "constraints.txt")]
+
+
+def test_constraints_are_exact_versions_of_no_build_and_pass_python_3_10_over():
+    pins = constraints()
+    assert len(pins) > 50
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "=="
+        assert "+" not in specifier.version  # torch's +cpu would forbid every GPU
+        assert not pin.extras
+        assert pin.marker is not None
+        assert [pin.marker.evaluate({"python_version": v}) for v in ("3.10", "3.11", "3.13")] == [
+            False,
+            True,
+            True,
+        ]
+    names = [canonicalize_name(pin.name) for pin in pins]
+    assert len(set(names)) == len(names)
+    assert not {"odm", "odm-neox"} & set(names)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_what_ci_installs_is_constrained_to_a_version_that_is_allowed(name):
+    pins = {canonicalize_name(pin.name): str(next(iter(pin.specifier))) for pin in constraints()}
+    for line in requirement_lines(REQUIREMENTS / name):
+        requirement = Requirement(line)
+        version = pins[canonicalize_name(requirement.name)].removeprefix("==")
+        assert requirement.specifier.contains(version), line
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -242,13 +242,13 @@ def test_moments_that_the_optimizer_has_not_are_not_dropped_without_a_word(tmp_p
         load_engine_state(engine, folder, topology_of(1), moment_names=(), applied_steps=3)
 
 
-def load_from(load: Path, save: Path) -> Path | None:
+def load_from(load: Path, save: Path, **options: Any) -> Path | None:
     config: Any = SimpleNamespace(
         derived=SimpleNamespace(load_path=str(load), save_path=str(save)),
         other=SimpleNamespace(iteration=None),
     )
     with process_group_of_one():
-        return checkpoint_to_load(config, lambda line: None)
+        return checkpoint_to_load(config, lambda line: None, **options)
 
 
 def test_the_save_folder_by_another_name_is_a_fresh_start(tmp_path, monkeypatch):
@@ -264,6 +264,22 @@ def test_a_checkpoint_in_the_place_of_its_folder_is_told_apart_from_none(tmp_pat
     folder = write_checkpoint(tmp_path / "global_step30")
     with pytest.raises(CheckpointError, match=rf"holds it, {tmp_path}, and .* iteration: 30$"):
         load_from(folder, tmp_path / "run")
+
+
+def test_a_program_that_reads_a_model_does_not_begin_without_one(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^load: no checkpoint in .*/run; .* train the mod"):
+        load_from(tmp_path / "run", tmp_path / "run", for_training=False)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model-00001-of-00002.bin"])
+@pytest.mark.parametrize("for_training", [True, False])
+def test_a_model_of_hugging_face_leads_to_the_converter(tmp_path, weights, for_training):
+    for name in ("config.json", weights):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError) as refused:
+        load_from(tmp_path, tmp_path, for_training=for_training)
+    assert f"load: {tmp_path} is a model of Hugging Face" in str(refused.value)
+    assert f"python tools/convert_from_hf.py --input_dir {tmp_path}" in str(refused.value)
 
 
 def test_another_shape_is_refused_before_anything_is_read(tmp_path, counted):
@@ -285,9 +301,13 @@ def test_random_states_that_were_not_saved_are_said_to_be_missing(tmp_path):
     said: list[str] = []
     restore_random_state(folder, topology_of(1), said.append)
     assert said == [
-        f"{folder}: random states were not saved (no_save_rng): with dropout, masks will differ "
+        f"{folder}: random states were not saved (no_save_rng): dropout's masks will differ "
         "from those of the uninterrupted run"
     ]
+
+
+def test_without_dropout_nobody_misses_random_states(tmp_path):
+    restore_random_state(write_checkpoint(tmp_path / "c"), topology_of(1), None)
 
 
 def test_another_layout_is_said_aloud(tmp_path):

@@ -74,6 +74,7 @@ def config(folder):
         settings = {
             "eval_tasks": list(names),
             "eval_task_paths": [str(folder)],
+            "trust_task_code": False,
             "eval_num_fewshot": None,
             "eval_task_limit": None,
             "eval_seed": None,

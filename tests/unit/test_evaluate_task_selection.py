@@ -47,12 +47,15 @@ def one_process():
         yield
 
 
-def config_of(names, folders):
+def config_of(names, folders, *, trust_task_code=False):
     paths = [str(path) for path in folders]
     return SimpleNamespace(
         model=SimpleNamespace(max_position_embeddings=64),
         text_generation=SimpleNamespace(
-            eval_tasks=list(names), eval_task_paths=paths, eval_apply_chat_template=False
+            eval_tasks=list(names),
+            eval_task_paths=paths,
+            eval_apply_chat_template=False,
+            trust_task_code=trust_task_code,
         ),
     )
 
@@ -127,6 +130,88 @@ def test_a_tag_means_its_tasks_and_a_group_keeps_its_name(tmp_path):
     assert list(load_tasks(config_of(["tiny_tag"], [tmp_path]))["tasks"]) == ["tiny_choice"]
     with pytest.raises(ConfigError, match=r"tiny_text.*leave one of them out"):
         load_tasks(config_of(["both", "tiny_text"], [tmp_path]))
+
+
+def write_code(folder: Path) -> None:
+    """Functions beside a task file, which leave a mark when they are imported."""
+    (folder / "utils.py").write_text(
+        f"open({str(folder / 'ran')!r}, 'w')\ndef process(docs): return docs\nclass Task: pass\n"
+    )
+
+
+CODE = {
+    "function": ("process_docs: !function utils.process\n", "!function utils.process"),
+    "verbatim tag": ("process_docs: !<!function> utils.process\n", "!function utils.process"),
+    "in a list": ("filter_list: [{filter: [{function: !function utils.process}]}]\n", "!func"),
+    "class": ("class: utils.Task\n", "class utils.Task"),
+    "included": ("include: other.yaml\n", "!function utils.process"),
+    "nested include": ("include: [first.yaml]\n", "!function utils.process"),
+    "own metric": ("metric_list: [{metric: me/mine}]\n", "metric me/mine"),
+    "fetched": ("metric_list: [{metric: acc, hf_evaluate: true}]\n", "metric acc"),
+}
+
+
+@pytest.mark.usefixtures("one_process", "only_local_tasks")
+@pytest.mark.parametrize("by_path", [False, True])
+@pytest.mark.parametrize("case", CODE)
+def test_code_of_a_task_file_is_named_and_not_run(tmp_path, case, by_path):
+    addition, code = CODE[case]
+    write_tasks(tmp_path)
+    write_code(tmp_path)
+    (tmp_path / "other.yaml").write_text("process_docs: !function utils.process\n")
+    (tmp_path / "first.yaml").write_text("include: other.yaml\n")
+    file = tmp_path / "tiny_text.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings.pop(addition.partition(":")[0], None)
+    file.write_text(yaml.safe_dump(settings) + addition)
+    place = tmp_path / "other.yaml" if "include" in case else file
+    line = 1 if "include" in case else file.read_text().count("\n")
+    name = str(file) if by_path else "tiny_text"
+    with pytest.raises(ConfigError) as refused:
+        load_tasks(config_of([name], [tmp_path]))
+    (message,) = refused.value.messages
+    assert message.startswith(f"eval_tasks: {place}:{line}: runs Python code ({code}")
+    assert "--trust_task_code" in message
+    assert not (tmp_path / "ran").exists()
+    assert list(load_tasks(config_of(["tiny_choice"], [tmp_path]))["tasks"]) == ["tiny_choice"]
+
+
+@pytest.mark.usefixtures("one_process", "only_local_tasks")
+def test_code_that_is_trusted_runs(tmp_path):
+    write_tasks(tmp_path)
+    write_code(tmp_path)
+    with (tmp_path / "tiny_text.yaml").open("a") as file:
+        file.write("process_docs: !function utils.process\n")
+    load_tasks(config_of(["tiny_text"], [tmp_path], trust_task_code=True))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("one_process", "only_local_tasks")
+def test_a_group_or_tag_is_refused_for_any_of_its_files(tmp_path):
+    write_tasks(tmp_path)
+    write_code(tmp_path)
+    with (tmp_path / "tiny_choice.yaml").open("a") as file:
+        file.write("process_docs: !function utils.process\n")
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [tiny_choice, tiny_text]\n")
+    for name in ("both", "tiny_tag", str(tmp_path / "both.yaml")):
+        with pytest.raises(ConfigError, match=r"tiny_choice\.yaml:\d+: runs Python code"):
+            load_tasks(config_of([name], [tmp_path]))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_template_reaches_nothing_but_its_document():
+    from jinja2.exceptions import SecurityError
+
+    with lm_eval_surroundings():
+        from lm_eval.utils import apply_template
+
+        assert apply_template("{{q.strip()|regex_replace('b', 'c')}}\n", {"q": " ab "}) == "ac\n"
+        for template in (
+            "{{ q.__class__.__mro__[1].__subclasses__() }}",
+            "{{ cycler.__init__.__globals__.os.getcwd() }}",
+        ):
+            with pytest.raises(SecurityError):
+                apply_template(template, {"q": "x"})
 
 
 @pytest.mark.usefixtures("one_process")
@@ -219,7 +304,7 @@ def test_local_tasks_ask_no_network(folder, tmp_path):
         "from megatron.eval_tasks.task_selection import load_tasks\n"
         f"folders = [{str(folder)!r}]\n"
         "settings = Space(eval_tasks=['tiny_text'], eval_task_paths=folders)\n"
-        "settings.eval_apply_chat_template = False\n"
+        "settings.eval_apply_chat_template = settings.trust_task_code = False\n"
         "load_tasks(Space(text_generation=settings, model=Space(max_position_embeddings=64)))\n"
         "print(json.dumps(asked))\n"
     )

@@ -212,6 +212,88 @@ def test_arguments_are_private_and_gone_afterwards():
     assert not folder.exists()
 
 
+def ended_pid() -> int:
+    """The number of a process that has ended and that nobody has taken again."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def shared_temp(tmp_path, monkeypatch):
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def named_for(folder: Path, *, pid: object) -> str:
+    """The name that the launcher ``pid`` would have given to ``folder``."""
+    return folder.name.replace(f"-{os.getpid()}-", f"-{pid}-")
+
+
+def test_the_folder_of_a_launcher_that_was_killed_is_removed(shared_temp):
+    with arguments_folder() as folder:
+        left = shared_temp / named_for(folder, pid=ended_pid())
+        living = shared_temp / named_for(folder, pid=os.getppid())
+    for path in (left, living):
+        path.mkdir()
+        (path / "x.json").write_text("{}")
+    with arguments_folder():
+        assert not left.exists()
+        assert living.exists()
+
+
+def test_what_others_put_into_the_temporary_folder_stops_nobody_and_stays(shared_temp, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/kept").write_text("")
+    with arguments_folder() as folder:
+        pid = ended_pid()
+        names = {n: named_for(folder, pid=n) for n in (pid, "9" * 10, "9" * 40, "0", "-1", "x", "")}
+        older = f"odm-neox-{pid}-abc"
+    for name in (*names.values(), older):
+        (shared_temp / name).symlink_to(tmp_path / "other")
+    (shared_temp / f"{names[pid]}2").write_text("a file")
+    (shared_temp / f"{names[pid]}3").symlink_to("/nowhere/at/all")
+    (shared_temp / f"{names[pid]}4").symlink_to(f"{names[pid]}4")
+    before = sorted(path.name for path in shared_temp.iterdir())
+    with arguments_folder():
+        pass
+    assert sorted(path.name for path in shared_temp.iterdir()) == before
+    assert (tmp_path / "other/kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [
+        ("socket.gethostname", lambda: "another-machine"),
+        ("os.getuid", lambda: 4242),
+        ("os.readlink", lambda path: "pid:[1]"),
+        ("pathlib.Path.read_text", lambda self, encoding: "another boot"),
+    ],
+)
+def test_another_machine_user_container_or_boot_has_other_folders(
+    shared_temp, monkeypatch, target, value
+):
+    with arguments_folder() as folder:
+        left = shared_temp / named_for(folder, pid=ended_pid())
+    left.mkdir()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(target, value)
+        with arguments_folder():
+            assert left.exists()
+    with arguments_folder():
+        assert not left.exists()
+
+
+def test_the_folders_name_says_whose_it_is(shared_temp, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "a-b/c d")
+    with arguments_folder() as folder:
+        assert folder.parent == shared_temp
+        assert folder.name.startswith(f"odm-neox-{os.getuid()}-a_b_c_d-")
+        assert f"-{os.getpid()}-" in folder.name
+
+
 def test_check_summarises_the_run_and_starts_nothing(files, capsys):
     assert main(["--check", *files]) == 0
     output = capsys.readouterr().out
@@ -292,17 +374,12 @@ def run_deepy_without(*blocked: str, arguments: list[str]) -> subprocess.Complet
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    ("blocked", "named"),
-    [(("yaml",), "yaml"), (("torch", "deepspeed"), "torch, deepspeed")],
-)
-def test_a_bare_installation_says_in_one_line_what_to_install(files, blocked, named):
-    run = run_deepy_without(*blocked, arguments=list(files))
+def test_an_installation_without_torch_is_told_before_a_run_starts(files):
+    run = run_deepy_without("torch", "deepspeed", arguments=list(files))
     assert run.returncode == 2
-    assert run.stderr == (
-        f"deepy.py: this Python lacks {named}, which training needs; install the extra: pip "
-        "install 'odm-neox[train]', or pip install '.[train]' in the folder of the sources\n"
-    )
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("deepy.py: this Python (")
+    assert "lacks torch, deepspeed; " in run.stderr
 
 
 def test_a_configuration_can_be_checked_without_torch(files):
@@ -348,7 +425,34 @@ def test_a_later_second_signal_ends_the_process_at_once():
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(5)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 128 + signal.SIGTERM
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 143
+    assert run.stderr == "SIGTERM again: ended at once, without a checkpoint\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_kills_a_run_and_the_launcher_tells_so(number, code):
+    rank = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    program = (
+        "import os, sys\n"
+        "from megatron.launcher import supervisor\n"
+        "supervisor.REPEAT_SECONDS = 0.0\n"
+        f"command = supervisor.RankCommand([sys.executable, '-c', {rank!r}], os.environ)\n"
+        "sys.exit(supervisor.Supervisor([command], grace_seconds=60, report=print).run())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "up\n"
+        launcher.send_signal(number)
+        assert "a second signal ends it now" in launcher.stdout.readline()
+        launcher.send_signal(number)
+        assert f"{number.name} again: the run is killed" in launcher.stdout.readline()
+        assert launcher.wait(timeout=20) == code
 
 
 def test_a_process_without_our_launcher_is_bound_to_nobody(monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.logging import RunLogger, print_rank_0, read_run_log
-from megatron.logging_records import TrainRecord, train_scalars
+from megatron.logging_records import TrainRecord, train_scalars, typical_seconds
 from megatron.logging_writers import ConsoleWriter, has_wandb_key, wandb_run_name
 from megatron.neox_arguments import ConfigError
 from megatron.run_log import RunLogFile
@@ -51,11 +51,13 @@ def make_record(iteration: int = 10, **values) -> TrainRecord:
         "lm_loss": 0.1 + 0.2,
         "learning_rate": 1e-3,
         "seconds": 0.5,
+        "step_seconds": 0.4,
         "samples_per_second": 8.0,
         "tokens_per_second": 64.0,
         "grad_norm": 1.5,
         "weights": {"code": 0.25, "prose": 0.75},
         "losses": {"code": 2.0, "prose": None},
+        "mean_losses": {"code": 2.25, "prose": 3.5},
         "tokens": {"code": 32, "prose": 0},
         "epochs": {"code": 0.5, "prose": 0.0},
         "iterations": {"code": 2.5, "prose": 7.5},
@@ -71,6 +73,7 @@ def make_logger(folder, *, rank: int = 0, **logging_args):
         rank,
         train_iters=100,
         flops_per_token=1e12,
+        device_kind="CPU process",
         console=ConsoleWriter(stream),
     )
     return logger, stream
@@ -90,8 +93,10 @@ def test_a_training_line_has_the_keys_that_others_rely_on(tmp_path):
         "loss_scale": None,
         "tokens_per_second": 64.0,
         "seconds": 0.5,
+        "step_seconds": 0.4,
         "weights": {"code": 0.25, "prose": 0.75},
         "losses": {"code": 2.0, "prose": None},
+        "mean_losses": {"code": 2.25, "prose": 3.5},
         "tokens": {"code": 32, "prose": 0},
         "epochs": {"code": 0.5, "prose": 0.0},
     }
@@ -131,17 +136,42 @@ def test_the_console_line_has_the_names_of_gpt_neox_and_every_domain(tmp_path):
     for words in (
         "samples/sec: 8.000 |",
         "iteration 10/100 |",
-        "time left: 0:00:45 |",
+        "time left: 0:00:36 |",
         "elapsed time per iteration (ms): 500.0 |",
         "learning rate: 1.000E-03 |",
-        "approx flops per GPU: 32.0TFLOPS |",
+        "approx flops per CPU process: 32.0TFLOPS |",
         "lm_loss: 3.000000E-01 |",
         "number of skipped iterations:   0 |",
         "number of nan iterations:   0 |",
     ):
         assert words in line
-    assert "code    25.0%  2.000" in " ".join(table)
-    assert "prose   75.0%    -" in " ".join(table)
+    assert "code    25.0%  2.250" in " ".join(table)
+    assert "prose   75.0%  3.500" in " ".join(table)
+
+
+@pytest.mark.parametrize(
+    ("times", "typical"),
+    [
+        ([3.0], 3.0),
+        ([3.0, 1.0], 2.0),
+        ([9.0, 1.0, 1.5], 1.5),
+        ([60.0, 1.0, 2.0, 3.0], 2.5),
+        ([60.0, 1.0, 2.0, 3.0, 0.0, 2.0, 50.0], 7 / 3),
+    ],
+)
+def test_a_slow_step_does_not_move_the_typical_time(times, typical):
+    assert typical_seconds(times) == pytest.approx(typical)
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "text"),
+    [(7.4811, "ppl 7.481"), (50304.4, "ppl 50304"), (1e12, "ppl 1e+12"), (math.inf, "ppl inf")],
+)
+def test_a_large_perplexity_is_written_plainly(tmp_path, perplexity, text):
+    logger, stream = make_logger(tmp_path)
+    result = SimpleNamespace(loss=1.0, perplexity=perplexity, bits_per_byte=None)
+    logger.evaluation("validation", 10, {"code": result}, {})
+    assert text in stream.getvalue().splitlines()[1].split("  ")[-1]
 
 
 def test_an_evaluation_is_logged_and_printed(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -103,12 +104,51 @@ def test_weights_do_not_go_into_another_network(trained):
     with pytest.raises(CheckpointError) as error:
         load_module_weights(GPT2Model(network, seed=1), trained, ALONE)
     assert str(error.value) == (
-        f"{trained}/configs/resolved.json: num_attention_heads is 4, this run has 2, with which "
-        "the weights compute something else; use the model's own configuration"
+        f"{trained}/configs/resolved.json: num_attention_heads is 4, this run has 2, which is "
+        "another network; use the model's own configuration"
     )
     load_module_weights(
         GPT2Model(replace(network_of(), hidden_dropout=0.5), seed=1), trained, ALONE
     )
+
+
+@pytest.mark.parametrize("is_finetuning", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"num_layers": 3}, "num_layers is 2, this run has 3"),
+        ({"num_layers": 1}, "num_layers is 2, this run has 1"),
+        ({"hidden_size": 64}, "hidden_size is 32, this run has 64"),
+        (
+            {"intermediate_size": 96},
+            "mlp_inner_size (from intermediate_size) is 128, this run has 96",
+        ),
+        ({"pos_emb": "learned"}, 'pos_emb is "rotary", this run has "learned"'),
+    ],
+    ids=str,
+)
+def test_weights_of_other_shapes_name_the_key_and_both_values(
+    trained, changes, found, is_finetuning
+):
+    model = GPT2Model(network_of(**changes), seed=1)
+    say = (lambda line: None) if is_finetuning else None
+    with pytest.raises(CheckpointError, match=re.escape(found)):
+        load_module_weights(model, trained, ALONE, on_other_network=say)
+
+
+def test_more_learned_positions_than_the_checkpoint_has_are_named():
+    groups = groups_of(pos_emb="learned")
+    network = network_of(pos_emb="learned", max_position_embeddings=64)
+    assert first_difference(network, groups) == ("max_position_embeddings", 48, 64)
+    assert first_difference(network_of(max_position_embeddings=64), groups_of()) is None
+
+
+def test_another_tokenizer_than_the_model_had_is_named(trained):
+    model = GPT2Model(
+        replace(network_of(), vocab_size=VOCAB_SIZE - 5, padded_vocab_size=VOCAB_SIZE - 5), seed=1
+    )
+    with pytest.raises(CheckpointError, match=rf"model has {VOCAB_SIZE} tokens, .*vocab_file\)"):
+        load_module_weights(model, trained, ALONE)
 
 
 def test_finetuning_may_change_the_network_aloud(trained):

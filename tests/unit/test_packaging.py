@@ -134,6 +134,33 @@ def test_every_entry_script_is_installed_and_executable_python(monkeypatch):
         assert os.access(ROOT / name, os.X_OK), f"{name} is not executable"
 
 
+def test_the_image_runs_as_a_user_who_owns_home_and_folder():
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    instructions = [line.split()[0] for line in lines if line[:1].isalpha()]
+    assert instructions.index("USER") > max(
+        place for place, name in enumerate(instructions) if name == "RUN"
+    )
+    (user,) = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert user not in ("root", "0")
+    text = "\n".join(lines)
+    assert f"ENV HOME=/home/{user}" in text
+    assert f"--owner {user} --group {user} /workspace/odm-neox" in text
+    assert f"COPY --chown={user}:{user} . ." in text
+
+
+@pytest.mark.parametrize("target", ["install", "install-dev", "demo"])
+@pytest.mark.parametrize(
+    ("setting", "is_constrained"), [([], True), (["CONSTRAINTS="], False)], ids=["ci's", "newest"]
+)
+def test_make_installs_what_ci_ran_unless_told_otherwise(tmp_path, target, setting, is_constrained):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}", *setting]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    (install,) = [line for line in finished.stdout.splitlines() if "pip install" in line]
+    assert ("-c requirements/constraints.txt" in install) == is_constrained
+
+
 @pytest.mark.parametrize("target", ["install", "demo", "test", "lint", "docs", "clean"])
 def test_make_knows_the_target(target, tmp_path):
     if shutil.which("make") is None:

@@ -15,7 +15,9 @@ from matplotlib import pyplot
 from megatron.run_log import RunLogFile
 from tools.plot_mixture import (
     draw_mixture,
+    epochs_text,
     iteration_limits,
+    line_style,
     main,
     read_history,
     smooth,
@@ -92,6 +94,44 @@ def test_the_ending_chooses_the_format(tmp_path, name, start):
     write_log(tmp_path / "metrics.jsonl", num_domains=2)
     assert main([str(tmp_path), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "text"),
+    [
+        (0.0, "0"),
+        (0.00001, "< 0.01"),
+        (0.014, "0.014"),
+        (1.26, "1.3"),
+        (9.96, "10"),
+        (99.7, "100"),
+        (163.4, "163"),
+        (1234567.0, "1234567"),
+    ],
+)
+def test_epochs_are_written_plainly(epochs, text):
+    assert epochs_text(epochs) == text
+
+
+def test_no_two_of_thirty_domains_share_a_colour_and_no_two_of_two_hundred_a_line():
+    styles = [line_style(index) for index in range(200)]
+    assert len({style["color"] for style in styles[:30]}) == 30
+    assert len({tuple(style.values()) for style in styles}) == 200
+
+
+def test_the_picture_shows_means_since_the_line_before_where_the_log_has_them(tmp_path):
+    log = RunLogFile(tmp_path / "metrics.jsonl")
+    log.append(
+        {
+            "event": "train",
+            "iteration": 10,
+            "weights": {"code": 1.0},
+            "losses": {"code": None},
+            "mean_losses": {"code": 2.5},
+            "epochs": {"code": 0.5},
+        }
+    )
+    assert read_history(tmp_path).losses.tolist() == [[2.5]]
 
 
 def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,14 @@ import torch
 from megatron import runners
 from megatron.errors import EvaluationStopped
 from megatron.evaluation import evaluate_domains
-from megatron.hooks.base import Hook
+from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.logging_records import train_scalars
 from megatron.runners import StepResult
 from megatron.state import TrainState
 from megatron.training import MAX_CONSECUTIVE_SKIPS, train
-from odm import MixtureController, MixtureSchedule
+from odm import MixtureController, MixtureSchedule, Signal
 from tests.process_group import process_group_of_one
 
 DOMAINS = ("web", "code")
@@ -250,6 +251,91 @@ def test_shares_of_batches_stay_true_when_the_batch_size_changes():
             learning_rate_of=lambda step: 0.1,
         )
     assert [sum(record.iterations.values()) for record in records] == pytest.approx(range(1, 13))
+
+
+def logged_records(
+    interval: int, last_step: int, *, stop_at: int | None = None, hook_seconds: float = 0.0
+) -> list[Any]:
+    """Runs a training and returns its records."""
+    mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
+    records: list[Any] = []
+    logger: Any = SimpleNamespace(train=records.append)
+    source: Any = Source(mixture)
+    runner: Any = Runner()
+    hook = LoggingHook(logger, source, mixture, interval=interval)
+
+    class Slow(Hook):
+        def after_step(self, state, report):
+            time.sleep(hook_seconds)
+
+    state = train(
+        runner,
+        source,
+        mixture,
+        [hook, Slow()],
+        TrainState(),
+        last_step=last_step,
+        learning_rate_of=lambda step: 0.1,
+        exit_interval=stop_at,
+    )
+    hook.at_end(state)
+    return records
+
+
+@pytest.mark.parametrize(
+    ("interval", "last_step", "stop_at", "logged"),
+    [
+        (4, 10, None, [4, 8, 10]),
+        (5, 10, None, [5, 10]),
+        (100, 3, None, [3]),
+        (4, 10, 6, [4, 6]),
+        (1, 2, None, [1, 2]),
+    ],
+)
+def test_the_last_iteration_is_logged_whatever_the_interval(interval, last_step, stop_at, logged):
+    records = logged_records(interval, last_step, stop_at=stop_at)
+    assert [record.iteration for record in records] == logged
+
+
+def test_a_record_holds_the_last_losses_and_their_means_since_the_record_before():
+    mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
+    records: list[Any] = []
+    logger: Any = SimpleNamespace(train=records.append)
+    source: Any = Source(mixture)
+    hook = LoggingHook(logger, source, mixture, interval=2)
+    state = TrainState(consumed_samples=8)
+    steps = (([5.0, 1.0], [4, 4]), ([3.0, 0.0], [12, 0]), ([2.0, 0.0], [4, 0]), ([4.0, 0], [4, 0]))
+    for losses, counts in steps:
+        state.step += 1
+        report = StepReport(
+            draw=mixture.draw(state.step, 8),
+            weights=mixture.weights,
+            signal=Signal.from_means(losses, counts),
+            lm_loss=1.0,
+            grad_norm=None,
+            learning_rate=0.1,
+            loss_scale=None,
+            skipped=False,
+            seconds=2.0,
+            step_seconds=1.0,
+        )
+        mixture.observe(state.step, report.signal)
+        hook.after_step(state, report)
+    assert [record.losses for record in records] == [
+        {"web": 3.0, "code": None},
+        {"web": 4.0, "code": None},
+    ]
+    assert [record.mean_losses for record in records] == [
+        {"web": 3.5, "code": 1.0},
+        {"web": 3.0, "code": None},
+    ]
+    assert [(record.seconds, record.step_seconds) for record in records] == [(2.0, 1.0)] * 2
+
+
+def test_the_time_of_a_step_leaves_out_what_hooks_do():
+    record = logged_records(4, 4, hook_seconds=0.05)[0]
+    assert record.seconds > 0.035  # three pauses in four iterations
+    assert record.step_seconds < 0.02
 
 
 @pytest.mark.parametrize(

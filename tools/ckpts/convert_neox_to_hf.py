@@ -6,6 +6,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a file: the packages lie two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from megatron.launcher.installation import explain_missing_packages
+
+    explain_missing_packages()
 
 from tools.convert_to_hf import main
 

@@ -126,7 +126,8 @@ class NeoXArgsDeepspeedConfig:
 
     deepspeed_extra_args: dict[str, Any] | None = None
     """More keys for DeepSpeed's configuration, added as they are; only such as have no key of
-    their own here."""
+    their own here. A secret, as `comet.api_key`, is better written `${COMET_API_KEY}`, which takes
+    it from the environment; what a run writes never holds one."""
 
     load_universal: bool = False
     """The checkpoint is DeepSpeed's universal one. Refused: our checkpoints load on any layout as

@@ -77,6 +77,10 @@ class NeoXArgsTextgen:
     """Folders with your own lm-eval task files (`.yaml`), at any depth. Their names win over
     lm-eval's."""
 
+    trust_task_code: bool = False
+    """Lets task files of your own run the Python code that they name (`!function`, a class, a
+    metric that is fetched). Read it first: it can do all that you can."""
+
     eval_num_fewshot: int | None = None
     """Solved examples before each question of a task. Not set: what the task says, else 0. A task
     whose own file says 0 keeps it."""

@@ -59,6 +59,45 @@ def test_a_missing_script_or_file_is_one_message(folder):
         NeoXArgs.consume_deepy_args(["train.py", "modle"])
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("model.yml", "model.yml is a configuration file; name the program before it"),
+        ("model.yml data.yml", "model.yml is a configuration file"),
+        ("model data", "in ./deepy.py train.py model"),
+        ("model.yml train.py", "model.yml is a configuration file"),
+        ("--check absent.yaml", "absent.yaml is a configuration file"),
+        ("train model", "there is no script train; did you mean train.py?"),
+        ("train.py", "name at least one configuration file"),
+        ("train.py train.py model", "train.py is a program, not a configuration file"),
+    ],
+)
+def test_a_forgotten_program_or_file_is_one_message(folder, command, words):
+    with pytest.raises(ConfigError) as refused:
+        read_deepy_command(command.split())
+    (message,) = refused.value.messages
+    assert message.startswith("the command line: ")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train.py model --train_iters 5", "--train_iters 5; keys are set in YAML files"),
+        ("", "user_script"),
+        ("train.py model --iteration x", "invalid int value: 'x'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(folder, capsys, command, words):
+    with pytest.raises(SystemExit) as ended:
+        read_deepy_command(command.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("deepy.py: ")
+    assert error.count("\n") == 1
+    assert words in error
+
+
 def test_flags_are_not_abbreviated(folder):
     with pytest.raises(SystemExit) as caught:
         NeoXArgs.consume_deepy_args(["train.py", "model", "--iter", "5"])

@@ -88,6 +88,12 @@ def test_malformed_json_names_line_and_column(write):
     assert message.startswith(f"{path}:3:2: malformed JSON: ")
 
 
+def test_a_message_of_json_does_not_end_in_the_middle(write):
+    path = write("bad.json", '{\n\t"seed": "1\n}')
+    (message,) = messages(read_files, [path])
+    assert "malformed JSON: Invalid control character; " in message
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "text\n"])
 def test_a_file_that_is_no_mapping_is_refused(write, text):
     path = write("list.yml", text)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion, make_mixer
-from odm.replay import ReplayError, main, read_run_log, replay
+from odm.replay import ReplayError, find_log, main, read_run_log, replay
 
 DOMAINS = ["web", "code", "books"]
 
@@ -179,6 +179,20 @@ def test_the_exit_code_says_whether_the_log_agrees(tmp_path, capsys, change, cod
 def test_a_missing_file_is_one_line(tmp_path, capsys):
     assert main([str(tmp_path / "none.jsonl")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "logs/metrics.jsonl"])
+def test_a_folder_stands_for_the_log_in_it(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("")
+    assert find_log(str(tmp_path)) == str(tmp_path / place)
+
+
+def test_a_folder_without_a_log_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{tmp_path}: no run log here")
+    assert error.count("\n") == 1
 
 
 def test_a_tolerance_can_be_given(tmp_path):

@@ -170,7 +170,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"text": "cut', "malformed JSON"),
+        (b'{"text": "cut', "malformed JSON, Invalid control character at column 14"),
+        (b'{"text": 5', "malformed JSON, Expecting ',' delimiter at column"),
         (b'["text"]', "not a JSON object but a list"),
         (b'{"body": "x"}', "no key 'text' (there is: 'body')"),
         (b'{"text": 5}', "the value of 'text' is not text but a number"),

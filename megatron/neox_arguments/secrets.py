@@ -1,0 +1,159 @@
+"""Keeps passwords and keys of services out of what a run writes and out of command lines.
+
+A value under a key that looks like a secret reaches the library that needs it and nothing else:
+files hold `REDACTED` in its place. Better still, a file names an environment variable,
+``api_key: ${COMET_API_KEY}``, which is read where the library is set up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+
+REDACTED = "<redacted>"
+
+_WORDS = (
+    *("api_?key", "access_?key", "private_?key", "secret", "password", "passwd", "passphrase"),
+    *("credentials?", "authorization", "bearer", "webhook"),
+)
+_SECRET = re.compile(rf"(?:{'|'.join(_WORDS)})|(?:^|_)(?:auth|auth_?key|token)$")
+_IN_TEXT = re.compile(rf"(?:{'|'.join(_WORDS)})|(?:auth|auth_?key|token)[\"']?\s*:")
+_REFERENCE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+_HARMLESS_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool")
+_IN_COMMENT = re.compile(r"(#.*?([\w-]+)[\"']?\s*:\s*)([^\s#].*)")
+
+
+def is_secret_key(key: object) -> bool:
+    """Tells whether a key names a secret: ``api_key``, ``hub-token``, ``AccessToken``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).lower().replace("-", "_")
+    return _SECRET.search(words) is not None
+
+
+def redacted(value: Any, *, is_secret: bool = False) -> Any:
+    """Returns a copy of plain data with `REDACTED` in place of every secret.
+
+    Args:
+        value: Mappings, lists and scalars.
+        is_secret: Whether ``value`` itself is under a key that names a secret.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: redacted(item, is_secret=is_secret or is_secret_key(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [redacted(item, is_secret=is_secret) for item in value]
+    return REDACTED if is_secret and _is_written_out(value) else value
+
+
+def redacted_text(text: str) -> str:
+    """Returns the text of a YAML or JSON file with `REDACTED` in place of every secret.
+
+    Everything else stays as it is, comments too, save what looks like a secret in them.
+    """
+    if not _IN_TEXT.search(text.lower().replace("-", "_")):
+        return text  # nearly always, and parsing takes time
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return _redacted_json(text)
+    spans = {(n.start_mark.index, n.end_mark.index) for n in _secret_nodes(node, set())}
+    for start, end in sorted(spans, reverse=True):
+        written = text[start:end]
+        anchor = re.match(r"(?:!\S*\s+)?(&\S+\s+)?", written)
+        kept = (anchor[1] or "") if anchor else ""
+        rest = written[len(written.rstrip()) :]  # a block ends with its line
+        text = f'{text[:start]}{kept}"{REDACTED}"{rest}{text[end:]}'
+    return _IN_COMMENT.sub(_comment, text)
+
+
+def plain_secrets(value: Any, place: str = "", *, is_secret: bool = False) -> Iterator[str]:
+    """Names the secrets that are written out in plain data, as ``comet.api_key``."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            name = f"{place}.{key}" if place else str(key)
+            yield from plain_secrets(item, name, is_secret=is_secret or is_secret_key(key))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from plain_secrets(item, place, is_secret=is_secret)
+    elif is_secret and value != REDACTED and _is_written_out(value):
+        yield place
+
+
+def with_secrets(
+    value: Any, environ: Mapping[str, str], *, name: str, is_secret: bool = False
+) -> Any:
+    """Returns a section for the library that it is meant for.
+
+    Args:
+        value: As the user wrote it, or a redacted copy, whose secrets are left out.
+        environ: Gives the values of ``${NAME}`` and ``$NAME``.
+        name: Of ``value``, for messages.
+        is_secret: Whether that name is one of a secret.
+
+    Raises:
+        ConfigError: If such a variable is not set.
+    """
+    if isinstance(value, Mapping):
+        items = ((key, item, is_secret or is_secret_key(key)) for key, item in value.items())
+        return {
+            key: with_secrets(item, environ, name=f"{name}.{key}", is_secret=below)
+            for key, item, below in items
+            if not (below and item == REDACTED)
+        }
+    if isinstance(value, (list, tuple)):
+        return [with_secrets(item, environ, name=name, is_secret=is_secret) for item in value]
+    return _filled(value, environ, name) if is_secret else value
+
+
+def _filled(value: Any, environ: Mapping[str, str], name: str) -> Any:
+    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    variable = match[1] or match[2]
+    if variable not in environ:
+        raise ConfigError(
+            f"{name}: takes its value from the environment variable {variable}, which is not set; "
+            "set it, or remove the key"
+        )
+    return environ[variable]
+
+
+def _is_written_out(value: Any) -> bool:
+    """Whether a value under a secret's name is one: not null, a switch or a reference."""
+    if value is None or value == "" or isinstance(value, bool):
+        return False
+    return not (isinstance(value, str) and _REFERENCE.fullmatch(value))
+
+
+def _secret_nodes(node: Any, done: set[int], *, is_secret: bool = False) -> Iterator[Any]:
+    """The scalars that hold secrets. Aliases repeat a node, so each is looked at once a meaning."""
+    if node is None or id(node) * 2 + is_secret in done:
+        return
+    done.add(id(node) * 2 + is_secret)
+    if isinstance(node, yaml.MappingNode):
+        for key, item in node.value:
+            below = is_secret or is_secret_key(key.value)
+            yield from _secret_nodes(item, done, is_secret=below)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _secret_nodes(item, done, is_secret=is_secret)
+    elif is_secret and node.tag not in _HARMLESS_TAGS and _is_written_out(node.value):
+        yield node
+
+
+def _redacted_json(text: str) -> str:
+    try:
+        return json.dumps(redacted(json.loads(text)), indent=2)
+    except (ValueError, RecursionError):
+        return text  # nothing can read it, and no run begins with it
+
+
+def _comment(match: re.Match[str]) -> str:
+    return f"{match[1]}{REDACTED}" if is_secret_key(match[2]) else match[0]
