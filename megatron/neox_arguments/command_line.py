@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, Origin
+from .parsing import load_json
 from .schema import find_file, read_files
 
 if TYPE_CHECKING:
@@ -153,11 +153,12 @@ def load_megatron_config(text: str) -> dict[str, Any]:
     is_json = text.lstrip().startswith("{")
     try:
         if not is_json and _is_file(text):
-            content = json.loads(Path(text).read_text(encoding="utf-8"))
+            content = load_json(Path(text).read_text(encoding="utf-8"), text)
         elif is_json:
-            content = json.loads(text)
+            content = load_json(text, "--megatron_config")
         else:
-            content = json.loads(base64.urlsafe_b64decode(text.encode()))
+            decoded = base64.urlsafe_b64decode(text.encode()).decode()
+            content = load_json(decoded, "--megatron_config")
     except (ValueError, binascii.Error, OSError):
         shown = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
 from .errors import ConfigError, IssueList, Origin, shown
 from .fields import field_table, nearest_key
@@ -36,6 +37,9 @@ from .presets import default_of
 from .schema import find_file, read_files
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+
+_LONGEST_KEY = 100
+"""Characters of a key that may be a known one, spelled wrongly."""
 
 _NOT_FLAGS = ("account", "comment", "detect_nvlink_pairs", "autotuning_run")
 """Keys of the runner group that are no flags of DeepSpeed's runner."""
@@ -126,8 +130,10 @@ class NeoXArgs(_FlatFields):
         """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
         for key, default in (("rank", 0), ("local_rank", 0), ("world_size", 1)):
             text = os.environ.get(key.upper(), str(default))
-            if not text.isdecimal():
-                raise ConfigError(f"{key.upper()}: must be a whole number, got {text!r}; set it")
+            if not text.isdecimal() or len(text) > LONGEST_NUMBER:
+                raise ConfigError(
+                    f"{key.upper()}: must be a whole number, got {shown(text)}; set it"
+                )
             self.update_value(key, int(text))
 
     @property
@@ -223,12 +229,17 @@ def format_values(args: NeoXArgs) -> str:
 def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     field = field_table().get(key)
     if field is None:
-        near = nearest_key(key)
+        near = nearest_key(key) if len(key) <= _LONGEST_KEY else None
         hint = f"did you mean '{near}'?" if near else "see configs/neox_arguments.md for all keys"
-        issues.add(key, f"unknown key '{key}'; {hint}")
+        issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
+        if isinstance(value, (dict, list, tuple)):
+            check_plain(value, key)  # first: it may be too large to look at
         coerce(value, field.type)
+        check_plain(value, key)
+    except ConfigError as error:
+        issues.add_error(ConfigError(*error.messages, key=key))
     except Mismatch as error:
         issues.add(key, f"{key} must be {error}, got {shown(value)}{_advice(value, field.type)}")
 
@@ -245,10 +256,12 @@ def _advice(value: Any, annotation: Any) -> str:
 def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+        if not isinstance(key, str):
+            raise ConfigError(f"a key must be text, got {shown(key)}; write its name")
+        name = key.replace("-", "_")
         if name in result:
             raise ConfigError(
-                f"'{name}' is set twice, with dashes and with underscores; set it once"
+                f"{shown(name)} is set twice, with dashes and with underscores; set it once"
             )
         result[name] = value
     return result
