@@ -162,18 +162,25 @@ class NeoXArgs(_FlatFields):
     def get_deepspeed_main_args(self) -> list[str]:
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
 
-        DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`.
+        DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`. Flags are as the
+        user wrote them; `deepy.py` passes what its own reading of the hostfile and filters leaves.
+
+        Raises:
+            ConfigError: For a filter beside `num_nodes` or `num_gpus`, which the runner refuses.
         """
-        arguments = _launcher_flags(self)
-        if self.user_script is not None:
-            arguments.append(self.user_script)
-        for flag, content in (
-            ("--deepspeed_config", self.deepspeed_config),
-            ("--megatron_config", self.megatron_config),
-        ):
-            text = json.dumps(content).encode()  # unsorted: keys of sections may be numbers
-            arguments += [flag, base64.urlsafe_b64encode(text).decode()]
-        return arguments
+        values = launch_values(self)
+        filters = [key for key in ("include", "exclude") if values[key]]
+        counts = [key for key in ("num_nodes", "num_gpus") if values[key] not in (None, -1)]
+        if filters and counts:
+            raise placed(
+                self,
+                ConfigError(
+                    f"{counts[0]} and {filters[0]} are both set, and DeepSpeed's runner takes one "
+                    "of them; start with deepy.py, or keep one",
+                    key=counts[0],
+                ),
+            )
+        return runner_arguments(self, {})
 
     def print(self) -> None:
         """Writes all values to standard output, what was set first."""
@@ -312,20 +319,39 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
     return values
 
 
-def _launcher_flags(args: NeoXArgs) -> list[str]:
+def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
+    """Returns the command line of DeepSpeed's runner.
+
+    Args:
+        args: The flat arguments.
+        replaced: Values instead of the user's, by key; `slurm_arguments` is text for srun.
+    """
+    arguments = _launcher_flags(args, replaced)
+    if args.user_script is not None:
+        arguments.append(args.user_script)
+    for flag, content in (
+        ("--deepspeed_config", args.deepspeed_config),
+        ("--megatron_config", args.megatron_config),
+    ):
+        text = json.dumps(content).encode()  # unsorted: keys of sections may be numbers
+        arguments += [flag, base64.urlsafe_b64encode(text).decode()]
+    return arguments
+
+
+def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     typed = launch_values(args)
     values = {key: typed[key] for key in typed if field_table()[key].group == "runner"}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
-    if values["include"] or values["exclude"]:
-        values["num_gpus"] = None  # DeepSpeed refuses both; the filter is the more exact one
+    values |= {key: value for key, value in replaced.items() if key in values}
     for name, value in values.items():
         is_default = value in (None, False) or value == field_table()[name].default
         if is_default or name in _NOT_FLAGS:
             continue
         flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     slurm = [f"--{name}={values[name]}" for name in ("account", "comment") if values[name]]
+    slurm += shlex.split(replaced.get("slurm_arguments", ""))
     if slurm and values["launcher"] == "slurm":
         flags.append(f"--launcher_args={shlex.join(slurm)}")  # apart, argparse takes it for a flag
     return flags
@@ -349,5 +375,6 @@ __all__ = [
     "format_values",
     "launch_values",
     "placed",
+    "runner_arguments",
     "typed_value",
 ]
