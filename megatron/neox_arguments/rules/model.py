@@ -11,6 +11,8 @@ from .draft import Draft
 _MOST_LAYERS = 100_000
 """More are a slip of the pen, and lists of them would fill the memory."""
 
+_WIDEST_MLP = 2**31
+
 ATTENTION_TYPES = ("global", "flash")
 REFUSED_ATTENTION = {
     "local": "sliding windows are not part of this version",
@@ -51,6 +53,12 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
         draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
+    padded = draft["padded_vocab_size"]
+    draft.require(
+        padded is None or padded >= 0,
+        "padded_vocab_size",
+        f"padded_vocab_size must be at least 1, got {padded}; remove it",
+    )
     has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
     if draft.is_set("padded_vocab_size") and has_tokenizer:
         draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
@@ -239,9 +247,13 @@ def _rotary_dim(draft: Draft, head_dim: int) -> int:
     if draft["pos_emb"] != "rotary":
         return 0
     share = draft["rotary_pct"]
+    if not draft.require(
+        0 < share <= 1, "rotary_pct", f"rotary_pct must be above 0, at most 1, got {share:g}"
+    ):
+        return 0
     size = int(head_dim * share)
     draft.require(
-        0 < share <= 1 and size >= 2 and size % 2 == 0,
+        size >= 2 and size % 2 == 0,
         "rotary_pct",
         f"rotary_pct {share:g} rotates {size} of {head_dim} dimensions of a head; "
         "their number must be even and at least 2",
@@ -269,8 +281,15 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
         )
     if exact is not None:
         return _round_up(exact, multiple), is_gated
-    base = int(size or (factor * hidden if factor else 4 * hidden))
     key = "intermediate_size" if size else "expansion_factor"
+    wanted = size or (factor * hidden if factor else 4 * hidden)
+    if not draft.require(
+        abs(wanted) <= _WIDEST_MLP,
+        key,
+        f"{key} {size or factor or 4:g} makes an MLP wider than {_WIDEST_MLP}; lower it",
+    ):
+        return 1, is_gated
+    base = int(wanted)
     inner = _round_up(int(2 * base / 3) // 2 if is_gated else base, multiple)
     draft.require(
         inner >= 1 or min(size or 1, factor or 1) <= 0,  # those have an issue above
