@@ -49,6 +49,7 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
                 key, f"{key}: {draft[key]!r} is not part of this version; {refused[draft[key]]}"
             )
     _check_unbuilt(draft, layers)
+    _check_attention(draft, layers)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
@@ -65,7 +66,6 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
     inner, is_gated = _mlp_width(draft, hidden)
     return {
         "seq_length": seq_length,
-        "attention_types": _attention_types(draft, layers),
         "head_dim": head_dim,
         "num_kv_heads": _kv_heads(draft, heads),
         "rotary_dim": _rotary_dim(draft, head_dim),
@@ -153,14 +153,12 @@ def _check_unbuilt(draft: Draft, layers: int) -> None:
         )
 
 
-def _attention_types(draft: Draft, layers: int) -> tuple[str, ...]:
-    """Expands `attention_config` to one type a layer."""
+def _check_attention(draft: Draft, layers: int) -> None:
+    """Checks that `attention_config` gives each layer a type that is built."""
     written = draft["attention_config"]
-    if written is None:
-        return ("global",) * layers
-    types = _expand(draft, written, layers)
+    types = None if written is None else _expand(draft, written, layers)
     if types is None:
-        return ("global",) * layers
+        return
     for name in dict.fromkeys(types):
         if name in ATTENTION_TYPES:
             continue
@@ -174,7 +172,6 @@ def _attention_types(draft: Draft, layers: int) -> tuple[str, ...]:
         f"attention_config gives {len(types)} layers, num_layers is {layers}; "
         "make them equal or write 'all'",
     )
-    return tuple(types)
 
 
 def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:

@@ -120,7 +120,7 @@ def test_a_world_size_beyond_any_machine_is_refused_wherever_it_comes_from(
     problem, make_config, minimal, monkeypatch
 ):
     assert problem(2**31) == "world_size must be at most 1048576, got 2147483648"
-    with pytest.raises(ConfigError, match="^world_size must be 1 to 1048576, got 2147483648"):
+    with pytest.raises(ConfigError, match=r"^world_size must be 1 to 1048576, got 2147483648"):
         resolve(NeoXArgs.from_dict({**minimal, "world_size": 2**31, "train_batch_size": 6}))
     monkeypatch.setenv("WORLD_SIZE", "9" * 5000)
     assert make_config().derived.world_size == 1
