@@ -15,14 +15,6 @@ from odm import MixtureController
 
 __all__ = ["LoggingHook"]
 
-_ESTIMATES = {
-    "smoothed_mean": "estimated_reward",
-    "odm_paper": "estimated_reward",
-    "exp3": "cumulative_estimated_reward",
-    "ema": "weights",
-}
-"""The field of a method's state from which it makes the weights."""
-
 
 class LoggingHook(Hook):
     """Logs every ``interval``-th iteration; times are means since the last record."""
@@ -52,7 +44,7 @@ class LoggingHook(Hook):
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
         losses = report.signal.mean_loss().tolist()
-        estimate = _ESTIMATES.get(self.mixture.mixer.name)
+        estimate = self.mixture.mixer.estimate
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))
