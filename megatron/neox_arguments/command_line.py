@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, Origin
+from .errors import ConfigError, Origin, shown
 from .parsing import load_json
-from .schema import find_file, read_files
+from .schema import find_file, is_file, read_files
 
 if TYPE_CHECKING:
     from .neox_args import NeoXArgs
@@ -116,9 +116,9 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
     from .neox_args import NeoXArgs
 
     parsed = deepy_parser().parse_intermixed_args(input_args)
-    if not Path(parsed.user_script).is_file():
+    if not is_file(parsed.user_script):
         raise ConfigError(
-            f"the command line: there is no script {parsed.user_script}; check its path"
+            f"the command line: there is no script {parsed.user_script[:200]}; check its path"
         )
     values, origins = _read_configuration(parsed)
     return DeepyCommand(NeoXArgs._build(values, origins), parsed.check, parsed.dry_run)
@@ -160,9 +160,9 @@ def load_megatron_config(text: str) -> dict[str, Any]:
             decoded = base64.urlsafe_b64decode(text.encode()).decode()
             content = load_json(decoded, "--megatron_config")
     except (ValueError, binascii.Error, OSError):
-        shown = text if len(text) <= 60 else text[:57] + "..."
+        given = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(
-            f"--megatron_config: '{shown}' is no file, no JSON and no base64 of JSON; pass a path"
+            f"--megatron_config: {shown(given)} is no file, no JSON and no base64 of JSON; pass a path"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError("--megatron_config: must be a JSON object")

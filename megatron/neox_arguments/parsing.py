@@ -65,7 +65,7 @@ def parse_text(text: str, source: str) -> list[Entry]:
         _refuse_many_keys(len(node.value), source)
         return [_entry(loader, key, value, source) for key, value in node.value]
     except _BeyondBound as error:
-        mark = error.problem_mark
+        mark = error.place
         raise ConfigError(f"{source}:{mark.line + 1}:{mark.column + 1}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         if source.endswith(".json"):
@@ -112,6 +112,7 @@ class _BeyondBound(yaml.MarkedYAMLError):
 
     def __init__(self, problem: str, mark: Any) -> None:
         super().__init__(problem=problem, problem_mark=mark)
+        self.place = mark
 
 
 class _BoundedLoader(yaml.SafeLoader):

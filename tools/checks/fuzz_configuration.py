@@ -3,8 +3,8 @@
 
 Five kinds of input: YAML, JSON, hostfiles with filters, command lines, and values from Python. Each
 case must be taken, or refused in lines of text with exit code 2; anything else that is raised, a
-message of several lines and a case that takes long are printed with the case. The kinds and the
-seed choose the cases; equal numbers give equal cases.
+message of several lines and a case that takes long are printed with its kind and number; equal
+numbers give equal cases.
 
     python -m tools.checks.fuzz_configuration --cases 20000 --seed 1
 """
@@ -30,6 +30,7 @@ from megatron.launcher.command import main as deepy
 from megatron.launcher.plan import plan_launch
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import load_megatron_config
+from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.fields import field_table
 
 KINDS = ("yaml", "json", "hostfile", "command", "values")
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 problem = problem_of(case, folder, slow_seconds=options.slow_seconds)
             if problem is not None:
                 found += 1
-                print(f"{kind} {seed}: {problem}\n  {str(case)[:1000]}")
+                print(f"{kind} {seed}: {problem}\n  {shown(case)}")
         print(f"{kind}: {options.cases} cases")
     print(f"{found} wrong answers")
     return 1 if found else 0
