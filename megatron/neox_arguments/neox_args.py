@@ -241,7 +241,7 @@ def _check_entry(key: str, value: Any, issues: IssueList) -> None:
         issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
-        if isinstance(value, (dict, list, tuple)):
+        if isinstance(value, (Mapping, list, tuple)):
             check_plain(value, key)  # first: it may be too large to look at
         coerce(value, field.type)
         check_plain(value, key)

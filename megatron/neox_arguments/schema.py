@@ -46,7 +46,9 @@ def find_file(name: str, folder: str | None = None) -> Path:
         if is_file(candidate):
             return candidate
     if os.path.isdir(path):
-        raise ConfigError(f"{_shortened(path)}: is a folder; name a file in it, or pass -d {path} and a name")
+        raise ConfigError(
+            f"{_shortened(path)}: is a folder; name a file in it, or pass -d {path} and a name"
+        )
     if os.path.exists(path):
         raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
     if os.path.isdir(path.parent):

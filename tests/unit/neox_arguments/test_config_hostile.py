@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import MappingProxyType
 
 import pytest
 
@@ -136,6 +137,7 @@ def own_list() -> list:
         ({"zero_optimization": {"stage": 10**400}}, "zero_optimization.stage holds a number above"),
         ({"lr": "9" * 5000}, "lr must be a number, got '999"),
         ({"seed": "0" * 5000 + "1"}, "seed must be a whole number, got '000"),
+        ({"fp16": MappingProxyType({"enabled": True})}, "fp16 holds mappingproxy("),
         ({10**5000: 1}, "a key must be text, got a number of thousands of digits"),
         ({"x" * 100_000: 1}, "unknown key 'xxx"),
         ({"a\nb": 1}, "unknown key 'a\\nb'"),
