@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .initialize import initialize_megatron
-    from .neox_arguments import NeoXArgs
     from .logging import print_rank_0
+    from .neox_arguments import NeoXArgs
 
 __version__ = "0.1.0"
 

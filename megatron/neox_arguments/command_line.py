@@ -162,7 +162,8 @@ def load_megatron_config(text: str) -> dict[str, Any]:
     except (ValueError, binascii.Error, OSError):
         given = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(
-            f"--megatron_config: {shown(given)} is no file, no JSON and no base64 of JSON; pass a path"
+            f"--megatron_config: {shown(given)} is no file, no JSON and no base64 of JSON; pass a "
+            "path"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError("--megatron_config: must be a JSON object")
