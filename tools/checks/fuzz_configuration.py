@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 problem = problem_of(case, folder, slow_seconds=options.slow_seconds)
             if problem is not None:
                 found += 1
-                print(f"{kind} {seed}: {problem}\n  {shown(case)}")
-        print(f"{kind}: {options.cases} cases")
+                print(f"{kind} {seed}: {problem}\n  {shown(case)}", flush=True)
+        print(f"{kind}: {options.cases} cases", flush=True)
     print(f"{found} wrong answers")
     return 1 if found else 0
 
