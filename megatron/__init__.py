@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .initialize import initialize_megatron
+    from .logging import print_rank_0
     from .neox_arguments import NeoXArgs
-    from .utils import print_rank_0
 
 __version__ = "0.1.0"
 
@@ -16,7 +16,7 @@ __all__ = ["NeoXArgs", "__version__", "initialize_megatron", "print_rank_0"]
 _LAZY = {
     "NeoXArgs": ".neox_arguments",
     "initialize_megatron": ".initialize",
-    "print_rank_0": ".utils",
+    "print_rank_0": ".logging",
 }
 
 

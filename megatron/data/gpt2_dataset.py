@@ -3,15 +3,14 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from megatron.data.errors import DataError
-from megatron.data.index_maps import DocumentStream, document_stream, sample_tokens, shuffled_stream
+from megatron.data.index_maps import sample_tokens, shuffled_stream
 from megatron.data.indexed_dataset import MMapIndexedDataset
-from megatron.data.neox_order import neox_document_index, neox_num_epochs, neox_shuffle_index
 from odm.order import sample_order
 
 EPOCHS_IN_MEMORY = 4  # a batch may cross the end of an epoch; more are met only by tiny domains
@@ -35,7 +34,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
         seed: int,
         *,
         max_samples: int | None = None,
-        data_order: Literal["odm", "neox"] = "odm",
         cache_dir: str | Path | None = None,
     ) -> None:
         """Finds or builds the order of the documents.
@@ -45,13 +43,11 @@ class GPT2Dataset(torch.utils.data.Dataset):
             data_prefix: Prefix of the data files, for messages.
             documents: Documents that belong to the split; None for all.
             indexed_dataset: The data set.
-            num_samples: What ``len`` says; None for the samples of one epoch. In the order of
-                GPT-NeoX also how many samples are shuffled as one.
+            num_samples: What ``len`` says; None for the samples of one epoch.
             seq_length: Tokens of a sample less one.
             seed: Of the run.
             max_samples: Keeps the first samples alone; the documents are shuffled, so that this is
                 a random part of the domain.
-            data_order: ``neox`` repeats the order of GPT-NeoX and ends after its last sample.
             cache_dir: See ``index_maps.shuffled_stream``.
 
         Raises:
@@ -73,33 +69,12 @@ class GPT2Dataset(torch.utils.data.Dataset):
             raise DataError(
                 f"domain {name}: at most {max_samples} samples leave none; give 1 or more"
             )
-        self._stream, self._neox_shuffle = self._make_stream(chosen, data_order, cache_dir)
+        self._stream = shuffled_stream(
+            indexed_dataset, chosen, seed=seed, domain=name, cache_dir=cache_dir
+        )
         available = self._stream.num_samples(seq_length)
         self.samples_per_epoch = available if max_samples is None else min(available, max_samples)
         self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
-
-    def _make_stream(
-        self, documents: np.ndarray, data_order: str, cache_dir: str | Path | None
-    ) -> tuple[DocumentStream, np.ndarray | None]:
-        if data_order == "odm":
-            stream = shuffled_stream(
-                self.indexed_dataset,
-                documents,
-                seed=self._seed,
-                domain=self.name,
-                cache_dir=cache_dir,
-            )
-            return stream, None
-        if data_order != "neox":
-            raise DataError(f"domain {self.name}: unknown data_order {data_order!r}; odm or neox")
-        random_state = np.random.RandomState(self._seed)
-        num_epochs = neox_num_epochs(
-            self.num_tokens, seq_length=self.seq_length, num_samples=self.num_samples or 0
-        )
-        order = neox_document_index(documents, num_epochs=num_epochs, random_state=random_state)
-        stream = document_stream(order, self.indexed_dataset.sizes)
-        shuffle = neox_shuffle_index(stream.num_samples(self.seq_length), random_state=random_state)
-        return stream, shuffle
 
     def _make_order(self, epoch: int) -> Any:
         return sample_order(self._seed, self.name, epoch, self.samples_per_epoch)
@@ -132,7 +107,7 @@ class GPT2Dataset(torch.utils.data.Dataset):
             Tokens, shape (n, seq_length + 1), int64.
 
         Raises:
-            IndexError: If a position is negative, or past the end of the order of GPT-NeoX.
+            IndexError: If a position is negative.
         """
         samples = self._samples_at(np.asarray(positions, dtype=np.int64))
         return sample_tokens(
@@ -146,13 +121,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
         first, last = int(positions.min()), int(positions.max())
         if first < 0:
             raise IndexError(f"domain {self.name}: position {first}; they count from 0")
-        if self._neox_shuffle is not None:
-            if last >= len(self._neox_shuffle):
-                raise IndexError(
-                    f"domain {self.name}: position {last}, the order of GPT-NeoX was made for "
-                    f"{len(self._neox_shuffle)} samples; ask for more num_samples"
-                )
-            return self._neox_shuffle[positions].astype(np.int64)
         size = self.samples_per_epoch
         if first // size == last // size:  # nearly always; saves a third of the time
             return self._order_of_epoch(first // size)(positions % size)

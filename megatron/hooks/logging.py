@@ -16,14 +16,6 @@ from odm import MixtureController, Signal
 
 __all__ = ["LoggingHook"]
 
-_ESTIMATES = {
-    "smoothed_mean": "estimated_reward",
-    "odm_paper": "estimated_reward",
-    "exp3": "cumulative_estimated_reward",
-    "ema": "weights",
-}
-"""The field of a method's state from which it makes the weights."""
-
 _TIMED_STEPS = 64
 
 
@@ -69,7 +61,7 @@ class LoggingHook(Hook):
         cursors = self.mixture.cursors
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
-        estimate = _ESTIMATES.get(self.mixture.mixer.name)
+        estimate = self.mixture.mixer.estimate
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from megatron.launcher.devices import rank_device_environment
 from megatron.launcher.installation import missing_packages_problem
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
+from megatron.launcher.runner_input import check_runner_input, hostfile_text, runner_flags
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
-from megatron.neox_arguments.hostfile import missing_hostfile
-from megatron.neox_arguments.neox_args import launch_values, placed
+from megatron.neox_arguments.errors import shown
+from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
+from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
 
-__all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
+__all__ = ["GRACE_VARIABLE", "main", "prepared_runner", "rank_commands"]
 
 GRACE_VARIABLE = "ODM_NEOX_GRACE_SECONDS"
 """Seconds from a request to stop until ranks that have not ended are killed."""
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_launch(arguments, os.environ)
         config = resolve(arguments, world_size=plan.num_processes)
         _check_stages(arguments, config)
+        _check_launcher(arguments, plan)
         grace_seconds = _grace_seconds(os.environ)
         _tell_of_lone_machine(arguments, plan)
         problem = _problem_of_this_machine(arguments, config, plan)
@@ -71,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(problem)
         if plan.hosts:
             _require_launcher(launch_values(arguments)["launcher"], plan.hosts)
-            argv_of_runner = runner_command(arguments)
-            os.execv(argv_of_runner[0], argv_of_runner)
+            # the runner takes this process's place, and the next start removes the folder
+            with prepared_runner(arguments, plan) as argv_of_runner:
+                os.execv(argv_of_runner[0], argv_of_runner)
         talks = (
             Path(arguments.user_script).name == "generate.py"
             and config.derived.text_gen_type == "interactive"
@@ -114,9 +118,20 @@ def rank_commands(
     ]
 
 
-def runner_command(arguments: NeoXArgs) -> list[str]:
-    """Makes the command line of DeepSpeed's runner, which starts processes on several machines."""
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *arguments.get_deepspeed_main_args()]
+@contextmanager
+def prepared_runner(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[str]]:
+    """Holds the runner's hostfile while its command line is in use.
+
+    DeepSpeed's runner starts processes on several machines.
+    """
+    with arguments_folder() as folder:
+        hostfile = folder / "hostfile"
+        hostfile.write_text(hostfile_text(plan.hosts), encoding="utf-8")
+        replaced = runner_flags(plan.hosts, hostfile, launch_values(arguments))
+        yield [
+            *(sys.executable, "-m", "deepspeed.launcher.runner"),
+            *runner_arguments(arguments, replaced),
+        ]
 
 
 def _run_here(
@@ -141,7 +156,9 @@ def _prepared_commands(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[R
 
 def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
     if plan.hosts:
-        return shlex.join(runner_command(arguments)) + "\n"
+        with prepared_runner(arguments, plan) as argv_of_runner:
+            lines = hostfile_text(plan.hosts).splitlines()
+            return f"{shlex.join(argv_of_runner)}\nhostfile: {', '.join(lines)}\n"
     with _prepared_commands(arguments, plan) as commands:
         return "".join(_shown(command) + "\n" for command in commands)
 
@@ -188,6 +205,17 @@ def _check_stages(arguments: NeoXArgs, config: Any) -> None:
         raise placed(arguments, blamed) from None
 
 
+def _check_launcher(arguments: NeoXArgs, plan: LaunchPlan) -> None:
+    """Refuses machines that the launcher would fail on."""
+    address = os.environ.get("MASTER_ADDR")
+    if plan.hosts and address and not is_host_name(address):
+        raise ConfigError(f"MASTER_ADDR: must be a name or an address, got {shown(address)}")
+    try:
+        check_runner_input(plan.hosts, launch_values(arguments)["launcher"])
+    except ConfigError as error:
+        raise placed(arguments, error) from None
+
+
 def _problem_of_this_machine(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> str | None:
     """Returns what this machine lacks for a training, or None; other machines are not known."""
     if plan.hosts or Path(arguments.user_script).name != "train.py":
@@ -217,7 +245,7 @@ def _keys_of_more_machines(arguments: NeoXArgs) -> list[str]:
     return [*names, "master_addr"] if values["master_addr"] else names
 
 
-def _require_launcher(launcher: str, hosts: Sequence[str]) -> None:
+def _require_launcher(launcher: str, hosts: Collection[str]) -> None:
     """Refuses a run over several machines that nothing here can start."""
     program = _PROGRAMS[launcher]
     if shutil.which(program) is None:

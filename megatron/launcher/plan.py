@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.launcher.devices import count_devices
@@ -13,8 +12,10 @@ from megatron.neox_arguments.hostfile import (
     MOST_SLOTS,
     Slots,
     hostfile_slots,
+    included_here,
     parse_filter,
     select_slots,
+    this_machines_names,
 )
 from megatron.neox_arguments.neox_args import launch_values, placed
 
@@ -33,8 +34,9 @@ class LaunchPlan:
     """Processes on all machines."""
     device_indices: tuple[int, ...] = ()
     """Local devices in rank order; empty on a machine without devices."""
-    hosts: tuple[str, ...] = ()
-    """Machines of a run that needs DeepSpeed's runner; empty for this machine alone."""
+    hosts: Slots = field(default_factory=dict)
+    """Machines of a run that needs DeepSpeed's runner, with their slots; empty for this machine
+    alone."""
 
 
 def plan_launch(
@@ -62,9 +64,9 @@ def plan_launch(
 def _plan(values: Mapping[str, Any], environ: Mapping[str, str], num_devices: int) -> LaunchPlan:
     slots = hostfile_slots(values.__getitem__, environ)
     if slots is not None:
-        is_remote = any(not _is_this_machine(host) for host in slots)
+        is_remote = any(host not in this_machines_names() for host in slots)
         if len(slots) > 1 or is_remote or values["force_multi"]:
-            return LaunchPlan(sum(map(len, slots.values())), hosts=tuple(slots))
+            return LaunchPlan(sum(map(len, slots.values())), hosts=slots)
         chosen = next(iter(slots.values()))
     else:
         chosen = _choose_here(values, num_devices)
@@ -83,15 +85,7 @@ def _plan(values: Mapping[str, Any], environ: Mapping[str, str], num_devices: in
 def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]:
     """Chooses slots of this machine, where no hostfile says what it has."""
     if values["include"]:
-        chosen = parse_filter(values["include"], "include")
-        for host in chosen:
-            if not _is_this_machine(host):
-                raise ConfigError(
-                    f"include names host {host!r}, and there is no hostfile; set hostfile, or "
-                    "write localhost",
-                    key="include",
-                )
-        listed = next(iter(chosen.values()))
+        listed = included_here(values["include"], values["num_gpus"])
         if listed is not None:
             return listed
     for key in ("num_gpus", "world_size", "global_num_gpus"):
@@ -99,16 +93,19 @@ def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]
         if count:
             break
     else:
-        key, count = "the number of GPUs", num_devices or 1
+        key, count = "the number of GPUs", 0
     if count > MOST_SLOTS:
         raise ConfigError(
             f"{key} is {count}, and one machine starts at most {MOST_SLOTS} processes; lower it, "
             "or name the machines in a hostfile",
             key=key,
         )
-    here: Slots = {"localhost": tuple(range(count))}
-    return select_slots(here, exclude=values["exclude"])["localhost"]
-
-
-def _is_this_machine(host: str) -> bool:
-    return host in {"localhost", "127.0.0.1", "::1", socket.gethostname()}
+    if not values["exclude"]:
+        return tuple(range(count or num_devices or 1))
+    # a number counts what is left; on CPUs there are no devices that could run out
+    available = num_devices or (MOST_SLOTS if count else 1)
+    names = this_machines_names()
+    name = next(iter(parse_filter(values["exclude"], "exclude", names)))
+    here: Slots = {name if name in names else "localhost": tuple(range(available))}
+    (slots,) = select_slots(here, exclude=values["exclude"], num_gpus=count or None).values()
+    return slots

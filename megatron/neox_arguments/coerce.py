@@ -8,10 +8,10 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+from .bounds import LARGEST_WHOLE_NUMBER, LONGEST_NUMBER
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WHOLE = re.compile(r"[-+]?\d+")
-_LARGEST = 2**63 - 1
-"""Whole numbers end up in 64 bits, in torch or in a file."""
 
 
 class Mismatch(ValueError):
@@ -22,9 +22,11 @@ def parse_number(value: Any) -> Any:
     """Reads text such as ``1e-8`` as a number; returns everything else as it is.
 
     YAML 1.1 takes a number without a dot but with an exponent for text. Text of a number that no
-    float can hold stays text.
+    float can hold, or of more than ``LONGEST_NUMBER`` characters, stays text.
     """
-    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
+    if not isinstance(value, str) or len(value) > LONGEST_NUMBER:
+        return value
+    if not _NUMBER.fullmatch(value.strip()):
         return value
     number = float(value)
     if not math.isfinite(number):
@@ -124,8 +126,8 @@ def _coerce_number(value: Any, annotation: type) -> int | float:
         raise Mismatch(describe(annotation))
     if isinstance(number, float) and not math.isfinite(number):
         raise Mismatch("a finite number")
-    if abs(number) > _LARGEST and (annotation is int or isinstance(number, int)):
-        raise Mismatch(f"a number of at most {_LARGEST}")
+    if abs(number) > LARGEST_WHOLE_NUMBER and (annotation is int or isinstance(number, int)):
+        raise Mismatch(f"a number of at most {LARGEST_WHOLE_NUMBER}")
     if annotation is float:
         return float(number)
     if isinstance(number, float) and not number.is_integer():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ConfigError, Origin
+from .errors import ConfigError, Origin, shown
+from .parsing import load_json
 from .schema import SUFFIXES, find_file, is_file, read_files
 
 if TYPE_CHECKING:
@@ -159,12 +159,12 @@ def _check_script(script: str, conf_dir: str | None) -> None:
     """Refuses what is no script; most often ``train.py`` was forgotten before the files."""
     if Path(script).suffix in SUFFIXES or (not is_file(script) and _finds_file(script, conf_dir)):
         raise ConfigError(
-            f"the command line: {script} is a configuration file; name the program before it, as "
-            f"in ./deepy.py train.py {script}"
+            f"the command line: {script[:200]} is a configuration file; name the program before "
+            f"it, as in ./deepy.py train.py {script[:200]}"
         )
     if not is_file(script):
-        hint = f"did you mean {script}.py?" if is_file(f"{script}.py") else "check its path"
-        raise ConfigError(f"the command line: there is no script {script}; {hint}")
+        hint = f"did you mean {script[:200]}.py?" if is_file(f"{script}.py") else "check its path"
+        raise ConfigError(f"the command line: there is no script {script[:200]}; {hint}")
 
 
 def _finds_file(name: str, conf_dir: str | None) -> bool:
@@ -184,15 +184,17 @@ def load_megatron_config(text: str) -> dict[str, Any]:
     is_json = text.lstrip().startswith("{")
     try:
         if not is_json and _is_file(text):
-            content = json.loads(Path(text).read_text(encoding="utf-8"))
+            content = load_json(Path(text).read_text(encoding="utf-8"), text)
         elif is_json:
-            content = json.loads(text)
+            content = load_json(text, "--megatron_config")
         else:
-            content = json.loads(base64.urlsafe_b64decode(text.encode()))
+            decoded = base64.urlsafe_b64decode(text.encode()).decode()
+            content = load_json(decoded, "--megatron_config")
     except (ValueError, binascii.Error, OSError):
-        shown = text if len(text) <= 60 else text[:57] + "..."
+        given = text if len(text) <= 60 else text[:57] + "..."
         raise ConfigError(
-            f"--megatron_config: '{shown}' is no file, no JSON and no base64 of JSON; pass a path"
+            f"--megatron_config: {shown(given)} is no file, no JSON and no base64 of JSON; pass a "
+            "path"
         ) from None
     if not isinstance(content, dict):
         raise ConfigError("--megatron_config: must be a JSON object")

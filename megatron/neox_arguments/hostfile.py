@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import re
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .bounds import MOST_PROCESSES
 from .errors import ConfigError, shown
-from .schema import is_file
+from .schema import read_text
 
 Slots = dict[str, tuple[int, ...]]
 """Slot numbers by host name, in the order of the file."""
 
+Filter = dict[str, tuple[int, ...] | None]
+"""Slots of a filter by host name; None means all slots."""
+
 MOST_SLOTS = 4096
 """Processes of one machine; more are a slip of the pen, and would fill its memory."""
+
+_HOST = re.compile(r"(?:[\w.][\w.-]*@)?(?:[\w.][\w.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)")
+"""`name`, `user@name` or an IPv6 address. Other characters mean something to ssh, pdsh or Slurm, a
+dash at the beginning most of all."""
 
 
 def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
@@ -28,11 +39,21 @@ def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
         problems["num_nodes"] = f"num_nodes must be at least 1, or -1 for all, got {nodes}"
     for key in ("world_size", "global_num_gpus"):
         count = value_of(key)
-        if count is not None and count < 0:
-            problems[key] = f"{key} must be at least 1, got {count}; remove it to count processes"
+        if count is not None and not 0 <= count <= MOST_PROCESSES:
+            problems[key] = (
+                f"{key} must be 1 to {MOST_PROCESSES}, got {count}; remove it to count processes"
+            )
     if value_of("include") and value_of("exclude"):
         problems["exclude"] = "include and exclude are both set; keep one"
+    address = value_of("master_addr")
+    if address and not is_host_name(address):
+        problems["master_addr"] = f"master_addr must be a name or an address, got {shown(address)}"
     return problems
+
+
+def is_host_name(name: str) -> bool:
+    """Tells whether ``name`` can be given to ssh and its like: no option, no list, no range."""
+    return len(name) <= 255 and _HOST.fullmatch(name) is not None
 
 
 def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> Slots | None:
@@ -50,7 +71,7 @@ def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -
         ConfigError: For a hostfile that cannot be read, or filters that do not fit it.
     """
     path = _hostfile_path(value_of, environ)
-    if path is None or not is_file(path):
+    if path is None or not os.path.exists(path):
         return None
     return select_slots(
         read_hostfile(path),
@@ -64,31 +85,25 @@ def hostfile_slots(value_of: Callable[[str], Any], environ: Mapping[str, str]) -
 def missing_hostfile(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
     """Path of a hostfile that is named and not there, or None."""
     path = _hostfile_path(value_of, environ)
-    return path if path is not None and not is_file(path) else None
+    return path if path is not None and not os.path.exists(path) else None
 
 
 def _hostfile_path(value_of: Callable[[str], Any], environ: Mapping[str, str]) -> str | None:
     path = value_of("hostfile") or environ.get("DLTS_HOSTFILE")
-    return None if path in (None, "", "None") else path
+    return None if path in (None, "", "None", os.devnull) else path
 
 
 def read_hostfile(path: str | Path) -> Slots:
     """Reads lines `host slots=N`; empty lines and `#` comments are skipped.
 
+    An IPv6 address may be in brackets; the name that is returned is without.
+
     Raises:
-        ConfigError: For a file that cannot be read, or, with its line, for a line of another form
-            or a host that stands twice.
+        ConfigError: For a file that cannot be read, or, with its line, for a line of another form,
+            a host that is named twice or has no name for a host.
     """
     hosts: Slots = {}
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # editors of Windows write a mark first
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: hostfile cannot be read ({error.strerror}); check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: hostfile is not UTF-8 text; convert it") from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "hostfile").splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
@@ -99,32 +114,95 @@ def read_hostfile(path: str | Path) -> Slots:
                 f"{path}:{number}: must be 'host slots=N', N from 1 to {MOST_SLOTS}, got "
                 f"{shown(line.strip())}"
             )
+        name = _unbracketed(name)
+        if not is_host_name(name):
+            raise ConfigError(
+                f"{path}:{number}: host {shown(name)} is no name of a machine; write its name, "
+                "user@name or its address"
+            )
         if name in hosts:
-            raise ConfigError(f"{path}:{number}: host {name!r} stands twice; give it one line")
+            raise ConfigError(f"{path}:{number}: host {name!r} is named twice; give it one line")
         hosts[name] = tuple(range(int(count)))
     if not hosts:
         raise ConfigError(f"{path}: names no host; write lines 'host slots=N'")
     return hosts
 
 
-def parse_filter(text: str, key: str) -> dict[str, tuple[int, ...] | None]:
-    """Parses `host1@host2:0,2` into slots by host; None means all slots.
+def parse_filter(text: str, key: str, hosts: Collection[str] = ()) -> Filter:
+    """Parses `host1@host2:0,2` into sorted slots by host; None means all slots.
+
+    Args:
+        text: The filter. A host may be in brackets.
+        key: `include` or `exclude`, for messages.
+        hosts: Known hosts. A name of theirs that holds `@` or `:` is found in the text; others may
+            be in it.
 
     Raises:
-        ConfigError: If a part has another form.
+        ConfigError: If a part has another form, names a host or slot twice, or if the text can be
+            read in two ways.
     """
-    chosen: dict[str, tuple[int, ...] | None] = {}
-    for part in text.split("@"):
-        name, colon, numbers = part.strip().partition(":")
-        slots = [number.strip() for number in numbers.split(",")] if colon else []
-        if not name or not all(slot.isdecimal() and len(slot) < 9 for slot in slots):
-            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}", key=key)
+    chosen: Filter = {}
+    for name, numbers in _parts(text, key, hosts):
+        slots = [] if numbers is None else [number.strip() for number in numbers.split(",")]
         if name in chosen:
             raise ConfigError(f"{key} names host {name!r} twice; write 'host:0,2' once", key=key)
         if len(set(map(int, slots))) < len(slots):
             raise ConfigError(f"{key} names a slot of {name!r} twice, got {shown(text)}", key=key)
-        chosen[name] = tuple(int(slot) for slot in slots) if colon else None
+        chosen[name] = None if numbers is None else tuple(sorted(map(int, slots)))
     return chosen
+
+
+_Part = tuple[str, "str | None"]
+
+
+def _parts(text: str, key: str, hosts: Collection[str]) -> list[_Part]:
+    """Cuts a filter into pairs of a host and the text of its slots."""
+    pieces = text.split("@")
+    # readings[i]: up to two ways to read the pieces from i on, as (part, index of the next piece)
+    readings: list[list[tuple[_Part, int]]] = [[] for _ in pieces]
+    ways = [0] * len(pieces) + [1]
+    for start in reversed(range(len(pieces))):
+        for end in (start + 1, start + 2):  # user@host has two pieces
+            if end <= len(pieces) and ways[end]:
+                for part in _readings_of_part("@".join(pieces[start:end])):
+                    if part[0] in hosts:
+                        readings[start].append((part, end))
+                        ways[start] = min(ways[start] + ways[end], 2)
+    if ways[0] == 2:
+        raise ConfigError(
+            f"{key} can be read in two ways, got {shown(text)}; write hosts in brackets: [host]:0",
+            key=key,
+        )
+    parts = []
+    if ways[0] == 1:
+        place = 0
+        while place < len(pieces):
+            part, place = readings[place][0]
+            parts.append(part)
+        return parts
+    for piece in pieces:
+        name, colon, numbers = piece.strip().partition(":")
+        if not name or (colon and not _are_slots(numbers)):
+            raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}", key=key)
+        parts.append((name, numbers if colon else None))
+    return parts
+
+
+def _readings_of_part(text: str) -> Iterator[_Part]:
+    text = text.strip()
+    yield _unbracketed(text), None
+    name, colon, numbers = text.rpartition(":")
+    if colon and _are_slots(numbers):
+        yield _unbracketed(name), numbers
+
+
+def _unbracketed(name: str) -> str:
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
+
+def _are_slots(text: str) -> bool:
+    numbers = [number.strip() for number in text.split(",")]
+    return all(number.isdecimal() and len(number) < 9 for number in numbers)
 
 
 def select_slots(
@@ -135,53 +213,93 @@ def select_slots(
     num_nodes: int = -1,
     num_gpus: int | None = None,
 ) -> Slots:
-    """Applies the filters: first `include` or `exclude`, then `num_nodes` and `num_gpus`.
+    """Applies `include` or `exclude`, then `num_nodes` and `num_gpus` to what they leave.
 
     Raises:
-        ConfigError: If both filters are given, a host or slot is unknown, or nothing is left.
+        ConfigError: If both filters are given, a host or slot is unknown, or too little is left.
     """
     if include and exclude:
         raise ConfigError("include and exclude are both set; keep one", key="exclude")
     selected = dict(hosts)
     if include or exclude:
         key = "include" if include else "exclude"
-        chosen = parse_filter(include or exclude or "", key)
+        chosen = parse_filter(include or exclude or "", key, hosts)
         for name, slots in chosen.items():
             if name not in hosts:
-                known = ", ".join(hosts)
-                raise ConfigError(f"{key} names host {name!r}; known hosts: {known}", key=key)
+                known = shown(", ".join(hosts))[1:-1]
+                raise ConfigError(f"{key} names host {shown(name)}; known hosts: {known}", key=key)
             if slots is not None and not set(slots) <= set(hosts[name]):
                 raise ConfigError(
-                    f"{key} names slots {slots} of {name!r}; it has {hosts[name]}", key=key
+                    f"{key} names slots {_listed(slots)} of {name!r}, which has "
+                    f"{_listed(hosts[name])}",
+                    key=key,
                 )
         if include:
             selected = {n: (chosen[n] or hosts[n]) for n in hosts if n in chosen}
         else:
             selected = {n: _without(hosts[n], chosen, n) for n in hosts}
-    if num_nodes > 0:
-        if num_nodes > len(selected):
-            raise ConfigError(
-                f"num_nodes is {num_nodes}, there are {len(selected)} hosts", key="num_nodes"
-            )
-        selected = dict(list(selected.items())[:num_nodes])
-    if num_gpus is not None and not include and not exclude:
-        for name, slots in selected.items():
-            if len(slots) < num_gpus:
-                raise ConfigError(
-                    f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots", key="num_gpus"
-                )
-        selected = {name: slots[:num_gpus] for name, slots in selected.items()}
-    selected = {name: slots for name, slots in selected.items() if slots}
+            selected = {name: slots for name, slots in selected.items() if slots}
     if not selected:
-        key = "include" if include else "exclude"
-        raise ConfigError(f"{key} leaves no slot to run on", key=key)
-    return selected
+        raise ConfigError("exclude leaves no slot to run on", key="exclude")
+    left = f" after {'include' if include else 'exclude'}" if include or exclude else ""
+    if num_nodes > len(selected):
+        raise ConfigError(
+            f"num_nodes is {num_nodes}, there are {len(selected)} hosts{left}; lower it",
+            key="num_nodes",
+        )
+    if num_nodes > 0:
+        selected = dict(list(selected.items())[:num_nodes])
+    if num_gpus is None:
+        return selected
+    for name, slots in selected.items():
+        if len(slots) < num_gpus:
+            raise ConfigError(
+                f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots{left}; lower it",
+                key="num_gpus",
+            )
+    return {name: slots[:num_gpus] for name, slots in selected.items()}
 
 
-def _without(
-    slots: tuple[int, ...], excluded: Mapping[str, tuple[int, ...] | None], name: str
-) -> tuple[int, ...]:
+def _without(slots: tuple[int, ...], excluded: Filter, name: str) -> tuple[int, ...]:
     if name not in excluded:
         return slots
     removed = excluded[name]
     return () if removed is None else tuple(slot for slot in slots if slot not in removed)
+
+
+def _listed(slots: tuple[int, ...]) -> str:
+    """Writes slots as a filter does; a run of three or more as first..last."""
+    if len(slots) > 2 and slots == tuple(range(slots[0], slots[0] + len(slots))):
+        return f"{slots[0]}..{slots[-1]}"
+    return shown(",".join(map(str, slots)))[1:-1]
+
+
+def included_here(include: str, num_gpus: int | None) -> tuple[int, ...] | None:
+    """Slots of this machine that `include` lists, where there is no hostfile; None for all.
+
+    Raises:
+        ConfigError: If it names another machine, or lists fewer slots than `num_gpus`.
+    """
+    names = this_machines_names()
+    chosen = parse_filter(include, "include", names)
+    for host in chosen:
+        if host not in names:
+            raise ConfigError(
+                f"include names host {shown(host)}, and there is no hostfile; set hostfile, or "
+                "write localhost",
+                key="include",
+            )
+    if len(chosen) > 1:
+        raise ConfigError(
+            f"include names this machine twice, got {shown(include)}; write 'localhost:0,2' once",
+            key="include",
+        )
+    (listed,) = chosen.values()
+    if listed is None or num_gpus is None:
+        return listed
+    return select_slots({"localhost": listed}, num_gpus=num_gpus)["localhost"]
+
+
+def this_machines_names() -> tuple[str, ...]:
+    """Names under which this machine may be listed."""
+    return ("localhost", "127.0.0.1", "::1", socket.gethostname())

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
 from .errors import ConfigError, IssueList, Origin, shown
 from .fields import field_table, nearest_key
@@ -37,6 +38,9 @@ from .schema import find_file, read_files
 from .secrets import plain_secrets, redacted
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+
+_LONGEST_KEY = 100
+"""Characters of a key that may be a known one, spelled wrongly."""
 
 _NOT_FLAGS = ("account", "comment", "detect_nvlink_pairs", "autotuning_run")
 """Keys of the runner group that are no flags of DeepSpeed's runner."""
@@ -127,8 +131,10 @@ class NeoXArgs(_FlatFields):
         """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
         for key, default in (("rank", 0), ("local_rank", 0), ("world_size", 1)):
             text = os.environ.get(key.upper(), str(default))
-            if not text.isdecimal():
-                raise ConfigError(f"{key.upper()}: must be a whole number, got {text!r}; set it")
+            if not text.isdecimal() or len(text) > LONGEST_NUMBER:
+                raise ConfigError(
+                    f"{key.upper()}: must be a whole number, got {shown(text)}; set it"
+                )
             self.update_value(key, int(text))
 
     @property
@@ -157,29 +163,26 @@ class NeoXArgs(_FlatFields):
     def get_deepspeed_main_args(self) -> list[str]:
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
 
-        DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`.
+        DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`. Flags are as the
+        user wrote them; `deepy.py` passes what its own reading of the hostfile and filters leaves.
 
         Raises:
-            ConfigError: If a secret is written out: every user of a machine sees command lines.
+            ConfigError: For a filter beside `num_nodes` or `num_gpus`, which the runner refuses, or
+                for a secret that is written out.
         """
-        secret = next(plain_secrets(self.megatron_config), None)
-        if secret is not None:
-            problem = (
-                f"{secret}: would stand on the command line of every machine; write "
-                "${NAME} there and set NAME in the environment of each (~/.deepspeed_env becomes a "
-                "part of the command line as well)"
+        values = launch_values(self)
+        filters = [key for key in ("include", "exclude") if values[key]]
+        counts = [key for key in ("num_nodes", "num_gpus") if values[key] not in (None, -1)]
+        if filters and counts:
+            raise placed(
+                self,
+                ConfigError(
+                    f"{counts[0]} and {filters[0]} are both set, and DeepSpeed's runner takes one "
+                    "of them; start with deepy.py, or keep one",
+                    key=counts[0],
+                ),
             )
-            raise placed(self, ConfigError(problem, key=secret.partition(".")[0]))
-        arguments = _launcher_flags(self)
-        if self.user_script is not None:
-            arguments.append(self.user_script)
-        for flag, content in (
-            ("--deepspeed_config", self.deepspeed_config),
-            ("--megatron_config", self.megatron_config),
-        ):
-            text = json.dumps(content).encode()  # unsorted: keys of sections may be numbers
-            arguments += [flag, base64.urlsafe_b64encode(text).decode()]
-        return arguments
+        return runner_arguments(self, {})
 
     def print(self) -> None:
         """Writes all values to standard output, what was set first."""
@@ -236,12 +239,17 @@ def format_values(args: NeoXArgs) -> str:
 def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     field = field_table().get(key)
     if field is None:
-        near = nearest_key(key)
+        near = nearest_key(key) if len(key) <= _LONGEST_KEY else None
         hint = f"did you mean '{near}'?" if near else "see configs/neox_arguments.md for all keys"
-        issues.add(key, f"unknown key '{key}'; {hint}")
+        issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
+        if isinstance(value, (Mapping, list, tuple)):
+            check_plain(value, key)  # first: it may be too large to look at
         coerce(value, field.type)
+        check_plain(value, key)
+    except ConfigError as error:
+        issues.add_error(ConfigError(*error.messages, key=key))
     except Mismatch as error:
         issues.add(key, f"{key} must be {error}, got {shown(value)}{_advice(value, field.type)}")
 
@@ -258,10 +266,12 @@ def _advice(value: Any, annotation: Any) -> str:
 def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
+        if not isinstance(key, str):
+            raise ConfigError(f"a key must be text, got {shown(key)}; write its name")
+        name = key.replace("-", "_")
         if name in result:
             raise ConfigError(
-                f"'{name}' is set twice, with dashes and with underscores; set it once"
+                f"{shown(name)} is set twice, with dashes and with underscores; set it once"
             )
         result[name] = value
     return result
@@ -312,20 +322,50 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
     return values
 
 
-def _launcher_flags(args: NeoXArgs) -> list[str]:
+def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
+    """Returns the command line of DeepSpeed's runner.
+
+    Args:
+        args: The flat arguments.
+        replaced: Values instead of the user's, by key; `slurm_arguments` is text for srun.
+
+    Raises:
+        ConfigError: If a secret is written out: every user of a machine sees command lines.
+    """
+    secret = next(plain_secrets(args.megatron_config), None)
+    if secret is not None:
+        problem = (
+            f"{secret}: would be on the command line of every machine; write ${{NAME}} there and "
+            "set NAME in the environment of each (~/.deepspeed_env becomes a part of the command "
+            "line as well)"
+        )
+        raise placed(args, ConfigError(problem, key=secret.partition(".")[0]))
+    arguments = _launcher_flags(args, replaced)
+    if args.user_script is not None:
+        arguments.append(args.user_script)
+    for flag, content in (
+        ("--deepspeed_config", args.deepspeed_config),
+        ("--megatron_config", args.megatron_config),
+    ):
+        text = json.dumps(content).encode()  # unsorted: keys of sections may be numbers
+        arguments += [flag, base64.urlsafe_b64encode(text).decode()]
+    return arguments
+
+
+def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     typed = launch_values(args)
     values = {key: typed[key] for key in typed if field_table()[key].group == "runner"}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
-    if values["include"] or values["exclude"]:
-        values["num_gpus"] = None  # DeepSpeed refuses both; the filter is the more exact one
+    values |= {key: value for key, value in replaced.items() if key in values}
     for name, value in values.items():
         is_default = value in (None, False) or value == field_table()[name].default
         if is_default or name in _NOT_FLAGS:
             continue
         flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     slurm = [f"--{name}={values[name]}" for name in ("account", "comment") if values[name]]
+    slurm += shlex.split(replaced.get("slurm_arguments", ""))
     if slurm and values["launcher"] == "slurm":
         flags.append(f"--launcher_args={shlex.join(slurm)}")  # apart, argparse takes it for a flag
     return flags
@@ -349,5 +389,6 @@ __all__ = [
     "format_values",
     "launch_values",
     "placed",
+    "runner_arguments",
     "typed_value",
 ]

@@ -66,9 +66,6 @@ class Derived:
     seq_length: int
     """Tokens of a training sample."""
 
-    attention_types: tuple[str, ...]
-    """Attention type of each layer: `global` or `flash` (the same), or `local`."""
-
     head_dim: int
     """Width of an attention head."""
 

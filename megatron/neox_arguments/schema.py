@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .bounds import LARGEST_FILE_BYTES
 from .errors import ConfigError, Origin, shown
+from .parsing import parse_text
 from .secrets import redacted_text
 
 SUFFIXES = (".yml", ".yaml", ".json")
@@ -48,9 +47,13 @@ def find_file(name: str, folder: str | None = None) -> Path:
         if is_file(candidate):
             return candidate
     if os.path.isdir(path):
-        raise ConfigError(f"{path}: is a folder; name a file in it, or pass -d {path} and a name")
+        raise ConfigError(
+            f"{_shortened(path)}: is a folder; name a file in it, or pass -d {path} and a name"
+        )
+    if os.path.exists(path):
+        raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
     if os.path.isdir(path.parent):
-        names = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES]
+        names = _configuration_names(path.parent)
         near = difflib.get_close_matches(path.name, names, n=1) or difflib.get_close_matches(
             path.name, [Path(n).stem for n in names], n=1
         )
@@ -60,8 +63,15 @@ def find_file(name: str, folder: str | None = None) -> Path:
             else "; check its name and --conf_dir"
         )
     else:
-        hint = f"; the folder {path.parent} does not exist"
+        hint = f"; the folder {_shortened(path.parent)} does not exist"
     raise ConfigError(f"{_shortened(path)}: no such configuration file{hint}")
+
+
+def _configuration_names(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.endswith(SUFFIXES)]
+    except OSError:  # a folder that may be entered and not read
+        return []
 
 
 def is_file(path: str | Path) -> bool:
@@ -69,16 +79,47 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(path)
 
 
-def _shortened(path: Path) -> str:
+def _shortened(path: str | Path) -> str:
     return str(path) if len(str(path)) <= 200 else f"{str(path)[:197]}..."
 
 
+def read_text(path: str | Path, what: str = "") -> str:
+    """Returns the text of a file that a person wrote.
+
+    Args:
+        path: A regular file of at most ``LARGEST_FILE_BYTES``.
+        what: Kind of file, for messages.
+
+    Raises:
+        ConfigError: If it is no such file, cannot be read or is not UTF-8.
+    """
+    kind = f"{what} " if what else ""
+    if os.path.exists(path) and not is_file(path):
+        raise ConfigError(f"{_shortened(path)}: {kind}is no ordinary file; name one")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {kind}cannot be read ({error.strerror}); check the path"
+        ) from None
+    if len(content) > LARGEST_FILE_BYTES:
+        raise ConfigError(
+            f"{path}: {kind}is larger than {LARGEST_FILE_BYTES} bytes; is this the right file?"
+        )
+    try:
+        return content.decode("utf-8-sig")  # some editors write a mark first
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: {kind}is not UTF-8 text; convert it") from None
+
+
 def read_files(paths: Iterable[str | Path]) -> Document:
-    """Reads and merges files; the order does not matter, for no key may stand twice.
+    """Reads and merges files; the order does not matter, for no key may be set twice.
 
     Raises:
         ConfigError: A message for each file that is named twice or cannot be parsed, and for each
-            key that stands twice.
+            key that is set twice.
     """
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
@@ -91,157 +132,27 @@ def read_files(paths: Iterable[str | Path]) -> Document:
             continue
         seen.add(Path(path).resolve())
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")  # some editors write a mark first
+            text = read_text(path)
             entries = parse_text(text, str(path))
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror}); check the path")
-            continue
-        except UnicodeDecodeError:
-            problems.append(f"{path}: is not UTF-8 text; convert it")
-            continue
         except ConfigError as error:
             problems.extend(error.messages)
             continue
         for key, value, line in entries:
             origin = Origin(str(path), line)
             if key in origins:
-                problems.append(f"{origin}: '{key}' is already set at {origins[key]}; set it once")
+                problems.append(
+                    f"{origin}: {shown(key)} is already set at {origins[key]}; set it once"
+                )
                 continue
             if key == "config_files":
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
             values[key], origins[key] = value, origin
-        texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = redacted_text(text)
+        name = os.fsencode(Path(path).name).decode(errors="replace")
+        texts[_unique_name(name, (*KEPT_NAMES, *texts))] = redacted_text(text)
     if problems:
         raise ConfigError(*problems)
     return Document(values, origins, texts)
-
-
-def parse_text(text: str, source: str) -> list[tuple[str, Any, int]]:
-    """Parses one YAML or JSON text into ``(key, value, line)``; dashes in keys become underscores.
-
-    Raises:
-        ConfigError: With file, line and column for malformed text; if the text is no mapping, or
-            holds values that are neither text, numbers, true, false, null, lists nor sections.
-    """
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return []
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"{source}:1: must be a section (key: value pairs), got {type(node).__name__}"
-            )
-        _refuse_nested_duplicates(node, source, top=True)
-        loader.flatten_mapping(node)
-        return [_entry(loader, key, value, source) for key, value in node.value]
-    except yaml.MarkedYAMLError as error:
-        if source.endswith(".json"):
-            return _parse_json(text, source)
-        raise ConfigError(_describe_yaml_error(error, source)) from None
-    except yaml.YAMLError as error:  # characters that YAML does not allow
-        raise ConfigError(f"{source}: is not valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: is nested too deeply, or holds itself; mend it") from None
-    finally:
-        loader.dispose()
-
-
-def _entry(loader: Any, key_node: Any, value_node: Any, source: str) -> tuple[str, Any, int]:
-    line = key_node.start_mark.line + 1
-    where = f"{source}:{line}"
-    try:
-        key = loader.construct_object(key_node, deep=True)
-        value = loader.construct_object(value_node, deep=True)
-    except ValueError as error:  # the 30th of February, a number of 5000 digits
-        raise ConfigError(f"{where}: cannot be read: {error}; put the value in quotes") from None
-    if not isinstance(key, str):
-        raise ConfigError(f"{where}: a key must be text, got {shown(key)}; put it in quotes")
-    _refuse_other_objects(value, f"{where}: {key}")
-    return key.replace("-", "_"), value, line
-
-
-def _refuse_other_objects(value: Any, where: str) -> None:
-    """Refuses what JSON has not: YAML takes `2024-01-31` for a date, and knows sets and bytes."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, (str, int, float)):  # a bool is an int
-                raise ConfigError(f"{where}: holds the key {shown(key)}; put it in quotes")
-            _refuse_other_objects(item, where)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_other_objects(item, where)
-    elif value is not None and not isinstance(value, (str, int, float)):
-        raise ConfigError(
-            f"{where} holds {shown(value)}, a {type(value).__name__}; put it in quotes"
-        )
-
-
-def _refuse_nested_duplicates(
-    node: Any, source: str, *, top: bool = False, done: set[int] | None = None
-) -> None:
-    """Refuses a key that stands twice in a nested section; the merge sees the outer keys."""
-    done = set() if done is None else done
-    if id(node) in done:  # aliases repeat a node, which may even hold itself
-        return
-    done.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_nested_duplicates(item, source, done=done)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[Hashable, int] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        if not top and isinstance(key_node, yaml.ScalarNode):
-            if key_node.value in seen:
-                first = f"{source}:{seen[key_node.value]}"
-                raise ConfigError(
-                    f"{source}:{line}: '{key_node.value}' is already set at {first}; set it once"
-                )
-            seen[key_node.value] = line
-        _refuse_nested_duplicates(value_node, source, done=done)
-
-
-def _describe_yaml_error(error: yaml.MarkedYAMLError, source: str) -> str:
-    mark = error.problem_mark or error.context_mark
-    where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-    problem = " ".join(str(error.problem or error.context or "cannot be parsed").split())
-    hint = "a comma, quote or bracket before this place may be missing"
-    if "'\\t'" in problem:
-        hint = "YAML is indented with spaces; replace the tab"
-    return f"{where}: malformed YAML: {problem}; {hint}"
-
-
-def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
-    """Parses JSON that YAML does not take (tabs); finds lines by searching for the key."""
-    sections: list[list[tuple[str, Any]]] = []
-
-    def section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        sections.append(pairs)
-        return dict(pairs)
-
-    try:
-        values = json.loads(text, object_pairs_hook=section)
-    except json.JSONDecodeError as error:
-        where = f"{source}:{error.lineno}:{error.colno}"
-        problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
-        raise ConfigError(f"{where}: malformed JSON: {problem}; correct it there") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}:1: must be a section (key: value pairs)")
-    *inner, outer = sections  # the outermost one ends last
-    for pairs in inner:
-        names = [key for key, _ in pairs]
-        for key in names:
-            if names.count(key) > 1:
-                raise ConfigError(f"{source}: '{key}' is set twice in one section; set it once")
-    lines = text.splitlines()
-    entries: list[tuple[str, Any, int]] = []
-    for key, value in outer:
-        numbers = (n for n, line in enumerate(lines, start=1) if json.dumps(key) in line)
-        entries.append((key.replace("-", "_"), value, next(numbers, 1)))
-    return entries
 
 
 def _unique_name(name: str, taken: Collection[str]) -> str:

@@ -21,6 +21,8 @@ class Ema(Mixer):
     Source: ``EMAWeightUpdater`` of the released code of arXiv:2312.02406.
     """
 
+    estimate = "weights"
+
     def _init(self, weights: FloatArray) -> State:
         return {"weights": weights.tolist()}
 

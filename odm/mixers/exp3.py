@@ -21,6 +21,8 @@ class Exp3(Mixer):
     Source: the released research code of arXiv:2312.02406, which fixes the scale at 10.
     """
 
+    estimate = "cumulative_estimated_reward"
+
     reward_scale: float = 10.0
     """Losses are divided by this number (nats) before they are added."""
 

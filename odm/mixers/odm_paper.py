@@ -27,6 +27,8 @@ class OdmPaper(Mixer):
     still, and the value of alpha, are not settled by the sources that we could read.
     """
 
+    estimate = "estimated_reward"
+
     smoothing_factor: float = 0.9
     """Weight of the old value in the moving average (alpha), in [0, 1)."""
 

@@ -35,6 +35,8 @@ class SmoothedMean(Mixer):
     equation is another one: see ``odm_paper``.
     """
 
+    estimate = "estimated_reward"
+
     smoothing_factor: float = 0.9
     """Weight of the old value in the moving average, in [0, 1)."""
     share: Literal["linear", "softmax"] = "linear"

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megatron.data.data_utils import (
@@ -11,14 +10,7 @@ from megatron.data.data_utils import (
     get_train_valid_test_split_,
     weights_by_num_docs,
 )
-from megatron.data.gpt2_dataset import GPT2Dataset
 from megatron.data.indexed_dataset import MMapIndexedDataset, make_builder
-from megatron.data.neox_order import (
-    neox_document_index,
-    neox_num_epochs,
-    neox_sample_index,
-    neox_shuffle_index,
-)
 from megatron.data.samplers import DistributedBatchSampler
 
 GOLDEN_FILE = Path(__file__).resolve().parents[2] / "../shared/golden/indexed_dataset.json"
@@ -57,40 +49,6 @@ def test_reader_reads_the_bytes_of_the_research_code(golden, name, tmp_path):
     dataset = MMapIndexedDataset(tmp_path / "toy")
     assert dataset.dtype.name == case["dtype"]
     assert [item.tolist() for item in dataset] == case["docs"]
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_index_maps_of_gpt_neox_for_one_and_for_several_epochs(golden, number):
-    sizes = np.array(golden["index_maps"]["sizes"])
-    case = golden["index_maps"]["maps"][number]
-    num_epochs = neox_num_epochs(
-        int(sizes.sum()), seq_length=case["seq_length"], num_samples=case["num_samples"] or 0
-    )
-    random_state = np.random.RandomState(case["seed"])
-    documents = neox_document_index(
-        range(len(sizes)), num_epochs=num_epochs, random_state=random_state
-    )
-    samples = neox_sample_index(sizes, documents, seq_length=case["seq_length"])
-    shuffle = neox_shuffle_index(len(samples) - 1, random_state=random_state)
-    assert num_epochs == case["num_epochs"]
-    assert documents.tolist() == case["doc_idx"]
-    assert samples.tolist() == case["sample_idx"]
-    assert shuffle.tolist() == case["shuffle_idx"]
-    assert (documents.dtype, samples.dtype) == (np.int32, np.int32)
-    assert shuffle.dtype.name == case["shuffle_dtype"]
-
-
-def test_dataset_in_the_order_of_gpt_neox_gives_its_samples_and_the_one_it_leaves_out(
-    golden, tmp_path
-):
-    build(golden["mmap_uint16"], tmp_path / "toy")
-    indexed = MMapIndexedDataset(tmp_path / "toy")
-    dataset = GPT2Dataset(
-        "train_toy", tmp_path / "toy", range(8), indexed, None, 8, 1234, data_order="neox"
-    )
-    samples = [dataset[position]["text"].tolist() for position in range(len(dataset))]
-    assert samples[:-1] == golden["gpt2dataset"]["samples"]
-    assert len(dataset) == golden["gpt2dataset"]["len"] + 1
 
 
 def test_split_into_documents(golden):

@@ -10,6 +10,9 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,50 @@ def test_the_mixer_that_a_document_shows_can_be_used(tmp_path, monkeypatch):
     again = MixtureController(["a", "b"], make_mixer("inverse"), MixtureSchedule(7, 2))
     again.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert again.weights.tolist() == controller.weights.tolist()
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, (path, old)
+    path.write_text(text.replace(old, new))
+
+
+def test_the_mixer_that_a_document_shows_trains_after_the_steps_that_it_lists(tmp_path):
+    for name in ("odm", "megatron", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("build"))
+    (body,) = [body for path, body in blocks("python") if path.name == "mixing.md"]
+    body = body.replace("from odm.mixers.base", "from .base").replace("from odm.", "from ..")
+    mixers = tmp_path / "odm" / "mixers"
+    (mixers / "inverse.py").write_text(body)
+    _replace(mixers / "__init__.py", "from .ema", "from .inverse import Inverse\nfrom .ema")
+    group = tmp_path / "megatron" / "neox_arguments" / "groups" / "data_sampling.py"
+    _replace(group, '"static", "naive_validation"', '"static", "inverse", "naive_validation"')
+
+    code = """if True:
+        from megatron.data.data_utils import build_controller
+        from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+        from odm import Signal
+
+        def configure(domains):
+            paths = [f"d/{name}/text" for name in domains]
+            data = {f"{split}_data_paths": paths for split in ("train", "valid", "test")}
+            keys = {"data_sampling_method": "inverse", "user_script": "train.py"}
+            return resolve(NeoXArgs.from_ymls(["configs/cpu.yml"], {**data, **keys}), world_size=1)
+
+        try:
+            configure(["a"])
+        except ConfigError as error:
+            print(error)
+        mixture = build_controller(
+            configure(["a", "b"]), ["a", "b"], [1.0, 1.0], samples_per_epoch=[9, 9]
+        )
+        mixture.draw(1, num_slots=4)
+        mixture.observe(1, Signal.from_means([1.0, 3.0], [4, 4]))
+        print(mixture.weights.tolist(), mixture.mixer_state()[mixture.mixer.estimate])
+    """
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    refusal, learned = run.stdout.splitlines()
+    assert "data_sampling_method inverse needs at least 2 domains" in refusal
+    assert learned == "[0.75, 0.25] [1.0, 3.0]"

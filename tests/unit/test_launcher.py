@@ -15,7 +15,7 @@ import pytest
 
 from megatron.launcher import process_life
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
-from megatron.launcher.command import main, rank_commands, runner_command
+from megatron.launcher.command import main, prepared_runner, rank_commands
 from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
@@ -62,6 +62,8 @@ def plan(num_devices: int = 0, environ: dict[str, str] | None = None, **values) 
         ({"hostfile": "None"}, 1),
         ({"num_gpus": "2"}, 2),
         ({"num_gpus": None, "num_nodes": None, "global_num_gpus": "3"}, 3),
+        ({"include": "localhost:0,1,2", "num_gpus": 2}, 2),
+        ({"exclude": "localhost:0", "num_gpus": 2}, 2),
     ],
 )
 def test_a_machine_without_gpus_starts_cpu_processes(values, num_processes):
@@ -75,6 +77,11 @@ def test_a_machine_without_gpus_starts_cpu_processes(values, num_processes):
         ({"num_gpus": 2}, (0, 1)),
         ({"include": "localhost:1,3"}, (1, 3)),
         ({"exclude": "localhost:0"}, (1, 2, 3)),
+        ({"exclude": "localhost:0", "num_gpus": 2}, (1, 2)),
+        ({"exclude": f"{socket.gethostname()}:3"}, (0, 1, 2)),
+        ({"include": "localhost:1,3", "num_gpus": 1}, (1,)),
+        ({"include": "::1:3,1"}, (1, 3)),
+        ({"include": "127.0.0.1", "num_gpus": 3}, (0, 1, 2)),
     ],
 )
 def test_a_machine_with_gpus_uses_those_that_were_asked_for(values, indices):
@@ -89,8 +96,9 @@ def test_more_processes_than_gpus_is_an_error_that_says_how_many_there_are():
 def test_two_hosts_go_to_deepspeeds_runner(tmp_path):
     hostfile = tmp_path / "hosts"
     hostfile.write_text("# cluster\nalpha slots=4\nbeta slots=4\n")
-    assert plan(hostfile=str(hostfile)) == LaunchPlan(8, hosts=("alpha", "beta"))
-    assert plan(environ={"DLTS_HOSTFILE": str(hostfile)}, num_nodes=1).hosts == ("alpha",)
+    slots = (0, 1, 2, 3)
+    assert plan(hostfile=str(hostfile)) == LaunchPlan(8, hosts={"alpha": slots, "beta": slots})
+    assert plan(environ={"DLTS_HOSTFILE": str(hostfile)}, num_nodes=1).hosts == {"alpha": slots}
 
 
 def test_a_hostfile_of_this_machine_alone_needs_no_runner(tmp_path):
@@ -124,7 +132,7 @@ def test_the_launcher_and_the_configuration_count_the_same_processes(tmp_path, m
 def test_a_hostfile_that_is_no_text_is_refused(tmp_path):
     hostfile = tmp_path / "hosts"
     hostfile.write_bytes(b"alpha slots=2 # caf\xe9\n")
-    with pytest.raises(ConfigError, match="hosts: hostfile is not UTF-8 text; convert it"):
+    with pytest.raises(ConfigError, match="hosts:1: hostfile is not UTF-8 text; convert it"):
         plan(hostfile=str(hostfile))
 
 
@@ -134,14 +142,13 @@ def test_a_host_without_a_hostfile_is_refused():
 
 
 def test_the_runner_gets_its_flags_the_script_and_the_configuration():
-    neox_args = NeoXArgs.from_dict(
-        {**CONFIG, "launcher": "openmpi", "hostfile": "/hosts", "user_script": "train.py"}
-    )
-    command = runner_command(neox_args)
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    assert command[command.index("--launcher") + 1] == "openmpi"
-    assert command[command.index("--hostfile") + 1] == "/hosts"
-    assert command.index("train.py") < command.index("--megatron_config")
+    neox_args = NeoXArgs.from_dict({**CONFIG, "launcher": "openmpi", "user_script": "train.py"})
+    with prepared_runner(neox_args, LaunchPlan(2, hosts={"a": (0,), "b": (0,)})) as command:
+        assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+        assert command[command.index("--launcher") + 1] == "openmpi"
+        hostfile = Path(command[command.index("--hostfile") + 1])
+        assert hostfile.read_text() == "a slots=1\nb slots=1\n"
+        assert command.index("train.py") < command.index("--megatron_config")
 
 
 def test_ranks_get_torchs_variables_and_never_deepspeeds_local_size():

@@ -38,13 +38,13 @@ def test_an_impossible_number_of_processes_is_refused_with_and_without_a_hostfil
         with pytest.raises(ConfigError, match=f"num_gpus must be 1 to 4096, got {count}"):
             plan_launch(NeoXArgs.from_dict({**CONFIG, **keys, "num_gpus": count}), {})
     with pytest.raises(ConfigError, match="one machine starts at most 4096 processes"):
-        plan_launch(NeoXArgs.from_dict({**CONFIG, "world_size": 10**9}), {})
+        plan_launch(NeoXArgs.from_dict({**CONFIG, "world_size": 10**6}), {})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_nodes", 3, "num_nodes is 3, there are 2 hosts"),
+        ("num_nodes", 3, "num_nodes is 3, there are 2 hosts; lower it"),
         ("include", "gamma", "include names host 'gamma'; known hosts: alpha, beta"),
     ],
 )

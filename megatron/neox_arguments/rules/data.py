@@ -12,7 +12,9 @@ from .draft import Draft
 from .limits import resolve_limits
 
 SETS = ("train", "valid", "test")
-DYNAMIC_METHODS = ("smoothed_mean", "odm_paper", "exp3", "ema")
+FIXED_METHODS = (None, "static", "naive_validation")
+"""Methods under which the weights stay; the last one is refused."""
+
 SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
 
 
@@ -181,7 +183,7 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
             "data_sampling_method: naive_validation takes its reward from held-out losses, which "
             "is not part of this version; use smoothed_mean",
         )
-    if method in DYNAMIC_METHODS:
+    if method not in FIXED_METHODS:
         draft.require(
             len(domains) >= 2 or bool(draft["data_path"]),
             "data_sampling_method",
@@ -222,7 +224,7 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
 def _check_sampling_keys(draft: Draft, method: str | None) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
     smoothing = draft["data_sampling_smoothing_factor"]
-    smallest = 1 if method in DYNAMIC_METHODS else 0
+    smallest = 0 if method in FIXED_METHODS else 1
     draft.require(
         frequency >= smallest,
         "data_sampling_update_frequency",
@@ -244,7 +246,7 @@ def _check_sampling_keys(draft: Draft, method: str | None) -> None:
             f"data_sampling_warmup_steps is {warmup} but there is no data_sampling_method; set one",
         )
     train_iters = draft["train_iters"]
-    if method in DYNAMIC_METHODS and train_iters and warmup >= train_iters:
+    if method not in FIXED_METHODS and train_iters and warmup >= train_iters:
         draft.notes.append(
             f"data_sampling_warmup_steps {warmup}: {method} never changes the weights in "
             f"{train_iters} iterations"

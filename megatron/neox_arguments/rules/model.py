@@ -11,6 +11,8 @@ from .draft import Draft
 _MOST_LAYERS = 100_000
 """More are a slip of the pen, and lists of them would fill the memory."""
 
+_WIDEST_MLP = 2**31
+
 ATTENTION_TYPES = ("global", "flash")
 REFUSED_ATTENTION = {
     "local": "sliding windows are not part of this version",
@@ -47,17 +49,23 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
                 key, f"{key}: {draft[key]!r} is not part of this version; {refused[draft[key]]}"
             )
     _check_unbuilt(draft, layers)
+    _check_attention(draft, layers)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
         draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
+    padded = draft["padded_vocab_size"]
+    draft.require(
+        padded is None or padded >= 0,
+        "padded_vocab_size",
+        f"padded_vocab_size must be at least 1, got {padded}; remove it",
+    )
     has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
     if draft.is_set("padded_vocab_size") and has_tokenizer:
         draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
     inner, is_gated = _mlp_width(draft, hidden)
     return {
         "seq_length": seq_length,
-        "attention_types": _attention_types(draft, layers),
         "head_dim": head_dim,
         "num_kv_heads": _kv_heads(draft, heads),
         "rotary_dim": _rotary_dim(draft, head_dim),
@@ -145,14 +153,12 @@ def _check_unbuilt(draft: Draft, layers: int) -> None:
         )
 
 
-def _attention_types(draft: Draft, layers: int) -> tuple[str, ...]:
-    """Expands `attention_config` to one type a layer."""
+def _check_attention(draft: Draft, layers: int) -> None:
+    """Checks that `attention_config` gives each layer a type that is built."""
     written = draft["attention_config"]
-    if written is None:
-        return ("global",) * layers
-    types = _expand(draft, written, layers)
+    types = None if written is None else _expand(draft, written, layers)
     if types is None:
-        return ("global",) * layers
+        return
     for name in dict.fromkeys(types):
         if name in ATTENTION_TYPES:
             continue
@@ -166,7 +172,6 @@ def _attention_types(draft: Draft, layers: int) -> tuple[str, ...]:
         f"attention_config gives {len(types)} layers, num_layers is {layers}; "
         "make them equal or write 'all'",
     )
-    return tuple(types)
 
 
 def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:
@@ -239,9 +244,13 @@ def _rotary_dim(draft: Draft, head_dim: int) -> int:
     if draft["pos_emb"] != "rotary":
         return 0
     share = draft["rotary_pct"]
+    if not draft.require(
+        0 < share <= 1, "rotary_pct", f"rotary_pct must be above 0, at most 1, got {share:g}"
+    ):
+        return 0
     size = int(head_dim * share)
     draft.require(
-        0 < share <= 1 and size >= 2 and size % 2 == 0,
+        size >= 2 and size % 2 == 0,
         "rotary_pct",
         f"rotary_pct {share:g} rotates {size} of {head_dim} dimensions of a head; "
         "their number must be even and at least 2",
@@ -269,8 +278,15 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
         )
     if exact is not None:
         return _round_up(exact, multiple), is_gated
-    base = int(size or (factor * hidden if factor else 4 * hidden))
     key = "intermediate_size" if size else "expansion_factor"
+    wanted = size or (factor * hidden if factor else 4 * hidden)
+    if not draft.require(
+        abs(wanted) <= _WIDEST_MLP,
+        key,
+        f"{key} {size or factor or 4:g} makes an MLP wider than {_WIDEST_MLP}; lower it",
+    ):
+        return 1, is_gated
+    base = int(wanted)
     inner = _round_up(int(2 * base / 3) // 2 if is_gated else base, multiple)
     draft.require(
         inner >= 1 or min(size or 1, factor or 1) <= 0,  # those have an issue above

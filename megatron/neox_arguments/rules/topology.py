@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..errors import ConfigError
-from ..hostfile import count_problems, hostfile_slots, missing_hostfile, parse_filter
+from ..bounds import MOST_PROCESSES
+from ..errors import ConfigError, shown
+from ..hostfile import (
+    count_problems,
+    hostfile_slots,
+    missing_hostfile,
+    parse_filter,
+    this_machines_names,
+)
 from .draft import Draft
 
 _YEAR_MINUTES = 525_600
@@ -19,12 +26,17 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
     its filters, `num_gpus`, `world_size`, 1.
     """
     if world_size is not None:
-        return world_size
+        if world_size <= MOST_PROCESSES:
+            return world_size
+        draft.issues.add(
+            "world_size", f"world_size must be at most {MOST_PROCESSES}, got {shown(world_size)}"
+        )
+        return 1
     text = os.environ.get("WORLD_SIZE", "")
-    if text.isdecimal() and int(text) > 0:
+    if text.isdecimal() and len(text) < 9 and 0 < int(text) <= MOST_PROCESSES:
         return int(text)
     if draft["global_num_gpus"]:
-        return int(draft["global_num_gpus"])
+        return min(int(draft["global_num_gpus"]), MOST_PROCESSES)  # more is an issue already
     try:
         slots = _slots_of_hostfile(draft)
     except ConfigError as error:
@@ -32,7 +44,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
         return 1
     if slots is not None:
         return slots
-    return int(draft["num_gpus"] or draft["world_size"] or 1)
+    return min(int(draft["num_gpus"] or draft["world_size"] or 1), MOST_PROCESSES)
 
 
 def _slots_of_hostfile(draft: Draft) -> int | None:
@@ -44,9 +56,9 @@ def _slots_of_hostfile(draft: Draft) -> int | None:
     if path is not None:
         draft.notes.append(f"there is no hostfile {path}; the run uses this machine alone")
     if draft["include"]:
-        listed = parse_filter(draft["include"], "include")
+        listed = parse_filter(draft["include"], "include", this_machines_names())
         counts = [len(slots) for slots in listed.values() if slots is not None]
-        return sum(counts) or None
+        return min(sum(counts), draft["num_gpus"] or MOST_PROCESSES) or None
     return None
 
 

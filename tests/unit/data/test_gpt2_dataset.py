@@ -87,13 +87,6 @@ def test_it_is_a_torch_dataset(indexed):
     assert np.array_equal(pickle.loads(pickle.dumps(dataset))[9]["text"], dataset[9]["text"])
 
 
-def test_the_order_of_gpt_neox_ends_after_its_samples(indexed):
-    dataset = make_dataset(indexed, num_samples=150, data_order="neox")
-    assert len(dataset.get_many(np.arange(150))) == 150
-    with pytest.raises(IndexError, match="ask for more num_samples"):
-        dataset[10_000]
-
-
 def test_no_positions_give_no_samples(indexed):
     assert make_dataset(indexed).get_many(np.array([], dtype=np.int64)).shape == (0, SEQ_LENGTH + 1)
 
@@ -121,8 +114,6 @@ def test_the_smallest_domain_has_one_sample(write_dataset):
     assert [dataset[position]["text"].tolist() for position in range(2)] == [list(range(8))] * 2
 
 
-def test_bad_choices_are_refused(indexed):
-    with pytest.raises(DataError, match="unknown data_order 'sorted'"):
-        make_dataset(indexed, data_order="sorted")
+def test_a_dataset_of_no_samples_is_refused(indexed):
     with pytest.raises(DataError, match="at most 0 samples"):
         make_dataset(indexed, max_samples=0)

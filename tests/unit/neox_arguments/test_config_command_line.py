@@ -121,7 +121,6 @@ def test_launcher_flags_leave_out_defaults_and_take_the_environment(folder, monk
     args = NeoXArgs.from_dict(
         {
             **minimal,
-            "num_gpus": 4,
             "include": "h1:0",
             "force_multi": True,
             "user_script": "train.py",
@@ -132,6 +131,14 @@ def test_launcher_flags_leave_out_defaults_and_take_the_environment(folder, monk
     assert flags == [
         *("--hostfile", "/hosts", "--include", "h1:0", "--master_addr", "node0", "--force_multi")
     ]
+
+
+@pytest.mark.parametrize("filters", ["include", "exclude"])
+@pytest.mark.parametrize("count", ["num_gpus", "num_nodes"])
+def test_a_filter_beside_a_number_is_not_dropped_for_deepspeeds_runner(minimal, filters, count):
+    args = NeoXArgs.from_dict({**minimal, filters: "h1:0", count: 1})
+    with pytest.raises(ConfigError, match=f"^{count} and {filters} are both set, and DeepSpeed's"):
+        args.get_deepspeed_main_args()
 
 
 def test_slurm_gets_account_and_comment_as_its_own_arguments(minimal):

@@ -108,7 +108,7 @@ def test_a_key_that_is_no_text_is_refused():
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "x.yml"
     path.write_bytes(b"seed: \xff\xfe\n")
-    assert messages(read_files, [path]) == [f"{path}: is not UTF-8 text; convert it"]
+    assert messages(read_files, [path]) == [f"{path}:1: is not UTF-8 text; convert it"]
 
 
 def test_all_files_are_read_before_errors_are_told(write):
@@ -206,24 +206,18 @@ def test_a_folder_or_nothing_instead_of_a_file_is_told(tmp_path):
     [
         (
             "seed: 1\nwandb_run_name: 2024-01-31\n",
-            "x.yml:2: wandb_run_name holds datetime.date(2024, 1, 31), a date; put it in quotes",
+            "x.yml:2:17: is read as a date; put it in quotes",
         ),
-        (
-            "wandb_run_name: 2024-02-31\n",
-            "x.yml:1: cannot be read: day is out of range for month; put the value in quotes",
-        ),
-        ("seed: !!set {a, b}\n", "x.yml:1: seed holds {'a', 'b'}, a set; put it in quotes"),
-        ("fp16: {2024-01-31: 1}\n", "x.yml:1: fp16: holds the key datetime.date(2024, 1, 31)"),
+        ("wandb_run_name: 2024-02-31\n", "x.yml:1:17: is read as a date; put it in quotes"),
+        ("fp16: {2024-01-31: 1}\n", "x.yml:1:8: is read as a date; put it in quotes"),
         ("seed:\n\t1\n", "YAML is indented with spaces; replace the tab"),
-        ("fp16: &a [*a]\n", "x.yml:1:7: malformed YAML: found unconstructable recursive node"),
-        (f"seed: {'[' * 2000}{']' * 2000}\n", "x.yml: is nested too deeply, or holds itself"),
     ],
 )
 def test_what_yaml_makes_of_slips_of_the_pen_is_one_message(text, message):
     with pytest.raises(ConfigError) as caught:
         parse_text(text, "x.yml")
     (found,) = caught.value.messages
-    assert message in found.replace("{'b', 'a'}", "{'a', 'b'}")
+    assert message in found
 
 
 def test_anchors_and_merged_sections_are_taken(write):

@@ -140,7 +140,8 @@ def test_offloading_of_either_kind_is_refused(problems):
         ({"reduce_bucket_size": 0}, "reduce_bucket_size must be a whole number of at least 1"),
         ({"allgather_bucket_size": 0.5}, "allgather_bucket_size must be a whole number"),
         ({"overlap_comm": 1}, "overlap_comm must be true or false, got 1"),
-        ({"stage3_max_live_parameters": float("inf")}, "must be a whole number of at least 0"),
+        ({"stage3_max_live_parameters": -1}, "must be a whole number of at least 0"),
+        ({"stage3_max_live_parameters": float("inf")}, "holds inf; write a finite number"),
         ({"offload_optimizer": True}, "offloading to the CPU or NVMe is not part of this version"),
         ({"offload_param": "cpu"}, "offloading to the CPU or NVMe is not part of this version"),
     ],
@@ -173,4 +174,9 @@ def test_an_unknown_half_precision_is_refused(problem):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), True])
 def test_numbers_of_the_loss_scale_are_finite(problem, value):
     message = problem(fp16={"enabled": True, "loss_scale_window": value})
-    assert message.startswith("fp16.loss_scale_window must be a number of at least 0, got ")
+    assert message.startswith("fp16.loss_scale_window ")
+    assert message.endswith(
+        "must be a number of at least 0, got True"
+        if value is True
+        else f"holds {value}; write a finite number"
+    )

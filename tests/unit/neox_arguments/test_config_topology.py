@@ -116,6 +116,16 @@ def test_the_world_size_comes_from_the_first_that_says_it(make_config, monkeypat
     assert make_config(8, **keys).derived.world_size == 8
 
 
+def test_a_world_size_beyond_any_machine_is_refused_wherever_it_comes_from(
+    problem, make_config, minimal, monkeypatch
+):
+    assert problem(2**31) == "world_size must be at most 1048576, got 2147483648"
+    with pytest.raises(ConfigError, match=r"^world_size must be 1 to 1048576, got 2147483648"):
+        resolve(NeoXArgs.from_dict({**minimal, "world_size": 2**31, "train_batch_size": 6}))
+    monkeypatch.setenv("WORLD_SIZE", "9" * 5000)
+    assert make_config().derived.world_size == 1
+
+
 def test_the_key_world_size_is_a_hint(minimal):
     args = NeoXArgs.from_dict({**minimal, "world_size": 3})
     assert resolve(args).derived.world_size == 3
@@ -151,11 +161,11 @@ def test_a_missing_hostfile_is_noted(make_config):
 @pytest.mark.parametrize(
     ("text", "keys", "expected"),
     [
-        ("a slots=2\na slots=1\n", {}, ":2: host 'a' stands twice; give it one line"),
+        ("a slots=2\na slots=1\n", {}, ":2: host 'a' is named twice; give it one line"),
         ("a slots=two\n", {}, ":1: must be 'host slots=N', N from 1 to 4096, got 'a slots=two'"),
         ("\n", {}, ": names no host; write lines 'host slots=N'"),
         ("a slots=1\n", {"include": "b"}, "include names host 'b'; known hosts: a"),
-        ("a slots=1\n", {"include": "a:3"}, "include names slots (3,) of 'a'; it has (0,)"),
+        ("a slots=1\n", {"include": "a:3"}, "include names slots 3 of 'a', which has 0"),
         ("a slots=1\n", {"include": "a:x"}, "include must look like 'host1@host2:0,2', got 'a:x'"),
         ("a slots=1\n", {"include": "a", "exclude": "a"}, "include and exclude are both set"),
         ("a slots=1\n", {"exclude": "a"}, "exclude leaves no slot to run on"),
@@ -170,7 +180,7 @@ def test_a_wrong_hostfile_or_filter_is_refused(problem, write, text, keys, expec
 def test_a_hostfile_that_is_no_text_is_refused(problem, tmp_path):
     path = tmp_path / "hosts"
     path.write_bytes(b"a slots=2 # caf\xe9\n")
-    assert problem(hostfile=str(path)) == f"{path}: hostfile is not UTF-8 text; convert it"
+    assert problem(hostfile=str(path)) == f"{path}:1: hostfile is not UTF-8 text; convert it"
 
 
 @pytest.mark.parametrize(
@@ -260,14 +270,16 @@ def test_a_message_names_the_key_that_was_written_and_its_line(write, minimal, l
         ("num_gpus", -1, "num_gpus must be 1 to 4096, got -1; remove it to use all GPUs"),
         ("num_gpus", 10**9, "num_gpus must be 1 to 4096, got 1000000000; remove it to use"),
         ("num_nodes", 0, "num_nodes must be at least 1, or -1 for all, got 0"),
-        ("global_num_gpus", -2, "global_num_gpus must be at least 1, got -2; remove it"),
+        ("global_num_gpus", -2, "global_num_gpus must be 1 to 1048576, got -2; remove it"),
+        ("global_num_gpus", 2**31, "global_num_gpus must be 1 to 1048576, got 2147483648; remove"),
+        ("master_addr", "-oProxyCommand=x", "master_addr must be a name or an address, got '-oPr"),
         ("num_layers", 10**9, "num_layers must be at most 100000, got 1000000000"),
         ("distributed_timeout_minutes", 1e9, "must be above 0, at most 525600, got 1000000000"),
         ("gradient_predivide_factor", 0, "gradient_predivide_factor must be above 0, got 0"),
     ],
 )
 def test_impossible_numbers_are_refused(problem, key, value, message):
-    assert message in problem(world_size=1, **{key: value})
+    assert message in problem(1, **{key: value})
 
 
 @pytest.mark.parametrize(
