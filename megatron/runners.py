@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,7 @@ class StepRunner(ABC):
         recorder: Filled by the model's forward passes on the last stage.
         topology: Where this rank sits.
         clipper: Clips gradients where DeepSpeed does not; None where it does.
+        has_masks: Whether micro-batches may differ in the number of tokens that count.
     """
 
     def __init__(
@@ -75,11 +76,14 @@ class StepRunner(ABC):
         recorder: DomainLossRecorder,
         topology: Topology,
         clipper: GradientClipper | None,
+        *,
+        has_masks: bool = False,
     ):
         self.engine = engine
         self.recorder = recorder
         self.topology = topology
         self.clipper = clipper
+        self.has_masks = has_masks
         self.device = accelerator.device()
 
     @abstractmethod
@@ -98,6 +102,9 @@ class StepRunner(ABC):
     def train_step(self, batches: Iterable[Batch]) -> StepResult:
         """Runs all micro-batches of one optimizer step."""
         skipped_before = self.engine.skipped_steps
+        if self.has_masks:
+            batches = list(batches)  # read ahead: the mean over all their tokens needs the number
+            self._share_mean_tokens(batches)
         self._run(iter(batches))
         norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
@@ -118,6 +125,18 @@ class StepRunner(ABC):
         finally:
             model.recorder = self.recorder
             self.engine.train()
+
+    def _share_mean_tokens(self, batches: Sequence[Batch]) -> None:
+        """Tells the output layer how many tokens of a micro-batch count, on average over all ranks.
+
+        Ranks that share the samples of a replica count them alike, which leaves the mean as it is.
+        """
+        tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
+        counts = torch.tensor([tokens, len(batches)], dtype=torch.float64, device=self.device)
+        tokens_of_all, batches_of_all = all_reduce_sum(counts)
+        output = self.engine.module.output_layer
+        if output is not None:
+            output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
 
     def _own_sums(self, recorder: DomainLossRecorder) -> Tensor:
         """Drained sums; zeros where another rank has counted the same losses."""

@@ -112,6 +112,8 @@ def train(
 def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
     """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
 
+    The mean is over all tokens of the global batch that count.
+
     A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
     leave the loop after the same step. So does a fingerprint of the mixture, which every rank
     must hold alike.
@@ -129,7 +131,8 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
             "the checkpoints before this step are sound, continue from the newest one"
         )
     signal, _ = Signal.from_sums(sums[:-4].reshape(4, -1)).drop_nonfinite()
-    return signal, float(sums[-4] / sums[-3]), bool(sums[-2])
+    loss = sums[-4] / max(sums[-3], 1.0)  # 0 where a mask left no token
+    return signal, float(loss), bool(sums[-2])
 
 
 def require_finite(

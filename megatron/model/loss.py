@@ -236,13 +236,12 @@ class DomainLossRecorder:
 
         Returns:
             float64 (4 K + 2,): loss sums [K], sums of squared losses [K], token counts [K], sample
-            counts [K], then the sum and the number of micro-batch mean losses.
+            counts [K], then loss sum and token count of all domains together.
         """
         packed = torch.zeros(4 * self.num_domains + 2, dtype=torch.float64, device=self.device)
         if self._sums:
             totals = torch.stack([sums.sum(dim=1) for sums in self._sums], dim=1)
-            packed[-2] = (totals[0] / totals[2].clamp_min(1.0)).sum()
-            packed[-1] = len(self._sums)
+            packed[-2:] = totals[::2].sum(dim=1)
             sums = torch.cat(self._sums, dim=1)
             rows = torch.cat((sums, (sums[2:] > 0).double()))
             table = packed[:-2].view(4, self.num_domains)
