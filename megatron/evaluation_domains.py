@@ -146,6 +146,7 @@ def _with_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> RunConfig:
         test_domains=names,
         test_weights=(1.0,) * len(names),
         split=None,
+        named_eval_iters=None,
     )
     training = dataclasses.replace(config.training, use_named_eval_datasets=True)
     return dataclasses.replace(config, derived=derived, training=training)

@@ -53,7 +53,9 @@ class Evaluator(Protocol):
     """What can evaluate: every runner."""
 
     def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """Packed per-domain sums over ``batches`` (see `DomainLossRecorder`), over all ranks.
+        """Sums over the samples of ``batches`` on all ranks, (5, K) float64.
+
+        See `DomainLossRecorder.drain_held_out`.
 
         Every rank must bring the same number of batches: forward passes may communicate.
         """
@@ -108,7 +110,7 @@ class StepRunner(ABC):
         self._run(iter(batches))
         norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
-            domain_sums=self._own_sums(self.recorder),
+            domain_sums=self._if_counted(self.recorder.drain()),
             grad_norm=norm,
             skipped=self.engine.skipped_steps > skipped_before,
         )
@@ -121,7 +123,7 @@ class StepRunner(ABC):
         try:
             with torch.no_grad():
                 self._forward_only(iter(batches))
-            return all_reduce_sum(self._own_sums(model.recorder))
+            return all_reduce_sum(self._if_counted(model.recorder.drain_held_out()))
         finally:
             model.recorder = self.recorder
             self.engine.train()
@@ -138,9 +140,8 @@ class StepRunner(ABC):
         if output is not None:
             output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
 
-    def _own_sums(self, recorder: DomainLossRecorder) -> Tensor:
-        """Drained sums; zeros where another rank has counted the same losses."""
-        sums = recorder.drain()
+    def _if_counted(self, sums: Tensor) -> Tensor:
+        """``sums``; zeros where another rank has counted the same losses."""
         is_counted = self.topology.is_last_stage and self.topology.model_rank == 0
         return sums if is_counted else torch.zeros_like(sums)
 
@@ -199,7 +200,7 @@ class InferenceRunner:
         recorder = self.model.recorder = DomainLossRecorder(num_domains, device)
         for batch in batches:
             self.model(*_inputs(batch, device))
-        sums = recorder.drain()
+        sums = recorder.drain_held_out()
         return all_reduce_sum(sums if self.topology.model_rank == 0 else torch.zeros_like(sums))
 
 

@@ -30,6 +30,7 @@ from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
+from megatron.hooks.measured import measured_at
 from megatron.initialize import stop_requested
 from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
@@ -241,6 +242,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
         build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
+        if config.training.eval_iters
+        else None
         for split in EVALUATION_SPLITS
     )
     mixture = source.controller
@@ -251,15 +254,20 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     refuse_to_replace(config, loaded)
     restore_mixture(source, loaded, logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
-    interval = config.training.eval_interval
+    interval, last_step = config.training.eval_interval, config.derived.train_iters
+    measured = measured_at(config.derived.log_dir, state.step) if state.step >= last_step else {}
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.log_interval),
         saving,  # before what takes long or may go wrong
-        EvaluationHook(runner, logger, validation=validation, test=test, interval=interval),
+        EvaluationHook(
+            runner, logger, validation=validation, test=test, interval=interval, measured=measured
+        ),
     ]
     if tasks is not None:
-        hooks.append(TaskEvaluationHook(runner, config, tokenizer, tasks, logger))
+        hooks.append(
+            TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
+        )
     announce(logger, config, source, loaded)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.derived.save_path))
     try:
@@ -269,7 +277,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             mixture,
             hooks,
             state,
-            last_step=config.derived.train_iters,
+            last_step=last_step,
             learning_rate_of=learning_rate_of,
             exit_interval=config.training.exit_interval,
         )
@@ -356,3 +364,8 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         logger.resume(loaded.state.step, info)
     else:
         logger.start(info)
+    if loaded.state.step >= config.derived.train_iters:
+        logger.say(
+            f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
+            f"is {config.derived.train_iters}; raise it to train on"
+        )

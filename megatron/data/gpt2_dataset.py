@@ -34,7 +34,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
         seq_length: int,
         seed: int,
         *,
-        max_samples: int | None = None,
         data_order: Literal["odm", "neox"] = "odm",
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -49,8 +48,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
                 GPT-NeoX also how many samples are shuffled as one.
             seq_length: Tokens of a sample less one.
             seed: Of the run.
-            max_samples: Keeps the first samples alone; the documents are shuffled, so that this is
-                a random part of the domain.
             data_order: ``neox`` repeats the order of GPT-NeoX and ends after its last sample.
             cache_dir: See ``index_maps.shuffled_stream``.
 
@@ -66,16 +63,11 @@ class GPT2Dataset(torch.utils.data.Dataset):
         chosen = chosen.astype(np.int64)
         self.num_documents = len(chosen)
         self.num_tokens = int(indexed_dataset.sizes[chosen].sum(dtype=np.int64))
-        _require_one_sample(
+        require_one_sample(
             name, data_prefix, chosen.size, num_tokens=self.num_tokens, seq_length=seq_length
         )
-        if max_samples is not None and max_samples < 1:
-            raise DataError(
-                f"domain {name}: at most {max_samples} samples leave none; give 1 or more"
-            )
         self._stream, self._neox_shuffle = self._make_stream(chosen, data_order, cache_dir)
-        available = self._stream.num_samples(seq_length)
-        self.samples_per_epoch = available if max_samples is None else min(available, max_samples)
+        self.samples_per_epoch = self._stream.num_samples(seq_length)
         self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
 
     def _make_stream(
@@ -164,7 +156,7 @@ class GPT2Dataset(torch.utils.data.Dataset):
         return samples
 
 
-def _require_one_sample(
+def require_one_sample(
     name: str, prefix: str | Path, num_documents: int, *, num_tokens: int, seq_length: int
 ) -> None:
     """Refuses a domain that cannot fill one sample."""

@@ -69,14 +69,6 @@ def test_a_split_reads_its_own_documents_alone(indexed):
     assert dataset.num_tokens == len(allowed)
 
 
-def test_max_samples_shortens_the_epoch(indexed):
-    dataset = make_dataset(indexed, max_samples=5)
-    assert len(dataset) == 5
-    rows = dataset.get_many(np.arange(10))
-    assert sorted(rows[:5, 0]) == sorted(rows[5:, 0])
-    assert len(make_dataset(indexed, max_samples=10**6)) == len(make_dataset(indexed))
-
-
 def test_it_is_a_torch_dataset(indexed):
     dataset = make_dataset(indexed, num_samples=70)
     assert len(dataset) == 70
@@ -124,5 +116,3 @@ def test_the_smallest_domain_has_one_sample(write_dataset):
 def test_bad_choices_are_refused(indexed):
     with pytest.raises(DataError, match="unknown data_order 'sorted'"):
         make_dataset(indexed, data_order="sorted")
-    with pytest.raises(DataError, match="at most 0 samples"):
-        make_dataset(indexed, max_samples=0)
