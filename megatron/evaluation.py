@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,10 @@ from megatron.evaluation_domains import EvaluationPart
 from megatron.inference import LoadedModel
 from megatron.logging import RunLogger
 from megatron.neox_arguments import ConfigError
+from megatron.progress_lines import ProgressLines
 from megatron.runners import Evaluator, InferenceRunner
 
 __all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_parts"]
-
-
-PROGRESS_SECONDS = 10.0
-"""Time between two lines of progress; a shorter evaluation prints none."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +53,14 @@ def evaluate_domains(
         runner: Computes the losses.
         source: The samples.
         name: What is evaluated, for lines of progress.
-        say: Receives a line of progress every `PROGRESS_SECONDS`; None keeps silent.
+        say: Receives the lines of progress, see `ProgressLines`; None keeps silent.
         should_stop: Asked before each batch, on every rank, and answers alike on all of them.
 
     Raises:
         EvaluationStopped: On every rank, if ``should_stop`` said so.
     """
-    batches = _batches(source, should_stop, partial(_tell_progress, name, say) if say else None)
+    progress = ProgressLines(say, name, total=sum(source.num_samples), unit="samples")
+    batches = _batches(source, should_stop, progress)
     sums = runner.evaluate(batches, num_domains=len(source.domains)).cpu().numpy()
     results = {}
     for k, domain in enumerate(source.domains):
@@ -106,30 +102,17 @@ def standard_error(sums: np.ndarray, *, num_samples: int) -> float | None:
 
 
 def _batches(
-    source: EvaluationBatches,
-    should_stop: Callable[[], bool] | None,
-    tell: Callable[[str, int, int, float], None] | None,
+    source: EvaluationBatches, should_stop: Callable[[], bool] | None, progress: ProgressLines
 ) -> Iterator[Batch]:
-    began = told = time.monotonic()
-    total, done = sum(source.num_samples), 0
+    done = 0
     for k, domain in enumerate(source.domains):
         for number, batch in enumerate(source.batches(k)):
             if should_stop is not None and should_stop():
                 raise EvaluationStopped
-            now = time.monotonic()
-            if tell is not None and now - told >= PROGRESS_SECONDS:
-                of_domain = source.num_samples[k] * number // source.num_batches(k)
-                tell(domain, done + of_domain, total, now - began)
-                told = now
+            of_domain = source.num_samples[k] * number // source.num_batches(k)
+            progress.tell(done + of_domain, now_at=domain)
             yield batch
         done += source.num_samples[k]
-
-
-def _tell_progress(
-    name: str, say: Callable[[str], None], domain: str, done: int, total: int, seconds: float
-) -> None:
-    left = f", {seconds * (total - done) / done:.0f} s left" if done else ""
-    say(f" {name}: {done:,} of {total:,} samples, now {domain}{left}")
 
 
 def averages(results: dict[str, DomainResult]) -> dict[str, float]:

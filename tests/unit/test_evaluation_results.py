@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron import evaluation
+from megatron import progress_lines
 from megatron.evaluation import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.measured import measured_at
@@ -129,7 +129,7 @@ def test_averages_written_out_by_hand():
 
 def test_a_long_evaluation_tells_every_ten_seconds_how_far_it_is(monkeypatch):
     moments = iter([0.0, 1.0, 11.0, 12.0, 30.0])  # the start, then each batch
-    monkeypatch.setattr(evaluation.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: next(moments))
     said: list[str] = []
     runner: Any = Evaluator()
     source: Any = Source()
