@@ -13,10 +13,9 @@ from megatron.data.batch import Batch
 from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.errors import EvaluationStopped
-from megatron.evaluation_domains import EvaluationPart
+from megatron.evaluation_domains import EvaluationPart, nothing_to_evaluate
 from megatron.inference import LoadedModel
 from megatron.logging import RunLogger
-from megatron.neox_arguments import ConfigError
 from megatron.progress_lines import ProgressLines
 from megatron.runners import Evaluator, InferenceRunner
 
@@ -183,9 +182,5 @@ def evaluate_parts(
             "averages": summary,
         }
     if parts and not report:
-        raise ConfigError(
-            "valid_data_paths: there is no held-out data to evaluate; set it or test_data_paths, "
-            "set split to divide the training data, or name data with --domains name=path"
-            + (" (eval_iters is 0)" if parts[0].config.training.eval_iters == 0 else "")
-        )
+        raise nothing_to_evaluate(parts[0].config)
     return report
