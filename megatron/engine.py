@@ -253,7 +253,7 @@ def _make_runner(
     if clips_itself(zero_stage=derived.zero_stage, precision=derived.precision):
         clipper = GradientClipper(engine, topology, derived.gradient_clipping)
     kind = DataParallelRunner if topology.grid.pipe == 1 else PipelineRunner
-    return kind(engine, recorder, topology, clipper)
+    return kind(engine, recorder, topology, clipper, has_masks=config.other.eod_mask_loss)
 
 
 def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:

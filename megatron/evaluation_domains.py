@@ -13,7 +13,7 @@ from megatron.data.domain_files import SplitName, domain_name
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer.inputs import files_below
 
-__all__ = ["EvaluationPart", "evaluation_parts"]
+__all__ = ["EvaluationPart", "evaluation_parts", "nothing_to_evaluate"]
 
 SPLITS: tuple[tuple[str, SplitName], ...] = (("validation", "valid"), ("test", "test"))
 """Name in reports and metrics, and the split of the data that it means."""
@@ -44,12 +44,15 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
     Without it all configured domains are evaluated, or none where there are ``eval_tasks``.
 
     Raises:
-        ConfigError: If a name is unknown or there are no data at a path.
+        ConfigError: If a name is unknown, there are no data at a path, or there is nothing to do.
     """
     entries = config.text_generation.eval_domains
+    if not entries and config.text_generation.eval_tasks:
+        return []
     if not entries:
-        is_needed = not config.text_generation.eval_tasks
-        return [EvaluationPart(name, config, split) for name, split in SPLITS if is_needed]
+        if not (config.derived.valid_paths or config.derived.test_paths):
+            raise nothing_to_evaluate(config)
+        return [EvaluationPart(name, config, split) for name, split in SPLITS]
     known = {split: _datasets_of(config, split) for _, split in SPLITS}
     names = list(dict.fromkeys(name for datasets in known.values() for name, _ in datasets))
     chosen, others = _choose(entries, names)
@@ -61,6 +64,15 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
     if others:
         parts.append(EvaluationPart("datasets", _with_datasets(config, others), "test"))
     return parts
+
+
+def nothing_to_evaluate(config: RunConfig) -> ConfigError:
+    """The error of a configuration without held-out data."""
+    switched_off = " (eval_iters is 0)" if config.training.eval_iters == 0 else ""
+    return ConfigError(
+        "valid_data_paths: there is no held-out data to evaluate; set it or test_data_paths, set "
+        f"split to divide the training data, or name data with --domains name=path{switched_off}"
+    )
 
 
 def find_datasets(entry: str) -> list[Dataset]:
@@ -146,6 +158,7 @@ def _with_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> RunConfig:
         test_domains=names,
         test_weights=(1.0,) * len(names),
         split=None,
+        named_eval_iters=None,
     )
     training = dataclasses.replace(config.training, use_named_eval_datasets=True)
     return dataclasses.replace(config, derived=derived, training=training)

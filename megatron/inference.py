@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron import accelerator
+from megatron.checkpoint_format import read_resolved_config
 from megatron.checkpoint_loading import first_not_finite, load_module_weights, load_run_state
 from megatron.engine import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
@@ -34,6 +35,8 @@ class LoadedModel:
     topology: Topology
     iteration: int
     """Training iterations that the checkpoint has seen."""
+    train_batch_size: int | None = None
+    """Samples of an iteration of the run that saved it; None where the checkpoint does not say."""
 
 
 def load_for_inference(
@@ -58,7 +61,14 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
     assert folder is not None
     model = read_model(config, tokenizer, topology, folder=folder)
     state, _ = load_run_state(folder)
-    return LoadedModel(model, tokenizer, topology, int(state["counters"]["step"]))
+    trained_as = read_resolved_config(folder) or {}
+    return LoadedModel(
+        model,
+        tokenizer,
+        topology,
+        int(state["counters"]["step"]),
+        trained_as.get("derived", {}).get("train_batch_size"),
+    )
 
 
 def read_model(

@@ -6,6 +6,7 @@ on where the run has a folder. A writer that fails says so once, and training go
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -141,15 +142,12 @@ class RunLogger:
         Args:
             split: ``validation``, ``test``, or ``datasets`` that the run does not have.
             iteration: Training iterations done.
-            results: Domain -> object with ``loss``, ``perplexity`` and ``bits_per_byte`` (or None).
+            results: Domain -> `DomainResult`.
             averages: Name, as ``avg_lm_loss``, -> value.
         """
         if not self._is_writer:
             return
-        domains = {
-            name: {"loss": r.loss, "perplexity": r.perplexity, "bits_per_byte": r.bits_per_byte}
-            for name, r in results.items()
-        }
+        domains = {name: dataclasses.asdict(result) for name, result in results.items()}
         self._append(
             {"event": split, "iteration": iteration, "domains": domains, "averages": averages}
         )
@@ -157,12 +155,15 @@ class RunLogger:
         for name, result in results.items():
             values[f"{split}/lm_loss/{name}"] = result.loss
             values[f"{split}/lm_loss_ppl/{name}"] = result.perplexity
+            if result.standard_error is not None:
+                values[f"{split}/lm_loss_standard_error/{name}"] = result.standard_error
             if result.bits_per_byte is not None:
                 values[f"{split}/bits_per_byte/{name}"] = result.bits_per_byte
         self._scalars(iteration, values)
         shown = " | ".join(f"{name}: {value:.4f}" for name, value in averages.items())
+        tokens = sum(result.num_tokens for result in results.values())
         self._console.table(
-            f" {split} at iteration {iteration} | {shown}",
+            f" {split} at iteration {iteration} on {tokens:,} tokens | {shown}",
             {name: _evaluation_cell(result) for name, result in results.items()},
         )
 
@@ -319,7 +320,10 @@ def _train_cell(name: str, record: TrainRecord) -> str:
 
 def _evaluation_cell(result: Any) -> str:
     bits = "" if result.bits_per_byte is None else f" {result.bits_per_byte:.3f} bits/byte"
-    return f"lm_loss {result.loss:.4f} ppl {_plain(result.perplexity)}{bits}"
+    error = "" if result.standard_error is None else f" +- {result.standard_error:.4f}"
+    tokens = f"({result.num_tokens:,} tokens)"
+    perplexity = _plain(result.perplexity)
+    return f"lm_loss {result.loss:.4f}{error} ppl {perplexity}{bits} {tokens}"
 
 
 def _plain(value: float) -> str:

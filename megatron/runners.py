@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +53,9 @@ class Evaluator(Protocol):
     """What can evaluate: every runner."""
 
     def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """Packed per-domain sums over ``batches`` (see `DomainLossRecorder`), over all ranks.
+        """Sums over the samples of ``batches`` on all ranks, (5, K) float64.
+
+        See `DomainLossRecorder.drain_held_out`.
 
         Every rank must bring the same number of batches: forward passes may communicate.
         """
@@ -67,6 +69,7 @@ class StepRunner(ABC):
         recorder: Filled by the model's forward passes on the last stage.
         topology: Where this rank sits.
         clipper: Clips gradients where DeepSpeed does not; None where it does.
+        has_masks: Whether micro-batches may differ in the number of tokens that count.
     """
 
     def __init__(
@@ -75,11 +78,14 @@ class StepRunner(ABC):
         recorder: DomainLossRecorder,
         topology: Topology,
         clipper: GradientClipper | None,
+        *,
+        has_masks: bool = False,
     ):
         self.engine = engine
         self.recorder = recorder
         self.topology = topology
         self.clipper = clipper
+        self.has_masks = has_masks
         self.device = accelerator.device()
 
     @abstractmethod
@@ -98,10 +104,13 @@ class StepRunner(ABC):
     def train_step(self, batches: Iterable[Batch]) -> StepResult:
         """Runs all micro-batches of one optimizer step."""
         skipped_before = self.engine.skipped_steps
+        if self.has_masks:
+            batches = list(batches)  # read ahead: the mean over all their tokens needs the number
+            self._share_mean_tokens(batches)
         self._run(iter(batches))
         norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
-            domain_sums=self._own_sums(self.recorder),
+            domain_sums=self._if_counted(self.recorder.drain()),
             grad_norm=norm,
             skipped=self.engine.skipped_steps > skipped_before,
         )
@@ -114,14 +123,25 @@ class StepRunner(ABC):
         try:
             with torch.no_grad():
                 self._forward_only(iter(batches))
-            return all_reduce_sum(self._own_sums(model.recorder))
+            return all_reduce_sum(self._if_counted(model.recorder.drain_held_out()))
         finally:
             model.recorder = self.recorder
             self.engine.train()
 
-    def _own_sums(self, recorder: DomainLossRecorder) -> Tensor:
-        """Drained sums; zeros where another rank has counted the same losses."""
-        sums = recorder.drain()
+    def _share_mean_tokens(self, batches: Sequence[Batch]) -> None:
+        """Tells the output layer how many tokens of a micro-batch count, on average over all ranks.
+
+        Ranks that share the samples of a replica count them alike, which leaves the mean as it is.
+        """
+        tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
+        counts = torch.tensor([tokens, len(batches)], dtype=torch.float64, device=self.device)
+        tokens_of_all, batches_of_all = all_reduce_sum(counts)
+        output = self.engine.module.output_layer
+        if output is not None:
+            output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
+
+    def _if_counted(self, sums: Tensor) -> Tensor:
+        """``sums``; zeros where another rank has counted the same losses."""
         is_counted = self.topology.is_last_stage and self.topology.model_rank == 0
         return sums if is_counted else torch.zeros_like(sums)
 
@@ -180,7 +200,7 @@ class InferenceRunner:
         recorder = self.model.recorder = DomainLossRecorder(num_domains, device)
         for batch in batches:
             self.model(*_inputs(batch, device))
-        sums = recorder.drain()
+        sums = recorder.drain_held_out()
         return all_reduce_sum(sums if self.topology.model_rank == 0 else torch.zeros_like(sums))
 
 

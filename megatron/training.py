@@ -30,6 +30,7 @@ from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
+from megatron.hooks.measured import measured_at
 from megatron.initialize import stop_requested
 from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
@@ -112,6 +113,8 @@ def train(
 def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
     """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
 
+    The mean is over all tokens of the global batch that count.
+
     A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
     leave the loop after the same step. So does a fingerprint of the mixture, which every rank
     must hold alike.
@@ -129,7 +132,8 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
             "the checkpoints before this step are sound, continue from the newest one"
         )
     signal, _ = Signal.from_sums(sums[:-4].reshape(4, -1)).drop_nonfinite()
-    return signal, float(sums[-4] / sums[-3]), bool(sums[-2])
+    loss = sums[-4] / max(sums[-3], 1.0)  # 0 where a mask left no token
+    return signal, float(loss), bool(sums[-2])
 
 
 def require_finite(
@@ -239,6 +243,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
         build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
+        if config.training.eval_iters
+        else None
         for split in EVALUATION_SPLITS
     )
     mixture = source.controller
@@ -249,15 +255,20 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     refuse_to_replace(config, loaded)
     restore_mixture(source, loaded, logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
-    interval = config.training.eval_interval
+    interval, last_step = config.training.eval_interval, config.derived.train_iters
+    measured = measured_at(config.derived.log_dir, state.step) if state.step >= last_step else {}
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.log_interval),
         saving,  # before what takes long or may go wrong
-        EvaluationHook(runner, logger, validation=validation, test=test, interval=interval),
+        EvaluationHook(
+            runner, logger, validation=validation, test=test, interval=interval, measured=measured
+        ),
     ]
     if tasks is not None:
-        hooks.append(TaskEvaluationHook(runner, config, tokenizer, tasks, logger))
+        hooks.append(
+            TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
+        )
     announce(logger, config, source, loaded)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.derived.save_path))
     try:
@@ -267,7 +278,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             mixture,
             hooks,
             state,
-            last_step=config.derived.train_iters,
+            last_step=last_step,
             learning_rate_of=learning_rate_of,
             exit_interval=config.training.exit_interval,
         )
@@ -354,3 +365,8 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         logger.resume(loaded.state.step, info)
     else:
         logger.start(info)
+    if loaded.state.step >= config.derived.train_iters:
+        logger.say(
+            f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
+            f"is {config.derived.train_iters}; raise it to train on"
+        )

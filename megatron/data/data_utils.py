@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from megatron.data.domain_files import DomainFiles, SplitName, open_split, warn_of_training_files
-from megatron.data.errors import DataError
 from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
 from megatron.data.gpt2_dataset import GPT2Dataset
+from megatron.data.held_out import HeldOutSamples
 from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import (
     get_normalized_weights_and_num_samples,
@@ -64,11 +64,7 @@ def build_train_source(
     """
     require_training_data(config)
     domains = _open_split(config, "train", tokenizer_info, is_first=dp_rank == 0)
-    if not domains:
-        raise DataError(
-            f"split: {config.training.split!r} leaves no training documents; raise the first share"
-        )
-    datasets = [_make_gpt2_dataset(config, domain, max_samples=None) for domain in domains]
+    datasets = [_make_gpt2_dataset(config, domain) for domain in domains]
     controller = build_controller(
         config,
         [domain.name for domain in domains],
@@ -96,12 +92,14 @@ def build_evaluation_source(
     dp_rank: int,
     dp_size: int,
     tokenizer_info: TokenizerInfo,
+    batch_size: int | None = None,
 ) -> EvaluationBatches | None:
     """Builds the evaluation data of one data-parallel rank.
 
-    Named data are evaluated whole, or up to ``max_<split>_samples_per_dataset``. Other data get
-    the ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights; a weight of 0
-    leaves a domain out.
+    Each named data set is evaluated up to ``max_<split>_samples_per_dataset``; without it, up to
+    the ``eval_iters`` batches that were written out; else whole. Unnamed data get the
+    ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights; a weight of 0
+    leaves a data set out. The samples are spread evenly over a data set and depend on nothing else.
 
     Args:
         config: The resolved configuration.
@@ -109,10 +107,12 @@ def build_evaluation_source(
         dp_rank: Rank among the ``dp_size`` that read different data.
         dp_size: Number of data-parallel ranks.
         tokenizer_info: End-of-document id and vocabulary size.
+        batch_size: Samples of a batch of ``eval_iters``; None: the global batch of this
+            configuration. A checkpoint that is read on other ranks keeps that of its training.
 
     Returns:
         Batches domain by domain; None if there is nothing to evaluate: no paths, no documents in
-        this part of ``data_path``, or unnamed data with ``eval_iters`` 0.
+        this part of the data, or ``eval_iters`` 0.
 
     Raises:
         DataError: As ``build_train_source``.
@@ -125,17 +125,15 @@ def build_evaluation_source(
         warn_of_training_files(config, split, domains)
     if not domains:
         return None
-    limits = _evaluation_limits(config, split, domains)
-    evaluated = []
-    for domain, limit in zip(domains, limits, strict=True):
-        if limit == 0:
-            continue
-        dataset = _make_gpt2_dataset(config, domain, max_samples=limit)
-        evaluated.append(
-            EvaluationDomain(dataset, dataset.samples_per_epoch, _text_bytes_per_token(domain))
-        )
+    limits = _evaluation_limits(
+        config, split, domains, batch_size=batch_size or config.derived.train_batch_size
+    )
     return EvaluationBatches(
-        evaluated,
+        [
+            _evaluation_domain(config, domain, limit)
+            for domain, limit in zip(domains, limits, strict=True)
+            if limit != 0
+        ],
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch_size=config.derived.micro_batch_size,
@@ -224,6 +222,20 @@ def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Co
     return found
 
 
+def _evaluation_domain(
+    config: RunConfig, domain: DomainFiles, max_samples: int | None
+) -> EvaluationDomain:
+    samples = HeldOutSamples(
+        domain.name,
+        domain.prefix,
+        domain.documents,
+        domain.dataset,
+        seq_length=config.derived.seq_length,
+        max_samples=max_samples,
+    )
+    return EvaluationDomain(samples, _text_bytes_per_token(domain))
+
+
 def _text_bytes_per_token(domain: DomainFiles) -> float | None:
     metadata = domain.metadata
     if metadata is None or not metadata.tokens or not metadata.text_bytes:
@@ -231,9 +243,7 @@ def _text_bytes_per_token(domain: DomainFiles) -> float | None:
     return metadata.text_bytes / metadata.tokens
 
 
-def _make_gpt2_dataset(
-    config: RunConfig, domain: DomainFiles, *, max_samples: int | None
-) -> GPT2Dataset:
+def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
     return GPT2Dataset(
         domain.name,
         domain.prefix,
@@ -242,7 +252,6 @@ def _make_gpt2_dataset(
         None,
         config.derived.seq_length,
         config.other.seed,
-        max_samples=max_samples,
         cache_dir=config.training.data_cache_dir,
     )
 
@@ -252,20 +261,25 @@ def _weights(
 ) -> list[float]:
     """Takes the weights of the configuration, or computes them from the numbers of documents."""
     if not config.training.weight_by_num_documents:
-        return list(given)
+        return [given[domain.number] for domain in domains]
     counts = [len(domain.dataset) for domain in domains]
     return weights_by_num_docs(counts, config.training.weighted_sampler_alpha)
 
 
 def _evaluation_limits(
-    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
+    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles], *, batch_size: int
 ) -> list[int | None]:
     """Samples of each domain at most: None for all, 0 for a domain of weight 0."""
-    training = config.training
-    if training.use_named_eval_datasets and split == "valid":
-        return [training.max_validation_samples_per_dataset] * len(domains)
+    training, written = config.training, config.derived.named_eval_iters
     if training.use_named_eval_datasets:
-        return [training.max_test_samples_per_dataset] * len(domains)
+        limits = {
+            "valid": training.max_validation_samples_per_dataset,
+            "test": training.max_test_samples_per_dataset,
+        }
+        # 0 keeps training from evaluating; who evaluates by a command of its own means something
+        otherwise = written * batch_size if written else None
+        limit = limits[split] if limits[split] is not None else otherwise
+        return [limit] * len(domains)
     weights = _weights(config, getattr(config.derived, f"{split}_weights"), domains)
-    total = training.eval_iters * config.derived.train_batch_size
+    total = training.eval_iters * batch_size
     return [math.ceil(total * weight / sum(weights)) for weight in weights]

@@ -33,6 +33,8 @@ class DomainFiles:
     metadata: DatasetMetadata | None
     documents: np.ndarray | None
     """Documents of the split; None for all."""
+    number: int
+    """Place in the list of paths; a data set without a sample in the split is left out."""
 
 
 def domain_name(prefix: str | Path) -> str:
@@ -69,19 +71,22 @@ def open_split(
     prefixes = getattr(config.derived, f"{split}_paths")
     reserve_open_files(FILES_PER_DOMAIN * len(prefixes))
     domains = []
-    for name, prefix in zip(_domain_names(config, split, prefixes), prefixes, strict=True):
+    names = _domain_names(config, split, prefixes)
+    for number, (name, prefix) in enumerate(zip(names, prefixes, strict=True)):
         dataset = make_dataset(prefix, training.data_impl, skip_warmup=not training.mmap_warmup)
         metadata = _checked_metadata(
             name, prefix, dataset, vocab_size=vocab_size, is_first=is_first
         )
-        domains.append(DomainFiles(name, prefix, dataset, metadata, documents=None))
+        domains.append(DomainFiles(name, prefix, dataset, metadata, None, number))
     if is_first and fingerprint is not None:
         _warn_of_other_tokenizers(domains, fingerprint)
     if config.derived.split is None:
         return domains
-    return _split_by_documents(
-        config, split, domains[0], shares=config.derived.split, is_first=is_first
+    parts = (
+        _split_by_documents(config, split, domain, shares=config.derived.split, is_first=is_first)
+        for domain in domains
     )
+    return [part for part in parts if part is not None]
 
 
 def _split_by_documents(
@@ -91,16 +96,25 @@ def _split_by_documents(
     *,
     shares: Sequence[float],
     is_first: bool,
-) -> list[DomainFiles]:
-    """Takes the documents of ``split``; an evaluation split without a sample is left out, aloud."""
+) -> DomainFiles | None:
+    """Takes the documents of ``split``; warns of a held-out part without a sample: None.
+
+    Raises:
+        DataError: If no document is left for training.
+    """
     part = SPLITS.index(split)
     boundaries = split_boundaries(shares, len(whole.dataset))
     documents = np.arange(boundaries[part], boundaries[part + 1], dtype=np.int64)
-    if not len(documents) and (split == "train" or not shares[part]):
-        return []
+    if split == "train" and not len(documents):
+        raise DataError(
+            f"split: {config.training.split!r} leaves no training documents of {whole.prefix} "
+            f"({len(whole.dataset)} documents); raise the first share"
+        )
+    if not shares[part]:
+        return None
     num_tokens = int(whole.dataset.sizes[documents].sum(dtype=np.int64))
     if split == "train" or num_tokens > config.derived.seq_length:
-        return [dataclasses.replace(whole, documents=documents)]
+        return dataclasses.replace(whole, documents=documents)
     if is_first:
         logger.warning(
             "%s: split %r gives the %s part %d documents with %d tokens, less than one sample of "
@@ -112,7 +126,7 @@ def _split_by_documents(
             num_tokens,
             config.derived.seq_length + 1,
         )
-    return []
+    return None
 
 
 def _domain_names(config: RunConfig, split: SplitName, prefixes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Evaluation of each domain on the same samples every time, whatever the state of training."""
+"""Evaluation of each domain on the same samples every time, whatever the run and its layout."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,23 +6,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from megatron.data.batch import Batch, make_batch
-from megatron.data.gpt2_dataset import GPT2Dataset
+from megatron.data.held_out import HeldOutSamples
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationDomain:
-    """A domain and how much of it is evaluated."""
+    """A domain and what of it is evaluated."""
 
-    dataset: GPT2Dataset
-    num_samples: int
-    """The first samples of the domain's order, at least 1, at most an epoch."""
+    samples: HeldOutSamples
     text_bytes_per_token: float | None = None
     """Bytes of text behind a token, for bits per byte; None where the data set does not say."""
 
     @property
     def name(self) -> str:
         """Name of the domain."""
-        return self.dataset.name
+        return self.samples.name
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are evaluated, at least 1."""
+        return self.samples.num_samples
 
 
 class EvaluationBatches:
@@ -99,7 +102,7 @@ class EvaluationBatches:
             is_padding = first + rows >= domain.num_samples
             positions = np.where(is_padding, 0, first + rows)
             batch = make_batch(
-                domain.dataset.get_many(positions),
+                domain.samples.get_many(positions),
                 np.full(len(rows), domain_id),
                 eod_token=self._eod_token,
                 eod_mask_loss=self._eod_mask_loss,

@@ -33,7 +33,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
         seq_length: int,
         seed: int,
         *,
-        max_samples: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         """Finds or builds the order of the documents.
@@ -46,8 +45,6 @@ class GPT2Dataset(torch.utils.data.Dataset):
             num_samples: What ``len`` says; None for the samples of one epoch.
             seq_length: Tokens of a sample less one.
             seed: Of the run.
-            max_samples: Keeps the first samples alone; the documents are shuffled, so that this is
-                a random part of the domain.
             cache_dir: See ``index_maps.shuffled_stream``.
 
         Raises:
@@ -62,18 +59,13 @@ class GPT2Dataset(torch.utils.data.Dataset):
         chosen = chosen.astype(np.int64)
         self.num_documents = len(chosen)
         self.num_tokens = int(indexed_dataset.sizes[chosen].sum(dtype=np.int64))
-        _require_one_sample(
+        require_one_sample(
             name, data_prefix, chosen.size, num_tokens=self.num_tokens, seq_length=seq_length
         )
-        if max_samples is not None and max_samples < 1:
-            raise DataError(
-                f"domain {name}: at most {max_samples} samples leave none; give 1 or more"
-            )
         self._stream = shuffled_stream(
             indexed_dataset, chosen, seed=seed, domain=name, cache_dir=cache_dir
         )
-        available = self._stream.num_samples(seq_length)
-        self.samples_per_epoch = available if max_samples is None else min(available, max_samples)
+        self.samples_per_epoch = self._stream.num_samples(seq_length)
         self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
 
     def _make_order(self, epoch: int) -> Any:
@@ -132,7 +124,7 @@ class GPT2Dataset(torch.utils.data.Dataset):
         return samples
 
 
-def _require_one_sample(
+def require_one_sample(
     name: str, prefix: str | Path, num_documents: int, *, num_tokens: int, seq_length: int
 ) -> None:
     """Refuses a domain that cannot fill one sample."""

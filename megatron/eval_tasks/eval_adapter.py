@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from megatron.eval_tasks.generation_settings import DEFAULT_NEW_TOKENS
 from megatron.eval_tasks.likelihood import Score, score_pairs
 from megatron.eval_tasks.packing import Pair
 from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
+from megatron.logging import print_rank_0
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import facts_of
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
+from megatron.progress_lines import ProgressLines
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = ["NeoXEvalAdapter"]
@@ -299,11 +302,15 @@ class NeoXEvalAdapter(TemplateLM):
         # results of a killed run are worth keeping, but the caches of several ranks must not differ
         caches_at_once = topology.grid.size == 1
         is_hidden = disable_tqdm or topology.rank != 0
+        # a bar on a terminal, lines in a log file
+        say = None if is_hidden or sys.stderr.isatty() else print_rank_0
+        lines = ProgressLines(say, kind, total=len(mine), unit="requests")
         with tqdm(total=len(mine), desc=kind, disable=True if is_hidden else None) as bar:
 
             def report(number: int, result: Any) -> None:
                 own[number] = result
                 bar.update()
+                lines.tell(len(own))
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 

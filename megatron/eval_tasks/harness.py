@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluation_seed", "results_table", "run_tasks", "task_metrics"]
 
+DEFAULT_SEED = 1234
+"""Of lm-eval's own command too."""
+
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count")
 
 
@@ -72,9 +75,9 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
 
 
 def evaluation_seed(config: RunConfig) -> int:
-    """Seed of everything random in an evaluation."""
+    """Seed of everything random in an evaluation: runs of any seed are asked the same."""
     seed = config.text_generation.eval_seed
-    return config.other.seed if seed is None else seed
+    return DEFAULT_SEED if seed is None else seed
 
 
 def task_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -64,6 +64,7 @@ class TaskEvaluationHook(Hook):
         tokenizer: Of the run.
         tasks: From `tasks_of_training`.
         logger: Receives the scores.
+        measured: From `measured_at` of the last iteration; tasks in it are not run again there.
     """
 
     def __init__(
@@ -73,12 +74,15 @@ class TaskEvaluationHook(Hook):
         tokenizer: AbstractTokenizer,
         tasks: TaskDict,
         logger: RunLogger,
+        *,
+        measured: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.runner = runner
         self.config = config
         self.tokenizer = tokenizer
         self.tasks = tasks
         self.logger = logger
+        self._measured = (measured or {}).get("tasks", {}).get("results", {})
         self._last_run = -1
         self._reading_topology = self._make_reading_topology()
 
@@ -88,8 +92,12 @@ class TaskEvaluationHook(Hook):
             self._run(state)
 
     def at_end(self, state: TrainState) -> None:
-        if not state.stop and state.step != self._last_run:
-            self._run(state)
+        if state.stop or state.step == self._last_run:
+            return
+        if self._measured and self._measured.keys() >= self.tasks["tasks"].keys():
+            self.logger.say(f" tasks at iteration {state.step}: in the run log already")
+            return
+        self._run(state)
 
     def _run(self, state: TrainState) -> None:
         self._last_run = state.step

@@ -22,7 +22,7 @@ class StepReport:
     signal: Signal
     """Per-domain loss sums and token counts of the batch."""
     lm_loss: float
-    """Mean over micro-batches of their mean loss, in nats: what the optimizer minimised."""
+    """Mean over the tokens of the global batch that count, in nats; 0 where none does."""
     grad_norm: float | None
     learning_rate: float
     loss_scale: float | None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.errors import EvaluationStopped
 from megatron.evaluation import averages, evaluate_domains
@@ -16,7 +19,8 @@ __all__ = ["EvaluationHook"]
 class EvaluationHook(Hook):
     """Evaluates validation sets every ``interval`` steps and at the end, test sets at the end.
 
-    A request to stop ends an evaluation between two batches, without results.
+    A request to stop ends an evaluation between two batches, without results. What ``measured``
+    holds, from `measured_at` of the last iteration, is not measured again on the same samples.
     """
 
     def __init__(
@@ -27,12 +31,14 @@ class EvaluationHook(Hook):
         validation: EvaluationBatches | None,
         test: EvaluationBatches | None,
         interval: int,
+        measured: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.runner = runner
         self.logger = logger
         self.validation = validation
         self.test = test
         self.interval = interval
+        self._measured = measured or {}
         self._last_validated = -1
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
@@ -51,12 +57,29 @@ class EvaluationHook(Hook):
     def _evaluate(self, name: str, source: EvaluationBatches | None, state: TrainState) -> None:
         if source is None or state.stop:  # evaluation can be had later, with evaluate.py
             return
+        if _samples_of(self._measured.get(name, {})) == _samples_of_source(source):
+            self.logger.say(f" {name} at iteration {state.step}: in the run log already")
+            return
         try:
             results = evaluate_domains(
-                self.runner, source, should_stop=lambda: any_rank_asked_to_stop(self.runner.device)
+                self.runner,
+                source,
+                name=f"{name} at iteration {state.step}",
+                say=self.logger.say,
+                should_stop=lambda: any_rank_asked_to_stop(self.runner.device),
             )
         except EvaluationStopped:
             self.logger.say(f" {name} at iteration {state.step} broken off: asked to stop")
             state.stop = True
             return
         self.logger.evaluation(name, state.step, results, averages(results))
+
+
+def _samples_of(event: Mapping[str, Any]) -> dict[str, int | None]:
+    """Samples that an event of the run log measured, by domain."""
+    domains = event.get("domains", {})
+    return {name: result.get("num_samples") for name, result in domains.items()}
+
+
+def _samples_of_source(source: EvaluationBatches) -> dict[str, int]:
+    return dict(zip(source.domains, source.num_samples, strict=True))

@@ -236,16 +236,34 @@ class DomainLossRecorder:
 
         Returns:
             float64 (4 K + 2,): loss sums [K], sums of squared losses [K], token counts [K], sample
-            counts [K], then the sum and the number of micro-batch mean losses.
+            counts [K], then loss sum and token count of all domains together.
         """
         packed = torch.zeros(4 * self.num_domains + 2, dtype=torch.float64, device=self.device)
         if self._sums:
             totals = torch.stack([sums.sum(dim=1) for sums in self._sums], dim=1)
-            packed[-2] = (totals[0] / totals[2].clamp_min(1.0)).sum()
-            packed[-1] = len(self._sums)
-            sums = torch.cat(self._sums, dim=1)
+            packed[-2:] = totals[::2].sum(dim=1)
+            sums, domain_ids = self._take()
             rows = torch.cat((sums, (sums[2:] > 0).double()))
-            table = packed[:-2].view(4, self.num_domains)
-            table.index_add_(1, torch.cat(self._domain_ids), rows)
-        self._sums, self._domain_ids = [], []
+            packed[:-2].view(4, self.num_domains).index_add_(1, domain_ids, rows)
         return packed
+
+    def drain_held_out(self) -> Tensor:
+        """Adds up what a mean and its standard error need, and starts the next ones.
+
+        Returns:
+            float64 (5, K), sums over samples, with L the loss sum and T the token count of a
+            sample: L, T, L^2, L T and T^2.
+        """
+        table = torch.zeros(5, self.num_domains, dtype=torch.float64, device=self.device)
+        if self._sums:
+            sums, domain_ids = self._take()
+            loss, tokens = sums[0], sums[2]
+            rows = torch.stack((loss, tokens, loss * loss, loss * tokens, tokens * tokens))
+            table.index_add_(1, domain_ids, rows)
+        return table
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        """The three sums (3, n) and the domains (n,) of all samples so far; forgets them."""
+        taken = torch.cat(self._sums, dim=1), torch.cat(self._domain_ids)
+        self._sums, self._domain_ids = [], []
+        return taken

@@ -49,6 +49,9 @@ class OutputLayer(nn.Module):
         self.config = config
         self.tp = tp
         self.product: Callable[[Tensor], Tensor] | None = None
+        self.mean_tokens: Tensor | None = None
+        """What sums of losses are divided by, shape (): the mean number of tokens that count in a
+        micro-batch of the global batch. None where every micro-batch has the same number."""
         self._tied = () if tied is None else (tied,)  # a tuple: not registered a second time
         if tied is None:
             self.final_linear = VocabularyTable(config, tp)
@@ -61,15 +64,18 @@ class OutputLayer(nn.Module):
     def forward(
         self, hidden: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits (b, s, vocab_size), or with labels the pair (mean loss, losses (b, s)).
+        """Logits (b, s, vocab_size), or with labels the pair (loss, losses (b, s)).
 
-        The mean is over the tokens whose ``loss_mask`` is not 0.
+        The loss is the sum over the tokens whose ``loss_mask`` is not 0, divided by their number
+        or by ``mean_tokens``. The mean of the latter over the micro-batches of a global batch is
+        the mean over all its tokens, however unevenly they are spread.
         """
         if labels is None or loss_mask is None:
             return self._logits(self.tp.enter(hidden))
         flat = self.tp.enter(hidden).flatten(0, 1)
         flat_labels, mask = labels.flatten(), loss_mask.flatten().float()
-        token_weight = mask / mask.sum().clamp_min(1.0)
+        count = mask.sum().clamp_min(1.0) if self.mean_tokens is None else self.mean_tokens
+        token_weight = mask / count
         weight, part = self.table.weight, self.table.part
         if not torch.is_grad_enabled():
             nll = token_losses(flat, weight, flat_labels, part)

@@ -107,6 +107,11 @@ class GPT2PipelineModel(PipelineModule):
     def recorder(self, recorder: DomainLossRecorder | None) -> None:
         self._stage_loss.recorder = recorder
 
+    @property
+    def output_layer(self) -> OutputLayer | None:
+        """What the loss is computed with; None but on the last stage."""
+        return self._stage_loss.layer
+
     def _find_output_layer(self, tp: TensorParallel) -> OutputLayer:
         if self.config.no_weight_tying:
             layer = self.get_submodule(str(self.config.num_layers + 4))

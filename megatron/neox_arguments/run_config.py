@@ -122,10 +122,10 @@ class Derived:
     """Names of the test datasets in order; empty for unnamed data."""
 
     train_paths: tuple[str, ...]
-    """Prefixes of training data; the one prefix of `data_path` stands in all three."""
+    """Prefixes of training data; those that `split` divides are in all three."""
 
     valid_paths: tuple[str, ...]
-    """Prefixes of validation data."""
+    """Prefixes of validation data; empty where there is none, as the next."""
 
     test_paths: tuple[str, ...]
     """Prefixes of test data."""
@@ -140,7 +140,11 @@ class Derived:
     """Weights of the test datasets."""
 
     split: tuple[float, float, float] | None
-    """Shares of `data_path`, summing to 1; None when the three sets have their own paths."""
+    """Shares of each data set for training, validation and test, summing to 1; None when the three
+    have their own paths."""
+
+    named_eval_iters: int | None
+    """`eval_iters` where it was written: it limits named held-out data too. None: it was not."""
 
     sampling_method: str
     """Mixing method; `static` keeps the initial weights."""

@@ -108,6 +108,14 @@ def test_what_is_not_there_is_refused(parts, entries, message):
         parts(*entries)
 
 
+def test_a_run_without_held_out_data_has_nothing_to_evaluate_but_tasks(parts, corpus):
+    none = {"valid_data_paths": None, "test_data_paths": None}
+    with pytest.raises(ConfigError, match=r"^valid_data_paths: there is no held-out data .* split"):
+        parts(**none)
+    assert parts(**none, eval_tasks=["piqa"]) == {}
+    assert parts(**none, split="8,1,1")["test"] == dict(zip(DOMAINS, corpus["train"], strict=True))
+
+
 def test_two_data_sets_of_one_name_are_refused(parts, corpus):
     with pytest.raises(ConfigError, match="'x' names two data sets"):
         parts(f"x={corpus['train'][0]}", f"x={corpus['train'][1]}")

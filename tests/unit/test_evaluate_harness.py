@@ -14,7 +14,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-ev
 
 from lm_eval.api.model import TemplateLM
 
-from megatron.eval_tasks.harness import results_table, run_tasks
+from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks
 from megatron.eval_tasks.task_selection import load_tasks
 
 NAMES = ["tiny_choice", "tiny_rolling", "tiny_text"]
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def config(folder):
-    def make(names=tuple(NAMES), **changes):
+    def make(names=tuple(NAMES), *, seed=7, **changes):
         settings = {
             "eval_tasks": list(names),
             "eval_task_paths": [str(folder)],
@@ -86,7 +86,7 @@ def config(folder):
         }
         return SimpleNamespace(
             text_generation=SimpleNamespace(**{**settings, **changes}),
-            other=SimpleNamespace(seed=7),
+            other=SimpleNamespace(seed=seed),
             model=SimpleNamespace(max_position_embeddings=64),
             derived=SimpleNamespace(micro_batch_size=4, data_parallel_size=2),
             to_dict=lambda: {"model": {"hidden_size": 8}, "derived": {"x": 1}},
@@ -131,7 +131,7 @@ def test_the_configuration_stands_beside_the_results(config):
         "batch_size": 8,
         "limit": 1,
     }
-    assert results["config"]["fewshot_seed"] == 7
+    assert results["config"]["fewshot_seed"] == 1234
     assert "samples" not in results
 
 
@@ -153,6 +153,11 @@ def test_the_seed_chooses_the_examples(config):
 
     assert contexts(1) == contexts(1)
     assert contexts(1) != contexts(2)
+
+
+def test_runs_of_any_seed_are_asked_the_same(config):
+    assert evaluation_seed(config(seed=1)) == evaluation_seed(config(seed=2)) == 1234
+    assert evaluation_seed(config(seed=1, eval_seed=5)) == 5
 
 
 def test_a_task_whose_file_says_zero_examples_keeps_them(config, folder, tmp_path):

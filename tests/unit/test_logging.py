@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron.evaluation import DomainResult
 from megatron.logging import RunLogger, print_rank_0, read_run_log
 from megatron.logging_records import TrainRecord, train_scalars, typical_seconds
 from megatron.logging_writers import ConsoleWriter, has_wandb_key, wandb_run_name
@@ -176,24 +177,29 @@ def test_a_large_perplexity_is_written_plainly(tmp_path, perplexity, text):
 
 def test_an_evaluation_is_logged_and_printed(tmp_path):
     logger, stream = make_logger(tmp_path)
-    results = {
-        "code": SimpleNamespace(loss=1.0, perplexity=math.e, bits_per_byte=0.5),
-        "prose": SimpleNamespace(loss=2.0, perplexity=math.e**2, bits_per_byte=None),
+    code = {
+        "loss": 1.0,
+        "standard_error": 0.125,
+        "perplexity": math.e,
+        "bits_per_byte": 0.5,
+        "num_samples": 3,
+        "num_tokens": 3000,
     }
+    prose = {**code, "loss": 2.0, "standard_error": None, "bits_per_byte": None}
+    results = {"code": DomainResult(**code), "prose": DomainResult(**prose)}
     logger.evaluation("validation", 10, results, {"avg_lm_loss": 1.5})
     assert read_run_log(tmp_path) == [
         {
             "event": "validation",
             "iteration": 10,
-            "domains": {
-                "code": {"loss": 1.0, "perplexity": math.e, "bits_per_byte": 0.5},
-                "prose": {"loss": 2.0, "perplexity": math.e**2, "bits_per_byte": None},
-            },
+            "domains": {"code": code, "prose": prose},
             "averages": {"avg_lm_loss": 1.5},
         }
     ]
-    assert "validation at iteration 10 | avg_lm_loss: 1.5000" in stream.getvalue()
-    assert "0.500 bits/byte" in stream.getvalue()
+    printed = stream.getvalue()
+    assert "validation at iteration 10 on 6,000 tokens | avg_lm_loss: 1.5000" in printed
+    assert "lm_loss 1.0000 +- 0.1250 ppl 2.718 0.500 bits/byte (3,000 tokens)" in printed
+    assert "lm_loss 2.0000 ppl 2.718 (3,000 tokens)" in printed
 
 
 def test_only_rank_0_writes(tmp_path):

@@ -188,7 +188,7 @@ class EvaluatingRunner(Runner):
     def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
         for _ in batches:
             self.evaluated += 1
-        return torch.ones(4 * num_domains + 2)
+        return torch.ones(5, num_domains)
 
 
 def evaluation_hook(runner: Any, logged: list[tuple[str, int]]) -> EvaluationHook:

@@ -35,7 +35,9 @@ class NeoXArgsOther:
     """Unused in GPT-NeoX, and here."""
 
     eod_mask_loss: bool = False
-    """Leaves out the loss at positions whose input token ends a document."""
+    """Leaves out the loss at positions whose input token ends a document. Loss and gradient are
+    means over the tokens of the global batch that are left, whatever the layout and accumulation;
+    in GPT-NeoX they are means of the means of micro-batches."""
 
     adlr_autoresume: bool = False
     """Auto-resume of one company's cluster. Refused; SIGTERM saves and stops everywhere."""

@@ -89,7 +89,8 @@ class NeoXArgsTextgen:
     """Questions of each task at most. Not set: all."""
 
     eval_seed: int | None = None
-    """Seed of an evaluation: which examples are shown, and random numbers. Not set: `seed`."""
+    """Seed of an evaluation: which examples are shown, and random numbers. Not set: 1234, whatever
+    the `seed` of the run."""
 
     eval_bootstrap_iters: int = 10_000
     """Resamples behind the standard error of a metric without a formula. 0: no standard errors."""

@@ -13,18 +13,19 @@ class NeoXArgsTraining:
     """
 
     data_path: str | None = None
-    """Prefix of one dataset that `split` divides. Not together with the three lists of paths."""
+    """Prefix of one dataset that `split` divides. Not together with lists of paths."""
 
     split: str = "969, 30, 1"
-    """Shares of `data_path` for training, validation and test, in documents; separated by commas or
-    slashes."""
+    """Shares for training, validation and test, in documents; separated by commas or slashes.
+    Divides `data_path`. Where it is written it divides each of `train_data_paths` too, unless
+    `valid_data_paths` or `test_data_paths` name the held-out text."""
 
     train_data_paths: list[str] | None = None
-    """Prefixes of the training datasets, one a domain. Needs `valid_data_paths` and
-    `test_data_paths` beside it."""
+    """Prefixes of the training datasets, one a domain."""
 
     valid_data_paths: list[str] | None = None
-    """Prefixes of the validation datasets."""
+    """Prefixes of the validation datasets. Optional, as the next: what is not named is not
+    measured. See `split`."""
 
     test_data_paths: list[str] | None = None
     """Prefixes of the test datasets."""
@@ -52,13 +53,15 @@ class NeoXArgsTraining:
     """Keeps training datasets apart by the names of their domains."""
 
     use_named_eval_datasets: bool = False
-    """Evaluates every domain by itself, over the whole of its data."""
+    """Evaluates every domain by itself: on the whole of its data, or on the samples that the two
+    keys below or `eval_iters` leave."""
 
     max_validation_samples_per_dataset: int | None = None
-    """Samples of each named validation dataset at most."""
+    """Samples of each named validation dataset at most, spread evenly over it; the same text
+    whatever the seed."""
 
     max_test_samples_per_dataset: int | None = None
-    """Samples of each named test dataset at most."""
+    """Samples of each named test dataset at most, as `max_validation_samples_per_dataset`."""
 
     weight_by_num_documents: bool = False
     """Weights follow the numbers of documents n: proportional to n^alpha (1 - n/N). Replaces
@@ -186,7 +189,10 @@ class NeoXArgsTraining:
     """Iterations from one validation to the next."""
 
     eval_iters: int = 100
-    """Global batches of one validation, for datasets without names."""
+    """Global batches of one evaluation. Datasets without names share them by their weights. Each
+    named dataset is measured on so many at most, but only where the number is written and
+    `max_validation_samples_per_dataset` (for test data `max_test_samples_per_dataset`) is not set.
+    0: training measures nothing on held-out text."""
 
     eval_harness_interval: int | None = None
     """Iterations from one run of `eval_tasks` to the next while training; they are run at the end

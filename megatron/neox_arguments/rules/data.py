@@ -12,6 +12,8 @@ from .draft import Draft
 from .limits import resolve_limits
 
 SETS = ("train", "valid", "test")
+HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
+HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
 FIXED_METHODS = (None, "static", "naive_validation")
 """Methods under which the weights stay; the last one is refused."""
 
@@ -22,13 +24,17 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
     """Returns paths, weights and names of the three sets."""
     paths = _paths(draft)
     weights = {name: _weights(draft, name, paths[name]) for name in SETS}
-    split = _split(draft) if draft["data_path"] else None
+    is_split_off = _is_split_off(draft)
+    if is_split_off:  # what is held out is weighted as the rest
+        held_out = {name: weights["train"] for name in SETS if not draft[f"{name}_data_weights"]}
+        weights |= held_out
+    split = _split(draft) if draft["data_path"] or is_split_off else None
     domains = _all_domains(draft, paths)
     if draft["data_impl"] in ("cached", "lazy"):
         draft.notes.append(
             f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
         )
-    for key in ("max_validation_samples_per_dataset", "max_test_samples_per_dataset"):
+    for key in HELD_OUT_LIMITS:
         draft.require(
             draft[key] is None or draft[key] >= 1,
             key,
@@ -51,7 +57,13 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
             for key in unused
             if key != "train_data_weights"
         ]
-    result: dict[str, Any] = {"split": split, "domains": domains["train"]}
+    _note_held_out(draft, is_split_off=is_split_off)
+    written = draft["eval_iters"] if draft.is_set("eval_iters") else None
+    result: dict[str, Any] = {
+        "split": split,
+        "domains": domains["train"],
+        "named_eval_iters": written,
+    }
     for name in SETS:
         result[f"{name}_paths"], result[f"{name}_weights"] = paths[name], weights[name]
     result["valid_domains"], result["test_domains"] = domains["valid"], domains["test"]
@@ -67,14 +79,43 @@ def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
         )
     elif draft["data_path"]:
         return {name: (draft["data_path"],) for name in SETS}
-    missing = [name for name in SETS if name not in listed]
-    if listed and missing:
-        wanted = " and ".join(f"{name}_data_paths" for name in missing)
-        draft.issues.add(
-            f"{listed[0]}_data_paths",
-            f"{listed[0]}_data_paths is set but not {wanted}; set all three",
-        )
+    elif _is_split_off(draft):
+        return {name: tuple(draft["train_data_paths"]) for name in SETS}
     return {name: tuple(draft[f"{name}_data_paths"] or ()) for name in SETS}
+
+
+def _is_split_off(draft: Draft) -> bool:
+    """Whether `split` divides each of the training datasets: it is written, and no other text."""
+    others = [key for key in ("data_path", *HELD_OUT_PATHS) if draft[key]]
+    return bool(draft["train_data_paths"]) and draft.is_set("split") and not others
+
+
+def _note_held_out(draft: Draft, *, is_split_off: bool) -> None:
+    """Notes what becomes of held-out text where that may not be what was meant."""
+    named = [key for key in HELD_OUT_PATHS if draft[key]]
+    if named and draft.is_set("split"):
+        draft.notes.append(f"split is not used: {named[0]} names the held-out text")
+    if draft["train_data_paths"] and not named and not is_split_off:
+        draft.notes.append(
+            "there is no held-out text, so nothing is measured on it; set valid_data_paths, or "
+            "split to divide each dataset of train_data_paths"
+        )
+    if draft.is_set("eval_iters") and (draft["data_path"] or named or is_split_off):
+        _note_eval_iters(draft)
+
+
+def _note_eval_iters(draft: Draft) -> None:
+    """Notes where the number that was written does not mean what GPT-NeoX makes of it."""
+    written = f"eval_iters {draft['eval_iters']}"
+    limits = [key for key in HELD_OUT_LIMITS if draft[key] is not None]
+    if not draft["eval_iters"]:
+        draft.notes.append(f"{written}: training measures nothing on held-out text")
+    elif draft["use_named_eval_datasets"] and limits:
+        draft.notes.append(f"{written} is not used where {' or '.join(limits)} is set")
+    elif draft["use_named_eval_datasets"]:
+        draft.notes.append(
+            f"{written}: each held-out dataset is measured on that many global batches at most"
+        )
 
 
 def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
@@ -128,13 +169,19 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
         draft.issues.add(
             "data_path",
             "data_path is one dataset without domains; for named datasets or a mixing method set "
-            "train_data_paths, valid_data_paths and test_data_paths",
+            "train_data_paths",
         )
         return dict.fromkeys(SETS, ())
-    return {name: _domains(draft, name, paths[name]) if named[name] else () for name in SETS}
+    of_train = _is_split_off(draft)  # all three have the datasets, and so the names, of training
+    return {
+        name: _domains(draft, "train" if of_train else name, paths[name]) if named[name] else ()
+        for name in SETS
+    }
 
 
 def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
+    if not paths:
+        return ()
     key, given = f"{name}_data_paths", draft["data_domain_names"]
     if given is not None and (name == "train" or len(given) == len(paths)):
         if len(given) != len(paths):
@@ -260,7 +307,4 @@ def training_data_problem(train_paths: Sequence[str]) -> str | None:
     """Returns what is wrong when training has no data, else None."""
     if train_paths:
         return None
-    return (
-        "there is no training data; set data_path, or train_data_paths, valid_data_paths and "
-        "test_data_paths"
-    )
+    return "there is no training data; set data_path or train_data_paths"

@@ -172,6 +172,30 @@ def test_named_evaluation_is_over_everything_or_the_given_number_of_samples(path
     assert build(config, "test").num_samples == (7, 7)
 
 
+@pytest.mark.parametrize(
+    ("keys", "valid", "test"),
+    [
+        ({"eval_iters": 1}, (8, 8), (7, 7)),  # global batches of 8 samples
+        ({"eval_iters": 2}, (16, 14), (7, 7)),
+        ({"eval_iters": 1, "max_validation_samples_per_dataset": 10}, (10, 10), (7, 7)),
+        ({"eval_iters": 1, "max_test_samples_per_dataset": 2}, (8, 8), (2, 2)),
+        ({"eval_iters": None}, (19, 14), (7, 7)),
+    ],
+)
+def test_eval_iters_limits_named_data_where_it_was_written(paths, keys, valid, test):
+    config = make_config(**paths, use_named_eval_datasets=True, **keys)
+    assert build(config, "valid").num_samples == valid
+    assert build(config, "test").num_samples == test
+
+
+def test_a_checkpoint_on_other_ranks_is_measured_in_the_batches_of_its_training(paths):
+    config = make_config(**paths, use_named_eval_datasets=True, eval_iters=1)
+    source = build_evaluation_source(
+        config, "valid", dp_rank=0, dp_size=1, tokenizer_info=TOKENIZER, batch_size=3
+    )
+    assert source.num_samples == (3, 3)
+
+
 def test_unnamed_evaluation_shares_the_batches_of_gpt_neox_by_weight(paths):
     config = make_config(**paths, valid_data_weights=[3, 1])
     # eval_iters * train_batch_size = 16 samples
@@ -302,10 +326,49 @@ def test_a_part_that_gets_no_document_is_left_out_aloud_if_one_was_asked_for(
     assert "the valid part 0 documents with 0 tokens" in caplog.text
 
 
+def test_each_of_several_data_sets_is_split_by_documents(write_dataset, tmp_path):
+    prefixes = [str(tmp_path / f"{name}/all") for name in "ab"]
+    for name, first in zip("ab", (0, 200), strict=True):
+        write_dataset(f"{name}/all", [np.arange(10) + 10 * n + first for n in range(20)])
+    config = make_config(
+        train_data_paths=prefixes,
+        split="90,10,0",
+        use_named_train_datasets=True,
+        use_named_eval_datasets=True,
+    )
+    train, valid = build(config), build(config, "valid")
+    assert train.domains == valid.domains == ("a", "b")
+    assert train.samples_per_epoch.tolist() == [(18 * 10 - 1) // 4] * 2
+    assert valid.num_samples == (4, 4)
+    assert build(config, "test") is None
+    for domain_id, first in enumerate((180, 380)):
+        read = [
+            int(token)
+            for batch in valid.batches(domain_id)
+            for token in batch.tokens[batch.loss_mask > 0]
+        ]
+        assert read == list(range(first, first + len(read)))
+
+
+def test_a_data_set_too_short_for_a_held_out_part_leaves_the_others_theirs(
+    write_dataset, tmp_path, caplog
+):
+    prefixes = [str(tmp_path / f"{name}/all") for name in "ab"]
+    write_dataset("a/all", [np.arange(10)] * 2)
+    write_dataset("b/all", [np.arange(10)] * 20)
+    config = make_config(
+        train_data_paths=prefixes, split="90,10,0", train_data_weights=[3, 1], eval_iters=1
+    )
+    with caplog.at_level(logging.WARNING):
+        valid = build(config, "valid")
+    assert (valid.domains, valid.num_samples) == (("b",), (4,))
+    assert f"{prefixes[0]}: split '90,10,0' gives the valid part 0 documents" in caplog.text
+
+
 def test_a_split_without_training_documents_is_refused(write_dataset, tmp_path):
     write_dataset("wiki/all", [np.arange(30)] * 4)
     config = make_config(data_path=str(tmp_path / "wiki/all"), split="0,1,1")
-    with pytest.raises(DataError, match="'0,1,1' leaves no training documents"):
+    with pytest.raises(DataError, match=r"'0,1,1' leaves no training documents of .*all \(4 doc"):
         build(config)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
-from megatron.data.gpt2_dataset import GPT2Dataset
+from megatron.data.held_out import HeldOutSamples
 
 
 @pytest.fixture
@@ -11,8 +11,14 @@ def domains(write_dataset):
     sizes = {"books": (45, 11, 2.5), "code": (13, 2, None)}
     return [
         EvaluationDomain(
-            GPT2Dataset(name, name, None, write_dataset(name, [np.arange(size)]), None, 4, 7),
-            num_samples,
+            HeldOutSamples(
+                name,
+                name,
+                None,
+                write_dataset(name, [np.arange(size)]),
+                seq_length=4,
+                max_samples=num_samples,
+            ),
             bytes_per_token,
         )
         for name, (size, num_samples, bytes_per_token) in sizes.items()
@@ -46,7 +52,7 @@ def test_ranks_share_the_same_samples_with_equal_numbers_of_batches(domains, dp_
     for domain_id, domain in enumerate(domains):
         sources = [make_batches(domains, rank, dp_size) for rank in range(dp_size)]
         rows, batches_per_rank = counted_rows(sources, domain_id)
-        expected = domain.dataset.get_many(np.arange(domain.num_samples))[:, :-1]
+        expected = domain.samples.get_many(np.arange(domain.num_samples))[:, :-1]
         assert rows == expected.tolist()
         assert batches_per_rank == [num_batches[domain_id]] * dp_size
         assert sources[0].num_batches(domain_id) == num_batches[domain_id]

@@ -69,14 +69,6 @@ def test_a_split_reads_its_own_documents_alone(indexed):
     assert dataset.num_tokens == len(allowed)
 
 
-def test_max_samples_shortens_the_epoch(indexed):
-    dataset = make_dataset(indexed, max_samples=5)
-    assert len(dataset) == 5
-    rows = dataset.get_many(np.arange(10))
-    assert sorted(rows[:5, 0]) == sorted(rows[5:, 0])
-    assert len(make_dataset(indexed, max_samples=10**6)) == len(make_dataset(indexed))
-
-
 def test_it_is_a_torch_dataset(indexed):
     dataset = make_dataset(indexed, num_samples=70)
     assert len(dataset) == 70
@@ -112,8 +104,3 @@ def test_a_domain_without_a_sample_is_named_with_its_numbers(write_dataset, docu
 def test_the_smallest_domain_has_one_sample(write_dataset):
     dataset = make_dataset(write_dataset("toy", [range(8)]))
     assert [dataset[position]["text"].tolist() for position in range(2)] == [list(range(8))] * 2
-
-
-def test_a_dataset_of_no_samples_is_refused(indexed):
-    with pytest.raises(DataError, match="at most 0 samples"):
-        make_dataset(indexed, max_samples=0)

@@ -10,8 +10,11 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
 
+from lm_eval.api.instance import Instance
+
 import megatron.inference
 import megatron.mpu.initialize
+from megatron import progress_lines
 from megatron.eval_tasks import command
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.inference import LoadedModel
@@ -19,6 +22,7 @@ from megatron.neox_arguments import ConfigError
 from megatron.tokenizer.character_level import CharLevelTokenizer
 from tests.generation_runs import FIELDS
 from tests.interop.conversions import ALONE
+from tests.process_group import process_group_of_one
 from tests.unit.eval_tasks.test_packing import tiny_model
 
 
@@ -64,3 +68,21 @@ def test_the_folder_of_a_chat_template_is_that_of_the_tokenizer(tmp_path, monkey
     assert folder_for(str(file)) == folder_for(str(tmp_path)) == tmp_path
     assert folder_for(None) is None
     assert folder_for("gpt2") is None  # a name on the Hub is no file of the current folder
+
+
+def test_a_long_evaluation_prints_lines_where_no_terminal_shows_a_bar(
+    open_adapter, monkeypatch, capsys
+):
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setenv("RANK", "0")
+    requests = [
+        # the model has ids below 30: control characters
+        Instance("loglikelihood", {}, ("\x05\x06", chr(7 + number)), number)
+        for number in (0, 7, 8)
+    ]
+    adapter = open_adapter()
+    with process_group_of_one():
+        adapter.loglikelihood(requests)
+        assert "loglikelihood: 3 of 3 requests, 0 s left" in capsys.readouterr().out
+        adapter.loglikelihood(requests, disable_tqdm=True)
+        assert capsys.readouterr().out == ""

@@ -78,3 +78,21 @@ def test_a_request_that_cannot_be_answered_is_a_warning_and_training_goes_on(bro
     ]
     hook.at_end(state)  # the same iteration: not again
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "runs"),
+    [({"piqa": {}, "arc": {}}, False), ({"piqa": {}}, True), ({}, True)],
+)
+def test_a_finished_run_asks_again_only_what_its_log_does_not_hold(monkeypatch, measured, runs):
+    asked: list[int] = []
+    monkeypatch.setattr(TaskEvaluationHook, "_make_reading_topology", lambda self: None)
+    monkeypatch.setattr(TaskEvaluationHook, "_run", lambda self, state: asked.append(state.step))
+    nothing: Any = None
+    tasks: Any = {"tasks": {"piqa": None, "arc": None}}
+    logger: Any = Said()
+    log = {"tasks": {"results": measured}} if measured else {}
+    hook = TaskEvaluationHook(nothing, nothing, nothing, tasks, logger, measured=log)
+    hook.at_end(TrainState(step=5))
+    assert asked == ([5] if runs else [])
+    assert len(logger.lines) == (0 if runs else 1)

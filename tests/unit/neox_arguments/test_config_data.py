@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 PATHS = {
@@ -29,9 +31,73 @@ def test_without_data_the_rest_is_still_checked(make_config):
 
 def test_training_needs_data(problem):
     assert problem(user_script="x/train.py") == (
-        "there is no training data; set data_path, or train_data_paths, valid_data_paths and "
-        "test_data_paths"
+        "there is no training data; set data_path or train_data_paths"
     )
+
+
+TRAIN = {"train_data_paths": PATHS["train_data_paths"]}
+VALID = {"valid_data_paths": PATHS["valid_data_paths"]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "valid", "test", "split"),
+    [
+        (TRAIN, (), (), None),
+        ({**TRAIN, **VALID}, ("d/valid/wiki/text", "d/valid/code/text"), (), None),
+        (VALID, ("d/valid/wiki/text", "d/valid/code/text"), (), None),
+        ({"train_data_paths": ["a/b"], "split": "8,1,1"}, ("a/b",), ("a/b",), (0.8, 0.1, 0.1)),
+        ({**TRAIN, "test_data_paths": ["a/b"], "split": "8,1,1"}, (), ("a/b",), None),
+        ({"data_path": "a/b", "split": "1"}, ("a/b",), ("a/b",), (1.0, 0.0, 0.0)),
+    ],
+)
+def test_held_out_text_is_named_or_split_off_or_there_is_none(
+    make_config, keys, valid, test, split
+):
+    derived = make_config(**keys).derived
+    assert (derived.valid_paths, derived.test_paths, derived.split) == (valid, test, split)
+    assert (len(derived.valid_weights), len(derived.test_weights)) == (len(valid), len(test))
+
+
+def test_what_is_split_off_has_the_names_and_weights_of_the_training_data(make_config):
+    keys = {**TRAIN, "split": "8,1,1", "train_data_weights": [3, 1]}
+    derived = make_config(**keys, data_domain_names=["a", "b"]).derived
+    assert derived.domains == derived.valid_domains == derived.test_domains == ("a", "b")
+    assert derived.valid_weights == derived.test_weights == (3.0, 1.0)
+    derived = make_config(**keys, use_named_eval_datasets=True, valid_data_weights=[1, 2]).derived
+    assert (derived.domains, derived.valid_domains) == ((), ("wiki", "code"))
+    assert derived.valid_weights == (1.0, 2.0)
+
+
+LIMIT = {"max_validation_samples_per_dataset": 5}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (TRAIN, "no held-out text"),
+        ({**PATHS, "split": "8,1,1"}, "split is not used: valid_data_paths"),
+        ({**NAMED, "eval_iters": 3}, "eval_iters 3: each held-out dataset .* global batches"),
+        ({**NAMED, **LIMIT, "eval_iters": 3}, "eval_iters 3 is not used where max_validation_sam"),
+        ({**PATHS, "eval_iters": 0}, "eval_iters 0: training measures nothing"),
+        ({**NAMED, "eval_iters": 0}, "eval_iters 0: training measures nothing"),
+        ({**TRAIN, "split": "8,1,1"}, None),
+        (PATHS, None),
+        ({**PATHS, "eval_iters": 3}, None),
+        ({**NAMED, **LIMIT}, None),
+        ({"data_path": "a/b", "eval_iters": 3}, None),
+        ({"eval_iters": 0}, None),
+    ],
+)
+def test_a_note_tells_what_becomes_of_held_out_text(make_config, keys, words):
+    notes = make_config(**keys).derived.notes
+    assert (len(notes), bool(notes)) == ((1, True) if words else (0, False))
+    if words:
+        assert re.search(words, notes[0])
+
+
+def test_only_a_number_that_was_written_limits_named_data(make_config):
+    assert make_config(**NAMED).derived.named_eval_iters is None
+    assert make_config(**NAMED, eval_iters=3).derived.named_eval_iters == 3
 
 
 def test_weights_are_kept_as_given_and_equal_without(make_config):
@@ -87,10 +153,6 @@ def test_no_method_and_static_are_the_same(make_config):
             "data_path and train_data_paths are both set; keep one of the two ways",
         ),
         (
-            {"train_data_paths": ["a/b"]},
-            "train_data_paths is set but not valid_data_paths and test_data_paths; set all three",
-        ),
-        (
             {**PATHS, "train_data_weights": [1]},
             "train_data_weights has 1 values, train_data_paths has 2; make them equal",
         ),
@@ -125,7 +187,7 @@ def test_no_method_and_static_are_the_same(make_config):
         (
             {"data_path": "x", "use_named_train_datasets": True},
             "data_path is one dataset without domains; for named datasets or a mixing method set "
-            "train_data_paths, valid_data_paths and test_data_paths",
+            "train_data_paths",
         ),
         (
             {**MIXED, "mixed_batches": True, "mixed_minibatches": True},

@@ -1,0 +1,80 @@
+"""Held-out text as samples that nothing but the text and the sample length decide."""
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron.data.gpt2_dataset import require_one_sample
+from megatron.data.index_maps import document_stream, sample_tokens
+from megatron.data.indexed_dataset import MMapIndexedDataset
+
+
+class HeldOutSamples:
+    """Samples of the documents in the order of the file, spread over all of them.
+
+    Neither seed nor name nor other data sets play a part, so that losses of different runs compare.
+    No order is cached: the documents follow each other as they are stored.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_prefix: str | Path,
+        documents: np.ndarray | None,
+        indexed_dataset: MMapIndexedDataset,
+        *,
+        seq_length: int,
+        max_samples: int | None = None,
+    ) -> None:
+        """Counts the samples; reads no text yet.
+
+        Args:
+            name: The domain, for messages and reports.
+            data_prefix: Prefix of the data files, for messages.
+            documents: Documents that are held out, in order; None for all.
+            indexed_dataset: The data set.
+            seq_length: Tokens of a sample less one.
+            max_samples: Samples at most, at least 1; None for all.
+
+        Raises:
+            DataError: If the documents do not fill one sample.
+        """
+        self.name = name
+        self._indexed_dataset = indexed_dataset
+        self._seq_length = seq_length
+        chosen = np.arange(len(indexed_dataset)) if documents is None else documents
+        self._stream = document_stream(chosen, indexed_dataset.sizes)
+        require_one_sample(
+            name,
+            data_prefix,
+            len(chosen),
+            num_tokens=self._stream.num_tokens,
+            seq_length=seq_length,
+        )
+        self._available = self._stream.num_samples(seq_length)
+        self.num_samples = min(self._available, max_samples or self._available)
+
+    def get_many(self, positions: np.ndarray) -> np.ndarray:
+        """Reads samples by position, each in [0, ``num_samples``).
+
+        Returns:
+            Tokens, shape (n, seq_length + 1), int64.
+        """
+        samples = spread_evenly(positions, count=self.num_samples, total=self._available)
+        return sample_tokens(
+            self._indexed_dataset, self._stream, samples, seq_length=self._seq_length
+        )
+
+
+def spread_evenly(positions: np.ndarray, *, count: int, total: int) -> np.ndarray:
+    """Picks ``count`` of ``total``: the middle of each of ``count`` equal stretches.
+
+    Args:
+        positions: Which of the ``count``, in [0, count), shape (n,).
+        count: At most ``total``.
+        total: Number to pick from.
+
+    Returns:
+        Shape (n,), int64, in [0, total); all of them in order where ``count`` is ``total``.
+    """
+    return (2 * np.asarray(positions, dtype=np.int64) + 1) * total // (2 * count)

@@ -1,0 +1,129 @@
+"""Masks that leave tokens out: loss and gradient are means over the tokens of the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from megatron import training
+from megatron.data.batch import Batch, make_batch
+from megatron.model.gpt2_model import GPT2Model
+from megatron.model.loss import DomainLossRecorder
+from megatron.runners import DataParallelRunner, StepResult
+from odm import MixtureController, MixtureSchedule
+from tests.process_group import process_group_of_one
+from tests.unit.model.shapes import small_model
+
+EOD = 0
+SEQUENCE = 8
+
+
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    with process_group_of_one():
+        yield
+
+
+class AccumulatingEngine:
+    """What DeepSpeed does with a loss: divides it by the number of micro-batches."""
+
+    skipped_steps = 0
+
+    def __init__(self, module: GPT2Model, num_micro_batches: int) -> None:
+        self.module = module
+        self.num_micro_batches = num_micro_batches
+
+    def __call__(self, *inputs: Any) -> torch.Tensor:
+        return self.module(*inputs)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss / self.num_micro_batches).backward()
+
+    def step(self) -> None:
+        pass
+
+    def get_global_grad_norm(self) -> float:
+        return 0.0
+
+
+def model_of(recorder: DomainLossRecorder, *, z_loss: float = 0.0) -> GPT2Model:
+    return GPT2Model(small_model(z_loss=z_loss), seed=5, recorder=recorder).double()
+
+
+def batch_of(rows: torch.Tensor) -> Batch:
+    return make_batch(rows.numpy(), [0] * len(rows), eod_token=EOD, eod_mask_loss=True)
+
+
+def uneven_rows() -> torch.Tensor:
+    """Four samples, of which 8, 7, 3 and 0 predictions count."""
+    rows = torch.randint(1, 30, (4, SEQUENCE + 1), generator=torch.Generator().manual_seed(1))
+    rows[1, 3] = EOD
+    rows[2, :5] = EOD
+    rows[3, :SEQUENCE] = EOD
+    return rows
+
+
+def gradients_of(model: GPT2Model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def train_step(rows: torch.Tensor, micro_batch_size: int, **options: float) -> Any:
+    recorder = DomainLossRecorder(1, torch.device("cpu"))
+    model = model_of(recorder, **options)
+    batches = [batch_of(part) for part in rows.split(micro_batch_size)]
+    engine: Any = AccumulatingEngine(model, len(batches))
+    topology: Any = SimpleNamespace(is_last_stage=True, model_rank=0)
+    runner = DataParallelRunner(engine, recorder, topology, None, has_masks=True)
+    return runner.train_step(batches), gradients_of(model)
+
+
+def plain_step(rows: torch.Tensor, *, z_loss: float = 0.0) -> Any:
+    """The mean over all tokens whose input is not the end of a document, from whole logits."""
+    model = model_of(DomainLossRecorder(1, torch.device("cpu")))
+    logits = model(rows[:, :-1]).flatten(0, 1)
+    counts = (rows[:, :-1] != EOD).flatten()
+    loss = cross_entropy(logits[counts], rows[:, 1:].flatten()[counts])
+    penalty = logits[counts].logsumexp(dim=1).square().mean()
+    (loss + z_loss * penalty).backward()
+    return loss.item(), gradients_of(model)
+
+
+def logged_loss(result: StepResult) -> float:
+    mixture = MixtureController(["web"], "static", MixtureSchedule(1, 1))
+    _, loss, _ = training.reduce_step(result, mixture)
+    return loss
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_no_accumulation_changes_the_mean_over_all_tokens_nor_its_gradient(
+    micro_batch_size, z_loss
+):
+    rows = uneven_rows()
+    result, gradients = train_step(rows, micro_batch_size, z_loss=z_loss)
+    expected_loss, expected = plain_step(rows, z_loss=z_loss)
+    assert logged_loss(result) == pytest.approx(expected_loss, rel=1e-9)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        # the mean number of tokens is a float32
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_batch_without_a_token_that_counts_has_loss_0_and_no_gradient():
+    rows = torch.full((4, SEQUENCE + 1), EOD)
+    result, gradients = train_step(rows, 2)
+    assert logged_loss(result) == 0.0
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("loss_sum", "tokens", "mean"), [(30.0, 12.0, 2.5), (7.0, 1.0, 7.0), (0.0, 0.0, 0.0)]
+)
+def test_the_logged_loss_is_the_sum_of_losses_by_the_number_of_tokens(loss_sum, tokens, mean):
+    packed = torch.tensor([loss_sum, 0, tokens, 1, loss_sum, tokens], dtype=torch.float64)
+    assert logged_loss(StepResult(packed, None, skipped=False)) == mean
