@@ -84,12 +84,22 @@ def logged_number(value: Any, where: str) -> None:
         refuse(where, "a number, null, 'nan', 'inf' or '-inf'", value)
 
 
-def text(pattern: str = ".+", *, must: str = "text") -> Check:
-    """Takes text that fits a regular expression as a whole and can be written as UTF-8."""
+def text(pattern: str = ".+", *, must: str = "text", as_file: bool = False) -> Check:
+    """Takes text that fits a regular expression as a whole and can be written.
+
+    Args:
+        pattern: The expression; a dot takes line ends too.
+        must: What it is, for the message.
+        as_file: Takes names of files that are no UTF-8, as Python shows them.
+    """
     expression = re.compile(pattern, re.DOTALL)
 
     def check(value: Any, where: str) -> None:
-        if not isinstance(value, str) or not expression.fullmatch(value) or _is_broken(value):
+        if not isinstance(value, str) or not expression.fullmatch(value):
+            refuse(where, must, value)
+        try:
+            value.encode("utf-8", "surrogateescape" if as_file else "strict")
+        except UnicodeEncodeError:
             refuse(where, must, value)
 
     return check
@@ -251,11 +261,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _inside(where: str, name: str) -> str:
     return f"{where}.{name}" if where else str(name)
-
-
-def _is_broken(value: str) -> bool:
-    """Whether half of a surrogate pair is in it: no file and no terminal takes it."""
-    return any("\ud800" <= letter <= "\udfff" for letter in value) if not value.isascii() else False
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -30,6 +30,8 @@ from megatron.mpu import RankGrid
 from megatron.state import TrainState
 from tests.process_group import process_group_of_one
 
+FRAGMENT = ("rank_00000.safetensors", 0, 0, 4)
+
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
@@ -39,7 +41,7 @@ def one_rank(monkeypatch) -> Iterator[None]:
         rank=0,
         tensors={fragment_key("fp32", "bias", 0, 0): torch.arange(4.0)},
         random_state={},
-        parameters={"bias": {"shape": (4,), "tp_dim": None, "extent": 4, "fragments": []}},
+        parameters={"bias": {"shape": (4,), "tp_dim": None, "extent": 4, "fragments": [FRAGMENT]}},
         moments=(),
     )
     monkeypatch.setattr(checkpointing, "take_snapshot", lambda *_, **__: snapshot)
@@ -55,10 +57,10 @@ def make_saver(save: Path, **options: Any) -> CheckpointSaver:
 def contents(step: int, name: str = "") -> CheckpointContents:
     return CheckpointContents(
         state=TrainState(step=step),
-        mixture={"name": name},
+        mixture=None,
         config_files={},
-        resolved_config={},
-        extra={},
+        resolved_config={"model": {"num_layers": 1}, "derived": {"head_dim": 4}},
+        extra={"name": name},
     )
 
 
@@ -126,7 +128,7 @@ def test_a_kill_at_any_rename_leaves_a_sound_checkpoint(
     found = newest(tmp_path)
     assert found is not None
     verify(found)
-    assert json.loads((found / "mixture.json").read_text())["name"] in ("old", "new")
+    assert json.loads((found / "state.json").read_text())["name"] in ("old", "new")
     make_saver(tmp_path, keep_last=1).save(None, contents(30))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["global_step30", "latest"]
 
@@ -147,7 +149,7 @@ def test_a_replacement_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatc
             saver.save(None, contents(10, "new"))
     found = newest(tmp_path)
     assert found is not None
-    assert json.loads((found / "mixture.json").read_text()) == {"name": "old"}
+    assert json.loads((found / "state.json").read_text())["name"] == "old"
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from megatron.checkpoint_format import ParameterInfo
 from megatron.files import write_json_atomic
+from megatron.state import TrainState
+from odm import MixtureController, MixtureSchedule
 from tests.unit.tools.fake_hub import running_hub
 from tools.ckpts.single_process import write_checkpoint
 from tools.upload import main
@@ -25,14 +27,6 @@ hub_constants = pytest.importorskip("huggingface_hub.constants")
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_nobodyMayEverReadThis"
-MIXTURE = {
-    "domains": ["news", "code"],
-    "method": "smoothed_mean",
-    "options": {"smoothing_factor": 0.9},
-    "warmup_steps": 20,
-    "update_frequency": 5,
-    "constraints": [],
-}
 
 
 def validation(iteration: int, news: float, code: float) -> dict[str, Any]:
@@ -57,11 +51,18 @@ def run(tmp_path) -> Path:
             "derived": {"learning_rate": 0.002, "train_paths": ["/data/private/news"]},
         }
         write_json_atomic(folder / "configs/resolved.json", settings)
-        counters = {"step": 30, "consumed_tokens": 123456}
+        counters = TrainState(30, 30, 40, 123456).state_dict()
         state = {"counters": counters, "config_files": ["news_and_code.yml", "model.yml"]}
         write_json_atomic(folder / "state.json", {"loss_scaler": {}, **state})
-        mixture = {"configuration": MIXTURE, "weights": [0.75, 0.25], "cursors": [30, 10]}
-        write_json_atomic(folder / "mixture.json", mixture)
+        mixture = MixtureController(
+            ["news", "code"],
+            "smoothed_mean",
+            MixtureSchedule(0, 2),
+            initial_weights=[0.75, 0.25],
+            warmup_steps=20,
+            update_frequency=5,
+        ).state_dict()
+        write_json_atomic(folder / "mixture.json", {**mixture, "step": 30, "cursors": [30, 10]})
         return "state.json", "mixture.json"
 
     write_checkpoint(
