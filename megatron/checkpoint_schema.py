@@ -76,7 +76,7 @@ class ParameterInfo:
 
 
 _FILE_NAME = text(
-    rf"(?!index\.json)(?!{CONFIGS}/\.{{1,2}}$)(?!\.)({CONFIGS}/)?[^/\0]+",
+    rf"(?!index\.json)(?!{CONFIGS}/\.{{1,2}}$)(?!\.)({CONFIGS}/)?[^/\x00-\x1f]+",
     must="the name of a file of the checkpoint",
     as_file=True,
 )
@@ -103,7 +103,7 @@ _INDEX = fields(
                     "fragments": list_of(anything),
                 }
             ),
-            text(r"[^|]+", must="the name of a parameter"),
+            text(r"[^|\x00-\x1f]+", must="the name of a parameter"),
         ),
     }
 )

@@ -259,8 +259,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise SchemaError(f"holds {name}, which is no JSON")
 
 
-def _inside(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else str(name)
+def _inside(where: str, name: Any) -> str:
+    is_plain = isinstance(name, str) and name.isprintable() and len(name) <= _LARGEST_SHOWN
+    name = name if is_plain else shown(name)
+    return f"{where}.{name}" if where else name
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -30,6 +30,7 @@ from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
 from megatron.state import TrainState
 from tools.checks.state_kinds import checkpoint, listed_again
+from tools.checks.state_kinds import write_index as write_checksum
 
 KINDS = ("fp32", "exp_avg")
 TENSORS = {
@@ -343,7 +344,7 @@ def test_an_index_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_plac
     folder = write_checkpoint(tmp_path / "c", cuts=(0.5,))
     index = json.loads((folder / "index.json").read_text())
     change(index)
-    listed_again(folder, index)
+    write_checksum(folder, index)
     with pytest.raises(CheckpointError, match=rf"index\.json: .*{message}"):
         CheckpointReader(folder)
 
@@ -386,7 +387,7 @@ def test_a_configuration_without_a_network_is_damage_with_a_checksum_or_as_old_o
     if not is_listed:  # as the version before wrote it
         index = json.loads((folder / "index.json").read_text())
         index["files"] = {k: v for k, v in index["files"].items() if not k.startswith("configs")}
-        listed_again(folder, index)
+        write_checksum(folder, index)
         verify(folder)
     (folder / "configs/resolved.json").write_text(content)
     if is_listed:

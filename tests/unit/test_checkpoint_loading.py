@@ -33,7 +33,7 @@ from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_
 from megatron.mpu import RankGrid
 from tests.process_group import process_group_of_one
 from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
-from tools.checks.state_kinds import FIELDS, checkpoint, listed_again
+from tools.checks.state_kinds import FIELDS, checkpoint, listed_again, write_index
 from tools.hf.settings import RunSettings, resolve_model_fields
 
 
@@ -369,7 +369,7 @@ def test_a_checkpoint_as_it_was_written_before_configs_had_checksums_loads(tmp_p
     folder = checkpoint(tmp_path)
     index = json.loads((folder / "index.json").read_text())
     index["files"] = {k: v for k, v in index["files"].items() if not k.startswith("configs/")}
-    listed_again(folder, index)
+    write_index(folder, index)
     assert found_in(tmp_path) == (folder, [])
 
 

@@ -47,7 +47,16 @@ from tools.hf.network import parameter_infos
 from tools.hf.run_facts import read_run
 from tools.hf.settings import RunSettings, resolve_model_fields, settings_of
 
-__all__ = ["DOMAINS", "KINDS", "Read", "checkpoint", "listed_again", "mixture", "train"]
+__all__ = [
+    "DOMAINS",
+    "KINDS",
+    "Read",
+    "checkpoint",
+    "listed_again",
+    "mixture",
+    "train",
+    "write_index",
+]
 
 Read = Callable[[random.Random], None]
 
@@ -102,17 +111,21 @@ def checkpoint(folder: Path) -> Path:
     return step
 
 
-def listed_again(folder: Path, index: Any = None) -> None:
-    """Makes sizes and checksums right after a change: of all files there, and of the index."""
+def listed_again(folder: Path) -> None:
+    """Lists all files of a checkpoint with the sizes and checksums that they have now."""
     path = folder / "index.json"
-    if index is None:
-        index = json.loads(path.read_text())
-        names = (entry for entry in folder.rglob("*") if entry.is_file() and entry != path)
-        index["files"] = {str(name.relative_to(folder)): file_facts(name) for name in names}
+    index = json.loads(path.read_text())
+    names = (entry for entry in folder.rglob("*") if entry.is_file() and entry != path)
+    index["files"] = {str(name.relative_to(folder)): file_facts(name) for name in names}
+    write_index(folder, index)
+
+
+def write_index(folder: Path, index: Any) -> None:
+    """Writes an index, sound or not, with the checksum of what it says."""
     if isinstance(index, dict):
         with contextlib.suppress(ValueError, TypeError):  # NaN, which has no checksum
             index["crc32"] = index_checksum(index)
-    path.write_text(json.dumps(index))
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def _read_checkpoint(folder: Path) -> None:
@@ -135,7 +148,7 @@ def _index(folder: Path) -> Read:
 
     def read(rng: random.Random) -> None:
         if rng.random() < 0.8:
-            listed_again(step, changed_json({k: v for k, v in sound.items() if k != "crc32"}, rng))
+            write_index(step, changed_json({k: v for k, v in sound.items() if k != "crc32"}, rng))
         else:
             (step / "index.json").write_bytes(changed_document(sound, rng))
         verify(step)
@@ -155,7 +168,7 @@ def _content(name: str) -> Callable[[Path], Read]:
         def read(rng: random.Random) -> None:
             (step / name).write_bytes(changed_document(sound, rng))
             index["files"][name] = file_facts(step / name)
-            listed_again(step, index)
+            write_index(step, index)
             _read_checkpoint(step)
 
         return read
@@ -174,7 +187,7 @@ def _tensors(name: str) -> Callable[[Path], Read]:
         def read(rng: random.Random) -> None:
             (step / name).write_bytes(changed_safetensors(sound, rng))
             index["files"][name] = file_facts(step / name)
-            listed_again(step, index)
+            write_index(step, index)
             verify(step)
             if name.startswith("rng_"):
                 before = accelerator.rng_state()

@@ -16,7 +16,11 @@ from odm.json_data import fields, mapping_of, read_json, shown, text
 __all__ = ["WeightFiles"]
 
 _INDEX = fields(
-    {"weight_map": mapping_of(text(r"(?!\.{1,2}$)[^/\0]+", must="the name of a file beside it"))}
+    {
+        "weight_map": mapping_of(
+            text(r"(?!\.{1,2}$)[^/\x00-\x1f]+", must="the name of a file beside it")
+        )
+    }
 )
 KINDS = ("model.safetensors", "pytorch_model.bin")
 
