@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +30,8 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.mpu import RankGrid
 from megatron.state import TrainState
 from tests.process_group import process_group_of_one
+from tools.checks.state_kinds import checkpoint
+from tools.reshard_checkpoint import reshard
 
 FRAGMENT = ("rank_00000.safetensors", 0, 0, 4)
 
@@ -249,3 +252,22 @@ def test_a_checkpoint_names_the_yaml_files_in_the_order_given(tmp_path):
     make_hook(tmp_path).save(TrainState(step=7))
     content = json.loads((tmp_path / "global_step7/state.json").read_text())
     assert content["config_files"] == ["z.yml", "a.yml"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)]
+)
+def test_files_and_folders_of_a_checkpoint_have_the_mode_that_umask_gives(
+    tmp_path, mask, of_file, of_folder
+):
+    before = os.umask(mask)
+    try:
+        make_saver(tmp_path / "run").save(None, contents(10))
+        imported = checkpoint(tmp_path / "imported")
+        reshard(imported, tmp_path / "again")
+    finally:
+        os.umask(before)
+    entries = [entry for entry in tmp_path.rglob("*") if not entry.name.startswith("rng_")]
+    assert len(entries) > 15
+    modes = {(entry.is_dir(), stat.S_IMODE(entry.stat().st_mode)) for entry in entries}
+    assert modes == {(False, of_file), (True, of_folder)}

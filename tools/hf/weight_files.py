@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class WeightFiles:
     def _open(self, name: str) -> Any:
         if name not in self._open_files:
             path = self.folder / name
-            if not path.is_file():
+            if not os.path.isfile(path):  # false for a name that is too long, too
                 raise CheckpointError(f"{path}: named by the index of weights but missing")
             try:
                 self._open_files[name] = _open_file(path)

@@ -21,6 +21,7 @@ from megatron.state import TrainState
 from odm import MixtureController, MixtureSchedule
 from tests.unit.tools.fake_hub import running_hub
 from tools.ckpts.single_process import write_checkpoint
+from tools.hf.uploading import files_of
 from tools.upload import main
 
 hub_constants = pytest.importorskip("huggingface_hub.constants")
@@ -311,3 +312,30 @@ def test_the_command_shows_no_token_even_when_told_to_show_everything(model, run
     assert ended.returncode == 0, ended.stderr
     assert TOKEN not in ended.stdout + ended.stderr
     assert "README.md" in hub.files
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("weights.bin", "../secret.txt"),
+        ("more/key", "/etc/hostname"),
+        ("logs", "../elsewhere"),
+        ("again", "more"),
+        ("gone", "nothing"),
+        ("round", "round"),
+    ],
+)
+def test_a_link_that_is_no_file_of_the_folder_is_refused(tmp_path, model, capsys, name, target):
+    (tmp_path / "secret.txt").write_text("stays here")
+    (tmp_path / "elsewhere").mkdir()
+    (model / name).symlink_to(target)
+    message = refusal([str(model), "--repo_id", "someone/first", "--dry_run"], capsys)
+    assert message.startswith(f"{model / name}: is a link to {target}, which is no file in {model}")
+
+
+def test_a_link_to_a_file_of_the_folder_goes_along_as_the_file(tmp_path, model):
+    (model / "same.safetensors").symlink_to("model.safetensors")
+    other_name = tmp_path / "by another name"
+    other_name.symlink_to(model)
+    names = ["config.json", "model.safetensors", "more/notes.txt", "same.safetensors"]
+    assert list(files_of(model)) == list(files_of(other_name)) == names
