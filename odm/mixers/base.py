@@ -194,7 +194,8 @@ class Mixer(ABC):
 def _like(value: Any) -> Check:
     """Takes what has the form of ``value``: as many finite numbers."""
     if isinstance(value, list):
-        return list_of(_like(value[0]) if value else anything, len(value))
+        is_alike = len({type(item) for item in value}) == 1
+        return list_of(_like(value[0]) if is_alike else anything, len(value))
     return number() if isinstance(value, float) else anything
 
 
