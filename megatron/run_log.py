@@ -20,6 +20,7 @@ from odm.json_data import (
     fields,
     integer,
     logged_number,
+    logged_numbers,
     mapping_of,
     optional,
     parse_json,
@@ -30,7 +31,6 @@ __all__ = ["RUN_LOG_NAME", "RunLogFile", "find_run_log", "plain_json", "read_run
 
 RUN_LOG_NAME = "metrics.jsonl"
 
-_NUMBERS = mapping_of(logged_number)
 _MEASURED = fields(
     {
         "iteration": integer(0),
@@ -48,7 +48,9 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"samples_per_epoch": mapping_of(integer(0)), "iteration": integer(0)}),
     "train": fields(
         {"iteration": integer(0)},
-        dict.fromkeys(("weights", "losses", "tokens", "epochs", "rewards"), optional(_NUMBERS)),
+        dict.fromkeys(
+            ("weights", "losses", "tokens", "epochs", "rewards"), optional(logged_numbers)
+        ),
     ),
     "validation": _MEASURED,
     "test": _MEASURED,

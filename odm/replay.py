@@ -29,8 +29,7 @@ from .json_data import (
     anything,
     fields,
     integer,
-    logged_number,
-    mapping_of,
+    logged_numbers,
     optional,
     parse_json,
     text,
@@ -46,7 +45,7 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"iteration": integer(0), **_MIXTURE}),
     "train": fields(
         {"iteration": integer(1)},
-        {"weights": mapping_of(logged_number), "losses": mapping_of(logged_number)},
+        {"weights": logged_numbers, "losses": logged_numbers},
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
