@@ -9,6 +9,8 @@ global_step<N>/
   rng_00000.safetensors   random states of each rank
   configs/                the YAML files as given, and resolved.json
 ```
+`megatron.checkpoint_schema` says what each of them must hold.
+
 A kind is ``fp32`` (master weights) or a moment of the optimizer. An offset counts elements in the
 flattened tensor-parallel shard. Vocabulary padding is never written.
 """
@@ -17,57 +19,62 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron.checkpoint_schema import (
+    CONFIGS,
+    FORMAT_VERSION,
+    ParameterInfo,
+    check_index,
+    check_mixture,
+    check_random_state,
+    check_resolved,
+    check_state,
+)
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
 from megatron.model.parameters import ParameterFacts
+from odm.json_data import SchemaError, anything, fields, read_json, shown
 
 __all__ = [
     "CheckpointReader",
     "ParameterInfo",
     "checkpoint_steps",
+    "config_names",
     "file_facts",
     "fragment_key",
     "index_checksum",
     "latest_step",
     "logical_tensors",
     "parameter_info",
+    "read_content",
+    "read_random_state",
     "read_resolved_config",
     "step_folder",
     "verify",
 ]
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ParameterInfo:
-    """What every rank must agree on about a parameter."""
-
-    shape: tuple[int, ...]
-    """Logical shape: unsharded, without vocabulary padding."""
-    tp_dim: int | None
-    """Dimension that tensor parallelism cuts; None when replicated."""
-    extent: int
-    """Size of that dimension over all shards as saved, vocabulary padding included."""
-
-    def shard_shape(self, tp_rank: int, tp_size: int) -> tuple[int, ...]:
-        """Shape of a saved shard, without padding."""
-        shape = list(self.shape)
-        if self.tp_dim is not None:
-            size = self.extent // tp_size
-            shape[self.tp_dim] = max(0, min(size, shape[self.tp_dim] - size * tp_rank))
-        return tuple(shape)
+_PREFIX = "global_step"
+_STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
+"""As we write it: a step that a 64-bit number holds, without zeros in front."""
+_MAX_INDEX_BYTES = 1 << 32
+_IN_CONTENT = {
+    "state.json": check_state,
+    "mixture.json": check_mixture,
+    f"{CONFIGS}/resolved.json": check_resolved,
+}
+"""Checks of the JSON files beside the index."""
 
 
 def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
@@ -87,62 +94,100 @@ def step_folder(save: Path, step: int) -> Path:
     return save / f"global_step{step}"
 
 
+def read_content(folder: Path, name: str) -> Any:
+    """Reads and checks ``state.json``, ``mixture.json`` or ``configs/resolved.json``.
+
+    Raises:
+        CheckpointError: If the file cannot be read or holds something else; names the field.
+    """
+    return read_json(
+        folder / name, _IN_CONTENT[name], error=CheckpointError, what="part of a checkpoint"
+    )
+
+
 def read_resolved_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of the run that made a checkpoint, by group; None where it holds none.
 
     Raises:
-        CheckpointError: If the file cannot be read.
+        CheckpointError: If the file cannot be read or holds no network.
     """
-    path = folder / "configs" / "resolved.json"
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); correct it, or remove it to load without comparing"
-        ) from error
+    name = f"{CONFIGS}/resolved.json"
+    return read_content(folder, name) if (folder / name).exists() else None
 
 
 def checkpoint_steps(save: Path) -> list[int]:
     """Steps of the complete checkpoints below ``save``, ascending; torn ones are named .tmp."""
-    prefix = "global_step"
-    names = (entry.name for entry in save.glob(f"{prefix}*") if entry.is_dir())
-    return sorted(int(name[len(prefix) :]) for name in names if name[len(prefix) :].isdecimal())
+    names = (entry.name for entry in save.glob(f"{_PREFIX}*") if entry.is_dir())
+    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
 
 
 def latest_step(save: Path) -> int | None:
     """The step that ``<save>/latest`` names; None where it is missing or names none."""
     try:
-        name = (save / "latest").read_text(encoding="utf-8", errors="replace").strip()
+        with open(save / "latest", "rb") as file:
+            name = file.read(256).decode("utf-8", "replace").strip()
     except OSError:
         return None
-    step = name.removeprefix("global_step")
-    return int(step) if step.isdecimal() else None
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
-    """Checks presence, size and checksum of the files that ``index.json`` lists.
+    """Checks all files of a checkpoint: presence, size, checksum, and what they hold.
 
     Args:
         folder: A ``global_step<N>`` folder.
-        part: With ``num_parts`` > 1, checks every ``num_parts``-th file only, so that ranks share
-            the reading; sizes are always checked for all.
+        part: With ``num_parts`` > 1, reads every ``num_parts``-th file only, so that ranks share
+            the reading; index and sizes are always checked.
         num_parts: Number of ranks sharing the work.
 
     Raises:
-        CheckpointError: Naming the first file that is missing, cut or changed.
+        CheckpointError: Naming the first file that is missing, cut, changed or wrong, and where it
+            is wrong the field.
     """
-    index = _read_index(folder)
-    for number, (name, facts) in enumerate(sorted(index["files"].items())):
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: listed in index.json but missing")
-        size = path.stat().st_size
-        if size != facts["size"]:
-            raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
-        if number % num_parts == part and crc32_of_file(path) != facts["crc32"]:
+    reader = CheckpointReader(folder)
+    for number, name in enumerate(_names_to_check(reader)):
+        path, facts = folder / name, reader.files.get(name)
+        if facts is not None:
+            if not os.path.isfile(path):  # false for a name that is too long, too
+                raise CheckpointError(f"{path}: listed in index.json but missing")
+            size = path.stat().st_size
+            if size != facts["size"]:
+                raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
+        if number % num_parts != part:
+            continue
+        if facts is not None and crc32_of_file(path) != facts["crc32"]:
             raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+        if name in _IN_CONTENT:
+            read_content(folder, name)
+        elif name.startswith("rng_"):
+            read_random_state(path)
+    reader.check_fragments(part=part, num_parts=num_parts)
+
+
+def _names_to_check(reader: CheckpointReader) -> list[str]:
+    """Listed files, and a configuration that an older checkpoint holds without a checksum."""
+    unlisted = [name for name in _IN_CONTENT if (reader.folder / name).exists()]
+    return sorted({*reader.files, *unlisted})
+
+
+def read_random_state(path: Path) -> dict[str, Tensor]:
+    """Reads the random states of a rank.
+
+    Raises:
+        CheckpointError: If they cannot be read or are none.
+    """
+    try:
+        state = load_file(path)
+        check_random_state(state)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not the random states of a rank ({error})") from error
+    return state
+
+
+def config_names(folder: Path) -> list[str]:
+    """Paths of the files in ``configs/`` of a checkpoint, as an index lists them."""
+    return sorted(f"{CONFIGS}/{path.name}" for path in (folder / CONFIGS).glob("*"))
 
 
 def file_facts(path: Path) -> dict[str, int]:
@@ -158,18 +203,24 @@ def index_checksum(index: dict[str, Any]) -> int:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint index ({error})") from error
-    if not isinstance(index, dict):
-        raise CheckpointError(f"{path}: not a checkpoint index; the file is damaged")
-    if index.get("version") != FORMAT_VERSION:
+    index = read_json(
+        path,
+        fields({"version": anything}),
+        error=CheckpointError,
+        what="checkpoint index",
+        max_bytes=_MAX_INDEX_BYTES,
+    )
+    version = index["version"]
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {index.get('version')!r}, this program reads {FORMAT_VERSION}"
+            f"{path}: format version {shown(version)}, this program reads {FORMAT_VERSION}"
         )
     if index.get("crc32") != index_checksum(index):
         raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")
+    try:
+        check_index(index, "")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: {error}; the checkpoint is damaged") from error
     return index
 
 
@@ -177,10 +228,17 @@ class CheckpointReader:
     """Random access to a checkpoint by parameter name, in one process, without deepspeed."""
 
     def __init__(self, folder: Path):
+        """Reads the index.
+
+        Raises:
+            CheckpointError: If it is missing or wrong; names the field.
+        """
         self.folder = Path(folder)
         index = _read_index(self.folder)
         self.layout: dict[str, int] = index["layout"]
         self.moment_names: tuple[str, ...] = tuple(index["moments"])
+        self.files: dict[str, dict[str, int]] = index["files"]
+        """Size and checksum of each file, by its path below the folder."""
         self.parameters = {
             name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
             for name, facts in index["parameters"].items()
@@ -193,6 +251,22 @@ class CheckpointReader:
         for pieces in self._fragments.values():
             pieces.sort()
         self._open_files: dict[str, Any] = {}
+
+    def check_fragments(self, *, part: int = 0, num_parts: int = 1) -> None:
+        """Checks that the weights that the index lists are in the files, as float32.
+
+        Args:
+            part: With ``num_parts`` > 1, looks at every ``num_parts``-th file only.
+            num_parts: Number of ranks sharing the work.
+
+        Raises:
+            CheckpointError: Naming the first file and fragment where it is not so.
+        """
+        own = set(sorted(self.files)[part::num_parts])
+        for (name, tp_rank), pieces in self._fragments.items():
+            for offset, length, file in pieces:
+                if file in own:
+                    self._fragment(file, fragment_key("fp32", name, tp_rank, offset), length)
 
     def info(self, name: str) -> ParameterInfo:
         """Shape and cut of a parameter.
@@ -231,7 +305,7 @@ class CheckpointReader:
             start, size, file = pieces[number]
             stop = min(end, start + size)
             if stop > position:
-                tensor = self._file(file).get_slice(fragment_key(kind, name, tp_rank, start))
+                tensor = self._fragment(file, fragment_key(kind, name, tp_rank, start), size)
                 result[position - offset : stop - offset] = tensor[position - start : stop - start]
                 position = stop
             number += 1
@@ -248,10 +322,21 @@ class CheckpointReader:
             shards.append(flat.view(shape))
         return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
 
-    def _file(self, name: str):
-        if name not in self._open_files:
-            self._open_files[name] = safe_open(self.folder / name, framework="pt")
-        return self._open_files[name]
+    def _fragment(self, file: str, key: str, length: int) -> Any:
+        """A fragment of a file, to be read by ranges."""
+        path = self.folder / file
+        try:
+            if file not in self._open_files:
+                self._open_files[file] = safe_open(path, framework="pt")
+            piece = self._open_files[file].get_slice(key)
+            shape, dtype = list(piece.get_shape()), piece.get_dtype()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {key}: cannot be read ({error})") from error
+        if dtype != "F32" or shape != [length]:
+            raise CheckpointError(
+                f"{path}: {key}: is {dtype} of shape {shape}, index.json says F32 of [{length}]"
+            )
+        return piece
 
 
 def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:

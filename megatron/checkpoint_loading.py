@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from megatron import accelerator
@@ -20,9 +20,13 @@ from megatron.checkpoint_format import (
     checkpoint_steps,
     latest_step,
     parameter_info,
+    read_content,
+    read_random_state,
+    read_resolved_config,
     step_folder,
     verify,
 )
+from megatron.checkpoint_schema import RUN_FILES
 from megatron.engine_state import load_fragments, prepare_moments
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
@@ -38,6 +42,8 @@ __all__ = [
     "load_run_state",
     "restore_random_state",
 ]
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -60,8 +66,10 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
     shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(shared, src=0)
     names, problem = shared[0]
-    if problem:
+    if problem and not names:
         raise CheckpointError(problem)
+    if problem:
+        say(problem)
     for name in names:
         problem = _verify_together(load / name)
         if problem is None:
@@ -75,6 +83,7 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
 
 
 def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
+    """Names of folders to try, in this order, and what is wrong with the choice itself."""
     steps = checkpoint_steps(load) if load.is_dir() else []
     if iteration is not None:
         if iteration in steps:
@@ -83,6 +92,10 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
         return [], f"{load}: no checkpoint of iteration {iteration}; found: {found}"
     newest_first = [step_folder(load, step).name for step in reversed(steps)]
     latest = latest_step(load)
+    if latest is None and newest_first and os.path.lexists(load / "latest"):
+        return newest_first, (
+            f"{load / 'latest'}: names no checkpoint; taking the newest sound one instead"
+        )
     if latest is None or not steps:
         return newest_first, None
     # what lies beyond ``latest`` is of a run that went back to an earlier iteration
@@ -116,6 +129,13 @@ def load_module_weights(
     reader = CheckpointReader(folder)
     wanted = {name: (p, facts_of(p)) for name, p in module.named_parameters()}
     network = getattr(module, "config", None)
+    if isinstance(network, ModelConfig) and topology.rank == 0:
+        if read_resolved_config(folder) is None:
+            logger.warning(
+                "%s: has no configs/resolved.json, so nothing but names and shapes tells whether "
+                "its weights belong to this network",
+                folder,
+            )
     problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
     if problem is not None and on_other_network is None:
         raise CheckpointError(problem)
@@ -240,12 +260,13 @@ def _read_own(
     return own if kept == length else torch.cat((own, own.new_zeros(length - kept)))
 
 
-def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the contents of ``state.json`` and ``mixture.json``."""
-    state, mixture = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("state.json", "mixture.json")
-    )
+def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Returns the contents of ``state.json`` and ``mixture.json``.
+
+    Raises:
+        CheckpointError: If one of them cannot be read or holds something else; names the field.
+    """
+    state, mixture = (read_content(folder, name) for name in RUN_FILES)
     return state, mixture
 
 
@@ -258,9 +279,10 @@ def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> N
     path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid
     layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}
-    saved = CheckpointReader(folder).layout
-    if saved == layout and path.is_file():
-        accelerator.set_rng_state(load_file(path))
+    reader = CheckpointReader(folder)
+    saved = reader.layout
+    if saved == layout and path.name in reader.files:
+        accelerator.set_rng_state(read_random_state(path))
         return
     reason = (
         "random states were not saved (no_save_rng)"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron import accelerator
@@ -17,6 +15,7 @@ from megatron.checkpoint_format import file_facts, fragment_key, parameter_info
 from megatron.engine_state import Fragment, iterate_fragments
 from megatron.model.parameters import ParameterFacts, facts_of
 from megatron.mpu import Topology
+from megatron.tensor_files import write_tensors
 
 __all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
 
@@ -103,7 +102,5 @@ def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
-    save_file(tensors, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    write_tensors(path, tensors)
     return file_facts(path)

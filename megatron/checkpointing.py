@@ -21,12 +21,14 @@ import torch.distributed as dist
 
 from megatron.attempt import attempt
 from megatron.checkpoint_format import (
-    FORMAT_VERSION,
     checkpoint_steps,
+    config_names,
     file_facts,
     index_checksum,
+    latest_step,
     step_folder,
 )
+from megatron.checkpoint_schema import CONFIGS, FORMAT_VERSION, RUN_FILES
 from megatron.checkpoint_snapshot import Snapshot, take_snapshot, write_snapshot
 from megatron.errors import CheckpointError
 from megatron.files import fsync_folder, write_json_atomic, write_text_atomic
@@ -43,8 +45,8 @@ class CheckpointContents:
     """What a checkpoint holds besides weights and moments."""
 
     state: TrainState
-    mixture: dict[str, Any]
-    """State of the mixture, plain JSON."""
+    mixture: dict[str, Any] | None
+    """State of the mixture, plain JSON; None starts it anew."""
     config_files: dict[str, str]
     """{basename: text} of the YAML files as given."""
     resolved_config: dict[str, Any]
@@ -207,7 +209,7 @@ def _publish(
     index: dict[str, Any],
 ) -> None:
     """Adds the files of rank 0, renames the folder and points ``latest`` at it."""
-    configs = temporary / "configs"
+    configs = temporary / CONFIGS
     configs.mkdir()
     for name, text in contents.config_files.items():
         write_text_atomic(configs / name, text)
@@ -215,7 +217,8 @@ def _publish(
     state = {**contents.extra, "counters": contents.state.state_dict()}
     write_json_atomic(temporary / "state.json", state)
     write_json_atomic(temporary / "mixture.json", contents.mixture)
-    own = {name: file_facts(temporary / name) for name in ("state.json", "mixture.json")}
+    names = (*RUN_FILES, *config_names(temporary))
+    own = {name: file_facts(temporary / name) for name in names}
     complete = {**index, "files": {**index["files"], **own}}
     write_json_atomic(temporary / "index.json", {**complete, "crc32": index_checksum(complete)})
     fsync_folder(temporary)
@@ -244,10 +247,10 @@ def undo_interrupted_replacement(save: Path) -> None:
     Call it while the folder is locked and before a checkpoint is looked for: the next save removes
     what is left over.
     """
-    latest = save / "latest"
-    if not latest.is_file():
+    latest = latest_step(save)
+    if latest is None:
         return
-    named = save / latest.read_text(encoding="utf-8", errors="replace").strip()
+    named = step_folder(save, latest)
     if _retired(named).is_dir() and not named.exists():
         os.replace(_retired(named), named)
 

@@ -13,9 +13,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from odm.json_data import (
+    Check,
+    SchemaError,
+    anything,
+    fields,
+    integer,
+    logged_number,
+    logged_numbers,
+    mapping_of,
+    optional,
+    parse_json,
+    text,
+)
+
 __all__ = ["RUN_LOG_NAME", "RunLogFile", "find_run_log", "plain_json", "read_run_log"]
 
 RUN_LOG_NAME = "metrics.jsonl"
+
+_MEASURED = fields(
+    {
+        "iteration": integer(0),
+        "domains": mapping_of(
+            fields(
+                {"loss": logged_number},
+                {"perplexity": logged_number, "bits_per_byte": logged_number},
+            )
+        ),
+    }
+)
+_EVENT = fields({"event": text(must="the kind of the event")}, {"iteration": optional(integer(0))})
+_EVENTS: dict[str, Check] = {
+    "start": fields({}, {"samples_per_epoch": mapping_of(integer(0)), "iteration": integer(0)}),
+    "resume": fields({}, {"samples_per_epoch": mapping_of(integer(0)), "iteration": integer(0)}),
+    "train": fields(
+        {"iteration": integer(0)},
+        dict.fromkeys(
+            ("weights", "losses", "tokens", "epochs", "rewards"), optional(logged_numbers)
+        ),
+    ),
+    "validation": _MEASURED,
+    "test": _MEASURED,
+}
+"""What is read of the events; other fields are for people."""
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -77,12 +117,13 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no run log.
-        ValueError: If a line that no crash can explain is not a JSON object; names it.
+        ValueError: If a line that no crash can explain is no event; names line and field.
     """
     file = find_run_log(Path(path))
     history: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
-        event = _parse(line, where=f"{file}:{number}")
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        event = _parse(line, where=f"{file}:{number}", is_last=number == len(lines))
         if event is None:
             continue
         if event["event"] in ("start", "resume"):
@@ -95,19 +136,30 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return list(history.values())
 
 
-def _parse(line: bytes, *, where: str) -> dict[str, Any] | None:
-    """Parses a line; None for an empty one and for one that a crash cut short."""
+def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
+    """Parses a line; None for an empty one and for one that a crash cut short.
+
+    Nothing follows the last line of a file whose process was killed, not even the line's end.
+    """
     line = line.strip(b" \r\0")  # a file system may fill the end with zeros after a power cut
     if not line:
         return None
     try:
-        event = json.loads(line)
-        if isinstance(event, dict) and "event" in event:
-            return _restored(event)
-    except ValueError:
-        if line.startswith(b"{") and line.count(b"{") > line.count(b"}"):
+        event = parse_json(line)
+    except SchemaError as error:
+        if is_last or (line.startswith(b"{") and line.count(b"{") > line.count(b"}")):
             return None
-    raise ValueError(f"{where}: no event of a run log; the file is damaged here, remove this line")
+        raise ValueError(
+            f"{where}: no event of a run log ({error}); the file is damaged here, remove this line"
+        ) from None
+    try:
+        _EVENT(event, "")
+        _EVENTS.get(event["event"], anything)(event, "")
+    except SchemaError as error:
+        raise ValueError(
+            f"{where}: no event of a run log: {error}; the file is damaged here, remove this line"
+        ) from None
+    return _restored(event)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

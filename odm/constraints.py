@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .saved_state import plain
+from .json_data import is_number, plain
 from .simplex import BoolArray, FloatArray, IntArray, kl_divergence, normalize, total_variation
 
 # Sums of K probabilities are off by some units in the last place.
@@ -163,7 +163,7 @@ class TrustRegion(Constraint):
 
     def __post_init__(self) -> None:
         limits = [x for x in (self.max_kl, self.max_total_variation) if x is not None]
-        if len(limits) != 1 or not limits[0] > 0:
+        if len(limits) != 1 or not (is_number(limits[0]) and limits[0] > 0):
             raise ValueError(
                 "trust_region: give max_kl or max_total_variation, one of them and > 0, got "
                 f"{self.max_kl} and {self.max_total_variation}"
@@ -311,7 +311,10 @@ def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintCon
 
 def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
     """Checks one fraction or one a domain; returns a float or a tuple of floats."""
-    array = np.array(value, dtype=np.float64)
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):  # text, lists of several lengths
+        array = np.array(np.nan)
     if array.ndim > 1 or not ((array >= 0) & (array <= 1)).all():
         raise ValueError(f"{where} must be in [0, 1], one number or one a domain, got {value}")
     return float(array) if array.ndim == 0 else tuple(array.tolist())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
+from .json_data import SchemaError, copied
 from .mixers import Mixer, make_mixer
-from .saved_state import SCHEMA_VERSION, check_saved_state, copied
+from .saved_state import SCHEMA_VERSION, check_saved_state
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal
 from .simplex import (
@@ -29,7 +29,6 @@ from .simplex import (
 logger = logging.getLogger(__name__)
 
 _MAX_PENDING = 1024
-_ROUNDING = 1e-6
 
 
 class _Pending(NamedTuple):
@@ -265,15 +264,20 @@ class MixtureController:
         anything yet, so with ``static`` always.
 
         Raises:
-            ValueError: If the state is of another schema, method or list of domains, or torn, or
-                its weights cannot keep the constraints of this object.
+            ValueError: If the state is of another schema, method or list of domains, or torn (one
+                line that names the field), or its weights cannot keep the constraints of this
+                object.
         """
         fresh = self.mixer.init(self.domains, self._initial)
-        saved = check_saved_state(state, self.domains, method=self.mixer.name, fresh=fresh)
-        weights = self._saved_weights(state, "weights")
-        proposal = self._saved_weights(state, "proposal")
+        try:
+            saved = check_saved_state(state, self.domains, self.mixer)
+        except ValueError as error:
+            raise SchemaError(f"state: {error}") from None
+        weights, proposal = (
+            np.array(state[name], dtype=np.float64) for name in ("weights", "proposal")
+        )
         plans = state.get("planned", {})  # states of early versions lack it
-        planned = {int(step): self._saved_weights(plans, step) for step in plans}
+        planned = {int(step): np.array(plans[step], dtype=np.float64) for step in plans}
         mixer_state, changed = copied(state["mixer"]), self._changed(saved)
         starts_anew = "initial_weights" in changed and self._is_fresh(saved, mixer_state, proposal)
         if starts_anew:
@@ -294,13 +298,6 @@ class MixtureController:
         self._step = state["step"]
         self._pending, self._planned = {}, planned
         self._audit = _Audit(self._step, False, weights, None, effects)
-
-    def _saved_weights(self, state: Mapping[str, Any], field: str) -> FloatArray:
-        """Checked probabilities out of a saved state, shape (K,)."""
-        weights = check_weights(state[field], self.num_domains, where=f"state: {field}")
-        if not math.isclose(weights.sum(), 1.0, rel_tol=_ROUNDING):
-            raise ValueError(f"state: {field}: must sum to 1, got {weights.sum():g}; it is torn")
-        return weights
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ: as saved and as they are."""

@@ -13,7 +13,6 @@ another ``"mixture"`` changes the settings from there on, as ``load_state_dict``
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -25,10 +24,31 @@ import numpy as np
 
 from .constraints import Ceiling, Constraint, Floor, TrustRegion
 from .controller import MixtureController
+from .json_data import (
+    Check,
+    SchemaError,
+    anything,
+    fields,
+    integer,
+    logged_numbers,
+    optional,
+    parse_json,
+    text,
+)
 from .mixers import Static, make_mixer
+from .saved_state import check_description
 from .schedule import MixtureSchedule
 from .simplex import FloatArray
 
+_MIXTURE = {"mixture": optional(check_description)}
+_EVENTS: dict[str, Check] = {
+    "start": fields({}, _MIXTURE),
+    "resume": fields({}, {"iteration": integer(0), **_MIXTURE}),
+    "train": fields(
+        {"iteration": integer(1)},
+        {"weights": logged_numbers, "losses": logged_numbers},
+    ),
+}
 _REPLAYABLE: dict[str, type[Constraint]] = {
     kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
 }
@@ -72,7 +92,7 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
     discards later iterations of the run that it replaces.
 
     Raises:
-        ReplayError: If another line is not a JSON object, or there is no mixture.
+        ReplayError: If another line is no event, or there is no mixture; names line and field.
     """
     mixture: Mapping[str, Any] | None = None
     iterations: dict[int, Mapping[str, Any]] = {}
@@ -82,14 +102,19 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
         if not line.strip():
             continue
         try:
-            record = _parsed(line)
-        except ValueError as error:
-            torn = torn or f"line {number}: not a JSON object ({error})"
+            record = parse_json(line)
+        except SchemaError as error:
+            torn = torn or f"line {number}: {error}"
             continue
-        event, iteration = record.get("event"), record.get("iteration")
+        try:
+            fields({"event": text()})(record, "")
+            _EVENTS.get(record["event"], anything)(record, "")
+        except SchemaError as error:
+            raise ReplayError(f"line {number}: {error}") from None
+        event, iteration = record["event"], record.get("iteration")
         if event == "start":
             mixture, iterations, resumptions, torn = record.get("mixture"), {}, {}, None
-        elif event == "resume" and isinstance(iteration, int):
+        elif event == "resume" and iteration is not None:
             iterations = {n: kept for n, kept in iterations.items() if n <= iteration}
             resumptions = {n: kept for n, kept in resumptions.items() if n < iteration}
             if record.get("mixture"):
@@ -98,19 +123,10 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
         elif event == "train":
             if torn is not None:
                 raise ReplayError(torn)
-            if not isinstance(iteration, int):
-                raise ReplayError(f"line {number}: a train line without iteration")
             iterations[iteration] = record
     if not mixture:
         raise ReplayError("no start line with a mixture: the run was not mixed or the log is cut")
     return RunLog(mixture, dict(sorted(iterations.items())), resumptions)
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        raise ValueError(f"it is a {type(record).__name__}")
-    return record
 
 
 def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController:
@@ -118,8 +134,16 @@ def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController
 
     Raises:
         ReplayError: If a constraint depends on cursors, which are not in the log.
-        ValueError: If the method or an option is unknown.
+        ValueError: If the method or an option is unknown or wrong.
     """
+    try:
+        check_description(mixture, "mixture")
+        return _controller_from(mixture)
+    except TypeError as error:  # an option of another type or name than the class takes
+        raise ReplayError(f"mixture: options that do not fit: {error}") from error
+
+
+def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
     constraints = []
     for options in mixture.get("constraints", ()):
         kind = _REPLAYABLE.get(options["name"])
@@ -185,12 +209,15 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
     if controller.mixer.name == Static.name and not controller.constraints:
         return  # its weights never move
-    for skipped in range(previous + 1, iteration):
-        if controller.is_update_due(skipped) or controller.constraints:
-            raise ReplayError(
-                f"iteration {skipped} moved the weights but is not in the log (it goes from "
-                f"{previous} to {iteration}); log every iteration (log_interval 1) to replay a run"
-            )
+    skipped = previous + 1
+    if not controller.constraints:  # the next step whose losses move the weights
+        frequency = controller.update_frequency
+        skipped = -(-max(skipped, controller.warmup_steps + 1) // frequency) * frequency
+    if skipped < iteration:
+        raise ReplayError(
+            f"iteration {skipped} moved the weights but is not in the log (it goes from "
+            f"{previous} to {iteration}); log every iteration (log_interval 1) to replay a run"
+        )
 
 
 def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> FloatArray:
@@ -233,9 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         path = find_log(options.log)
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
             result = replay(read_run_log(lines))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"{options.log}: {error}\n")
         return 2
     where = f" (iteration {result.iteration}, domain {result.domain})" if result.domain else ""

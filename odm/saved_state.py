@@ -2,87 +2,170 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .json_data import (
+    Check,
+    SchemaError,
+    anything,
+    boolean,
+    fields,
+    integer,
+    list_of,
+    mapping_of,
+    number,
+    refuse,
+    text,
+)
+from .mixers import Mixer, known_mixers, make_mixer
+from .schedule import MAX_CURSOR, MAX_KEY
+from .simplex import FloatArray, check_domains, check_weights
+
+__all__ = ["SCHEMA_VERSION", "check_description", "check_saved_state", "check_stored_state"]
+
 SCHEMA_VERSION = 1
-_STATE_KEYS = ("configuration", "step", "weights", "proposal", "mixer", "cursors")
+
+_ROUNDING = 1e-9
+"""Of a sum of K probabilities, and of weights that another machine worked out again."""
+
+_DESCRIPTION = fields(
+    {"domains": list_of(text(must="a name")), "method": text(must="the name of a method")},
+    {
+        "options": mapping_of(anything),
+        "initial_weights": list_of(number(0)),
+        "warmup_steps": integer(0),
+        "update_frequency": integer(1),
+        "constraints": list_of(fields({"name": text(must="the name of a constraint")})),
+        "seed": integer(0, MAX_KEY - 1),
+        "stratified": boolean,
+    },
+)
 
 
-def check_saved_state(
-    state: Mapping[str, Any], domains: Sequence[str], *, method: str, fresh: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def check_description(description: Any, where: str) -> None:
+    """Checks what ``MixtureController.describe`` gave; see `odm.json_data.Check`."""
+    _DESCRIPTION(description, where)
+    domains = description["domains"]
+    try:
+        check_domains(domains)
+        if "initial_weights" in description:
+            check_weights(description["initial_weights"], len(domains), where="initial_weights")
+    except ValueError as error:
+        raise SchemaError(f"{where}.{error}") from None
+
+
+def check_saved_state(state: Any, domains: Sequence[str], mixer: Mixer) -> Mapping[str, Any]:
     """Refuses a state that a controller cannot continue from.
 
     Args:
         state: What ``MixtureController.state_dict`` gave.
         domains: Names of the controller, in its order.
-        method: Name of the controller's mixer.
-        fresh: State of this mixer before its first update, for names, lengths and numbers.
+        mixer: Of the controller.
 
     Returns:
         The configuration that made the state.
 
     Raises:
-        ValueError: If the state is of another schema, method or list of domains, or torn.
+        SchemaError: If the state is of another schema, method or list of domains, or torn.
     """
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"controller: the state has schema version {state.get('schema_version')!r}, this "
-            f"version reads {SCHEMA_VERSION}; load it with the version that wrote it"
-        )
-    _refuse_torn(state)
-    step = state["step"]
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise ValueError(f"controller: the state is of step {step!r}, must be a number from 0 on")
-    configuration: Mapping[str, Any] = state["configuration"]
+    configuration = _configuration(state)
     _refuse_other_domains(configuration["domains"], domains)
-    if configuration["method"] != method:
-        raise ValueError(
-            f"controller: the state was made by method {configuration['method']!r}, this run uses "
-            f"{method!r}; go on with the same method or start without the state"
+    if configuration["method"] != mixer.name:
+        raise SchemaError(
+            f"the state was made by method {configuration['method']!r}, this run uses "
+            f"{mixer.name!r}; go on with the same method or start without the state"
         )
-    mixer_state = state["mixer"]
-    for key in sorted(set(fresh) | set(mixer_state)):
-        known = key in fresh and key in mixer_state
-        if not known or not _fits(fresh[key], mixer_state[key]):
-            raise ValueError(
-                f"controller: field {key!r} of the {method} state does not fit "
-                f"{len(domains)} domains; the state is torn or from another version"
-            )
+    _check_numbers(state, configuration, mixer)
     return configuration
 
 
-def copied(value: Any) -> Any:
-    """Copies JSON data; several times as fast as ``copy.deepcopy``, and called for every record."""
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) if isinstance(item, (list, dict)) else item for item in value]
-    return value
+def check_stored_state(state: Any) -> None:
+    """Checks a state by itself, before it is known which controller will continue from it.
+
+    A method that is not registered, as where the user's own module was not loaded, is not asked.
+
+    Raises:
+        SchemaError: If the state is of another schema or torn.
+    """
+    configuration = _configuration(state)
+    method = configuration["method"]
+    _check_numbers(state, configuration, make_mixer(method) if method in known_mixers() else None)
 
 
-def plain(value: Any) -> Any:
-    """Turns numpy's numbers, also within tuples, into Python's, which JSON takes."""
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+def _configuration(state: Any) -> Mapping[str, Any]:
+    """The checked configuration of a state whose fields are there."""
+    fields({"schema_version": anything})(state, "")
+    if state["schema_version"] != SCHEMA_VERSION or state["schema_version"] is True:
+        raise SchemaError(
+            f"schema_version: is {state['schema_version']!r}, this version reads "
+            f"{SCHEMA_VERSION}; load it with the version that wrote it"
+        )
+    fields({"configuration": check_description, "step": integer(0)})(state, "")
+    return state["configuration"]
 
 
-def _refuse_torn(state: Mapping[str, Any]) -> None:
-    missing = [key for key in _STATE_KEYS if key not in state]
-    for key in ("configuration", "mixer"):
-        if key in state and not isinstance(state[key], Mapping):
-            missing.append(f"fields of {key}")
-    if not missing:
-        configuration = state["configuration"]
-        needed = ("domains", "method")
-        missing = [f"configuration.{key}" for key in needed if key not in configuration]
-    if missing:
-        raise ValueError(f"controller: the state lacks {', '.join(missing)}; it is torn")
+def _check_numbers(
+    state: Mapping[str, Any], configuration: Mapping[str, Any], mixer: Mixer | None
+) -> None:
+    """Types and ranges of all numbers, and that they can be of one and the same state."""
+    num_domains = len(configuration["domains"])
+    weights = _probabilities(num_domains)
+    check = fields(
+        {
+            "weights": weights,
+            "proposal": weights,
+            "mixer": mapping_of(anything),
+            "cursors": list_of(integer(0, MAX_CURSOR), num_domains),
+        },
+        {"planned": mapping_of(weights, _later_step(state["step"]))},  # early versions lack it
+    )
+    check(state, "")
+    if sum(state["cursors"]) > MAX_CURSOR:
+        raise SchemaError(f"cursors: must sum to {MAX_CURSOR} at most")
+    if not configuration.get("constraints", True):
+        _refuse_difference(state["weights"], [state["proposal"]], "weights", "proposal")
+    if mixer is not None:
+        initial = np.array(configuration.get("initial_weights", [1.0] * num_domains))
+        initial = initial.astype(np.float64)
+        fields(mixer.state_fields(initial, state["step"]), closed=True)(state["mixer"], "mixer")
+        follows = mixer.proposals(state["mixer"], initial)
+        _refuse_difference(state["proposal"], follows, "proposal", "mixer")
+
+
+def _probabilities(num_domains: int) -> Check:
+    numbers = list_of(number(0, 1 + _ROUNDING), num_domains)
+
+    def check(value: Any, where: str) -> None:
+        numbers(value, where)
+        if abs(sum(value) - 1.0) > _ROUNDING:
+            raise SchemaError(f"{where}: must sum to 1, got {sum(value):.12g}; it is torn")
+
+    return check
+
+
+def _later_step(step: int) -> Check:
+    """Checks the key of a plan that was read ahead: a step after that of the state."""
+    is_number = text("[1-9][0-9]{0,18}", must="a step")
+
+    def check(value: Any, where: str) -> None:
+        is_number(value, where)
+        if not step < int(value) < MAX_KEY:
+            refuse(where, f"a step after {step}", value)
+
+    return check
+
+
+def _refuse_difference(
+    values: Sequence[float], candidates: Sequence[FloatArray | Sequence[float]], *names: str
+) -> None:
+    """Refuses ``values`` that are none of the candidates; without a candidate nothing is known."""
+    if not candidates:
+        return
+    if not any(np.allclose(values, known, rtol=0.0, atol=_ROUNDING) for known in candidates):
+        raise SchemaError(f"{names[0]}: does not follow from {names[1]}; the state is torn")
 
 
 def _refuse_other_domains(saved: Sequence[str], current: Sequence[str]) -> None:
@@ -94,16 +177,4 @@ def _refuse_other_domains(saved: Sequence[str], current: Sequence[str]) -> None:
         what = f"the state has {gone} that this run lacks, this run has {new} that it lacks"
     else:
         what = f"the order was {list(saved)}, now {list(current)}"
-    raise ValueError(f"controller: the state is for other domains: {what}")
-
-
-def _fits(fresh: Any, saved: Any) -> bool:
-    """Whether a saved value has the length of a fresh one, and finite numbers where it has some."""
-    if isinstance(fresh, list):
-        return (
-            isinstance(saved, list) and len(saved) == len(fresh) and all(map(_fits, fresh, saved))
-        )
-    if isinstance(fresh, float):
-        is_number = isinstance(saved, (int, float)) and not isinstance(saved, bool)
-        return is_number and math.isfinite(saved)
-    return True
+    raise SchemaError(f"the state is for other domains: {what}")

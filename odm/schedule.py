@@ -17,7 +17,10 @@ from .simplex import FloatArray, IntArray, holds_everywhere
 
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
 _UNIT_53 = 2.0**-53
-_MAX_KEY = 2**64
+MAX_KEY = 2**64
+"""Seeds and steps are below."""
+MAX_CURSOR = 2**62
+"""As many samples as an epoch may have, see `odm.order`."""
 
 _FEW_SLOTS = 64
 """Up to which a loop in Python takes less time than six functions of numpy."""
@@ -113,7 +116,7 @@ def _plan(
     stratified: bool,
 ) -> Draw:
     """``plan_draw`` with a random source, on which the plan does not depend."""
-    if not (0 <= seed < _MAX_KEY and 0 <= step < _MAX_KEY):
+    if not (0 <= seed < MAX_KEY and 0 <= step < MAX_KEY):
         raise ValueError(f"schedule: seed and step must be in [0, 2^64), got {seed} and {step}")
     if run_length < 1 or num_slots < 1 or num_slots % run_length:
         raise ValueError(
@@ -147,7 +150,7 @@ class MixtureSchedule:
     def __init__(self, seed: int, num_domains: int, *, stratified: bool = False) -> None:
         if num_domains < 1:
             raise ValueError(f"schedule: num_domains must be at least 1, got {num_domains}")
-        if not 0 <= seed < _MAX_KEY:
+        if not 0 <= seed < MAX_KEY:
             raise ValueError(f"schedule: seed must be in [0, 2^64), got {seed}")
         self.seed = int(seed)
         self.num_domains = int(num_domains)
@@ -164,15 +167,15 @@ class MixtureSchedule:
         """Puts the cursors where a saved run left them.
 
         Raises:
-            ValueError: If the number of cursors is wrong or one is not an integer >= 0.
+            ValueError: If the number of cursors is wrong or one is not an integer in [0, 2^62].
         """
         values = np.array(cursors)
         if values.shape != (self.num_domains,) or values.dtype.kind not in "iu":
             raise ValueError(
                 f"schedule: expected {self.num_domains} integer cursors, got {cursors!r}"
             )
-        if (values < 0).any():
-            raise ValueError(f"schedule: cursors must not be negative, got {values.tolist()}")
+        if (values < 0).any() or (values > MAX_CURSOR).any():
+            raise ValueError(f"schedule: cursors must be in [0, 2^62], got {values.tolist()}")
         self._cursors = values.astype(np.int64)
 
     def draw(self, step: int, weights: ArrayLike, num_slots: int, run_length: int = 1) -> Draw:

@@ -154,7 +154,7 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     )
     height = max(9.0, 0.5 * len(history.domains) + 2.5)
     figure, axes = pyplot.subplots(3, 1, figsize=(11, height), sharex=True, layout="constrained")
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     _draw_panel(axes[0], history, 100 * history.weights, "Sampling weight", "weight (%)")
     _draw_panel(
         axes[1],
@@ -261,6 +261,7 @@ def _label_curves(
             f"{history.domains[index]}  {form(last[index])}",
             transform=panel.transAxes,
             color=style["color"],
+            parse_math=False,  # a name may hold a dollar sign
             fontsize=font_points,
             verticalalignment="center",
         )

@@ -10,7 +10,6 @@ command line, where `ps` would show it. HF_ENDPOINT names another Hub.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
     explain_missing_packages()
 
 from megatron.errors import CheckpointError
+from odm.json_data import fields, list_of, optional, read_json, text
 from tools.hf.model_card import model_card
 from tools.hf.run_facts import read_run
 from tools.hf.uploading import (
@@ -35,6 +35,9 @@ from tools.hf.uploading import (
     read_token,
     upload,
 )
+
+_CONFIG = fields({}, {"architectures": optional(list_of(text())), "model_type": optional(text())})
+"""What the card takes from config.json."""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -97,11 +100,7 @@ def _model_config(files: dict[str, Path]) -> dict[str, Any] | None:
     path = files.get("config.json")
     if path is None:
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UploadError(f"{path}: not a readable model configuration ({error})") from error
-    return config if isinstance(config, dict) else None
+    return read_json(path, _CONFIG, error=UploadError, what="model configuration")
 
 
 def _print_plan(job: Upload) -> None:

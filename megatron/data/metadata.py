@@ -8,11 +8,39 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron.data.errors import DataError
 from megatron.files import atomic_writer
+from odm.json_data import (
+    SchemaError,
+    anything,
+    fields,
+    integer,
+    optional,
+    read_json,
+    refuse,
+    shown,
+    text,
+)
 
 SCHEMA_VERSION = 1
+
+_RECORD = fields(
+    {
+        "schema": anything,
+        "documents": integer(0),
+        "tokens": integer(0),
+        "text_bytes": integer(0),
+        "max_token_id": integer(-1),
+        "tokenizer": fields(
+            {"type": text(), "vocab_size": integer(1)},
+            {"sha256": optional(text("[0-9a-f]{64}", must="64 hexadecimal digits"))},
+            closed=True,
+        ),
+    },
+    closed=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +93,28 @@ def read_metadata(prefix: str | Path) -> DatasetMetadata | None:
         DataError: If the sidecar is there and is not one that this version can read.
     """
     path = metadata_path(prefix)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); tokenize the text again") from error
-    try:
-        record = json.loads(text)
-        schema = record.pop("schema")
-        if schema != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema {schema!r}, this version reads {SCHEMA_VERSION}; "
-                "tokenize the text again or remove the file"
-            )
-        return DatasetMetadata(**{**record, "tokenizer": TokenizerIdentity(**record["tokenizer"])})
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{path}: not a data set description ({error}); "
-            "tokenize the text again or remove the file"
-        ) from error
+    record = read_json(
+        path,
+        _check_record,
+        error=DataError,
+        what="data set description",
+        advice="tokenize the text again or remove the file",
+    )
+    del record["schema"]
+    return DatasetMetadata(**{**record, "tokenizer": TokenizerIdentity(**record["tokenizer"])})
+
+
+def _check_record(record: Any, where: str) -> None:
+    fields({"schema": anything})(record, where)
+    schema = record["schema"]
+    if type(schema) is not int or schema != SCHEMA_VERSION:
+        raise SchemaError(f"schema {shown(schema)}, this version reads {SCHEMA_VERSION}")
+    _RECORD(record, where)
+    if (record["max_token_id"] < 0) != (record["tokens"] == 0):
+        must = "-1 where there are no tokens, and there alone"
+        refuse("max_token_id", must, record["max_token_id"])
 
 
 def merge_metadata(parts: Sequence[DatasetMetadata | None]) -> DatasetMetadata | None:

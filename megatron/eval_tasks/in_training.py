@@ -161,7 +161,9 @@ class TaskEvaluationHook(Hook):
             folder, self.runner.topology, moment_names=(), save_random_state=False
         )
         try:
-            saver.save(self.runner.engine, CheckpointContents(state, {}, {}, {}, {}))
+            saver.save(
+                self.runner.engine, CheckpointContents(state, None, {}, self.config.to_dict(), {})
+            )
             return read_model(
                 self.config, self.tokenizer, topology, folder=step_folder(folder, state.step)
             )

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.data.data_collator import default_data_collator
 
 from ..controller import MixtureController
+from ..json_data import read_json
 from ..signal import Signal
 
 STATE_FILE = "mixture.json"
@@ -152,8 +153,7 @@ class MixtureCallback(TrainerCallback):
 
     def load(self, checkpoint: str | os.PathLike[str]) -> None:
         """Continues from the state in a checkpoint folder; call before the dataset is made."""
-        text = (Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8")
-        self._controller.load_state_dict(json.loads(text))
+        self._controller.load_state_dict(read_json(Path(checkpoint) / STATE_FILE))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..saved_state import plain
+from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..signal import Signal
 from ..simplex import (
     BoolArray,
@@ -30,7 +30,7 @@ from ..simplex import (
 State = dict[str, Any]
 
 # Far beyond any loss over any weight. A softmax of rewards that overflow would give nan.
-_MAX_REWARD = 1e290
+MAX_REWARD = 1e290
 
 
 class Mixer(ABC):
@@ -136,6 +136,29 @@ class Mixer(ABC):
             )
         return losses, present
 
+    def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
+        """Checks of the fields of a saved state; by default the form of a fresh one.
+
+        Args:
+            initial: Raw initial weights of the run, shape (K,).
+            step: Last step that the state has seen, from 0 on.
+        """
+        return {name: _like(value) for name, value in self._init(initial).items()}
+
+    def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
+        """Weights that a saved state can have given, each of shape (K,).
+
+        Options may have changed since; no entry: the state does not tell.
+
+        Args:
+            state: Its fields have passed their checks.
+            initial: Raw initial weights of the run, shape (K,).
+
+        Raises:
+            ValueError: If the fields cannot be of one and the same state.
+        """
+        return []
+
     @abstractmethod
     def _init(self, weights: FloatArray) -> State:
         """Makes the state from checked raw weights, shape (K,)."""
@@ -167,7 +190,15 @@ class Mixer(ABC):
             )
         with np.errstate(over="ignore"):
             ratio = losses / np.where(present, weights_used, 1.0)
-        return np.clip(ratio, -_MAX_REWARD, _MAX_REWARD)
+        return np.clip(ratio, -MAX_REWARD, MAX_REWARD)
+
+
+def _like(value: Any) -> Check:
+    """Takes what has the form of ``value``: as many finite numbers."""
+    if isinstance(value, list):
+        is_alike = len({type(item) for item in value}) == 1
+        return list_of(_like(value[0]) if is_alike else anything, len(value))
+    return number() if isinstance(value, float) else anything
 
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
@@ -216,7 +247,7 @@ def make_mixer(name: str, **options: Any) -> Mixer:
 
 def check_smoothing_factor(where: str, value: float) -> None:
     """Refuses a coefficient outside [0, 1): 1 would never learn."""
-    if not 0.0 <= value < 1.0:
+    if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
             f"{where}: smoothing_factor must be in [0, 1), got {value}; it is the weight of the "
             "old value, so 1 would never learn and 0 keeps only the last loss"

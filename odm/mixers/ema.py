@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ..json_data import Check, list_of, number
 from ..simplex import BoolArray, FloatArray, check_weights, normalize
 from .base import Mixer, State, register
 
@@ -25,6 +28,15 @@ class Ema(Mixer):
 
     def _init(self, weights: FloatArray) -> State:
         return {"weights": weights.tolist()}
+
+    def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
+        """As in `Mixer`."""
+        return {"weights": list_of(number(0), initial.size)}
+
+    def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
+        """As in `Mixer`."""
+        where = "mixer.weights"
+        return [normalize(check_weights(state["weights"], initial.size, where=where))]
 
     def _update(
         self,

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray, exploration_rate, mix_with_uniform, softmax
-from .base import Mixer, State, register
+from ..json_data import is_number
+from ..simplex import BoolArray, FloatArray, exploration_rate
+from .base import MAX_REWARD, State, register
+from .exploring import ExploringMixer
 
 
 @register("exp3")
 @dataclass(frozen=True)
-class Exp3(Mixer):
+class Exp3(ExploringMixer):
     """Cumulative reward C of (loss / scale) / weight, and a softmax of it plus a floor.
 
     ``p = eps_t + (1 - K eps_t) softmax(eps_{t-1} C)``; ``eps_{t-1}`` is that of the update before.
@@ -27,15 +29,11 @@ class Exp3(Mixer):
     """Losses are divided by this number (nats) before they are added."""
 
     def __post_init__(self) -> None:
-        if not (self.reward_scale > 0 and np.isfinite(self.reward_scale)):
+        if not is_number(self.reward_scale) or self.reward_scale <= 0:
             raise ValueError(f"{self.name}: reward_scale must be > 0, got {self.reward_scale}")
 
-    def _init(self, weights: FloatArray) -> State:
-        return {
-            "eps": 1.0 / weights.size,
-            "prev_eps": None,
-            "cumulative_estimated_reward": [0.0] * weights.size,
-        }
+    def _reward_range(self, step: int) -> tuple[float, float]:
+        return -MAX_REWARD * max(1, step), MAX_REWARD * max(1, step)
 
     def _update(
         self,
@@ -47,15 +45,4 @@ class Exp3(Mixer):
     ) -> tuple[State, FloatArray]:
         gain = self._over_weights(losses / self.reward_scale, present, weights_used)
         reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
-        return gibbs_step(state, step, reward)
-
-
-def gibbs_step(state: State, step: int, reward: FloatArray) -> tuple[State, FloatArray]:
-    """Moves eps one update on and mixes by a softmax of cumulative rewards, shape (K,)."""
-    previous, eps = state["eps"], exploration_rate(step, reward.size)
-    following = {
-        "eps": eps,
-        "prev_eps": previous,
-        "cumulative_estimated_reward": reward.tolist(),
-    }
-    return following, mix_with_uniform(softmax(previous * reward), eps)
+        return self._mixed(reward, exploration_rate(step, reward.size), state["eps"])

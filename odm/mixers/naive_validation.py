@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray
-from .base import Mixer, State, register
-from .exp3 import gibbs_step
+from ..simplex import BoolArray, FloatArray, exploration_rate
+from .base import State, register
+from .exploring import ExploringMixer
 
 
 @register("naive_validation")
 @dataclass(frozen=True)
-class NaiveValidation(Mixer):
+class NaiveValidation(ExploringMixer):
     """Adds (loss - min) / (max - min) to a cumulative reward; then as EXP3.
 
     Its losses are measured on held-out data for **every** domain at every update; training
@@ -22,12 +22,10 @@ class NaiveValidation(Mixer):
     Source: ``NaiveValidationWeightUpdater`` of the released code of arXiv:2312.02406.
     """
 
-    def _init(self, weights: FloatArray) -> State:
-        return {
-            "eps": 1.0 / weights.size,
-            "prev_eps": None,
-            "cumulative_estimated_reward": [0.0] * weights.size,
-        }
+    estimate = "cumulative_estimated_reward"
+
+    def _reward_range(self, step: int) -> tuple[float, float]:
+        return 0.0, float(step)  # 1 an update at most
 
     def _update(
         self,
@@ -46,4 +44,4 @@ class NaiveValidation(Mixer):
         low, high = losses.min(), losses.max()
         gain = (losses - low) / (high - low) if high > low else np.zeros_like(losses)
         reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
-        return gibbs_step(state, step, reward)
+        return self._mixed(reward, exploration_rate(step, reward.size), state["eps"])

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray, exploration_rate, mix_with_uniform, softmax
-from .base import Mixer, State, check_smoothing_factor, register
+from ..simplex import BoolArray, FloatArray, exploration_rate
+from .base import MAX_REWARD, State, check_smoothing_factor, register
+from .exploring import ExploringMixer
 
 
 @register("odm_paper")
 @dataclass(frozen=True)
-class OdmPaper(Mixer):
+class OdmPaper(ExploringMixer):
     """Moving average R of loss / weight, and ``p = eps_t + (1 - K eps_t) softmax(eps_{t-1} R)``.
 
     The weights returned for the losses of step t are the policy of step t + 1, so they use
@@ -27,20 +28,14 @@ class OdmPaper(Mixer):
     still, and the value of alpha, are not settled by the sources that we could read.
     """
 
-    estimate = "estimated_reward"
-
     smoothing_factor: float = 0.9
     """Weight of the old value in the moving average (alpha), in [0, 1)."""
 
     def __post_init__(self) -> None:
         check_smoothing_factor(self.name, self.smoothing_factor)
 
-    def _init(self, weights: FloatArray) -> State:
-        return {
-            "eps": 1.0 / weights.size,
-            "prev_eps": None,
-            "estimated_reward": [0.0] * weights.size,
-        }
+    def _reward_range(self, step: int) -> tuple[float, float]:
+        return -MAX_REWARD, MAX_REWARD
 
     def _update(
         self,
@@ -57,5 +52,4 @@ class OdmPaper(Mixer):
         # Stateless in eps: with an update frequency above 1 the published index still holds.
         previous = exploration_rate(step, losses.size)
         eps = exploration_rate(step + 1, losses.size)
-        following = {"eps": eps, "prev_eps": previous, "estimated_reward": reward.tolist()}
-        return following, mix_with_uniform(softmax(previous * reward), eps)
+        return self._mixed(reward, eps, previous)

@@ -11,20 +11,21 @@ from ..simplex import (
     BoolArray,
     FloatArray,
     exploration_rate,
-    mix_with_uniform,
     normalize,
     softmax,
 )
-from .base import Mixer, State, check_smoothing_factor, register
+from .base import State, check_smoothing_factor, register
+from .exploring import ExploringMixer
 
 # exp(700) = 1e304: a thousand domains at this loss still sum to a finite number. A loss this high
 # is a diverged run; beyond it domains count as equally bad instead of raising in mid-training.
 _MAX_LOSS_NATS = 700.0
+_MAX_PERPLEXITY = 1.1e304
 
 
 @register("smoothed_mean")
 @dataclass(frozen=True)
-class SmoothedMean(Mixer):
+class SmoothedMean(ExploringMixer):
     """Moving average R of exp(mean loss); the weights are its shares plus a shrinking floor.
 
     ``p_i = eps_t + (1 - K * eps_t) * R_i / sum(R)`` with
@@ -34,8 +35,6 @@ class SmoothedMean(Mixer):
     Source: the released research code of arXiv:2312.02406 (``group_update``). The published
     equation is another one: see ``odm_paper``.
     """
-
-    estimate = "estimated_reward"
 
     smoothing_factor: float = 0.9
     """Weight of the old value in the moving average, in [0, 1)."""
@@ -48,12 +47,11 @@ class SmoothedMean(Mixer):
         if self.share not in ("linear", "softmax"):
             raise ValueError(f"{self.name}: share must be linear or softmax, got {self.share!r}")
 
-    def _init(self, weights: FloatArray) -> State:
-        return {
-            "eps": 1.0 / weights.size,
-            "prev_eps": None,
-            "estimated_reward": [0.0] * weights.size,
-        }
+    def _reward_range(self, step: int) -> tuple[float, float]:
+        return 0.0, _MAX_PERPLEXITY
+
+    def _shares(self, reward: FloatArray, previous: float) -> tuple[FloatArray, ...]:
+        return normalize(reward), softmax(reward * previous)
 
     def _update(
         self,
@@ -68,6 +66,5 @@ class SmoothedMean(Mixer):
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * perplexity
         reward = np.where(present, new, old)
         previous, eps = state["eps"], exploration_rate(step, losses.size)
-        share = normalize(reward) if self.share == "linear" else softmax(reward * previous)
-        following = {"eps": eps, "prev_eps": previous, "estimated_reward": reward.tolist()}
-        return following, mix_with_uniform(share, eps)
+        share = normalize(reward) if self.share == "linear" else None
+        return self._mixed(reward, eps, previous, share)

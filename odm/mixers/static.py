@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..json_data import Check, SchemaError, list_of, number
 from ..simplex import BoolArray, FloatArray, normalize
 from .base import Mixer, State, register
 
@@ -20,6 +22,16 @@ class Static(Mixer):
 
     def _init(self, weights: FloatArray) -> State:
         return {"weights": weights.tolist()}
+
+    def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
+        """As in `Mixer`."""
+        return {"weights": list_of(number(0), initial.size)}
+
+    def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
+        """As in `Mixer`."""
+        if not np.array_equal(state["weights"], initial):
+            raise SchemaError("mixer.weights: are not the initial_weights; the state is torn")
+        return [normalize(initial)]
 
     def _update(
         self,

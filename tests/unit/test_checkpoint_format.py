@@ -11,21 +11,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint_format import (
-    FORMAT_VERSION,
     CheckpointReader,
     ParameterInfo,
     checkpoint_steps,
     fragment_key,
     index_checksum,
+    latest_step,
     logical_tensors,
     step_folder,
     verify,
 )
+from megatron.checkpoint_schema import FORMAT_VERSION
+from megatron.checkpointing import undo_interrupted_replacement
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.state import TrainState
+from tools.checks.state_kinds import checkpoint, listed_again
+from tools.checks.state_kinds import write_index as write_checksum
 
 KINDS = ("fp32", "exp_avg")
 TENSORS = {
@@ -79,7 +84,8 @@ def write_checkpoint(
         parameters[name] = facts
     for rank, tensors in enumerate(by_rank):
         save_file(tensors, folder / f"rank_{rank:05d}.safetensors")
-    (folder / "state.json").write_text('{"counters": {"step": 3}}\n')
+    (folder / "state.json").write_text(json.dumps({"counters": TrainState(3).state_dict()}))
+    (folder / "mixture.json").write_text("null")
     write_index(folder, layout={"dp": ranks, "tp": tp, "pp": 1}, parameters=parameters)
     return folder
 
@@ -206,7 +212,11 @@ def change_index(folder: Path, old: str, new: str) -> None:
         (lambda c: flip(c / "index.json", 0), r"index\.json: not a readable checkpoint index"),
         (lambda c: (c / "index.json").write_bytes(b"\0" * 99), "not a readable checkpoint index"),
         (lambda c: (c / "index.json").write_bytes(b"\xff{}"), "not a readable checkpoint index"),
-        (lambda c: (c / "index.json").write_text("[]"), "not a checkpoint index"),
+        (lambda c: (c / "index.json").write_text("[]"), "the whole: must be an object"),
+        (lambda c: (c / "index.json").write_text("[" * 100_000), "more than 64 levels"),
+        (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "holds NaN"),
+        (lambda c: change_index(c, '"version": 1', '"version": ' + "9" * 5000), "is not JSON"),
+        (lambda c: change_index(c, '"version": 1', '"version": true'), "format version True"),
         (lambda c: (c / "index.json").write_text('{"version": 1}'), "its own checksum"),
         (lambda c: change_index(c, "[7, 5]", "[5, 7]"), "does not match its own checksum"),
         (lambda c: change_index(c, '"version": 1', '"version": 9'), "format version 9"),
@@ -246,5 +256,166 @@ def test_steps_are_whole_folders_in_the_order_of_numbers(tmp_path):
     for name in ("global_step7.tmp", "global_step8.old.tmp", "global_step", "global_stepx", "logs"):
         (tmp_path / name).mkdir()
     (tmp_path / "global_step9").write_text("a file")
+    (tmp_path / "global_step007").mkdir()
+    (tmp_path / f"global_step{'9' * 100}").mkdir()
     assert checkpoint_steps(tmp_path) == [3, 20, 100]
     assert checkpoint_steps(tmp_path / "missing") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ("global_step20\n", 20),
+        ("global_step0", 0),
+        ("global_step" + "9" * 5000, None),
+        ("global_step" + "9" * 19, None),
+        ("global_step007", None),
+        ("global_step\u0663", None),
+        ("../global_step3", None),
+        ("", None),
+        ("\0", None),
+    ],
+)
+def test_latest_names_a_step_as_we_write_it_or_none(tmp_path, content, step):
+    (tmp_path / "latest").write_text(content)
+    assert latest_step(tmp_path) == step
+    undo_interrupted_replacement(tmp_path)
+
+
+def put(*keys: Any) -> Any:
+    """A change of an index: the last of ``keys`` is the new value, or ``...`` to take it away."""
+
+    def change(index: dict[str, Any]) -> None:
+        *path, last, value = keys
+        for key in path:
+            index = index[key]
+        if value is ...:
+            del index[last]
+        else:
+            index[last] = value
+
+    return change
+
+
+WEIGHT = ("parameters", "layer.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("layout", ...), "lacks layout"),
+        (put("layout", None), "layout: must be an object, got None"),
+        (put("layout", "tp", 0), r"layout\.tp: .* from 1 .*got 0"),
+        (put("layout", "dp", "2"), r"layout\.dp: .*got '2'"),
+        (put("layout", "pp", ...), r"lacks layout\.pp"),
+        (put("layout", "tp", True), r"layout\.tp: .*got True"),
+        (put("moments", [1]), r"moments\[0\]: .*got 1"),
+        (put("moments", "exp_avg"), "moments: must be a list"),
+        (put("moments", ["fp32"]), r"moments\[0\]: must be the name of a moment"),
+        (put("files", []), "files: must be an object"),
+        (put("files", "state.json", ...), r"files: lacks state\.json"),
+        (put("files", "state.json", "size", -1), r"files\.state\.json\.size: .*got -1"),
+        (put("files", "state.json", "crc32", None), r"state\.json\.crc32: .*got None"),
+        (put("files", "../x", {"size": 0, "crc32": 0}), r"files: a key: .*got '\.\./x'"),
+        (put("files", "/etc/passwd", {"size": 0, "crc32": 0}), "files: a key: .*passwd"),
+        (put("files", "configs/..", {"size": 0, "crc32": 0}), "files: a key: .*configs"),
+        (put("files", "a\0b", {"size": 0, "crc32": 0}), "files: a key: must be the name"),
+        (put("files", "rank_00000.safetensors", "size", 9), r"rank_00000.*size: is too small"),
+        (put("parameters", {"a": 1}), r"parameters\.a: must be an object, got 1"),
+        (put(*WEIGHT, "shape", [7, -5]), r"layer\.weight\.shape\[1\]: .*got -5"),
+        (put(*WEIGHT, "shape", [2**39, 2**39]), r"layer\.weight\.shape: .*product"),
+        (put(*WEIGHT, "shape", []), r"layer\.weight\.shape: must be 1 to 8"),
+        (put(*WEIGHT, "tp_dim", 2), r"layer\.weight\.tp_dim: .*2 dimensions, got 2"),
+        (put(*WEIGHT, "tp_dim", 0.0), r"layer\.weight\.tp_dim: .*got 0\.0"),
+        (put(*WEIGHT, "extent", 1), r"layer\.weight\.extent: .*got 1"),
+        (put(*WEIGHT, "fragments", []), r"layer\.weight\.fragments: must be 35 elements"),
+        (put(*WEIGHT, "fragments", ...), r"lacks parameters\.layer\.weight\.fragments"),
+        (put(*WEIGHT, "fragments", 0, [1]), r"fragments\[0\]: must be \[file, tensor rank"),
+        (put(*WEIGHT, "fragments", 0, 0, "x"), r"fragments\[0\]\[0\]: .*got 'x'"),
+        (put(*WEIGHT, "fragments", 0, 1, 1), r"fragments\[0\]\[1\]: .*got 1"),
+        (put(*WEIGHT, "fragments", 0, 2, 3), "fragments: tensor rank 0: elements are missing"),
+        (put(*WEIGHT, "fragments", 0, 3, 30), "tensor rank 0: elements overlap"),
+        (put(*WEIGHT, "fragments", 1, 3, 2**62), r"fragments\[1\]\[3\]: must be a whole"),
+    ],
+)
+def test_an_index_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(
+    tmp_path, change, message
+):
+    folder = write_checkpoint(tmp_path / "c", cuts=(0.5,))
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    write_checksum(folder, index)
+    with pytest.raises(CheckpointError, match=rf"index\.json: .*{message}"):
+        CheckpointReader(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("state.json", put("counters", ...), "lacks counters"),
+        ("state.json", put("counters", "step", -1), r"counters\.step: .*got -1"),
+        ("state.json", put("counters", "applied_steps", 6), "applied_steps: .*at most the step, 5"),
+        ("state.json", put("loss_scaler", "cur_scale", None), r"loss_scaler\.cur_scale"),
+        ("state.json", put("loss_scaler", "raise_error", 1), r"loss_scaler\.'raise_error'"),
+        ("state.json", put("samples_per_epoch", "web", "x"), r"samples_per_epoch\.web"),
+        ("mixture.json", put("mixer", "eps", 2.0**63), r"mixer\.eps"),
+        ("mixture.json", put("planned", -1), "planned"),
+        ("configs/resolved.json", put("model", ...), "lacks model"),
+        ("configs/resolved.json", put("derived", {}), "lacks derived"),
+        ("configs/resolved.json", put("model", "norm", 5), r"model\.norm: .*got 5"),
+        ("configs/resolved.json", put("derived", "learning_rate", "x"), "learning_rate"),
+    ],
+)
+def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(
+    tmp_path, name, change, message
+):
+    folder = checkpoint(tmp_path)
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+    listed_again(folder)
+    with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "null"])
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_configuration_without_a_network_is_damage_with_a_checksum_or_as_old_ones_without(
+    tmp_path, content, is_listed
+):
+    folder = checkpoint(tmp_path)
+    if not is_listed:  # as the version before wrote it
+        index = json.loads((folder / "index.json").read_text())
+        index["files"] = {k: v for k, v in index["files"].items() if not k.startswith("configs")}
+        write_checksum(folder, index)
+        verify(folder)
+    (folder / "configs/resolved.json").write_text(content)
+    if is_listed:
+        listed_again(folder)
+    with pytest.raises(CheckpointError, match=r"configs/resolved\.json: "):
+        verify(folder)
+
+
+@pytest.mark.parametrize("name", ["configs/run.yml", "configs/resolved.json", "mixture.json"])
+def test_every_file_of_a_checkpoint_is_under_its_checksums(tmp_path, name):
+    folder = checkpoint(tmp_path)
+    flip(folder / name, 0)
+    with pytest.raises(CheckpointError, match=rf"{name}: checksum differs"):
+        verify(folder)
+
+
+def test_weights_that_are_not_what_the_index_says_are_found_before_they_are_read(tmp_path):
+    folder = checkpoint(tmp_path)
+    path = folder / "rank_00000.safetensors"
+    tensors = load_file(path)
+    first = next(iter(tensors))
+    for changed, message in (
+        (tensors[first].half().repeat(2), "is F16 of shape"),
+        (tensors[first][1:].clone(), "is F32 of shape"),
+        (None, "cannot be read"),
+    ):
+        kept = {k: v for k, v in tensors.items() if k != first}
+        save_file(kept if changed is None else {**kept, first: changed, "x": tensors[first]}, path)
+        listed_again(folder)
+        with pytest.raises(CheckpointError, match=rf"rank_00000\.safetensors: .*{message}"):
+            verify(folder)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from megatron import accelerator, checkpoint_format
 from megatron.checkpoint_format import index_checksum
 from megatron.checkpoint_loading import (
+    find_checkpoint,
     load_engine_state,
     load_module_weights,
     restore_random_state,
@@ -24,10 +28,13 @@ from megatron.checkpoint_loading import (
 from megatron.checkpoint_snapshot import Snapshot, write_snapshot
 from megatron.engine import checkpoint_to_load
 from megatron.errors import CheckpointError
+from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_parameter
 from megatron.mpu import RankGrid
 from tests.process_group import process_group_of_one
 from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
+from tools.checks.state_kinds import FIELDS, checkpoint, listed_again, write_index
+from tools.hf.settings import RunSettings, resolve_model_fields
 
 
 def topology_of(tp: int, tp_rank: int = 0) -> Any:
@@ -97,6 +104,7 @@ class CountedFiles:
 class CountedSlice:
     def __init__(self, piece: Any, key: str, counted: CountedFiles) -> None:
         self._piece, self._key, self._counted = piece, key, counted
+        self.get_shape, self.get_dtype = piece.get_shape, piece.get_dtype
 
     def __getitem__(self, place: slice) -> Tensor:
         values = self._piece[place]
@@ -323,11 +331,74 @@ def test_a_saved_random_state_is_restored_in_silence(tmp_path):
     snapshot = Snapshot(
         rank=0, tensors={}, random_state=accelerator.rng_state(), parameters={}, moments=()
     )
-    (folder / "rank_00000.safetensors").unlink()
-    write_snapshot(snapshot, folder)
+    write_snapshot(snapshot, tmp_path)
+    os.replace(tmp_path / "rng_00000.safetensors", folder / "rng_00000.safetensors")
+    listed_again(folder)
     wanted = torch.rand(3)
     torch.rand(5)
     said: list[str] = []
     restore_random_state(folder, topology_of(1), said.append)
     assert torch.equal(torch.rand(3), wanted)
     assert said == []
+
+
+def found_in(folder: Path) -> tuple[Path | None, list[str]]:
+    said: list[str] = []
+    with process_group_of_one():
+        return find_checkpoint(folder, None, said.append), said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("configs/resolved.json", '{"model": ', "is not JSON"),
+        ("configs/resolved.json", "", "is not JSON"),
+        ("configs/resolved.json", "{}", "lacks model"),
+        ("mixture.json", '{"planned": -1}', "lacks schema_version"),
+        ("state.json", "[" * 100_000, "64 levels"),
+        ("rng_00000.safetensors", "x", "not the random states"),
+    ],
+)
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_damaged_file_of_any_kind_leads_to_the_checkpoint_before(
+    tmp_path, name, content, place, is_listed
+):
+    older = checkpoint(tmp_path)
+    newer = shutil.copytree(older, tmp_path / "global_step9")
+    (tmp_path / "latest").write_text("global_step9")
+    (newer / name).write_text(content)
+    if is_listed:
+        listed_again(newer)
+    found, said = found_in(tmp_path)
+    assert found == older
+    assert len(said) == 1
+    assert f"{newer}/{name}: " in said[0]
+    assert (place in said[0]) == is_listed  # else size or checksum tell
+
+
+@pytest.mark.parametrize("content", ["global_step" + "9" * 5000, "", "x", "global_step-1"])
+def test_a_latest_that_names_nothing_is_said_and_the_newest_sound_one_is_taken(tmp_path, content):
+    folder = checkpoint(tmp_path)
+    (tmp_path / "latest").write_text(content)
+    found, said = found_in(tmp_path)
+    assert found == folder
+    assert said == [f"{tmp_path}/latest: names no checkpoint; taking the newest sound one instead"]
+
+
+def test_a_checkpoint_as_it_was_written_before_configs_had_checksums_loads(tmp_path):
+    folder = checkpoint(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    index["files"] = {k: v for k, v in index["files"].items() if not k.startswith("configs/")}
+    write_index(folder, index)
+    assert found_in(tmp_path) == (folder, [])
+
+
+def test_a_missing_configuration_is_said_for_the_network_is_not_compared(tmp_path, caplog):
+    folder = checkpoint(tmp_path)
+    shutil.rmtree(folder / "configs")
+    listed_again(folder)
+    settings = resolve_model_fields(FIELDS)
+    model = GPT2Model(RunSettings(settings.to_dict()).shape(16), seed=1)
+    with caplog.at_level(logging.WARNING):
+        load_module_weights(model, folder, topology_of(1))
+    assert f"{folder}: has no configs/resolved.json" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,6 +30,10 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.mpu import RankGrid
 from megatron.state import TrainState
 from tests.process_group import process_group_of_one
+from tools.checks.state_kinds import checkpoint
+from tools.reshard_checkpoint import reshard
+
+FRAGMENT = ("rank_00000.safetensors", 0, 0, 4)
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -39,7 +44,7 @@ def one_rank(monkeypatch) -> Iterator[None]:
         rank=0,
         tensors={fragment_key("fp32", "bias", 0, 0): torch.arange(4.0)},
         random_state={},
-        parameters={"bias": {"shape": (4,), "tp_dim": None, "extent": 4, "fragments": []}},
+        parameters={"bias": {"shape": (4,), "tp_dim": None, "extent": 4, "fragments": [FRAGMENT]}},
         moments=(),
     )
     monkeypatch.setattr(checkpointing, "take_snapshot", lambda *_, **__: snapshot)
@@ -55,10 +60,10 @@ def make_saver(save: Path, **options: Any) -> CheckpointSaver:
 def contents(step: int, name: str = "") -> CheckpointContents:
     return CheckpointContents(
         state=TrainState(step=step),
-        mixture={"name": name},
+        mixture=None,
         config_files={},
-        resolved_config={},
-        extra={},
+        resolved_config={"model": {"num_layers": 1}, "derived": {"head_dim": 4}},
+        extra={"name": name},
     )
 
 
@@ -126,7 +131,7 @@ def test_a_kill_at_any_rename_leaves_a_sound_checkpoint(
     found = newest(tmp_path)
     assert found is not None
     verify(found)
-    assert json.loads((found / "mixture.json").read_text())["name"] in ("old", "new")
+    assert json.loads((found / "state.json").read_text())["name"] in ("old", "new")
     make_saver(tmp_path, keep_last=1).save(None, contents(30))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["global_step30", "latest"]
 
@@ -147,7 +152,7 @@ def test_a_replacement_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatc
             saver.save(None, contents(10, "new"))
     found = newest(tmp_path)
     assert found is not None
-    assert json.loads((found / "mixture.json").read_text()) == {"name": "old"}
+    assert json.loads((found / "state.json").read_text())["name"] == "old"
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(
@@ -247,3 +252,22 @@ def test_a_checkpoint_names_the_yaml_files_in_the_order_given(tmp_path):
     make_hook(tmp_path).save(TrainState(step=7))
     content = json.loads((tmp_path / "global_step7/state.json").read_text())
     assert content["config_files"] == ["z.yml", "a.yml"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)]
+)
+def test_files_and_folders_of_a_checkpoint_have_the_mode_that_umask_gives(
+    tmp_path, mask, of_file, of_folder
+):
+    before = os.umask(mask)
+    try:
+        make_saver(tmp_path / "run").save(None, contents(10))
+        imported = checkpoint(tmp_path / "imported")
+        reshard(imported, tmp_path / "again")
+    finally:
+        os.umask(before)
+    entries = [entry for entry in tmp_path.rglob("*") if not entry.name.startswith("rng_")]
+    assert len(entries) > 15
+    modes = {(entry.is_dir(), stat.S_IMODE(entry.stat().st_mode)) for entry in entries}
+    assert modes == {(False, of_file), (True, of_folder)}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import FORMAT_VERSION, fragment_key, verify
+from megatron.checkpoint_format import fragment_key, verify
+from megatron.checkpoint_schema import FORMAT_VERSION
 from megatron.checkpoint_snapshot import Snapshot, write_snapshot
 from megatron.checkpointing import CheckpointContents, _publish
 from megatron.errors import CheckpointError
@@ -34,9 +35,9 @@ def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_
     }
     contents = CheckpointContents(
         state=TrainState(step=3),
-        mixture={"step": 3},
+        mixture=None,
         config_files={"run.yml": "seed: 1\n"},
-        resolved_config={"seed": 1},
+        resolved_config={"model": {"num_layers": 1}, "derived": {"head_dim": 4}},
         extra={"loss_scaler": {}},
     )
     given = deepcopy((index, contents))
@@ -44,7 +45,7 @@ def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_
     assert (index, contents) == given
     verify(final)
     assert (tmp_path / "latest").read_text().strip() == "global_step3"
-    for name in ("state.json", "mixture.json"):
+    for name in ("state.json", "mixture.json", "configs/run.yml", "configs/resolved.json"):
         content = (final / name).read_text()
         (final / name).write_text(content + " ")
         with pytest.raises(CheckpointError, match=name):

@@ -295,6 +295,44 @@ def test_a_damaged_line_names_itself(tmp_path):
         read_run_log(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"event": 5}', "event: must be the kind of the event, got 5"),
+        ('{"iteration": 5}', "lacks event"),
+        ('{"event": "train"}', "lacks iteration"),
+        ('{"event": "train", "iteration": "7"}', "iteration: .*got '7'"),
+        ('{"event": "train", "iteration": -1}', "iteration: .*got -1"),
+        ('{"event": "train", "iteration": true}', "iteration: .*got True"),
+        ('{"event": "train", "iteration": 7, "losses": 3}', "losses: must be an object, got 3"),
+        (
+            '{"event": "train", "iteration": 7, "weights": {"a": "x"}}',
+            r"weights\.a: must be a number.*got 'x'",
+        ),
+        ('{"event": "train", "iteration": 7, "weights": {"a": NaN}}', "holds NaN"),
+        ('{"event": "validation", "iteration": 7, "domains": {"a": 2}}', r"domains\.a: .*got 2"),
+        (
+            '{"event": "validation", "iteration": 7, "domains": {"a": {}}}',
+            r"lacks domains\.a\.loss",
+        ),
+        ('{"event": "resume", "iteration": 1.5}', r"iteration: .*got 1\.5"),
+        ("[" * 100_000, "64 levels"),
+        ('{"event": "train", "iteration": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+)
+def test_a_wrong_field_of_a_line_is_named_with_the_line(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"event": "start"}}\n{line}\n{{"event": "stop"}}\n')
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl:2: no event .*{message}"):
+        read_run_log(tmp_path)
+
+
+def test_a_line_torn_at_any_byte_is_left_out_where_the_file_ends(tmp_path):
+    whole = '{"event": "warning", "message": "} } {\\" \\u00e9", "iteration": 2}'
+    for size in range(len(whole)):
+        (tmp_path / "metrics.jsonl").write_text('{"event": "start"}\n' + whole[:size])
+        assert read_run_log(tmp_path) == [{"event": "start"}]
+
+
 class FailingFile:
     def append(self, event):
         raise OSError(28, "No space left on device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import fields, replace
@@ -163,11 +162,9 @@ def test_a_checkpoint_that_does_not_say_its_network_is_accepted(trained, tmp_pat
     folder = shutil.copytree(trained, tmp_path / "global_step0")
     other = GPT2Model(network_of(gpt_j_residual=False), seed=1)
     resolved = folder / "configs/resolved.json"
-    resolved.write_text("{")
-    with pytest.raises(CheckpointError, match=r"resolved\.json: cannot be read .*; correct it, or"):
-        load_module_weights(other, folder, ALONE)
-    for content in ({}, {"model": None}):
-        resolved.write_text(json.dumps(content))
-        load_module_weights(other, folder, ALONE)
+    for content in ("{", "{}", '{"model": null}', '{"model": {"norm": "x"}}'):
+        resolved.write_text(content)
+        with pytest.raises(CheckpointError, match=r"resolved\.json: "):
+            load_module_weights(other, folder, ALONE)
     resolved.unlink()
     load_module_weights(other, folder, ALONE)

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron.checkpoint_format import (
-    FORMAT_VERSION,
     ParameterInfo,
     checkpoint_steps,
+    config_names,
     fragment_key,
     index_checksum,
     latest_step,
     step_folder,
 )
+from megatron.checkpoint_schema import FORMAT_VERSION
 from megatron.errors import CheckpointError
 from megatron.files import (
     crc32_of_file,
@@ -31,6 +30,7 @@ from megatron.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from megatron.tensor_files import write_tensors
 
 __all__ = [
     "LAYOUT",
@@ -97,7 +97,7 @@ def write_checkpoint(
         max_file_size: Bytes of tensors from which on a new file is begun. Not given: one file,
             which takes as much memory as the checkpoint is large.
         add_files: Writes whatever else belongs into the folder it is given; returns the names of
-            the files that the index must list.
+            the files that the index must list beside those in ``configs/``.
 
     Returns:
         The new ``global_step<N>`` folder.
@@ -113,7 +113,7 @@ def write_checkpoint(
     temporary.mkdir(parents=True)
     try:
         index = _write_tensors(temporary, parameters, read, moment_names, max_file_size)
-        for name in add_files(temporary):
+        for name in (*add_files(temporary), *config_names(temporary)):
             index["files"][name] = sync_file(temporary / name)
         write_json_atomic(temporary / "index.json", {**index, "crc32": index_checksum(index)})
         fsync_folder(temporary)
@@ -151,12 +151,7 @@ def _write_tensors(
                 tensors[fragment_key(kind, name, 0, 0)] = flat
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))
-        try:
-            save_file(tensors, folder / file)
-        except SafetensorError as error:  # what a full disk becomes there
-            raise CheckpointError(
-                f"{folder / file}: {error}; check the free space; nothing was written"
-            ) from error
+        write_tensors(folder / file, tensors)
         files[file] = sync_file(folder / file)
     return {
         "version": FORMAT_VERSION,

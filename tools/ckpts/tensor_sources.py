@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint_format import CheckpointReader, read_content
+from megatron.checkpoint_schema import RUN_FILES
 from megatron.errors import CheckpointError
+from odm.json_data import SchemaError, fields, integer, read_json
 from tools.ckpts.single_process import find_source
 from tools.hf.families import family_of_config
 from tools.hf.settings import RunSettings, resolve_model_fields
@@ -84,9 +85,8 @@ class CheckpointSource:
 
     def facts(self) -> dict[str, Any]:
         """Counters, loss scale, the layout that saved it, and the weights of the mixture."""
-        state = _read_json(self.folder / "state.json")
-        mixture = _read_json(self.folder / "mixture.json")
-        facts = {"layout": self.reader.layout, **state.get("counters", {})}
+        state, mixture = (read_content(self.folder, name) for name in RUN_FILES)
+        facts = {"layout": self.reader.layout, **state["counters"]}
         if state.get("loss_scaler"):
             facts["loss_scaler"] = state["loss_scaler"]
         if mixture:
@@ -113,7 +113,7 @@ class ModelFolderSource:
 
     def facts(self) -> dict[str, Any]:
         """The class of the model and the number format of its weights."""
-        config = _read_json(self.folder / "config.json")
+        config = _model_configuration(self.folder)
         names = {"architectures": "architectures", "dtype": "dtype", "torch_dtype": "dtype"}
         return {name: config[key] for key, name in names.items() if key in config}
 
@@ -135,7 +135,7 @@ def open_source(path: Path, *, our_names: bool = False) -> TensorSource:
     files = WeightFiles(path)
     theirs = {name: name for name in sorted(files.names)}
     if our_names:
-        theirs = _our_names(_read_json(path / "config.json"), files.names)
+        theirs = _our_names(_model_configuration(path), files.names)
     shapes = {ours: files.shape(name) for ours, name in theirs.items()}
     return ModelFolderSource(path, files, shapes, theirs)
 
@@ -144,15 +144,19 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Cuts the rows of a tensor into ranges of about `BLOCK_ELEMENTS` elements."""
     width = max(1, math.prod(shape[1:]))
     step = max(1, BLOCK_ELEMENTS // width)
-    for first in range(0, shape[0], step):
-        yield first, min(first + step, shape[0])
+    num_rows = shape[0] if shape else 1
+    for first in range(0, num_rows, step):
+        yield first, min(first + step, num_rows)
 
 
 def _our_names(config: dict[str, Any], found: set[str]) -> dict[str, str]:
     """{our name: name in the files}; tensors that we have no name for keep theirs."""
     family = family_of_config(config)
-    fields = resolve_model_fields(family.read_config(config)).to_dict()
-    names = family.names(RunSettings(fields).shape(int(config["vocab_size"])))
+    try:
+        settings = resolve_model_fields(family.read_config(config)).to_dict()
+    except SchemaError as error:
+        raise CheckpointError(f"config.json: {error}") from error
+    names = family.names(RunSettings(settings).shape(config["vocab_size"]))
     result: dict[str, str] = {}
     for ours, theirs in names.items():
         other = family.other_names.get(theirs, theirs)
@@ -163,12 +167,10 @@ def _our_names(config: dict[str, Any], found: set[str]) -> dict[str, str]:
     return result | {name: name for name in sorted(unknown) if not family.is_ignored(name)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object; empty where the file says null, as the mixture of an import does."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if content is not None and not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold an object; the file is damaged")
-    return content or {}
+def _model_configuration(folder: Path) -> dict[str, Any]:
+    return read_json(
+        folder / "config.json",
+        fields({}, {"vocab_size": integer(1, 1 << 31)}),
+        error=CheckpointError,
+        what="model configuration",
+    )

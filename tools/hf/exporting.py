@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron.checkpoint_format import CheckpointReader, verify
 from megatron.errors import CheckpointError
 from megatron.files import flush_to_disk, fsync_folder, write_json_atomic
 from megatron.model.config import ModelConfig
+from megatron.tensor_files import write_tensors
 from megatron.tokenizer import AbstractTokenizer
 from tools.ckpts.single_process import groups_by_size
 from tools.ckpts.tensor_sources import CheckpointSource, row_blocks
@@ -152,12 +151,7 @@ def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> Non
         if len(groups) == 1:
             file = "model.safetensors"
         tensors = {names[name]: _read_as(dtype, source, name) for name in group}
-        try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-        except SafetensorError as error:  # what a full disk becomes there
-            raise CheckpointError(
-                f"{folder / file}: {error}; check the free space; nothing was written"
-            ) from error
+        write_tensors(folder / file, tensors, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file))
         del tensors  # the next shard must not be read beside it
     if len(groups) > 1:

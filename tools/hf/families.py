@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron.model.config import ModelConfig
 from megatron.neox_arguments import ConfigError
+from odm.json_data import shown
 from tools.hf import gpt_neox
 
 __all__ = ["FAMILIES", "Family", "family_for", "family_of_config"]
@@ -95,7 +96,7 @@ def family_of_config(config: dict[str, Any]) -> Family:
         ConfigError: If it is none of the table.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ConfigError(f"model_type: {model_type!r} is not supported; known are {known}")
+        raise ConfigError(f"model_type: {shown(model_type)} is not supported; known are {known}")
     return FAMILIES[model_type]

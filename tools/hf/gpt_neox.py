@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.model.config import ModelConfig
+from odm.json_data import boolean, fields, integer, number, optional, shown, text
 
 __all__ = ["IGNORED", "OTHER_NAMES", "WEIGHTS", "read_config", "refusals", "write_config"]
 
@@ -135,12 +136,48 @@ def _rotary_share(rotary_dim: int, head_dim: int) -> float:
     return share if int(head_dim * share) == rotary_dim else math.nextafter(share, 1.0)
 
 
+_SIZE = integer(1, 1 << 19)
+_SHARE = number(0, 1)
+_ROPE = {
+    "rope_theta": number(1, 2**53),
+    "partial_rotary_factor": _SHARE,
+    "rope_type": text(),
+    "type": text(),
+}
+_CONFIG = fields(
+    {
+        "vocab_size": integer(1, 1 << 31),
+        "num_hidden_layers": integer(1, 10_000),
+        "hidden_size": _SIZE,
+        "num_attention_heads": _SIZE,
+        "intermediate_size": _SIZE,
+    },
+    {
+        "rotary_emb_base": number(1, 2**53),
+        "rotary_pct": _SHARE,
+        "rope_scaling": optional(fields({}, _ROPE)),
+        "rope_parameters": optional(fields({}, _ROPE)),
+        "hidden_act": text(),
+        "max_position_embeddings": integer(1, 1 << 31),
+        "layer_norm_eps": number(0, 1),
+        "use_parallel_residual": boolean,
+        "tie_word_embeddings": boolean,
+        "attention_bias": boolean,
+        "hidden_dropout": _SHARE,
+        "attention_dropout": _SHARE,
+        "initializer_range": number(0, 1e6),
+    },
+)
+
+
 def read_config(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of our YAML files from a config.json that transformers 4 or 5 wrote.
 
     Raises:
-        ValueError: Naming the field and value that this program has no equivalent of.
+        ValueError: Naming the field that is missing or of the wrong type, or the value that this
+            program has no equivalent of.
     """
+    _CONFIG(config, "")
     rope = {
         "rope_theta": config.get("rotary_emb_base", 10000),
         "partial_rotary_factor": config.get("rotary_pct", 0.25),
@@ -149,9 +186,11 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
     }
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise ValueError(f"rope_parameters: rope_type {kind!r} is not supported; only 'default' is")
+        raise ValueError(
+            f"rope_parameters: rope_type {shown(kind)} is not supported; only 'default' is"
+        )
     base = rope["rope_theta"]
-    if not isinstance(base, int | float) or not float(base).is_integer():
+    if not float(base).is_integer():
         raise ValueError(f"rope_parameters: rope_theta must be a whole number, got {base!r}")
     hidden_act = config.get("hidden_act", "gelu")
     if hidden_act not in _FROM_HIDDEN_ACT:

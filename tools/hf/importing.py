@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.state import TrainState
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
+from odm.json_data import fields, read_json
 from tools.ckpts.single_process import step_folder_to_make, write_checkpoint
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
@@ -61,7 +61,13 @@ def convert_from_hf(
     fields.update(tokenizer_fields)
     run_config = resolve_model_fields(fields)
     shape = RunSettings(run_config.to_dict()).shape(vocab_size)
-    read = _reader(WeightFiles(source), family, shape, rows)
+    files = WeightFiles(source)
+    if shape.num_layers > len(files.names):
+        raise CheckpointError(
+            f"{source / 'config.json'}: num_hidden_layers: is {shape.num_layers}, but there are "
+            f"{len(files.names)} tensors; the weights belong to another model"
+        )
+    read = _reader(files, family, shape, rows)
     output.mkdir(parents=True, exist_ok=True)
     config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})
@@ -141,22 +147,20 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: there is no such folder; `hf download OWNER/NAME --local-dir FOLDER` "
             "fetches a model from the Hub"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable model configuration ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a model configuration")
-    return content
+    return read_json(
+        path,
+        fields({}),
+        error=CheckpointError,
+        what="model configuration",
+        advice="get the file again",
+    )
 
 
 def _model_fields(family: Family, config: dict[str, Any], path: Path) -> tuple[dict[str, Any], int]:
     """Fields of our YAML files, and the rows of the embedding."""
     try:
-        return family.read_config(config), int(config["vocab_size"])
-    except KeyError as error:
-        raise ConfigError(f"{path}: lacks {error.args[0]}") from error
-    except (TypeError, ValueError) as error:
+        return family.read_config(config), config["vocab_size"]
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -76,7 +76,7 @@ def _head(config: Mapping[str, Any] | None, license_id: str | None) -> str:
 
 
 def _summary(run: RunFacts | None, config: Mapping[str, Any] | None) -> str:
-    architecture = ", ".join((config or {}).get("architectures", [])) or "GPT-NeoX"
+    architecture = ", ".join((config or {}).get("architectures") or []) or "GPT-NeoX"
     text = f"A language model ({architecture}) trained with ODM-NeoX"
     if run is None:
         return f"{text}."

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint_format import CheckpointReader
-from megatron.errors import CheckpointError
+from megatron.checkpoint_format import CheckpointReader, read_content, read_resolved_config
+from megatron.checkpoint_schema import CONFIGS, RUN_FILES
 from megatron.run_log import read_run_log
 from tools.ckpts.single_process import find_source
 
@@ -67,26 +66,23 @@ def read_run(run: Path, iteration: int | None = None) -> RunFacts:
         ValueError: If the run log is damaged.
     """
     folder = find_source(run, iteration)
-    state = _read_json(folder / "state.json") or {}
-    counters = state.get("counters", {})
-    mixture = _read_json(folder / "mixture.json") or {}
-    configs = folder / "configs"
-    resolved = configs / "resolved.json"
-    settings = _read_json(resolved) if resolved.is_file() else {}
-    step = int(counters.get("step", 0))
-    events = _events(folder, settings or {}, step)
+    state, mixture = (read_content(folder, name) for name in RUN_FILES)
+    counters, mixture = state["counters"], mixture or {}
+    settings = read_resolved_config(folder) or {}
+    step = counters["step"]
+    events = _events(folder, settings, step)
     validations = [event for event in events if event["event"] == "validation"]
     validation = validations[-1] if validations else {}
     shapes = [info.shape for info in CheckpointReader(folder).parameters.values()]
     return RunFacts(
         iteration=step,
         num_parameters=sum(math.prod(shape) for shape in shapes),
-        num_tokens=int(counters.get("consumed_tokens", 0)),
+        num_tokens=counters["consumed_tokens"],
         domains=_domains(mixture, events, validation.get("domains", {})),
         validation_iteration=validation.get("iteration"),
         mixture=mixture.get("configuration", {}),
-        settings=settings or {},
-        config_names=_config_names(configs, state.get("config_files", ())),
+        settings=settings,
+        config_names=_config_names(folder / CONFIGS, state.get("config_files", ())),
     )
 
 
@@ -132,10 +128,3 @@ def _events(folder: Path, settings: Mapping[str, Any], step: int) -> list[dict[s
             continue
         return [event for event in events if event.get("iteration", 0) <= step]
     return []
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from megatron.checkpoint_schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig, model_config
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
+from odm.json_data import read_json, shown
 
 __all__ = ["RunSettings", "resolve_model_fields", "settings_of"]
 
@@ -36,12 +37,18 @@ class RunSettings:
         groups = {name: SimpleNamespace(**values) for name, values in self.groups.items()}
         config = cast(RunConfig, SimpleNamespace(**groups))
         try:
-            return model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+            shape = model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+            missing = next((name for name, value in vars(shape).items() if value is None), None)
         except AttributeError as error:
+            missing = error.name
+        except KeyError as error:  # as a kind of norm that is not known
+            missing = f"the meaning of {shown(error.args[0])}"
+        if missing is not None:
             raise CheckpointError(
-                f"configs/resolved.json: lacks {error.name}, as where another version of this "
+                f"configs/resolved.json: lacks {missing}, as where another version of this "
                 "program wrote it; give the files of the run with --config_file"
-            ) from error
+            )
+        return shape
 
     def tokenizer(self) -> AbstractTokenizer:
         """Builds the tokenizer of the run.
@@ -81,14 +88,13 @@ def settings_of(
         args = NeoXArgs.from_ymls(config_files, overwrite_values)
         fields = {key: getattr(args, key) for key in args.given if _counts(key)}
         return RunSettings(resolve_model_fields(fields).to_dict())
-    path = checkpoint / "configs" / "resolved.json"
-    try:
-        groups = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); give the files of the run with --config_file"
-        ) from error
-    values = {name: dict(group) for name, group in groups.items() if isinstance(group, dict)}
+    values = read_json(
+        checkpoint / CONFIGS / "resolved.json",
+        check_resolved,
+        error=CheckpointError,
+        what="configuration",
+        advice="give the files of the run with --config_file",
+    )
     for key, value in (overwrite_values or {}).items():
         if _group(key) != "tokenizer" and key not in ("vocab_file", "merge_file"):
             raise CheckpointError(

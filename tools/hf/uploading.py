@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def files_of(folder: Path) -> dict[str, Path]:
     """All files below a folder by their path in it, less hidden and temporary ones.
 
     Raises:
-        UploadError: If there is none.
+        UploadError: If there is none, or a link leads to a folder or out of ``folder``: what is
+            elsewhere on this machine is nobody's to publish.
     """
     if not folder.is_dir():
         raise UploadError(f"{folder}: no such folder")
@@ -52,11 +54,24 @@ def files_of(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         is_left_out = any(part.startswith(".") or part.endswith(".tmp") for part in parts)
-        if path.is_file() and not is_left_out:
+        if is_left_out:
+            continue
+        if path.is_symlink() and not _stays_inside(path, folder):
+            raise UploadError(
+                f"{path}: is a link to {os.readlink(path)}, which is no file in {folder}; put a "
+                "copy of the file in its place, or remove the link"
+            )
+        if path.is_file():
             files["/".join(parts)] = path
     if not files:
         raise UploadError(f"{folder}: holds no files to upload")
     return files
+
+
+def _stays_inside(link: Path, folder: Path) -> bool:
+    """Whether a link leads to a file below ``folder``."""
+    target = Path(os.path.realpath(link))
+    return target.is_file() and target.is_relative_to(os.path.realpath(folder))
 
 
 def read_token(token_file: Path | None) -> str:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -31,15 +32,43 @@ def test_data_without_a_sidecar_have_no_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a data set description"),
-        ("[]", "not a data set description"),
-        ('{"schema": 1}', "not a data set description"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "64 levels"),
+        ("[]", "must be an object"),
+        ('{"schema": 1}', "lacks documents, tokens"),
         ('{"schema": 2}', "schema 2, this version reads 1"),
-        ('{"schema": 1, "tokenizer": {}, "tokens": 1}', "not a data set description"),
+        ('{"schema": true}', "schema True, this version reads 1"),
+        ('{"schema": 1, "tokenizer": {}, "tokens": 1}', "lacks documents"),
     ],
 )
 def test_a_damaged_sidecar_is_named(tmp_path, text, message):
     (tmp_path / "toy.meta.json").write_text(text)
+    with pytest.raises(DataError, match=rf"toy\.meta\.json: .*{message}"):
+        read_metadata(tmp_path / "toy")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("max_token_id", None, "max_token_id: .*got None"),
+        ("max_token_id", -1, "max_token_id: .*no tokens, .*got -1"),
+        ("max_token_id", -2, "max_token_id: .*from -1 .*got -2"),
+        ("tokens", "10", "tokens: .*got '10'"),
+        ("tokens", 1e3, r"tokens: .*got 1000\.0"),
+        ("documents", True, "documents: .*got True"),
+        ("text_bytes", -5, "text_bytes: .*got -5"),
+        ("text_bytes", 10**30, "text_bytes: must be a whole number"),
+        ("tokenizer", "HF", "tokenizer: must be an object"),
+        ("tokenizer", {"type": 5, "vocab_size": 9}, r"tokenizer\.type: .*got 5"),
+        ("tokenizer", {"type": "x", "vocab_size": None}, r"tokenizer\.vocab_size: .*got None"),
+        ("tokenizer", {"type": "x"}, r"lacks tokenizer\.vocab_size"),
+        ("tokenizer", {"type": "x", "vocab_size": 9, "sha256": 5}, r"tokenizer\.sha256: .*got 5"),
+        ("more", 1, "'more': is no field"),
+    ],
+)
+def test_a_wrong_field_of_a_sidecar_is_named_with_its_value(tmp_path, field, value, message):
+    path = write_metadata(tmp_path / "toy", METADATA)
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(DataError, match=rf"toy\.meta\.json: .*{message}"):
         read_metadata(tmp_path / "toy")
 

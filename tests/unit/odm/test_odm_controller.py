@@ -263,19 +263,40 @@ def test_a_state_of_another_mixture_is_refused_with_the_difference(options, mess
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: s.update(schema_version=2), "schema version 2, this version reads 1"),
+        (lambda s: s.update(schema_version=2), "schema_version: is 2, this version reads 1"),
+        (lambda s: s.update(schema_version=True), "schema_version: is True"),
         (lambda s: s.pop("cursors"), "lacks cursors"),
-        (lambda s: s["configuration"].pop("domains"), "lacks configuration.domains; it is torn"),
-        (lambda s: s.update(configuration=None), "lacks fields of configuration"),
-        (lambda s: s["mixer"].update(eps="much"), "field 'eps'"),
-        (lambda s: s["mixer"].update(estimated_reward=[1.0, np.nan, 0, 0]), "'estimated_reward'"),
-        (lambda s: s["mixer"].pop("eps"), "field 'eps'"),
-        (lambda s: s["mixer"]["estimated_reward"].pop(), "field 'estimated_reward'"),
-        (lambda s: s["cursors"].pop(), "expected 4 integer cursors"),
-        (lambda s: s["weights"].pop(), "state: weights: expected 4 weights"),
-        (lambda s: s.update(weights=[5.0, 1.0, 1.0, 1.0]), "state: weights: must sum to 1, got 8"),
-        (lambda s: s.update(step=None, cursors=[9] * 4), "of step None, must be a number from 0"),
-        (lambda s: s.update(planned={"9": [1.0]}), "state: 9: expected 4 weights"),
+        (lambda s: s["configuration"].pop("domains"), r"lacks configuration\.domains"),
+        (lambda s: s.update(configuration=None), "configuration: must be an object, got None"),
+        (lambda s: s["configuration"].update(domains=["a", "a"]), "configuration.*named twice"),
+        (lambda s: s["configuration"].update(initial_weights=[0] * 4), "all 4 weights are 0"),
+        (lambda s: s["configuration"].update(update_frequency=0), r"update_frequency.*got 0"),
+        (lambda s: s["mixer"].update(eps="much"), r"mixer\.eps: .*'much'"),
+        (lambda s: s["mixer"].update(eps=2.0**63), r"mixer\.eps: .*from 0.* to 0\.25, got 9\.2"),
+        (lambda s: s["mixer"].update(estimated_reward=[9.0] * 4), r"prev_eps: is null, but"),
+        (lambda s: s["mixer"].update(estimated_reward=[1.0, np.nan, 0, 0]), r"reward\[1\].*nan"),
+        (lambda s: s["mixer"].update(estimated_reward={}), r"mixer\.estimated_reward: .* a list"),
+        (lambda s: s["mixer"].pop("eps"), r"lacks mixer\.eps"),
+        (lambda s: s["mixer"].update(beta=1.0), r"mixer\.'beta': is no field"),
+        (lambda s: s["mixer"]["estimated_reward"].pop(), r"estimated_reward: must have 4 values"),
+        (lambda s: s["cursors"].pop(), "cursors: must have 4 values, got 3"),
+        (lambda s: s.update(cursors=[1, 2, 3, -1]), r"cursors\[3\]: .*got -1"),
+        (lambda s: s.update(cursors=[1, 2, 3, True]), r"cursors\[3\]: .*got True"),
+        (lambda s: s.update(cursors=[1, 2, 3, 2**63]), r"cursors\[3\]: .*from 0"),
+        (lambda s: s.update(cursors=[2**61] * 4), "cursors: must sum to"),
+        (lambda s: s["weights"].pop(), "weights: must have 4 values, got 3"),
+        (lambda s: s.update(weights={}), "weights: must be a list, got {}"),
+        (lambda s: s.update(weights=[5.0, 1.0, 1.0, 1.0]), r"weights\[0\]: .* to 1, got 5"),
+        (lambda s: s.update(weights=[0.5, 0.2, 0.2, 0.2]), "weights: must sum to 1, got 1.1"),
+        (
+            lambda s: s.update(weights=[0.4, 0.3, 0.2, 0.1]),
+            "weights: does not follow from proposal",
+        ),
+        (lambda s: s.update(step=None), "step: must be a whole number from 0 .*got None"),
+        (lambda s: s.update(planned={"9": [1.0]}), r"planned\.9: must have 4 values"),
+        (lambda s: s.update(planned=-1), "planned: must be an object, got -1"),
+        (lambda s: s.update(planned={"0": [0.25] * 4}), "planned: a key: must be a step"),
+        (lambda s: s.update(planned={"1_0": [0.25] * 4}), "planned: a key: must be a step"),
     ],
 )
 def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
@@ -287,6 +308,37 @@ def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):
     with pytest.raises(ValueError, match=message):
         target.load_state_dict(state)
     assert target.state_dict() == before
+
+
+WITH_REWARDS = {
+    "smoothed_mean": "estimated_reward",
+    "odm_paper": "estimated_reward",
+    "exp3": "cumulative_estimated_reward",
+}
+
+
+@pytest.mark.parametrize(("method", "field"), [*WITH_REWARDS.items(), ("ema", "weights")])
+def test_numbers_that_cannot_be_of_one_state_are_refused(method, field):
+    mixture = controller(method)
+    train(mixture, range(1, 31))
+    for name in {field, "eps"} & mixture.state_dict()["mixer"].keys():
+        state = mixture.state_dict()
+        value = state["mixer"][name]
+        state["mixer"][name] = value * 1.02 if name != field else [value[0] + 9, *value[1:]]
+        with pytest.raises(ValueError, match="state: proposal: does not follow from mixer"):
+            controller(method).load_state_dict(state)
+
+
+def test_a_state_of_either_way_of_sharing_loads_whatever_the_option_is_now():
+    for share in ("linear", "softmax"):
+        mixture = MixtureController(
+            DOMAINS, make_mixer("smoothed_mean", share=share), MixtureSchedule(11, 4)
+        )
+        train(mixture, range(1, 31))
+        other = controller()
+        other.load_state_dict(mixture.state_dict())
+        controller().load_state_dict(other.state_dict())
+        assert other.weights.tolist() == mixture.weights.tolist()
 
 
 def test_changed_options_are_taken_from_the_new_run_and_said(caplog):
@@ -340,9 +392,9 @@ def test_new_limits_hold_from_the_first_draw_after_a_resume(caplog):
 
 
 def test_a_state_that_cannot_keep_new_limits_is_refused_and_changes_nothing():
-    state = controller().state_dict()
-    state["proposal"] = [1.0, 0.0, 0.0, 0.0]
-    target = controller(constraints=[Ceiling(0.5)])
+    state = controller("ema").state_dict()
+    state["mixer"]["weights"] = state["proposal"] = state["weights"] = [1.0, 0.0, 0.0, 0.0]
+    target = controller("ema", constraints=[Ceiling(0.5)])
     train(target, range(1, 4))
     before = target.state_dict()
     with pytest.raises(ValueError, match=r"positive weight to 0\.5"):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_json_that_is_no_object_is_one_line_of_error(tmp_path, capsys, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(lines))
     assert main([str(path)]) == 2
-    assert "line 4: not a JSON object" in capsys.readouterr().err
+    assert "line 4: " in capsys.readouterr().err
 
 
 def test_other_events_and_a_torn_last_line_are_passed_over():
@@ -146,7 +147,7 @@ def test_a_missing_update_is_an_error_that_says_what_to_do():
 def test_damage_inside_the_log_is_named_by_line():
     lines = text_of(run_log())
     lines[3] = '{"torn\n'
-    with pytest.raises(ReplayError, match="line 4: not a JSON object"):
+    with pytest.raises(ReplayError, match="line 4: "):
         read_run_log(lines)
 
 
@@ -202,3 +203,63 @@ def test_a_tolerance_can_be_given(tmp_path):
     path.write_text("".join(text_of(lines)))
     assert main([str(path)]) == 1
     assert main([str(path), "--tolerance", "1e-5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, {"mixture": 5}, "line 1: mixture: must be an object, got 5"),
+        (0, {"mixture": {"domains": ["a"]}}, r"line 1: lacks mixture\.method"),
+        (4, {"iteration": None}, "line 5: iteration: .*got None"),
+        (4, {"iteration": "5"}, "line 5: iteration: .*got '5'"),
+        (4, {"iteration": True}, "line 5: iteration: .*got True"),
+        (4, {"losses": [1, 2, 3]}, "line 5: losses: must be an object"),
+        (4, {"losses": {"web": {}}}, r"line 5: losses\.web: must be a number.*got {}"),
+        (4, {"weights": {"web": "much"}}, r"line 5: weights\.web: must be a number"),
+        (4, {"event": 5}, "line 5: event: must be text, got 5"),
+        (4, {"event": "train\ud800"}, "line 5: event: must be text"),
+    ],
+)
+def test_a_wrong_type_is_one_line_with_its_place(tmp_path, capsys, place, change, message):
+    lines = run_log()
+    lines[place].update(change)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(text_of(lines)))
+    assert main([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"{path}: {message}.*\n", said), said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"smoothing_factor": "x"}}, "smoothing_factor must be"),
+        ({"options": {"smoothing_factor": None}}, "smoothing_factor must be"),
+        ({"options": {"smothing_factor": 0.5}}, "unknown option"),
+        ({"constraints": [{"name": "floor", "minimum": "x"}]}, "floor: minimum must be"),
+        ({"constraints": [{"name": "floor", "minimum": {}}]}, "floor: minimum must be"),
+        ({"constraints": [{"name": "trust_region", "max_kl": "x"}]}, "trust_region: give"),
+        ({"constraints": [{"name": "floor", "maximum": 1}]}, "options that do not fit"),
+        ({"constraints": [{}]}, r"constraints\[0\]\.name"),
+        ({"seed": -1}, "seed"),
+        ({"update_frequency": 0}, "update_frequency"),
+        ({"initial_weights": [1, 1]}, "expected 3 weights"),
+        ({"domains": ["web", "web", "books"]}, "named twice"),
+    ],
+)
+def test_wrong_settings_of_a_mixture_are_one_line(tmp_path, capsys, change, message):
+    lines = run_log()
+    lines[0]["mixture"].update(change)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(text_of(lines)))
+    assert main([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"{path}: .*{message}.*\n", said), said
+
+
+def test_a_gap_of_ages_is_found_at_once():
+    lines = run_log(warmup_steps=2**60, update_frequency=7)
+    lines.append({**lines[-1], "iteration": 2**62})
+    first = -(-(2**60 + 1) // 7) * 7
+    with pytest.raises(ReplayError, match=f"iteration {first} moved the weights"):
+        replay(read_run_log(text_of(lines)))

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from megatron.checkpoint_format import (
-    FORMAT_VERSION,
     CheckpointReader,
     ParameterInfo,
     fragment_key,
-    index_checksum,
 )
+from megatron.checkpoint_schema import FORMAT_VERSION, RUN_FILES
 from megatron.files import write_json_atomic
+from megatron.state import TrainState
+from odm import MixtureController, MixtureSchedule
+from tools.checks.state_kinds import listed_again
 from tools.ckpts import tensor_sources
 from tools.ckpts.single_process import write_checkpoint
 from tools.ckpts.tensor_sources import open_source, row_blocks
@@ -46,11 +48,13 @@ def write(folder: Path, weights=WEIGHTS, *, step: int = 5, news: float = 0.75, m
     """A checkpoint of one process with a moment and a mixture of two domains."""
 
     def add_files(folder: Path) -> tuple[str, ...]:
-        counters = {"step": step, "consumed_tokens": 1000 * step}
+        counters = TrainState(step, step, 0, 1000 * step).state_dict()
         write_json_atomic(folder / "state.json", {"loss_scaler": {}, "counters": counters})
-        configuration = {"domains": ["news", "code"], "method": "smoothed_mean"}
-        mixture = {"configuration": configuration, "weights": [news, 1 - news]}
-        write_json_atomic(folder / "mixture.json", mixture)
+        schedule = MixtureSchedule(0, 2)
+        mixture = MixtureController(
+            ["news", "code"], "static", schedule, initial_weights=[news, 1 - news]
+        )
+        write_json_atomic(folder / "mixture.json", mixture.state_dict())
         return "state.json", "mixture.json"
 
     return write_checkpoint(
@@ -79,7 +83,10 @@ def test_a_save_folder_stands_for_its_latest_checkpoint_and_figures_are_exact(tm
     assert found["state"] == {
         "layout": {"dp": 1, "tp": 1, "pp": 1},
         "step": 5,
+        "applied_steps": 5,
+        "consumed_samples": 0,
         "consumed_tokens": 5000,
+        "consecutive_skips": 0,
         "mixture": {"news": 0.75, "code": 0.25},
     }
     assert found["parameters"] == {
@@ -106,7 +113,10 @@ def test_the_table_shows_each_parameter_and_the_state(tmp_path, capsys):
         f"{tmp_path / 'global_step5'}\n"
         "layout: {'dp': 1, 'tp': 1, 'pp': 1}\n"
         "step: 5\n"
+        "applied_steps: 5\n"
+        "consumed_samples: 0\n"
         "consumed_tokens: 5000\n"
+        "consecutive_skips: 0\n"
         "mixture of the next iteration: news 0.7500, code 0.2500\n"
         "\n"
         "parameter       shape  count  |fp32|  max |fp32|\n"
@@ -141,6 +151,7 @@ def test_each_difference_is_shown_with_its_size_and_the_exit_code_is_1(tmp_path,
     assert main([*arguments, "--kinds", "fp32", "--all"]) == 1
     assert capsys.readouterr().out == (
         "step: 5 and 6\n"
+        "applied_steps: 5 and 6\n"
         "consumed_tokens: 5000 and 6000\n"
         "mixture.news: 0.75 and 0.5\n"
         "mixture.code: 0.25 and 0.5\n"
@@ -251,10 +262,11 @@ def cut_in_two(tmp_path_factory) -> Path:
         "layout": {"dp": 1, "tp": 2, "pp": 1},
         "moments": [],
         "parameters": entries,
-        "files": {},
     }
-    index = json.loads(json.dumps(index))
-    write_json_atomic(folder / "index.json", {**index, "crc32": index_checksum(index)})
+    write_json_atomic(folder / "index.json", index)
+    for name in RUN_FILES:
+        (folder / name).write_text("null")
+    listed_again(folder)
     return folder
 
 

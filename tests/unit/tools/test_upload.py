@@ -17,22 +17,17 @@ from safetensors.torch import save_file
 
 from megatron.checkpoint_format import ParameterInfo
 from megatron.files import write_json_atomic
+from megatron.state import TrainState
+from odm import MixtureController, MixtureSchedule
 from tests.unit.tools.fake_hub import running_hub
 from tools.ckpts.single_process import write_checkpoint
+from tools.hf.uploading import files_of
 from tools.upload import main
 
 hub_constants = pytest.importorskip("huggingface_hub.constants")
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_nobodyMayEverReadThis"
-MIXTURE = {
-    "domains": ["news", "code"],
-    "method": "smoothed_mean",
-    "options": {"smoothing_factor": 0.9},
-    "warmup_steps": 20,
-    "update_frequency": 5,
-    "constraints": [],
-}
 
 
 def validation(iteration: int, news: float, code: float) -> dict[str, Any]:
@@ -57,11 +52,18 @@ def run(tmp_path) -> Path:
             "derived": {"learning_rate": 0.002, "train_paths": ["/data/private/news"]},
         }
         write_json_atomic(folder / "configs/resolved.json", settings)
-        counters = {"step": 30, "consumed_tokens": 123456}
+        counters = TrainState(30, 30, 40, 123456).state_dict()
         state = {"counters": counters, "config_files": ["news_and_code.yml", "model.yml"]}
         write_json_atomic(folder / "state.json", {"loss_scaler": {}, **state})
-        mixture = {"configuration": MIXTURE, "weights": [0.75, 0.25], "cursors": [30, 10]}
-        write_json_atomic(folder / "mixture.json", mixture)
+        mixture = MixtureController(
+            ["news", "code"],
+            "smoothed_mean",
+            MixtureSchedule(0, 2),
+            initial_weights=[0.75, 0.25],
+            warmup_steps=20,
+            update_frequency=5,
+        ).state_dict()
+        write_json_atomic(folder / "mixture.json", {**mixture, "step": 30, "cursors": [30, 10]})
         return "state.json", "mixture.json"
 
     write_checkpoint(
@@ -310,3 +312,30 @@ def test_the_command_shows_no_token_even_when_told_to_show_everything(model, run
     assert ended.returncode == 0, ended.stderr
     assert TOKEN not in ended.stdout + ended.stderr
     assert "README.md" in hub.files
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("weights.bin", "../secret.txt"),
+        ("more/key", "/etc/hostname"),
+        ("logs", "../elsewhere"),
+        ("again", "more"),
+        ("gone", "nothing"),
+        ("round", "round"),
+    ],
+)
+def test_a_link_that_is_no_file_of_the_folder_is_refused(tmp_path, model, capsys, name, target):
+    (tmp_path / "secret.txt").write_text("stays here")
+    (tmp_path / "elsewhere").mkdir()
+    (model / name).symlink_to(target)
+    message = refusal([str(model), "--repo_id", "someone/first", "--dry_run"], capsys)
+    assert message.startswith(f"{model / name}: is a link to {target}, which is no file in {model}")
+
+
+def test_a_link_to_a_file_of_the_folder_goes_along_as_the_file(tmp_path, model):
+    (model / "same.safetensors").symlink_to("model.safetensors")
+    other_name = tmp_path / "by another name"
+    other_name.symlink_to(model)
+    names = ["config.json", "model.safetensors", "more/notes.txt", "same.safetensors"]
+    assert list(files_of(model)) == list(files_of(other_name)) == names

@@ -1,0 +1,288 @@
+"""JSON that other hands may have changed: read with bounds, checked field by field, copied.
+
+A check is a function of a value and of its place, such as ``layout.tp``. It raises `SchemaError`
+with a line that names the place, what must be there and what is. Larger checks are made of small
+ones: ``fields({"step": integer(0), "weights": list_of(number(0, 1))})``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+Check = Callable[[Any, str], None]
+
+MAX_DEPTH = 64
+"""Lists and objects within each other; what we write has less than ten."""
+MAX_INTEGER = 2**63 - 1
+MAX_NUMBER = 1.7e308
+MAX_BYTES = 1 << 26
+"""Of a file, unless its reader says otherwise."""
+
+_LARGEST_SHOWN = 80
+
+
+class SchemaError(ValueError):
+    """A value that is not what it must be; the message names its place."""
+
+
+def refuse(where: str, must: str, value: Any) -> NoReturn:
+    """Raises the `SchemaError` of a value."""
+    raise SchemaError(f"{where or 'the whole'}: must be {must}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    try:
+        text = reprlib.repr(value)
+    except ValueError:  # Python shows no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LARGEST_SHOWN else f"{text[:_LARGEST_SHOWN]}..."
+
+
+def anything(value: Any, where: str) -> None:
+    """Takes every value."""
+
+
+def boolean(value: Any, where: str) -> None:
+    """Takes true and false."""
+    if not isinstance(value, bool):
+        refuse(where, "true or false", value)
+
+
+def integer(low: int = 0, high: int = MAX_INTEGER) -> Check:
+    """Takes whole numbers in [low, high]."""
+
+    def check(value: Any, where: str) -> None:
+        if type(value) is not int or not low <= value <= high:
+            refuse(where, f"a whole number from {low} to {high}", value)
+
+    return check
+
+
+def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> Check:
+    """Takes finite numbers in [low, high]."""
+
+    def check(value: Any, where: str) -> None:
+        if type(value) not in (int, float) or not low <= value <= high:
+            refuse(where, f"a number from {low:g} to {high:g}", value)
+
+    return check
+
+
+def logged_number(value: Any, where: str) -> None:
+    """Takes what a run log holds for a number: null, a number, or NaN and infinity as text."""
+    if value is None or (type(value) in (int, float) and abs(value) <= MAX_NUMBER):
+        return
+    if not (isinstance(value, str) and value in ("nan", "inf", "-inf")):
+        refuse(where, "a number, null, 'nan', 'inf' or '-inf'", value)
+
+
+def text(pattern: str = ".+", *, must: str = "text", as_file: bool = False) -> Check:
+    """Takes text that fits a regular expression as a whole and can be written.
+
+    Args:
+        pattern: The expression; a dot takes line ends too.
+        must: What it is, for the message.
+        as_file: Takes names of files that are no UTF-8, as Python shows them.
+    """
+    expression = re.compile(pattern, re.DOTALL)
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, str) or not expression.fullmatch(value):
+            refuse(where, must, value)
+        try:
+            value.encode("utf-8", "surrogateescape" if as_file else "strict")
+        except UnicodeEncodeError:
+            refuse(where, must, value)
+
+    return check
+
+
+def one_of(*values: Any) -> Check:
+    """Takes one of some values of JSON, of the same type."""
+
+    def check(value: Any, where: str) -> None:
+        if not any(type(value) is type(known) and value == known for known in values):
+            refuse(where, " or ".join(map(repr, values)), value)
+
+    return check
+
+
+def optional(inner: Check) -> Check:
+    """Takes null, and what ``inner`` takes."""
+
+    def check(value: Any, where: str) -> None:
+        if value is not None:
+            inner(value, where)
+
+    return check
+
+
+def list_of(inner: Check, length: int | None = None) -> Check:
+    """Takes lists, of ``length`` values where it is given, each of which ``inner`` takes."""
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, (list, tuple)):
+            refuse(where, "a list", value)
+        if length is not None and len(value) != length:
+            raise SchemaError(f"{where}: must have {length} values, got {len(value)}")
+        for place, item in enumerate(value):
+            inner(item, f"{where}[{place}]")
+
+    return check
+
+
+def mapping_of(inner: Check, key: Check | None = None) -> Check:
+    """Takes objects whose keys and values two checks take."""
+    of_key = text(must="a name") if key is None else key
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, Mapping):
+            refuse(where, "an object", value)
+        for name, item in value.items():
+            of_key(name, f"{where}: a key" if where else "a key")
+            inner(item, _inside(where, name))
+
+    return check
+
+
+def fields(
+    required: Mapping[str, Check], more: Mapping[str, Check] | None = None, *, closed: bool = False
+) -> Check:
+    """Takes objects with certain fields.
+
+    Args:
+        required: Checks of the fields that must be there.
+        more: Checks of fields that may be there.
+        closed: Whether other fields are refused.
+    """
+    known = {**required, **(more or {})}
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, Mapping):
+            refuse(where, "an object", value)
+        missing = [_inside(where, name) for name in required if name not in value]
+        if missing:
+            raise SchemaError(f"lacks {', '.join(missing)}")
+        unknown = [name for name in value if name not in known]
+        if closed and unknown:
+            raise SchemaError(f"{_inside(where, shown(unknown[0]))}: is no field of this version")
+        for name, inner in known.items():
+            if name in value:
+                inner(value[name], _inside(where, name))
+
+    return check
+
+
+def logged_numbers(value: Any, where: str) -> None:
+    """Takes objects of a `logged_number` by name; quick, for a run log has millions of them."""
+    if not isinstance(value, dict) or not all(map(_is_plain_entry, value, value.values())):
+        mapping_of(logged_number)(value, where)
+
+
+def _is_plain_entry(name: str, value: Any) -> bool:
+    is_number = value is None or (type(value) in (int, float) and abs(value) <= MAX_NUMBER)
+    return is_number and name != "" and name.isprintable()
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parses JSON of bounded depth and without NaN.
+
+    Raises:
+        SchemaError: If it is none.
+    """
+    try:
+        value = json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise SchemaError(f"is nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError as error:  # also bytes that are no text, and numbers of 5000 digits
+        raise SchemaError(f"is not JSON ({error})") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise SchemaError(f"is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    check: Check = anything,
+    *,
+    error: type[Exception] = SchemaError,
+    what: str = "JSON file",
+    advice: str = "the file is damaged",
+    max_bytes: int = MAX_BYTES,
+) -> Any:
+    """Reads a JSON file and checks it.
+
+    Args:
+        path: The file.
+        check: What it must hold.
+        error: Class of the error to raise, with one line.
+        what: What the file is, for the line.
+        advice: What to do, for the line.
+        max_bytes: Larger files are refused.
+
+    Raises:
+        Exception: An ``error`` if the file cannot be read or holds something else.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise SchemaError(f"is larger than {max_bytes} bytes")
+        value = parse_json(content)
+        check(value, "")
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{path}: not a readable {what} ({reason}); {advice}") from problem
+    return value
+
+
+def copied(value: Any) -> Any:
+    """Copies JSON data; several times as fast as ``copy.deepcopy``, and called for every record."""
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item) if isinstance(item, (list, dict)) else item for item in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Turns numpy's numbers, also within tuples, into Python's, which JSON takes."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from Python, numpy's included, is a finite real number and no bool."""
+    value = plain(value)
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise SchemaError(f"holds {name}, which is no JSON")
+
+
+def _inside(where: str, name: Any) -> str:
+    is_plain = isinstance(name, str) and name.isprintable() and len(name) <= _LARGEST_SHOWN
+    name = name if is_plain else shown(name)
+    return f"{where}.{name}" if where else name
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit):
+        level = [
+            item
+            for part in level
+            for item in (part.values() if isinstance(part, dict) else part)
+            if isinstance(item, (dict, list))
+        ]
+    return bool(level)
