@@ -71,13 +71,19 @@ def samples(step: int, length: int = LENGTH) -> np.ndarray:
 class RandomText:
     """Hands the engine the samples of a step, as micro-batches."""
 
+    samples_per_epoch = 100
+
     def __init__(self, mixture: MixtureController, length: int) -> None:
-        self.mixture = mixture
+        self.controller = mixture
         self.seq_length = length
         self.global_batch_size = MICRO_BATCH * MICRO_BATCHES
 
+    @property
+    def samples_by_domain(self) -> dict[str, int]:
+        return {"web": 100, "code": 100}
+
     def draw(self, step: int) -> Any:
-        return self.mixture.draw(step, self.global_batch_size)
+        return self.controller.draw(step, self.global_batch_size)
 
     def batches(self, draw: Any) -> Iterator[Batch]:
         whole = torch.from_numpy(samples(draw.step, self.seq_length))
@@ -139,6 +145,12 @@ def configuration(**changes: Any) -> Any:
 
 def make_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
     """(runner, configuration) of a run of one rank."""
+    loaded, config = load_runner(monkeypatch, **changes)
+    return loaded.runner, config
+
+
+def load_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
+    """(what `build_runner` returns, configuration) of a run of one rank."""
     from megatron import engine
 
     config = configuration(**changes)
@@ -154,20 +166,32 @@ def make_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
     loaded = build_runner(
         config, tokenizer, make_topology(config), num_domains=2, say=lambda text: None
     )
-    return loaded.runner, config
+    return loaded, config
 
 
-def run_steps(runner: Any, config: Any, *, last_step: int = STEPS) -> list[OurStep]:
-    """Trains by the only loop of the project."""
-    mixture = MixtureController(("web", "code"), "static", MixtureSchedule(1, 2))
-    source: Any = RandomText(mixture, config.derived.seq_length)
+def random_text(config: Any, method: str = "static") -> Any:
+    """The data of a run, and their mixture: two domains."""
+    mixture = MixtureController(("web", "code"), method, MixtureSchedule(1, 2))
+    return RandomText(mixture, config.derived.seq_length)
+
+
+def run_steps(
+    runner: Any,
+    config: Any,
+    *hooks: Hook,
+    last_step: int = STEPS,
+    source: Any = None,
+    state: TrainState | None = None,
+) -> list[OurStep]:
+    """Trains by the only loop of the project; ``hooks`` run behind the recording one."""
+    source = source or random_text(config)
     recording = Recording(runner, config)
     train(
         runner,
         source,
-        mixture,
-        [recording],
-        TrainState(),
+        source.controller,
+        [recording, *hooks],
+        state or TrainState(),
         last_step=last_step,
         learning_rate_of=learning_rate_schedule(config),
     )
