@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +33,7 @@ class PlainTraining:
     weights: Weights
     losses_of: Callable[[Weights, int], tuple[Tensor, Tensor]]
     """What a step, counted from 1, trains on; and the losses of its tokens."""
-    rates: list[float]
+    rates: Sequence[float]
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0

@@ -19,6 +19,7 @@ from tests.unit.oracles import plain_network
 from tests.unit.oracles.plain_network import Network
 from tests.unit.oracles.plain_training import PlainTraining, Step
 from tests.unit.oracles.training_runs import (
+    RATES,
     OurStep,
     configuration,
     make_runner,
@@ -28,20 +29,6 @@ from tests.unit.oracles.training_runs import (
 )
 
 transformers = pytest.importorskip("transformers")
-
-# warm-up over 3 steps, then a cosine over 7 from 0.03 to 0.006; the first step has applied none
-RATES = [
-    0.01,
-    0.01,
-    0.02,
-    0.03,
-    0.0288116264,
-    0.0254818776,
-    0.0206702512,
-    0.0153297488,
-    0.0105181224,
-    0.0071883736,
-]
 
 LIMIT = 0.8
 """Some steps of each network have a larger norm, some a smaller one."""
