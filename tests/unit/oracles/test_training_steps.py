@@ -14,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
+from megatron.data.batch import Batch
+from megatron.hooks.base import Hook
 from tests.process_group import engine_of_one
 from tests.unit.oracles import plain_network
 from tests.unit.oracles.plain_network import Network
 from tests.unit.oracles.plain_training import PlainTraining, Step
 from tests.unit.oracles.training_runs import (
+    LENGTH,
     RATES,
     OurStep,
     configuration,
@@ -172,6 +175,48 @@ def test_every_zero_stage_takes_the_steps_in_float32(stage, limit, monkeypatch):
     weights = values(runner, ())["fp32"]
     ours = run_steps(runner, config)
     compare(ours, plain_steps(weights, net, limit=limit), rtol=1e-3, atol=1e-4)
+
+
+class Evaluates(Hook):
+    """Measures other text between the steps, as a validation does."""
+
+    def __init__(self, runner: Any, net: Network) -> None:
+        self.runner, self.net, self.found = runner, net, []
+
+    def after_step(self, state: Any, report: Any) -> None:
+        text = torch.from_numpy(samples(100 + state.step))
+        mask, domains = torch.ones(4, LENGTH), torch.tensor([0, 1, 1, 1])
+        batch = Batch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), mask, domains)
+        sums = self.runner.evaluate([batch], num_domains=2)[:8].view(4, 2)
+        weights = values(self.runner, ())["fp32"]
+        nll = plain_network.losses(weights, self.net, text[:, :-1], text[:, 1:])[1]
+        expected = [nll[0].sum().item(), nll[1:].sum().item()]
+        self.found.append(sums[0].tolist() == pytest.approx(expected, rel=1e-6))
+        assert sums[2].tolist() == [LENGTH, 3 * LENGTH]
+
+
+def test_an_evaluation_between_steps_is_right_and_changes_none_of_them(monkeypatch, float64):
+    changes, net = CASES["sequential"]
+    runner, config = make_runner(monkeypatch, **changes)
+    weights = values(runner, ())["fp32"]
+    hook = Evaluates(runner, net)
+    ours = run_steps(runner, config, hook)
+    assert hook.found == [True] * 10
+    compare(ours, plain_steps(weights, net), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_takes_about_the_same_steps(monkeypatch):
+    """Masters are float32; their gradients have 8 bits."""
+    changes, net = CASES["sequential"]
+    settings = {"precision": "bfloat16", "zero_optimization": {"stage": 1}}
+    runner, config = make_runner(monkeypatch, **changes, **settings)
+    weights = values(runner, ())["fp32"]
+    for our, plain in zip(run_steps(runner, config), plain_steps(weights, net), strict=True):
+        assert our.report.lm_loss == pytest.approx(plain.losses.mean().item(), rel=0.01)
+        assert our.report.grad_norm == pytest.approx(plain.norm, rel=0.05)
+        for name, tensor in our.values["fp32"].items():
+            want = plain.weights[name].float()
+            torch.testing.assert_close(tensor, want, rtol=0.05, atol=2e-2)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
