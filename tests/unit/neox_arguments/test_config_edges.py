@@ -2,6 +2,13 @@
 
 import pytest
 
+from megatron.neox_arguments import NeoXArgs, resolve
+
+MINIMAL = {
+    **{"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "train_iters": 1},
+    **{"max_position_embeddings": 8, "train_micro_batch_size_per_gpu": 1},
+}
+
 EDGES = [
     # key, accepted, refused
     ("master_port", 1, 0),
@@ -131,3 +138,23 @@ def test_the_batch_is_completed_from_what_is_given(keys, expected, make_config):
 def test_the_iterations_that_are_saved(keys, saved, make_config, tmp_path):
     derived = make_config(1, save=str(tmp_path), **keys).derived
     assert [step for step in range(101) if derived.is_save_step(step)] == saved
+
+
+@pytest.mark.parametrize(
+    ("argument", "environment", "keys", "expected"),
+    [
+        (None, None, {}, 1),
+        (None, None, {"world_size": 2}, 2),
+        (None, None, {"world_size": 2, "num_gpus": 3}, 3),
+        (None, None, {"num_gpus": 3, "global_num_gpus": 4}, 4),
+        (None, "5", {"global_num_gpus": 4}, 5),
+        (6, "5", {"global_num_gpus": 4}, 6),
+    ],
+)
+def test_the_number_of_processes_is_the_first_that_is_told(
+    argument, environment, keys, expected, monkeypatch
+):
+    if environment is not None:
+        monkeypatch.setenv("WORLD_SIZE", environment)
+    config = resolve(NeoXArgs.from_dict({**MINIMAL, **keys}), world_size=argument)
+    assert config.derived.world_size == expected
