@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from megatron.launcher import command, supervisor
+from megatron.launcher.plan import plan_launch
 from megatron.launcher.supervisor import RankCommand, Supervisor
+from megatron.neox_arguments import NeoXArgs
 from tests.tiny import write_tiny_corpus
 from tests.unit.test_launcher import CONFIG
 
@@ -259,3 +261,22 @@ def test_interrupts_are_handed_on_to_a_conversation_alone(
 def test_the_time_of_grace_is_what_the_environment_says(text, seconds):
     environ = {} if text is None else {command.GRACE_VARIABLE: text}
     assert command._grace_seconds(environ) == seconds
+
+
+@pytest.mark.parametrize(
+    ("hosts", "keys", "expected", "processes"),
+    [
+        (["localhost slots=2"], {}, (), 2),
+        (["localhost slots=2"], {"force_multi": True}, ("localhost",), 2),
+        (["alpha slots=2"], {}, ("alpha",), 2),
+        (["localhost slots=2", "alpha slots=2"], {}, ("localhost", "alpha"), 4),
+        (["localhost slots=2", "alpha slots=2"], {"num_nodes": 1}, (), 2),
+        (["localhost slots=2", "alpha slots=2"], {"exclude": "alpha"}, (), 2),
+        (["alpha slots=2", "beta slots=2"], {"include": "beta:1"}, ("beta",), 1),
+    ],
+)
+def test_the_machines_of_a_run(hosts, keys, expected, processes, tmp_path):
+    (tmp_path / "hosts").write_text("\n".join(hosts))
+    values = {**CONFIG, "hostfile": str(tmp_path / "hosts"), **keys}
+    plan = plan_launch(NeoXArgs.from_dict(values), {}, num_devices=0)
+    assert (plan.hosts, plan.num_processes) == (expected, processes)
