@@ -96,3 +96,16 @@ def test_data_without_names_share_the_batches_of_an_evaluation(corpus, tmp_path)
         **{"mixed_minibatches": False, "data_sampling_smoothing_factor": None},
     )
     assert held_out(config, "valid").num_samples == (3, 6)
+
+
+def test_a_batch_across_the_end_of_an_epoch_reads_what_each_position_does(corpus, tmp_path):
+    source = train_source(config_of(corpus, tmp_path))
+    dataset = source._datasets[1]
+    size = dataset.samples_per_epoch
+    alone = [dataset.get_many(np.array([position]))[0] for position in range(3 * size + 1)]
+    for first in range(3 * size):
+        both = dataset.get_many(np.array([first + 1, first]))
+        assert both.tolist() == [alone[first + 1].tolist(), alone[first].tolist()]
+    texts = [sorted(map(tuple, alone[start : start + size])) for start in (0, size, 2 * size)]
+    assert texts[0] == texts[1] == texts[2]
+    assert not np.array_equal(alone[:size], alone[size : 2 * size])
