@@ -153,6 +153,8 @@ def write_their_folder(folder: Path, *, rows: int = 24, **changes: Any) -> dict[
         ({"use_parallel_residual": False}, {"gpt_j_residual": False}),
         ({"rotary_pct": 1.0, "hidden_act": "relu"}, {"rotary_pct": 1.0, "activation": "relu"}),
         ({"hidden_act": "gelu_new"}, {"activation": "gelu", "bias_gelu_fusion": True}),
+        ({"hidden_act": "gelu_python"}, {"activation": "gelu", "bias_gelu_fusion": False}),
+        ({"hidden_act": "mish"}, {"activation": "mish", "bias_gelu_fusion": False}),
     ],
 )
 def test_an_import_reads_the_network_and_every_weight(changes, expected, tmp_path, capsys):
