@@ -23,6 +23,7 @@ from tests.process_group import engine_of_one
 from tests.unit.model.shapes import small_model
 from tests.unit.oracles.plain_network import Network, losses
 from tests.unit.oracles.training_runs import configuration, make_runner
+from tests.unit.test_logging import make_logger, make_record
 from tests.unit.test_training_loop import EvaluatingRunner, EvaluationSource, Runner, Source
 
 
@@ -230,3 +231,14 @@ def test_parameters_are_counted_without_the_rows_that_pad_the_vocabulary(monkeyp
     tied = {"pos_emb": "learned", "no_weight_tying": False}
     # one table less, and twelve positions
     assert count_parameters(make_runner(monkeypatch, **tied)[0]) == 29_376 - 61 * 32 + 12 * 32
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    # times 90 iterations that are left
+    [(0.5, "0:00:45"), (1.0, "0:01:30"), (81.5, "2:02:15"), (1200.0, "30:00:00")],
+)
+def test_the_time_that_is_left_is_in_hours_minutes_and_seconds(seconds, shown, tmp_path):
+    logger, stream = make_logger(tmp_path)  # of 100 iterations
+    logger.train(make_record(iteration=10, seconds=seconds))
+    assert f"time left: {shown} " in stream.getvalue()
