@@ -148,7 +148,10 @@ class StepRunner(ABC):
     @property
     def loss_scale(self) -> float | None:
         """Current fp16 loss scale; None in other precisions."""
-        return float(self.engine.loss_scale()) if self.engine.fp16_enabled() else None
+        if not self.engine.fp16_enabled():
+            return None
+        # the engine's own method tells the configured scale, which is 0 for a dynamic one
+        return float(self.engine.optimizer.loss_scaler.loss_scale)
 
     def loss_scaler_state(self) -> dict[str, float]:
         """Numbers of the dynamic fp16 loss scale, for the checkpoint."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -32,8 +30,6 @@ from tools.hf.settings import resolve_model_fields
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -75,48 +71,45 @@ def test_a_failed_verification_leaves_nothing(run, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def on_a_full_disk(*command: str) -> subprocess.CompletedProcess[str]:
-    """Runs a tool that can make no file of more than 20 kB."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Lets this process make no file of more than 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_during_an_export_leaves_nothing_and_keeps_what_was_there(run, tmp_path):
+def test_a_full_disk_during_an_export_leaves_nothing_and_keeps_what_was_there(
+    run, tmp_path, capsys
+):
     output = tmp_path / "hf"
-    command = ["tools/convert_to_hf.py", "--input_dir", str(run), "--output_dir", str(output)]
-    ended = on_a_full_disk(*command, "--no-verify")
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert f"{output}.tmp/model.safetensors: " in ended.stderr
-    assert "check the free space; nothing was written" in ended.stderr
+    arguments = ["--input_dir", str(run), "--output_dir", str(output), "--no-verify"]
+    with full_disk():
+        error = refusal(export_main, arguments, capsys)
+    assert error.count("\n") == 1
+    assert f"{output}.tmp/model.safetensors: " in error
+    assert "check the free space; nothing was written" in error
     assert list(tmp_path.iterdir()) == []
     export(run, output, "--no-verify")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    ended = on_a_full_disk(*command, "--no-verify", "--overwrite")
-    assert ended.returncode == 2
+    with full_disk():
+        refusal(export_main, [*arguments, "--overwrite"], capsys)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_a_full_disk_during_an_import_leaves_nothing(run, tmp_path):
+def test_a_full_disk_during_an_import_leaves_nothing(run, tmp_path, capsys):
     export(run, tmp_path / "hf", "--no-verify")
     arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "back")]
-    ended = on_a_full_disk("tools/convert_from_hf.py", *arguments)
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert "check the free space; nothing was written" in ended.stderr
+    with full_disk():
+        error = refusal(import_main, arguments, capsys)
+    assert error.count("\n") == 1
+    assert "check the free space; nothing was written" in error
     assert list((tmp_path / "back").iterdir()) == []
 
 

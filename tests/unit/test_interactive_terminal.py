@@ -17,7 +17,7 @@ from tests.generation_runs import write_run, write_talking_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
-NUM_TOKENS = 1000
+NUM_TOKENS = 300
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's pseudo-terminals")
 
