@@ -67,6 +67,7 @@ def generate_texts(
                 stop=StopRules(tokens=frozenset({tokenizer.eod}), strings=settings.stop_strings),
                 sampling=settings.sampling,
                 generators=() if settings.sampling.is_greedy else generators,
+                decodes_alone=True,  # as lm-eval's own models look for stop strings
             )
             for number, completion in zip(batch, completions, strict=True):
                 text = decode_text(tokenizer, completion.tokens)

@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,20 @@ from megatron.tokenizer.errors import TokenizerError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|padding|>"
+
+
+@dataclass(frozen=True)
+class Detokenizer:
+    """Turns token ids into text; special tokens appear as written in the vocabulary."""
+
+    decode: Callable[[list[int]], str]
+    open_tokens: frozenset[int] = frozenset()
+    """Ids whose text may still change as long as only such tokens follow, all of it and not just
+    half a character at its end. A run of them has its final text where another token or the end
+    comes."""
+
+    def __call__(self, token_ids: Sequence[int]) -> str:
+        return self.decode([int(index) for index in token_ids])
 
 
 class AbstractTokenizer(ABC):
@@ -50,9 +66,10 @@ class AbstractTokenizer(ABC):
         """Returns the ids of each text; the quickest way through many documents."""
         return self._encode_batch(list(texts))
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ids; special tokens appear as written in the vocabulary."""
-        return self._decode([int(index) for index in token_ids])
+    @cached_property
+    def detokenize(self) -> Detokenizer:
+        """Call it with ids to get their text."""
+        return Detokenizer(self._decode, self._open_tokens())
 
     @abstractmethod
     def _read_vocab(self) -> dict[str, int]: ...
@@ -62,6 +79,10 @@ class AbstractTokenizer(ABC):
 
     @abstractmethod
     def _decode(self, token_ids: list[int]) -> str: ...
+
+    def _open_tokens(self) -> frozenset[int]:
+        """See `Detokenizer`; none, where bytes that are no character do not change others."""
+        return frozenset()
 
 
 def import_library(module: str, tokenizer_type: str) -> Any:

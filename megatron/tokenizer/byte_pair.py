@@ -13,6 +13,7 @@ from megatron.tokenizer.abstract import (
     import_library,
     sha256_of,
 )
+from megatron.tokenizer.decoders import open_tokens
 from megatron.tokenizer.errors import TokenizerError
 
 
@@ -48,6 +49,11 @@ class _TokenizersBackend(AbstractTokenizer):
 
     def _decode(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _open_tokens(self) -> frozenset[int]:
+        decoder = self.tokenizer.decoder
+        state = None if decoder is None else json.loads(decoder.__getstate__())
+        return open_tokens(state, self.vocab)
 
 
 class HFTokenizer(_TokenizersBackend):
