@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from megatron import accelerator
 from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationBroken, EvaluationStopped
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
 from megatron.eval_tasks.generation import generate_texts
@@ -307,11 +308,18 @@ class NeoXEvalAdapter(TemplateLM):
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 
-            share: dict[int, Any] | EvaluationStopped | DataError = own
+            share: dict[int, Any] | Exception = own
             try:
                 compute(mine, report)
             except (EvaluationStopped, DataError) as problem:
                 share = problem  # the other replicas are told when they have finished
+            except Exception as problem:
+                if topology.model_group is not None:  # they may be waiting inside the model
+                    raise EvaluationBroken(kind) from problem
+                if topology.grid.size == 1:
+                    raise
+                traceback.print_exc()
+                share = DataError(f"{kind}: {type(problem).__name__}: {problem}")
         results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):
