@@ -35,6 +35,7 @@ from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
+from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 from tools.datasets.workers import encode_in_order
@@ -77,6 +78,12 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
     tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
+    tokenizer.add_argument(
+        "--add-special-tokens",
+        action="store_true",
+        help="add to each document what transformers adds with this tokenizer, such as <s>; "
+        "train with tokenizer_adds_special_tokens: true then",
+    )
     tokenizer.add_argument("--ftfy", action="store_true", help="mend mojibake before tokenizing")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -113,13 +120,17 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
         vocab_file=args.vocab_file,
         merge_file=args.merge_file,
         append_eod=args.append_eod,
+        tokenizer_adds_special_tokens=args.add_special_tokens,
         use_ftfy=args.ftfy,
     )
     inputs = [name.strip() for name in args.input.split(",")]
     reader = DocumentReader(inputs, keys=keys, on_error=args.on_error, report=_tell)
     encoder = Encoder(settings)
     tokenizer = encoder.tokenizer
-    _tell(f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}")
+    _tell(
+        f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}"
+        + "".join(f"; {line}" for line in added_tokens_lines(tokenizer))
+    )
     label = f"tokenizing {Path(args.output_prefix).name}"
     with (
         _OutputSet(prefixes, tokenizer, impl=args.dataset_impl) as outputs,

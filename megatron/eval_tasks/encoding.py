@@ -19,7 +19,8 @@ def encode_pairs(
 
     White space at the end of a context is moved to the ending; the ending is what the tokens of
     both together have behind as many as the context alone has. An empty context is one ``prefix``
-    token, unless the ending begins with that token: then it is the context.
+    token, unless the ending begins with that token: then it is the context. Where the tokenizer
+    adds tokens before a text, these begin every context.
 
     Args:
         texts: Contexts and endings.
@@ -34,7 +35,7 @@ def encode_pairs(
     strings = dict.fromkeys(
         text for context, ending in moved for text in (context, context + ending)
     )
-    tokens = dict(zip(strings, tokenizer.tokenize_batch(list(strings)), strict=True))
+    tokens = dict(zip(strings, tokenizer.tokenize_prompts(list(strings)), strict=True))
     pairs: list[Pair] = []
     for context, ending in moved:
         first = tokens[context]

@@ -83,6 +83,7 @@ class NeoXEvalAdapter(TemplateLM):
         self._chat = ChatTemplate(tokenizer_folder)
         self._seed = seed
         self._should_stop = should_stop
+        self._num_added = len(tokenizer.added.before)
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -107,6 +108,11 @@ class NeoXEvalAdapter(TemplateLM):
         return self._text.eod
 
     @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is: what begins a text in training, or the end of the last one."""
+        return next(iter(self._text.added.before), self._text.eod)
+
+    @property
     def max_length(self) -> int:
         """Most tokens that the model reads."""
         return self.model.config.max_position_embeddings
@@ -125,8 +131,9 @@ class NeoXEvalAdapter(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text; none is added to them, as in training."""
-        return self._text.tokenize(string)
+        """Tokens of a text with those that training adds before it, unless that is False."""
+        (tokens,) = self._text.tokenize_prompts([string])
+        return tokens[self._num_added :] if add_special_tokens is False else tokens
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -195,8 +202,8 @@ class NeoXEvalAdapter(TemplateLM):
         texts = [(request.args[0],) for request in requests]
 
         def compute(mine: Sequence[int], report: Report) -> None:
-            documents = self._text.tokenize_batch([texts[number][0] for number in mine])
-            windows = [self._windows(tokens) for tokens in documents]
+            documents = self._text.tokenize_prompts([texts[number][0] for number in mine])
+            windows = [self._windows(tokens[self._num_added :]) for tokens in documents]
             owners = [number for number, own in zip(mine, windows, strict=True) for _ in own]
             missing = {number: len(own) for number, own in zip(mine, windows, strict=True)}
             totals = dict.fromkeys(mine, 0.0)

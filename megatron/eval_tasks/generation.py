@@ -76,7 +76,7 @@ def generate_texts(
 
 def _prompts(tokenizer: AbstractTokenizer, contexts: Mapping[int, str]) -> dict[int, list[int]]:
     """Tokens of contexts; an empty one is the end of a document, behind which a text begins."""
-    tokens = tokenizer.tokenize_batch(list(contexts.values()))
+    tokens = tokenizer.tokenize_prompts(list(contexts.values()))
     return {n: own or [tokenizer.eod] for n, own in zip(contexts, tokens, strict=True)}
 
 

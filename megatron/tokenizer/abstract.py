@@ -29,6 +29,17 @@ class Detokenizer:
         return self.decode([int(index) for index in token_ids])
 
 
+@dataclass(frozen=True)
+class AddedTokens:
+    """What the post-processor of a `tokenizer.json` adds to a text, such as ``<s>``."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.after)
+
+
 class AbstractTokenizer(ABC):
     """Maps text to token ids and back.
 
@@ -39,7 +50,12 @@ class AbstractTokenizer(ABC):
         pad: Id that fills up a sequence; the end-of-document id where there is none.
         fingerprint: SHA-256 in hex of what defines it: the vocabulary file (the concatenation of
             files where there are several). Datasets carry it, so that a mix-up is noticed.
+        own_added: What transformers adds to each text with this tokenizer; see `add_own_tokens`.
+        added: What is added here, in training and wherever the model is used; nothing by default.
     """
+
+    own_added = AddedTokens()
+    added = AddedTokens()
 
     def __init__(self, name: str, *, vocab_size: int, eod: int, pad: int, fingerprint: str):
         self.name = name
@@ -58,13 +74,56 @@ class AbstractTokenizer(ABC):
         """Id to token string."""
         return {index: token for token, index in self.vocab.items()}
 
+    def add_own_tokens(self) -> None:
+        """From now on adds to each text what transformers adds; datasets are others then.
+
+        Raises:
+            TokenizerError: If transformers adds nothing.
+        """
+        if not self.own_added:
+            raise TokenizerError(
+                f"tokenizer_adds_special_tokens: true, but this {self.name} adds none to a text; "
+                "leave it out, or use a tokenizer.json whose post_processor adds them"
+            )
+        self.added = self.own_added
+        self.fingerprint = sha256_of(f"{self.fingerprint} with special tokens".encode())
+
+    def describe_own_added(self) -> str:
+        """What transformers adds to each text, such as ``'<s>' before``; empty if nothing."""
+        names = self.inv_vocab if self.own_added else {}
+        parts = (
+            (self.own_added.before, "before"),
+            (self.own_added.after, "after"),
+        )
+        return " and ".join(
+            f"{' '.join(repr(names[index]) for index in tokens)} {place}"
+            for tokens, place in parts
+            if tokens
+        )
+
     def tokenize(self, text: str) -> list[int]:
-        """Returns the ids of a text, no special token added."""
+        """Returns the ids of a text as of a document of the training data."""
         return self.tokenize_batch([text])[0]
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text; the quickest way through many documents."""
-        return self._encode_batch(list(texts))
+        """Returns the ids of each text; the quickest way through many documents.
+
+        A text without a token gets none added.
+        """
+        encoded = self._encode_batch(list(texts))
+        if not self.added:
+            return encoded
+        before, after = self.added.before, self.added.after
+        return [[*before, *ids, *after] if ids else ids for ids in encoded]
+
+    def tokenize_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts that go on: nothing is added after them.
+
+        What is added before a text is not added to one that begins with it.
+        """
+        before = list(self.added.before)
+        encoded = self._encode_batch(list(texts))
+        return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
 
     @cached_property
     def detokenize(self) -> Detokenizer:

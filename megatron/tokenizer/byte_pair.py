@@ -1,5 +1,6 @@
 """Tokenizers that run on the `tokenizers` library."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from megatron.tokenizer.abstract import (
     END_OF_DOCUMENT,
     PADDING,
     AbstractTokenizer,
+    AddedTokens,
     existing_file,
     fingerprint_of,
     import_library,
@@ -15,6 +17,8 @@ from megatron.tokenizer.abstract import (
 )
 from megatron.tokenizer.decoders import open_tokens
 from megatron.tokenizer.errors import TokenizerError
+
+_MOST_PROBES = 1000
 
 
 class _TokenizersBackend(AbstractTokenizer):
@@ -40,6 +44,7 @@ class _TokenizersBackend(AbstractTokenizer):
         self.tokenizer = backend
         # The plain encode_batch also computes character offsets, which nobody reads here.
         self._encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
+        self.own_added = _own_added(backend)
 
     def _read_vocab(self) -> dict[str, int]:
         return self.tokenizer.get_vocab()
@@ -127,6 +132,21 @@ def _backend_of_file(path: Path, tokenizer_type: str) -> Any:
         raise TokenizerError(
             f"vocab_file: {path} is not a tokenizer.json of the tokenizers library ({error})"
         ) from error
+
+
+def _own_added(backend: Any) -> AddedTokens:
+    """What the post-processor adds around the tokens of a text."""
+    if not backend.num_special_tokens_to_add(False):
+        return AddedTokens()
+    for text in ("a", "0", *itertools.islice(backend.get_vocab(), _MOST_PROBES)):
+        own = backend.encode(text, add_special_tokens=False).ids
+        whole = backend.encode(text, add_special_tokens=True).ids
+        places = range(len(whole) - len(own) + 1)
+        found = [place for place in places if whole[place : place + len(own)] == own]
+        if own and len(found) == 1:  # otherwise it is made of what is added
+            (first,) = found
+            return AddedTokens(tuple(whole[:first]), tuple(whole[first + len(own) :]))
+    return AddedTokens()
 
 
 def _largest_id(backend: Any) -> int:
