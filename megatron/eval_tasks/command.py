@@ -36,11 +36,11 @@ def main() -> None:
     """
     prepare_process()  # before something imports deepspeed
     with lm_eval_surroundings():
-        from lm_eval import evaluator
         from lm_eval.__main__ import cli_evaluate
 
         importlib.import_module("megatron.eval_tasks.eval_adapter")  # registers itself
         importlib.import_module("evaluate")  # Hugging Face's, before our script is found instead
+    evaluator: Any = importlib.import_module("lm_eval.evaluator")
     failures: list[str] = []
     together = evaluator.evaluate
 
