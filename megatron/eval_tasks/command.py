@@ -39,8 +39,8 @@ def main() -> None:
         from lm_eval.__main__ import cli_evaluate
 
         importlib.import_module("megatron.eval_tasks.eval_adapter")  # registers itself
+        evaluator: Any = importlib.import_module("lm_eval.evaluator")
         importlib.import_module("evaluate")  # Hugging Face's, before our script is found instead
-    evaluator: Any = importlib.import_module("lm_eval.evaluator")
     failures: list[str] = []
     together = evaluator.evaluate
 
