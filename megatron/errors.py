@@ -1,6 +1,6 @@
 """Exceptions that several layers raise and handle."""
 
-__all__ = ["CheckpointError", "EvaluationStopped"]
+__all__ = ["CheckpointError", "EvaluationBroken", "EvaluationStopped"]
 
 
 class CheckpointError(RuntimeError):
@@ -12,3 +12,7 @@ class CheckpointError(RuntimeError):
 
 class EvaluationStopped(Exception):
     """An evaluation was broken off because the run was asked to stop."""
+
+
+class EvaluationBroken(Exception):
+    """A rank failed in the middle of what it computes together with others, who wait for it."""

@@ -40,6 +40,7 @@ from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.inputs import split_at_commas
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
+from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 from tools.datasets.workers import encode_in_order
@@ -88,6 +89,12 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
     tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
+    tokenizer.add_argument(
+        "--add-special-tokens",
+        action="store_true",
+        help="add to each document what transformers adds with this tokenizer, such as <s>; "
+        "train with tokenizer_adds_special_tokens: true then",
+    )
     tokenizer.add_argument("--ftfy", action="store_true", help="repair mojibake before tokenizing")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -124,6 +131,7 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
         vocab_file=args.vocab_file,
         merge_file=args.merge_file,
         append_eod=args.append_eod,
+        tokenizer_adds_special_tokens=args.add_special_tokens,
         use_ftfy=args.ftfy,
     )
     reader = DocumentReader(
@@ -135,7 +143,10 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
     )
     encoder = Encoder(settings)
     tokenizer = encoder.tokenizer
-    _tell(f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}")
+    _tell(
+        f"{tokenizer.name}: {tokenizer.vocab_size} tokens, end of document {tokenizer.eod}"
+        + "".join(f"; {line}" for line in added_tokens_lines(tokenizer))
+    )
     label = f"tokenizing {Path(args.output_prefix).name}"
     with (
         _OutputSet(prefixes, tokenizer, impl=args.dataset_impl) as outputs,

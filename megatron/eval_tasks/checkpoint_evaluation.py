@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from megatron.data.errors import DataError
 from megatron.eval_tasks.command import chat_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
+from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import (
     check_results_place,
     results_path,
@@ -46,6 +48,8 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: If a domain, a task or its data is not there, or the results cannot be written.
         CheckpointError: If there is no checkpoint, or it is another model's.
+        DataError: After the results of all others are written, with a line for each task that has
+            failed.
     """
     settings = config.text_generation
     is_first = dist.get_rank() == 0
@@ -62,7 +66,8 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     report.update(evaluate_parts(loaded, [p for p in parts if not p.is_configured], logger))
     if tasks is not None:
         report.update(run_tasks(make_adapter(loaded, config), config, tasks))
-        logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
+        if report["results"]:
+            logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
     if is_first:
         moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
         num_fewshot = settings.eval_num_fewshot if tasks is not None else None
@@ -71,6 +76,8 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         write_report(path, report)
         logger.say(f"results in {path}")
     logger.close()
+    if failures := describe_failures(report):
+        raise DataError("\n".join(failures))
     return report
 
 

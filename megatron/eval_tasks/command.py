@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron.data.errors import DataError
+from megatron.eval_tasks.isolation import describe_failures, evaluate_each
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.initialize import initialize_megatron, prepare_process
 from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
@@ -27,14 +29,30 @@ _FREE_BATCH_SIZES = (None, 1, "1", "auto")
 
 
 def main() -> None:
-    """Runs lm-eval's command with the model ``neox`` among its models."""
+    """Runs lm-eval's command with the model ``neox`` among its models.
+
+    Raises:
+        DataError: After all others have their results, with a line for each task that has failed.
+    """
     prepare_process()  # before something imports deepspeed
     with lm_eval_surroundings():
         from lm_eval.__main__ import cli_evaluate
 
         importlib.import_module("megatron.eval_tasks.eval_adapter")  # registers itself
+        evaluator: Any = importlib.import_module("lm_eval.evaluator")
         importlib.import_module("evaluate")  # Hugging Face's, before our script is found instead
+    failures: list[str] = []
+    together = evaluator.evaluate
+
+    def evaluate(*, task_dict: Any, **options: Any) -> dict[str, Any]:
+        results = evaluate_each(together, task_dict, **options)
+        failures.extend(describe_failures(results))
+        return results
+
+    evaluator.evaluate = evaluate  # what its command calls
     cli_evaluate()
+    if failures:
+        raise DataError("\n".join(failures))
 
 
 def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) -> NeoXEvalAdapter:

@@ -19,7 +19,8 @@ def encode_pairs(
 
     White space at the end of a context is moved to the ending; the ending is what the tokens of
     both together have behind as many as the context alone has. An empty context is one ``prefix``
-    token, unless the ending begins with that token: then it is the context.
+    token, unless the ending begins with that token: then it is the context. Where the tokenizer
+    adds tokens before a text, these begin every context.
 
     Args:
         texts: Contexts and endings.
@@ -27,13 +28,14 @@ def encode_pairs(
         prefix: The token that stands for an empty context.
 
     Raises:
-        DataError: If nothing of an ending is left to be scored.
+        DataError: If nothing of an ending is left to be scored; lm-eval's own models cannot score
+            it either.
     """
     moved = [_move_spaces(context, ending) for context, ending in texts]
     strings = dict.fromkeys(
         text for context, ending in moved for text in (context, context + ending)
     )
-    tokens = dict(zip(strings, tokenizer.tokenize_batch(list(strings)), strict=True))
+    tokens = dict(zip(strings, tokenizer.tokenize_prompts(list(strings)), strict=True))
     pairs: list[Pair] = []
     for context, ending in moved:
         first = tokens[context]
@@ -42,12 +44,23 @@ def encode_pairs(
         if not first:
             first, rest = (rest[:1], rest[1:]) if rest[:1] == [prefix] else ([prefix], rest)
         if not rest:
-            raise DataError(
-                f"loglikelihood: the ending {ending!r} adds no token to its context "
-                f"{context[-60:]!r}; mend the task's doc_to_text or doc_to_choice"
-            )
+            raise DataError(_why_nothing_is_left(context, ending, tokenizer))
         pairs.append((first, rest))
     return pairs
+
+
+def _why_nothing_is_left(context: str, ending: str, tokenizer: AbstractTokenizer) -> str:
+    pair = f"the ending {ending!r} and its context, which ends with {context[-60:]!r},"
+    if not tokenizer.tokenize(ending):
+        return (
+            f"loglikelihood: {pair} have no more tokens than the context alone, since the ending "
+            "has none; correct doc_to_text or doc_to_choice of the task"
+        )
+    return (
+        f"loglikelihood: the tokenizer joins {pair} to no more tokens than the context alone, so "
+        "none is left to score, for lm-eval's own models either; leave the task out, or end its "
+        "doc_to_text with a character that the tokenizer does not join"
+    )
 
 
 def _move_spaces(context: str, ending: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from megatron import accelerator
 from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationBroken, EvaluationStopped
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
 from megatron.eval_tasks.generation import generate_texts
@@ -85,6 +86,7 @@ class NeoXEvalAdapter(TemplateLM):
         self._chat = ChatTemplate(tokenizer_folder)
         self._seed = seed
         self._should_stop = should_stop
+        self._num_added = len(tokenizer.added.before)
         self._device = next(model.parameters()).device
 
     @classmethod
@@ -109,6 +111,11 @@ class NeoXEvalAdapter(TemplateLM):
         return self._text.eod
 
     @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is: what begins a text in training, or the end of the last one."""
+        return next(iter(self._text.added.before), self._text.eod)
+
+    @property
     def max_length(self) -> int:
         """Most tokens that the model reads."""
         return self.model.config.max_position_embeddings
@@ -127,8 +134,9 @@ class NeoXEvalAdapter(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text; none is added to them, as in training."""
-        return self._text.tokenize(string)
+        """Tokens of a text with those that training adds before it, unless that is False."""
+        (tokens,) = self._text.tokenize_prompts([string])
+        return tokens[self._num_added :] if add_special_tokens is False else tokens
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -197,8 +205,8 @@ class NeoXEvalAdapter(TemplateLM):
         texts = [(request.args[0],) for request in requests]
 
         def compute(mine: Sequence[int], report: Report) -> None:
-            documents = self._text.tokenize_batch([texts[number][0] for number in mine])
-            windows = [self._windows(tokens) for tokens in documents]
+            documents = self._text.tokenize_prompts([texts[number][0] for number in mine])
+            windows = [self._windows(tokens[self._num_added :]) for tokens in documents]
             owners = [number for number, own in zip(mine, windows, strict=True) for _ in own]
             missing = {number: len(own) for number, own in zip(mine, windows, strict=True)}
             totals = dict.fromkeys(mine, 0.0)
@@ -314,11 +322,18 @@ class NeoXEvalAdapter(TemplateLM):
                 if caches_at_once:
                     self._cache(kind, arguments[number], result)
 
-            share: dict[int, Any] | EvaluationStopped | DataError = own
+            share: dict[int, Any] | Exception = own
             try:
                 compute(mine, report)
             except (EvaluationStopped, DataError) as problem:
                 share = problem  # the other replicas are told when they have finished
+            except Exception as problem:
+                if topology.model_group is not None:  # they may be waiting inside the model
+                    raise EvaluationBroken(kind) from problem
+                if topology.grid.size == 1:
+                    raise
+                traceback.print_exc()
+                share = DataError(f"{kind}: {type(problem).__name__}: {problem}")
         results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):

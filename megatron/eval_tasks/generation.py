@@ -67,6 +67,7 @@ def generate_texts(
                 stop=StopRules(tokens=frozenset({tokenizer.eod}), strings=settings.stop_strings),
                 sampling=settings.sampling,
                 generators=() if settings.sampling.is_greedy else generators,
+                decodes_alone=True,  # as lm-eval's own models look for stop strings
             )
             for number, completion in zip(batch, completions, strict=True):
                 text = decode_text(tokenizer, completion.tokens)
@@ -75,7 +76,7 @@ def generate_texts(
 
 def _prompts(tokenizer: AbstractTokenizer, contexts: Mapping[int, str]) -> dict[int, list[int]]:
     """Tokens of contexts; an empty one is the end of a document, behind which a text begins."""
-    tokens = tokenizer.tokenize_batch(list(contexts.values()))
+    tokens = tokenizer.tokenize_prompts(list(contexts.values()))
     return {n: own or [tokenizer.eod] for n, own in zip(contexts, tokens, strict=True)}
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron import accelerator
+from megatron.eval_tasks.isolation import evaluate_each
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.neox_arguments import RunConfig
 from megatron.run_log import plain_json
@@ -39,8 +40,8 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
 
     Returns:
         lm-eval's results: ``results``, ``configs``, ``versions``, ``n-shot``, ``n-samples`` and
-        others, and ``config`` with the run's own configuration; equal on all ranks. With
-        ``eval_log_samples`` rank 0 has ``samples`` too.
+        others, ``failed_tasks`` (see `evaluate_each`), and ``config`` with the run's own
+        configuration; equal on all ranks. With ``eval_log_samples`` rank 0 has ``samples`` too.
     """
     import lm_eval
 
@@ -49,11 +50,12 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
     is_first = dist.get_rank() == 0
     began = time.time()
     _prepare(tasks, num_fewshot=settings.eval_num_fewshot, seed=seed)
-    accelerator.seed_everything(seed)
     with lm_eval_surroundings(), torch.no_grad():
-        found: Any = lm_eval.evaluate(
+        results = evaluate_each(
+            lm_eval.evaluate,
+            tasks,
+            before_task=lambda: accelerator.seed_everything(seed),
             lm=adapter,
-            task_dict=tasks,
             limit=settings.eval_task_limit,
             bootstrap_iters=settings.eval_bootstrap_iters if is_first else 0,
             log_samples=settings.eval_log_samples,
@@ -61,7 +63,6 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
             apply_chat_template=settings.eval_apply_chat_template,
             fewshot_as_multiturn=settings.eval_apply_chat_template,
         )
-    results: dict[str, Any] = dict(found or {})
     samples = results.pop("samples", None)
     results["configs"] = plain_json(results.get("configs", {}))  # may hold functions of a task
     results["config"] = _config_of(config, seed)

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from megatron import accelerator
 from megatron.checkpoint_format import step_folder
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
-from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.checkpoint_evaluation import make_adapter
 from megatron.eval_tasks.harness import results_table, run_tasks, task_metrics
+from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import write_report
 from megatron.eval_tasks.task_selection import load_tasks
 from megatron.hooks.base import Hook, StepReport
@@ -55,8 +55,8 @@ class TaskEvaluationHook(Hook):
     A module that is the whole model is read as it stands. Stages of a pipeline, parameters that
     ZeRO 3 took apart and sequence parallelism cannot read a text of any length on one rank alone:
     then the weights go through a temporary checkpoint into a model of their own. A request to stop
-    ends the tasks between two batches, without results. A request that cannot be answered, such as
-    an ending that is longer than what the model reads, is a warning, and no task has results.
+    ends the tasks between two batches, without results. A task that fails, as where an ending is
+    longer than what the model reads, is a warning, and has no scores; training goes on.
 
     Args:
         runner: Holds the model.
@@ -110,15 +110,15 @@ class TaskEvaluationHook(Hook):
             self.logger.say(f" tasks at iteration {state.step} broken off: asked to stop")
             state.stop = True
             return
-        except DataError as error:  # of some request: hours of training must not end for it
-            message = f"tasks: {error}; training goes on without their scores"
-            self.logger.warning(message, iteration=state.step)
-            return
         finally:
             accelerator.set_rng_state(random_state)
-        self.logger.tasks(state.step, task_metrics(results), table=results_table(results))
+        for line in describe_failures(results):
+            message = f"{line}; training goes on without its scores"
+            self.logger.warning(message, iteration=state.step)
+        if results["results"]:
+            self.logger.tasks(state.step, task_metrics(results), table=results_table(results))
         log_dir = self.config.derived.log_dir
-        if dist.get_rank() == 0 and log_dir is not None:
+        if log_dir is not None and dist.get_rank() == 0:
             path = Path(log_dir) / f"eval_results_{state.step}.json"
             write_report(path, {"iteration": state.step, **results})
 

@@ -12,16 +12,17 @@ import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from megatron import accelerator
 from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
 
-__all__ = ["check_same_requests", "gather_results", "own_share", "run_together"]
+__all__ = ["agree_on_end", "check_same_requests", "gather_results", "own_share", "run_together"]
+
+_REQUESTS, _END = "requests", "end"
+"""What a rank comes with where all of them meet: to have requests answered, or with no more."""
 
 
 def own_share(
@@ -55,9 +56,7 @@ def own_share(
     return sorted(mine)
 
 
-def gather_results(
-    own: Mapping[int, Any] | EvaluationStopped | DataError, topology: Topology
-) -> list[Any]:
+def gather_results(own: Mapping[int, Any] | Exception, topology: Topology) -> list[Any]:
     """Results of all requests in request order, on every rank.
 
     Args:
@@ -85,21 +84,43 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
     """Compares the requests of all ranks; all of them call it.
 
     Raises:
-        DataError: If they differ: ranks would wait for each other, or mix up their results.
+        DataError: If they differ: ranks would wait for each other, or mix up their results. Or if
+            another rank has none to compare, because the task has failed there.
     """
     if topology.grid.size == 1:
         return
-    digest = hashlib.sha256(repr(requests).encode()).digest()
-    mine = torch.tensor(list(digest), dtype=torch.int64, device=accelerator.device())
-    largest = mine.clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    differs = (largest != mine).any().to(torch.int64).reshape(1)
-    dist.all_reduce(differs, op=dist.ReduceOp.MAX)
-    if int(differs):
+    digest = hashlib.sha256(repr(requests).encode()).hexdigest()
+    visitors = _meet((_REQUESTS, digest))
+    problem = next((text for purpose, text in visitors if purpose == _END), None)
+    if problem is not None:
+        raise DataError(problem)
+    if len(set(visitors)) > 1:
         raise DataError(
             f"{what}: the ranks were given different requests; use the same tasks, seeds and limit "
             "on all of them, and remove a request cache (use_cache) that a killed run has left"
         )
+
+
+def agree_on_end(problem: str | None) -> str | None:
+    """Tells all ranks how a task has ended here; all of them call it after each task.
+
+    Ranks that still want requests answered learn in `check_same_requests` that the task is over.
+
+    Returns:
+        A problem that one of them has; None if all have finished.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return problem
+    while True:
+        visitors = _meet((_END, problem))
+        if all(purpose == _END for purpose, _ in visitors):
+            return next((text for _, text in visitors if text), None)
+
+
+def _meet(own: tuple[str, str | None]) -> list[tuple[str, str | None]]:
+    visitors: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(visitors, own)
+    return visitors
 
 
 def run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:

@@ -72,6 +72,7 @@ def generate_batch(
     generators: Sequence[torch.Generator] = (),
     recompute: bool = False,
     keep_logits: bool = False,
+    decodes_alone: bool = False,
     on_text: Callable[[int, str], None] | None = None,
     is_interrupted: Callable[[], bool] | None = None,
 ) -> list[Completion]:
@@ -91,8 +92,9 @@ def generate_batch(
         generators: One a row, from `sample_generator`; not needed when greedy.
         recompute: Run over the whole text for each token instead of keeping keys and values.
         keep_logits: Return the logits as well.
-        on_text: Called with (row, new text) as it becomes certain: whole characters, and no part of
-            a stop string.
+        decodes_alone: Decode as if there were no prompt; many decoders drop a leading space then.
+        on_text: Called with (row, new text) as it becomes certain: whole characters, but for half a
+            one at the end, and no part of a stop string.
         is_interrupted: Asked after every token, on the first rank; True ends all texts.
 
     Raises:
@@ -100,10 +102,10 @@ def generate_batch(
     """
     limits = _each(maximum_tokens, len(prompts))
     rules = _each(stop, len(prompts))
-    rows = [
-        _Row(index, prompt, model.config.max_position_embeddings, limit, rule, decode, on_text)
-        for index, (prompt, limit, rule) in enumerate(zip(prompts, limits, rules, strict=True))
-    ]
+    texts = _each_text(decode, [() if decodes_alone else prompt for prompt in prompts], rules)
+    longest = model.config.max_position_embeddings
+    each = zip(prompts, limits, rules, texts, strict=True)
+    rows = [_Row(n, *own, longest=longest, on_text=on_text) for n, own in enumerate(each)]
     began = time.perf_counter()
     active = [row for row in rows if not row.has_ended]
     if active:
@@ -122,6 +124,15 @@ def generate_batch(
 
 def _each(value: Each | Sequence[Each], count: int) -> Sequence[Each]:
     return value if isinstance(value, Sequence) else [value] * count
+
+
+def _each_text(
+    decode: Decode, contexts: Sequence[Sequence[int]], rules: Sequence[StopRules]
+) -> list[StoppableText]:
+    return [
+        StoppableText(TextStream(decode, context), rule.strings)
+        for context, rule in zip(contexts, rules, strict=True)
+    ]
 
 
 def _reader(model: GPT2Model, rows: Sequence[_Row], recompute: bool) -> BatchReader:
@@ -175,10 +186,11 @@ class _Row:
         self,
         index: int,
         prompt: Sequence[int],
-        longest: int,
         maximum_tokens: int,
         stop: StopRules,
-        decode: Decode,
+        text: StoppableText,
+        *,
+        longest: int,
         on_text: Callable[[int, str], None] | None,
     ):
         assert 0 < len(prompt) < longest, f"a prompt of {len(prompt)} tokens of at most {longest}"
@@ -189,7 +201,7 @@ class _Row:
         self.logits: list[Tensor] = []
         self._last_reason = "maximum_tokens" if maximum_tokens == self.room else "context"
         self._stop = stop
-        self._text = StoppableText(TextStream(decode, prompt), stop.strings)
+        self._text = text
         self._num_decoded = 0
         self._is_decoded_at_once = bool(stop.strings) or on_text is not None
         self._on_text = on_text

@@ -47,11 +47,11 @@ def generate_samples_from_prompt(
         batch = prompts[start : start + size]
         fitted = [
             fit_prompt(
-                tokenizer.tokenize(prompt) or [tokenizer.eod],
+                tokens or [tokenizer.eod],
                 longest=longest,
                 maximum_tokens=settings.maximum_tokens,
             )
-            for prompt in batch
+            for tokens in tokenizer.tokenize_prompts(batch)
         ]
         numbers = range(first_sample + start, first_sample + start + len(batch))
         completions = generate_batch(

@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,31 @@ from megatron.tokenizer.errors import TokenizerError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|padding|>"
+
+
+@dataclass(frozen=True)
+class Detokenizer:
+    """Turns token ids into text; special tokens appear as written in the vocabulary."""
+
+    decode: Callable[[list[int]], str]
+    open_tokens: frozenset[int] = frozenset()
+    """Ids whose text may still change as long as only such tokens follow, all of it and not just
+    half a character at its end. A run of them has its final text where another token or the end
+    comes."""
+
+    def __call__(self, token_ids: Sequence[int]) -> str:
+        return self.decode([int(index) for index in token_ids])
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """What the post-processor of a `tokenizer.json` adds to a text, such as ``<s>``."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.after)
 
 
 class AbstractTokenizer(ABC):
@@ -23,7 +50,12 @@ class AbstractTokenizer(ABC):
         pad: Id that fills up a sequence; the end-of-document id where there is none.
         fingerprint: SHA-256 in hex of what defines it: the vocabulary file (the concatenation of
             files where there are several). Datasets carry it, so that a mix-up is noticed.
+        own_added: What transformers adds to each text with this tokenizer; see `add_own_tokens`.
+        added: What is added here, in training and wherever the model is used; nothing by default.
     """
+
+    own_added = AddedTokens()
+    added = AddedTokens()
 
     def __init__(self, name: str, *, vocab_size: int, eod: int, pad: int, fingerprint: str):
         self.name = name
@@ -42,17 +74,61 @@ class AbstractTokenizer(ABC):
         """Id to token string."""
         return {index: token for token, index in self.vocab.items()}
 
+    def add_own_tokens(self) -> None:
+        """From now on adds to each text what transformers adds; datasets are others then.
+
+        Raises:
+            TokenizerError: If transformers adds nothing.
+        """
+        if not self.own_added:
+            raise TokenizerError(
+                f"tokenizer_adds_special_tokens: true, but this {self.name} adds none to a text; "
+                "leave it out, or use a tokenizer.json whose post_processor adds them"
+            )
+        self.added = self.own_added
+        self.fingerprint = sha256_of(f"{self.fingerprint} with special tokens".encode())
+
+    def describe_own_added(self) -> str:
+        """What transformers adds to each text, such as ``'<s>' before``; empty if nothing."""
+        names = self.inv_vocab if self.own_added else {}
+        parts = (
+            (self.own_added.before, "before"),
+            (self.own_added.after, "after"),
+        )
+        return " and ".join(
+            f"{' '.join(repr(names[index]) for index in tokens)} {place}"
+            for tokens, place in parts
+            if tokens
+        )
+
     def tokenize(self, text: str) -> list[int]:
-        """Returns the ids of a text, no special token added."""
+        """Returns the ids of a text as of a document of the training data."""
         return self.tokenize_batch([text])[0]
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text; the quickest way through many documents."""
-        return self._encode_batch(list(texts))
+        """Returns the ids of each text; the quickest way through many documents.
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of ids; special tokens appear as written in the vocabulary."""
-        return self._decode([int(index) for index in token_ids])
+        A text without a token gets none added.
+        """
+        encoded = self._encode_batch(list(texts))
+        if not self.added:
+            return encoded
+        before, after = self.added.before, self.added.after
+        return [[*before, *ids, *after] if ids else ids for ids in encoded]
+
+    def tokenize_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of texts that go on: nothing is added after them.
+
+        What is added before a text is not added to one that begins with it.
+        """
+        before = list(self.added.before)
+        encoded = self._encode_batch(list(texts))
+        return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
+
+    @cached_property
+    def detokenize(self) -> Detokenizer:
+        """Call it with ids to get their text."""
+        return Detokenizer(self._decode, self._open_tokens())
 
     @abstractmethod
     def _read_vocab(self) -> dict[str, int]: ...
@@ -62,6 +138,10 @@ class AbstractTokenizer(ABC):
 
     @abstractmethod
     def _decode(self, token_ids: list[int]) -> str: ...
+
+    def _open_tokens(self) -> frozenset[int]:
+        """See `Detokenizer`; none, where bytes that are no character do not change others."""
+        return frozenset()
 
 
 def import_library(module: str, tokenizer_type: str) -> Any:

@@ -1,5 +1,6 @@
 """Tokenizers that run on the `tokenizers` library."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from megatron.tokenizer.abstract import (
     END_OF_DOCUMENT,
     PADDING,
     AbstractTokenizer,
+    AddedTokens,
     existing_file,
     fingerprint_of,
     import_library,
     sha256_of,
 )
+from megatron.tokenizer.decoders import open_tokens
 from megatron.tokenizer.errors import TokenizerError
+
+_MOST_PROBES = 1000
 
 
 class _TokenizersBackend(AbstractTokenizer):
@@ -39,6 +44,7 @@ class _TokenizersBackend(AbstractTokenizer):
         self.tokenizer = backend
         # The plain encode_batch also computes character offsets, which nobody reads here.
         self._encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
+        self.own_added = _own_added(backend)
 
     def _read_vocab(self) -> dict[str, int]:
         return self.tokenizer.get_vocab()
@@ -48,6 +54,11 @@ class _TokenizersBackend(AbstractTokenizer):
 
     def _decode(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def _open_tokens(self) -> frozenset[int]:
+        decoder = self.tokenizer.decoder
+        state = None if decoder is None else json.loads(decoder.__getstate__())
+        return open_tokens(state, self.vocab)
 
 
 class HFTokenizer(_TokenizersBackend):
@@ -121,6 +132,21 @@ def _backend_of_file(path: Path, tokenizer_type: str) -> Any:
         raise TokenizerError(
             f"vocab_file: {path} is not a tokenizer.json of the tokenizers library ({error})"
         ) from error
+
+
+def _own_added(backend: Any) -> AddedTokens:
+    """What the post-processor adds around the tokens of a text."""
+    if not backend.num_special_tokens_to_add(False):
+        return AddedTokens()
+    for text in ("a", "0", *itertools.islice(backend.get_vocab(), _MOST_PROBES)):
+        own = backend.encode(text, add_special_tokens=False).ids
+        whole = backend.encode(text, add_special_tokens=True).ids
+        places = range(len(whole) - len(own) + 1)
+        found = [place for place in places if whole[place : place + len(own)] == own]
+        if own and len(found) == 1:  # otherwise it is made of what is added
+            (first,) = found
+            return AddedTokens(tuple(whole[:first]), tuple(whole[first + len(own) :]))
+    return AddedTokens()
 
 
 def _largest_id(backend: Any) -> int:

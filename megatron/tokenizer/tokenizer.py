@@ -38,12 +38,13 @@ def build_tokenizer(settings: Any) -> AbstractTokenizer:
     """Builds the tokenizer that an object names.
 
     Args:
-        settings: Anything with `tokenizer_type`, `vocab_file` and, for GPT2BPETokenizer,
-            `merge_file`: parsed arguments, a flat configuration, or a configuration with groups
-            (`settings.tokenizer.tokenizer_type`, `settings.training.vocab_file` ...).
+        settings: Anything with `tokenizer_type`, `vocab_file` and, where they count, `merge_file`
+            and `tokenizer_adds_special_tokens`: parsed arguments, a flat configuration, or one with
+            groups (`settings.tokenizer.tokenizer_type`, `settings.training.vocab_file` ...).
 
     Raises:
-        TokenizerError: Unknown type, missing package, missing or foreign file.
+        TokenizerError: Unknown type, missing package, missing or foreign file, or special tokens
+            are to be added and there are none.
     """
     given = _field(settings, "tokenizer_type")
     by_lower_case = {name.lower(): name for name in BUILDERS}
@@ -52,7 +53,10 @@ def build_tokenizer(settings: Any) -> AbstractTokenizer:
         raise TokenizerError(
             f"tokenizer_type: unknown tokenizer {given!r}; choose one of {', '.join(BUILDERS)}"
         )
-    return BUILDERS[name](_field(settings, "vocab_file"), _field(settings, "merge_file"))
+    tokenizer = BUILDERS[name](_field(settings, "vocab_file"), _field(settings, "merge_file"))
+    if _field(settings, "tokenizer_adds_special_tokens"):
+        tokenizer.add_own_tokens()
+    return tokenizer
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int) -> int:

@@ -220,3 +220,60 @@ def test_names_of_the_output_matrix_are_both_read(run, tmp_path):
     name = "6.final_linear.weight"
     got = CheckpointReader(tmp_path / "back/global_step0").read_logical(name)
     assert torch.equal(got, CheckpointReader(run / "global_step0").read_logical(name))
+
+
+@pytest.fixture
+def beginning_tokenizer(tokenizer_file, tmp_path) -> Path:
+    """Adds ``<|padding|>`` before each text, in transformers."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    begin = "<|padding|>"
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 1)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("adds", "line"),
+    [
+        (False, "tokenizer: '<|padding|>' before each text is no longer added, since training"),
+        (True, "tokenizer: transformers adds '<|padding|>' before each text, as training did"),
+    ],
+)
+def test_an_exported_tokenizer_gives_the_tokens_of_training(
+    adds, line, beginning_tokenizer, tmp_path, capsys
+):
+    fields = model_fields(beginning_tokenizer, tokenizer_adds_special_tokens=adds)
+    source = write_run(tmp_path / "run", fields)
+    export(source, tmp_path / "hf")
+    told, verified, _ = capsys.readouterr().out.splitlines()
+    assert told.startswith(line)
+    assert verified.startswith("verified with transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = theirs("the domains")["input_ids"]
+    assert (ids[0] == 1) == adds
+    assert ids == settings_of(source).tokenizer().tokenize("the domains")
+
+
+def test_the_verification_encodes_as_a_user_of_the_folder_does(
+    beginning_tokenizer, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "tools.hf.tokenizer_files._without_added", lambda post_processor: post_processor
+    )
+    source = write_run(tmp_path / "run", model_fields(beginning_tokenizer))
+    arguments = ["--input_dir", str(source), "--output_dir", str(tmp_path / "hf")]
+    message = refusal(export_main, arguments, capsys)
+    assert "AutoTokenizer makes other tokens of the text than training, from token 0 on" in message
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_import_tells_what_the_tokenizer_adds_elsewhere(beginning_tokenizer, tmp_path, capsys):
+    write_their_model(tmp_path / "hf", beginning_tokenizer, rows=320)
+    settings = {"tokenizer_class": "GPTNeoXTokenizer", "add_eos_token": True}
+    (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps(settings))
+    import_main(["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "transformers adds '<|padding|>' before each text" in line]
+    assert [line for line in lines if "tokenizer_config.json sets add_eos_token" in line]

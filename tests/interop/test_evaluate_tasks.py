@@ -113,6 +113,29 @@ def evaluated(corpus, tasks, trained, environ, tmp_path_factory):
     return folder, result
 
 
+def test_a_task_that_fails_costs_neither_other_scores_nor_the_losses(
+    corpus, tasks, trained, environ, tmp_path
+):
+    config = write(tmp_path, corpus, load=str(trained), save=None, processes=2)
+    task = (tasks / "tiny_choice.yaml").read_text()
+    too_long = "doc_to_choice: ['{{ question * 200 }}', a]\ndoc_to_target: 0\ntask: too_long\n"
+    lines = [
+        line
+        for line in task.splitlines()
+        if not line.startswith(("doc_to_c", "doc_to_ta", "task:"))
+    ]
+    (tmp_path / "too_long.yaml").write_text("\n".join([*lines, too_long]))
+    names = ("--eval_tasks", "too_long.yaml", str(tasks / "tiny_text.yaml"))
+    result = evaluate(config, environ, *names, "--domains", "digits")
+    assert result.returncode == 2, result.stderr
+    message = "eval_tasks: too_long: loglikelihood: an ending of"
+    assert [line for line in result.stderr.splitlines() if message in line] != []
+    report = report_of(tmp_path)
+    assert set(report["results"]) == {"tiny_text"}
+    assert list(report["failed_tasks"]) == ["too_long"]
+    assert list(report["validation"]["domains"]) == ["digits"]
+
+
 def test_results_have_the_form_of_lm_eval_and_of_the_research_code(evaluated):
     folder, _ = evaluated
     report = report_of(folder / "deep")

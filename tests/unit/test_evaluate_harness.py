@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,9 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-ev
 
 from lm_eval.api.model import TemplateLM
 
+from megatron.data.errors import DataError
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks
+from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.task_selection import load_tasks
 
 NAMES = ["tiny_choice", "tiny_rolling", "tiny_text"]
@@ -192,3 +195,81 @@ def test_nothing_is_printed_to_standard_output(config, capfd):
     settings = config(["tiny_choice", "tiny_rolling"])
     run_tasks(Oracle(), settings, load_tasks(settings))
     assert capfd.readouterr().out == ""
+
+
+def group_of(folder, names, *, name="tiny_group"):
+    """Writes a group of tasks whose accuracies are averaged; returns its file."""
+    metrics = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
+    content = {"group": name, "task": list(names), "aggregate_metric_list": metrics}
+    (folder / f"{name}.yaml").write_text(json.dumps(content))
+    return folder
+
+
+def local_tasks(folder, *names):
+    """Loads tasks and groups without reading lm-eval's own."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=[str(folder)], include_defaults=False).load(list(names))
+
+
+@pytest.fixture
+def two_choices(tmp_path):
+    write_tasks(tmp_path, prefix="one")
+    write_tasks(tmp_path, prefix="two")
+    group_of(tmp_path, ["one_choice"], name="half")
+    return group_of(tmp_path, ["half", "one_choice", "two_choice"])
+
+
+def test_groups_have_the_scores_that_lm_eval_gives_them(config, two_choices):
+    import lm_eval
+
+    ours = run_tasks(Oracle(), config(), local_tasks(two_choices, "tiny_group", "one_text"))
+    tasks = local_tasks(two_choices, "tiny_group", "one_text")
+    for task in tasks["tasks"].values():
+        task.set_config(key="num_fewshot", value=0)
+    theirs = lm_eval.evaluate(Oracle(), tasks, bootstrap_iters=100, log_samples=False)
+    assert ours["groups"]["tiny_group"]["acc,none"] > 0
+    for key in ("results", "groups", "group_subtasks", "n-shot", "higher_is_better", "versions"):
+        assert ours[key] == theirs[key], key
+
+
+def fail(*args, **options):
+    raise ZeroDivisionError("of a task")
+
+
+@pytest.mark.parametrize(
+    "step", ["build_all_requests", "process_results", "apply_filters", "aggregation", "dump_config"]
+)
+def test_a_task_that_fails_anywhere_costs_its_own_scores_alone(config, two_choices, step):
+    names = ("tiny_group", "one_text")
+    settings = config(eval_log_samples=True)
+    whole = run_tasks(Oracle(), settings, local_tasks(two_choices, *names))
+    tasks = local_tasks(two_choices, *names)
+    setattr(tasks["tasks"]["two_choice"], step, fail)
+    results = run_tasks(Oracle(), settings, tasks)
+    assert results["failed_tasks"] == {
+        "two_choice": "ZeroDivisionError: of a task",
+        "tiny_group": "its task two_choice failed",
+    }
+    assert set(results["results"]) == {"one_choice", "one_text", "half"}
+    assert set(results["samples"]) == {"one_choice", "one_text"}
+    for name, scores_of_task in results["results"].items():
+        assert scores_of_task == whole["results"][name]
+    assert "one_text" in results_table(results)
+
+
+class Picky(Oracle):
+    """Does not answer some requests."""
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        raise DataError("loglikelihood: an ending of 65 tokens")
+
+
+def test_no_task_with_scores_is_no_reason_to_end_in_a_traceback(config, capsys):
+    settings = config(["tiny_choice"])
+    results = run_tasks(Picky(), settings, load_tasks(settings))
+    assert results["results"] == {}
+    assert describe_failures(results) == [
+        "eval_tasks: tiny_choice: loglikelihood: an ending of 65 tokens"
+    ]
+    assert "Traceback" not in capsys.readouterr().err

@@ -280,12 +280,12 @@ def test_a_run_that_fails_keeps_its_lines_apart_and_the_older_samples(tmp_path, 
     (tmp_path / "prompts").write_text("one\ntwo\nthree")
     calls = iter(range(10))
 
-    def fail_at_the_third(self, text):
+    def fail_at_the_third(self, texts):
         if next(calls) == 2:
             raise RuntimeError("in the middle")
-        return list(text.encode())
+        return [list(text.encode()) for text in texts]
 
-    monkeypatch.setattr(AbstractTokenizer, "tokenize", fail_at_the_third)
+    monkeypatch.setattr(AbstractTokenizer, "tokenize_prompts", fail_at_the_third)
     options = {"sample_input_file": str(tmp_path / "prompts"), "generation_batch_size": 1}
     with pytest.raises(RuntimeError, match="in the middle"):
         generate_to(output, build(), **options)
@@ -297,13 +297,13 @@ def test_a_run_that_fails_keeps_its_lines_apart_and_the_older_samples(tmp_path, 
 def test_a_line_is_in_the_file_before_the_next_sample_is_made(tmp_path, model, monkeypatch):
     (tmp_path / "prompts").write_text("one\ntwo\nthree")
     part, seen = tmp_path / "out.part", []
-    tokenize = AbstractTokenizer.tokenize
+    tokenize = AbstractTokenizer.tokenize_prompts
 
-    def look(self, text):
+    def look(self, texts):
         seen.append(len(part.read_text().splitlines()))
-        return tokenize(self, text)
+        return tokenize(self, texts)
 
-    monkeypatch.setattr(AbstractTokenizer, "tokenize", look)
+    monkeypatch.setattr(AbstractTokenizer, "tokenize_prompts", look)
     options = {"sample_input_file": str(tmp_path / "prompts"), "generation_batch_size": 1}
     generate_to(tmp_path / "out", model, **options)
     assert seen == [0, 1, 2]

@@ -213,6 +213,19 @@ def test_pieces_of_text_add_up_to_the_text_of_each_row(model):
         assert len(said[number]) > 5
 
 
+@pytest.mark.parametrize(("decodes_alone", "number_of_words"), [(False, 0), (True, 1)])
+def test_a_space_before_the_first_word_is_text_unless_words_are_decoded_alone(
+    model, decodes_alone, number_of_words
+):
+    def words(tokens: Sequence[int]) -> str:
+        return " ".join(f"w{token}" for token in tokens)
+
+    stop = StopRules(strings=(" ",))
+    (result,) = run(model, [7], decode=words, stop=stop, decodes_alone=decodes_alone)
+    assert len(result.text.split()) == number_of_words
+    assert result.reason == "stop_string"
+
+
 def test_bytes_that_are_no_text_end_up_in_the_text_as_the_tokenizer_shows_them():
     model = build(vocab_size=512, padded_vocab_size=512)
     decode = CharLevelTokenizer().detokenize

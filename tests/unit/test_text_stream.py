@@ -136,8 +136,15 @@ def test_what_is_shown_is_the_text_before_the_first_stop_string(text, stops):
     assert "".join(shown) == kept
 
 
-def test_a_half_character_is_in_the_text_and_not_shown():
+def test_half_a_character_comes_at_the_end():
     source = StoppableText(TextStream(decode))
     assert [source.add([97]), source.add([0xE2])] == ["a", ""]
-    assert source.finish() == ""
+    assert source.finish() == "\ufffd"
     assert source.text == "a\ufffd"
+
+
+def test_what_comes_behind_a_stop_string_is_no_text():
+    source = StoppableText(TextStream(decode), ["lo"])
+    assert source.add(list(b"hello")) == "hel"
+    assert source.add(list(b" world, hello")) + source.finish() == ""
+    assert (source.text, source.stopped_by) == ("hel", "lo")

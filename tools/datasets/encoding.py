@@ -20,6 +20,7 @@ class EncoderSettings:
     vocab_file: str | None = None
     merge_file: str | None = None
     append_eod: bool = False
+    tokenizer_adds_special_tokens: bool = False
     use_ftfy: bool = False
 
 
@@ -57,7 +58,9 @@ class Encoder:
             texts = [self._mend(text) for text in texts]
         kept: list[np.ndarray] = []
         text_bytes = 0
-        ending = [self.tokenizer.eod] if self._append_eod else []
+        eod = self.tokenizer.eod
+        is_added = self.tokenizer.added.after[-1:] == (eod,)
+        ending = [eod] if self._append_eod and not is_added else []
         for text, ids in zip(texts, self.tokenizer.tokenize_batch(texts), strict=True):
             if ids:  # an empty text, or one that the normalisation removed, is no document
                 kept.append(np.asarray(ids + ending, dtype=np.int32))

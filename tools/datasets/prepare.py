@@ -25,6 +25,7 @@ from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
 from tools.corpora.corpus import SPLITS, CorpusOptions
+from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.corpora import DATA_DOWNLOADERS
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
@@ -56,6 +57,7 @@ class TokenizerChoice:
     tokenizer_type: str
     vocab_file: str | None
     merge_file: str | None
+    tokenizer_adds_special_tokens: bool = False
 
 
 def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -85,6 +87,11 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "-v", "--vocab-file", help="without it HFTokenizer is trained on the training text"
     )
     parser.add_argument("-m", "--merge-file")
+    parser.add_argument(
+        "--add-special-tokens",
+        action="store_true",
+        help="add to each document what transformers adds with this tokenizer, such as <s>",
+    )
     parser.add_argument("--vocab-size", type=int, help="of a tokenizer trained here (default 4096)")
     parser.add_argument(
         "-i", "--input", help="local: the folder or file; hub corpora: a local copy"
@@ -224,14 +231,25 @@ def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
                 f"--merge-file {args.merge_file}: a HFTokenizer has no merges apart from its "
                 "--vocab-file; leave it out, or use -t GPT2BPETokenizer with -v vocab.json"
             )
+        if args.add_special_tokens:
+            raise TokenizerError(
+                "--add-special-tokens: a tokenizer that is trained here adds none; leave it out, "
+                "or give a tokenizer.json with -v"
+            )
         return None
     if args.vocab_size is not None:
         raise TokenizerError(
             f"--vocab-size {args.vocab_size}: only a HFTokenizer without --vocab-file is "
             "trained here; leave one of them out"
         )
-    choice = TokenizerChoice(args.tokenizer, args.vocab_file, args.merge_file)
-    build_tokenizer(choice)
+    choice = TokenizerChoice(
+        args.tokenizer,
+        args.vocab_file,
+        args.merge_file,
+        tokenizer_adds_special_tokens=args.add_special_tokens,
+    )
+    for line in added_tokens_lines(build_tokenizer(choice)):
+        tell(f"{args.vocab_file or args.tokenizer}: {line}")
     return choice
 
 
@@ -285,6 +303,7 @@ def tokenize_texts(
         arguments += ["--tokenizer-type", choice.tokenizer_type]
         arguments += option("--vocab-file", choice.vocab_file) if choice.vocab_file else []
         arguments += option("--merge-file", choice.merge_file) if choice.merge_file else []
+        arguments += ["--add-special-tokens"] if choice.tokenizer_adds_special_tokens else []
         is_large = text.text_bytes >= SEVERAL_WORKERS_FROM_BYTES
         arguments += ["--append-eod", "--workers", str(workers if is_large else 1)]
         arguments += _record_limit([text], max_record_bytes)

@@ -99,6 +99,8 @@ def export(
         if not has_tokenizer:
             kind = opened.tokenizer.name
             say(f"tokenizer: transformers has none like {kind}; the folder has no tokenizer files")
+        elif told := opened.tokenizer.describe_own_added():
+            say(_added_tokens_line(told, is_kept=bool(opened.tokenizer.added)))
         for path in temporary.iterdir():
             with path.open("rb+") as stream:
                 flush_to_disk(stream)
@@ -108,6 +110,15 @@ def export(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _added_tokens_line(told: str, *, is_kept: bool) -> str:
+    if is_kept:
+        return f"tokenizer: transformers adds {told} each text, as training did"
+    return (
+        f"tokenizer: {told} each text is no longer added, since training added none; the "
+        "post_processor of tokenizer.json was changed for that"
+    )
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
 from odm.json_data import fields, read_json
 from tools.ckpts.single_process import step_folder_to_make, write_checkpoint
+from tools.datasets.added_tokens import added_tokens_lines
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
 from tools.hf.settings import RunSettings, resolve_model_fields
-from tools.hf.tokenizer_files import TOKENIZER_FILE
+from tools.hf.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
 from tools.hf.weight_files import WeightFiles
 
 __all__ = ["convert_from_hf", "write_model_checkpoint"]
@@ -175,7 +176,10 @@ def _vocabulary(
     if not path.is_file():
         say(f"{source}: no {TOKENIZER_FILE}; all {rows} rows of the embedding count as tokens")
         return rows, {}
-    vocab_size = HFTokenizer(str(path)).vocab_size
+    tokenizer = HFTokenizer(str(path))
+    vocab_size = tokenizer.vocab_size
+    for line in (*added_tokens_lines(tokenizer), *_settings_that_add(source)):
+        say(f"{source}: {line}")
     if vocab_size > rows:
         raise CheckpointError(
             f"{path}: {vocab_size} tokens, but the embedding has {rows} rows; the tokenizer "
@@ -185,6 +189,16 @@ def _vocabulary(
         say(f"{source}: {rows - vocab_size} padding rows of the embedding are left out")
     fields = {"tokenizer_type": "HFTokenizer", "vocab_file": str(output / TOKENIZER_FILE)}
     return vocab_size, fields
+
+
+def _settings_that_add(source: Path) -> list[str]:
+    """A line on settings beside the tokenizer.json by which transformers 4 adds tokens to texts."""
+    path = source / TOKENIZER_CONFIG
+    settings = _read_json(path) if path.is_file() else {}
+    keys = [key for key in ("add_bos_token", "add_eos_token") if settings.get(key) is True]
+    if not keys:
+        return []
+    return [f"{path.name} sets {' and '.join(keys)}; training here reads tokenizer.json alone"]
 
 
 def _reader(

@@ -56,7 +56,12 @@ class RunSettings:
         Raises:
             TokenizerError: If its files are not where the configuration says.
         """
-        names = ("tokenizer_type", "vocab_file", "merge_file")
+        names = (
+            "tokenizer_type",
+            "vocab_file",
+            "merge_file",
+            "tokenizer_adds_special_tokens",
+        )
         return build_tokenizer(SimpleNamespace(**{name: self._value(name) for name in names}))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ __all__ = ["TOKENIZER_CONFIG", "TOKENIZER_FILE", "token_ids", "write_tokenizer"]
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+_ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def token_ids(tokenizer: AbstractTokenizer) -> dict[str, int]:
     """The special tokens for config.json and generation_config.json.
 
-    One token ends a document and stands before the first, as in training.
+    One token ends a document and is before the first, as in training, unless another one is added
+    before each text.
     """
     return {
-        "bos_token_id": tokenizer.eod,
+        "bos_token_id": _first_token(tokenizer),
         "eos_token_id": tokenizer.eod,
         "pad_token_id": tokenizer.pad,
     }
@@ -30,13 +33,16 @@ def token_ids(tokenizer: AbstractTokenizer) -> dict[str, int]:
 def write_tokenizer(
     tokenizer: AbstractTokenizer, folder: Path, *, vocab_file: str | None, max_length: int
 ) -> bool:
-    """Writes tokenizer.json and tokenizer_config.json.
+    """Writes tokenizer.json and tokenizer_config.json, with which texts get the ids of training.
+
+    What transformers would add to each text is taken out of the tokenizer.json unless training
+    adds it too.
 
     Args:
         tokenizer: The tokenizer of the run.
         folder: Where the files go.
-        vocab_file: The tokenizer.json of an HFTokenizer: copied byte for byte, so that datasets
-            made with it still know it by its checksum.
+        vocab_file: The tokenizer.json of an HFTokenizer: copied byte for byte where nothing is
+            taken out, so that datasets made with it still know it by its checksum.
         max_length: Context of the model in tokens.
 
     Returns:
@@ -45,7 +51,13 @@ def write_tokenizer(
     backend: Any = getattr(tokenizer, "tokenizer", None)
     if not hasattr(backend, "to_str") or not hasattr(backend, "token_to_id"):
         return False
-    if tokenizer.name == "HFTokenizer" and vocab_file is not None:
+    if tokenizer.own_added and not tokenizer.added:
+        content = json.loads(backend.to_str())
+        content["post_processor"] = _without_added(content["post_processor"])
+        write_text_atomic(
+            folder / TOKENIZER_FILE, json.dumps(content, ensure_ascii=False, indent=2)
+        )
+    elif tokenizer.name == "HFTokenizer" and vocab_file is not None:
         shutil.copyfile(vocab_file, folder / TOKENIZER_FILE)
     else:
         write_text_atomic(folder / TOKENIZER_FILE, backend.to_str(pretty=True))
@@ -55,10 +67,25 @@ def write_tokenizer(
         {
             "tokenizer_class": "PreTrainedTokenizerFast",  # 4 and 5 take it; 5 writes another name
             "model_max_length": max_length,
-            "bos_token": end,
+            "bos_token": backend.id_to_token(_first_token(tokenizer)),
             "eos_token": end,
             "pad_token": backend.id_to_token(tokenizer.pad),
             "clean_up_tokenization_spaces": False,
+            "add_bos_token": bool(tokenizer.added.before),  # of programs that do not read the file
+            "add_eos_token": bool(tokenizer.added.after),
         },
     )
     return True
+
+
+def _first_token(tokenizer: AbstractTokenizer) -> int:
+    return next(iter(tokenizer.added.before), tokenizer.eod)
+
+
+def _without_added(post_processor: dict[str, Any]) -> dict[str, Any] | None:
+    """A post-processor without the parts that add tokens; None if no part is left."""
+    if post_processor["type"] == "Sequence":
+        parts = [_without_added(part) for part in post_processor["processors"]]
+        kept = [part for part in parts if part is not None]
+        return {**post_processor, "processors": kept} if kept else None
+    return None if post_processor["type"] in _ADDING else post_processor

@@ -101,12 +101,13 @@ def _load(folder: Path, transformers: Any) -> Any:
 
 
 def _check_tokens(theirs: Any, text: str, ids: list[int]) -> None:
-    found = theirs(text, add_special_tokens=False)["input_ids"]
+    found = theirs(text)["input_ids"]  # as anyone calls it: special tokens count
     if found != ids:
         first = next(
             (n for n, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]),
             min(len(found), len(ids)),
         )
         raise CheckpointError(
-            f"verification: AutoTokenizer splits the text into other tokens, from token {first} on"
+            f"verification: AutoTokenizer makes other tokens of the text than training, from token "
+            f"{first} on: {found[first : first + 3]} where training has {ids[first : first + 3]}"
         )

@@ -22,6 +22,11 @@ class NeoXArgsTokenizer:
     HFGPT2Tokenizer a name or folder of transformers, SPMTokenizer a SentencePiece model,
     TiktokenTokenizer an encoding's name; CharLevelTokenizer needs no file: its tokens are bytes."""
 
+    tokenizer_adds_special_tokens: bool = False
+    """Adds to each text what the `post_processor` of the tokenizer.json adds in transformers, such
+    as a begin-of-text token. Prepare the data with `--add-special-tokens` then. Prompts and
+    contexts of tasks get what comes before a text; an export keeps the `post_processor`."""
+
     padded_vocab_size: int | None = None
     """Vocabulary with padding. Computed from the tokenizer; read only by `--dry-run` where there is
     no tokenizer to ask."""

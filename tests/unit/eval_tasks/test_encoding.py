@@ -80,9 +80,34 @@ def test_an_empty_context_is_the_prefix_unless_the_ending_begins_with_it():
     assert encode_pairs([("", "ab")], tokenizer, prefix=97) == [([97], [98])]
 
 
-def test_an_ending_without_a_token_is_named():
-    with pytest.raises(DataError, match="the ending '' adds no token to its context 'abc'"):
-        encode_pairs([("abc", "")], CharLevelTokenizer(), prefix=0)
+def test_what_spans_context_and_ending_is_scored_as_lm_eval_scores_it():
+    assert encode_pairs([("a  b", " cc")], Words(), prefix=0) == [
+        (_words("a  b"), _words(" cc")),
+    ]
+    context, ending = encode_pairs([("a b ", "cd")], Words(), prefix=0)[0]
+    assert (context, ending) == (_words("a b"), _words(" cd"))
+
+
+class Pairs(CharLevelTokenizer):
+    """Takes two letters as one token."""
+
+    def _encode_batch(self, texts):
+        return [
+            [sum(text[n : n + 2].encode()) % 500 for n in range(0, len(text), 2)] for text in texts
+        ]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "ending", "reason"),
+    [
+        (CharLevelTokenizer(), "", "since the ending has none; correct doc_to_text"),
+        (Pairs(), "d", "the tokenizer joins the ending 'd' and its context"),
+    ],
+)
+def test_why_an_ending_adds_no_token_is_told(tokenizer, ending, reason):
+    with pytest.raises(DataError, match=reason) as raised:
+        encode_pairs([("abc", ending)], tokenizer, prefix=0)
+    assert "which ends with 'abc'" in str(raised.value)
 
 
 def test_written_text_has_no_end_of_document_in_it():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +15,12 @@ from hypothesis import strategies as st
 from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks import sharing
-from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
+from megatron.eval_tasks.sharing import (
+    agree_on_end,
+    check_same_requests,
+    gather_results,
+    own_share,
+)
 from megatron.mpu import RankGrid, Topology
 
 ALONE = Topology(RankGrid(1, 1, 1), 0, None, None, None)
@@ -76,3 +84,62 @@ def test_what_keeps_one_replica_from_its_share_is_raised_on_all(shares, error, m
 def test_costs_decide_and_not_the_order():
     assert own_share("abc", [1, 9, 1], rank=0, size=2) == [1]
     assert own_share("abc", [1, 9, 1], rank=1, size=2) == [0, 2]
+
+
+class World:
+    """Ranks as threads; whoever gathers waits for all others."""
+
+    def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch):
+        self.size = size
+        self._own = threading.local()
+        self._barrier = threading.Barrier(size, timeout=20)
+        self._board: list[Any] = [None] * size
+        monkeypatch.setattr(sharing.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(sharing.dist, "get_world_size", lambda: size)
+        monkeypatch.setattr(sharing.dist, "all_gather_object", self._gather)
+
+    def _gather(self, found: list[Any], own: Any) -> None:
+        self._board[self._own.rank] = own
+        self._barrier.wait()
+        found[:] = self._board
+        self._barrier.wait()
+
+    def run(self, program: Callable[[int], Any]) -> list[Any]:
+        def of_rank(rank: int) -> Any:
+            self._own.rank = rank
+            return program(rank)
+
+        with ThreadPoolExecutor(self.size) as threads:
+            return list(threads.map(of_rank, range(self.size)))
+
+
+@pytest.mark.parametrize("failing", [(), (1,), (0, 2)])
+def test_a_task_that_fails_on_some_ranks_is_over_on_all_and_the_next_one_begins(
+    failing, monkeypatch
+):
+    def program(rank: int) -> list[str | None]:
+        topology = Topology(RankGrid(1, 3, 1), rank, None, None, None)
+        ends = []
+        for task in ("first", "second"):
+            problem = f"{task} fails on {rank}" if rank in failing and task == "first" else None
+            if problem is None:
+                try:
+                    for number in range(3):
+                        check_same_requests([task, number], "loglikelihood", topology)
+                except DataError as error:
+                    problem = str(error)
+            ends.append(agree_on_end(problem))
+        return ends
+
+    first = f"first fails on {failing[0]}" if failing else None
+    assert World(3, monkeypatch).run(program) == [[first, None]] * 3
+
+
+def test_ranks_with_different_requests_all_learn_of_it(monkeypatch):
+    def program(rank: int) -> str:
+        topology = Topology(RankGrid(1, 2, 1), rank, None, None, None)
+        with pytest.raises(DataError, match="different requests") as raised:
+            check_same_requests([rank], "loglikelihood", topology)
+        return str(raised.value).partition(":")[0]
+
+    assert World(2, monkeypatch).run(program) == ["loglikelihood"] * 2

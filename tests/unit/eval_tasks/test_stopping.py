@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks import in_training
 from megatron.eval_tasks.in_training import TaskEvaluationHook
@@ -27,17 +26,23 @@ class Said:
     def warning(self, message: str, *, iteration: int) -> None:
         self.lines.append(f"warning at {iteration}: {message}")
 
+    def tasks(self, iteration: int, results: dict[str, Any], *, table: str) -> None:
+        self.lines += [f"scores at {iteration}: {task} {own}" for task, own in results.items()]
+
 
 @pytest.fixture
 def broken_off(monkeypatch):
     """Evaluates after step 2 with tasks that raise; returns state, lines and a way to go on."""
 
-    def run(error: Exception) -> tuple[TrainState, list[str], TaskEvaluationHook]:
+    def run(outcome: Any) -> tuple[TrainState, list[str], TaskEvaluationHook]:
         def ask(adapter, config, tasks):
             torch.rand(3)  # as an evaluation that samples
-            raise error
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
 
         monkeypatch.setattr(in_training, "run_tasks", ask)
+        monkeypatch.setattr(in_training, "results_table", lambda results: "")
         monkeypatch.setattr(in_training, "make_adapter", lambda *args, **options: None)
         said = Said()
         module = torch.nn.Linear(2, 2).train()
@@ -45,7 +50,9 @@ def broken_off(monkeypatch):
         config: Any = SimpleNamespace(
             training=SimpleNamespace(eval_harness_interval=2),
             parallelism=SimpleNamespace(sequence_parallel=False),
-            derived=SimpleNamespace(pipe_parallel_size=1, zero_stage=0, model_parallel_size=1),
+            derived=SimpleNamespace(
+                pipe_parallel_size=1, zero_stage=0, model_parallel_size=1, log_dir=None
+            ),
         )
         nothing: Any = None
         logger: Any = said
@@ -69,15 +76,18 @@ def test_broken_off_tasks_stop_the_run_and_leave_the_model_in_training(broken_of
     assert len(said) == 1
 
 
-def test_a_request_that_cannot_be_answered_is_a_warning_and_training_goes_on(broken_off):
-    state, said, hook = broken_off(DataError("loglikelihood: an ending of 65 tokens"))
+@pytest.mark.parametrize("others", [{}, {"good": {"acc,none": 0.5}}])
+def test_a_task_that_fails_is_a_warning_and_training_goes_on(broken_off, others):
+    failed = {"long": "loglikelihood: an ending of 65 tokens"}
+    state, said, hook = broken_off({"results": others, "failed_tasks": failed})
     assert not state.stop
     assert said == [
-        "warning at 2: tasks: loglikelihood: an ending of 65 tokens; training goes on without "
-        "their scores"
+        "warning at 2: eval_tasks: long: loglikelihood: an ending of 65 tokens; training goes on "
+        "without its scores",
+        *(f"scores at 2: {task} {{'acc': 0.5}}" for task in others),
     ]
     hook.at_end(state)  # the same iteration: not again
-    assert len(said) == 1
+    assert len(said) == 1 + len(others)
 
 
 @pytest.mark.parametrize(

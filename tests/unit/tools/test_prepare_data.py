@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
@@ -654,3 +655,46 @@ def test_a_message_catalogue_is_read_in_both_byte_orders():
         content = head + struct.pack(f"{order}8I", *tables) + b"".join(s + b"\0" for s in strings)
         assert system_text.read_catalogue(content) == [("yes", "ja")]
     assert system_text.read_catalogue(b"not a catalogue at all, sorry") == []
+
+
+def write_beginning_tokenizer(path):
+    """Words as tokens; transformers adds ``<s>``, which is 1, before each text."""
+    words = ["<|endoftext|>", "<s>", "news", "code", "sentence", "number"]
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, "<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_what_a_tokenizer_adds_to_texts_is_told_and_added_on_request(
+    two_domains, tmp_path, capsys, adds
+):
+    vocab = write_beginning_tokenizer(tmp_path / "tokenizer.json")
+    arguments = ["local", "-d", str(tmp_path / "data"), "-i", str(two_domains), "-v", str(vocab)]
+    for _ in range(2):  # the second time nothing is tokenized
+        file = main([*arguments, *(["--add-special-tokens"] if adds else [])])
+        told = [line for line in capsys.readouterr().err.splitlines() if "'<s>' before" in line]
+        assert [line for line in told if line.startswith(f"{vocab}: ")]
+    settings = yaml.safe_load(file.read_text())
+    assert settings.get("tokenizer_adds_special_tokens", False) == adds
+    (first, *_) = MMapIndexedDataset(settings["train_data_paths"][0])[:]
+    assert first.tolist()[:-2] == ([1, 3, 4, 5] if adds else [3, 4, 5])
+
+
+def test_data_with_and_without_added_tokens_are_not_taken_for_each_other(two_domains, tmp_path):
+    vocab = write_beginning_tokenizer(tmp_path / "tokenizer.json")
+    arguments = ["local", "-d", str(tmp_path / "data"), "-i", str(two_domains), "-v", str(vocab)]
+    sizes = []
+    for more in ([], ["--add-special-tokens"]):
+        settings = yaml.safe_load(main([*arguments, *more]).read_text())
+        sizes.append(len(MMapIndexedDataset(settings["train_data_paths"][0])[:][0]))
+    assert sizes[1] == sizes[0] + 1
+
+
+def test_added_tokens_of_a_tokenizer_that_adds_none_are_refused(two_domains, tmp_path):
+    with pytest.raises(TokenizerError, match="--add-special-tokens: a tokenizer that is trained"):
+        main(["local", "-d", str(tmp_path), "-i", str(two_domains), "--add-special-tokens"])

@@ -1,0 +1,54 @@
+"""Which tokens of a `tokenizer.json` change their text when other tokens follow."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_BYTE = re.compile(r"<0x\+?[0-9A-Fa-f]{1,2}>")
+_NO_STEP: dict[str, Any] = {"type": "Fuse"}
+
+
+def open_tokens(decoder: Mapping[str, Any] | None, vocab: Mapping[str, int]) -> frozenset[int]:
+    """Finds the tokens whose text is not final as long as only such tokens follow.
+
+    ByteFallback makes text of a run of byte tokens only if all of them are UTF-8 together, so that
+    one byte changes the whole run. Of a decoder that is not known to append text, all tokens are
+    open: then the text is final at its end.
+
+    Args:
+        decoder: The field of this name of a `tokenizer.json`.
+        vocab: Token string to id.
+    """
+    has_bytes = is_one_text = False
+    for step in _steps(decoder or _NO_STEP):
+        kind = step["type"]
+        if not _appends(step, is_one_text=is_one_text):
+            return frozenset(vocab.values())
+        has_bytes = has_bytes or kind == "ByteFallback"
+        is_one_text = is_one_text or kind in ("Fuse", "ByteLevel")
+    if not has_bytes:
+        return frozenset()
+    return frozenset(index for token, index in vocab.items() if _BYTE.fullmatch(token))
+
+
+def _steps(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if decoder["type"] == "Sequence":
+        for inner in decoder["decoders"]:
+            yield from _steps(inner)
+    else:
+        yield decoder
+
+
+def _appends(step: Mapping[str, Any], *, is_one_text: bool) -> bool:
+    """Whether more tokens only add to the text that a step gives.
+
+    Args:
+        step: Of a decoder.
+        is_one_text: Whether an earlier step has joined the tokens; the step then sees all of them.
+    """
+    kind = step["type"]
+    if kind in ("Fuse", "Strip", "Metaspace"):
+        return True
+    if kind == "Replace":
+        return not is_one_text or len(step["pattern"].get("String", "")) == 1
+    return not is_one_text and kind in ("ByteFallback", "ByteLevel", "WordPiece", "BPEDecoder")
