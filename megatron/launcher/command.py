@@ -19,11 +19,12 @@ from megatron.launcher.installation import missing_packages_problem
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.supervisor import RankCommand, Supervisor
-from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.hostfile import missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed
+from megatron.neox_arguments.purpose import is_training_script, purpose_of
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands", "runner_command"]
 
@@ -148,7 +149,7 @@ def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
 
 def _forecast(config: Any) -> str:
     """Stages and memory of a training run; nothing for other scripts."""
-    if Path(config.other.user_script or "").name != "train.py":
+    if not is_training_script(config.other.user_script):
         return ""
     from megatron.launcher.dry_run import describe_run
 
@@ -175,7 +176,8 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
 
 def _check_stages(arguments: NeoXArgs, config: Any) -> None:
     """Refuses a rule for cutting stages that would fail when the model is built."""
-    if config.derived.pipe_parallel_size == 1:
+    is_cut = config.derived.pipe_parallel_size > 1
+    if not is_cut or purpose_of(arguments.user_script) is Purpose.READING:
         return
     from megatron.memory_estimate import memory_plan
     from megatron.stage_plan import plan_stages
@@ -190,7 +192,7 @@ def _check_stages(arguments: NeoXArgs, config: Any) -> None:
 
 def _problem_of_this_machine(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> str | None:
     """Returns what this machine lacks for a training, or None; other machines are not known."""
-    if plan.hosts or Path(arguments.user_script).name != "train.py":
+    if plan.hosts or not is_training_script(arguments.user_script):
         return None
     if config.derived.precision == "fp16" and not plan.device_indices:
         key = "fp16" if "fp16" in arguments.given else "precision"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import IssueList
 from .fields import field_table
+
+if TYPE_CHECKING:
+    from .rules import Draft
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,15 @@ SECTIONS: Mapping[str, str] = {
     "soft_prompt_tuning": "training prompts is not part of this version",
 }
 """Sections that are refused when they are enabled."""
+
+NETWORK = frozenset(
+    (
+        *("te_columnparallel", "te_rowparallel", "te_layernorm_mlp", "te_mha", "te_fp8_mha"),
+        *("moe_num_experts", "sparsity_config", "sparse_attention", "soft_prompt_tuning"),
+        *("use_mup", "compression_training", "load_universal", "tokenizer", "lazy_mpu_init"),
+    )
+)
+"""Refused keys that a program that only reads a model could not honour either."""
 
 _ACTIVATIONS = "activations are kept or computed again, nothing in between"
 _COMPUTED = "it is computed"
@@ -164,23 +175,40 @@ PARENTS: Mapping[str, str] = {
 """Starts of keys that mean nothing without something that this program has not: noted when set."""
 
 
-def check_retired(values: Mapping[str, Any], given: frozenset[str], issues: IssueList) -> list[str]:
-    """Refuses keys that cannot be honoured; returns notes about those that are hints."""
-    table = field_table()
-    for key, retired in REFUSED.items():
-        value = values[key]
-        if not is_asked_for(key, value):
-            continue
-        issues.add(key, f"{key}: {_show(value)} is not supported: {retired.reason}; remove the key")
-    for key, reason in SECTIONS.items():
-        if is_asked_for(key, values[key]):
-            issues.add(key, f"{key} is not supported: {reason}; remove the section")
-    for field in table.values():
-        value = values[field.name]
-        if field.group == "preference" and value is not None and value != field.default:
-            issues.add(field.name, f"{field.name} is not supported: {_NO_PREFERENCE}; remove it")
-    changed = [k for k in table if k in given and values[k] not in (None, table[k].default)]
-    return [f"'{key}' has no effect: {hint}" for key in changed if (hint := hint_about(key))]
+def check_retired(draft: Draft) -> None:
+    """Refuses keys that cannot be honoured, and notes those that are hints."""
+    for key in (*REFUSED, *SECTIONS):
+        if key in NETWORK:
+            _refuse(draft, key)
+    with draft.training_rules():
+        for key in (*REFUSED, *SECTIONS):
+            if key not in NETWORK:
+                _refuse(draft, key)
+        for field in field_table().values():
+            value = draft[field.name]
+            if field.group == "preference" and value is not None and value != field.default:
+                problem = f"{field.name} is not supported: {_NO_PREFERENCE}; remove it"
+                draft.issues.add(field.name, problem)
+    _note_hints(draft)
+
+
+def _refuse(draft: Draft, key: str) -> None:
+    value = draft[key]
+    if not is_asked_for(key, value):
+        return
+    if key in SECTIONS:
+        problem = f"{key} is not supported: {SECTIONS[key]}; remove the section"
+    else:
+        reason = REFUSED[key].reason
+        problem = f"{key}: {_show(value)} is not supported: {reason}; remove the key"
+    draft.issues.add(key, problem)
+
+
+def _note_hints(draft: Draft) -> None:
+    for key, field in field_table().items():
+        if key in draft.given and draft[key] not in (None, field.default):
+            if hint := hint_about(key):
+                draft.notes.append(f"'{key}' has no effect: {hint}")
 
 
 def is_asked_for(key: str, value: Any) -> bool:

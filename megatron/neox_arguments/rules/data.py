@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ..purpose import Purpose
 from .draft import Draft
 from .limits import resolve_limits
 
@@ -19,7 +20,9 @@ SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
 def resolve_data(draft: Draft) -> dict[str, Any]:
     """Returns paths, weights and names of the three sets."""
     paths = _paths(draft)
-    weights = {name: _weights(draft, name, paths[name]) for name in SETS}
+    weights = {name: _weights(draft, name, paths[name]) for name in ("valid", "test")}
+    with draft.training_rules():
+        weights["train"] = _weights(draft, "train", paths["train"])
     split = _split(draft) if draft["data_path"] else None
     domains = _all_domains(draft, paths)
     if draft["data_impl"] in ("cached", "lazy"):
@@ -57,7 +60,7 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
 
 
 def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
-    listed = [name for name in SETS if draft[f"{name}_data_paths"]]
+    listed = [name for name in _sets_in_use(draft) if draft[f"{name}_data_paths"]]
     if draft["data_path"] and listed:
         draft.issues.add(
             "data_path",
@@ -66,13 +69,18 @@ def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
     elif draft["data_path"]:
         return {name: (draft["data_path"],) for name in SETS}
     missing = [name for name in SETS if name not in listed]
-    if listed and missing:
+    if listed and missing and draft.purpose is Purpose.TRAINING:
         wanted = " and ".join(f"{name}_data_paths" for name in missing)
         draft.issues.add(
             f"{listed[0]}_data_paths",
             f"{listed[0]}_data_paths is set but not {wanted}; set all three",
         )
     return {name: tuple(draft[f"{name}_data_paths"] or ()) for name in SETS}
+
+
+def _sets_in_use(draft: Draft) -> tuple[str, ...]:
+    """Sets that the program opens: the training data of a model that is read may be gone."""
+    return SETS if draft.purpose is Purpose.TRAINING else ("valid", "test")
 
 
 def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
@@ -115,21 +123,22 @@ def _split(draft: Draft) -> tuple[float, float, float]:
 
 def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Names the datasets of each set, or leaves the names empty where nobody needs them."""
-    named_train = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
-    named_train = named_train or bool(draft["data_domain_names"])
-    named = {
-        "train": named_train,
-        "valid": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
-        "test": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
-    }
-    if draft["data_path"] and (named["train"] or named["valid"]):
+    has_names = bool(draft["data_domain_names"])
+    trains_named = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
+    named = dict.fromkeys(SETS, draft["use_named_eval_datasets"] or has_names)
+    named["train"] = trains_named or has_names
+    if draft["data_path"] and any(named[name] for name in _sets_in_use(draft)):
         draft.issues.add(
             "data_path",
             "data_path is one dataset without domains; for named datasets or a mixing method set "
             "train_data_paths, valid_data_paths and test_data_paths",
         )
         return dict.fromkeys(SETS, ())
-    return {name: _domains(draft, name, paths[name]) if named[name] else () for name in SETS}
+    domains = dict.fromkeys(SETS, ())
+    for name in _sets_in_use(draft):
+        if named[name]:
+            domains[name] = _domains(draft, name, paths[name])
+    return domains
 
 
 def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:

@@ -115,11 +115,12 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
         key = "precision" if draft["precision"] else "bf16"
         draft.issues.add(key, f"{' but '.join(sections)}; keep one of them")
     precision = next(iter(wanted)) if len(wanted) == 1 else "fp32"
-    options = _loss_scale(draft, fp16) if precision == "fp16" else {}
-    if precision != "fp16":
-        for key in _OUTER_FP16.values():
-            if draft.is_set(key) and draft[key] != field_table()[key].default:
-                draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
+    with draft.training_rules():
+        options = _loss_scale(draft, fp16) if precision == "fp16" else {}
+        if precision != "fp16":
+            for key in _OUTER_FP16.values():
+                if draft.is_set(key) and draft[key] != field_table()[key].default:
+                    draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
     return {"precision": precision, "fp16_options": options}
 
 
