@@ -32,7 +32,7 @@ TRAINING_ALONE = [
     {"train_data_paths": ["a/text", "a/text"], "use_named_train_datasets": True},
     {"train_data_paths": ["a/text"]},
     {"train_iters": 0},
-    {"train_batch_size": 480, "train_micro_batch_size_per_gpu": 60},
+    {"train_batch_size": 480, "train_micro_batch_size_per_gpu": 50},
     {"train_micro_batch_size_per_gpu": 0},
     {"save": "checkpoints"},
     {"checkpoint_factor": 0.5},
