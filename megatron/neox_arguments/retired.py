@@ -106,6 +106,7 @@ HINTS: Mapping[str, str] = {
     "rotary_save_freqs_buffer": "frequencies are computed, never stored",
     "num_workers": "samples are read from memory maps; there are no loader processes",
     "detect_nvlink_pairs": "NCCL finds the links itself",
+    "fused_kernels_build_path": "no kernels are compiled; torch's are used",
     "onnx_safe": "there is no ONNX export",
     "attention_type": "num_kv_heads says whether queries share keys and values",
     "decay_lr_to": "GPT-NeoX never read it; min_lr is where the decay stops",
@@ -160,6 +161,11 @@ PARENTS: Mapping[str, str] = {
     "mup_": "use_mup",
     "gradient_noise_scale_": "log_gradient_noise_scale",
     "rpe_": "pos_emb: rpe",
+    "dim_att": "RWKV layers",
+    "head_size": "RWKV layers",
+    "ffn_dim": "RWKV layers",
+    "online_dataserver_": "train_impl: reinforce",
+    "weight_server_port": "serve_model_weights",
     "use_tutel": "moe_num_experts",
     "create_moe_param_group": "moe_num_experts",
     "enable_expert_tensor_parallelism": "moe_num_experts",
@@ -172,7 +178,7 @@ PARENTS: Mapping[str, str] = {
     "s3_chunk_size": "s3_path",
     "allow_chopped": "pack_impl",
 }
-"""Starts of keys that mean nothing without something that this program has not: noted when set."""
+"""Starts of keys that mean nothing without what this program does not support: noted when set."""
 
 
 def check_retired(draft: Draft) -> None:
@@ -186,7 +192,8 @@ def check_retired(draft: Draft) -> None:
                 _refuse(draft, key)
         for field in field_table().values():
             value = draft[field.name]
-            if field.group == "preference" and value is not None and value != field.default:
+            is_changed = value is not None and value != field.default
+            if field.group == "preference" and is_changed and hint_about(field.name) is None:
                 problem = f"{field.name} is not supported: {_NO_PREFERENCE}; remove it"
                 draft.issues.add(field.name, problem)
     _note_hints(draft)
@@ -230,7 +237,7 @@ def hint_about(key: str) -> str | None:
         return HINTS.get(key)
     for start, parent in PARENTS.items():
         if key.startswith(start):
-            return f"it belongs to {parent}, which this version has not"
+            return f"it belongs to {parent}, which this version does not support"
     return None
 
 

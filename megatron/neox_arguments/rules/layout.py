@@ -7,6 +7,7 @@ from typing import Any
 
 from ..purpose import Purpose
 from .draft import Draft
+from .model import has_heads
 from .precision import written_as
 
 
@@ -58,11 +59,11 @@ def _check_tensor_parallel(draft: Draft, derived: Mapping[str, Any], size: int) 
         if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
             draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
         return
-    counts = {
-        "num_attention_heads": draft["num_attention_heads"] or size,
-        "num_kv_heads": derived["num_kv_heads"],
-        "the inner width of the MLP": derived["mlp_inner_size"],
-    }
+    counts = {}
+    if has_heads(draft):
+        counts["num_attention_heads"] = draft["num_attention_heads"] or size
+        counts["num_kv_heads"] = derived["num_kv_heads"]
+    counts["the inner width of the MLP"] = derived["mlp_inner_size"]
     if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
         counts["seq_length (with sequence_parallel)"] = derived["seq_length"]
     for what, count in counts.items():

@@ -27,8 +27,10 @@ FP16_KEYS = frozenset(
         "auto_cast",
     }
 )
+_LOSS_SCALE_KEYS = FP16_KEYS - {"enabled", "type"}
+"""Keys that GPT-NeoX's files also write into the section bf16, where they do nothing."""
 _FP16_TYPES = {"fp16": "fp16", "float16": "fp16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-BF16_KEYS = frozenset({"enabled", "immediate_grad_update", "check_grad_overflow"})
+BF16_KEYS = frozenset({"enabled", "bf16", "immediate_grad_update", "check_grad_overflow"})
 
 ZERO_DEFAULTS: Mapping[str, Any] = {
     "stage": 0,
@@ -95,7 +97,10 @@ _COPIES = {
 def resolve_precision(draft: Draft) -> dict[str, Any]:
     """Returns the number format and the loss scale from `precision`, `fp16` and `bf16`."""
     fp16 = _section(draft, "fp16", FP16_KEYS)
-    bf16 = _section(draft, "bf16", BF16_KEYS)
+    bf16 = _section(draft, "bf16", BF16_KEYS | _LOSS_SCALE_KEYS)
+    unused = [f"bf16.{key}" for key in bf16 if key in _LOSS_SCALE_KEYS]
+    if unused:
+        draft.notes.append(f"{', '.join(unused)}: no effect, they belong to fp16")
     enabled = {}
     if fp16.get("enabled"):
         kind = str(fp16.get("type") or "fp16").lower()
