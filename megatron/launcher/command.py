@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_launch(arguments, os.environ)
         config = resolve(arguments, world_size=plan.num_processes)
         _check_stages(arguments, config)
+        if not command.check:  # the summary of a check has them
+            for note in arguments.notes:
+                _say(f"note: {note}")  # ranks get one file and could not say it
         grace_seconds = _grace_seconds(os.environ)
         _tell_of_lone_machine(arguments, plan)
         problem = _problem_of_this_machine(arguments, config, plan)

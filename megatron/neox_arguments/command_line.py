@@ -120,14 +120,13 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
         raise ConfigError(
             f"the command line: there is no script {parsed.user_script}; check its path"
         )
-    values, origins = _read_configuration(parsed)
-    return DeepyCommand(NeoXArgs._build(values, origins), parsed.check, parsed.dry_run)
+    return DeepyCommand(NeoXArgs._build(*_read_configuration(parsed)), parsed.check, parsed.dry_run)
 
 
 def read_script_command(
     input_args: Sequence[str] | None = None,
-) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """Parses the command line of a script; returns values and their origins.
+) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
+    """Parses the command line of a script; returns values, their origins and notes.
 
     Raises:
         ConfigError: If there is no configuration or it cannot be read.
@@ -137,7 +136,7 @@ def read_script_command(
     if any(a == "--megatron_config" or a.startswith("--megatron_config=") for a in arguments):
         # a launcher's whole command line may be here, with flags that are its own
         parsed, _ = parser.parse_known_args(arguments)
-        return load_megatron_config(parsed.megatron_config), {}
+        return load_megatron_config(parsed.megatron_config), {}, ()
     parsed = parser.parse_intermixed_args(arguments)
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
@@ -177,7 +176,7 @@ def _is_file(text: str) -> bool:
 
 def _read_configuration(
     parsed: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, Origin]]:
+) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
     document = read_files([find_file(name, parsed.conf_dir) for name in parsed.conf_file])
     values: dict[str, Any] = {"config_files": dict(document.texts), **document.values}
     origins = dict(document.origins)
@@ -190,4 +189,4 @@ def _read_configuration(
         # GPT-NeoX's text_generation.yml says unconditional, and its README passes -i beside it
         values["text_gen_type"] = "input-file"
         origins["text_gen_type"] = Origin("the command line")
-    return values, origins
+    return values, origins, document.notes

@@ -81,6 +81,7 @@ def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     if values["seq_length"] is None:
         values["seq_length"] = values["max_position_embeddings"]
     values, given, notes = apply_aliases(values, args.given, issues)
+    notes = [*args.notes, *notes]
     return Draft(values, given, issues, notes, purpose or purpose_of(values["user_script"]))
 
 

@@ -25,12 +25,13 @@ class Document:
     """The merged content of configuration files.
 
     ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
-    files as they are.
+    files as they are, ``notes`` what a user should know of the merge.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def find_file(name: str, folder: str | None = None) -> Path:
@@ -73,12 +74,18 @@ def _shortened(path: Path) -> str:
 
 
 def read_files(paths: Iterable[str | Path]) -> Document:
-    """Reads and merges files; the order does not matter, for no key may stand twice.
+    """Reads and merges files.
+
+    The order does not matter, for a key has one value: files may repeat it. As GPT-NeoX does it, a
+    key that one file spells with dashes and another one with underscores is taken from the later
+    file; the pairs of published files that need this get a note.
 
     Raises:
         ConfigError: A message for each file that is named twice or cannot be parsed, and for each
-            key that stands twice.
+            key with two values.
     """
+    spelled: dict[str, str] = {}
+    notes: list[str] = []
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     texts: dict[str, str] = {}
@@ -101,23 +108,32 @@ def read_files(paths: Iterable[str | Path]) -> Document:
         except ConfigError as error:
             problems.extend(error.messages)
             continue
-        for key, value, line in entries:
-            origin = Origin(str(path), line)
+        for written, value, line in entries:
+            key, origin = written.replace("-", "_"), Origin(str(path), line)
             if key in origins:
-                problems.append(f"{origin}: '{key}' is already set at {origins[key]}; set it once")
-                continue
+                first, is_same_file = origins[key], origins[key].source == str(path)
+                if not is_same_file and _are_equal(value, values[key]):
+                    continue
+                if is_same_file or spelled[key] == written:
+                    problems.append(f"{origin}: '{key}' is already set at {first}; set it once")
+                    continue
+                notes.append(f"'{written}' at {origin} replaces '{spelled[key]}' at {first}")
             if key == "config_files":
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
-            values[key], origins[key] = value, origin
+            values[key], origins[key], spelled[key] = value, origin, written
         texts[_unique_name(Path(path).name, (*KEPT_NAMES, *texts))] = text
     if problems:
         raise ConfigError(*problems)
-    return Document(values, origins, texts)
+    return Document(values, origins, texts, tuple(notes))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return json.dumps(one) == json.dumps(other)  # 1 is neither 1.0 nor true
 
 
 def parse_text(text: str, source: str) -> list[tuple[str, Any, int]]:
-    """Parses one YAML or JSON text into ``(key, value, line)``; dashes in keys become underscores.
+    """Parses one YAML or JSON text into ``(key, value, line)``, keys as they are written.
 
     Raises:
         ConfigError: With file, line and column for malformed text; if the text is no mapping, or
@@ -158,7 +174,7 @@ def _entry(loader: Any, key_node: Any, value_node: Any, source: str) -> tuple[st
     if not isinstance(key, str):
         raise ConfigError(f"{where}: a key must be text, got {shown(key)}; put it in quotes")
     _refuse_other_objects(value, f"{where}: {key}")
-    return key.replace("-", "_"), value, line
+    return key, value, line
 
 
 def _refuse_other_objects(value: Any, where: str) -> None:
@@ -238,7 +254,7 @@ def _parse_json(text: str, source: str) -> list[tuple[str, Any, int]]:
     entries: list[tuple[str, Any, int]] = []
     for key, value in outer:
         numbers = (n for n, line in enumerate(lines, start=1) if json.dumps(key) in line)
-        entries.append((key.replace("-", "_"), value, next(numbers, 1)))
+        entries.append((key, value, next(numbers, 1)))
     return entries
 
 
