@@ -18,8 +18,8 @@ from tests.tiny_tasks import OFFLINE, QUESTIONS, write_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
 
-from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.old_names import current_name
+from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.task_selection import find_tasks, load_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
