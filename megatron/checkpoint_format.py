@@ -30,6 +30,7 @@ from torch import Tensor
 
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.model.parameters import ParameterFacts
 
 __all__ = [
@@ -158,6 +159,8 @@ def index_checksum(index: dict[str, Any]) -> int:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
+    if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
+        raise CheckpointError(problem)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -32,6 +32,7 @@ LEVELS = {
         "megatron.errors",
         "megatron.files",
         "megatron.flops",
+        "megatron.foreign_checkpoints",
         "megatron.loss_chunks",
         "megatron.memory_estimate",
         "megatron.model_shape",
