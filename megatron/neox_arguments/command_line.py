@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 class DeepyCommand:
     """A parsed command line of ``deepy.py``.
 
-    ``check``: only check the configuration; ``dry_run``: only say what would be started.
+    ``check``: only check the configuration; ``dry_run``: only say what would be started;
+    ``elsewhere``: what this machine lacks does not count for the two.
     """
 
     neox_args: NeoXArgs
     check: bool
     dry_run: bool
+    elsewhere: bool = False
 
 
 def deepy_parser() -> argparse.ArgumentParser:
@@ -43,6 +45,11 @@ def deepy_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("instead of starting")
     group.add_argument("--check", action="store_true", help="check the configuration and stop")
     group.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run")
+    group.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="of these two: the run starts on another machine; note what this one lacks",
+    )
     return parser
 
 
@@ -120,7 +127,13 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
         raise ConfigError(
             f"the command line: there is no script {parsed.user_script}; check its path"
         )
-    return DeepyCommand(NeoXArgs._build(*_read_configuration(parsed)), parsed.check, parsed.dry_run)
+    if parsed.elsewhere and not (parsed.check or parsed.dry_run):
+        raise ConfigError(
+            "the command line: --elsewhere has no effect on a run that starts here; add --check or "
+            "--dry-run, or remove it"
+        )
+    neox_args = NeoXArgs._build(*_read_configuration(parsed))
+    return DeepyCommand(neox_args, parsed.check, parsed.dry_run, parsed.elsewhere)
 
 
 def read_script_command(

@@ -59,7 +59,7 @@ def read_configuration(path: Path, *beside: Path, script: str | None = None) -> 
     """
     try:
         written = dict(read_files([path, *beside]).values)
-        missing = {key: value for key, value in _SMALLEST.items() if key not in written}
+        missing: dict[str, Any] = {k: v for k, v in _SMALLEST.items() if k not in written}
         if not any(key in written for key in ("train_batch_size", "batch_size", _BATCH[1])):
             missing["train_micro_batch_size_per_gpu"] = 1
         if not any(key in written for key in ("checkpoint_factor", "save_interval")):

@@ -134,7 +134,7 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
             "train_data_paths, valid_data_paths and test_data_paths",
         )
         return dict.fromkeys(SETS, ())
-    domains = dict.fromkeys(SETS, ())
+    domains: dict[str, tuple[str, ...]] = dict.fromkeys(SETS, ())
     for name in _sets_in_use(draft):
         if named[name]:
             domains[name] = _domains(draft, name, paths[name])
