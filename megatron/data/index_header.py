@@ -107,9 +107,11 @@ def stored_tokens(prefix: str | Path) -> int:
     for width in widths:
         if pointer + size * width == found:
             return found // width
+    expected = pointer + size * widths[0]
+    state = "truncated" if found < expected else "longer than its index says"
     raise DataError(
-        f"{data_path}: the last of {header.num_items} items ends at byte "
-        f"{pointer + size * widths[0]}, found {found} bytes; copy or make the data set again"
+        f"{data_path}: {header.num_items} items need {expected} bytes, found {found}; "
+        f"the file is {state}, copy or make the data set again"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from megatron.data.errors import DataError
@@ -38,8 +39,10 @@ def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigEr
         return []
     problems: list[ConfigError] = []
     size = _vocabulary(config, problems)
-    for key, prefix in _datasets(config, Path(script or "").name):
-        problems += _dataset_problems(config, key, prefix, vocab_size=size)
+    for split, prefix, name in _datasets(config, Path(script or "").name):
+        found = _dataset_problems(config, prefix, name, vocab_size=size, trains=split == "train")
+        key = "data_path" if config.derived.split else f"{split}_data_paths"
+        problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
     if is_training:
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
@@ -61,8 +64,8 @@ def _vocabulary(config: RunConfig, problems: list[ConfigError]) -> int | None:
         return None
 
 
-def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str]]:
-    """Yields key and prefix of each data set that the program opens, once."""
+def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str, str]]:
+    """Yields split, prefix and domain of each data set that the program opens, once."""
     derived, asked = config.derived, config.text_generation
     if script == "generate.py":
         return
@@ -72,35 +75,38 @@ def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str]]:
     held_out = [] if names_some or measures_none else ["valid", "test"]
     seen = set()
     for split in ["train", *held_out] if is_training else held_out:
-        for prefix in getattr(derived, f"{split}_paths"):
+        prefixes = getattr(derived, f"{split}_paths")
+        names = getattr(derived, "domains" if split == "train" else f"{split}_domains")
+        for prefix, name in zip_longest(prefixes, names):
             if prefix not in seen:
                 seen.add(prefix)
-                yield "data_path" if derived.split else f"{split}_data_paths", prefix
+                yield split, prefix, name or Path(prefix).parent.name or Path(prefix).name
 
 
 def _dataset_problems(
-    config: RunConfig, key: str, prefix: str, *, vocab_size: int | None
-) -> list[ConfigError]:
+    config: RunConfig, prefix: str, name: str, *, vocab_size: int | None, trains: bool
+) -> Iterator[str]:
     """Files that are missing or torn, ids that no embedding has, no text for one sample."""
     try:
-        tokens = stored_tokens(prefix)
-        metadata = read_metadata(prefix)
+        tokens, metadata = stored_tokens(prefix), read_metadata(prefix)
     except DataError as error:
-        return [ConfigError(_led_by(key, str(error)), key=key)]
-    problems = []
-    if key == "train_data_paths" and tokens <= config.derived.seq_length:
-        problems.append(
-            f"{key}: {prefix} has {tokens} tokens, and one sample needs "
-            f"{config.derived.seq_length + 1}; use a smaller seq_length or more text"
+        yield str(error)
+        return
+    needed = config.derived.seq_length + 1
+    if trains and tokens < needed:
+        what = "is shorter than one sample" if tokens else "is empty"
+        yield (
+            f"{prefix}: domain {name} {what}: {tokens} tokens, seq_length needs {needed}; use a "
+            "smaller seq_length, give it text or leave it out"
         )
-    if metadata is not None and metadata.tokens == tokens and vocab_size is not None:
-        if metadata.max_token_id >= vocab_size:
-            problems.append(
-                f"{key}: {prefix} has token id {metadata.max_token_id}, the tokenizer of this run "
-                f"has {vocab_size} ids (the data were made with {metadata.tokenizer.type}, "
-                f"{metadata.tokenizer.vocab_size} ids); use one tokenizer for both"
-            )
-    return [ConfigError(problem, key=key) for problem in problems]
+    if metadata is None or metadata.tokens != tokens or vocab_size is None:
+        return
+    if metadata.max_token_id >= vocab_size:
+        yield (
+            f"{prefix}: domain {name} has token id {metadata.max_token_id}, the tokenizer of this "
+            f"run has {vocab_size} ids (the data were made with {metadata.tokenizer.type}, "
+            f"{metadata.tokenizer.vocab_size} ids); use one tokenizer for both"
+        )
 
 
 def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:

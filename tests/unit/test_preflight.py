@@ -71,7 +71,7 @@ BROKEN_DATA = {
     "no .bin": (lambda d: (d / "train/a/text.bin").unlink(), "text.bin: no such file"),
     "torn .idx": (lambda d: cut(d, "text.idx", 60), "truncated or damaged"),
     "empty .idx": (lambda d: cut(d, "text.idx", 0), "not an index"),
-    "torn .bin": (lambda d: cut(d, "text.bin", 100), "ends at byte 128, found 100"),
+    "torn .bin": (lambda d: cut(d, "text.bin", 100), "need 128 bytes, found 100"),
     "other file": (lambda d: (d / "train/a/text.idx").write_text("x" * 90), "not an index"),
     "torn sidecar": (lambda d: (d / "train/a/text.meta.json").write_text("{"), "meta.json"),
 }
@@ -112,7 +112,8 @@ def test_a_data_set_shorter_than_one_sample_is_named(values, tmp_path):
     short = write_dataset(tmp_path / "train/b/text", num_tokens=16)
     paths = [*values["train_data_paths"], short]
     ((_, problem),) = problems_of(values, train_data_paths=paths)
-    assert f"{short} has 16 tokens, and one sample needs 17" in problem
+    assert f"{short}: domain b is shorter than one sample: 16 tokens" in problem
+    assert "needs 17" in problem
 
 
 def sidecar(prefix, **changes):
