@@ -124,15 +124,17 @@ def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
     folders["tensorboard_dir"] = config.logging.tensorboard_dir
     for key, folder in folders.items():
         if folder and (problem := _unwritable(Path(folder))):
-            yield ConfigError(f"{key}: {folder} cannot be made or written: {problem}", key=key)
+            yield ConfigError(
+                f"{key}: {folder} cannot be written ({problem}); choose a writable folder", key=key
+            )
 
 
 def _unwritable(folder: Path) -> str | None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        return f"{nearest} is no folder; choose another place"
+        return f"Not a directory: {nearest}"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"{nearest} may not be written; choose another place, or change its permissions"
+        return f"Permission denied: {nearest}"
     return None
 
 

@@ -143,10 +143,10 @@ def test_an_id_beyond_the_vocabulary_is_named(values, largest, tokens, is_refuse
         ({"tokenizer_type": "HFTokenizer"}, "vocab_file", "none is given"),
         ({"precision": "fp16"}, "precision", "no accelerator"),
         ({"fp16": {"enabled": True}}, "fp16", "no accelerator"),
-        ({"save": "train.py", "checkpoint_factor": 1}, "save", "train.py is no folder"),
-        ({"save": "train.py/x", "checkpoint_factor": 1}, "save", "train.py is no folder"),
-        ({"log_dir": "train.py/logs"}, "log_dir", "train.py is no folder"),
-        ({"tensorboard_dir": "mine.py/t"}, "tensorboard_dir", "mine.py is no folder"),
+        ({"save": "train.py", "checkpoint_factor": 1}, "save", "Not a directory: train.py"),
+        ({"save": "train.py/x", "checkpoint_factor": 1}, "save", "Not a directory: train.py"),
+        ({"log_dir": "train.py/logs"}, "log_dir", "Not a directory: train.py"),
+        ({"tensorboard_dir": "mine.py/t"}, "tensorboard_dir", "Not a directory: mine.py"),
         ({"load": "elsewhere"}, "load", "no checkpoint in elsewhere"),
         ({"load": "run", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 3"),
         ({"load": "neox"}, "load", "checkpoint of GPT-NeoX"),
@@ -169,7 +169,7 @@ def test_a_folder_that_may_not_be_written_is_named(values, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     ((key, problem),) = problems_of(values, save="locked/run", checkpoint_factor=1)
     assert key == "save"
-    assert "may not be written" in problem
+    assert "Permission denied" in problem
 
 
 def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
