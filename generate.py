@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 from megatron.entry_point import run_program
 from megatron.initialize import initialize_megatron, prepare_process, shutdown
-from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.neox_arguments import NeoXArgs, Purpose, resolve
 
 
 def main(input_args: list[str] | None = None, overwrite_values: dict | None = None) -> None:
@@ -22,7 +22,7 @@ def main(input_args: list[str] | None = None, overwrite_values: dict | None = No
     """
     prepare_process()
     neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
-    config = resolve(neox_args)
+    config = resolve(neox_args, purpose=Purpose.READING)
     from megatron.inference import load_for_inference
     from megatron.logging import print_rank_0
     from megatron.mpu.initialize import make_topology

@@ -44,6 +44,7 @@ from megatron.checkpoint_schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.model.parameters import ParameterFacts
 from odm.json_data import SchemaError, anything, fields, read_json, shown
 
@@ -203,6 +204,8 @@ def index_checksum(index: dict[str, Any]) -> int:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
+    if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
+        raise CheckpointError(problem)
     index = read_json(
         path,
         fields({"version": anything}),

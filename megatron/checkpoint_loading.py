@@ -29,6 +29,7 @@ from megatron.checkpoint_format import (
 from megatron.checkpoint_schema import RUN_FILES
 from megatron.engine_state import load_fragments, prepare_moments
 from megatron.errors import CheckpointError
+from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.model.config import ModelConfig
 from megatron.model.parameters import ParameterFacts, cut_shard, extremes, facts_of
 from megatron.mpu import Topology
@@ -61,7 +62,8 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
         The folder, or None when there is no checkpoint at all.
 
     Raises:
-        CheckpointError: If ``iteration`` is not there or damaged, or if all are damaged.
+        CheckpointError: If ``iteration`` is not there or damaged, if all are damaged, or if
+            ``load`` is another program's.
     """
     shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(shared, src=0)
@@ -85,6 +87,9 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
 def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
     """Names of folders to try, in this order, and what is wrong with the choice itself."""
     steps = checkpoint_steps(load) if load.is_dir() else []
+    if not any((step_folder(load, step) / "index.json").is_file() for step in steps):
+        if problem := foreign_checkpoint_problem(load):
+            return [], f"load: {problem}"
     if iteration is not None:
         if iteration in steps:
             return [step_folder(load, iteration).name], None

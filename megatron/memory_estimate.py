@@ -130,13 +130,13 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
 
 def _vocabulary(config: RunConfig) -> Vocabulary:
     """The tokenizer's size where a small file tells it, else what the configuration says."""
-    kind, path = config.tokenizer.tokenizer_type, config.training.vocab_file
-    size = tokenizer_file_size(kind, path)
+    kind, training = config.tokenizer.tokenizer_type, config.training
+    size = tokenizer_file_size(kind, training.vocab_file, training.merge_file)
     if size is not None:
         return Vocabulary(size, f"of {kind}")
     if config.tokenizer.padded_vocab_size:
         return Vocabulary(config.tokenizer.padded_vocab_size, "padded_vocab_size")
-    return Vocabulary(_ASSUMED_VOCABULARY, "assumed: no tokenizer file that is quick to read")
+    return Vocabulary(_ASSUMED_VOCABULARY, "assumed: no tokenizer file tells it")
 
 
 def _round_up(number: int, divisor: int) -> int:

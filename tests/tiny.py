@@ -15,6 +15,16 @@ VOCAB_SIZE = 512
 DOMAINS = ("letters", "digits", "noise")
 
 
+def write_dataset(prefix: Path, *, num_tokens: int = 64) -> str:
+    """Writes a data set of one document for the tokenizer of bytes; returns its prefix."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = make_builder(str(data_file_path(str(prefix))), "mmap", vocab_size=VOCAB_SIZE)
+    builder.add_item(np.arange(num_tokens) % 250 + 2)
+    builder.end_document()
+    builder.finalize(str(index_file_path(str(prefix))))
+    return str(prefix)
+
+
 def write_tiny_corpus(folder: Path, *, documents: int = 40, seed: int = 3) -> dict[str, list[str]]:
     """Writes three domains of different difficulty, split train, valid and test.
 

@@ -7,20 +7,22 @@ int32 sizes[n] (tokens) | int64 pointers[n] (bytes into the ``.bin``) | int64 do
 import dataclasses
 import logging
 import os
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from megatron.data.errors import DataError
+from megatron.data.index_header import (
+    HEADER,
+    MAGIC,
+    VERSION,
+    data_file_path,
+    index_file_path,
+    read_header,
+)
 
 logger = logging.getLogger(__name__)
-
-MAGIC = b"MMIDIDX\x00\x00"
-LEGACY_MAGIC = b"TNTIDX\x00\x00"
-VERSION = 1
-HEADER = struct.Struct("<9sQBQQ")
 
 DTYPE_OF_CODE: dict[int, np.dtype] = {
     1: np.dtype("<u1"),
@@ -52,16 +54,6 @@ class Index:
     """First item of each document and the number of items, shape (documents + 1,), int64."""
 
 
-def index_file_path(prefix: str | Path) -> str:
-    """Returns the path of the index of a data set."""
-    return f"{prefix}.idx"
-
-
-def data_file_path(prefix: str | Path) -> str:
-    """Returns the path of the tokens of a data set."""
-    return f"{prefix}.bin"
-
-
 def write_index(
     stream: BinaryIO, dtype: np.dtype, *, sizes: np.ndarray, doc_idx: np.ndarray
 ) -> None:
@@ -89,24 +81,8 @@ def read_index(prefix: str | Path) -> Index:
         DataError: If a file is missing, foreign, truncated or contradicts the other.
     """
     index_path, data_path = Path(index_file_path(prefix)), Path(data_file_path(prefix))
-    for path in (index_path, data_path):
-        if not path.is_file():
-            raise DataError(
-                f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx"
-            )
-    try:
-        with index_path.open("rb") as stream:
-            head = stream.read(HEADER.size)
-    except OSError as error:
-        raise DataError(f"{index_path}: cannot be read: {error.strerror}") from error
-    code, num_items, num_doc_indices = _parse_header(index_path, head)
-    found = index_path.stat().st_size
-    expected = HEADER.size + 12 * num_items + 8 * num_doc_indices
-    if found != expected:
-        raise DataError(
-            f"{index_path}: {num_items} items and {num_doc_indices} document indices need "
-            f"{expected} bytes, found {found}; the file is truncated or damaged, make it again"
-        )
+    header = read_header(prefix)
+    num_items = header.num_items
     try:
         raw = np.asarray(np.memmap(index_path, dtype=np.uint8, mode="r"))
     except OSError as error:
@@ -121,33 +97,9 @@ def read_index(prefix: str | Path) -> Index:
         raise DataError(
             f"{index_path}: item {item} has a negative size, {sizes[item]}; make it again"
         )
-    dtype = _matching_dtype(code, int(sizes.sum(dtype=np.int64)), data_path)
+    dtype = _matching_dtype(header.code, int(sizes.sum(dtype=np.int64)), data_path)
     _check_pointers(index_path, sizes, pointers, dtype.itemsize)
     return Index(dtype, sizes, pointers, _repaired_doc_idx(index_path, doc_idx, num_items))
-
-
-def _parse_header(path: Path, head: bytes) -> tuple[int, int, int]:
-    """Returns dtype code, number of items and number of document indices."""
-    if head.startswith(LEGACY_MAGIC):
-        raise DataError(
-            f"{path}: written in the legacy TNTIDX format (data_impl lazy or cached), which is not "
-            "read; tokenize the text again with --dataset-impl mmap"
-        )
-    if not head.startswith(MAGIC):
-        raise DataError(
-            f"{path}: begins with {head[:9]!r} instead of {MAGIC!r}; not an index of tokenized data"
-        )
-    if len(head) < HEADER.size:
-        raise DataError(
-            f"{path}: the header needs {HEADER.size} bytes, found {len(head)}; "
-            "the file is truncated, make it again"
-        )
-    _, version, code, num_items, num_doc_indices = HEADER.unpack(head)
-    if version != VERSION:
-        raise DataError(f"{path}: version {version}, only version {VERSION} is read")
-    if code not in DTYPE_OF_CODE:
-        raise DataError(f"{path}: unknown dtype code {code}; known are {sorted(DTYPE_OF_CODE)}")
-    return code, num_items, num_doc_indices
 
 
 def _matching_dtype(code: int, num_tokens: int, data_path: Path) -> np.dtype:

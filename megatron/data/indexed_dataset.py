@@ -12,13 +12,10 @@ import numpy as np
 from megatron.data.errors import DataError
 from megatron.data.index_format import (
     CODE_OF_DTYPE,
-    LEGACY_MAGIC,
-    MAGIC,
-    data_file_path,
-    index_file_path,
     read_index,
     write_index,
 )
+from megatron.data.index_header import LEGACY_MAGIC, MAGIC, data_file_path, index_file_path
 from megatron.files import atomic_writer, flush_to_disk, temporary_path
 
 __all__ = [

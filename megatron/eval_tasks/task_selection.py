@@ -14,6 +14,7 @@ from megatron.data.errors import DataError
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.command import chat_folder
 from megatron.eval_tasks.generation_settings import read_settings
+from megatron.eval_tasks.old_names import current_name
 from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.task_code import refuse_task_code
@@ -118,6 +119,8 @@ def _matches(request: str, manager: TaskManager) -> list[str]:
 
 
 def _describe_unknown(request: str, manager: TaskManager) -> str:
+    if renamed := current_name(request, manager.all_tasks):
+        return f"eval_tasks: {request!r} is an old name; lm-eval calls it {renamed}: write that"
     near = difflib.get_close_matches(request, manager.all_tasks, n=3)
     advice = f"near: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's"
     return (

@@ -20,12 +20,12 @@ from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.runner_input import check_runner_input, hostfile_text, runner_flags
 from megatron.launcher.supervisor import RankCommand, Supervisor
-from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, resolve
 from megatron.neox_arguments.command_line import read_deepy_command
-from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
+from megatron.neox_arguments.purpose import is_training_script, purpose_of
 
 __all__ = ["GRACE_VARIABLE", "main", "prepared_runner", "rank_commands"]
 
@@ -45,6 +45,12 @@ _PROGRAMS = {
 """What DeepSpeed's runner looks for, by `launcher`, before it starts processes elsewhere."""
 
 
+_ELSEWHERE = (
+    "deepy.py: a run that is started here would be refused; for one that starts on another "
+    "machine, such as a node of a cluster, check with --elsewhere"
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``deepy.py`` with ``argv`` (``sys.argv[1:]`` when not given).
 
@@ -58,20 +64,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = resolve(arguments, world_size=plan.num_processes)
         _check_stages(arguments, config)
         _check_launcher(arguments, plan)
+        if not command.check:  # the summary of a check has them
+            for note in arguments.notes:
+                _say(f"note: {note}")  # ranks get one file and could not say it
         grace_seconds = _grace_seconds(os.environ)
         _tell_of_lone_machine(arguments, plan)
-        problem = _problem_of_this_machine(arguments, config, plan)
-        if problem and (command.check or command.dry_run):
-            # no error: a configuration is often written on a machine without accelerators
-            _say(f"deepy.py: a run on this machine would be refused: {problem}")
-        if command.check:
-            sys.stdout.write(_summary(config, plan) + "\n")
-            return 0
+        problems = _start_problems(arguments, config, plan)
+        is_elsewhere = command.elsewhere or bool(plan.hosts)
         if command.dry_run:
             sys.stdout.write(_shown_commands(arguments, plan) + _forecast(config))
+        if not (command.check or command.dry_run):
+            if problem := missing_packages_problem("torch", "deepspeed"):
+                raise ConfigError(problem)
+        elif problems and not is_elsewhere:
+            problems = (*problems, _ELSEWHERE)
+        if problems and not is_elsewhere:
+            raise ConfigError(*problems)
+        if command.check:
+            sys.stdout.write(_summary(config, plan, lacks=problems) + "\n")
+        if command.check or command.dry_run:
             return 0
-        if problem := missing_packages_problem("torch", "deepspeed") or problem:
-            raise ConfigError(problem)
         if plan.hosts:
             _require_launcher(launch_values(arguments)["launcher"], plan.hosts)
             # the runner takes this process's place, and the next start removes the folder
@@ -165,7 +177,7 @@ def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
 
 def _forecast(config: Any) -> str:
     """Stages and memory of a training run; nothing for other scripts."""
-    if Path(config.other.user_script or "").name != "train.py":
+    if not is_training_script(config.other.user_script):
         return ""
     from megatron.launcher.dry_run import describe_run
 
@@ -192,7 +204,8 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
 
 def _check_stages(arguments: NeoXArgs, config: Any) -> None:
     """Refuses a rule for cutting stages that would fail when the model is built."""
-    if config.derived.pipe_parallel_size == 1:
+    is_cut = config.derived.pipe_parallel_size > 1
+    if not is_cut or purpose_of(arguments.user_script) is Purpose.READING:
         return
     from megatron.memory_estimate import memory_plan
     from megatron.stage_plan import plan_stages
@@ -216,15 +229,12 @@ def _check_launcher(arguments: NeoXArgs, plan: LaunchPlan) -> None:
         raise placed(arguments, error) from None
 
 
-def _problem_of_this_machine(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> str | None:
-    """Returns what this machine lacks for a training, or None; other machines are not known."""
-    if plan.hosts or Path(arguments.user_script).name != "train.py":
-        return None
-    if config.derived.precision == "fp16" and not plan.device_indices:
-        key = "fp16" if "fp16" in arguments.given else "precision"
-        problem = f"{key}: there is no accelerator for the precision fp16; use bfloat16 or fp32"
-        return str(placed(arguments, ConfigError(problem, key=key)))
-    return missing_monitor_problem(config)
+def _start_problems(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> tuple[str, ...]:
+    """One line for each thing that would end a run on this machine before its first step."""
+    from megatron.launcher.preflight import start_problems  # errors above need not wait for it
+
+    found = start_problems(config, has_accelerator=bool(plan.device_indices))
+    return tuple(str(placed(arguments, problem)) for problem in found)
 
 
 def _tell_of_lone_machine(arguments: NeoXArgs, plan: LaunchPlan) -> None:
@@ -255,7 +265,8 @@ def _require_launcher(launcher: str, hosts: Collection[str]) -> None:
         )
 
 
-def _summary(config: Any, plan: LaunchPlan) -> str:
+def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
+    """What a check says; ``lacks`` is what this machine has not for a run that starts elsewhere."""
     derived = config.derived
     model = config.model
     where = ", ".join(plan.hosts) or (
@@ -267,15 +278,21 @@ def _summary(config: Any, plan: LaunchPlan) -> str:
         f"{model.num_attention_heads} heads, sequence {model.seq_length}",
         "processes": f"{derived.world_size} on {where}; data {derived.data_parallel_size} x model "
         f"{derived.model_parallel_size} x pipe {derived.pipe_parallel_size}",
-        "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} a micro-batch x "
-        f"{derived.gradient_accumulation_steps} accumulated x "
-        f"{derived.data_parallel_size} data-parallel",
-        "precision": f"{derived.precision}, ZeRO {derived.zero_stage}",
-        "domains": ", ".join(derived.domains) or "one unnamed",
-        "saves to": derived.save_path or "nowhere",
     }
+    if purpose_of(config.other.user_script) is Purpose.READING:
+        lines |= {"precision": derived.precision, "reads": derived.load_path or "nothing"}
+    else:
+        lines |= {
+            "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} a micro-batch x "
+            f"{derived.gradient_accumulation_steps} accumulated x "
+            f"{derived.data_parallel_size} data-parallel",
+            "precision": f"{derived.precision}, ZeRO {derived.zero_stage}",
+            "domains": ", ".join(derived.domains) or "one unnamed",
+            "saves to": derived.save_path or "nowhere",
+        }
     width = max(map(len, lines))
     notes = [f"note: {note}" for note in derived.notes]
+    notes += [f"not on this machine: {problem}" for problem in lacks]
     return "\n".join(
         [
             "configuration is valid",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .deepspeed_json import deepspeed_config
 from .errors import ConfigError
 from .neox_args import NeoXArgs
+from .purpose import Purpose
 from .resolve import require_training_data, resolve
 from .run_config import Derived, RunConfig
 
@@ -15,6 +16,7 @@ __all__ = [
     "ConfigError",
     "Derived",
     "NeoXArgs",
+    "Purpose",
     "RunConfig",
     "deepspeed_config",
     "require_training_data",

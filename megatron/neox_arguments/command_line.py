@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 class DeepyCommand:
     """A parsed command line of ``deepy.py``.
 
-    ``check``: only check the configuration; ``dry_run``: only say what would be started.
+    ``check``: only check the configuration; ``dry_run``: only say what would be started;
+    ``elsewhere``: what this machine lacks does not count for the two.
     """
 
     neox_args: NeoXArgs
     check: bool
     dry_run: bool
+    elsewhere: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +53,11 @@ def deepy_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("instead of starting")
     group.add_argument("--check", action="store_true", help="check the configuration and stop")
     group.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run")
+    group.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="of these two: the run starts on another machine; note what this one lacks",
+    )
     return parser
 
 
@@ -133,14 +140,19 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
 
     parsed = deepy_parser().parse_intermixed_args(input_args)
     _check_script(parsed.user_script, parsed.conf_dir)
-    values, origins = _read_configuration(parsed)
-    return DeepyCommand(NeoXArgs._build(values, origins), parsed.check, parsed.dry_run)
+    if parsed.elsewhere and not (parsed.check or parsed.dry_run):
+        raise ConfigError(
+            "the command line: --elsewhere has no effect on a run that starts here; add --check or "
+            "--dry-run, or remove it"
+        )
+    neox_args = NeoXArgs._build(*_read_configuration(parsed))
+    return DeepyCommand(neox_args, parsed.check, parsed.dry_run, parsed.elsewhere)
 
 
 def read_script_command(
     input_args: Sequence[str] | None = None,
-) -> tuple[dict[str, Any], dict[str, Origin]]:
-    """Parses the command line of a script; returns values and their origins.
+) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
+    """Parses the command line of a script; returns values, their origins and notes.
 
     Raises:
         ConfigError: If there is no configuration or it cannot be read.
@@ -150,7 +162,7 @@ def read_script_command(
     if any(a == "--megatron_config" or a.startswith("--megatron_config=") for a in arguments):
         # a launcher's whole command line may be here, with flags that are its own
         parsed, _ = parser.parse_known_args(arguments)
-        return load_megatron_config(parsed.megatron_config), {}
+        return load_megatron_config(parsed.megatron_config), {}, ()
     parsed = parser.parse_intermixed_args(arguments)
     return _read_configuration(parsed)
 
@@ -210,7 +222,7 @@ def _is_file(text: str) -> bool:
 
 def _read_configuration(
     parsed: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, Origin]]:
+) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
     for name in parsed.conf_file:
@@ -231,4 +243,4 @@ def _read_configuration(
         # GPT-NeoX's text_generation.yml says unconditional, and its README passes -i beside it
         values["text_gen_type"] = "input-file"
         origins["text_gen_type"] = Origin("the command line")
-    return values, origins
+    return values, origins, document.notes

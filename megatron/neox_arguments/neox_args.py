@@ -79,7 +79,7 @@ class NeoXArgs(_FlatFields):
         for key, value in _with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins)
+        return cls._build(values, origins, document.notes)
 
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
@@ -105,11 +105,11 @@ class NeoXArgs(_FlatFields):
         """
         from .command_line import read_script_command
 
-        values, origins = read_script_command(input_args)
+        values, origins, notes = read_script_command(input_args)
         for key, value in _with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins)
+        return cls._build(values, origins, notes)
 
     @classmethod
     def validate_keys(cls) -> bool:
@@ -146,6 +146,11 @@ class NeoXArgs(_FlatFields):
     def origins(self) -> dict[str, Origin]:
         """File and line of the keys that came from files."""
         return dict(self._origins)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how files were merged; `resolve` passes it on."""
+        return tuple(self._notes)
 
     @property
     def megatron_config(self) -> dict[str, Any]:
@@ -189,9 +194,12 @@ class NeoXArgs(_FlatFields):
         sys.stdout.write(format_values(self) + "\n")
 
     @classmethod
-    def _build(cls, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> NeoXArgs:
+    def _build(
+        cls, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str] = ()
+    ) -> NeoXArgs:
         args = cls.__new__(cls)
         args._fill(values, origins)
+        object.__setattr__(args, "_notes", tuple(notes))
         return args
 
     def _fill(self, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
@@ -204,6 +212,7 @@ class NeoXArgs(_FlatFields):
         issues.raise_if_any()
         object.__setattr__(self, "_given", set(values))
         object.__setattr__(self, "_origins", dict(origins))
+        object.__setattr__(self, "_notes", ())
         self._set_all({key: copy.deepcopy(value) for key, value in values.items()})
 
     def _set_all(self, values: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ _NOT_TEXT = yaml.reader.Reader.NON_PRINTABLE
 
 
 def parse_text(text: str, source: str) -> list[Entry]:
-    """Parses one YAML or JSON text; dashes in keys become underscores.
+    """Parses one YAML or JSON text; keys stay as they are written.
 
     Raises:
         ConfigError: With file and line for malformed text; if the text is no mapping, is beyond a
@@ -217,7 +217,7 @@ def _checked_entry(key: Any, value: Any, source: str, line: int) -> Entry:
         raise ConfigError(f"{where}: a key must be text, got {shown(key)}; put it in quotes")
     check_plain(key, f"{where}: a key")
     check_plain(value, f"{where}: {shown_key(key)}")
-    return key.replace("-", "_"), value, line
+    return key, value, line
 
 
 def _refuse_nested_duplicates(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import PurePath
 from typing import Any
 
 from .aliases import apply_aliases
@@ -12,11 +11,12 @@ from .errors import ConfigError, IssueList, shown
 from .fields import field_table
 from .groups import GROUPS
 from .neox_args import NeoXArgs, typed_value
+from .purpose import Purpose, is_training_script, purpose_of
 from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
 from .rules.deepspeed import check_deepspeed
-from .rules.evaluation import check_evaluation
+from .rules.evaluation import check_evaluation, check_evaluation_in_training
 from .rules.generation import resolve_generation
 from .rules.layout import check_layout
 from .rules.model import resolve_model
@@ -27,12 +27,16 @@ from .rules.topology import check_processes, resolve_batch, resolve_topology, re
 from .run_config import Derived, RunConfig
 
 
-def resolve(neox_args: NeoXArgs, world_size: int | None = None) -> RunConfig:
+def resolve(
+    neox_args: NeoXArgs, world_size: int | None = None, *, purpose: Purpose | None = None
+) -> RunConfig:
     """Validates a configuration and computes everything that follows from it.
 
     Args:
         neox_args: What the user wrote; it is not changed.
         world_size: Processes of the run. None asks the environment, the hostfile and the keys.
+        purpose: What it is for; None asks `user_script`. For reading a model, rules that only
+            training needs do not count, and what follows from their keys has no meaning.
 
     Returns:
         The frozen configuration.
@@ -40,11 +44,10 @@ def resolve(neox_args: NeoXArgs, world_size: int | None = None) -> RunConfig:
     Raises:
         ConfigError: With one message for everything that is wrong.
     """
-    draft = _draft(neox_args)
-    draft.notes += check_retired(draft.values, draft.given, draft.issues)
-    draft.issues.raise_if_any()
+    draft = _draft(neox_args, purpose)
+    check_retired(draft)
     derived = _derive(draft, world_size)
-    if PurePath(draft["user_script"] or "").name == "train.py":
+    if is_training_script(draft["user_script"]):
         problem = training_data_problem(derived["train_paths"])
         if problem:
             draft.issues.add("train_data_paths", problem)
@@ -64,7 +67,7 @@ def require_training_data(config: RunConfig) -> None:
         raise ConfigError(problem)
 
 
-def _draft(args: NeoXArgs) -> Draft:
+def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     """Returns all values with their types and under their current names."""
     issues = IssueList(args.origins)
     values: dict[str, Any] = {}
@@ -78,34 +81,39 @@ def _draft(args: NeoXArgs) -> Draft:
     if values["seq_length"] is None:
         values["seq_length"] = values["max_position_embeddings"]
     values, given, notes = apply_aliases(values, args.given, issues)
-    return Draft(values, given, issues, notes)
+    notes = [*args.notes, *notes]
+    return Draft(values, given, issues, notes, purpose or purpose_of(values["user_script"]))
 
 
 def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
     check_processes(draft)
-    check_regularisation(draft)
     topology = resolve_topology(draft, resolve_world_size(draft, world_size))
-    batch = resolve_batch(draft, topology["data_parallel_size"])
     precision = resolve_precision(draft)
-    optimizer = resolve_optimizer(draft)
     data = resolve_data(draft)
-    zero = resolve_zero(draft, precision["precision"])
     model = resolve_model(draft)
-    check_layout(draft, {**topology, **batch, **zero, **model})
+    check_evaluation(draft)
+    derived = {**topology, **precision, **data, **model, **resolve_generation(draft)}
+    with draft.training_rules():
+        derived |= _derive_training(draft, derived)
+    check_layout(draft, derived)
+    return derived
+
+
+def _derive_training(draft: Draft, derived: dict[str, Any]) -> dict[str, Any]:
+    """Returns what follows from keys that have no meaning for a program that reads a model."""
+    check_regularisation(draft)
     check_deepspeed(draft)
-    check_evaluation(draft, {**topology, **zero})
+    batch = resolve_batch(draft, derived["data_parallel_size"])
+    zero = resolve_zero(draft, derived["precision"])
+    optimizer = resolve_optimizer(draft)
+    check_evaluation_in_training(draft, {**derived, **zero})
     return {
-        **topology,
         **batch,
-        **precision,
         **zero,
-        **model,
         **optimizer,
         **resolve_learning_rate(draft, optimizer["learning_rate"]),
-        **data,
-        **resolve_sampling(draft, data["domains"], batch),
+        **resolve_sampling(draft, derived["domains"], batch),
         **resolve_run(draft),
-        **resolve_generation(draft),
     }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import IssueList
 from .fields import field_table
+
+if TYPE_CHECKING:
+    from .rules import Draft
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ SECTIONS: Mapping[str, str] = {
 }
 """Sections that are refused when they are enabled."""
 
+NETWORK = frozenset(
+    (
+        *("te_columnparallel", "te_rowparallel", "te_layernorm_mlp", "te_mha", "te_fp8_mha"),
+        *("moe_num_experts", "sparsity_config", "sparse_attention", "soft_prompt_tuning"),
+        *("use_mup", "compression_training", "load_universal", "tokenizer", "lazy_mpu_init"),
+    )
+)
+"""Refused keys that a program that only reads a model could not honour either."""
+
 _ACTIVATIONS = "activations are kept or computed again, nothing in between"
 _COMPUTED = "it is computed"
 _NO_DETAIL = "statistics of single parameters are not part of this version"
@@ -95,6 +106,7 @@ HINTS: Mapping[str, str] = {
     "rotary_save_freqs_buffer": "frequencies are computed, never stored",
     "num_workers": "samples are read from memory maps; there are no loader processes",
     "detect_nvlink_pairs": "NCCL finds the links itself",
+    "fused_kernels_build_path": "no kernels are compiled; torch's are used",
     "onnx_safe": "there is no ONNX export",
     "attention_type": "num_kv_heads says whether queries share keys and values",
     "decay_lr_to": "GPT-NeoX never read it; min_lr is where the decay stops",
@@ -149,6 +161,11 @@ PARENTS: Mapping[str, str] = {
     "mup_": "use_mup",
     "gradient_noise_scale_": "log_gradient_noise_scale",
     "rpe_": "pos_emb: rpe",
+    "dim_att": "RWKV layers",
+    "head_size": "RWKV layers",
+    "ffn_dim": "RWKV layers",
+    "online_dataserver_": "train_impl: reinforce",
+    "weight_server_port": "serve_model_weights",
     "use_tutel": "moe_num_experts",
     "create_moe_param_group": "moe_num_experts",
     "enable_expert_tensor_parallelism": "moe_num_experts",
@@ -161,26 +178,44 @@ PARENTS: Mapping[str, str] = {
     "s3_chunk_size": "s3_path",
     "allow_chopped": "pack_impl",
 }
-"""Starts of keys that mean nothing without something that this program has not: noted when set."""
+"""Starts of keys that mean nothing without what this program does not support: noted when set."""
 
 
-def check_retired(values: Mapping[str, Any], given: frozenset[str], issues: IssueList) -> list[str]:
-    """Refuses keys that cannot be honoured; returns notes about those that are hints."""
-    table = field_table()
-    for key, retired in REFUSED.items():
-        value = values[key]
-        if not is_asked_for(key, value):
-            continue
-        issues.add(key, f"{key}: {_show(value)} is not supported: {retired.reason}; remove the key")
-    for key, reason in SECTIONS.items():
-        if is_asked_for(key, values[key]):
-            issues.add(key, f"{key} is not supported: {reason}; remove the section")
-    for field in table.values():
-        value = values[field.name]
-        if field.group == "preference" and value is not None and value != field.default:
-            issues.add(field.name, f"{field.name} is not supported: {_NO_PREFERENCE}; remove it")
-    changed = [k for k in table if k in given and values[k] not in (None, table[k].default)]
-    return [f"'{key}' has no effect: {hint}" for key in changed if (hint := hint_about(key))]
+def check_retired(draft: Draft) -> None:
+    """Refuses keys that cannot be honoured, and notes those that are hints."""
+    for key in (*REFUSED, *SECTIONS):
+        if key in NETWORK:
+            _refuse(draft, key)
+    with draft.training_rules():
+        for key in (*REFUSED, *SECTIONS):
+            if key not in NETWORK:
+                _refuse(draft, key)
+        for field in field_table().values():
+            value = draft[field.name]
+            is_changed = value is not None and value != field.default
+            if field.group == "preference" and is_changed and hint_about(field.name) is None:
+                problem = f"{field.name} is not supported: {_NO_PREFERENCE}; remove it"
+                draft.issues.add(field.name, problem)
+    _note_hints(draft)
+
+
+def _refuse(draft: Draft, key: str) -> None:
+    value = draft[key]
+    if not is_asked_for(key, value):
+        return
+    if key in SECTIONS:
+        problem = f"{key} is not supported: {SECTIONS[key]}; remove the section"
+    else:
+        reason = REFUSED[key].reason
+        problem = f"{key}: {_show(value)} is not supported: {reason}; remove the key"
+    draft.issues.add(key, problem)
+
+
+def _note_hints(draft: Draft) -> None:
+    for key, field in field_table().items():
+        if key in draft.given and draft[key] not in (None, field.default):
+            if hint := hint_about(key):
+                draft.notes.append(f"'{key}' has no effect: {hint}")
 
 
 def is_asked_for(key: str, value: Any) -> bool:
@@ -202,7 +237,7 @@ def hint_about(key: str) -> str | None:
         return HINTS.get(key)
     for start, parent in PARENTS.items():
         if key.startswith(start):
-            return f"it belongs to {parent}, which this version has not"
+            return f"it belongs to {parent}, which this version does not support"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ class Document:
     """The merged content of configuration files.
 
     ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
-    files as they are, without secrets.
+    files as they are, without secrets, ``notes`` what a user should know of the merge.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def find_file(name: str, folder: str | None = None) -> Path:
@@ -115,12 +117,18 @@ def read_text(path: str | Path, what: str = "") -> str:
 
 
 def read_files(paths: Iterable[str | Path]) -> Document:
-    """Reads and merges files; the order does not matter, for no key may be set twice.
+    """Reads and merges files.
+
+    The order does not matter, for a key has one value: files may repeat it. As GPT-NeoX does it, a
+    key that one file spells with dashes and another one with underscores is taken from the later
+    file; the pairs of published files that need this get a note.
 
     Raises:
         ConfigError: A message for each file that is named twice or cannot be parsed, and for each
-            key that is set twice.
+            key with two values.
     """
+    spelled: dict[str, str] = {}
+    notes: list[str] = []
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     texts: dict[str, str] = {}
@@ -137,22 +145,31 @@ def read_files(paths: Iterable[str | Path]) -> Document:
         except ConfigError as error:
             problems.extend(error.messages)
             continue
-        for key, value, line in entries:
-            origin = Origin(str(path), line)
+        for written, value, line in entries:
+            key, origin = written.replace("-", "_"), Origin(str(path), line)
             if key in origins:
-                problems.append(
-                    f"{origin}: {shown(key)} is already set at {origins[key]}; set it once"
-                )
-                continue
+                first, is_same_file = origins[key], origins[key].source == str(path)
+                if not is_same_file and _are_equal(value, values[key]):
+                    continue
+                if is_same_file or spelled[key] == written:
+                    problems.append(
+                        f"{origin}: {shown(key)} is already set at {first}; set it once"
+                    )
+                    continue
+                notes.append(f"'{written}' at {origin} replaces '{spelled[key]}' at {first}")
             if key == "config_files":
                 problems.append(f"{origin}: config_files is set by the program; remove it")
                 continue
-            values[key], origins[key] = value, origin
+            values[key], origins[key], spelled[key] = value, origin, written
         name = os.fsencode(Path(path).name).decode(errors="replace")
         texts[_unique_name(name, (*KEPT_NAMES, *texts))] = redacted_text(text)
     if problems:
         raise ConfigError(*problems)
-    return Document(values, origins, texts)
+    return Document(values, origins, texts, tuple(notes))
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return json.dumps(one) == json.dumps(other)  # 1 is neither 1.0 nor true
 
 
 def _unique_name(name: str, taken: Collection[str]) -> str:

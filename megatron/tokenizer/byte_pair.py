@@ -181,12 +181,12 @@ def _backend_of_folder(folder: Path) -> tuple[Any, str]:
         raise TokenizerError(
             f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
         )
-    eod_token = _end_of_text(folder / "tokenizer_config.json")
+    eod_token = end_of_text(folder / "tokenizer_config.json")
     backend.add_special_tokens([eod_token])
     return backend, eod_token
 
 
-def _end_of_text(settings_path: Path) -> str:
+def end_of_text(settings_path: Path) -> str:
     """The end-of-text token in the settings that `transformers` saves beside a tokenizer."""
     if not settings_path.is_file():
         return END_OF_DOCUMENT

@@ -1,41 +1,235 @@
-"""The number of tokens of a tokenizer, read from its file without building the tokenizer."""
+"""The number of tokens of a tokenizer, read from its files without building the tokenizer.
+
+`deepy.py --check` has half a second; building a tokenizer may take several.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tokenizer_file_size"]
+from megatron.tokenizer.abstract import END_OF_DOCUMENT, PADDING, existing_file
+from megatron.tokenizer.byte_pair import end_of_text
+from megatron.tokenizer.errors import TokenizerError
+from megatron.tokenizer.tik_token import encoding_size
 
-_LARGEST_FILE_BYTES = 32 * 1024 * 1024
+__all__ = ["tokenizer_file_size", "tokenizer_size"]
+
+_LARGEST_FILE_BYTES = 64 * 1024 * 1024
 _CHARACTER_LEVEL_SIZE = 512
+_NO_END = (
+    f"the vocabulary has no token {END_OF_DOCUMENT!r} to end a document; add it as a special token "
+    "to the file"
+)
 
 
-def tokenizer_file_size(tokenizer_type: str | None, vocab_file: str | None) -> int | None:
-    """Returns the vocabulary size, or None where no JSON file of moderate size tells it.
+def tokenizer_file_size(
+    tokenizer_type: str | None, vocab_file: str | None, merge_file: str | None = None
+) -> int | None:
+    """`tokenizer_size`, and None too where something is wrong with the files."""
+    try:
+        return tokenizer_size(tokenizer_type, vocab_file, merge_file)
+    except TokenizerError:
+        return None
 
-    What is wrong with a file is left to the tokenizer itself to say.
+
+def tokenizer_size(
+    tokenizer_type: str | None, vocab_file: str | None, merge_file: str | None = None
+) -> int | None:
+    """Returns the vocabulary size of the tokenizer that these keys name.
+
+    Returns:
+        None where no file here tells it: a name on a hub, a file of more than 64 MiB.
+
+    Raises:
+        TokenizerError: For what building the tokenizer would be refused for, as far as a look at
+            its files tells: one is missing, is no tokenizer, or has no end of a document.
     """
     kind = str(tokenizer_type).lower()
     if kind == "charleveltokenizer":
         return _CHARACTER_LEVEL_SIZE
-    path = Path(str(vocab_file))
-    if kind not in ("hftokenizer", "gpt2bpetokenizer") or not vocab_file or not path.is_file():
+    if kind not in _READERS:
+        return None  # `tokenizer_type` is a choice
+    try:
+        return _READERS[kind](vocab_file, merge_file)
+    except OSError as error:
+        raise TokenizerError(
+            f"vocab_file: {error.filename} cannot be read ({error.strerror})"
+        ) from error
+
+
+def _size_of_hf(vocab_file: str | None, _: str | None) -> int | None:
+    path = existing_file(vocab_file, "HFTokenizer", wanted="the path of a tokenizer.json")
+    content = _tokenizer_json(path)
+    return None if content is None else _size_with_end(*content, path)
+
+
+def _size_of_gpt2(vocab_file: str | None, merge_file: str | None) -> int | None:
+    path = existing_file(vocab_file, "GPT2BPETokenizer", wanted="the path of a vocab.json")
+    existing_file(
+        merge_file, "GPT2BPETokenizer", wanted="the path of a merges.txt", key="merge_file"
+    )
+    content = _vocab_json(path)
+    return None if content is None else _size_with_end(*content, path)
+
+
+def _size_with_end(vocabulary: dict[str, int], added: list[str], path: Path) -> int:
+    ids = _ids(vocabulary, added)
+    if END_OF_DOCUMENT not in ids:
+        raise TokenizerError(f"{path}: {_NO_END}")
+    return max(ids.values()) + 1
+
+
+def _size_of_hf_gpt2(vocab_file: str | None, _: str | None) -> int | None:
+    """Of a folder; the end of a document and padding are added where they are missing."""
+    folder = Path(str(vocab_file or "gpt2"))
+    if folder.is_file():
+        raise TokenizerError(
+            f"vocab_file: {folder} is a file, but HFGPT2Tokenizer needs a folder or a hub name; "
+            "use tokenizer_type HFTokenizer for a tokenizer.json"
+        )
+    if not folder.is_dir():
+        return None  # a name on the hub
+    if (folder / "tokenizer.json").is_file():
+        content = _tokenizer_json(folder / "tokenizer.json")
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        content = _vocab_json(folder / "vocab.json")
+    else:
+        raise TokenizerError(
+            f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
+        )
+    if content is None:
+        return None
+    vocabulary, added = content
+    added += [end_of_text(folder / "tokenizer_config.json"), PADDING]
+    return max(_ids(vocabulary, added).values()) + 1
+
+
+def _size_of_sentencepiece(vocab_file: str | None, _: str | None) -> int | None:
+    path = existing_file(vocab_file, "SPMTokenizer", wanted="the path of a sentencepiece .model")
+    if path.stat().st_size > _LARGEST_FILE_BYTES:
+        return None
+    count = _count_pieces(path.read_bytes())
+    if not count:
+        raise TokenizerError(
+            f"vocab_file: {path} is not a sentencepiece model; give the .model file"
+        )
+    return count
+
+
+def _size_of_tiktoken(vocab_file: str | None, _: str | None) -> int | None:
+    is_file = not vocab_file or vocab_file.endswith(".tiktoken")
+    if is_file:
+        wanted = "the name of an encoding such as cl100k_base, or a file <encoding name>.tiktoken"
+        existing_file(vocab_file, "TiktokenTokenizer", wanted=wanted)
+    return None if find_spec("tiktoken") is None else encoding_size(str(vocab_file))
+
+
+_READERS: Mapping[str, Callable[[str | None, str | None], int | None]] = {
+    "hftokenizer": _size_of_hf,
+    "gpt2bpetokenizer": _size_of_gpt2,
+    "hfgpt2tokenizer": _size_of_hf_gpt2,
+    "spmtokenizer": _size_of_sentencepiece,
+    "tiktokentokenizer": _size_of_tiktoken,
+}
+
+
+def _json(path: Path, kind: str) -> Any:
+    """Content of a file; None for one that takes too long to read."""
+    if path.stat().st_size > _LARGEST_FILE_BYTES:
         return None
     try:
-        if path.stat().st_size > _LARGEST_FILE_BYTES:
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ids = _ids(content) if kind == "hftokenizer" else list(content.values())
-        return max(ids) + 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"vocab_file: {path} is not {kind} ({error})") from error
+
+
+Content = tuple[dict[str, int], list[str]]
+"""Ids by token of a model, and tokens that a file adds to them."""
+
+
+def _ids(vocabulary: Mapping[str, int], added: Iterable[str]) -> dict[str, int]:
+    """Ids as the tokenizers library gives them: those written beside added tokens do not count."""
+    ids, largest = dict(vocabulary), -1
+    for token in added:
+        ids.setdefault(token, max(len(vocabulary), largest + 1))
+        largest = max(largest, ids[token])
+    return ids
+
+
+def _tokenizer_json(path: Path) -> Content | None:
+    kind = "a tokenizer.json of the tokenizers library"
+    content = _json(path, kind)
+    if content is None:
         return None
+    try:
+        vocabulary = content["model"]["vocab"]
+        # a unigram model lists its pieces, the others map them to ids
+        if not isinstance(vocabulary, dict):
+            vocabulary = {piece[0]: place for place, piece in enumerate(vocabulary)}
+        added = [str(token["content"]) for token in content.get("added_tokens") or []]
+        return _checked_ids(vocabulary, path, kind), added
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise TokenizerError(
+            f"vocab_file: {path} is not {kind} (it lacks model, vocab or parts of them)"
+        ) from error
 
 
-def _ids(content: Mapping[str, Any]) -> list[int]:
-    vocabulary = content["model"]["vocab"]
-    # a unigram model lists its pieces, the others map them to ids
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    return ids + [token["id"] for token in content.get("added_tokens") or []]
+def _vocab_json(path: Path) -> Content | None:
+    kind = "a vocabulary of byte-level BPE"
+    content = _json(path, kind)
+    return None if content is None else (_checked_ids(content, path, kind), [])
+
+
+def _checked_ids(ids: Any, path: Path, kind: str) -> dict[str, int]:
+    is_good = isinstance(ids, dict) and bool(ids) and _are_ids(ids.values())
+    if not is_good:
+        raise TokenizerError(f"vocab_file: {path} is not {kind} (its tokens have no numbers)")
+    return dict(ids)
+
+
+def _are_ids(values: Collection[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _count_pieces(content: bytes) -> int | None:
+    """Counts field 1 of sentencepiece's protocol buffer; None where it is none.
+
+    https://protobuf.dev/programming-guides/encoding: a tag is a field number and a wire type;
+    pieces are length-delimited.
+    """
+    count, place = 0, 0
+    try:
+        while place < len(content):
+            tag, place = _varint(content, place)
+            field, wire = tag >> 3, tag & 7
+            if wire == 0:
+                _, place = _varint(content, place)
+            elif wire == 2:
+                length, place = _varint(content, place)
+                place += length
+            elif wire in (1, 5):
+                place += 8 if wire == 1 else 4
+            else:
+                return None
+            count += field == 1 and wire == 2
+    except IndexError:
+        return None
+    return count if place == len(content) else None
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, the lowest first, and the place behind it."""
+    value, shift = 0, 0
+    while True:
+        byte = content[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise IndexError("too long for a number")

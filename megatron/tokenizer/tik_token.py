@@ -98,17 +98,35 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _encoding_of_file(library: Any, path: Path) -> Any:
-    """Builds an encoding from local ranks.
+    """Builds an encoding from local ranks."""
+    return library.Encoding(**_definition_of_file(path))
 
-    A .tiktoken file holds ranks alone: how text is split before merging comes from the encoding of
-    the same name, whose definition in tiktoken is code around the loading of the ranks.
+
+def encoding_size(name: str) -> int | None:
+    """Returns the number of ids of an encoding, by name or file, without building it.
+
+    Returns:
+        None for a name that only another module than tiktoken's own defines.
+
+    Raises:
+        TokenizerError: If a file is not of tiktoken.
     """
-    from unittest import mock
-
     from tiktoken_ext import openai_public
 
-    constructor = openai_public.ENCODING_CONSTRUCTORS.get(path.stem)
-    if constructor is None:
+    if name.endswith(".tiktoken"):
+        definition = _definition_of_file(Path(name))
+    elif name in openai_public.ENCODING_CONSTRUCTORS:
+        definition = _definition(name, {})  # the ranks of a name may have to be fetched
+    else:
+        return None
+    ids = [*definition["mergeable_ranks"].values(), *definition["special_tokens"].values()]
+    return max(max(ids) + 1, definition.get("explicit_n_vocab") or 0)
+
+
+def _definition_of_file(path: Path) -> dict[str, Any]:
+    from tiktoken_ext import openai_public
+
+    if path.stem not in openai_public.ENCODING_CONSTRUCTORS:
         raise TokenizerError(
             f"vocab_file: {path} must be named after the encoding whose splitting it uses: "
             f"{', '.join(f'{name}.tiktoken' for name in openai_public.ENCODING_CONSTRUCTORS)}"
@@ -119,10 +137,23 @@ def _encoding_of_file(library: Any, path: Path) -> Any:
         raise TokenizerError(
             f"vocab_file: {path} is no file of tiktoken ranks ({error})"
         ) from error
+    definition = _definition(path.stem, ranks)
+    definition.pop("explicit_n_vocab", None)  # a file may hold fewer
+    return definition
+
+
+def _definition(name: str, ranks: dict[bytes, int]) -> dict[str, Any]:
+    """Arguments of ``tiktoken.Encoding``.
+
+    A .tiktoken file holds ranks alone: how text is split before merging comes from the encoding of
+    the same name, whose definition in tiktoken is code around the loading of the ranks.
+    """
+    from unittest import mock
+
+    from tiktoken_ext import openai_public
+
     with (
         mock.patch.object(openai_public, "load_tiktoken_bpe", return_value=ranks),
         mock.patch.object(openai_public, "data_gym_to_mergeable_bpe_ranks", return_value=ranks),
     ):
-        definition = constructor()
-    definition.pop("explicit_n_vocab", None)
-    return library.Encoding(**definition)
+        return openai_public.ENCODING_CONSTRUCTORS[name]()

@@ -349,7 +349,9 @@ def test_a_mistake_is_told_in_one_line(mistakes, name):
 def test_an_unknown_task_ends_the_program_before_the_model_is_loaded(
     corpus, tasks, environ, tmp_path
 ):
-    options = {"load": "no/such", "save": None, "eval_task_paths": [str(tasks)]}
+    (tmp_path / "torn/global_step1").mkdir(parents=True)
+    (tmp_path / "torn/global_step1/index.json").write_text("{}")  # what loading would stumble over
+    options = {"load": "torn", "save": None, "eval_task_paths": [str(tasks)]}
     config = write(tmp_path, corpus, **options)
     result = evaluate(config, environ, "--eval_tasks", "tiny_choise", "piqa")
     assert result.returncode == 2, result.stderr

@@ -18,6 +18,7 @@ from tests.tiny_tasks import OFFLINE, QUESTIONS, write_tasks
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-eval.txt)")
 
+from megatron.eval_tasks.old_names import current_name
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.task_selection import find_tasks, load_tasks
 
@@ -103,6 +104,31 @@ def test_an_unknown_task_is_refused_with_near_names(folder):
     near, far = error.value.messages
     assert near.startswith("eval_tasks: there is no task 'tiny_choise'; near: tiny_choice")
     assert "`lm-eval ls tasks`" in far
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *(("hendrycksTest-*", "mmlu"), ("hendrycksTest-college_*", "mmlu"), ("sst", "sst2")),
+        *(("hendrycksTest-abstract_algebra", "mmlu_abstract_algebra"), ("squad2", "squadv2")),
+        *(("math_algebra", "hendrycks_math_algebra"), ("lambada_mt_de", "lambada_openai_mt_de")),
+        *(("hendrycksTest-alchemy", None), ("piqa", None)),
+    ],
+)
+def test_a_name_of_an_earlier_lm_eval_leads_to_its_own(old, new):
+    known = {
+        *("mmlu", "mmlu_abstract_algebra", "hendrycks_math_algebra", "sst2", "squadv2", "piqa"),
+        "lambada_openai_mt_de",
+    }
+    assert current_name(old, known) == new
+
+
+@pytest.mark.usefixtures("only_local_tasks")
+def test_an_old_name_is_refused_with_the_new_one(tmp_path):
+    task = {"task": "mmlu", "dataset_path": "json", "output_type": "loglikelihood"}
+    (tmp_path / "mmlu.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(ConfigError, match=r"^eval_tasks: 'hendrycksTest-\*' .* calls it mmlu"):
+        find_tasks(["hendrycksTest-*"], [str(tmp_path)])
 
 
 def test_a_folder_or_file_that_is_not_there_is_refused(folder):

@@ -20,6 +20,7 @@ from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from tests.tiny import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -31,13 +32,16 @@ CONFIG = {
     "train_micro_batch_size_per_gpu": 1,
     "train_iters": 1,
     "data_path": "somewhere",
+    "tokenizer_type": "CharLevelTokenizer",
     "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
 }
 
 
 @pytest.fixture
-def files(tmp_path):
-    """A script and a configuration that do nothing."""
+def files(tmp_path, monkeypatch):
+    """A script and a configuration that do nothing, in a folder with their data."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "somewhere")
     (tmp_path / "train.py").write_text("")
     (tmp_path / "run.yml").write_text(json.dumps({**CONFIG, "num_gpus": 2}))
     return str(tmp_path / "train.py"), str(tmp_path / "run.yml")
@@ -321,7 +325,7 @@ def test_dry_run_of_a_training_prints_layers_and_memory(files, tmp_path, capsys)
     assert lines[3:5] == ["layers:", "  every rank: Embedding, TransformerLayer 2, FinalNorm"]
     assert "memory of a rank, estimated, in MiB:" in lines
     (tmp_path / "generate.py").write_text("")
-    assert main(["--dry-run", str(tmp_path / "generate.py"), files[1]]) == 0
+    assert main(["--dry-run", str(tmp_path / "generate.py"), files[1], "--elsewhere"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -378,7 +382,12 @@ def run_deepy_without(*blocked: str, arguments: list[str]) -> subprocess.Complet
         f"sys.argv = ['deepy.py', *{arguments!r}]\n"
         f"runpy.run_path({str(ROOT / 'deepy.py')!r}, run_name='__main__')\n"
     )
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_an_installation_without_torch_is_told_before_a_run_starts(files):

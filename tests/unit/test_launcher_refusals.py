@@ -10,6 +10,7 @@ import pytest
 from megatron.launcher.command import main
 from megatron.launcher.plan import plan_launch
 from megatron.neox_arguments import ConfigError, NeoXArgs
+from tests.tiny import write_dataset
 
 CONFIG = {
     "num_layers": 1,
@@ -19,12 +20,15 @@ CONFIG = {
     "train_micro_batch_size_per_gpu": 1,
     "train_iters": 1,
     "data_path": "somewhere",
+    "tokenizer_type": "CharLevelTokenizer",
 }
 
 
 @pytest.fixture
-def files(tmp_path):
-    """A script and a configuration that do nothing."""
+def files(tmp_path, monkeypatch):
+    """A script and a configuration that do nothing, in a folder with their data."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "somewhere")
     (tmp_path / "train.py").write_text("")
     (tmp_path / "run.yml").write_text(json.dumps({**CONFIG, "num_gpus": 2}))
     return str(tmp_path / "train.py"), str(tmp_path / "run.yml")
@@ -76,7 +80,9 @@ def test_stages_that_cannot_be_cut_are_refused_before_a_run(files, capsys, metho
         assert capsys.readouterr().err.startswith(f"{config}:{len(values) + 1}: {message}")
 
 
-def test_fp16_without_an_accelerator_is_told_and_not_started(files, capsys, monkeypatch):
+def test_fp16_without_an_accelerator_is_refused_here_and_noted_for_elsewhere(
+    files, capsys, monkeypatch
+):
     script, config = files
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     Path(config).write_text(json.dumps({**CONFIG, "precision": "fp16"}))
@@ -86,10 +92,21 @@ def test_fp16_without_an_accelerator_is_told_and_not_started(files, capsys, monk
     )
     assert main([script, config]) == 2
     assert capsys.readouterr().err == problem
-    assert main([script, config, "--check"]) == 0
-    assert capsys.readouterr().err == (
-        f"deepy.py: a run on this machine would be refused: {problem}"
-    )
+    for flag in ("--check", "--dry-run"):
+        assert main([script, config, flag]) == 2
+        lines = capsys.readouterr().err.splitlines(keepends=True)
+        assert lines[0] == problem
+        assert "--elsewhere" in lines[1]
+        assert len(lines) == 2
+    assert main([script, config, "--check", "--elsewhere"]) == 0
+    output = capsys.readouterr()
+    assert f"not on this machine: {problem}" in output.out
+    assert output.err == ""
+
+
+def test_elsewhere_without_a_check_is_refused(files, capsys):
+    assert main([*files, "--elsewhere"]) == 2
+    assert capsys.readouterr().err.startswith("the command line: --elsewhere has no effect")
 
 
 def test_a_monitor_without_its_package_is_one_line(files, capsys, monkeypatch):
@@ -98,8 +115,8 @@ def test_a_monitor_without_its_package_is_one_line(files, capsys, monkeypatch):
     monkeypatch.setattr("megatron.neox_arguments.deepspeed_json.find_spec", lambda name: None)
     assert main([script, config]) == 2
     assert capsys.readouterr().err.startswith("wandb.enabled is true and the package wandb ")
-    assert main([script, config, "--check"]) == 0
-    assert "would be refused: wandb.enabled is true" in capsys.readouterr().err
+    assert main([script, config, "--check"]) == 2
+    assert capsys.readouterr().err.startswith("wandb.enabled is true and the package wandb ")
 
 
 @pytest.mark.parametrize("backend", ["hccl", "ccl"])

@@ -26,7 +26,6 @@ from megatron.model.config import ModelConfig
 from megatron.model.positional_embeddings import make_rotary
 from megatron.model.transformer import TransformerLayer
 from megatron.neox_arguments import NeoXArgs, resolve
-from megatron.tokenizer.file_size import tokenizer_file_size
 from tests.unit.model.shapes import small_model
 from tests.unit.test_stage_plan import MODELS
 
@@ -152,23 +151,6 @@ def test_sequence_parallelism_cuts_the_residual_stream():
     plan = plan_of(model=2)
     cut = replace(plan, sequence_parallel=True)
     assert block_bytes(plan) - block_bytes(cut) == 2 * 24 * 4 * (2 * 32 // 2)
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "expected"),
-    [
-        ("GPT2BPETokenizer", {"a": 0, "b": 7}, 8),
-        ("HFTokenizer", {"model": {"vocab": {"a": 3}}, "added_tokens": [{"id": 11}]}, 12),
-        ("HFTokenizer", {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}}, 2),
-        ("HFTokenizer", ["not", "a", "tokenizer"], None),
-        ("SPMTokenizer", {"a": 0}, None),
-        ("CharLevelTokenizer", {}, 512),
-    ],
-)
-def test_a_tokenizer_file_tells_its_size(tmp_path, kind, content, expected):
-    path = tmp_path / "vocab.json"
-    path.write_text(json.dumps(content))
-    assert tokenizer_file_size(kind, str(path)) == expected
 
 
 SETTINGS: dict[str, Any] = {

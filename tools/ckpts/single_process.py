@@ -30,6 +30,7 @@ from megatron.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.tensor_files import write_tensors
 
 __all__ = [
@@ -63,6 +64,8 @@ def find_source(path: Path, iteration: int | None) -> Path:
         latest = latest_step(path)
         step = max((s for s in steps if latest is None or s <= latest), default=None)
     if step not in steps:
+        if not steps and (problem := foreign_checkpoint_problem(path)):
+            raise CheckpointError(problem)
         found = ", ".join(map(str, steps)) or "none"
         wanted = "" if iteration is None else f" of iteration {iteration}"
         raise CheckpointError(f"{path}: no checkpoint{wanted}; found: {found}")

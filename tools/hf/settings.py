@@ -11,7 +11,7 @@ from typing import Any, cast
 from megatron.checkpoint_schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig, model_config
-from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
+from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm.json_data import read_json, shown
@@ -117,8 +117,7 @@ def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: With a line for each field that is wrong.
     """
-    values = {"train_micro_batch_size_per_gpu": 1, "train_iters": 1, **fields}
-    return resolve(NeoXArgs.from_dict(values), world_size=1)
+    return resolve(NeoXArgs.from_dict(fields), world_size=1, purpose=Purpose.READING)
 
 
 def _counts(key: str) -> bool:

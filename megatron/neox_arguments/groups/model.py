@@ -249,13 +249,13 @@ class NeoXArgsModel:
     loss over parts of the vocabulary `row` gave wrong losses."""
 
     dim_att: int | None = None
-    """Belongs to RWKV layers, which this program refuses."""
+    """Belongs to RWKV layers."""
 
     head_size: int | None = None
-    """Belongs to RWKV layers, which this program refuses."""
+    """Belongs to RWKV layers."""
 
     ffn_dim: int | None = None
-    """Belongs to RWKV layers, which this program refuses."""
+    """Belongs to RWKV layers."""
 
     te_columnparallel: bool = False
     """Transformer Engine layer. Refused."""

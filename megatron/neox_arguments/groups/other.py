@@ -51,6 +51,9 @@ class NeoXArgsOther:
     seed: int = 1234
     """Seed of all random numbers, at least 1."""
 
+    fused_kernels_build_path: str | None = None
+    """Where GPT-NeoX compiles its kernels. A hint."""
+
     onnx_safe: bool = False
     """Workarounds for an ONNX exporter. A hint."""
 

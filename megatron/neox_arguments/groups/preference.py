@@ -99,8 +99,14 @@ class NeoXArgsPreference:
     reinforce_leave_one_out: bool = False
     """Baseline of the other samples in REINFORCE."""
 
-    online_dataserver_ips: str | list[str] | None = None
+    online_dataserver_ips: str | list[str] = "localhost"
     """Servers of samples in REINFORCE."""
 
-    online_dataserver_ports: int | list[int] | None = None
+    online_dataserver_ports: int | list[int] = 10000
     """Ports of those servers."""
+
+    serve_model_weights: bool = False
+    """Hands weights to a generating program in REINFORCE."""
+
+    weight_server_port: int | list[int] = 6000
+    """Ports for that."""

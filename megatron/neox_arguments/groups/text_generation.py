@@ -131,7 +131,10 @@ class NeoXArgsTextgen:
     moe_z_loss_coeff: float | None = None
     """Belongs to `moe_num_experts`."""
 
-    moe_router_type: str | None = None
+    moe_router_type: str = "sinkhorn"
+    """Belongs to `moe_num_experts`."""
+
+    moe_expert_interval: int = 1
     """Belongs to `moe_num_experts`."""
 
     moe_train_capacity_factor: float = 1.0

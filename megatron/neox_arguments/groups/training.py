@@ -86,7 +86,7 @@ class NeoXArgsTraining:
     allow_chopped: bool = True
     """Belongs to forms of `pack_impl` that are refused."""
 
-    dataset_impl: Literal["gpt2", "pairwise"] = "gpt2"
+    dataset_impl: Literal["gpt2", "pairwise", "online"] = "gpt2"
     """Kind of dataset. Only `gpt2`."""
 
     train_impl: Literal["normal", "dpo", "rm", "kto", "reinforce"] = "normal"

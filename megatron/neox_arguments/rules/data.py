@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+from ..purpose import Purpose
 from .draft import Draft
 from .limits import resolve_limits
 
@@ -23,7 +24,9 @@ SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
 def resolve_data(draft: Draft) -> dict[str, Any]:
     """Returns paths, weights and names of the three sets."""
     paths = _paths(draft)
-    weights = {name: _weights(draft, name, paths[name]) for name in SETS}
+    weights = {name: _weights(draft, name, paths[name]) for name in ("valid", "test")}
+    with draft.training_rules():
+        weights["train"] = _weights(draft, "train", paths["train"])
     is_split_off = _is_split_off(draft)
     if is_split_off:  # what is held out is weighted as the rest
         held_out = {name: weights["train"] for name in SETS if not draft[f"{name}_data_weights"]}
@@ -71,7 +74,7 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
 
 
 def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
-    listed = [name for name in SETS if draft[f"{name}_data_paths"]]
+    listed = [name for name in _sets_in_use(draft) if draft[f"{name}_data_paths"]]
     if draft["data_path"] and listed:
         draft.issues.add(
             "data_path",
@@ -118,6 +121,11 @@ def _note_eval_iters(draft: Draft) -> None:
         )
 
 
+def _sets_in_use(draft: Draft) -> tuple[str, ...]:
+    """Sets that the program opens: the training data of a model that is read may be gone."""
+    return SETS if draft.purpose is Purpose.TRAINING else ("valid", "test")
+
+
 def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
     key = f"{name}_data_weights"
     written = draft[key]
@@ -158,14 +166,11 @@ def _split(draft: Draft) -> tuple[float, float, float]:
 
 def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Names the datasets of each set, or leaves the names empty where nobody needs them."""
-    named_train = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
-    named_train = named_train or bool(draft["data_domain_names"])
-    named = {
-        "train": named_train,
-        "valid": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
-        "test": draft["use_named_eval_datasets"] or bool(draft["data_domain_names"]),
-    }
-    if draft["data_path"] and (named["train"] or named["valid"]):
+    has_names = bool(draft["data_domain_names"])
+    trains_named = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
+    named = dict.fromkeys(SETS, draft["use_named_eval_datasets"] or has_names)
+    named["train"] = trains_named or has_names
+    if draft["data_path"] and any(named[name] for name in _sets_in_use(draft)):
         draft.issues.add(
             "data_path",
             "data_path is one dataset without domains; for named datasets or a mixing method set "
@@ -173,10 +178,11 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
         )
         return dict.fromkeys(SETS, ())
     of_train = _is_split_off(draft)  # all three have the datasets, and so the names, of training
-    return {
-        name: _domains(draft, "train" if of_train else name, paths[name]) if named[name] else ()
-        for name in SETS
-    }
+    domains: dict[str, tuple[str, ...]] = dict.fromkeys(SETS, ())
+    for name in _sets_in_use(draft):
+        if named[name]:
+            domains[name] = _domains(draft, "train" if of_train else name, paths[name])
+    return domains
 
 
 def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:

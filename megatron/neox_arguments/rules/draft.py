@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import IssueList
+from ..purpose import Purpose
 
 
 @dataclass
@@ -17,6 +19,7 @@ class Draft:
     given: frozenset[str]
     issues: IssueList
     notes: list[str] = field(default_factory=list)
+    purpose: Purpose = Purpose.TRAINING
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
@@ -24,6 +27,19 @@ class Draft:
     def is_set(self, key: str) -> bool:
         """Tells whether the user gave ``key`` a value other than null."""
         return key in self.given and self.values[key] is not None
+
+    @contextmanager
+    def training_rules(self) -> Iterator[None]:
+        """Holds rules that only training needs: a program that reads is told nothing by them."""
+        if self.purpose is Purpose.TRAINING:
+            yield
+            return
+        kept = self.issues, self.notes
+        self.issues, self.notes = IssueList(), []
+        try:
+            yield
+        finally:
+            self.issues, self.notes = kept
 
     def require(self, condition: bool, key: str, problem: str) -> bool:
         """Adds ``problem`` unless ``condition`` holds; returns the condition."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
+from ..purpose import is_training_script
 from .draft import Draft
 
 _SMALLEST = {
@@ -14,17 +14,16 @@ _SMALLEST = {
     "eval_seed": 0,
     "eval_bootstrap_iters": 0,
     "eval_batch_tokens": 1,
-    "eval_harness_interval": 1,
 }
 
 
-def check_evaluation(draft: Draft, derived: Mapping[str, Any]) -> None:
-    """Checks the keys that say what is evaluated, how and when.
-
-    Args:
-        draft: The configuration.
-        derived: What topology and ZeRO rules returned.
-    """
+def check_evaluation(draft: Draft) -> None:
+    """Checks the keys that say what is evaluated and how."""
+    draft.require(
+        draft["eval_iters"] is not None and draft["eval_iters"] >= 0,
+        "eval_iters",
+        f"eval_iters must be at least 0, got {draft['eval_iters']}",
+    )
     for key, smallest in _SMALLEST.items():
         value = draft[key]
         draft.require(
@@ -39,14 +38,28 @@ def check_evaluation(draft: Draft, derived: Mapping[str, Any]) -> None:
             "eval_domains",
             f"eval_domains must be names of domains, or name=path, got {entry!r}",
         )
+
+
+def check_evaluation_in_training(draft: Draft, derived: Mapping[str, Any]) -> None:
+    """Checks the keys that say when a training scores tasks.
+
+    Args:
+        draft: The configuration.
+        derived: What topology and ZeRO rules returned.
+    """
     interval = draft["eval_harness_interval"]
     if interval is None:
-        if draft["eval_tasks"] and PurePath(draft["user_script"] or "").name == "train.py":
+        if draft["eval_tasks"] and is_training_script(draft["user_script"]):
             draft.notes.append(
                 "train.py does not run eval_tasks without eval_harness_interval; set it, or use "
                 "evaluate.py"
             )
         return
+    draft.require(
+        interval >= 1,
+        "eval_harness_interval",
+        f"eval_harness_interval must be at least 1, got {interval}",
+    )
     draft.require(
         bool(draft["eval_tasks"]),
         "eval_harness_interval",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..purpose import Purpose
 from .draft import Draft
+from .model import has_heads
 from .precision import written_as
 
 
@@ -17,9 +19,12 @@ def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
         derived: What topology, batch, ZeRO and model rules returned.
     """
     _check_tensor_parallel(draft, derived, derived["model_parallel_size"])
-    stages = derived["pipe_parallel_size"]
-    if stages == 1:
-        return
+    if derived["pipe_parallel_size"] > 1:
+        with draft.training_rules():  # a model that is only read has no stages
+            _check_stages(draft, derived, derived["pipe_parallel_size"])
+
+
+def _check_stages(draft: Draft, derived: Mapping[str, Any], stages: int) -> None:
     method = draft["pipe_partition_method"].lower()
     draft.require(
         method in ("uniform", "parameters") or method.startswith("type:"),
@@ -51,15 +56,15 @@ def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
 
 def _check_tensor_parallel(draft: Draft, derived: Mapping[str, Any], size: int) -> None:
     if size == 1:
-        if draft["sequence_parallel"]:
+        if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
             draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
         return
-    counts = {
-        "num_attention_heads": draft["num_attention_heads"] or size,
-        "num_kv_heads": derived["num_kv_heads"],
-        "the inner width of the MLP": derived["mlp_inner_size"],
-    }
-    if draft["sequence_parallel"]:
+    counts = {}
+    if has_heads(draft):
+        counts["num_attention_heads"] = draft["num_attention_heads"] or size
+        counts["num_kv_heads"] = derived["num_kv_heads"]
+    counts["the inner width of the MLP"] = derived["mlp_inner_size"]
+    if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
         counts["seq_length (with sequence_parallel)"] = derived["seq_length"]
     for what, count in counts.items():
         draft.require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ..groups.model import GATED_ACTIVATIONS
@@ -25,6 +26,8 @@ REFUSED_ATTENTION = {
     "rwkv": "RWKV layers are not part of this version",
     "mamba": "Mamba layers are not part of this version",
 }
+_WITHOUT_HEADS = frozenset({"rwkv", "mamba", "gmlp"})
+"""Refused types whose files may give a number of heads that nothing reads."""
 REFUSED_VALUES = {
     "pos_emb": {
         "rpe": "use rotary, learned, sinusoidal or none",
@@ -94,7 +97,7 @@ def _sizes(draft: Draft) -> tuple[int, int, int]:
     hidden = max(draft["hidden_size"] or 1, 1)
     heads = max(draft["num_attention_heads"] or 1, 1)
     draft.require(
-        hidden % heads == 0,
+        hidden % heads == 0 or not has_heads(draft),
         "hidden_size",
         f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; "
         f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads",
@@ -135,22 +138,32 @@ def _check_unbuilt(draft: Draft, layers: int) -> None:
         "use_qk_layernorm",
         "use_qk_layernorm is not part of this version; remove it",
     )
-    draft.require(
-        draft["sliding_window_width"] is None,
-        "sliding_window_width",
-        "sliding_window_width is not part of this version; remove it",
-    )
+    _check_window(draft)
     draft.require(
         not draft["opt_pos_emb_offset"],
         "opt_pos_emb_offset",
         "opt_pos_emb_offset is not part of this version; remove it",
     )
-    for key in ("dim_att", "head_size", "ffn_dim"):
-        draft.require(
-            draft[key] is None,
-            key,
-            f"{key} belongs to RWKV layers, which this version has not; remove it",
+
+
+def _check_window(draft: Draft) -> None:
+    """Takes a sliding window that is as wide as a sample: it hides nothing."""
+    width, length = draft["sliding_window_width"], draft["seq_length"]
+    if width is None:
+        return
+    if width < (length or 1):
+        draft.issues.add(
+            "sliding_window_width",
+            f"sliding_window_width {width} is less than seq_length {length}: sliding windows are "
+            "not part of this version; remove it, or lower seq_length",
         )
+        return
+    positions = draft["max_position_embeddings"] or length
+    beyond = " (longer texts are read without a window)" if positions > width else ""
+    draft.notes.append(
+        f"'sliding_window_width' has no effect: {width} is not less than seq_length {length}"
+        f"{beyond}"
+    )
 
 
 def _check_attention(draft: Draft, layers: int) -> None:
@@ -228,9 +241,22 @@ def _parse_entry(item: Any) -> tuple[list[str], int | None] | None:
     return list(names), repeats
 
 
+def has_heads(draft: Draft) -> bool:
+    """Tells whether every layer that `attention_config` names divides its width among heads."""
+    return _WITHOUT_HEADS.isdisjoint(_words(draft["attention_config"]))
+
+
+def _words(written: Any) -> Iterator[str]:
+    if isinstance(written, str):
+        yield written
+    elif isinstance(written, (list, tuple)):
+        for item in written:
+            yield from _words(item)
+
+
 def _kv_heads(draft: Draft, heads: int) -> int:
     count = draft["num_kv_heads"]
-    if count is None:
+    if count is None or not has_heads(draft):
         return heads
     draft.require(
         1 <= count <= heads and heads % count == 0,
@@ -241,7 +267,7 @@ def _kv_heads(draft: Draft, heads: int) -> int:
 
 
 def _rotary_dim(draft: Draft, head_dim: int) -> int:
-    if draft["pos_emb"] != "rotary":
+    if draft["pos_emb"] != "rotary" or not has_heads(draft):
         return 0
     share = draft["rotary_pct"]
     if not draft.require(

@@ -27,8 +27,10 @@ FP16_KEYS = frozenset(
         "auto_cast",
     }
 )
+_LOSS_SCALE_KEYS = FP16_KEYS - {"enabled", "type"}
+"""Keys that GPT-NeoX's files also write into the section bf16, where they do nothing."""
 _FP16_TYPES = {"fp16": "fp16", "float16": "fp16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-BF16_KEYS = frozenset({"enabled", "immediate_grad_update", "check_grad_overflow"})
+BF16_KEYS = frozenset({"enabled", "bf16", "immediate_grad_update", "check_grad_overflow"})
 
 ZERO_DEFAULTS: Mapping[str, Any] = {
     "stage": 0,
@@ -95,7 +97,10 @@ _COPIES = {
 def resolve_precision(draft: Draft) -> dict[str, Any]:
     """Returns the number format and the loss scale from `precision`, `fp16` and `bf16`."""
     fp16 = _section(draft, "fp16", FP16_KEYS)
-    bf16 = _section(draft, "bf16", BF16_KEYS)
+    bf16 = _section(draft, "bf16", BF16_KEYS | _LOSS_SCALE_KEYS)
+    unused = [f"bf16.{key}" for key in bf16 if key in _LOSS_SCALE_KEYS]
+    if unused:
+        draft.notes.append(f"{', '.join(unused)}: no effect, they belong to fp16")
     enabled = {}
     if fp16.get("enabled"):
         kind = str(fp16.get("type") or "fp16").lower()
@@ -115,11 +120,12 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
         key = "precision" if draft["precision"] else "bf16"
         draft.issues.add(key, f"{' but '.join(sections)}; keep one of them")
     precision = next(iter(wanted)) if len(wanted) == 1 else "fp32"
-    options = _loss_scale(draft, fp16) if precision == "fp16" else {}
-    if precision != "fp16":
-        for key in _OUTER_FP16.values():
-            if draft.is_set(key) and draft[key] != field_table()[key].default:
-                draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
+    with draft.training_rules():
+        options = _loss_scale(draft, fp16) if precision == "fp16" else {}
+        if precision != "fp16":
+            for key in _OUTER_FP16.values():
+                if draft.is_set(key) and draft[key] != field_table()[key].default:
+                    draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
     return {"precision": precision, "fp16_options": options}
 
 

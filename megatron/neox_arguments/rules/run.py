@@ -23,11 +23,6 @@ def resolve_run(draft: Draft) -> dict[str, Any]:
         draft.require(
             value is not None and value >= 1, key, f"{key} must be at least 1, got {value}"
         )
-    draft.require(
-        draft["eval_iters"] is not None and draft["eval_iters"] >= 0,
-        "eval_iters",
-        f"eval_iters must be at least 0, got {draft['eval_iters']}",
-    )
     for key in ("exit_interval", "keep_last_n_checkpoints"):
         value = draft[key]
         draft.require(value is None or value >= 1, key, f"{key} must be at least 1, got {value}")

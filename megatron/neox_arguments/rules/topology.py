@@ -14,6 +14,7 @@ from ..hostfile import (
     parse_filter,
     this_machines_names,
 )
+from ..purpose import Purpose
 from .draft import Draft
 
 _YEAR_MINUTES = 525_600
@@ -114,6 +115,9 @@ def resolve_batch(draft: Draft, data_parallel: int) -> dict[str, int]:
         steps = max(train // (micro * data_parallel), 1)
     if micro * steps * data_parallel != train:
         _add_batch_issue(draft, train, micro, steps, data_parallel)
+        if draft.purpose is Purpose.READING:
+            # `eval_iters` counts batches of the training, whatever the number of processes is now
+            return {**_batch(micro, steps, data_parallel), "train_batch_size": train}
     return _batch(micro, steps, data_parallel)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.launcher.plan import plan_launch
-from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.groups import GROUPS
 
@@ -50,11 +50,23 @@ def outcome(values):
     return ()
 
 
+def outcome_of_reading(values):
+    """The same for a program that reads a model, which goes on where a training is refused."""
+    try:
+        resolve(NeoXArgs.from_dict(values), purpose=Purpose.READING).to_dict()
+    except ConfigError as error:
+        return error.messages
+    return ()
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_any_value_of_any_key_is_taken_or_refused_in_short_lines(group):
     for name in [field.name for field in field_table().values() if field.group == group]:
         for value in VALUES:
-            for message in outcome({**EVERYTHING, name: value}):
+            messages = outcome({**EVERYTHING, name: value})
+            if messages:
+                messages += outcome_of_reading({**EVERYTHING, name: value})
+            for message in messages:
                 assert "\n" not in message, (name, value)
                 assert 0 < len(message) < 1000, (name, value)
 

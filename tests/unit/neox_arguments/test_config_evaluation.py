@@ -73,7 +73,7 @@ def test_the_command_line_names_tasks_and_domains(write, minimal, tmp_path, argu
     import json
 
     write("a.yml", json.dumps(minimal))
-    values, _ = read_script_command(arguments.format(d=tmp_path).split())
+    values, *_ = read_script_command(arguments.format(d=tmp_path).split())
     config = resolve(NeoXArgs.from_dict(values))
     generation = config.text_generation
     assert generation.eval_tasks == ["x", "y*"]

@@ -1,8 +1,18 @@
+import json
+
 import pytest
 
-from megatron.neox_arguments import ConfigError, NeoXArgs
+from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.schema import find_file, parse_text, read_files
 
+MINIMAL = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "train_iters": 100,
+    "train_micro_batch_size_per_gpu": 4,
+}
 MODEL = """{
   # a file in the flow style of GPT-NeoX
   "num-layers": 2, "hidden-size": 64,
@@ -52,12 +62,45 @@ def test_a_file_that_is_called_as_the_checkpoints_own_is_kept_beside_it(write):
     }
 
 
-def test_a_key_in_two_files_names_both_lines_whatever_the_spelling(write):
-    first = write("a.yml", "seed: 1\nnum_layers: 2\n")
-    second = write("b.yml", "# model\nlr: 0.1\nnum-layers: 3\n")
+@pytest.mark.parametrize("key", ["num_layers", "num-layers"])
+def test_a_key_with_two_values_in_two_files_names_both_lines(write, key):
+    first = write("a.yml", f"seed: 1\n{key}: 2\n")
+    second = write("b.yml", f"# model\nlr: 0.1\n{key}: 3\n")
     assert messages(read_files, [first, second]) == [
         f"{second}:3: 'num_layers' is already set at {first}:2; set it once"
     ]
+
+
+@pytest.mark.parametrize(("one", "other"), [("num_layers", "num-layers"), ("a-b", "a_b")])
+def test_of_two_spellings_in_two_files_the_later_one_counts_and_is_noted(write, one, other):
+    first = write("a.yml", f"seed: 1\n{one}: 2\n")
+    second = write("b.yml", f"# paths\n{other}: 3\n")
+    document = read_files([first, second])
+    assert document.values[one.replace("-", "_")] == 3
+    assert document.origins[one.replace("-", "_")].source == second
+    assert document.notes == (f"'{other}' at {second}:2 replaces '{one}' at {first}:2",)
+    assert read_files([second, first]).values[one.replace("-", "_")] == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "is_same"),
+    [("HFTokenizer", True), ("[1, {a: 2}]", True), ("1.0", False), ("true", False)],
+)
+def test_files_may_repeat_a_value(write, value, is_same):
+    one = write("a.yml", f"key: {value if is_same else 1}\n")
+    other = write("b.yml", f"key: {value}\n")
+    if is_same:
+        assert read_files([one, other]).notes == ()
+    else:
+        assert "'key' is already set at" in messages(read_files, [one, other])[0]
+
+
+def test_a_replaced_key_is_noted_by_whoever_reads_the_files(write):
+    model = write("a.yml", json.dumps({**MINIMAL, "seed": 3, "log-interval": 5}))
+    paths = write("b.yml", '{"log_interval": 7}')
+    args = NeoXArgs.from_ymls([model, paths])
+    assert args.log_interval == 7
+    assert [note for note in resolve(args).derived.notes if "'log_interval' at" in note]
 
 
 def test_a_key_twice_in_one_file_names_both_lines(write):

@@ -219,3 +219,26 @@ def test_an_unknown_init_method_lists_the_known_ones(problem):
 def test_a_row_output_layer_is_read_as_column(make_config):
     notes = make_config(output_layer_parallelism="row").derived.notes
     assert notes == ("'output_layer_parallelism: row' gave wrong losses; read as 'column'",)
+
+
+def test_a_sliding_window_of_the_whole_sample_is_noted(make_config, problem):
+    (note,) = make_config(sliding_window_width=128, seq_length=128).derived.notes
+    assert note.startswith("'sliding_window_width' has no effect: 128")
+    longer = make_config(sliding_window_width=100, seq_length=64).derived.notes
+    assert "longer texts are read without a window" in longer[0]
+    assert "sliding_window_width 127 is less than seq_length 128" in problem(
+        sliding_window_width=127
+    )
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "gmlp"])
+def test_layers_without_heads_are_refused_for_their_kind_alone(problem, kind):
+    message = problem(
+        attention_config=[[[kind], "all"]],
+        **{"num_attention_heads": 12, "num_kv_heads": 5, "pos_emb": "rotary", "rotary_pct": 0.01},
+    )
+    assert message.startswith(f"attention_config: {kind!r}: ")
+
+
+def test_layers_with_heads_are_still_checked(problems):
+    assert len(problems(attention_config=[[["bigbird"], "all"]], num_attention_heads=12)) == 2

@@ -1,5 +1,7 @@
 import pytest
 
+from megatron.neox_arguments import deepspeed_config
+
 HALF = "starts Adam one step ahead in half precision"
 
 
@@ -180,3 +182,27 @@ def test_numbers_of_the_loss_scale_are_finite(problem, value):
         if value is True
         else f"holds {value}; write a finite number"
     )
+
+
+BF16_OF_GPT_NEOX = {
+    "bf16": True,
+    "enabled": True,
+    "loss_scale": 0,
+    "loss_scale_window": 1000,
+    "initial_scale_power": 12,
+    "hysteresis": 2,
+    "min_loss_scale": 1,
+}
+
+
+def test_a_bf16_section_with_the_keys_of_fp16_loads_with_one_note(make_config):
+    config = make_config(bf16=BF16_OF_GPT_NEOX, zero_stage=1)
+    assert config.derived.precision == "bfloat16"
+    (note,) = config.derived.notes
+    for key in BF16_OF_GPT_NEOX.keys() - {"bf16", "enabled"}:
+        assert f"bf16.{key}" in note
+    assert deepspeed_config(config)["bf16"] == {"enabled": True}
+
+
+def test_an_unknown_key_of_a_bf16_section_is_still_refused(problem):
+    assert "unknown key 'bf16.loss_scal'" in problem(bf16={"enabled": True, "loss_scal": 0})

@@ -153,6 +153,8 @@ REFUSED = [
     ("tokenizer", "x"),
     ("pos_train_data_paths", ["x"]),
     ("dpo_beta", 0.2),
+    ("serve_model_weights", True),
+    ("dataset_impl", "online"),
 ]
 
 
@@ -195,7 +197,8 @@ def test_what_is_switched_off_is_accepted(make_config, key, value):
         (
             "moe_top_k",
             2,
-            "'moe_top_k' has no effect: it belongs to moe_num_experts, which this version has not",
+            "'moe_top_k' has no effect: it belongs to moe_num_experts, which this version does not "
+            "support",
         ),
     ],
 )
@@ -228,6 +231,46 @@ def test_a_padded_vocabulary_beside_a_tokenizer_is_noted(make_config):
     assert make_config(padded_vocab_size=5, vocab_file="t.json").derived.notes == (
         "padded_vocab_size is not used: it is computed from the tokenizer",
     )
+
+
+DEFAULTS_OF_GPT_NEOX = {
+    "fused_kernels_build_path": None,
+    "serve_model_weights": False,
+    "weight_server_port": 6000,
+    "online_dataserver_ips": "localhost",
+    "online_dataserver_ports": 10000,
+    "moe_expert_interval": 1,
+    "moe_router_type": "sinkhorn",
+    "dataset_impl": "gpt2",
+}
+
+
+def test_the_defaults_of_gpt_neox_are_accepted_when_they_are_written_out(make_config):
+    assert make_config(**DEFAULTS_OF_GPT_NEOX).derived.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fused_kernels_build_path", "build/kernels"),
+        ("weight_server_port", [6000, 6001]),
+        ("online_dataserver_ports", 10001),
+        ("moe_expert_interval", 2),
+        ("dim_att", 64),
+        ("head_size", 16),
+        ("ffn_dim", 256),
+    ],
+)
+def test_a_key_of_what_is_not_built_is_noted(make_config, key, value):
+    (note,) = make_config(**{key: value}).derived.notes
+    assert note.startswith(f"'{key}' has no effect: ")
+
+
+def test_retired_keys_and_broken_rules_are_told_in_one_round(problems):
+    found = problems(use_mup=True, amp={"enabled": True}, pos_train_data_paths=["x"], warmup=7)
+    assert [message.split()[0].strip(":") for message in found] == [
+        *("use_mup", "amp", "pos_train_data_paths", "warmup")
+    ]
 
 
 def test_refusals_name_the_line(write, minimal):

@@ -1,0 +1,149 @@
+"""The first and last bytes of a data set's two files: whether they are there, whole and a pair.
+
+Standard library only, so that a configuration is checked against its data at once; `read_index` in
+`megatron.data.index_format` looks at every item.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron.data.errors import DataError
+
+__all__ = [
+    "HEADER",
+    "LEGACY_MAGIC",
+    "MAGIC",
+    "VERSION",
+    "IndexHeader",
+    "data_file_path",
+    "index_file_path",
+    "read_header",
+    "stored_tokens",
+]
+
+MAGIC = b"MMIDIDX\x00\x00"
+LEGACY_MAGIC = b"TNTIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+
+TOKEN_BYTES: dict[int, tuple[int, ...]] = {
+    **{1: (1,), 2: (1,), 3: (2,), 4: (4,), 5: (8,), 8: (2,)},
+    **{6: (4, 8), 7: (8, 4)},  # Megatron-LM gives these codes the other way round
+}
+"""Bytes of a token by dtype code; where there are two, the length of the ``.bin`` tells."""
+
+_SIZE, _POINTER = struct.Struct("<i"), struct.Struct("<q")
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """What an ``.idx`` file says of itself; its length fits."""
+
+    code: int
+    """Of the type of a token."""
+    num_items: int
+    num_doc_indices: int
+
+
+def index_file_path(prefix: str | Path) -> str:
+    """Returns the path of the index of a data set."""
+    return f"{prefix}.idx"
+
+
+def data_file_path(prefix: str | Path) -> str:
+    """Returns the path of the tokens of a data set."""
+    return f"{prefix}.bin"
+
+
+def read_header(prefix: str | Path) -> IndexHeader:
+    """Reads the header of the index of ``prefix``.
+
+    Raises:
+        DataError: If one of the two files is missing, or the index is foreign or truncated.
+    """
+    index_path, data_path = Path(index_file_path(prefix)), Path(data_file_path(prefix))
+    for path in (index_path, data_path):
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx"
+            )
+    try:
+        with index_path.open("rb") as stream:
+            header = _parse_header(index_path, stream.read(HEADER.size))
+    except OSError as error:
+        raise DataError(f"{index_path}: cannot be read: {error.strerror}") from error
+    found = index_path.stat().st_size
+    expected = HEADER.size + 12 * header.num_items + 8 * header.num_doc_indices
+    if found != expected:
+        raise DataError(
+            f"{index_path}: {header.num_items} items and {header.num_doc_indices} document indices "
+            f"need {expected} bytes, found {found}; the file is truncated or damaged, make it again"
+        )
+    return header
+
+
+def stored_tokens(prefix: str | Path) -> int:
+    """Returns the number of tokens of a data set, from the header and the last item.
+
+    Raises:
+        DataError: As ``read_header``, and if the ``.bin`` does not end where the last item does.
+    """
+    header = read_header(prefix)
+    data_path = Path(data_file_path(prefix))
+    try:
+        found = os.path.getsize(data_path)
+        with open(data_path, "rb"):
+            pass  # may be read
+        with open(index_file_path(prefix), "rb") as stream:
+            size, pointer = _last_item(stream, header.num_items)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    widths = TOKEN_BYTES[header.code]
+    for width in widths:
+        if pointer + size * width == found:
+            return found // width
+    expected = pointer + size * widths[0]
+    state = "truncated" if found < expected else "longer than its index says"
+    raise DataError(
+        f"{data_path}: {header.num_items} items need {expected} bytes, found {found}; "
+        f"the file is {state}, copy or make the data set again"
+    )
+
+
+def _last_item(stream: BinaryIO, num_items: int) -> tuple[int, int]:
+    """Tokens of the last item and its first byte in the ``.bin``."""
+    if num_items == 0:
+        return 0, 0
+    stream.seek(HEADER.size + _SIZE.size * (num_items - 1))
+    (size,) = _SIZE.unpack(stream.read(_SIZE.size))
+    stream.seek(HEADER.size + _SIZE.size * num_items + _POINTER.size * (num_items - 1))
+    (pointer,) = _POINTER.unpack(stream.read(_POINTER.size))
+    return size, pointer
+
+
+def _parse_header(path: Path, head: bytes) -> IndexHeader:
+    if head.startswith(LEGACY_MAGIC):
+        raise DataError(
+            f"{path}: written in the legacy TNTIDX format (data_impl lazy or cached), which is not "
+            "read; tokenize the text again with --dataset-impl mmap"
+        )
+    if not head.startswith(MAGIC):
+        raise DataError(
+            f"{path}: begins with {head[:9]!r} instead of {MAGIC!r}; not an index of tokenized data"
+        )
+    if len(head) < HEADER.size:
+        raise DataError(
+            f"{path}: the header needs {HEADER.size} bytes, found {len(head)}; "
+            "the file is truncated, make it again"
+        )
+    _, version, code, num_items, num_doc_indices = HEADER.unpack(head)
+    if version != VERSION:
+        raise DataError(f"{path}: version {version}, only version {VERSION} is read")
+    if code not in TOKEN_BYTES:
+        raise DataError(f"{path}: unknown dtype code {code}; known are {sorted(TOKEN_BYTES)}")
+    return IndexHeader(code, num_items, num_doc_indices)

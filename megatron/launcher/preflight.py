@@ -1,0 +1,192 @@
+"""What would stop a run on this machine before its first step, found without torch.
+
+Only what is certain: the run itself would be refused for each of these, after seconds or minutes.
+Loading this module is quick, and so is what it does: files are looked at, not read to their end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from megatron.data.errors import DataError
+from megatron.data.index_header import stored_tokens
+from megatron.data.metadata import read_metadata
+from megatron.files import is_same_path
+from megatron.foreign_checkpoints import foreign_checkpoint_problem
+from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
+from megatron.neox_arguments.purpose import Purpose, is_training_script, purpose_of
+from megatron.tokenizer.errors import TokenizerError
+from megatron.tokenizer.file_size import tokenizer_size
+
+__all__ = ["start_problems"]
+
+
+def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:
+    """Returns what `train.py`, `evaluate.py` or `generate.py` would be refused for; all of it.
+
+    Args:
+        config: The resolved configuration; `user_script` says what starts. Nothing is known of
+            other scripts.
+        has_accelerator: Whether ranks here get one.
+    """
+    script = config.other.user_script
+    is_training = is_training_script(script)
+    if not is_training and purpose_of(script) is not Purpose.READING:
+        return []
+    problems: list[ConfigError] = []
+    size = _vocabulary(config, problems)
+    for split, prefix, name in _datasets(config, Path(script or "").name):
+        found = _dataset_problems(config, prefix, name, vocab_size=size, trains=split == "train")
+        key = "data_path" if config.derived.split else f"{split}_data_paths"
+        problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
+    if is_training:
+        problems += _precision_problems(config, has_accelerator=has_accelerator)
+        problems += _folder_problems(config)
+        problems += _overwriting_problems(config)
+        monitor = missing_monitor_problem(config)
+        problems += [ConfigError(monitor)] if monitor else []
+    return [*problems, *_checkpoint_problems(config, is_training=is_training)]
+
+
+def _vocabulary(config: RunConfig, problems: list[ConfigError]) -> int | None:
+    """Number of token ids; None where nothing here tells it."""
+    training = config.training
+    try:
+        kind = config.tokenizer.tokenizer_type
+        return tokenizer_size(kind, training.vocab_file, training.merge_file)
+    except TokenizerError as error:
+        key = "merge_file" if str(error).startswith("merge_file:") else "vocab_file"
+        problems.append(ConfigError(_led_by(key, str(error)), key=key))
+        return None
+
+
+def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str, str]]:
+    """Yields split, prefix and domain of each data set that the program opens, once."""
+    derived, asked = config.derived, config.text_generation
+    if script == "generate.py":
+        return
+    is_training = script == "train.py"
+    names_some = not is_training and (asked.eval_tasks or asked.eval_domains)
+    measures_none = not config.training.use_named_eval_datasets and config.training.eval_iters < 1
+    held_out = [] if names_some or measures_none else ["valid", "test"]
+    seen = set()
+    for split in ["train", *held_out] if is_training else held_out:
+        prefixes = getattr(derived, f"{split}_paths")
+        names = getattr(derived, "domains" if split == "train" else f"{split}_domains")
+        for prefix, name in zip_longest(prefixes, names):
+            if prefix not in seen:
+                seen.add(prefix)
+                yield split, prefix, name or Path(prefix).parent.name or Path(prefix).name
+
+
+def _dataset_problems(
+    config: RunConfig, prefix: str, name: str, *, vocab_size: int | None, trains: bool
+) -> Iterator[str]:
+    """Files that are missing or torn, ids that no embedding has, no text for one sample."""
+    try:
+        tokens, metadata = stored_tokens(prefix), read_metadata(prefix)
+    except DataError as error:
+        yield str(error)
+        return
+    needed = config.derived.seq_length + 1
+    if trains and tokens < needed:
+        what = "is shorter than one sample" if tokens else "is empty"
+        yield (
+            f"{prefix}: domain {name} {what}: {tokens} tokens, seq_length needs {needed}; use a "
+            "smaller seq_length, give it text or leave it out"
+        )
+    if metadata is None or metadata.tokens != tokens or vocab_size is None:
+        return
+    if metadata.max_token_id >= vocab_size:
+        yield (
+            f"{prefix}: domain {name} has token id {metadata.max_token_id}, the tokenizer of this "
+            f"run has {vocab_size} ids (the data were made with {metadata.tokenizer.type}, "
+            f"{metadata.tokenizer.vocab_size} ids); use one tokenizer for both"
+        )
+
+
+def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:
+    if config.derived.precision != "fp16" or has_accelerator:
+        return []
+    key = "precision" if config.deepspeed.fp16 is None else "fp16"
+    problem = f"{key}: there is no accelerator for the precision fp16; use bfloat16 or fp32"
+    return [ConfigError(problem, key=key)]
+
+
+def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Folders that a training writes and cannot."""
+    derived = config.derived
+    folders = {"save": derived.save_path, "log_dir": config.logging.log_dir}
+    folders["tensorboard_dir"] = config.logging.tensorboard_dir
+    for key, folder in folders.items():
+        if folder and (problem := _unwritable(Path(folder))):
+            yield ConfigError(
+                f"{key}: {folder} cannot be written ({problem}); choose a writable folder", key=key
+            )
+
+
+def _unwritable(folder: Path) -> str | None:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"Not a directory: {nearest}"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"Permission denied: {nearest}"
+    return None
+
+
+def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
+    """A checkpoint that is asked for and not there; a training may start without one."""
+    load, save, step = config.derived.load_path, config.derived.save_path, config.other.iteration
+    is_finetuning = is_training and config.training.finetune
+    if load is None:
+        if not is_training:
+            yield ConfigError("load: set it to the checkpoint folder of the model to read")
+        elif is_finetuning or step is not None:
+            key = "finetune" if is_finetuning else "iteration"
+            yield ConfigError(
+                f"{key}: there is no load, from which it would start; set load to the folder of "
+                f"the checkpoints, or remove {key}",
+                key=key,
+            )
+        return
+    names = _checkpoint_names(load)
+    if not names and (foreign := foreign_checkpoint_problem(Path(load))):
+        yield ConfigError(f"load: {foreign}", key="load")
+    elif step is not None and f"global_step{step}" not in names:
+        found = ", ".join(sorted(name.removeprefix("global_step") for name in names)) or "none"
+        yield ConfigError(
+            f"load: {load}: no checkpoint of iteration {step}; found: {found}", key="load"
+        )
+    elif not names and not (is_training and save is not None and is_same_path(load, save)):
+        yield ConfigError(
+            f"load: no checkpoint in {load}; correct the path"
+            + (", or remove load to start from scratch" if is_training else ""),
+            key="load",
+        )
+
+
+def _checkpoint_names(folder: str) -> set[str]:
+    return {path.parent.name for path in Path(folder).glob("global_step*/index.json")}
+
+
+def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Checkpoints in `save` that a run from iteration 0 would replace."""
+    save, is_finetuning = config.derived.save_path, config.training.finetune
+    if save is None or (config.derived.load_path is not None and not is_finetuning):
+        return
+    names = _checkpoint_names(save) - {"global_step0"}
+    if names:
+        way = "set load to it and remove finetune" if is_finetuning else "set load to it"
+        yield ConfigError(
+            f"save: {save} holds {len(names)} checkpoints, which this run would replace, for it "
+            f"begins at iteration 0; {way} to continue them, or name another folder",
+            key="save",
+        )
+
+
+def _led_by(key: str, problem: str) -> str:
+    return problem if problem.startswith(f"{key}:") else f"{key}: {problem}"

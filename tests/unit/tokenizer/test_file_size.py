@@ -1,0 +1,151 @@
+"""The size of a vocabulary, read from files: that of the tokenizer which is built from them."""
+
+import base64
+import json
+
+import pytest
+
+from megatron.tokenizer import TokenizerError
+from megatron.tokenizer.file_size import tokenizer_file_size, tokenizer_size
+from megatron.tokenizer.tokenizer import BUILDERS
+
+TEXT = ["the weights of the mixture follow the losses of the domains"] * 3
+END = "<|endoftext|>"
+
+
+def bpe(path, *, special=(END, "<|padding|>")):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(special),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def unigram(folder):
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -2.0), (END, -9.0)]
+    tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0)).save(str(folder / "t.json"))
+    return "HFTokenizer", folder / "t.json", None
+
+
+def with_gaps(folder):
+    bpe(folder / "t.json")
+    content = json.loads((folder / "t.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 400, "content": "<far>"})
+    (folder / "t.json").write_text(json.dumps(content))
+    return "HFTokenizer", folder / "t.json", None
+
+
+def whole_file(folder):
+    bpe(folder / "t.json")
+    return "hftokenizer", folder / "t.json", None
+
+
+def gpt2(folder):
+    bpe(folder / "t.json").model.save(str(folder))
+    return "GPT2BPETokenizer", folder / "vocab.json", folder / "merges.txt"
+
+
+def transformers_folder(folder):
+    bpe(folder / "tokenizer.json", special=("<s>",))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return "HFGPT2Tokenizer", folder, None
+
+
+def old_transformers_folder(folder):
+    bpe(folder / "t.json", special=()).model.save(str(folder))
+    return "HFGPT2Tokenizer", folder, None
+
+
+def sentencepiece(folder):
+    library = pytest.importorskip("sentencepiece")
+    (folder / "text.txt").write_text("\n".join(TEXT))
+    library.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"),
+        model_prefix=str(folder / "m"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return "SPMTokenizer", folder / "m.model", None
+
+
+def tiktoken(folder):
+    pytest.importorskip("tiktoken")
+    lines = (f"{base64.b64encode(bytes([k])).decode()} {k}\n" for k in range(256))
+    (folder / "cl100k_base.tiktoken").write_text("".join(lines))
+    return "TiktokenTokenizer", folder / "cl100k_base.tiktoken", None
+
+
+def characters(folder):
+    return "CharLevelTokenizer", None, None
+
+
+FAMILIES = [
+    *(whole_file, with_gaps, unigram, gpt2, transformers_folder, old_transformers_folder),
+    *(sentencepiece, tiktoken, characters),
+]
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
+def test_the_size_is_that_of_the_tokenizer_that_is_built(tmp_path, make):
+    kind, vocab_file, merge_file = make(tmp_path)
+    vocab, merges = vocab_file and str(vocab_file), merge_file and str(merge_file)
+    names = {name.lower(): name for name in BUILDERS}
+    built = BUILDERS[names[kind.lower()]](vocab, merges)
+    assert tokenizer_size(kind, vocab, merges) == built.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("gpt2", 50257), ("p50k_base", 50281), ("cl100k_base", 100277)]
+)
+def test_an_encoding_of_tiktoken_has_its_published_size_without_a_download(name, size):
+    pytest.importorskip("tiktoken")
+    assert tokenizer_size("TiktokenTokenizer", name) == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("HFTokenizer", '["not", "a", "tokenizer"]', "is not a tokenizer.json"),
+        ("HFTokenizer", '{"model": {}}', "is not a tokenizer.json"),
+        ("HFTokenizer", '{"model": {"vocab": {"a": "b"}}}', "its tokens have no numbers"),
+        ("HFTokenizer", '{"model"', "is not a tokenizer.json"),
+        ("HFTokenizer", '{"model": {"vocab": {"a": 0}}}', f"no token '{END.replace('|', '.')}'"),
+        ("HFTokenizer", "[" * 100_000, "is not a tokenizer.json"),
+        ("GPT2BPETokenizer", '{"a": 0}', "no token"),
+        ("GPT2BPETokenizer", "[1]", "is not a vocabulary"),
+        ("SPMTokenizer", '{"a": 0}', "is not a sentencepiece model"),
+        ("HFGPT2Tokenizer", "{}", "is a file"),
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
+    path = tmp_path / "vocab.json"
+    path.write_text(content)
+    with pytest.raises(TokenizerError, match=message):
+        tokenizer_size(kind, str(path), str(path))
+    assert tokenizer_file_size(kind, str(path), str(path)) is None
+
+
+@pytest.mark.parametrize("kind", ["HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer"])
+@pytest.mark.parametrize("path", [None, "nowhere/vocab.json"])
+def test_a_file_that_is_not_there_is_refused(kind, path):
+    with pytest.raises(TokenizerError, match=r"^vocab_file: "):
+        tokenizer_size(kind, path)
+
+
+def test_merges_that_are_not_there_are_refused(tmp_path):
+    (tmp_path / "v.json").write_text(json.dumps({END: 0}))
+    with pytest.raises(TokenizerError, match=r"^merge_file: no file nowhere"):
+        tokenizer_size("GPT2BPETokenizer", str(tmp_path / "v.json"), "nowhere")
+
+
+def test_a_name_on_the_hub_is_not_looked_up():
+    assert tokenizer_size("HFGPT2Tokenizer", "somebody/some-model") is None
