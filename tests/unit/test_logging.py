@@ -170,9 +170,10 @@ def test_a_slow_step_does_not_move_the_typical_time(times, typical):
 )
 def test_a_large_perplexity_is_written_plainly(tmp_path, perplexity, text):
     logger, stream = make_logger(tmp_path)
-    result = SimpleNamespace(loss=1.0, perplexity=perplexity, bits_per_byte=None)
+    figures = {"standard_error": None, "bits_per_byte": None, "num_samples": 3, "num_tokens": 24}
+    result = DomainResult(loss=1.0, perplexity=perplexity, **figures)
     logger.evaluation("validation", 10, {"code": result}, {})
-    assert text in stream.getvalue().splitlines()[1].split("  ")[-1]
+    assert f"{text} (" in stream.getvalue().splitlines()[1]
 
 
 def test_an_evaluation_is_logged_and_printed(tmp_path):
