@@ -30,7 +30,7 @@ from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
-from megatron.hooks.measured import measured_at
+from megatron.hooks.measured import measured_alike, measured_at
 from megatron.initialize import stop_requested
 from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
@@ -257,6 +257,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
     measured = measured_at(config.derived.log_dir, state.step) if state.step >= last_step else {}
+    measured = measured_alike(measured, config.to_dict(), loaded.saved_config)
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
         LoggingHook(

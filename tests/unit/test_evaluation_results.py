@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ import torch
 from megatron import progress_lines
 from megatron.evaluation import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
-from megatron.hooks.measured import measured_at
+from megatron.hooks.measured import measured_alike, measured_at
 from megatron.model.loss import DomainLossRecorder
+from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.run_log import RunLogFile
 from megatron.state import TrainState
 from tests.process_group import process_group_of_one
@@ -151,7 +153,7 @@ def write_log(folder: Any, *events: dict[str, Any]) -> str:
 
 
 def event_of(name: str, step: int, **samples: int) -> dict[str, Any]:
-    domains = {domain: {"num_samples": count} for domain, count in samples.items()}
+    domains = {domain: {"loss": 1.0, "num_samples": count} for domain, count in samples.items()}
     return {"event": name, "iteration": step, "domains": domains}
 
 
@@ -197,3 +199,40 @@ def test_a_finished_run_measures_only_what_its_log_does_not_hold(samples, again)
     assert done == again
     assert runner.count == 4 * len(again)
     assert len(said) == 2 - len(again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"validation", "test", "tasks"}),
+        ({"seed": 8, "eval_interval": 2}, {"validation", "test", "tasks"}),
+        ({"valid_data_paths": ["b/web_text_document"]}, {"test", "tasks"}),
+        ({"test_data_paths": ["b/web_text_document"]}, {"validation", "tasks"}),
+        ({"eod_mask_loss": True}, {"tasks"}),
+        ({"eval_num_fewshot": 2}, {"validation", "test"}),
+        ({"eval_task_limit": 7}, {"validation", "test"}),
+    ],
+)
+def test_figures_of_other_text_or_other_settings_are_measured_again(changes, kept):
+    def plain(**values: Any) -> dict[str, Any]:
+        keys = {
+            "num_layers": 2,
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "seq_length": 8,
+            "max_position_embeddings": 8,
+            "train_iters": 2,
+            "train_batch_size": 2,
+            "train_data_paths": ["train/web_text_document"],
+            "valid_data_paths": ["a/web_text_document"],
+            "test_data_paths": ["a/web_text_document"],
+            "use_named_train_datasets": True,
+            "use_named_eval_datasets": True,
+            "tokenizer_type": "CharLevelTokenizer",
+        }
+        config = resolve(NeoXArgs.from_dict({**keys, **values}), world_size=1)
+        return json.loads(json.dumps(config.to_dict()))
+
+    measured = {name: event_of(name, 5) for name in ("validation", "test", "tasks")}
+    assert measured_alike(measured, plain(**changes), plain()).keys() == kept
+    assert measured_alike(measured, plain(), None) == {}
