@@ -30,7 +30,7 @@ from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
-from megatron.hooks.measured import measured_alike, measured_at
+from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.initialize import stop_requested
 from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
@@ -256,8 +256,9 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     restore_mixture(source, loaded, logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
-    measured = measured_at(config.derived.log_dir, state.step) if state.step >= last_step else {}
-    measured = measured_alike(measured, config.to_dict(), loaded.saved_config)
+    settings = evaluation_settings(config.to_dict())
+    is_finished = state.step >= last_step
+    measured = measured_at(config.derived.log_dir, state.step, settings) if is_finished else {}
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
         LoggingHook(
@@ -357,6 +358,7 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         "precision": config.derived.precision,
         "mixture": source.controller.describe(),
         "samples_per_epoch": source.samples_by_domain,
+        "evaluation": evaluation_settings(config.to_dict()),
     }
     for note in config.derived.notes:
         logger.say(f"note: {note}")

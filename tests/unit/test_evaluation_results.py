@@ -15,7 +15,7 @@ import torch
 from megatron import progress_lines
 from megatron.evaluation import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
-from megatron.hooks.measured import measured_alike, measured_at
+from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.model.loss import DomainLossRecorder
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.run_log import RunLogFile
@@ -157,20 +157,39 @@ def event_of(name: str, step: int, **samples: int) -> dict[str, Any]:
     return {"event": name, "iteration": step, "domains": domains}
 
 
+def begun(**settings: Any) -> dict[str, Any]:
+    return {"event": "resume", "iteration": 0, "evaluation": settings}
+
+
 def test_evaluations_of_the_last_iteration_are_found_in_the_log(tmp_path):
+    settings = {"validation": {"paths": ["a"]}, "test": {}, "tasks": {"shots": 2}}
     folder = write_log(
         tmp_path,
+        begun(**settings),
         event_of("validation", 4, code=3),
         event_of("validation", 5, code=3),
         {"event": "tasks", "iteration": 5, "results": {"piqa": {"acc": 0.5}}},
         {"event": "save", "iteration": 5, "folder": "x"},
     )
-    assert measured_at(folder, 5).keys() == {"validation", "tasks"}
-    assert measured_at(folder, 4).keys() == {"validation"}
-    assert measured_at(folder, 6) == {}
-    assert measured_at(None, 5) == measured_at(str(tmp_path / "none"), 5) == {}
+    assert measured_at(folder, 5, settings).keys() == {"validation", "tasks"}
+    assert measured_at(folder, 5, {**settings, "tasks": {"shots": 0}}).keys() == {"validation"}
+    assert measured_at(folder, 4, settings).keys() == {"validation"}
+    assert measured_at(folder, 6, settings) == {}
+    assert measured_at(None, 5, settings) == {}
+    assert measured_at(str(tmp_path / "none"), 5, settings) == {}
     (tmp_path / "metrics.jsonl").write_text("damaged\n")
-    assert measured_at(folder, 5) == {}
+    assert measured_at(folder, 5, settings) == {}
+
+
+def test_what_a_later_start_measured_on_other_text_does_not_count(tmp_path):
+    a, b = {"validation": {"paths": ["a"]}}, {"validation": {"paths": ["b"]}}
+    resumed = {**begun(**b), "iteration": 5}
+    measured = event_of("validation", 5, code=3)
+    folder = write_log(tmp_path, begun(**a), measured, resumed, {**measured, "averages": {}})
+    assert "averages" in measured_at(folder, 5, b)["validation"]
+    assert "averages" not in measured_at(folder, 5, a).get("validation", {})
+    old = write_log(tmp_path / "old", {"event": "start", "iteration": 0}, measured)
+    assert measured_at(old, 5, a) == {}  # of a version that did not log its settings
 
 
 @pytest.mark.parametrize(
@@ -214,7 +233,7 @@ def test_a_finished_run_measures_only_what_its_log_does_not_hold(samples, again)
     ],
 )
 def test_figures_of_other_text_or_other_settings_are_measured_again(changes, kept):
-    def plain(**values: Any) -> dict[str, Any]:
+    def settings(**values: Any) -> dict[str, Any]:
         keys = {
             "num_layers": 2,
             "hidden_size": 8,
@@ -231,8 +250,7 @@ def test_figures_of_other_text_or_other_settings_are_measured_again(changes, kep
             "tokenizer_type": "CharLevelTokenizer",
         }
         config = resolve(NeoXArgs.from_dict({**keys, **values}), world_size=1)
-        return json.loads(json.dumps(config.to_dict()))
+        return json.loads(json.dumps(evaluation_settings(config.to_dict())))
 
-    measured = {name: event_of(name, 5) for name in ("validation", "test", "tasks")}
-    assert measured_alike(measured, plain(**changes), plain()).keys() == kept
-    assert measured_alike(measured, plain(), None) == {}
+    now, before = settings(**changes), settings()
+    assert {name for name in before if now[name] == before[name]} == kept
