@@ -12,6 +12,7 @@ from collections.abc import Callable
 from megatron.data.errors import DataError
 from megatron.distributed_environment import RankDiscoveryError
 from megatron.errors import CheckpointError
+from megatron.files import describe_error
 from megatron.launcher.installation import missing_package
 from megatron.launcher.process_life import PARENT_VARIABLE
 from megatron.logging_writers import drop_standard_output
@@ -58,7 +59,7 @@ def run_program(main: Callable[[], object]) -> None:
         if problem := missing_package(error):
             _refuse(problem)
         if _is_about_the_disk(error):
-            _refuse(f"{error}; check the path, the permissions and the free space")
+            _refuse(describe_error(error))
         collective = _failed_collective(error)
         rank = _rank()
         if collective and "timed out" in str(error).lower():

@@ -95,6 +95,14 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def describe_error(error: Exception) -> str:
+    """One line for the user; of an error of the system the path and the reason, without numbers."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    place = error.filename2 or error.filename or "input or output"  # the second is where to rename
+    return f"{place}: {error.strerror}; check the path, the permissions and the free space"
+
+
 def crc32_of_file(path: Path) -> int:
     """CRC-32 of a file's bytes; finds torn writes and flipped bits, not tampering."""
     checksum = 0

@@ -30,7 +30,7 @@ from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
-from megatron.hooks.measured import measured_at
+from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.initialize import stop_requested
 from megatron.learning_rates import continued_schedule
 from megatron.logging import RunLogger
@@ -175,11 +175,11 @@ def _remedy(state: TrainState) -> str:
     changes = "with a lower learning rate, gradient_clipping or another seed"
     if state.sound_step is None:
         return (
-            "no loss since the program began was finite: begin anew, or from an older checkpoint "
+            "no loss since the program began was finite: begin again, or from an older checkpoint "
             f"(iteration: N), {changes}"
         )
     if state.sound_step == 0:
-        return f"begin anew {changes}"
+        return f"begin again {changes}"
     return (
         f"checkpoints up to iteration {state.sound_step} are sound: continue from one of them "
         f"(iteration: N) {changes}"
@@ -256,10 +256,14 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     restore_mixture(source, loaded, logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
-    measured = measured_at(config.derived.log_dir, state.step) if state.step >= last_step else {}
+    settings = evaluation_settings(config.to_dict())
+    is_finished = state.step >= last_step
+    measured = measured_at(config.derived.log_dir, state.step, settings) if is_finished else {}
     saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
     hooks: list[Hook] = [
-        LoggingHook(logger, source, mixture, interval=config.logging.log_interval),
+        LoggingHook(
+            logger, source, mixture, interval=config.logging.log_interval, last_step=last_step
+        ),
         saving,  # before what takes long or may go wrong
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured
@@ -331,7 +335,7 @@ def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str
     except ValueError as error:
         raise CheckpointError(
             f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
-            "model alone and starts mixture, optimizer and iteration anew"
+            "model alone and starts mixture, optimizer and iteration from the beginning"
         ) from error
     now, before = source.samples_by_domain, loaded.samples_per_epoch
     changed = [name for name in now if now[name] != before.get(name, now[name])]
@@ -354,6 +358,7 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         "precision": config.derived.precision,
         "mixture": source.controller.describe(),
         "samples_per_epoch": source.samples_by_domain,
+        "evaluation": evaluation_settings(config.to_dict()),
     }
     for note in config.derived.notes:
         logger.say(f"note: {note}")

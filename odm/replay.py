@@ -263,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with open(path, encoding="utf-8", errors="surrogateescape") as lines:
             result = replay(read_run_log(lines))
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"{options.log}: {error}\n")
+        reason = getattr(error, "strerror", None) or error
+        sys.stderr.write(f"{options.log}: {reason}\n")
         return 2
     where = f" (iteration {result.iteration}, domain {result.domain})" if result.domain else ""
     sys.stdout.write(

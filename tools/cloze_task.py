@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 import yaml
 
 from megatron.data.errors import DataError
-from megatron.files import write_text_atomic
+from megatron.files import describe_error, write_text_atomic
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError
@@ -258,7 +258,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         )
         path, questions = make_task(texts, folder=args.output, name=args.name, sizes=sizes)
     except (DataError, DocumentError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 2
     domains = len({question.domain for question in questions})
     print(f"wrote {path}: {len(questions)} questions from {domains} domains, chance {CHANCE}")

@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
+from megatron.files import describe_error
 from tools.hf.importing import convert_from_hf
 
 
@@ -44,7 +45,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
     try:
         final = convert_from_hf(Path(args.input_dir), output, config_out=config_out, say=_print)
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"wrote {final} and {config_out}")
 

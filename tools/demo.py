@@ -11,6 +11,7 @@ one on another text or with another configuration begins anew.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -315,8 +316,10 @@ def missing_packages() -> list[str]:
     return [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demo; returns the exit code of the first command that failed, else 0."""
+    description = "Runs the whole demo, from text to a model, in demo/ of the repository."
+    argparse.ArgumentParser(description=description).parse_args(arguments)
     os.chdir(ROOT)
     started = time.monotonic()
     if missing_packages():

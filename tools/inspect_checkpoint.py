@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
+from megatron.files import describe_error
 from tools.ckpts.inspection import (
     TensorDifference,
     compare_facts,
@@ -71,7 +72,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         report = inspect(source, _kinds([source], args.kinds))
         print(_json(report) if args.json else _inspection_text(report))
     except (CheckpointError, SafetensorError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{describe_error(error)}\n")
         return 2
     return 0
 

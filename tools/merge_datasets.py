@@ -19,7 +19,7 @@ from megatron.data.indexed_dataset import (
     index_file_path,
 )
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
-from megatron.files import is_same_path
+from megatron.files import describe_error, is_same_path
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
@@ -112,7 +112,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         prefixes = find_prefixes(args.input)
         merge_datasets(prefixes, args.output_prefix)
     except (DataError, OSError) as error:
-        print(f"merge_datasets: {error}", file=sys.stderr)
+        print(f"merge_datasets: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
     merged = MMapIndexedDataset(args.output_prefix)
     print(

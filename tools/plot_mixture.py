@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 
 import numpy as np
 
-from megatron.files import atomic_writer
+from megatron.files import atomic_writer, describe_error
 from megatron.run_log import find_run_log, read_run_log
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"plot_mixture.py: {error}; pip install matplotlib", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
-        print(f"plot_mixture.py: {error}", file=sys.stderr)
+        print(f"plot_mixture.py: {describe_error(error)}", file=sys.stderr)
         return 2
     print(f"wrote {arguments.output}")
     return 0

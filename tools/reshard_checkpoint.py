@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 
 from megatron.checkpoint_format import CheckpointReader, verify
 from megatron.errors import CheckpointError
+from megatron.files import describe_error
 from tools.ckpts.single_process import (
     LAYOUT,
     find_source,
@@ -100,7 +101,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         source = find_source(Path(args.input), args.iteration)
         final = reshard(source, Path(args.output), max_file_size=size)
     except (CheckpointError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     sys.stdout.write(f"wrote {final}\n")
 

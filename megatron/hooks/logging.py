@@ -20,15 +20,26 @@ _TIMED_STEPS = 64
 
 
 class LoggingHook(Hook):
-    """Logs every ``interval``-th iteration and the last one."""
+    """Logs every ``interval``-th iteration and the last one.
+
+    The ``last_step`` of the run is logged before the hooks that save and evaluate: a run that is
+    killed then has nothing left to do when it is started again, and no other chance to log it.
+    """
 
     def __init__(
-        self, logger: RunLogger, source: MixedBatches, mixture: MixtureController, *, interval: int
+        self,
+        logger: RunLogger,
+        source: MixedBatches,
+        mixture: MixtureController,
+        *,
+        interval: int,
+        last_step: int | None = None,
     ):
         self.logger = logger
         self.source = source
         self.mixture = mixture
         self.interval = interval
+        self.last_step = last_step
         self._seconds = 0.0
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
@@ -44,7 +55,7 @@ class LoggingHook(Hook):
         signal = report.signal
         self._sums += signal.loss_sum, signal.loss_sq_sum, signal.token_count, signal.sample_count
         self._last_report = report
-        if state.step % self.interval == 0 or state.stop:
+        if state.step % self.interval == 0 or state.stop or state.step == self.last_step:
             self._log(state, report)
 
     def at_end(self, state: TrainState) -> None:

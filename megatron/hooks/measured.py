@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -9,12 +10,44 @@ import torch.distributed as dist
 
 from megatron.run_log import read_run_log
 
-__all__ = ["measured_at"]
+__all__ = ["evaluation_settings", "measured_at"]
 
-_EVENTS = ("validation", "test", "tasks")
+_LOSSES = ("derived.split", "derived.seq_length", "other.eod_mask_loss")
+_DECIDES = {
+    "validation": ("derived.valid_paths", *_LOSSES),
+    "test": ("derived.test_paths", *_LOSSES),
+    "tasks": tuple(
+        f"text_generation.{key}"
+        for key in (
+            "eval_task_paths",
+            "eval_num_fewshot",
+            "eval_task_limit",
+            "eval_seed",
+            "eval_apply_chat_template",
+            "eval_system_instruction",
+        )
+    ),
+}
+"""Event -> the keys that decide what is measured, beside the number of samples and the tasks."""
 
 
-def measured_at(log_dir: str | None, step: int) -> dict[str, dict[str, Any]]:
+def evaluation_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What decides the figures of each kind of evaluation, for the run log's start and resume.
+
+    Args:
+        config: The resolved configuration, as plain data.
+    """
+
+    def value(place: str) -> Any:
+        group, _, key = place.partition(".")
+        return config[group][key]
+
+    return {name: {key: value(key) for key in keys} for name, keys in _DECIDES.items()}
+
+
+def measured_at(
+    log_dir: str | None, step: int, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Finds the evaluations of an iteration in the run log.
 
     All ranks call it and get what rank 0 read: the log may be on a disk of its machine.
@@ -22,6 +55,7 @@ def measured_at(log_dir: str | None, step: int) -> dict[str, dict[str, Any]]:
     Args:
         log_dir: Folder of the run log; None where the run has none.
         step: The iteration.
+        settings: `evaluation_settings` of now; what was measured with others does not count.
 
     Returns:
         Event name -> the event; empty where there is no sound log.
@@ -29,11 +63,22 @@ def measured_at(log_dir: str | None, step: int) -> dict[str, dict[str, Any]]:
     found: list[dict[str, dict[str, Any]]] = [{}]
     if dist.get_rank() == 0 and log_dir is not None:
         with suppress(OSError, ValueError):
-            found[0] = {
-                event["event"]: event
-                for event in read_run_log(log_dir)
-                if event["event"] in _EVENTS and event["iteration"] == step
-            }
+            found[0] = _find(read_run_log(log_dir), step, settings)
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(found)
     return found[0]
+
+
+def _find(
+    events: Iterable[dict[str, Any]], step: int, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    used: Any = {}
+    for event in events:
+        name = event["event"]
+        if name in ("start", "resume"):
+            used = event.get("evaluation")
+        elif name in settings and event["iteration"] == step and isinstance(used, dict):
+            if used.get(name) == settings[name]:
+                found[name] = event
+    return found

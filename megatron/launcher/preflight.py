@@ -49,6 +49,8 @@ def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigEr
         problems += _overwriting_problems(config)
         monitor = missing_monitor_problem(config)
         problems += [ConfigError(monitor)] if monitor else []
+    if Path(script or "").name == "generate.py":
+        problems += _prompt_problems(config)
     return [*problems, *_checkpoint_problems(config, is_training=is_training)]
 
 
@@ -136,6 +138,17 @@ def _unwritable(folder: Path) -> str | None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"Permission denied: {nearest}"
     return None
+
+
+def _prompt_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """A file of prompts that is not there; it may be a pipe, and is not read here."""
+    path = config.text_generation.sample_input_file
+    if path is None or config.derived.text_gen_type != "input-file":
+        return
+    if not os.path.exists(path) or os.path.isdir(path):
+        reason = "Is a directory" if os.path.isdir(path) else "No such file or directory"
+        key = "sample_input_file"
+        yield ConfigError(f"{key}: {path}: {reason}", key=key)
 
 
 def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:

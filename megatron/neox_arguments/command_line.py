@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from .schema import SUFFIXES, find_file, is_file, read_files
 
 if TYPE_CHECKING:
     from .neox_args import NeoXArgs
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("train.py", "evaluate.py", "generate.py", "eval.py")
+NOT_FOR_RANKS = ("deepy.py", "prepare_data.py", "setup.py")
+"""Beside the programs, and no scripts of a run; nor is what `tools` holds."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +181,24 @@ def _check_script(script: str, conf_dir: str | None) -> None:
             f"it, as in ./deepy.py train.py {script[:200]}"
         )
     if not is_file(script):
-        hint = f"did you mean {script[:200]}.py?" if is_file(f"{script}.py") else "check its path"
+        hint = _script_hint(script[:200])
         raise ConfigError(f"the command line: there is no script {script[:200]}; {hint}")
+    path = Path(script).resolve()
+    if ROOT / "tools" in path.parents or (path.parent == ROOT and path.name in NOT_FOR_RANKS):
+        raise ConfigError(
+            f"the command line: {script[:200]} takes no configuration files; start it by itself: "
+            f"python {script[:200]} --help"
+        )
+
+
+def _script_hint(script: str) -> str:
+    if is_file(f"{script}.py"):
+        return f"did you mean {script}.py?"
+    for folder in (Path(script).parent, ROOT):
+        names = [name for name in PROGRAMS if is_file(str(folder / name))]
+        if near := difflib.get_close_matches(Path(script).name, names, n=1):
+            return f"did you mean {folder / near[0]}?"
+    return "check its path"
 
 
 def _finds_file(name: str, conf_dir: str | None) -> bool:

@@ -65,7 +65,9 @@ def find_file(name: str, folder: str | None = None) -> Path:
             else "; check its name and --conf_dir"
         )
     else:
-        hint = f"; the folder {_shortened(path.parent)} does not exist"
+        is_file_there = os.path.exists(path.parent)
+        hint = f"; {_shortened(path.parent)} is a file, name the folder it is in"
+        hint = hint if is_file_there else f"; the folder {_shortened(path.parent)} does not exist"
     raise ConfigError(f"{_shortened(path)}: no such configuration file{hint}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from megatron.files import describe_error
 from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 
 OUR_PACKAGES = ("megatron.", "odm.", "tools.")
@@ -59,8 +60,7 @@ def exit_code(command: Callable[[], Any]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     except OSError as error:
-        place, reason = error.filename or "input or output", error.strerror or str(error)
-        sys.stderr.write(f"{place}: {reason}; check the path, the permissions, the free space\n")
+        sys.stderr.write(f"{describe_error(error)}\n")
         return 2
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -324,3 +325,22 @@ def test_a_name_on_the_hub_is_no_folder_and_the_line_says_how_to_get_one(
         "FOLDER` fetches a model from the Hub\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("global_step3/index.json", "is a run of this program.*tools/convert_to_hf.py"),
+        ("index.json", "is a run of this program.*tools/convert_to_hf.py"),
+        ("tokenizer.json", "holds no config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_of_transformers_is_named_for_what_it_is(
+    name, message, tmp_path, capsys
+):
+    folder = tmp_path / "there"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("{}")
+    arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
+    line = refusal(import_main, arguments, capsys)
+    assert re.fullmatch(f"{re.escape(str(folder))}: {message}.*\n", line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ import torch
 from megatron import progress_lines
 from megatron.evaluation import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
-from megatron.hooks.measured import measured_at
+from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.model.loss import DomainLossRecorder
+from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.run_log import RunLogFile
 from megatron.state import TrainState
 from tests.process_group import process_group_of_one
@@ -151,24 +153,43 @@ def write_log(folder: Any, *events: dict[str, Any]) -> str:
 
 
 def event_of(name: str, step: int, **samples: int) -> dict[str, Any]:
-    domains = {domain: {"num_samples": count} for domain, count in samples.items()}
+    domains = {domain: {"loss": 1.0, "num_samples": count} for domain, count in samples.items()}
     return {"event": name, "iteration": step, "domains": domains}
 
 
+def begun(**settings: Any) -> dict[str, Any]:
+    return {"event": "resume", "iteration": 0, "evaluation": settings}
+
+
 def test_evaluations_of_the_last_iteration_are_found_in_the_log(tmp_path):
+    settings = {"validation": {"paths": ["a"]}, "test": {}, "tasks": {"shots": 2}}
     folder = write_log(
         tmp_path,
+        begun(**settings),
         event_of("validation", 4, code=3),
         event_of("validation", 5, code=3),
         {"event": "tasks", "iteration": 5, "results": {"piqa": {"acc": 0.5}}},
         {"event": "save", "iteration": 5, "folder": "x"},
     )
-    assert measured_at(folder, 5).keys() == {"validation", "tasks"}
-    assert measured_at(folder, 4).keys() == {"validation"}
-    assert measured_at(folder, 6) == {}
-    assert measured_at(None, 5) == measured_at(str(tmp_path / "none"), 5) == {}
+    assert measured_at(folder, 5, settings).keys() == {"validation", "tasks"}
+    assert measured_at(folder, 5, {**settings, "tasks": {"shots": 0}}).keys() == {"validation"}
+    assert measured_at(folder, 4, settings).keys() == {"validation"}
+    assert measured_at(folder, 6, settings) == {}
+    assert measured_at(None, 5, settings) == {}
+    assert measured_at(str(tmp_path / "none"), 5, settings) == {}
     (tmp_path / "metrics.jsonl").write_text("damaged\n")
-    assert measured_at(folder, 5) == {}
+    assert measured_at(folder, 5, settings) == {}
+
+
+def test_what_a_later_start_measured_on_other_text_does_not_count(tmp_path):
+    a, b = {"validation": {"paths": ["a"]}}, {"validation": {"paths": ["b"]}}
+    resumed = {**begun(**b), "iteration": 5}
+    measured = event_of("validation", 5, code=3)
+    folder = write_log(tmp_path, begun(**a), measured, resumed, {**measured, "averages": {}})
+    assert "averages" in measured_at(folder, 5, b)["validation"]
+    assert "averages" not in measured_at(folder, 5, a).get("validation", {})
+    old = write_log(tmp_path / "old", {"event": "start", "iteration": 0}, measured)
+    assert measured_at(old, 5, a) == {}  # of a version that did not log its settings
 
 
 @pytest.mark.parametrize(
@@ -197,3 +218,39 @@ def test_a_finished_run_measures_only_what_its_log_does_not_hold(samples, again)
     assert done == again
     assert runner.count == 4 * len(again)
     assert len(said) == 2 - len(again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, {"validation", "test", "tasks"}),
+        ({"seed": 8, "eval_interval": 2}, {"validation", "test", "tasks"}),
+        ({"valid_data_paths": ["b/web_text_document"]}, {"test", "tasks"}),
+        ({"test_data_paths": ["b/web_text_document"]}, {"validation", "tasks"}),
+        ({"eod_mask_loss": True}, {"tasks"}),
+        ({"eval_num_fewshot": 2}, {"validation", "test"}),
+        ({"eval_task_limit": 7}, {"validation", "test"}),
+    ],
+)
+def test_figures_of_other_text_or_other_settings_are_measured_again(changes, kept):
+    def settings(**values: Any) -> dict[str, Any]:
+        keys = {
+            "num_layers": 2,
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "seq_length": 8,
+            "max_position_embeddings": 8,
+            "train_iters": 2,
+            "train_batch_size": 2,
+            "train_data_paths": ["train/web_text_document"],
+            "valid_data_paths": ["a/web_text_document"],
+            "test_data_paths": ["a/web_text_document"],
+            "use_named_train_datasets": True,
+            "use_named_eval_datasets": True,
+            "tokenizer_type": "CharLevelTokenizer",
+        }
+        config = resolve(NeoXArgs.from_dict({**keys, **values}), world_size=1)
+        return json.loads(json.dumps(evaluation_settings(config.to_dict())))
+
+    now, before = settings(**changes), settings()
+    assert {name for name in before if now[name] == before[name]} == kept

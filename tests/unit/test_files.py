@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
@@ -130,6 +131,50 @@ def test_a_file_system_that_syncs_no_folders_is_no_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", refuse)
     fsync_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (OSError(28, "No space left", "/x"), "/x: No space left; check"),
+        (OSError(21, "Is a directory", "/.x.tmp", None, "/x"), "/x: Is a directory; check"),
+        (OSError(5, "Input/output error"), "input or output: Input/output error; check"),
+        (OSError("a line of somebody"), "a line of somebody"),
+        (ValueError("key: wrong"), "key: wrong"),
+    ],
+)
+def test_a_user_reads_the_path_and_the_reason_and_no_error_number(error, start):
+    assert files.describe_error(error).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "work"),
+    [
+        ("cloze_task", ["text"], "read_documents"),
+        ("convert_from_hf", ["--input_dir", "a", "--output_dir", "b"], "convert_from_hf"),
+        ("convert_to_hf", ["--input_dir", "a", "--output_dir", "b"], "find_source"),
+        ("inspect_checkpoint", ["a"], "open_source"),
+        ("merge_datasets", ["--input", "a", "--output-prefix", "b"], "find_prefixes"),
+        ("plot_mixture", ["a"], "read_history"),
+        ("reshard_checkpoint", ["--input", "a", "--output", "b"], "find_source"),
+        ("upload", ["a", "--repo_id", "b/c"], "_make_job"),
+    ],
+)
+def test_every_tool_names_a_full_disk_so(tool, arguments, work, monkeypatch, capsys):
+    module = importlib.import_module(f"tools.{tool}")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "/there")
+
+    monkeypatch.setattr(module, work, full)
+    try:
+        code = module.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/there: No space left on device; check" in line
+    assert "Errno" not in line
 
 
 def test_a_disk_error_while_syncing_a_folder_is_told(tmp_path, monkeypatch):

@@ -143,6 +143,14 @@ def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_folder_in_the_place_of_the_picture_is_named_without_an_error_number(tmp_path, capsys):
+    write_log(tmp_path / "metrics.jsonl", num_domains=2)
+    assert main([str(tmp_path), "-o", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: Is a directory; check the path" in error
+    assert error.count("\n") == 1
+
+
 def test_the_history_holds_what_the_log_says(tmp_path):
     write_log(tmp_path / "metrics.jsonl", num_domains=2, iterations=4)
     history = read_history(tmp_path)

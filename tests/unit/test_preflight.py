@@ -179,6 +179,24 @@ def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
     assert problem.startswith("load: no checkpoint in nowhere")
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "reason"),
+    [
+        ("none.txt", None, "none.txt: No such file"),
+        (".", "input-file", ".: Is a directory"),
+        ("generate.py", "input-file", None),
+        ("none.txt", "unconditional", None),
+        (None, None, None),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named(values, tmp_path, path, kind, reason):
+    asked = {"sample_input_file": path, "text_gen_type": kind, "load": checkpoint(tmp_path / "a")}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    found = problems_of(values, "generate.py", **asked)
+    assert len(found) == (reason is not None)
+    assert not found or (found[0][0], reason in found[0][1]) == ("sample_input_file", True)
+
+
 def test_check_and_dry_run_tell_everything_at_once_with_its_line(values, tmp_path, capsys):
     (tmp_path / "train/a/text.idx").unlink()
     broken = {**values, "tokenizer_type": "SPMTokenizer", "vocab_file": "no.model"}

@@ -118,7 +118,9 @@ def test_the_end_of_a_diverged_run_names_the_checkpoints_that_are_sound():
         run(Runner(loss=math.nan))  # step 2 still saw what step 1 had left
     with pytest.raises(FloatingPointError, match="up to iteration 2 are sound"):
         run(Runner(grad_norm=math.nan))
-    with pytest.raises(FloatingPointError, match="diverged; begin anew with a lower learning rate"):
+    with pytest.raises(
+        FloatingPointError, match="diverged; begin again with a lower learning rate"
+    ):
         run(Runner(step=2, loss=math.nan))
     with pytest.raises(FloatingPointError, match="no loss since the program began was finite"):
         run(Runner(step=1, loss=math.nan))
@@ -295,6 +297,29 @@ def logged_records(
 def test_the_last_iteration_is_logged_whatever_the_interval(interval, last_step, stop_at, logged):
     records = logged_records(interval, last_step, stop_at=stop_at)
     assert [record.iteration for record in records] == logged
+
+
+def test_the_last_iteration_is_logged_before_other_hooks_save_and_evaluate():
+    mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
+    calls: list[Any] = []
+    logger: Any = SimpleNamespace(train=lambda record: calls.append(f"log {record.iteration}"))
+    source: Any = Source(mixture)
+    runner: Any = Runner()
+
+    class Save(Hook):
+        def after_step(self, state, report):
+            calls.append(f"save {state.step}")
+
+    train(
+        runner,
+        source,
+        mixture,
+        [LoggingHook(logger, source, mixture, interval=2, last_step=3), Save()],
+        TrainState(),
+        last_step=3,
+        learning_rate_of=lambda step: 0.1,
+    )
+    assert calls == ["save 1", "log 2", "save 2", "log 3", "save 3"]
 
 
 def test_a_record_holds_the_last_losses_and_their_means_since_the_record_before():

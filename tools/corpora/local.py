@@ -51,7 +51,7 @@ class LocalCorpus(Corpus):
     files of prose or code, are a document each.
     """
 
-    description: ClassVar[str] = "a folder with one subfolder or file a domain, or one jsonl file"
+    description: ClassVar[str] = "a folder with one subfolder or file per domain, or one jsonl file"
     licence: ClassVar[str] = "as the files say"
 
     def parts(self) -> list[Part]:

@@ -148,6 +148,17 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: there is no such folder; `hf download OWNER/NAME --local-dir FOLDER` "
             "fetches a model from the Hub"
         )
+    if not path.is_file():
+        is_ours = checkpoint_steps(path.parent) or (path.parent / "index.json").is_file()
+        raise CheckpointError(
+            f"{path.parent}: "
+            + (
+                "is a run of this program, not a model of transformers; export it with "
+                "tools/convert_to_hf.py --input_dir"
+                if is_ours
+                else "holds no config.json; give the folder of a model of transformers"
+            )
+        )
     return read_json(
         path,
         fields({}),

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from megatron.neox_arguments import ConfigError, NeoXArgs
-from megatron.neox_arguments.command_line import load_megatron_config, read_deepy_command
+from megatron.neox_arguments.command_line import ROOT, load_megatron_config, read_deepy_command
 
 
 @pytest.fixture
@@ -50,6 +50,12 @@ def test_check_and_dry_run_are_told_to_the_launcher(folder):
     assert not read_deepy_command(["train.py", "model"]).check
 
 
+def test_a_file_that_is_given_as_the_folder_is_named_for_what_it_is(folder):
+    file = str(folder / "model.yml")
+    with pytest.raises(ConfigError, match=rf"{file}/data: .*; {file} is a file, name the folder"):
+        NeoXArgs.consume_deepy_args(["train.py", "-d", file, "data"])
+
+
 def test_a_missing_script_or_file_is_one_message(folder):
     with pytest.raises(ConfigError, match=r"^the command line: there is no script tarin.py"):
         NeoXArgs.consume_deepy_args(["tarin.py", "model"])
@@ -68,6 +74,11 @@ def test_a_missing_script_or_file_is_one_message(folder):
         ("model.yml train.py", "model.yml is a configuration file"),
         ("--check absent.yaml", "absent.yaml is a configuration file"),
         ("train model", "there is no script train; did you mean train.py?"),
+        ("trian.py model", "there is no script trian.py; did you mean train.py?"),
+        ("evaluate.py model", f"did you mean {ROOT / 'evaluate.py'}?"),  # begun in another folder
+        ("nothing_like_it.py model", "there is no script nothing_like_it.py; check its path"),
+        (f"{ROOT}/prepare_data.py model", "start it by itself: python"),
+        (f"{ROOT}/tools/plot_mixture.py model", "takes no configuration files"),
         ("train.py", "name at least one configuration file"),
         ("train.py train.py model", "train.py is a program, not a configuration file"),
     ],

@@ -29,6 +29,16 @@ def stage(code: str, **changes) -> Stage:
     )
 
 
+@pytest.mark.parametrize(
+    ("argument", "code"), [("--help", 0), ("--workers", 2), ("some_folder", 2)]
+)
+def test_what_the_demo_does_not_know_does_not_start_it(folder, monkeypatch, argument, code):
+    monkeypatch.setattr(demo, "stages", lambda: pytest.fail("the demo was started"))
+    with pytest.raises(SystemExit) as end:
+        demo.main([argument])
+    assert end.value.code == code
+
+
 WRITES = 'open("out", "a").write("x")'
 
 
@@ -92,7 +102,7 @@ def test_every_input_is_made_by_an_earlier_stage_or_is_there(monkeypatch):
 def test_packages_of_the_last_stages_are_asked_for_before_the_first(monkeypatch, capsys):
     monkeypatch.setattr(demo, "NEEDED_PACKAGES", ("no_such_package",))
     monkeypatch.setattr(demo, "stages", lambda: pytest.fail("a stage was looked at"))
-    assert demo.main() == 2
+    assert demo.main([]) == 2
     assert "requirements-eval.txt" in capsys.readouterr().err
 
 
