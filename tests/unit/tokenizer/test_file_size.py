@@ -124,6 +124,7 @@ def test_an_encoding_of_tiktoken_has_its_published_size_without_a_download(name,
         ("GPT2BPETokenizer", "[1]", "is not a vocabulary"),
         ("SPMTokenizer", '{"a": 0}', "is not a sentencepiece model"),
         ("HFGPT2Tokenizer", "{}", "is a file"),
+        ("TiktokenTokenizer", "", "is no encoding of tiktoken"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
