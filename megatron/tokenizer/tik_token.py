@@ -146,6 +146,12 @@ def _definition_of_file(path: Path) -> dict[str, Any]:
         raise TokenizerError(
             f"vocab_file: {path} is no file of tiktoken ranks ({error})"
         ) from error
+    used = set(ranks.values())
+    if not used or len(used) < len(ranks) or not 0 <= min(used) <= max(used) < 2**32 - 1:
+        raise TokenizerError(
+            f"vocab_file: {path} is no file of tiktoken ranks (they must be different numbers from "
+            "0, one a token); fetch it again"
+        )
     definition = _definition(path.stem, ranks)
     definition.pop("explicit_n_vocab", None)  # a file may hold fewer
     return definition
