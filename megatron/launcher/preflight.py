@@ -45,6 +45,7 @@ def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigEr
         key = "data_path" if config.derived.split else f"{split}_data_paths"
         problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
     if is_training:
+        problems += _split_problems(config)
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
@@ -111,6 +112,14 @@ def _dataset_problems(
             f"{prefix}: domain {name} has token id {metadata.max_token_id}, the tokenizer of this "
             f"run has {vocab_size} ids (the data were made with {metadata.tokenizer.type}, "
             f"{metadata.tokenizer.vocab_size} ids); use one tokenizer for both"
+        )
+
+
+def _split_problems(config: RunConfig) -> Iterator[ConfigError]:
+    if config.derived.split is not None and not config.derived.split[0]:
+        yield ConfigError(
+            f"split: {config.training.split!r} leaves no training documents; raise the first share",
+            key="split",
         )
 
 

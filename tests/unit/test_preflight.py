@@ -165,6 +165,14 @@ def test_files_and_folders_of_a_training_are_named(values, tmp_path, changes, ke
     assert message in problem
 
 
+def test_a_split_without_training_documents_is_named(values):
+    held_out = {"valid_data_paths": None, "test_data_paths": None}
+    assert problems_of(values, **held_out, split="1,0,0") == []
+    ((key, problem),) = problems_of(values, **held_out, split="0,9,1")
+    assert key == "split"
+    assert "'0,9,1' leaves no training documents" in problem
+
+
 def test_a_folder_that_may_not_be_written_is_named(values, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     ((key, problem),) = problems_of(values, save="locked/run", checkpoint_factor=1)
