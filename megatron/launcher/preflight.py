@@ -146,10 +146,11 @@ def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
 def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Prompts that are not there, and samples that cannot be written."""
     asked, kind = config.text_generation, config.derived.text_gen_type
-    key, name = "sample_input_file", asked.sample_input_file
+    name = asked.sample_input_file or ""
     if kind == "input-file" and name and (not os.path.exists(name) or os.path.isdir(name)):
+        key = "sample_input_file"
         yield ConfigError(f"{key}: there is no file {name}; name a file of prompts", key=key)
-    key, name = "sample_output_file", asked.sample_output_file
+    key, name = "sample_output_file", asked.sample_output_file or ""
     if kind != "interactive" and name:
         folder = Path(name).parent
         if not folder.is_dir():
