@@ -218,7 +218,7 @@ def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
         others = {key: value for key, value in values.items() if key != section}
         if _refusal_of(others, mpu) is None:
             raise ConfigError(
-                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; correct or remove it"
+                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; fix or remove it"
             )
     raise refusal
 

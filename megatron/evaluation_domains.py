@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron.data.domain_files import SplitName, domain_name
 from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.tokenizer.inputs import files_below
 
 __all__ = ["EvaluationPart", "evaluation_parts", "nothing_to_evaluate"]
@@ -68,11 +69,7 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
 
 def nothing_to_evaluate(config: RunConfig) -> ConfigError:
     """The error of a configuration without held-out data."""
-    switched_off = " (eval_iters is 0)" if config.training.eval_iters == 0 else ""
-    return ConfigError(
-        "valid_data_paths: there is no held-out data to evaluate; set it or test_data_paths, set "
-        f"split to divide the training data, or name data with --domains name=path{switched_off}"
-    )
+    return ConfigError(nothing_to_evaluate_problem(config.training.eval_iters))
 
 
 def find_datasets(entry: str) -> list[Dataset]:

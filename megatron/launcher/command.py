@@ -20,12 +20,13 @@ from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.launcher.runner_input import check_runner_input, hostfile_text, runner_flags
 from megatron.launcher.supervisor import RankCommand, Supervisor
-from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, resolve
+from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, RunConfig
 from megatron.neox_arguments.command_line import read_deepy_command
 from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
 from megatron.neox_arguments.purpose import is_training_script, purpose_of
+from megatron.neox_arguments.resolve import resolve_with_issues
 
 __all__ = ["GRACE_VARIABLE", "main", "prepared_runner", "rank_commands"]
 
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = read_deepy_command(argv)
         arguments = command.neox_args
-        plan = plan_launch(arguments, os.environ)
-        config = resolve(arguments, world_size=plan.num_processes)
+        plan, config = _planned(arguments, is_elsewhere=command.elsewhere)
         _check_stages(arguments, config)
         _check_launcher(arguments, plan)
         if not command.check:  # the summary of a check has them
@@ -202,6 +202,23 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
     return seconds
 
 
+def _planned(arguments: NeoXArgs, *, is_elsewhere: bool) -> tuple[LaunchPlan, RunConfig]:
+    """Where the run starts and its configuration; raises all that is wrong with either, at once."""
+    plan, problems = None, []
+    try:
+        plan = plan_launch(arguments, os.environ)
+    except ConfigError as error:
+        problems += error.messages
+    config, issues = resolve_with_issues(arguments, plan.num_processes if plan else None)
+    problems += issues.as_error().messages
+    if problems or plan is None:
+        others = plan.hosts if plan else arguments.hostfile or os.environ.get("DLTS_HOSTFILE")
+        if not (is_elsewhere or others):
+            problems += _start_problems(arguments, config, plan)
+        raise ConfigError(*dict.fromkeys(problems))
+    return plan, config
+
+
 def _check_stages(arguments: NeoXArgs, config: Any) -> None:
     """Refuses a rule for cutting stages that would fail when the model is built."""
     is_cut = config.derived.pipe_parallel_size > 1
@@ -214,7 +231,7 @@ def _check_stages(arguments: NeoXArgs, config: Any) -> None:
         plan = memory_plan(config)
         plan_stages(plan.layers, num_stages=plan.pipe, method=plan.partition_method)
     except ConfigError as error:
-        blamed = ConfigError(str(error), key="pipe_partition_method")
+        blamed = ConfigError(*error.messages, key="pipe_partition_method")
         raise placed(arguments, blamed) from None
 
 
@@ -229,11 +246,14 @@ def _check_launcher(arguments: NeoXArgs, plan: LaunchPlan) -> None:
         raise placed(arguments, error) from None
 
 
-def _start_problems(arguments: NeoXArgs, config: Any, plan: LaunchPlan) -> tuple[str, ...]:
+def _start_problems(
+    arguments: NeoXArgs, config: RunConfig, plan: LaunchPlan | None
+) -> tuple[str, ...]:
     """One line for each thing that would end a run on this machine before its first step."""
     from megatron.launcher.preflight import start_problems  # errors above need not wait for it
 
-    found = start_problems(config, has_accelerator=bool(plan.device_indices))
+    has_accelerator = plan is None or bool(plan.device_indices)
+    found = start_problems(config, has_accelerator=has_accelerator)
     return tuple(str(placed(arguments, problem)) for problem in found)
 
 

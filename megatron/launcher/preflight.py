@@ -19,6 +19,7 @@ from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.purpose import Purpose, is_training_script, purpose_of
+from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_size
 
@@ -44,13 +45,16 @@ def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigEr
         key = "data_path" if config.derived.split else f"{split}_data_paths"
         problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
     if is_training:
+        problems += _split_problems(config)
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
         monitor = missing_monitor_problem(config)
         problems += [ConfigError(monitor)] if monitor else []
-    if Path(script or "").name == "generate.py":
-        problems += _prompt_problems(config)
+    elif Path(script or "").name == "generate.py":
+        problems += _generation_problems(config)
+    else:
+        problems += _evaluation_problems(config)
     return [*problems, *_checkpoint_problems(config, is_training=is_training)]
 
 
@@ -111,6 +115,14 @@ def _dataset_problems(
         )
 
 
+def _split_problems(config: RunConfig) -> Iterator[ConfigError]:
+    if config.derived.split is not None and not config.derived.split[0]:
+        yield ConfigError(
+            f"split: {config.training.split!r} leaves no training documents; raise the first share",
+            key="split",
+        )
+
+
 def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:
     if config.derived.precision != "fp16" or has_accelerator:
         return []
@@ -131,7 +143,51 @@ def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
             )
 
 
+def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Prompts that are not there, and samples that cannot be written."""
+    asked, kind = config.text_generation, config.derived.text_gen_type
+    name = asked.sample_input_file or ""
+    if kind == "input-file" and name and (not os.path.exists(name) or os.path.isdir(name)):
+        key = "sample_input_file"
+        yield ConfigError(f"{key}: there is no file {name}; name a file of prompts", key=key)
+    key, name = "sample_output_file", asked.sample_output_file or ""
+    if kind != "interactive" and name:
+        folder = Path(name).parent
+        if not folder.is_dir():
+            problem = f"there is no folder {folder}; make it or name another file"
+            yield ConfigError(f"{key}: {problem}", key=key)
+        elif Path(name).is_dir():
+            yield ConfigError(f"{key}: {name} is a folder; name a file", key=key)
+
+
+def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Nothing to evaluate, domains that nobody knows, results that cannot be written."""
+    asked, derived = config.text_generation, config.derived
+    prefixes = (*derived.valid_paths, *derived.test_paths)
+    if not (asked.eval_tasks or asked.eval_domains or prefixes):
+        problem = nothing_to_evaluate_problem(config.training.eval_iters)
+        yield ConfigError(problem, key="valid_data_paths")
+    names = {*derived.valid_domains, *derived.test_domains}
+    names |= {Path(prefix).parent.name or Path(prefix).name for prefix in prefixes}
+    for entry in asked.eval_domains or ():
+        path = entry.partition("=")[2] or entry
+        files = (f"{entry}{end}" for end in ("", ".idx")), (f"{path}{end}" for end in ("", ".idx"))
+        if entry not in names and not any(os.path.exists(name) for part in files for name in part):
+            listed = ", ".join(sorted(names)) or "none"
+            yield ConfigError(
+                f"eval_domains: {entry} is neither a domain nor a path of tokenized data; "
+                f"known domains: {listed}; for other data write name=path",
+                key="eval_domains",
+            )
+    folder = Path(asked.eval_results_prefix).parent
+    if problem := _unwritable(folder):
+        key = "eval_results_prefix"
+        yield ConfigError(f"{key}: {folder} cannot be written ({problem}); choose another", key=key)
+
+
 def _unwritable(folder: Path) -> str | None:
+    if problem := _unusable(folder):
+        return problem
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         return f"Not a directory: {nearest}"
@@ -140,15 +196,15 @@ def _unwritable(folder: Path) -> str | None:
     return None
 
 
-def _prompt_problems(config: RunConfig) -> Iterator[ConfigError]:
-    """A file of prompts that is not there; it may be a pipe, and is not read here."""
-    path = config.text_generation.sample_input_file
-    if path is None or config.derived.text_gen_type != "input-file":
-        return
-    if not os.path.exists(path) or os.path.isdir(path):
-        reason = "Is a directory" if os.path.isdir(path) else "No such file or directory"
-        key = "sample_input_file"
-        yield ConfigError(f"{key}: {path}: {reason}", key=key)
+def _unusable(path: str | Path) -> str | None:
+    """What the system says of a path under which nothing can ever be, such as one too long."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
@@ -165,6 +221,9 @@ def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[Co
                 f"the checkpoints, or remove {key}",
                 key=key,
             )
+        return
+    if problem := _unusable(load):
+        yield ConfigError(f"load: {load}: {problem}; correct the path", key="load")
         return
     names = _checkpoint_names(load)
     if not names and (foreign := foreign_checkpoint_problem(Path(load))):
@@ -190,6 +249,8 @@ def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Checkpoints in `save` that a run from iteration 0 would replace."""
     save, is_finetuning = config.derived.save_path, config.training.finetune
     if save is None or (config.derived.load_path is not None and not is_finetuning):
+        return
+    if _unusable(save):  # told with the folders
         return
     names = _checkpoint_names(save) - {"global_step0"}
     if names:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHOWN_CHARACTERS = 200
+_LONG_WORD = re.compile(r"\S{301,}")
 
 
 class ConfigError(ValueError):
@@ -17,7 +18,7 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, *messages: str, key: str | None = None) -> None:
-        super().__init__(*messages)
+        super().__init__(*map(_one_line, messages))
         self.key = key
 
     @property
@@ -27,6 +28,12 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(str(message) for message in self.args)
+
+
+def _one_line(message: str) -> str:
+    """Keeps a path or a name with line breaks, or of thousands of characters, readable."""
+    text = "\\n".join(str(message).splitlines())
+    return _LONG_WORD.sub(lambda word: f"{word.group()[:100]}...{word.group()[-100:]}", text)
 
 
 @dataclass(frozen=True)

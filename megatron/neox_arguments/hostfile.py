@@ -100,9 +100,10 @@ def read_hostfile(path: str | Path) -> Slots:
 
     Raises:
         ConfigError: For a file that cannot be read, or, with its line, for a line of another form,
-            a host that is named twice or has no name for a host.
+            a host that is named twice or has no name for a host, or more slots than a run has.
     """
     hosts: Slots = {}
+    total = 0
     for number, line in enumerate(read_text(path, "hostfile").splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
@@ -122,6 +123,11 @@ def read_hostfile(path: str | Path) -> Slots:
             )
         if name in hosts:
             raise ConfigError(f"{path}:{number}: host {name!r} is named twice; give it one line")
+        total += int(count)
+        if total > MOST_PROCESSES:  # before their numbers fill the memory
+            raise ConfigError(
+                f"{path}:{number}: has more than {MOST_PROCESSES} slots up to this line; lower them"
+            )
         hosts[name] = tuple(range(int(count)))
     if not hosts:
         raise ConfigError(f"{path}: names no host; write lines 'host slots=N'")
@@ -184,7 +190,7 @@ def _parts(text: str, key: str, hosts: Collection[str]) -> list[_Part]:
         name, colon, numbers = piece.strip().partition(":")
         if not name or (colon and not _are_slots(numbers)):
             raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}", key=key)
-        parts.append((name, numbers if colon else None))
+        parts.append((name.strip(), numbers if colon else None))
     return parts
 
 
@@ -193,7 +199,7 @@ def _readings_of_part(text: str) -> Iterator[_Part]:
     yield _unbracketed(text), None
     name, colon, numbers = text.rpartition(":")
     if colon and _are_slots(numbers):
-        yield _unbracketed(name), numbers
+        yield _unbracketed(name.strip()), numbers
 
 
 def _unbracketed(name: str) -> str:

@@ -44,6 +44,22 @@ def resolve(
     Raises:
         ConfigError: With one message for everything that is wrong.
     """
+    config, issues = resolve_with_issues(neox_args, world_size, purpose=purpose)
+    issues.raise_if_any()
+    return config
+
+
+def resolve_with_issues(
+    neox_args: NeoXArgs, world_size: int | None = None, *, purpose: Purpose | None = None
+) -> tuple[RunConfig, IssueList]:
+    """As `resolve`, and goes on where something is wrong, so that more can be told with it.
+
+    Returns:
+        The configuration, with defaults in place of what is wrong, and all that is wrong.
+
+    Raises:
+        ConfigError: If a value has a wrong type.
+    """
     draft = _draft(neox_args, purpose)
     check_retired(draft)
     derived = _derive(draft, world_size)
@@ -51,13 +67,13 @@ def resolve(
         problem = training_data_problem(derived["train_paths"])
         if problem:
             draft.issues.add("train_data_paths", problem)
-    draft.issues.raise_if_any()
     groups = {name: _group(name, draft.values) for name in GROUPS}
-    return RunConfig(
+    config = RunConfig(
         **groups,
         derived=Derived(**derived, notes=tuple(dict.fromkeys(draft.notes))),
         files=dict(draft["config_files"] or {}),
     )
+    return config, draft.issues
 
 
 def require_training_data(config: RunConfig) -> None:

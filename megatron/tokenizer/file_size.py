@@ -142,9 +142,12 @@ def _json(path: Path, kind: str) -> Any:
     if path.stat().st_size > _LARGEST_FILE_BYTES:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"vocab_file: {path} is not {kind} ({error})") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"vocab_file: {path} is not {kind} (it holds no object)")
+    return content
 
 
 Content = tuple[dict[str, int], list[str]]
@@ -170,7 +173,8 @@ def _tokenizer_json(path: Path) -> Content | None:
         # a unigram model lists its pieces, the others map them to ids
         if not isinstance(vocabulary, dict):
             vocabulary = {piece[0]: place for place, piece in enumerate(vocabulary)}
-        added = [str(token["content"]) for token in content.get("added_tokens") or []]
+        # joined to text, anything else is a TypeError
+        added = ["" + token["content"] for token in content.get("added_tokens") or []]
         return _checked_ids(vocabulary, path, kind), added
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise TokenizerError(
@@ -192,7 +196,7 @@ def _checked_ids(ids: Any, path: Path, kind: str) -> dict[str, int]:
 
 
 def _are_ids(values: Collection[Any]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
+    return all(type(value) is int and 0 <= value < 2**32 for value in values)
 
 
 def _count_pieces(content: bytes) -> int | None:

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +77,7 @@ def _fingerprint_of_ranks(encoding: Any) -> str:
 
 def _encoding_of_name(library: Any, name: str) -> Any:
     if name not in library.list_encoding_names():
-        raise TokenizerError(
-            f"vocab_file: {name!r} is no encoding of tiktoken; choose one of "
-            f"{', '.join(library.list_encoding_names())}, or give a .tiktoken file"
-        )
+        raise _unknown_encoding(name, library.list_encoding_names())
     try:
         return library.get_encoding(name)
     except Exception as error:
@@ -86,6 +85,13 @@ def _encoding_of_name(library: Any, name: str) -> Any:
             f"vocab_file: the encoding {name!r} cannot be fetched ({type(error).__name__}); "
             f"give a local file {name}.tiktoken"
         ) from error
+
+
+def _unknown_encoding(name: str, known: Iterable[str]) -> TokenizerError:
+    return TokenizerError(
+        f"vocab_file: {name!r} is no encoding of tiktoken; choose one of {', '.join(known)}, or "
+        "give a .tiktoken file"
+    )
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
@@ -106,19 +112,22 @@ def encoding_size(name: str) -> int | None:
     """Returns the number of ids of an encoding, by name or file, without building it.
 
     Returns:
-        None for a name that only another module than tiktoken's own defines.
+        None for a name that another module than tiktoken's own may define.
 
     Raises:
-        TokenizerError: If a file is not of tiktoken.
+        TokenizerError: If a file is not of tiktoken, or nothing defines the name.
     """
+    import tiktoken_ext
     from tiktoken_ext import openai_public
 
     if name.endswith(".tiktoken"):
         definition = _definition_of_file(Path(name))
     elif name in openai_public.ENCODING_CONSTRUCTORS:
         definition = _definition(name, {})  # the ranks of a name may have to be fetched
-    else:
+    elif len(list(pkgutil.iter_modules(tiktoken_ext.__path__))) > 1:
         return None
+    else:
+        raise _unknown_encoding(name, openai_public.ENCODING_CONSTRUCTORS)
     ids = [*definition["mergeable_ranks"].values(), *definition["special_tokens"].values()]
     return max(max(ids) + 1, definition.get("explicit_n_vocab") or 0)
 
@@ -137,6 +146,12 @@ def _definition_of_file(path: Path) -> dict[str, Any]:
         raise TokenizerError(
             f"vocab_file: {path} is no file of tiktoken ranks ({error})"
         ) from error
+    used = set(ranks.values())
+    if not used or len(used) < len(ranks) or not 0 <= min(used) <= max(used) < 2**32 - 1:
+        raise TokenizerError(
+            f"vocab_file: {path} is no file of tiktoken ranks (they must be different numbers from "
+            "0, one a token); fetch it again"
+        )
     definition = _definition(path.stem, ranks)
     definition.pop("explicit_n_vocab", None)  # a file may hold fewer
     return definition

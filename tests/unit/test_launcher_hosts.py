@@ -47,6 +47,8 @@ CASES = [
     (TWO, {"include": "beta"}, {"beta": (0, 1, 2)}),
     (TWO, {"include": "beta:0,2@alpha", "num_gpus": 1}, {"alpha": (0,), "beta": (0,)}),
     (TWO, {"include": "beta:1,2@alpha", "num_gpus": 2}, {"alpha": (0, 1), "beta": (1, 2)}),
+    (TWO, {"include": " beta : 0, 2 @ alpha "}, {"alpha": (0, 1, 2, 3), "beta": (0, 2)}),
+    (NAMED, {"exclude": "root@alpha @ fe80::1 : 3"}, {"fe80::1": (0, 1, 2), "::2": (0, 1)}),
     (TWO, {"exclude": "alpha", "num_nodes": 1}, {"beta": (0, 1, 2)}),
     (TWO, {"exclude": "alpha:0@beta:1", "num_gpus": 2}, {"alpha": (1, 2), "beta": (0, 2)}),
     (TWO, {"exclude": "alpha:0,1,2,3"}, {"beta": (0, 1, 2)}),
@@ -152,6 +154,13 @@ def test_what_the_runner_would_fail_on_is_one_line_before_the_start(
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_hostfile_of_more_slots_than_a_run_has_is_refused_before_they_are_counted(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("".join(f"a{number} slots=4096\n" for number in range(20_000)))
+    with pytest.raises(ConfigError, match=r"hosts:257: has more than 1048576 slots up to this"):
+        read_hostfile(path)
 
 
 def test_brackets_say_where_an_address_ends(arguments):

@@ -165,6 +165,14 @@ def test_files_and_folders_of_a_training_are_named(values, tmp_path, changes, ke
     assert message in problem
 
 
+def test_a_split_without_training_documents_is_named(values):
+    held_out = {"valid_data_paths": None, "test_data_paths": None}
+    assert problems_of(values, **held_out, split="1,0,0") == []
+    ((key, problem),) = problems_of(values, **held_out, split="0,9,1")
+    assert key == "split"
+    assert "'0,9,1' leaves no training documents" in problem
+
+
 def test_a_folder_that_may_not_be_written_is_named(values, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     ((key, problem),) = problems_of(values, save="locked/run", checkpoint_factor=1)
@@ -180,21 +188,77 @@ def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "reason"),
+    ("script", "changes", "key", "message"),
     [
-        ("none.txt", None, "none.txt: No such file"),
-        (".", "input-file", ".: Is a directory"),
-        ("generate.py", "input-file", None),
-        ("none.txt", "unconditional", None),
-        (None, None, None),
+        ("generate.py", {"sample_input_file": "no.txt"}, "sample_input_file", "no.txt"),
+        ("generate.py", {"sample_input_file": "run"}, "sample_input_file", "no file run"),
+        ("generate.py", {"sample_output_file": "no/x"}, "sample_output_file", "no folder no"),
+        ("generate.py", {"sample_output_file": "run"}, "sample_output_file", "run is a folder"),
+        ("evaluate.py", {"eval_domains": ["b"]}, "eval_domains", "b is neither"),
+        ("evaluate.py", {"eval_domains": ["a", "b=no"]}, "eval_domains", "b=no is neither"),
+        ("evaluate.py", {"eval_results_prefix": "mine.py/x"}, "eval_results_prefix", "mine.py"),
+        (
+            "evaluate.py",
+            {"valid_data_paths": None, "test_data_paths": None},
+            "valid_data_paths",
+            "no held-out data",
+        ),
     ],
 )
-def test_prompts_that_cannot_be_read_are_named(values, tmp_path, path, kind, reason):
-    asked = {"sample_input_file": path, "text_gen_type": kind, "load": checkpoint(tmp_path / "a")}
-    asked = {key: value for key, value in asked.items() if value is not None}
-    found = problems_of(values, "generate.py", **asked)
-    assert len(found) == (reason is not None)
-    assert not found or (found[0][0], reason in found[0][1]) == ("sample_input_file", True)
+def test_files_of_a_program_that_reads_are_named(values, tmp_path, script, changes, key, message):
+    load = checkpoint(tmp_path / "run")
+    ((found, problem),) = problems_of(values, script, load=load, **changes)
+    assert (found, problem.partition(":")[0]) == (key, key)
+    assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("script", "changes"),
+    [
+        ("generate.py", {"sample_input_file": "mine.py", "sample_output_file": "out.jsonl"}),
+        ("generate.py", {"text_gen_type": "unconditional", "sample_input_file": "no.txt"}),
+        ("evaluate.py", {"eval_domains": ["a", "b=train/a/text", "train/a/text.idx", "train"]}),
+        ("evaluate.py", {"eval_results_prefix": "new/folder/x"}),
+    ],
+)
+def test_files_that_a_program_can_read_and_write_are_no_problem(values, tmp_path, script, changes):
+    assert problems_of(values, script, load=checkpoint(tmp_path / "run"), **changes) == []
+
+
+@pytest.mark.parametrize("key", ["save", "load", "log_dir", "vocab_file"])
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 2500], ids=["long name", "long path"])
+def test_a_path_beyond_the_systems_limits_is_named_with_its_key(values, key, path):
+    tokenizer = {"tokenizer_type": "HFTokenizer"} if key == "vocab_file" else {}
+    ((found, problem),) = problems_of(values, checkpoint_factor=1, **tokenizer, **{key: path})
+    assert found == key
+    assert "File name too long" in problem
+    assert len(problem) < 500
+
+
+def told_by_check(values, tmp_path, capsys, *flags):
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(values, sort_keys=False))
+    assert main(["--check", "train.py", "run.yml", *flags]) == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_wrong_numbers_processes_and_files_are_told_together(values, tmp_path, capsys):
+    values |= {"num_gpus": 0, "hidden_size": 7, "num_attention_heads": 3, "pipe_parallel_size": 4}
+    values |= {"num_layers": 4, "train_batch_size": 64, "train_data_paths": ["no/a\nb/text"]}
+    told = told_by_check(values, tmp_path, capsys)
+    keys = [line.split()[1].rstrip(":") for line in told]
+    assert sorted(keys) == ["hidden_size", "num_gpus", "train_data_paths"]
+    assert all(line.startswith("run.yml:") for line in told)
+    assert "no/a\\nb/text.idx: no such file" in told[keys.index("train_data_paths")]
+    assert len(told_by_check(values, tmp_path, capsys, "--elsewhere")) == 2
+
+
+def test_a_wrong_hostfile_and_a_wrong_size_are_told_together(values, tmp_path, capsys):
+    (tmp_path / "hosts").write_text("a slots=2\nb\n")
+    values |= {"hostfile": "hosts", "hidden_size": 7, "num_attention_heads": 3}
+    values |= {"pipe_parallel_size": 4, "num_layers": 4, "train_data_paths": ["there/a/text"]}
+    host, size = told_by_check(values, tmp_path, capsys)
+    assert host.startswith("hosts:2: ")
+    assert "hidden_size 7" in size
 
 
 def test_check_and_dry_run_tell_everything_at_once_with_its_line(values, tmp_path, capsys):
@@ -238,6 +302,7 @@ def test_a_run_of_odm_is_checked_for_generation_without_its_data(values, tmp_pat
     load = checkpoint(tmp_path / "run")
     model = {k: v for k, v in values.items() if not k.endswith("_data_paths")}
     method = {"data_sampling_method": "smoothed_mean", "train_data_weights": [1, 2], "load": load}
+    method["eval_tasks"] = ["piqa"]
     (tmp_path / "run.yml").write_text(yaml.safe_dump({**model, **method}))
     for script in ("evaluate.py", "generate.py"):
         assert main(["--check", script, "run.yml"]) == 0, capsys.readouterr().err

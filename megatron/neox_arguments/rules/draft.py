@@ -20,6 +20,8 @@ class Draft:
     issues: IssueList
     notes: list[str] = field(default_factory=list)
     purpose: Purpose = Purpose.TRAINING
+    knows_processes: bool = True
+    """Whether the number of processes is the user's: equations with a wrong one tell nothing."""
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]

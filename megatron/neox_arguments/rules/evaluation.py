@@ -40,6 +40,15 @@ def check_evaluation(draft: Draft) -> None:
         )
 
 
+def nothing_to_evaluate_problem(eval_iters: int | None) -> str:
+    """What an evaluation without held-out data and tasks is refused with."""
+    switched_off = " (eval_iters is 0)" if eval_iters == 0 else ""
+    return (
+        "valid_data_paths: there is no held-out data to evaluate; set it or test_data_paths, set "
+        f"split to divide the training data, or name data with --domains name=path{switched_off}"
+    )
+
+
 def check_evaluation_in_training(draft: Draft, derived: Mapping[str, Any]) -> None:
     """Checks the keys that say when a training scores tasks.
 

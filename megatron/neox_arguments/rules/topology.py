@@ -32,6 +32,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
         draft.issues.add(
             "world_size", f"world_size must be at most {MOST_PROCESSES}, got {shown(world_size)}"
         )
+        draft.knows_processes = False
         return 1
     text = os.environ.get("WORLD_SIZE", "")
     if text.isdecimal() and len(text) < 9 and 0 < int(text) <= MOST_PROCESSES:
@@ -42,6 +43,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
         slots = _slots_of_hostfile(draft)
     except ConfigError as error:
         draft.issues.add_error(error)
+        draft.knows_processes = False
         return 1
     if slots is not None:
         return slots
@@ -70,7 +72,7 @@ def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
     data = world_size // (model * pipe)
-    if world_size < 1 or world_size % (model * pipe):
+    if draft.knows_processes and (world_size < 1 or world_size % (model * pipe)):
         draft.issues.add(
             "model_parallel_size",
             f"world size {world_size} = data parallel x model_parallel_size {model} x "
@@ -113,7 +115,7 @@ def resolve_batch(draft: Draft, data_parallel: int) -> dict[str, int]:
         micro = max(train // (steps * data_parallel), 1)
     elif steps is None:
         steps = max(train // (micro * data_parallel), 1)
-    if micro * steps * data_parallel != train:
+    if draft.knows_processes and micro * steps * data_parallel != train:
         _add_batch_issue(draft, train, micro, steps, data_parallel)
         if draft.purpose is Purpose.READING:
             # `eval_iters` counts batches of the training, whatever the number of processes is now
@@ -130,7 +132,7 @@ def _batch(micro: int, steps: int, data_parallel: int) -> dict[str, int]:
 
 
 def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_parallel: int) -> None:
-    """Prints the equation with its numbers and two ways to mend it."""
+    """Prints the equation with its numbers and two ways to fix it."""
     product = micro * steps * data_parallel
     first = f"train_batch_size: {product}"
     if draft["gradient_accumulation_steps"] is not None and train % (micro * data_parallel) == 0:
@@ -159,6 +161,7 @@ def check_processes(draft: Draft) -> None:
     """Checks numbers of processes, ports, time limits and seeds."""
     for key, problem in count_problems(draft.__getitem__).items():
         draft.issues.add(key, problem)
+        draft.knows_processes = False
     draft.require(
         0 < draft["master_port"] < 65536,
         "master_port",

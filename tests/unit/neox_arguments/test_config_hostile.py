@@ -161,6 +161,19 @@ def test_a_hostile_megatron_config_is_one_message(text):
     assert message_of(load_megatron_config, text).startswith("--megatron_config: ")
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("load: a\nb: no file", "load: a\\nb: no file"),
+        ("load: a\r\n\u2028b: no file", "load: a\\n\\nb: no file"),
+        (f"{'x/' * 9999}y: no file", f"{'x/' * 50}...{'x/' * 49}y: no file"),
+        (f"{'x' * 299}: no file", f"{'x' * 299}: no file"),
+    ],
+)
+def test_a_message_is_one_line_whatever_path_it_names(message, expected):
+    assert str(ConfigError(message)) == expected
+
+
 def test_a_name_that_is_no_utf8_is_kept_readable(tmp_path):
     path = tmp_path / "a\udcff.yml"
     path.write_text("seed: 1\n")

@@ -30,7 +30,6 @@ TRAINING_ALONE = [
     {"train_data_weights": [1, 2, 3]},
     {"train_data_paths": ["a/text"], "data_domain_names": ["a", "b"]},
     {"train_data_paths": ["a/text", "a/text"], "use_named_train_datasets": True},
-    {"train_data_paths": ["a/text"]},
     {"train_iters": 0},
     {"train_batch_size": 480, "train_micro_batch_size_per_gpu": 50},
     {"train_micro_batch_size_per_gpu": 0},

@@ -124,6 +124,15 @@ def test_an_encoding_of_tiktoken_has_its_published_size_without_a_download(name,
         ("GPT2BPETokenizer", "[1]", "is not a vocabulary"),
         ("SPMTokenizer", '{"a": 0}', "is not a sentencepiece model"),
         ("HFGPT2Tokenizer", "{}", "is a file"),
+        ("HFTokenizer", "null", "is not a tokenizer.json"),
+        ("HFTokenizer", f'{{"model": {{"vocab": {{"{END}": {2**32}}}}}}}', "have no numbers"),
+        (
+            "HFTokenizer",
+            '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": 1}]}',
+            "lacks",
+        ),
+        ("GPT2BPETokenizer", "null", "is not a vocabulary"),
+        ("TiktokenTokenizer", "", "is no encoding of tiktoken"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
@@ -132,6 +141,20 @@ def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
     with pytest.raises(TokenizerError, match=message):
         tokenizer_size(kind, str(path), str(path))
     assert tokenizer_file_size(kind, str(path), str(path)) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "YQ== -1", "YQ== 0\nYg== 0", f"YQ== {2**32 - 1}", f"YQ== {'9' * 20}", "YQ== x", "YQ=="],
+)
+def test_ranks_that_tiktoken_fails_on_are_refused_by_the_tokenizer_and_before_it(tmp_path, content):
+    pytest.importorskip("tiktoken")
+    path = tmp_path / "cl100k_base.tiktoken"
+    path.write_text(content)
+    for read in (tokenizer_size, BUILDERS["TiktokenTokenizer"]):
+        arguments = ("TiktokenTokenizer",) if read is tokenizer_size else ()
+        with pytest.raises(TokenizerError, match="is no file of tiktoken ranks"):
+            read(*arguments, str(path), None)
 
 
 @pytest.mark.parametrize("kind", ["HFTokenizer", "GPT2BPETokenizer", "SPMTokenizer"])
