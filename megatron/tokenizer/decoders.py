@@ -62,8 +62,6 @@ def _appends(step: Mapping[str, Any], *, is_one_text: bool) -> bool:
     if kind == "Replace":
         pattern = step["pattern"].get("String", "")
         return not is_one_text or (len(pattern) == 1 and pattern != _PART_OF_A_CHARACTER)
-    if (
-        kind == "BPEDecoder"
-    ):  # an empty suffix is found between all letters
+    if kind == "BPEDecoder":  # an empty suffix is found between all letters
         return not is_one_text and bool(step["suffix"])
     return not is_one_text and kind in ("ByteFallback", "ByteLevel", "WordPiece")

@@ -92,7 +92,9 @@ class StreamChain(io.RawIOBase):
         return bool(rest)
 
 
-def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes: int) -> IO[bytes]:
+def decompressed(
+    source: io.BufferedReader, compression: str, name: str, *, limit_bytes: int
+) -> IO[bytes]:
     """Wraps a stream of compressed bytes so that it reads as plain bytes.
 
     Args:
@@ -104,8 +106,11 @@ def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes:
     Raises:
         DocumentError: The format needs a package that is not installed; later, while reading:
             the data need more memory.
+        EOFError: There are no bytes at all, which no format allows, but some libraries do.
     """
     limit_bytes = max(limit_bytes, LEAST_MEMORY_LIMIT_BYTES)
+    if compression and not source.peek(1):
+        raise EOFError("the file is empty")
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
     if compression == ".bz2":

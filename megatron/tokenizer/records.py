@@ -1,5 +1,6 @@
 """Cuts streams of bytes into records, none of which may be larger than a limit."""
 
+import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -11,6 +12,8 @@ DEFAULT_LIMIT_BYTES = 64_000_000
 """About twenty long novels; a longer record is more likely a file without line ends."""
 
 _LARGEST_CSV_FIELD = (1 << 31) - 1
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Row = tuple[int, dict[str, Any] | ValueError]
 """The number of a row's first line, and the row, or why it is none."""
@@ -24,15 +27,20 @@ def too_large(limit_bytes: int) -> ValueError:
 
 
 def decode(content: bytes, *, offset: int = 0) -> str:
-    """Decodes UTF-8, without a byte order mark; ValueError names the first bad byte.
+    """Decodes UTF-8, without a byte order mark.
 
     Args:
         content: Whole characters.
         offset: Bytes of the same text before ``content``.
+
+    Raises:
+        ValueError: Names the first bad byte, or the encoding that it is instead.
     """
     try:
         return content.decode("utf-8" if offset else "utf-8-sig")
     except UnicodeDecodeError as error:
+        if not offset and content.startswith(_UTF16_MARKS):
+            raise ValueError("a file in UTF-16, convert it to UTF-8") from error
         raise ValueError(
             f"invalid UTF-8 at byte {offset + error.start}, 0x{content[error.start]:02x}"
         ) from error
@@ -101,9 +109,8 @@ def csv_rows(
             return
         if header is None:
             header = fields
-            missing = [key for key in keys if key not in header]
-            if missing:
-                yield first_line, no_column(missing[0], header)
+            if problem := _header_problem(header, keys):
+                yield first_line, problem
                 return
         elif len(fields) == len(header):
             yield first_line, dict(zip(header, fields, strict=True))
@@ -119,6 +126,15 @@ def _fields(lines: "_RowLines", delimiter: str) -> list[str] | ValueError | None
         return ValueError(f"malformed row, {error}")
     except ValueError as error:
         return error
+
+
+def _header_problem(header: Sequence[str], keys: Sequence[str]) -> ValueError | None:
+    for key in keys:
+        if key not in header:
+            return no_column(key, header)
+        if header.count(key) > 1:
+            return ValueError(f"{header.count(key)} columns {key!r}, give each its own name")
+    return None
 
 
 def no_column(key: str, names: Sequence[str]) -> ValueError:
