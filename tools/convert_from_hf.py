@@ -7,6 +7,7 @@ Training continues from it on any layout: add data, optimizer and batch size to 
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
+from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
+from tools.hf.tokenizer_files import TOKENIZER_FILE
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -47,6 +50,10 @@ def main(input_args: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     _print(f"wrote {final} and {config_out}")
+    tokenizer = output / TOKENIZER_FILE
+    if tokenizer.is_file():
+        more = shlex.join(["--input", "FOLDER", *option("--vocab-file", tokenizer)])
+        _print(f"prepare the data with its tokenizer: python prepare_data.py local {more}")
 
 
 def _print(line: str) -> None:
