@@ -1,4 +1,4 @@
-"""Reads documents from files: a JSON object a line, a row of a table, or a file of text or code.
+"""Reads documents from files: a JSON object per line, a row of a table, or a file of text or code.
 
 A record that cannot be used is never dropped in silence: by default it ends the reading with its
 file and line; with ``on_error="skip"`` it is reported and counted. Memory does not grow with the
@@ -40,7 +40,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Document:
-    """The texts of one record, one a key, and where the record stands (``file:line``)."""
+    """The texts of one record, one per key, and its place (``file:line``)."""
 
     texts: tuple[str, ...]
     location: str

@@ -55,7 +55,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         for name, corpus in DATA_DOWNLOADERS.items()
     )
     parser = argparse.ArgumentParser(
-        description="Prepares datasets, one a domain, and the data YAML to train on them.",
+        description="Prepares datasets, one per domain, and the data YAML to train on them.",
         epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,8 +86,8 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--text-key", help="field or column with the text (default text)")
     parser.add_argument("--domain-key", help="field with the domain; meta.source descends")
-    parser.add_argument("--max-domain-mb", type=float, help="most 10^6 bytes of text a domain")
-    parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text a domain")
+    parser.add_argument("--max-domain-mb", type=float, help="most 10^6 bytes of text per domain")
+    parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text per domain")
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
     add_max_record_mb(parser)
     parser.set_defaults(max_record_bytes=None)
@@ -180,7 +180,7 @@ def _check_apart(given: Path, folder: Path) -> None:
     source, target = given.resolve(), folder.resolve()
     if source.is_relative_to(target):
         raise DocumentError(
-            f"--input {given}: lies inside {folder}, whose files are written and removed here; "
+            f"--input {given}: is inside {folder}, whose files are written and removed here; "
             "move the text elsewhere or choose another --data-dir"
         )
     if source.is_dir() and target.is_relative_to(source):
@@ -205,7 +205,7 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
 
 
 def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
-    """The tokenizer that the user names, loaded once: what is wrong with it is said at once.
+    """The tokenizer that the user names, loaded once, so that an error comes at once.
 
     Returns:
         None where one is to be trained on the training text.
