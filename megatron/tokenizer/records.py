@@ -13,6 +13,7 @@ DEFAULT_LIMIT_BYTES = 64_000_000
 
 _LARGEST_CSV_FIELD = (1 << 31) - 1
 
+_LONGEST_LINE_END = len(b"\r\n")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Row = tuple[int, dict[str, Any] | ValueError]
@@ -47,14 +48,16 @@ def decode(content: bytes, *, offset: int = 0) -> str:
 
 
 def limited_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[bytes | None]:
-    """Yields the lines of a stream; None for one of more bytes than the limit."""
-    while line := stream.readline(limit_bytes + 1):
-        if len(line) <= limit_bytes or line.endswith(b"\n"):
+    """Yields the lines of a stream; None for one of more bytes than the limit, without its end."""
+    while line := stream.readline(limit_bytes + _LONGEST_LINE_END):
+        if _size_without_end(line) <= limit_bytes:
             yield line
         else:
+            is_whole = line.endswith(b"\n")
             del line
             yield None
-            _skip_line(stream)
+            if not is_whole:
+                _skip_line(stream)
 
 
 def whole(stream: IO[bytes], limit_bytes: int) -> bytes | None:
@@ -168,11 +171,12 @@ class _RowLines:
         return self
 
     def __next__(self) -> str:
-        line = self._take(self._limit_bytes - self._row_bytes + 1)
+        room = self._limit_bytes - self._row_bytes
+        line = self._take(max(1, room + _LONGEST_LINE_END))
         if not line:
             raise StopIteration
         self._row_bytes += len(line)
-        if self._row_bytes > self._limit_bytes:
+        if _size_without_end(line) > room:
             if not line.endswith(b"\n"):
                 self._rest_of_line()
             raise too_large(self._limit_bytes)
@@ -194,6 +198,10 @@ class _RowLines:
         self._offset += len(line)
         self._number += line.endswith(b"\n")
         return line
+
+
+def _size_without_end(line: bytes) -> int:
+    return len(line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
 def _skip_line(stream: IO[bytes]) -> None:
