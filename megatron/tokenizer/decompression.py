@@ -92,13 +92,11 @@ class StreamChain(io.RawIOBase):
         return bool(rest)
 
 
-def decompressed(
-    source: io.BufferedReader, compression: str, name: str, *, limit_bytes: int
-) -> IO[bytes]:
+def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes: int) -> IO[bytes]:
     """Wraps a stream of compressed bytes so that it reads as plain bytes.
 
     Args:
-        source: The compressed bytes.
+        source: The compressed bytes, buffered.
         compression: Suffix of the format; empty leaves the bytes as they are.
         name: Of the file, for messages.
         limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
@@ -109,7 +107,7 @@ def decompressed(
         EOFError: There are no bytes at all, which no format allows, but some libraries do.
     """
     limit_bytes = max(limit_bytes, LEAST_MEMORY_LIMIT_BYTES)
-    if compression and not source.peek(1):
+    if compression and not source.peek(1):  # type: ignore[attr-defined]  # of buffered ones
         raise EOFError("the file is empty")
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
