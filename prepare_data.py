@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepares datasets, one a domain, and the data YAML to train on them; see --help."""
+"""Prepares datasets, one per domain, and the data YAML to train on them; see --help."""
 
 import sys
 

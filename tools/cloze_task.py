@@ -3,7 +3,7 @@
 
     python tools/cloze_task.py data/local/text/test --name my_cloze -o tasks
 
-The folder holds a jsonl file a domain, as `prepare_data.py` leaves them. Each question shows a
+The folder holds a jsonl file per domain, as `prepare_data.py` leaves them. Each question shows a
 piece of a document and four continuations: what follows there, and what follows elsewhere in three
 other documents of the same domain. Guessing gives 0.25.
 """

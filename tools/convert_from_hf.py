@@ -7,6 +7,7 @@ Training continues from it on any layout: add data, optimizer and batch size to 
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
 from megatron.files import describe_error
+from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
+from tools.hf.tokenizer_files import TOKENIZER_FILE
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -48,6 +51,10 @@ def main(input_args: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"wrote {final} and {config_out}")
+    tokenizer = output / TOKENIZER_FILE
+    if tokenizer.is_file():
+        more = shlex.join(["--input", "FOLDER", *option("--vocab-file", tokenizer)])
+        _print(f"prepare the data with its tokenizer: python prepare_data.py local {more}")
 
 
 def _print(line: str) -> None:

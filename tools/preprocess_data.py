@@ -74,7 +74,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "--text-key",
         nargs="+",
         default=["text"],
-        help="fields of JSON records or columns of tables with text; one dataset a field",
+        help="fields of JSON records or columns of tables with text; one dataset per field",
     )
     text.add_argument("--num-docs", type=int, help="number of documents, checked at the end")
     text.add_argument(

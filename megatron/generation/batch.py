@@ -87,7 +87,7 @@ def generate_batch(
         prompts: Token ids, at least one and fewer than the model reads in each.
         decode: Of the tokenizer.
         maximum_tokens: Most new tokens, for all rows or one number a row.
-        stop: What ends a text, for all rows or one a row.
+        stop: What ends a text, for all rows or one per row.
         sampling: How a token is chosen.
         generators: One a row, from `sample_generator`; not needed when greedy.
         recompute: Run over the whole text for each token instead of keeping keys and values.

@@ -29,7 +29,7 @@ def read_prompts(path: Path, prompt_end: str) -> list[str]:
         ) from error
     prompts = split_prompts(text, prompt_end)
     if not prompts:
-        raise ConfigError(f"sample_input_file: {path} holds no prompt; one a line, not empty")
+        raise ConfigError(f"sample_input_file: {path} holds no prompt; one per line, not empty")
     return prompts
 
 

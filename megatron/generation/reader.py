@@ -27,7 +27,7 @@ class BatchReader:
 
     Args:
         model: In evaluation mode.
-        prompts: Token ids, at least one a row.
+        prompts: Token ids, at least one per row.
         capacity: Most positions of a row, padding included.
         recompute: Run over the whole text again for each token instead of keeping keys and values.
     """

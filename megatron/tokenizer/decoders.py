@@ -6,6 +6,7 @@ from typing import Any
 
 _BYTE = re.compile(r"<0x\+?[0-9A-Fa-f]{1,2}>")
 _NO_STEP: dict[str, Any] = {"type": "Fuse"}
+_PART_OF_A_CHARACTER = "\ufffd"
 
 
 def open_tokens(decoder: Mapping[str, Any] | None, vocab: Mapping[str, int]) -> frozenset[int]:
@@ -20,15 +21,24 @@ def open_tokens(decoder: Mapping[str, Any] | None, vocab: Mapping[str, int]) -> 
         vocab: Token string to id.
     """
     has_bytes = is_one_text = False
+    texts = {token: token for token in vocab}  # as the steps before ByteFallback leave them
     for step in _steps(decoder or _NO_STEP):
         kind = step["type"]
         if not _appends(step, is_one_text=is_one_text):
             return frozenset(vocab.values())
+        if kind == "Replace" and not has_bytes:
+            texts = {token: _replaced(text, step) for token, text in texts.items()}
         has_bytes = has_bytes or kind == "ByteFallback"
         is_one_text = is_one_text or kind in ("Fuse", "ByteLevel")
     if not has_bytes:
         return frozenset()
-    return frozenset(index for token, index in vocab.items() if _BYTE.fullmatch(token))
+    return frozenset(vocab[token] for token, text in texts.items() if _BYTE.search(text))
+
+
+def _replaced(text: str, step: Mapping[str, Any]) -> str:
+    """A token's text after a Replace; what a regular expression finds may become any byte."""
+    pattern = step["pattern"].get("String")
+    return "<0x00>" if pattern is None else text.replace(pattern, step["content"])
 
 
 def _steps(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -50,5 +60,8 @@ def _appends(step: Mapping[str, Any], *, is_one_text: bool) -> bool:
     if kind in ("Fuse", "Strip", "Metaspace"):
         return True
     if kind == "Replace":
-        return not is_one_text or len(step["pattern"].get("String", "")) == 1
-    return not is_one_text and kind in ("ByteFallback", "ByteLevel", "WordPiece", "BPEDecoder")
+        pattern = step["pattern"].get("String", "")
+        return not is_one_text or (len(pattern) == 1 and pattern != _PART_OF_A_CHARACTER)
+    if kind == "BPEDecoder":  # an empty suffix is found between all letters
+        return not is_one_text and bool(step["suffix"])
+    return not is_one_text and kind in ("ByteFallback", "ByteLevel", "WordPiece")

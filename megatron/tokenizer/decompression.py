@@ -96,7 +96,7 @@ def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes:
     """Wraps a stream of compressed bytes so that it reads as plain bytes.
 
     Args:
-        source: The compressed bytes.
+        source: The compressed bytes, buffered.
         compression: Suffix of the format; empty leaves the bytes as they are.
         name: Of the file, for messages.
         limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
@@ -104,8 +104,11 @@ def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes:
     Raises:
         DocumentError: The format needs a package that is not installed; later, while reading:
             the data need more memory.
+        EOFError: There are no bytes at all, which no format allows, but some libraries do.
     """
     limit_bytes = max(limit_bytes, LEAST_MEMORY_LIMIT_BYTES)
+    if compression and not source.peek(1):  # type: ignore[attr-defined]  # of buffered ones
+        raise EOFError("the file is empty")
     if compression == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=source), BUFFER_BYTES)
     if compression == ".bz2":

@@ -1,4 +1,4 @@
-"""Reads documents from files: a JSON object a line, a row of a table, or a file of text or code.
+"""Reads documents from files: a JSON object per line, a row of a table, or a file of text or code.
 
 A record that cannot be used is never dropped in silence: by default it ends the reading with its
 file and line; with ``on_error="skip"`` it is reported and counted. Memory does not grow with the
@@ -7,6 +7,7 @@ size of a file: a record has a limit.
 
 import json
 import logging
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Document:
-    """The texts of one record, one a key, and where the record stands (``file:line``)."""
+    """The texts of one record, one per key, and its place (``file:line``)."""
 
     texts: tuple[str, ...]
     location: str
@@ -130,7 +131,7 @@ class DocumentReader:
     def _lines(self, stream: TextStream) -> Iterator[Document]:
         lines = limited_lines(stream.stream, self.max_record_bytes)
         for number, line in enumerate(lines, start=1):
-            if line is not None and line.isspace():
+            if line is not None and not line.removeprefix(BOM_UTF8).strip():
                 continue
             location = f"{stream.name}:{number}"
             try:
@@ -206,6 +207,8 @@ def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: Not UTF-8, not a JSON object, a key is missing, or a value is not usable text.
     """
+    if line.strip() in (b"{", b"["):
+        raise ValueError("JSON over several lines, write one object a line")
     try:
         record = json.loads(decode(line))
     except json.JSONDecodeError as error:
@@ -214,7 +217,7 @@ def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     except RecursionError as error:
         raise ValueError("malformed JSON, nested too deeply") from error
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {_kind(record)}")
+        raise ValueError(f"not a JSON object but {_kind(record)}, write one object a line")
     return tuple(_text_of(record, key) for key in keys)
 
 

@@ -104,7 +104,7 @@ def files_below(folder: Path) -> list[Path]:
 def list_folder(folder: Path) -> FolderListing:
     """Lists the files below a folder; what is hidden is counted and not looked into.
 
-    `Path.rglob` leaves out what it may not list and what lies behind a link; here the first is an
+    `Path.rglob` leaves out what it may not list and what is behind a link; here the first is an
     error, and a folder is read once however many links lead to it.
 
     Raises:

@@ -55,7 +55,7 @@ class LeftOutFiles:
         return sum(self.kinds.values()) + sum(self.others.values())
 
     def lines(self) -> list[str]:
-        """One line a reason, for the end of the output; none where nothing was left out."""
+        """One line per reason, for the end of the output; none where nothing was left out."""
         told = []
         if self.kinds:
             ranked = sorted(self.kinds.items(), key=lambda item: (-item[1], item[0]))

@@ -22,7 +22,7 @@ _BINARY, _LIST, _SET, _MAP, _STRUCT = 8, 9, 10, 11, 12
 _ROW_GROUPS = 4
 _COLUMNS = 1
 _META_DATA = 3
-_PATH, _COMPRESSED_BYTES, _DATA_PAGE, _DICTIONARY_PAGE = 3, 7, 9, 11
+_PATH, _NUM_VALUES, _COMPRESSED_BYTES, _DATA_PAGE, _DICTIONARY_PAGE = 3, 5, 7, 9, 11
 _PAGE_UNCOMPRESSED, _PAGE_COMPRESSED = 2, 3
 
 Chunk = tuple[int, int]
@@ -73,7 +73,10 @@ def _chunks(group: Any, keys: Sequence[str]) -> list[Chunk]:
         if any(path == key or path.startswith(f"{key}.") for key in keys):
             start, dictionary = data[_DATA_PAGE], data.get(_DICTIONARY_PAGE, 0)
             start = dictionary if 0 < dictionary < start else start
-            chunks.append((start, data[_COMPRESSED_BYTES]))
+            if data[
+                _NUM_VALUES
+            ]:  # else it has no pages, and what is said of their place is nothing
+                chunks.append((start, data[_COMPRESSED_BYTES]))
     return chunks
 
 

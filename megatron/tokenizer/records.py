@@ -1,5 +1,6 @@
 """Cuts streams of bytes into records, none of which may be larger than a limit."""
 
+import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -11,6 +12,9 @@ DEFAULT_LIMIT_BYTES = 64_000_000
 """About twenty long novels; a longer record is more likely a file without line ends."""
 
 _LARGEST_CSV_FIELD = (1 << 31) - 1
+
+_LONGEST_LINE_END = len(b"\r\n")
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Row = tuple[int, dict[str, Any] | ValueError]
 """The number of a row's first line, and the row, or why it is none."""
@@ -24,29 +28,36 @@ def too_large(limit_bytes: int) -> ValueError:
 
 
 def decode(content: bytes, *, offset: int = 0) -> str:
-    """Decodes UTF-8, without a byte order mark; ValueError names the first bad byte.
+    """Decodes UTF-8, without a byte order mark.
 
     Args:
         content: Whole characters.
         offset: Bytes of the same text before ``content``.
+
+    Raises:
+        ValueError: Names the first bad byte, or the encoding that it is instead.
     """
     try:
         return content.decode("utf-8" if offset else "utf-8-sig")
     except UnicodeDecodeError as error:
+        if not offset and content.startswith(_UTF16_MARKS):
+            raise ValueError("a file in UTF-16, convert it to UTF-8") from error
         raise ValueError(
             f"invalid UTF-8 at byte {offset + error.start}, 0x{content[error.start]:02x}"
         ) from error
 
 
 def limited_lines(stream: IO[bytes], limit_bytes: int) -> Iterator[bytes | None]:
-    """Yields the lines of a stream; None for one of more bytes than the limit."""
-    while line := stream.readline(limit_bytes + 1):
-        if len(line) <= limit_bytes or line.endswith(b"\n"):
+    """Yields the lines of a stream; None for one of more bytes than the limit, without its end."""
+    while line := stream.readline(limit_bytes + _LONGEST_LINE_END):
+        if _size_without_end(line) <= limit_bytes:
             yield line
         else:
+            is_whole = line.endswith(b"\n")
             del line
             yield None
-            _skip_line(stream)
+            if not is_whole:
+                _skip_line(stream)
 
 
 def whole(stream: IO[bytes], limit_bytes: int) -> bytes | None:
@@ -101,9 +112,8 @@ def csv_rows(
             return
         if header is None:
             header = fields
-            missing = [key for key in keys if key not in header]
-            if missing:
-                yield first_line, no_column(missing[0], header)
+            if problem := _header_problem(header, keys):
+                yield first_line, problem
                 return
         elif len(fields) == len(header):
             yield first_line, dict(zip(header, fields, strict=True))
@@ -119,6 +129,15 @@ def _fields(lines: "_RowLines", delimiter: str) -> list[str] | ValueError | None
         return ValueError(f"malformed row, {error}")
     except ValueError as error:
         return error
+
+
+def _header_problem(header: Sequence[str], keys: Sequence[str]) -> ValueError | None:
+    for key in keys:
+        if key not in header:
+            return no_column(key, header)
+        if header.count(key) > 1:
+            return ValueError(f"{header.count(key)} columns {key!r}, give each its own name")
+    return None
 
 
 def no_column(key: str, names: Sequence[str]) -> ValueError:
@@ -152,11 +171,12 @@ class _RowLines:
         return self
 
     def __next__(self) -> str:
-        line = self._take(self._limit_bytes - self._row_bytes + 1)
+        room = self._limit_bytes - self._row_bytes
+        line = self._take(max(1, room + _LONGEST_LINE_END))
         if not line:
             raise StopIteration
         self._row_bytes += len(line)
-        if self._row_bytes > self._limit_bytes:
+        if _size_without_end(line) > room:
             if not line.endswith(b"\n"):
                 self._rest_of_line()
             raise too_large(self._limit_bytes)
@@ -178,6 +198,10 @@ class _RowLines:
         self._offset += len(line)
         self._number += line.endswith(b"\n")
         return line
+
+
+def _size_without_end(line: bytes) -> int:
+    return len(line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
 def _skip_line(stream: IO[bytes]) -> None:

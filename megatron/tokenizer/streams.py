@@ -117,7 +117,10 @@ def open_streams(path: Path, opening: Opening) -> Iterator[TextStream]:
             yield from _zip_streams(path, opening)
             return
         buffered = io.BufferedReader(raw, BUFFER_BYTES)
-        source = decompressed(buffered, compression, str(path), limit_bytes=opening.limit_bytes)
+        try:
+            source = decompressed(buffered, compression, str(path), limit_bytes=opening.limit_bytes)
+        except DAMAGE as error:
+            raise damaged(str(path), error) from error
         if content == ".tar":
             yield from _tar_streams(source, path, opening)
         else:

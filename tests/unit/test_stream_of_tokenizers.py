@@ -44,11 +44,15 @@ def with_pieces(vocab: dict[str, int], *pieces: str) -> dict[str, int]:
 WORDS = ("\u2581the", "\u2581cat", "\u2581mat", "\u2581", "a", "END", "EN", "D", "\u65e5")
 
 
-def byte_level(folder: Path) -> AbstractTokenizer:
-    tokenizer = Tokenizer(models.BPE(*byte_level_model()))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return saved(tokenizer, folder)
+def byte_level(*steps: decoders.Decoder) -> Callable[[Path], AbstractTokenizer]:
+    def build(folder: Path) -> AbstractTokenizer:
+        tokenizer = Tokenizer(models.BPE(*byte_level_model()))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *steps])
+        tokenizer.add_tokens(["\u65e5\u672c", "<tool>"])  # whole texts among tokens of bytes
+        return saved(tokenizer, folder)
+
+    return build
 
 
 def byte_level_model() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -57,13 +61,17 @@ def byte_level_model() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return with_pieces(alphabet, *(one + other for one, other in merges)), merges
 
 
-def byte_fallback(*steps: decoders.Decoder) -> Callable[[Path], AbstractTokenizer]:
+SPACE = decoders.Replace("\u2581", " ")
+
+
+def byte_fallback(
+    *steps: decoders.Decoder, first: decoders.Decoder = SPACE
+) -> Callable[[Path], AbstractTokenizer]:
     def build(folder: Path) -> AbstractTokenizer:
         model = models.BPE(with_pieces(BYTE_TOKENS, *WORDS), [], byte_fallback=True)
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-        space = decoders.Replace("\u2581", " ")
-        tokenizer.decoder = decoders.Sequence([space, decoders.ByteFallback(), *steps])
+        tokenizer.decoder = decoders.Sequence([first, decoders.ByteFallback(), *steps])
         return saved(tokenizer, folder)
 
     return build
@@ -128,15 +136,19 @@ def tiktoken(folder: Path) -> AbstractTokenizer:
 
 
 FAMILIES: dict[str, Callable[[Path], AbstractTokenizer]] = {
-    "byte_level": byte_level,
+    "byte_level": byte_level(),
+    "replaces_parts_of_characters": byte_level(decoders.Replace("\ufffd", "?")),
     "gpt2": gpt2,
     "gemma": byte_fallback(decoders.Fuse()),
     "llama": byte_fallback(decoders.Fuse(), decoders.Strip(" ", 1, 0)),
     "fallback_not_fused": byte_fallback(),
     "strips_letters": byte_fallback(decoders.Fuse(), decoders.Strip("a", 3, 0)),
+    "makes_bytes": byte_fallback(first=decoders.Replace("\u2581", "<0x20>")),
+    "finds_bytes": byte_fallback(first=decoders.Replace(Regex("\u2581"), "<0x20>")),
     "rewrites": byte_fallback(decoders.Fuse(), decoders.Replace(Regex("a+|the END"), "xy")),
     "word_piece": words(decoders.WordPiece()),
     "suffix": words(decoders.BPEDecoder()),
+    "no_suffix": words(decoders.BPEDecoder(suffix="")),
     "no_decoder": words(None),
     "repeats_are_one": words(decoders.CTC(pad_token="[UNK]")),
     "unigram": unigram,

@@ -42,9 +42,9 @@ class LocalCorpus(Corpus):
 
     - with `--domain-key`: every record says its domain in that field (``meta.source`` descends);
     - a folder with `train` and `valid` (and perhaps `test`) inside: split already, each of them
-      holds a subfolder or a file a domain; `valid` may be called `validation`, `val` or `dev`;
+      holds a subfolder or a file per domain; `valid` may be called `validation`, `val` or `dev`;
     - a folder of files of prose or code alone: one domain;
-    - any other folder: a subfolder or a file a domain;
+    - any other folder: a subfolder or a file per domain;
     - a single file: one domain.
 
     Plain .txt files are cut at blank lines into pieces of at most 32000 characters; records, and

@@ -9,7 +9,7 @@ def added_tokens_lines(tokenizer: AbstractTokenizer) -> list[str]:
     if not told:
         return []
     if tokenizer.added:
-        return [f"{told} each text is added"]
+        return [f"{told} each text, as transformers adds them"]
     return [
         f"transformers adds {told} each text, training here does not unless the data are prepared "
         "with --add-special-tokens and the YAML has tokenizer_adds_special_tokens: true"

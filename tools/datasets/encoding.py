@@ -42,7 +42,7 @@ class EncodedTexts:
 
 
 class Encoder:
-    """Tokenizes batches of documents, each of which has one text a key."""
+    """Tokenizes batches of documents, each of which has one text per key."""
 
     def __init__(self, settings: EncoderSettings):
         self.tokenizer: AbstractTokenizer = build_tokenizer(settings)

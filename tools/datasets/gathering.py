@@ -1,4 +1,4 @@
-"""Writes the text of a corpus as one jsonl file a domain and split; finished parts are kept.
+"""Writes the text of a corpus as one jsonl file per domain and split; finished parts are kept.
 
 ``<text>/<split>/<domain>.jsonl`` holds the documents, ``<text>/<part>.part.json`` is written when a
 part is complete and says what it consists of.
@@ -71,7 +71,7 @@ def gather(
     Args:
         corpus: Where the text comes from.
         folder: Where it goes.
-        tell: Receives one line for the user a domain.
+        tell: Receives one line for the user per domain.
 
     Returns:
         Domain by domain, in the order of the corpus; train, valid, test of each. And what was left

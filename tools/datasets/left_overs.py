@@ -23,7 +23,7 @@ def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
 
     Args:
         path: The file that a run gives its name at the end.
-        tell: Receives one line a file that was removed.
+        tell: Receives one line per file that was removed.
     """
     for found in _temporaries_of(path):
         with contextlib.suppress(OSError), found.open("r+b") as file:  # perhaps another user's

@@ -1,17 +1,12 @@
 """From a corpus to datasets: gather the text, train a tokenizer, tokenize, write the data YAML."""
 
 import argparse
-import dataclasses
-import hashlib
 import json
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset
@@ -27,6 +22,12 @@ from tools import preprocess_data
 from tools.corpora.corpus import SPLITS, CorpusOptions
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.corpora import DATA_DOWNLOADERS
+from tools.datasets.data_yaml import (
+    TokenizerChoice,
+    content_digest,
+    content_of,
+    write_data_yaml,
+)
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
 
@@ -46,19 +47,6 @@ what a folder of yours may hold:
 JSON_ESCAPE_BYTES = 6
 """A byte of text takes so many at most in the gathered .jsonl files."""
 
-CONTENT_LINE = "# Content: sha256 "
-"""Begins the line of the data YAML that changes with the text and the tokenizer."""
-
-
-@dataclass(frozen=True)
-class TokenizerChoice:
-    """Which tokenizer the datasets are made with, as `preprocess_data` and YAML files name it."""
-
-    tokenizer_type: str
-    vocab_file: str | None
-    merge_file: str | None
-    tokenizer_adds_special_tokens: bool = False
-
 
 def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or a list of arguments."""
@@ -67,7 +55,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         for name, corpus in DATA_DOWNLOADERS.items()
     )
     parser = argparse.ArgumentParser(
-        description="Prepares datasets, one a domain, and the data YAML to train on them.",
+        description="Prepares datasets, one per domain, and the data YAML to train on them.",
         epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -98,8 +86,8 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--text-key", help="field or column with the text (default text)")
     parser.add_argument("--domain-key", help="field with the domain; meta.source descends")
-    parser.add_argument("--max-domain-mb", type=float, help="most 10^6 bytes of text a domain")
-    parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text a domain")
+    parser.add_argument("--max-domain-mb", type=float, help="most 10^6 bytes of text per domain")
+    parser.add_argument("--min-domain-kb", type=float, help="least 10^3 bytes of text per domain")
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
     add_max_record_mb(parser)
     parser.set_defaults(max_record_bytes=None)
@@ -192,7 +180,7 @@ def _check_apart(given: Path, folder: Path) -> None:
     source, target = given.resolve(), folder.resolve()
     if source.is_relative_to(target):
         raise DocumentError(
-            f"--input {given}: lies inside {folder}, whose files are written and removed here; "
+            f"--input {given}: is inside {folder}, whose files are written and removed here; "
             "move the text elsewhere or choose another --data-dir"
         )
     if source.is_dir() and target.is_relative_to(source):
@@ -217,7 +205,7 @@ def corpus_options(args: argparse.Namespace) -> CorpusOptions:
 
 
 def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
-    """The tokenizer that the user names, loaded once: what is wrong with it is said at once.
+    """The tokenizer that the user names, loaded once, so that an error comes at once.
 
     Returns:
         None where one is to be trained on the training text.
@@ -321,44 +309,6 @@ def _record_limit(texts: Sequence[SplitText], max_record_bytes: int) -> list[str
     if all(text.path.stat().st_size < DEFAULT_LIMIT_BYTES for text in texts):
         return []
     return ["--max-record-mb", f"{(JSON_ESCAPE_BYTES * max_record_bytes + 1000) / 1e6:.6f}"]
-
-
-def content_digest(texts: list[SplitText], tokenizer_sha256: str) -> str:
-    """Names what the datasets are made of: another text or tokenizer gives another digest."""
-    parts = [[text.split, text.domain, text.sha256] for text in texts]
-    return hashlib.sha256(json.dumps([tokenizer_sha256, parts]).encode()).hexdigest()
-
-
-def content_of(path: Path) -> str | None:
-    """The digest in a data YAML; None where there is no file, or one of an earlier version."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
-    found = (line for line in lines if line.startswith(CONTENT_LINE))
-    return next(found, CONTENT_LINE).removeprefix(CONTENT_LINE) or None
-
-
-def write_data_yaml(
-    path: Path,
-    texts: list[SplitText],
-    *,
-    prefixes: dict[SplitText, str],
-    choice: TokenizerChoice,
-    content: str,
-) -> None:
-    """Writes the YAML that names the datasets of all domains, the same order in every split."""
-    settings: dict[str, object] = {}
-    for split in SPLITS:
-        of_split = [prefixes[text] for text in texts if text.split == split]
-        if of_split:
-            settings[f"{split}_data_paths"] = of_split
-    settings |= {"use_named_train_datasets": True, "use_named_eval_datasets": True}
-    settings |= {key: value for key, value in dataclasses.asdict(choice).items() if value}
-    settings["data_impl"] = "mmap"
-    header = "# Written by prepare_data.py. Relative paths count from where deepy.py is started.\n"
-    header += f"{CONTENT_LINE}{content}\n"
-    write_text_atomic(path, header + yaml.safe_dump(settings, sort_keys=False))
 
 
 def tell(message: str) -> None:

@@ -20,5 +20,8 @@ def step_command(script: str, arguments: Sequence[str]) -> str:
 
 def training_command(data_yaml: Path) -> str:
     """How to train on what was prepared."""
-    launcher = os.path.join(os.path.relpath(ROOT), "deepy.py")  # ./deepy.py in the root
-    return f"{shlex.quote(launcher)} train.py <model>.yml {shlex.quote(str(data_yaml))}"
+    root = os.path.relpath(ROOT)
+    launcher = os.path.join(root, "deepy.py")  # ./deepy.py in the root
+    script = os.path.normpath(os.path.join(root, "train.py"))
+    file = f"./{data_yaml}" if str(data_yaml).startswith("-") else str(data_yaml)
+    return f"{shlex.quote(launcher)} {shlex.quote(script)} <model>.yml {shlex.quote(file)}"

@@ -172,7 +172,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     [
         (b'{"text": "cut', "malformed JSON, Invalid control character at column 14"),
         (b'{"text": 5', "malformed JSON, Expecting ',' delimiter at column"),
-        (b'["text"]', "not a JSON object but a list"),
+        (b'["text"]', "not a JSON object but a list, write one object a line"),
+        (b"[", "JSON over several lines, write one object a line"),
+        (b" {\r", "JSON over several lines, write one object a line"),
         (b'{"body": "x"}', "no key 'text' (there is: 'body')"),
         (b'{"text": 5}', "the value of 'text' is not text but a number"),
         (b'{"text": null}', "the value of 'text' is not text but null"),
@@ -194,10 +196,18 @@ def test_a_bad_line_is_reported_with_its_number_and_counted(tmp_path, line, reas
     assert "--on-error skip" in str(raised.value)
 
 
-def test_a_text_file_that_is_not_utf8_is_reported(tmp_path):
-    path = tmp_path / "latin.txt"
-    path.write_bytes(b"caf\xe9")
-    assert skipping(path) == ([], [f"skipped {path}: invalid UTF-8 at byte 3, 0xe9"], 1)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"caf\xe9", "invalid UTF-8 at byte 3, 0xe9"),
+        ("caf\xe9".encode("utf-16"), "a file in UTF-16, convert it to UTF-8"),
+        (b"\xfe\xff\0c\0a", "a file in UTF-16, convert it to UTF-8"),
+    ],
+)
+def test_a_text_file_that_is_not_utf8_is_reported(tmp_path, content, reason):
+    path = tmp_path / "other.txt"
+    path.write_bytes(content)
+    assert skipping(path) == ([], [f"skipped {path}: {reason}"], 1)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
@@ -208,10 +218,14 @@ def test_a_truncated_file_always_fails(tmp_path, suffix):
         skipping(path)
 
 
-@pytest.mark.parametrize("name", ["corpus.tar", "corpus.zip", "corpus.jsonl.zst", "corpus.txt.gz"])
-def test_a_foreign_file_fails(tmp_path, name):
+@pytest.mark.parametrize("content", [b"something else" * 100, b""])
+@pytest.mark.parametrize(
+    "name",
+    ["a.tar", "a.zip", "a.jsonl.zst", "a.tar.zst", "a.txt.gz", "a.csv.xz", "a.md.bz2", "a.tgz"],
+)
+def test_a_foreign_or_empty_file_fails(tmp_path, name, content):
     path = tmp_path / name
-    path.write_bytes(b"something else" * 100)
+    path.write_bytes(content)
     with pytest.raises(DocumentError, match="damaged or truncated"):
         texts_of(path)
 
@@ -229,8 +243,13 @@ def test_a_plain_text_has_no_second_key(tmp_path):
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
-    assert texts_of(tmp_path / "a.jsonl") == [("one",)]
+    for rest, texts in (
+        (b'{"text": "one"}\n', ["one"]),
+        (b"", []),
+        (b"\r\n" + LINES, ["one", "two"]),
+    ):
+        (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + rest)
+        assert [text for (text,) in texts_of(tmp_path / "a.jsonl")] == texts
 
 
 @pytest.mark.parametrize(

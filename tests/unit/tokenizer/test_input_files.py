@@ -176,6 +176,7 @@ def test_the_rows_of_a_table_are_documents(tmp_path, name):
     ("content", "problem", "kept"),
     [
         ("a,b\n1,2\n", ":1: no column 'text' (there is: 'a', 'b'), choose with --text-key", []),
+        ("text,b,text\n1,2,3\n", ":1: 2 columns 'text', give each its own name", []),
         ("text,b\n1\nx,y\n", ":2: 1 fields, the header has 2", ["x"]),
         ('text,b\n"a"b,1\nx,y\n', ":2: malformed row", ["x"]),
         ('text,b\nx,y\n"open,1\nz,1\n', ":3: malformed row", ["x"]),
@@ -207,6 +208,14 @@ def table(**columns):
     import pyarrow
 
     return pyarrow.table(columns)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_table_of_parquet_without_rows_holds_no_documents(tmp_path, parquet, dictionary):
+    empty = table(text=["x"], meta=[{"source": "web"}]).slice(0, 0)
+    parquet.write_table(empty, tmp_path / "a.parquet", use_dictionary=dictionary)
+    reader = DocumentReader([str(tmp_path / "a.parquet")], keys=["text", "meta.source"])
+    assert list(reader) == []
 
 
 @pytest.mark.parametrize("dictionary", [True, False])

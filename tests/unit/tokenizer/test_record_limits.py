@@ -163,6 +163,9 @@ def test_a_tar_header_that_announces_a_huge_name_is_damage(tmp_path):
         (b"1234\n12", [None, b"12"]),
         (b"1234", [None]),
         (b"123", [b"123"]),
+        (b"123\r\n12\r\n", [b"123\r\n", b"12\r\n"]),
+        (b"1234\r\n123\r", [None, b"123\r"]),
+        (b"12345\r\n\n", [None, b"\n"]),
         (b"\n\n", [b"\n", b"\n"]),
     ],
 )
@@ -170,6 +173,26 @@ def test_a_line_counts_without_its_end(tmp_path, content, lines):
     (tmp_path / "a").write_bytes(content)
     with open(tmp_path / "a", "rb") as stream:
         assert list(limited_lines(stream, 3)) == lines
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+@pytest.mark.parametrize(
+    ("row", "is_read"),
+    [
+        ("123,1", True),
+        ("1234,1", False),
+        ('"12",', True),
+        ('"\n\n\n"', True),
+        ('"\n\n\n\n"', False),
+    ],
+)
+def test_a_row_of_a_table_counts_without_its_end(tmp_path, row, is_read, end):
+    header = "t,x\n" if "," in row else "t\n"
+    (tmp_path / "a.csv").write_text(f"{header}{row}{end}", newline="")
+    told = []
+    settings = {"keys": ["t"], "on_error": "skip", "report": told.append}
+    reader = DocumentReader([str(tmp_path / "a.csv")], max_record_bytes=5, **settings)
+    assert [len(list(reader)), len(told)] == ([1, 0] if is_read else [0, 1])
 
 
 @pytest.mark.parametrize("unit", ["ab\n", "a\r\n\r\nb", "a\n\nb", "\u4e2d", "\U0001f600"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.checkpoint_format import CheckpointReader
 from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
+from tools.datasets.prepare import get_args as prepare_arguments
 from tools.hf.gpt_neox import read_config, write_config
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import resolve_model_fields
@@ -214,7 +216,10 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
     model = tokenizers.models.WordLevel(words, unk_token="<|endoftext|>")
     tokenizers.Tokenizer(model).save(str(tmp_path / "hf/tokenizer.json"))
     import_main(["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")])
-    assert "4 padding rows of the embedding are left out" in capsys.readouterr().out
+    *told, last = capsys.readouterr().out.splitlines()
+    assert any("4 padding rows of the embedding are left out" in line for line in told)
+    _, _, command = last.partition("prepare_data.py ")
+    assert prepare_arguments(shlex.split(command)).vocab_file == f"{tmp_path}/run/tokenizer.json"
     reader = CheckpointReader(tmp_path / "run/global_step0")
     for ours, name in (
         ("0.word_embeddings.weight", "gpt_neox.embed_in.weight"),

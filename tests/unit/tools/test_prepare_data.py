@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
+from megatron.neox_arguments import NeoXArgs
 from megatron.tokenizer import DocumentError, TokenizerError
 from tools.corpora import system_text, this_machine
 from tools.corpora.arithmetic import arithmetic_documents
@@ -24,6 +25,7 @@ from tools.datasets.prepare import main
 from tools.datasets.splitting import assign_splits, digest_of
 
 ROOT = Path(__file__).resolve().parents[3]
+CPU_MODEL = ROOT / "configs/cpu.yml"
 SPLITS = ("train", "valid", "test")
 
 
@@ -96,9 +98,11 @@ def test_the_commands_are_shown_as_the_user_would_type_them(
     said = capsys.readouterr().err.splitlines()
     shown = [line[2:] for line in said if line.startswith("$ ")]
     assert len(shown) == 6
-    _, launcher, script, _, yaml_file = shlex.split(said[-1])
+    _, launcher, *arguments = shlex.split(said[-1].replace("<model>.yml", str(CPU_MODEL)))
     assert (start / launcher).samefile(ROOT / "deepy.py")
-    assert (script, yaml_file) == ("train.py", str(data / "local/data.yml"))
+    read = NeoXArgs.consume_deepy_args(arguments)
+    assert Path(read.user_script).samefile(ROOT / "train.py")
+    assert read.train_data_paths[0] == str(data / "local/train/code/code_text_document")
     prefix = data / "local/train/code/code_text_document"
     before = Path(f"{prefix}.bin").read_bytes()
     Path(f"{prefix}.bin").unlink()
@@ -498,7 +502,7 @@ def test_text_of_the_user_inside_the_output_folder_is_refused_and_left_as_it_is(
     (tmp_path / "data/local/train").mkdir()
     (tmp_path / "link").symlink_to("data/local/text", target_is_directory=True)
     before = text.read_bytes()
-    with pytest.raises(DocumentError, match=f"--input {place}: lies inside data/local, .*--data-"):
+    with pytest.raises(DocumentError, match=f"--input {place}: is inside data/local, .*--data-"):
         prepare("local", "data", "-i", place)
     assert text.read_bytes() == before
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [text]
