@@ -216,6 +216,11 @@ def change_index(folder: Path, old: str, new: str) -> None:
         (lambda c: (c / "index.json").write_text("[" * 100_000), "more than 64 levels"),
         (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "holds NaN"),
         (lambda c: change_index(c, '"version": 1', '"version": ' + "9" * 5000), "is not JSON"),
+        (
+            lambda c: change_index(c, '"version"', '"version": 2, "version"'),
+            "holds 'version' twice",
+        ),
+        (lambda c: change_index(c, '"dp"', '"dp": 1, "dp"'), "holds 'dp' twice in one object"),
         (lambda c: change_index(c, '"version": 1', '"version": true'), "format version True"),
         (lambda c: (c / "index.json").write_text('{"version": 1}'), "its own checksum"),
         (lambda c: change_index(c, "[7, 5]", "[5, 7]"), "does not match its own checksum"),
