@@ -29,7 +29,7 @@ from megatron.checkpointing import undo_interrupted_replacement
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
 from megatron.state import TrainState
-from tools.checks.state_kinds import checkpoint, listed_again
+from tools.checks.state_kinds import checkpoint, listed_again, mixture, train
 from tools.checks.state_kinds import write_index as write_checksum
 
 KINDS = ("fp32", "exp_avg")
@@ -380,6 +380,18 @@ def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(
     (folder / name).write_text(json.dumps(content))
     listed_again(folder)
     with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
+        verify(folder)
+
+
+def test_the_mixture_of_a_later_checkpoint_is_refused(tmp_path):
+    folder = checkpoint(tmp_path)
+    controller = mixture()
+    train(controller, 1, 9)
+    (folder / "mixture.json").write_text(json.dumps(controller.state_dict(completed_step=9)))
+    listed_again(folder)
+    with pytest.raises(
+        CheckpointError, match=r"mixture\.json: is of step 9, state\.json of step 5"
+    ):
         verify(folder)
 
 
