@@ -218,7 +218,7 @@ def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
         others = {key: value for key, value in values.items() if key != section}
         if _refusal_of(others, mpu) is None:
             raise ConfigError(
-                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; mend or remove it"
+                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; correct or remove it"
             )
     raise refusal
 
@@ -272,7 +272,7 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
         applied_steps=state.applied_steps,
     )
     if training.finetune:
-        say(f"finetune: weights of {folder}; iteration, optimizer and mixture start anew")
+        say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
         return LoadedRun(runner, state, folder=folder)
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])

@@ -175,11 +175,11 @@ def _remedy(state: TrainState) -> str:
     changes = "with a lower learning rate, gradient_clipping or another seed"
     if state.sound_step is None:
         return (
-            "no loss since the program began was finite: begin anew, or from an older checkpoint "
+            "no loss since the program began was finite: begin again, or from an older checkpoint "
             f"(iteration: N), {changes}"
         )
     if state.sound_step == 0:
-        return f"begin anew {changes}"
+        return f"begin again {changes}"
     return (
         f"checkpoints up to iteration {state.sound_step} are sound: continue from one of them "
         f"(iteration: N) {changes}"
@@ -331,7 +331,7 @@ def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str
     except ValueError as error:
         raise CheckpointError(
             f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
-            "model alone and starts mixture, optimizer and iteration anew"
+            "model alone and starts mixture, optimizer and iteration from zero"
         ) from error
     now, before = source.samples_by_domain, loaded.samples_per_epoch
     changed = [name for name in now if now[name] != before.get(name, now[name])]

@@ -195,8 +195,8 @@ def end_of_text(settings_path: Path) -> str:
         token = (eos["content"] if isinstance(eos, dict) else eos) or END_OF_DOCUMENT
     except (ValueError, AttributeError, KeyError) as error:
         raise TokenizerError(
-            f"vocab_file: {settings_path} holds no settings of a tokenizer ({error!r}); mend it or "
-            "remove it"
+            f"vocab_file: {settings_path} holds no settings of a tokenizer ({error!r}); correct "
+            "or remove it"
         ) from error
     if not isinstance(token, str):
         raise TokenizerError(f"vocab_file: {settings_path}: eos_token {token!r} is not a text")

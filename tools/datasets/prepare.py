@@ -192,7 +192,7 @@ def _check_apart(given: Path, folder: Path) -> None:
     source, target = given.resolve(), folder.resolve()
     if source.is_relative_to(target):
         raise DocumentError(
-            f"--input {given}: lies inside {folder}, whose files are written and removed here; "
+            f"--input {given}: is inside {folder}, whose files are written and removed here; "
             "move the text elsewhere or choose another --data-dir"
         )
     if source.is_dir() and target.is_relative_to(source):

@@ -50,7 +50,7 @@ def convert_from_hf(
     Raises:
         ConfigError: If the network cannot be expressed here.
         CheckpointError: If weights are missing, unknown, of another shape or not finite, if a
-            result exists, or if ``output`` is the folder of another run, which would begin anew
+            result exists, or if ``output`` is the folder of another run, which would begin again
             from these weights.
     """
     copied = output / TOKENIZER_FILE
@@ -111,7 +111,7 @@ def write_model_checkpoint(
         write_json_atomic(folder / "configs" / "resolved.json", run_config.to_dict())
         state = {"loss_scaler": {}, "counters": TrainState().state_dict()}
         write_json_atomic(folder / "state.json", state)
-        write_json_atomic(folder / "mixture.json", None)  # a mixture that starts anew
+        write_json_atomic(folder / "mixture.json", None)  # a mixture that starts from zero
         return "state.json", "mixture.json"
 
     divisor = run_config.model.make_vocab_size_divisible_by

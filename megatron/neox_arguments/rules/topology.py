@@ -130,7 +130,7 @@ def _batch(micro: int, steps: int, data_parallel: int) -> dict[str, int]:
 
 
 def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_parallel: int) -> None:
-    """Prints the equation with its numbers and two ways to mend it."""
+    """Prints the equation with its numbers and two ways to correct it."""
     product = micro * steps * data_parallel
     first = f"train_batch_size: {product}"
     if draft["gradient_accumulation_steps"] is not None and train % (micro * data_parallel) == 0:

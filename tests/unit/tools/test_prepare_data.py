@@ -498,7 +498,7 @@ def test_text_of_the_user_inside_the_output_folder_is_refused_and_left_as_it_is(
     (tmp_path / "data/local/train").mkdir()
     (tmp_path / "link").symlink_to("data/local/text", target_is_directory=True)
     before = text.read_bytes()
-    with pytest.raises(DocumentError, match=f"--input {place}: lies inside data/local, .*--data-"):
+    with pytest.raises(DocumentError, match=f"--input {place}: is inside data/local, .*--data-"):
         prepare("local", "data", "-i", place)
     assert text.read_bytes() == before
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [text]
