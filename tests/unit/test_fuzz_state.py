@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -36,6 +37,15 @@ def test_each_kind_reads_its_file_as_it_was_made(tmp_path, kind, monkeypatch):
         )
     monkeypatch.setattr(random.Random, "random", lambda self: 0.99)  # no change of its own
     KINDS[kind](tmp_path)(random.Random(0))
+
+
+def test_a_changed_document_follows_from_its_seed_alone():
+    value = {"a": [1, {"b": 2}], "c": {}}
+    once, again = (
+        [json.dumps(hostile.changed_json(value, random.Random(seed))) for seed in range(3000)]
+        for _ in range(2)
+    )
+    assert once == again
 
 
 def test_the_command_tells_what_came_unexpectedly(capsys, monkeypatch):
