@@ -35,6 +35,7 @@ from torch import Tensor
 from megatron.checkpoint_schema import (
     CONFIGS,
     FORMAT_VERSION,
+    RUN_FILES,
     ParameterInfo,
     check_index,
     check_mixture,
@@ -164,6 +165,22 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
         elif name.startswith("rng_"):
             read_random_state(path)
     reader.check_fragments(part=part, num_parts=num_parts)
+    if part == 0:
+        _check_steps(folder)
+
+
+def _check_steps(folder: Path) -> None:
+    """A mixture that has seen later steps than the run is of another checkpoint."""
+    try:
+        state, mixture = (read_content(folder, name) for name in RUN_FILES)
+    except CheckpointError:  # for the part that has the file to tell
+        return
+    step = state["counters"]["step"]
+    if mixture is not None and mixture["step"] > step:
+        raise CheckpointError(
+            f"{folder / 'mixture.json'}: is of step {mixture['step']}, state.json of step {step}; "
+            "the two are of different checkpoints"
+        )
 
 
 def _names_to_check(reader: CheckpointReader) -> list[str]:

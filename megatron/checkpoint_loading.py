@@ -103,7 +103,7 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
         )
     if latest is None or not steps:
         return newest_first, None
-    # what lies beyond ``latest`` is of a run that went back to an earlier iteration
+    # what is beyond ``latest`` is of a run that went back to an earlier iteration
     earlier = [step_folder(load, step).name for step in reversed(steps) if step < latest]
     return [step_folder(load, latest).name, *earlier], None
 
@@ -208,7 +208,7 @@ def load_engine_state(
         engine: Holds them.
         folder: A ``global_step<N>`` folder.
         topology: Where this rank sits.
-        moment_names: Those of the optimizer; None starts it anew.
+        moment_names: Those of the optimizer; None starts it from zero.
         applied_steps: Steps that it has made.
 
     Raises:
@@ -220,7 +220,7 @@ def load_engine_state(
     elif set(moment_names) != set(reader.moment_names):
         raise CheckpointError(
             f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
-            f"{list(moment_names)}; set no_load_optim to start it anew"
+            f"{list(moment_names)}; set no_load_optim to start it from zero"
         )
     if moment_names:
         prepare_moments(engine, moment_names, applied_steps)

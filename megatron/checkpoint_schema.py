@@ -228,7 +228,7 @@ def check_state(state: Any, where: str) -> None:
 
 
 def check_mixture(mixture: Any, where: str) -> None:
-    """Checks the content of ``mixture.json``: a state of the controller, or null to start anew."""
+    """Checks the content of ``mixture.json``: a state, or null to start from zero."""
     if mixture is not None:
         check_stored_state(mixture)
 

@@ -46,7 +46,7 @@ class CheckpointContents:
 
     state: TrainState
     mixture: dict[str, Any] | None
-    """State of the mixture, plain JSON; None starts it anew."""
+    """State of the mixture, plain JSON; None starts it from zero."""
     config_files: dict[str, str]
     """{basename: text} of the YAML files as given."""
     resolved_config: dict[str, Any]

@@ -272,7 +272,7 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
         applied_steps=state.applied_steps,
     )
     if training.finetune:
-        say(f"finetune: weights of {folder}; iteration, optimizer and mixture begin again")
+        say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
         return LoadedRun(runner, state, folder=folder)
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])

@@ -30,7 +30,7 @@ def foreign_checkpoint_problem(folder: Path) -> str | None:
             names = {path.name for path in place.iterdir()}
             problem = _checkpoint_problem(names)
             if place == folder:  # an export may be in a folder of our checkpoints
-                problem = problem or _model_problem(names)
+                problem = problem or _model_problem(place, names)
             if problem:
                 return f"{place}: {problem}"
     except OSError:  # not there, or not to be read: others say that
@@ -38,9 +38,12 @@ def foreign_checkpoint_problem(folder: Path) -> str | None:
     return None
 
 
-def _model_problem(names: set[str]) -> str | None:
+def _model_problem(folder: Path, names: set[str]) -> str | None:
     if "config.json" in names and any(_WEIGHTS.fullmatch(name) for name in names):
-        return "is a model of Hugging Face; import it with tools/convert_from_hf.py --input_dir"
+        return (
+            "is a model of Hugging Face; import it with python tools/convert_from_hf.py "
+            f"--input_dir {folder}"
+        )
     return None
 
 

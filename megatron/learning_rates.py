@@ -93,7 +93,7 @@ def continued_schedule(
 
     Args:
         config: Its ``use_checkpoint_lr_scheduler`` takes the checkpoint's schedule; without
-            ``override_lr_scheduler`` another one than there is used all the same, aloud.
+            ``override_lr_scheduler`` another one than there is used all the same, with a line.
         saved_config: The resolved configuration in the checkpoint; None where it has none.
         say: Receives a line where the schedule is not the checkpoint's, or is not known.
     """

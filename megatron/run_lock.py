@@ -26,7 +26,7 @@ def lock_save_folder(save: Path) -> IO[str]:
     """Creates ``save`` and locks it until the returned file is closed or the process dies.
 
     The kernel drops the lock with the process, so that a killed run never blocks the next one. A
-    file system without locks is used without one, said aloud.
+    file system without locks is used without one, with a line.
 
     Raises:
         CheckpointError: If the folder cannot be written, or another run holds it.

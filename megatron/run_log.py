@@ -78,7 +78,7 @@ class RunLogFile:
             OSError: If the disk is full; a part of the line may have been written then.
         """
         line = _line(event)
-        while line:  # a disk that fills up takes a part, and refuses the rest aloud
+        while line:  # a disk that fills up takes a part, and refuses the rest with an error
             line = line[self._file.write(line) :]
 
     def close(self) -> None:

@@ -335,7 +335,7 @@ def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str
     except ValueError as error:
         raise CheckpointError(
             f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
-            "model alone and starts mixture, optimizer and iteration from the beginning"
+            "model alone and starts mixture, optimizer and iteration from zero"
         ) from error
     now, before = source.samples_by_domain, loaded.samples_per_epoch
     changed = [name for name in now if now[name] != before.get(name, now[name])]

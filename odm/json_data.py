@@ -11,6 +11,7 @@ import json
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -193,15 +194,17 @@ def _is_plain_entry(name: str, value: Any) -> bool:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Parses JSON of bounded depth and without NaN.
+    """Parses JSON of bounded depth, without NaN and without a name twice in an object.
 
     Raises:
         SchemaError: If it is none.
     """
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
     except RecursionError:
         raise SchemaError(f"is nested more than {MAX_DEPTH} levels deep") from None
+    except SchemaError:
+        raise
     except ValueError as error:  # also bytes that are no text, and numbers of 5000 digits
         raise SchemaError(f"is not JSON ({error})") from None
     if _is_deeper(value, MAX_DEPTH):
@@ -268,6 +271,15 @@ def is_number(value: Any) -> bool:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise SchemaError(f"holds {name}, which is no JSON")
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a name that is there twice, readers would take one or the other."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise SchemaError(f"holds {shown(twice)} twice in one object")
+    return value
 
 
 def _inside(where: str, name: Any) -> str:

@@ -85,7 +85,7 @@ def check_apart(inputs: Sequence[str], output_prefix: str) -> None:
     for name in inputs:
         if Path(name).is_dir() and is_same_path(name, Path(output_prefix).parent):
             raise DataError(
-                f"--output-prefix {output_prefix}: lies in the input folder {name}, the next merge "
+                f"--output-prefix {output_prefix}: is in the input folder {name}, the next merge "
                 "would take the result for a part; choose a prefix in another folder"
             )
 

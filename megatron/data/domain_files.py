@@ -168,9 +168,9 @@ def _checked_metadata(
 
 
 def _warn_of_other_tokenizers(domains: Sequence[DomainFiles], fingerprint: str) -> None:
-    """Says aloud where ids of another vocabulary fit into this one: they mean other text.
+    """Warns where ids of another vocabulary fit into this one: they mean other text.
 
-    Not an error, for a tokenizer file that was only formatted anew has another digest too.
+    Not an error, for a tokenizer file that was only formatted again has another digest too.
     """
     made_by = {
         domain.prefix: domain.metadata.tokenizer
@@ -195,7 +195,7 @@ def _warn_of_other_tokenizers(domains: Sequence[DomainFiles], fingerprint: str) 
 def warn_of_training_files(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> None:
-    """Says aloud when a model would be evaluated on what it was trained on."""
+    """Warns when a model would be evaluated on what it was trained on."""
     if config.derived.split is not None:
         return
     trained_on = {os.path.realpath(path) for path in config.derived.train_paths}

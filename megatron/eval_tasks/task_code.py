@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_task_code"]
 
+_TRUE = ("true", "yes", "on")  # of YAML
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -64,7 +65,7 @@ def _code_in(file: Path, done: set[Path]) -> Iterator[tuple[str, str]]:
     except (OSError, yaml.YAMLError, UnicodeError, RecursionError):
         return  # lm-eval reads it no more than this does, and says why
     yield from ((f"{file}:{n.start_mark.line + 1}", code) for n, code in _code_nodes(node, set()))
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+    for key, value in _entries(node, set()):
         if key.value == "class" and value.tag != "!function":
             yield f"{file}:{key.start_mark.line + 1}", f"class {value.value}"
         if key.value == "include":
@@ -82,7 +83,7 @@ def _code_nodes(node: Any, done: set[int]) -> Iterator[tuple[Any, str]]:
         for item in node.value:
             yield from _code_nodes(item, done)
     elif isinstance(node, yaml.MappingNode):
-        entries = {key.value: value for key, value in node.value if isinstance(key.value, str)}
+        entries = {str(key.value): value for key, value in _entries(node, set())}
         metric = entries.get("metric")
         if isinstance(metric, yaml.ScalarNode) and _is_fetched(metric, entries.get("hf_evaluate")):
             yield metric, f"metric {metric.value}, which the library evaluate fetches"
@@ -91,13 +92,25 @@ def _code_nodes(node: Any, done: set[int]) -> Iterator[tuple[Any, str]]:
             yield from _code_nodes(value, done)
 
 
+def _entries(node: Any, done: set[int]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values of a mapping as they are read: merged ones (``<<``) first, own ones win."""
+    if not isinstance(node, yaml.MappingNode) or id(node) in done:
+        return
+    done.add(id(node))
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _entries(merged, done)
+    yield from (entry for entry in node.value if entry[0].tag != "tag:yaml.org,2002:merge")
+
+
 def _is_fetched(metric: yaml.ScalarNode, hf_evaluate: Any) -> bool:
     import lm_eval.api.metrics  # noqa: F401 - registers lm-eval's own
     from lm_eval.api.registry import metric_registry
 
     if metric.tag == "!function":
         return False  # named as such
-    asks = isinstance(hf_evaluate, yaml.ScalarNode) and hf_evaluate.value.lower() == "true"
+    asks = isinstance(hf_evaluate, yaml.ScalarNode) and hf_evaluate.value.lower() in _TRUE
     return asks or metric.value not in metric_registry
 
 

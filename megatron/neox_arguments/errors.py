@@ -87,9 +87,13 @@ class IssueList:
 
 
 def shown(value: Any) -> str:
-    """Returns ``value`` as it stands in a message: on one line, and not longer than that."""
+    """Returns ``value`` as a message holds it: on one line, not longer than that, no secrets."""
+    from .secrets import redacted  # which raises errors of this module
+
     try:
-        text = repr(value)
+        text = repr(redacted(value) if isinstance(value, (dict, list)) else value)
     except ValueError:  # Python writes no whole number of more than 4300 digits
         text = "a number of thousands of digits"
+    except RecursionError:
+        text = "a value that holds itself"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -18,21 +18,26 @@ from .errors import ConfigError
 
 REDACTED = "<redacted>"
 
+_SERVICES = "(?:wandb|comet|openai|anthropic|aws|azure|gcp|hf|hub|s3|ssh)"
 _WORDS = (
-    *("api_?key", "access_?key", "private_?key", "secret", "password", "passwd", "passphrase"),
-    *("credentials?", "authorization", "bearer", "webhook"),
+    *("api_?key", "access_?key", "private_?key", "secret", "passw(?:or)?d", "pass(?:phrase|code)"),
+    *("credentials?", "authorization", "bearer", "webhook", "cookie", "connection_?string"),
+    *("(?:encryption|signing|account|storage|license)_?key", f"{_SERVICES}_?(?:key|token)"),
+    *("(?:access|auth|session|refresh)_?token",),
 )
-_SECRET = re.compile(rf"(?:{'|'.join(_WORDS)})|(?:^|_)(?:auth|auth_?key|token)$")
-_IN_TEXT = re.compile(rf"(?:{'|'.join(_WORDS)})|(?:auth|auth_?key|token)[\"']?\s*:")
+_LAST_WORDS = "(?:auth|auth_?key|token|pwd)"
+_SECRET = re.compile(rf"(?:{'|'.join(_WORDS)})|(?:^|_){_LAST_WORDS}$")
+_IN_TEXT = re.compile(rf"(?:{'|'.join(_WORDS)})|{_LAST_WORDS}[\"'_]*[:=]")
 _REFERENCE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _HARMLESS_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool")
-_IN_COMMENT = re.compile(r"(#.*?([\w-]+)[\"']?\s*:\s*)([^\s#].*)")
+_IN_COMMENT = re.compile(r"([\w.-]+(?: [\w.-]+)?)[\"']?\s*[:=]\s*(?=\S)")
+_SEPARATORS = re.compile(r"[\s.-]+")
 
 
 def is_secret_key(key: object) -> bool:
-    """Tells whether a key names a secret: ``api_key``, ``hub-token``, ``AccessToken``."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).lower().replace("-", "_")
-    return _SECRET.search(words) is not None
+    """Tells whether a key names a secret: ``api_key``, ``hub-token``, ``HFToken``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", str(key))
+    return _SECRET.search(_SEPARATORS.sub("_", words).lower()) is not None
 
 
 def redacted(value: Any, *, is_secret: bool = False) -> Any:
@@ -57,20 +62,24 @@ def redacted_text(text: str) -> str:
 
     Everything else stays as it is, comments too, save what looks like a secret in them.
     """
-    if not _IN_TEXT.search(text.lower().replace("-", "_")):
+    if not _IN_TEXT.search(_SEPARATORS.sub("_", text).lower()):
         return text  # nearly always, and parsing takes time
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        comments = list(_comments(text))
     except yaml.YAMLError:
         return _redacted_json(text)
     spans = {(n.start_mark.index, n.end_mark.index) for n in _secret_nodes(node, set())}
-    for start, end in sorted(spans, reverse=True):
+    for start, end in sorted({*spans, *comments}, reverse=True):
         written = text[start:end]
+        if (start, end) in comments:
+            text = f"{text[:start]}{_redacted_comment(written)}{text[end:]}"
+            continue
         anchor = re.match(r"(?:!\S*\s+)?(&\S+\s+)?", written)
         kept = (anchor[1] or "") if anchor else ""
         rest = written[len(written.rstrip()) :]  # a block ends with its line
         text = f'{text[:start]}{kept}"{REDACTED}"{rest}{text[end:]}'
-    return _IN_COMMENT.sub(_comment, text)
+    return text
 
 
 def plain_secrets(value: Any, place: str = "", *, is_secret: bool = False) -> Iterator[str]:
@@ -155,5 +164,18 @@ def _redacted_json(text: str) -> str:
         return text  # nothing can read it, and no run begins with it
 
 
-def _comment(match: re.Match[str]) -> str:
-    return f"{match[1]}{REDACTED}" if is_secret_key(match[2]) else match[0]
+def _comments(text: str) -> Iterator[tuple[int, int]]:
+    """Where the comments of a YAML text begin and end: between its tokens."""
+    end = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        for match in re.finditer("#.*", text[end : token.start_mark.index]):
+            yield end + match.start(), end + match.end()
+        end = max(end, token.end_mark.index)
+
+
+def _redacted_comment(comment: str) -> str:
+    """A comment up to the first secret that seems to be in it."""
+    for match in _IN_COMMENT.finditer(comment):
+        if is_secret_key(match[1]):
+            return comment[: match.end()] + REDACTED
+    return comment

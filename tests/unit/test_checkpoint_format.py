@@ -29,7 +29,7 @@ from megatron.checkpointing import undo_interrupted_replacement
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
 from megatron.state import TrainState
-from tools.checks.state_kinds import checkpoint, listed_again
+from tools.checks.state_kinds import checkpoint, listed_again, mixture, train
 from tools.checks.state_kinds import write_index as write_checksum
 
 KINDS = ("fp32", "exp_avg")
@@ -216,6 +216,11 @@ def change_index(folder: Path, old: str, new: str) -> None:
         (lambda c: (c / "index.json").write_text("[" * 100_000), "more than 64 levels"),
         (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "holds NaN"),
         (lambda c: change_index(c, '"version": 1', '"version": ' + "9" * 5000), "is not JSON"),
+        (
+            lambda c: change_index(c, '"version"', '"version": 2, "version"'),
+            "holds 'version' twice",
+        ),
+        (lambda c: change_index(c, '"dp"', '"dp": 1, "dp"'), "holds 'dp' twice in one object"),
         (lambda c: change_index(c, '"version": 1', '"version": true'), "format version True"),
         (lambda c: (c / "index.json").write_text('{"version": 1}'), "its own checksum"),
         (lambda c: change_index(c, "[7, 5]", "[5, 7]"), "does not match its own checksum"),
@@ -375,6 +380,18 @@ def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(
     (folder / name).write_text(json.dumps(content))
     listed_again(folder)
     with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
+        verify(folder)
+
+
+def test_the_mixture_of_a_later_checkpoint_is_refused(tmp_path):
+    folder = checkpoint(tmp_path)
+    controller = mixture()
+    train(controller, 1, 9)
+    (folder / "mixture.json").write_text(json.dumps(controller.state_dict(completed_step=9)))
+    listed_again(folder)
+    with pytest.raises(
+        CheckpointError, match=r"mixture\.json: is of step 9, state\.json of step 5"
+    ):
         verify(folder)
 
 

@@ -286,7 +286,7 @@ def test_a_model_of_hugging_face_leads_to_the_converter(tmp_path, weights, for_t
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError) as refused:
         load_from(tmp_path, tmp_path, for_training=for_training)
-    assert f"load: {tmp_path} is a model of Hugging Face" in str(refused.value)
+    assert f"load: {tmp_path}: is a model of Hugging Face" in str(refused.value)
     assert f"python tools/convert_from_hf.py --input_dir {tmp_path}" in str(refused.value)
 
 

@@ -172,8 +172,13 @@ CODE = {
     "class": ("class: utils.Task\n", "class utils.Task"),
     "included": ("include: other.yaml\n", "!function utils.process"),
     "nested include": ("include: [first.yaml]\n", "!function utils.process"),
+    "merged include": ("<<: {include: other.yaml}\n", "!function utils.process"),
+    "include merged from a list": ("<<: [{a: 1}, {include: first.yaml}]\n", "!function"),
+    "merged class": ("<<: {class: utils.Task}\n", "class utils.Task"),
     "own metric": ("metric_list: [{metric: me/mine}]\n", "metric me/mine"),
     "fetched": ("metric_list: [{metric: acc, hf_evaluate: true}]\n", "metric acc"),
+    "fetched by a merge": ("metric_list: [{metric: acc, <<: {hf_evaluate: yes}}]\n", "metric acc"),
+    "fetched by yes": ("metric_list: [{metric: acc, hf_evaluate: On}]\n", "metric acc"),
 }
 
 

@@ -1,17 +1,19 @@
 """Saved files that were changed at random are read, or refused in a line; never anything else.
 
-`tools/checks/fuzz_state.py` runs the same cases by the ten thousand.
+`tools/checks/fuzz.py` runs the same cases by the ten thousand.
 """
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
-from tools.checks import hostile
-from tools.checks.fuzz_state import KINDS, main, run_cases
+from tools.checks import data_kinds, fuzz, hostile, state_kinds
+from tools.checks.fuzz_state import run_cases
 
+KINDS = {**state_kinds.KINDS, **data_kinds.KINDS}
 CASES = {kind: 30 if kind.startswith("import") else 70 for kind in KINDS}
 
 
@@ -37,16 +39,35 @@ def test_each_kind_reads_its_file_as_it_was_made(tmp_path, kind, monkeypatch):
     KINDS[kind](tmp_path)(random.Random(0))
 
 
+def test_a_changed_document_follows_from_its_seed_alone():
+    value = {"a": [1, {"b": 2}], "c": {}}
+    once, again = (
+        [json.dumps(hostile.changed_json(value, random.Random(seed))) for seed in range(3000)]
+        for _ in range(2)
+    )
+    assert once == again
+
+
 def test_the_command_tells_what_came_unexpectedly(capsys, monkeypatch):
-    def broken(folder):
-        def read(rng):
-            raise KeyError("layout")
-
-        return read
-
-    monkeypatch.setitem(KINDS, "state", broken)
-    assert main(["--kind", "state", "latest", "--cases", "2"]) == 1
+    monkeypatch.setitem(fuzz.KINDS, "state", lambda cases, seed: [f"case {seed}: Traceback"])
+    assert fuzz.main(["--kind", "state", "latest", "--cases", "2", "--seed", "3"]) == 1
     out = capsys.readouterr().out
-    assert "state: 2 cases, 0 refused, 2 unexpected" in out
-    assert "case 0: Traceback" in out
-    assert "latest: 2 cases, 0 refused, 0 unexpected" in out
+    assert "state: case 3: Traceback\nstate: 2 cases, 1 unexpected" in out
+    assert "latest: 2 cases, 0 unexpected" in out
+
+
+def test_the_command_runs_every_kind_of_file(capsys):
+    assert fuzz.main(["--cases", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(fuzz.KINDS)
+    assert len(lines) == 21
+
+
+def test_an_error_that_is_not_for_users_is_reported():
+    def read(rng):
+        raise KeyError("layout")
+
+    refused, unexpected = run_cases(read, cases=2, seed=0)
+    assert refused == 0
+    assert [report.partition(":")[0] for report in unexpected] == ["case 0", "case 1"]
+    assert "KeyError: 'layout'" in unexpected[0]

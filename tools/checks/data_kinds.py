@@ -1,4 +1,4 @@
-"""Kinds of data files, run logs and imported models for `fuzz_state`; see `state_kinds`."""
+"""Kinds of data files, run logs and imported models for `fuzz`; see `state_kinds`."""
 
 from __future__ import annotations
 

@@ -1,27 +1,22 @@
-#!/usr/bin/env python
-"""Feeds hostile configurations to `deepy.py` and looks for errors that are not messages.
+"""Hostile configurations for `fuzz`, given to `deepy.py`, whose errors must all be messages.
 
 Five kinds of input: YAML, JSON, hostfiles with filters, command lines, and values from Python. Each
 case must be taken, or refused in lines of text with exit code 2; anything else that is raised, a
-message of several lines and a case that takes long are printed with its kind and number; equal
-numbers give equal cases.
-
-    python -m tools.checks.fuzz_configuration --cases 20000 --seed 1
+message of several lines and a case that takes long are reported with its number; equal numbers
+give equal cases.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import io
 import json
 import os
 import random
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +27,10 @@ from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import load_megatron_config
 from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.fields import field_table
+
+_SLOW_SECONDS = 2.0
+"""Processor time of a case that takes too long."""
+_MAX_CASES = 10**9
 
 KINDS = ("yaml", "json", "hostfile", "command", "values")
 
@@ -121,28 +120,14 @@ def problem_of(case: Case, folder: Path, *, slow_seconds: float) -> str | None:
     return f"a message that is no short line: {long[0][:300]!r}" if long else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the cases; returns 1 if an answer was wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=1000, help="cases of each kind")
-    parser.add_argument("--seed", type=int, default=0, help="number of the first case")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of input")
-    parser.add_argument(
-        "--slow_seconds", type=float, default=2.0, help="processor time of a case that is too long"
-    )
-    options = parser.parse_args(arguments)
-    found = 0
-    for kind in options.kinds:
-        for seed in range(options.seed, options.seed + options.cases):
-            case = generate(kind, seed)
-            with empty_folder() as folder:
-                problem = problem_of(case, folder, slow_seconds=options.slow_seconds)
-            if problem is not None:
-                found += 1
-                print(f"{kind} {seed}: {problem}\n  {shown(case)}", flush=True)
-        print(f"{kind}: {options.cases} cases", flush=True)
-    print(f"{found} wrong answers")
-    return 1 if found else 0
+def run_cases(kind: str, cases: int, seed: int) -> Iterator[str]:
+    """Runs cases of a kind; yields a report of each that was answered wrongly."""
+    for number in range(cases):
+        case = generate(kind, seed * _MAX_CASES + number)
+        with empty_folder() as folder:
+            problem = problem_of(case, folder, slow_seconds=_SLOW_SECONDS)
+        if problem is not None:
+            yield f"case {number}: {problem}\n  {shown(case)}"
 
 
 @contextlib.contextmanager
@@ -330,7 +315,3 @@ def _values_case(rng: random.Random) -> Case:
     if rng.random() < 0.1:
         chosen[rng.choice((5, None, "x" * 5000, "a\nb", 10**5000))] = 1
     return Case("values", {}, values=chosen)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

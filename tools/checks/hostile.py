@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -57,7 +58,7 @@ def _other(value: Any, rng: random.Random) -> Any:
     if is_number and abs(value) < 1e300 and rng.random() < 0.4:
         near = (value + 1, value - 1, -value, value * 2, value / 2, float(value), value * 1.001)
         return rng.choice([*near, str(value)])
-    return rng.choice(HOSTILE)
+    return copy.deepcopy(rng.choice(HOSTILE))  # a later change may be inside it
 
 
 def changed_bytes(content: bytes, rng: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""Kinds of files of a checkpoint for `fuzz_state`: each makes a sound one and reads changed ones.
+"""Kinds of files of a checkpoint for `fuzz`: each makes a sound one and reads changed ones.
 
 A kind is a function of an empty folder. It returns a function of a random generator that changes
 the file and reads it as the programs do, to the end.

@@ -60,7 +60,7 @@ def find_source(path: Path, iteration: int | None) -> Path:
     steps = checkpoint_steps(path) if path.is_dir() else []
     step = iteration
     if step is None:
-        # what lies beyond ``latest`` is of a run that went back to an earlier iteration
+        # what is beyond ``latest`` is of a run that went back to an earlier iteration
         latest = latest_step(path)
         step = max((s for s in steps if latest is None or s <= latest), default=None)
     if step not in steps:

@@ -111,7 +111,7 @@ def write_model_checkpoint(
         write_json_atomic(folder / "configs" / "resolved.json", run_config.to_dict())
         state = {"loss_scaler": {}, "counters": TrainState().state_dict()}
         write_json_atomic(folder / "state.json", state)
-        write_json_atomic(folder / "mixture.json", None)  # a mixture that starts again
+        write_json_atomic(folder / "mixture.json", None)  # a mixture that starts from zero
         return "state.json", "mixture.json"
 
     divisor = run_config.model.make_vocab_size_divisible_by

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,12 @@ def files_of(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        is_left_out = any(part.startswith(".") or part.endswith(".tmp") for part in parts)
-        if is_left_out:
+        if _is_left_out(parts):
             continue
         if path.is_symlink() and not _stays_inside(path, folder):
             raise UploadError(
-                f"{path}: is a link to {os.readlink(path)}, which is no file in {folder}; put a "
-                "copy of the file in its place, or remove the link"
+                f"{path}: is a link to {os.readlink(path)}, which is no file in {folder} "
+                "that goes along; put a copy of the file in its place, or remove the link"
             )
         if path.is_file():
             files["/".join(parts)] = path
@@ -69,9 +68,15 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def _stays_inside(link: Path, folder: Path) -> bool:
-    """Whether a link leads to a file below ``folder``."""
-    target = Path(os.path.realpath(link))
-    return target.is_file() and target.is_relative_to(os.path.realpath(folder))
+    """Whether a link leads to a file below ``folder`` that is not left out itself."""
+    target, top = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
+    if not (target.is_file() and target.is_relative_to(top)):
+        return False
+    return not _is_left_out(target.relative_to(top).parts)
+
+
+def _is_left_out(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part.endswith(".tmp") for part in parts)
 
 
 def read_token(token_file: Path | None) -> str:

@@ -88,7 +88,7 @@ def test_a_result_inside_a_folder_of_parts_is_refused(parts, tmp_path, capsys, m
     for output in (tmp_path / "parts/all", "all"):
         with pytest.raises(SystemExit):
             main(["--input", str(tmp_path / "parts"), "--output-prefix", str(output)])
-        assert f"--output-prefix {output}: lies in the input folder" in capsys.readouterr().err
+        assert f"--output-prefix {output}: is in the input folder" in capsys.readouterr().err
     assert not list((tmp_path / "parts").glob("*all*"))
     main(["--input", "a", "b", "--output-prefix", "all"])
     assert len(documents_of("all")) == 4

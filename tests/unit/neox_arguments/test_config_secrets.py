@@ -30,6 +30,8 @@ from megatron.neox_arguments.secrets import (
         *((key, True) for key in ("token", "hub_token", "hf-token", "accessToken", "auth")),
         *((key, True) for key in ("password", "db_passwd", "secret", "client_secret_id")),
         *((key, True) for key in ("aws_secret_access_key", "Authorization", "credentials")),
+        *((key, True) for key in ("wandb api key", "hf.token", "HFToken", "hftoken", "AWS_SECRET")),
+        *((key, True) for key in ("WANDB_KEY", "accesstoken", "pwd", "cookie", "ssh_key")),
         *((key, False) for key in ("tokenizer_type", "num_tokens", "eval_batch_tokens", "key")),
         *((key, False) for key in ("experiment_key", "author", "apply_query_key_layer_scaling")),
         *((key, False) for key in ("tokens_per_second", "keys", "project", 5, None)),
@@ -56,8 +58,16 @@ def test_no_key_of_ours_is_taken_for_a_secret():
         ("token: !!str 5\n", f'token: "{REDACTED}"\n'),
         ("p: !!str &x 5\ntoken: *x\n", f'p: &x "{REDACTED}"\ntoken: *x\n'),
         ("secret: {a: hush, b: [hush]}\n", f'secret: {{a: "{REDACTED}", b: ["{REDACTED}"]}}\n'),
+        ("token : hush\n", f'token : "{REDACTED}"\n'),
         ("? token\n: hush\n", f'? token\n: "{REDACTED}"\n'),
         ("x: 1\n# token: hush\n", f"x: 1\n# token: {REDACTED}\n"),
+        ("# a: 1, token: hush\nx: 1\n", f"# a: 1, token: {REDACTED}\nx: 1\n"),
+        ("# export HF_TOKEN=hush\n", f"# export HF_TOKEN={REDACTED}\n"),
+        ("a: 1 # api key: hush\n", f"a: 1 # api key: {REDACTED}\n"),
+        ("a: 1 # hub token = hush", f"a: 1 # hub token = {REDACTED}"),
+        ("a: 'x # token: y'\n", "a: 'x # token: y'\n"),
+        ("a: |\n  # token: y\nb: 1\n", "a: |\n  # token: y\nb: 1\n"),
+        ("wandb api key: hush\n", f'wandb api key: "{REDACTED}"\n'),
         ('{"token": "hush"}', f'{{"token": "{REDACTED}"}}'),
         ('{\n\t"token": "hush"\n}', f'{{\n  "token": "{REDACTED}"\n}}'),
         ("token: ${HUB}\n", "token: ${HUB}\n"),
@@ -114,6 +124,14 @@ def test_a_secret_reaches_its_library_and_nothing_that_is_written(secretive, cap
         assert "hush" not in text
         assert REDACTED in text
     assert config.to_dict()["deepspeed"]["deepspeed_extra_args"]["comet"]["project"] == "p"
+
+
+def test_a_message_about_a_section_holds_no_secret(minimal):
+    with pytest.raises(ConfigError) as refused:
+        NeoXArgs.from_dict({**minimal, "wandb": [{"api_key": "hush", "team": "ours"}]})
+    (message,) = refused.value.messages
+    assert "hush" not in message
+    assert "ours" in message
 
 
 def test_ranks_get_the_secret_that_the_launcher_read(secretive):

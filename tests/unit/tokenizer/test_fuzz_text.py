@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.checks.fuzz_text import cases, main, run_case
+from tools.checks.fuzz_text import cases, run_case
 
 pytest.importorskip("pyarrow")
 
@@ -17,8 +17,3 @@ def test_whatever_a_file_holds_only_errors_for_users_come_out(tmp_path, seed):
 def test_a_case_follows_from_its_seed_and_number():
     assert list(cases(5, 30)) == list(cases(5, 30))
     assert list(cases(5, 30)) != list(cases(6, 30))
-
-
-def test_the_command_counts_what_it_ran(capsys):
-    assert main(["--cases", "20", "--seed", "9"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "20 text cases, 0 unexpected"

@@ -323,11 +323,15 @@ def test_the_command_shows_no_token_even_when_told_to_show_everything(model, run
         ("again", "more"),
         ("gone", "nothing"),
         ("round", "round"),
+        ("settings", ".env"),
+        ("half", "part.tmp"),
     ],
 )
 def test_a_link_that_is_no_file_of_the_folder_is_refused(tmp_path, model, capsys, name, target):
     (tmp_path / "secret.txt").write_text("stays here")
     (tmp_path / "elsewhere").mkdir()
+    for left_out in (".env", "part.tmp"):
+        (model / left_out).write_text("stays here")
     (model / name).symlink_to(target)
     message = refusal([str(model), "--repo_id", "someone/first", "--dry_run"], capsys)
     assert message.startswith(f"{model / name}: is a link to {target}, which is no file in {model}")
