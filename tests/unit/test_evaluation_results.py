@@ -151,7 +151,7 @@ def write_log(folder: Any, *events: dict[str, Any]) -> str:
 
 
 def event_of(name: str, step: int, **samples: int) -> dict[str, Any]:
-    domains = {domain: {"num_samples": count} for domain, count in samples.items()}
+    domains = {name: {"loss": 2.0, "num_samples": count} for name, count in samples.items()}
     return {"event": name, "iteration": step, "domains": domains}
 
 
