@@ -46,7 +46,7 @@ FRAMES = {
     ),
     "frames one behind the other": (HELLO + TWO_BYTES, b"hello" + b"a" * 300),
     "frames without text": (
-        skippable(b"x" * 9) + HELLO + skippable(b"", number=15) + HELLO + skippable(b"y"),
+        skippable(bytes(3 << 20)) + HELLO + skippable(b"", number=15) + HELLO + skippable(b"y"),
         b"hellohello",
     ),
     "a checksum behind the last of several blocks": (
