@@ -4,12 +4,17 @@
 the standard library only.
 """
 
-from .constraints import Ceiling, Constraint, EpochCap, Floor, TrustRegion
-from .controller import MixtureController
-from .mixers import Mixer, known_mixers, make_mixer, register
-from .order import SampleOrder, sample_order
-from .schedule import Draw, MixtureSchedule, plan_draw
-from .signal import Signal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .constraints import Ceiling, Constraint, EpochCap, Floor, TrustRegion
+    from .controller import MixtureController
+    from .mixers import Mixer, known_mixers, make_mixer, register
+    from .order import SampleOrder, sample_order
+    from .schedule import Draw, MixtureSchedule, plan_draw
+    from .signal import Signal
 
 __version__ = "0.1.0"
 
@@ -31,3 +36,22 @@ __all__ = [
     "SampleOrder",
     "sample_order",
 ]
+
+_NAMES = {
+    "controller": ("MixtureController",),
+    "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "TrustRegion"),
+    "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
+    "order": ("SampleOrder", "sample_order"),
+    "schedule": ("Draw", "MixtureSchedule", "plan_draw"),
+    "signal": ("Signal",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name on first use: the checks of JSON files are used where numpy is not loaded."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

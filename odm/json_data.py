@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
 Check = Callable[[Any, str], None]
 
 MAX_DEPTH = 64
@@ -260,7 +258,8 @@ def plain(value: Any) -> Any:
     """Turns numpy's numbers, also within tuples, into Python's, which JSON takes."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    # without numpy itself, so that a configuration is checked before anything large is loaded
+    return value.item() if type(value).__module__ == "numpy" and not value.shape else value
 
 
 def is_number(value: Any) -> bool:

@@ -204,7 +204,8 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
 
 def _planned(arguments: NeoXArgs, *, is_elsewhere: bool) -> tuple[LaunchPlan, RunConfig]:
     """Where the run starts and its configuration; raises all that is wrong with either, at once."""
-    plan, problems = None, []
+    plan: LaunchPlan | None = None
+    problems: list[str] = []
     try:
         plan = plan_launch(arguments, os.environ)
     except ConfigError as error:

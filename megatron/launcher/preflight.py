@@ -180,9 +180,9 @@ def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
                 key="eval_domains",
             )
     folder = Path(asked.eval_results_prefix).parent
-    if problem := _unwritable(folder):
+    if reason := _unwritable(folder):
         key = "eval_results_prefix"
-        yield ConfigError(f"{key}: {folder} cannot be written ({problem}); choose another", key=key)
+        yield ConfigError(f"{key}: {folder} cannot be written ({reason}); choose another", key=key)
 
 
 def _unwritable(folder: Path) -> str | None:

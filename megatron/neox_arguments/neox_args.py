@@ -34,7 +34,7 @@ from .groups import (
 )
 from .hostfile import count_problems
 from .presets import default_of
-from .schema import find_file, read_files
+from .schema import find_file, read_files, with_underscores
 from .secrets import plain_secrets, redacted
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -76,7 +76,7 @@ class NeoXArgs(_FlatFields):
         document = read_files([find_file(str(path)) for path in paths_to_yml_files])
         values = {"config_files": dict(document.texts), **document.values}
         origins = dict(document.origins)
-        for key, value in _with_underscores(overwrite_values or {}).items():
+        for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
         return cls._build(values, origins, document.notes)
@@ -84,7 +84,7 @@ class NeoXArgs(_FlatFields):
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
         """Takes values from a mapping; dashes in keys are underscores."""
-        return cls._build(_with_underscores(args_dict), {})
+        return cls._build(with_underscores(args_dict), {})
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
@@ -106,7 +106,7 @@ class NeoXArgs(_FlatFields):
         from .command_line import read_script_command
 
         values, origins, notes = read_script_command(input_args)
-        for key, value in _with_underscores(overwrite_values or {}).items():
+        for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
         return cls._build(values, origins, notes)
@@ -270,20 +270,6 @@ def _advice(value: Any, annotation: Any) -> str:
     is_text = str in (annotation, *_parts(annotation))
     is_one_word = not isinstance(value, (str, Mapping, list, tuple, bytes))
     return "; put it in quotes" if is_text and is_one_word else ""
-
-
-def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if not isinstance(key, str):
-            raise ConfigError(f"a key must be text, got {shown(key)}; write its name")
-        name = key.replace("-", "_")
-        if name in result:
-            raise ConfigError(
-                f"{shown(name)} is set twice, with dashes and with underscores; set it once"
-            )
-        result[name] = value
-    return result
 
 
 def typed_value(args: NeoXArgs, key: str) -> Any:

@@ -170,6 +170,25 @@ def read_files(paths: Iterable[str | Path]) -> Document:
     return Document(values, origins, texts, tuple(notes))
 
 
+def with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by key with underscores.
+
+    Raises:
+        ConfigError: If a key is set with dashes and with underscores.
+    """
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"a key must be text, got {shown(key)}; write its name")
+        name = key.replace("-", "_")
+        if name in result:
+            raise ConfigError(
+                f"{shown(name)} is set twice, with dashes and with underscores; set it once"
+            )
+        result[name] = value
+    return result
+
+
 def _are_equal(one: Any, other: Any) -> bool:
     return json.dumps(one) == json.dumps(other)  # 1 is neither 1.0 nor true
 

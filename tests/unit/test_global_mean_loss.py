@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron import training
+from megatron import runners, training
 from megatron.data.batch import Batch, make_batch
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.loss import DomainLossRecorder
@@ -72,14 +72,16 @@ def gradients_of(model: GPT2Model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def train_step(rows: torch.Tensor, micro_batch_size: int, **options: float) -> Any:
-    recorder = DomainLossRecorder(1, torch.device("cpu"))
-    model = model_of(recorder, **options)
-    batches = [batch_of(part) for part in rows.split(micro_batch_size)]
-    engine: Any = AccumulatingEngine(model, len(batches))
+def runner_of(model: GPT2Model, num_micro_batches: int) -> DataParallelRunner:
+    engine: Any = AccumulatingEngine(model, num_micro_batches)
     topology: Any = SimpleNamespace(is_last_stage=True, model_rank=0)
-    runner = DataParallelRunner(engine, recorder, topology, None, has_masks=True)
-    return runner.train_step(batches), gradients_of(model)
+    return DataParallelRunner(engine, model.recorder, topology, None, has_masks=True)
+
+
+def train_step(rows: torch.Tensor, micro_batch_size: int, **options: float) -> Any:
+    model = model_of(DomainLossRecorder(1, torch.device("cpu")), **options)
+    batches = [batch_of(part) for part in rows.split(micro_batch_size)]
+    return runner_of(model, len(batches)).train_step(batches), gradients_of(model)
 
 
 def plain_step(rows: torch.Tensor, *, z_loss: float = 0.0) -> Any:
@@ -112,6 +114,25 @@ def test_no_accumulation_changes_the_mean_over_all_tokens_nor_its_gradient(
     for name, gradient in expected.items():
         # the mean number of tokens is a float32
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_the_gradients_of_two_ranks_average_to_that_of_the_mean_over_all_tokens(monkeypatch):
+    rows = uneven_rows()  # the first rank has 15 tokens that count, the second one 3
+    total = torch.tensor([18.0, 4.0], dtype=torch.float64)  # of four micro-batches
+    monkeypatch.setattr(runners, "all_reduce_sum", lambda counts: total)
+    of_ranks = [train_step(part, 1)[1] for part in rows.split(2)]
+    for name, gradient in plain_step(rows)[1].items():
+        mean = (of_ranks[0][name] + of_ranks[1][name]) / 2  # as DeepSpeed averages over ranks
+        torch.testing.assert_close(mean, gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_ranks_share_tokens_and_micro_batches(monkeypatch):
+    sent: list[list[float]] = []
+    monkeypatch.setattr(
+        runners, "all_reduce_sum", lambda counts: sent.append(counts.tolist()) or 3 * counts
+    )
+    train_step(uneven_rows(), 2)
+    assert sent == [[18.0, 2.0]]
 
 
 def test_a_batch_without_a_token_that_counts_has_loss_0_and_no_gradient():

@@ -306,12 +306,15 @@ def test_one_path_is_split_by_documents(write_dataset, tmp_path):
     assert build(config, "test") is None
 
 
-def test_a_part_of_a_split_too_short_to_evaluate_is_left_out_aloud(write_dataset, tmp_path, caplog):
-    write_dataset("wiki/all", [np.arange(3)] * 100)
+@pytest.mark.parametrize("size", [3, 4])  # a sample has 5 tokens
+def test_a_part_of_a_split_too_short_to_evaluate_is_left_out_aloud(
+    size, write_dataset, tmp_path, caplog
+):
+    write_dataset("wiki/all", [np.arange(size)] * 100)
     config = make_config(data_path=str(tmp_path / "wiki/all"), split="98,1,1")
     with caplog.at_level(logging.WARNING):
         assert build(config, "valid") is None
-    assert "the valid part 1 documents with 3 tokens" in caplog.text
+    assert f"the valid part 1 documents with {size} tokens" in caplog.text
 
 
 def test_a_part_that_gets_no_document_is_left_out_aloud_if_one_was_asked_for(

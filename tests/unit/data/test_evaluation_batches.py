@@ -25,9 +25,14 @@ def domains(write_dataset):
     ]
 
 
-def make_batches(domains, dp_rank=0, dp_size=1):
+def make_batches(domains, dp_rank=0, dp_size=1, *, eod_token=9999, **options):
     return EvaluationBatches(
-        domains, dp_rank=dp_rank, dp_size=dp_size, micro_batch_size=2, eod_token=9999
+        domains,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch_size=2,
+        eod_token=eod_token,
+        **options,
     )
 
 
@@ -70,3 +75,11 @@ def test_what_is_known_of_the_domains(domains):
     assert source.domains == ("books", "code")
     assert source.num_samples == (11, 2)
     assert source.text_bytes_per_token == (2.5, None)
+
+
+@pytest.mark.parametrize(("masks", "expected"), [(True, [1, 1, 0, 1]), (False, [1, 1, 1, 1])])
+def test_what_follows_the_end_of_a_document_counts_unless_it_is_masked(domains, masks, expected):
+    source = make_batches(domains, eod_token=2, eod_mask_loss=masks)
+    first = next(source.batches(0))
+    assert first.tokens[0].tolist() == [0, 1, 2, 3]
+    assert first.loss_mask[0].tolist() == expected

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.data.errors import DataError
+from megatron.data.index_header import stored_tokens
 from megatron.data.indexed_dataset import (
     MMapIndexedDataset,
     MMapIndexedDatasetBuilder,
@@ -183,6 +184,33 @@ def test_damage_is_named_when_the_dataset_is_opened(
         MMapIndexedDataset(tmp_path / "toy")
     assert str(tmp_path / "toy") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(None, "u2"), (None, "i4"), (6, "f4"), (6, "f8"), (7, "f4"), (7, "f8")]
+)
+@pytest.mark.parametrize("documents", [[[1]], DOCUMENTS, [[1, 2], [3, 4, 5, 6, 7]], []])
+def test_a_glance_at_the_header_counts_the_tokens(write_dataset, tmp_path, documents, code, dtype):
+    write_dataset("toy", documents, dtype)
+    if code is not None:
+        damage(tmp_path / "toy.idx", set_bytes(17, bytes([code])))
+    assert stored_tokens(tmp_path / "toy") == sum(map(len, documents))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[:-1], "3 items need 12 bytes, found 11; the file is truncated"),
+        (lambda c: c + b"x", "3 items need 12 bytes, found 13; the file is longer than its index"),
+    ],
+)
+def test_a_glance_sees_tokens_that_are_missing_or_too_many(
+    write_dataset, tmp_path, change, message
+):
+    write_dataset("toy", DOCUMENTS)
+    damage(tmp_path / "toy.bin", change)
+    with pytest.raises(DataError, match=rf"toy\.bin: {message}"):
+        stored_tokens(tmp_path / "toy")
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

@@ -53,6 +53,7 @@ def test_a_damaged_sidecar_is_named(tmp_path, text, message):
         ("max_token_id", None, "max_token_id: .*got None"),
         ("max_token_id", -1, "max_token_id: .*no tokens, .*got -1"),
         ("max_token_id", -2, "max_token_id: .*from -1 .*got -2"),
+        ("tokens", 0, "max_token_id: .*no tokens, .*got 7999"),
         ("tokens", "10", "tokens: .*got '10'"),
         ("tokens", 1e3, r"tokens: .*got 1000\.0"),
         ("documents", True, "documents: .*got True"),

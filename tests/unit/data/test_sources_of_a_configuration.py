@@ -78,6 +78,13 @@ def held_out(config: Any, split: Any) -> Any:
     return source
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_held_out_text_is_masked_as_asked(masks, corpus, tmp_path):
+    batch = next(held_out(config_of(corpus, tmp_path, eod_mask_loss=masks), "valid").batches(1))
+    assert bool((batch.tokens == 48).any())
+    assert bool((batch.loss_mask == ((batch.tokens != 48) | (not masks)).float()).all())
+
+
 def test_each_split_has_its_own_limit(corpus, tmp_path):
     keys = {"max_validation_samples_per_dataset": 3, "max_test_samples_per_dataset": 2}
     config = config_of(corpus, tmp_path, **keys)

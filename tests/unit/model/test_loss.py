@@ -120,7 +120,7 @@ def test_bfloat16_losses_are_computed_in_float32():
 def test_a_certain_wrong_prediction_gives_a_finite_loss():
     """The label's probability underflows in float32; its log must not."""
     hidden = torch.tensor([[1.0]])
-    weight = torch.tensor([[0.0], [500.0]])
+    weight = torch.tensor([[100.0], [600.0]])
     loss, _ = chunked_cross_entropy(
         hidden, weight, torch.tensor([0]), torch.ones(1), part=VocabularyPart(0, 2)
     )

@@ -209,6 +209,18 @@ def test_plans_that_were_read_ahead_are_drawn_again_alike(constraints):
     assert resumed.weights.tobytes() == whole.weights.tobytes()
 
 
+def test_plans_of_a_saved_run_are_of_later_steps_and_forgotten_once_they_are_past():
+    _, saved = train_ahead(controller(), 1, 6, saved_after=3)
+    assert saved["planned"].keys() == {"4"}
+    resumed = controller()
+    resumed.load_state_dict(saved)
+    train(resumed, [4])
+    assert resumed.state_dict()["planned"] == {}
+    saved["planned"]["3"] = saved["planned"].pop("4")
+    with pytest.raises(ValueError, match="planned: a key: must be a step after 3"):
+        controller().load_state_dict(saved)
+
+
 def test_numbers_of_numpy_become_json():
     mixture = MixtureController(
         DOMAINS,
@@ -280,6 +292,7 @@ def test_a_state_of_another_mixture_is_refused_with_the_difference(options, mess
         (lambda s: s["mixer"].update(beta=1.0), r"mixer\.'beta': is no field"),
         (lambda s: s["mixer"]["estimated_reward"].pop(), r"estimated_reward: must have 4 values"),
         (lambda s: s["cursors"].pop(), "cursors: must have 4 values, got 3"),
+        (lambda s: s["cursors"].append(0), "cursors: must have 4 values, got 5"),
         (lambda s: s.update(cursors=[1, 2, 3, -1]), r"cursors\[3\]: .*got -1"),
         (lambda s: s.update(cursors=[1, 2, 3, True]), r"cursors\[3\]: .*got True"),
         (lambda s: s.update(cursors=[1, 2, 3, 2**63]), r"cursors\[3\]: .*from 0"),

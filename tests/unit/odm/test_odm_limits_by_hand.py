@@ -53,6 +53,25 @@ def test_a_cap_that_has_fallen_below_the_last_weights_holds_all_the_same():
     assert limited([region], [0.3, 0.7], [0.5, 0.5], consumed) == pytest.approx([0.4, 0.6])
 
 
+def test_caps_that_are_too_low_are_raised_to_what_the_floor_of_an_undrawn_domain_leaves():
+    # 24, 32 and 100 samples are left, and 80 of the run: caps of 0.3 and 0.4 where 0.8 is wanted
+    limits = [EpochCap(1.0, (34, 42, 100), 100), Floor((0.0, 0.0, 0.2))]
+    weights = limited(limits, [0.8, 0.2, 0.0], [0.8, 0.2, 0.0], (10, 10, 0))
+    assert weights == pytest.approx([0.3 * 8 / 7, 0.4 * 8 / 7, 0.2])
+
+
+def test_no_floor_lifts_a_domain_of_which_nothing_is_left():
+    limits = [EpochCap(1.0, (50, 50, 10), 100), Floor(0.2)]
+    assert limited(limits, [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], (10, 10, 10)) == [0.5, 0.5, 0.0]
+
+
+def test_of_two_floors_the_higher_one_holds():
+    floors = [Floor((0.3, 0.1)), Floor((0.1, 0.4))]
+    for order in (floors, floors[::-1]):
+        assert limited(order, [0.9, 0.1], [0.5, 0.5]) == pytest.approx([0.6, 0.4])
+        assert limited(order, [0.1, 0.9], [0.5, 0.5]) == pytest.approx([0.3, 0.7])
+
+
 def test_a_floor_takes_in_proportion_before_the_step_is_cut():
     # 0.4 for the first leaves 0.6 to two that stand 2 to 1
     context = ConstraintContext(np.array([0.8, 0.1, 0.1]), np.zeros(3, dtype=np.int64))

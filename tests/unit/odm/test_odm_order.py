@@ -23,6 +23,12 @@ def test_every_sample_is_read_once_an_epoch(size):
     assert sorted(order_of(size).tolist()) == list(range(size))
 
 
+def test_no_seed_gives_a_sample_beyond_the_last():
+    """Of 1056 numbers the order leaves 31 out; about 6 of these seeds meet the first of them."""
+    for seed in range(200):
+        assert np.sort(order_of(1025, seed=seed)).tolist() == list(range(1025)), seed
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     size=st.integers(1025, 20_000),

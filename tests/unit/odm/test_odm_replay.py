@@ -132,6 +132,22 @@ def test_iterations_without_an_update_may_be_missing():
     assert replay(read_run_log(text_of(kept))).largest_difference == 0.0
 
 
+def test_the_last_iteration_of_a_warm_up_may_be_missing():
+    lines = run_log(warmup_steps=12)
+    del lines[12]
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
+@pytest.mark.parametrize("overflow", ["inf", "-inf", "nan"])
+def test_a_loss_that_overflowed_counts_as_that_of_a_domain_not_drawn(overflow):
+    lines = run_log()
+    absent = [(line, name) for line in lines[1:] for name, x in line["losses"].items() if x is None]
+    for line, name in absent:
+        line["losses"][name] = overflow
+    assert len(absent) > 10
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
 def test_any_iteration_of_a_static_run_may_be_missing():
     lines = run_log("static", initial_weights=[3, 2, 1])
     assert replay(read_run_log(text_of([lines[0], *lines[10::10]]))).num_iterations == 4

@@ -204,6 +204,18 @@ def test_unusable_cursors_are_refused(cursors):
         MixtureSchedule(7, 3).set_cursors(cursors)
 
 
+@pytest.mark.parametrize("num_slots", [40, 400])
+def test_positions_of_a_domain_count_up_however_many_domains_there_are(num_slots):
+    """Domains 3, 259 and 65795 end in the same byte, and all but the second in the same two."""
+    weights = np.zeros(66_000)
+    weights[[3, 259, 65_795]] = 1.0
+    draw = plan_draw(5, 1, weights=weights, cursors=np.arange(66_000), num_slots=num_slots)
+    assert set(draw.domains.tolist()) == {3, 259, 65_795}
+    for domain in (3, 259, 65_795):
+        positions = draw.positions[draw.domains == domain]
+        assert positions.tolist() == list(range(domain, domain + len(positions)))
+
+
 def test_many_domains_and_slots_are_planned_in_well_under_a_millisecond():
     import timeit
 

@@ -196,6 +196,15 @@ def test_a_bad_line_is_reported_with_its_number_and_counted(tmp_path, line, reas
     assert "--on-error skip" in str(raised.value)
 
 
+def test_the_first_hundred_bad_records_are_told_and_all_are_counted(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"5\n" * 103 + b'{"text": "last"}\n')
+    kept, said, problems = skipping(path)
+    assert (kept, problems, len(said)) == (["last"], 103, 101)
+    assert said[99].startswith(f"skipped {path}:100: ")
+    assert said[100] == "further skipped records are counted but not listed"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -111,6 +111,26 @@ def test_an_encoding_of_tiktoken_has_its_published_size_without_a_download(name,
     assert tokenizer_size("TiktokenTokenizer", name) == size
 
 
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 7, END: 9}}}))
+    assert tokenizer_size("HFTokenizer", str(path)) == 10
+
+
+def test_pieces_of_a_sentencepiece_model_are_counted_between_fields_of_other_kinds(tmp_path):
+    fields = (
+        b"\x0a\x03abc",  # field 1: a piece of three bytes
+        b"\x10\x96\x01",  # field 2: the number 150
+        b"\x19" + bytes(8),  # field 3: eight bytes
+        b"\x0a\x80\x01" + b"b" * 128,  # a piece of 128 bytes
+        b"\x25" + bytes(4),  # field 4: four bytes
+        b"\x12\x01x",  # field 2: text, which is no piece
+        b"\x0a\x00",  # an empty piece
+    )
+    (tmp_path / "m.model").write_bytes(b"".join(fields))
+    assert tokenizer_size("SPMTokenizer", str(tmp_path / "m.model")) == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
