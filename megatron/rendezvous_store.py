@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from megatron.distributed_environment import LOOPBACK, RankDiscoveryError, RankInfo
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import Store
 
 __all__ = ["has_own_store", "loopback_store", "network_note"]
 
@@ -28,14 +28,18 @@ def has_own_store(info: RankInfo) -> bool:
     return info.is_on_loopback and os.name == "posix" and not _is_agents(os.environ)
 
 
-def loopback_store(info: RankInfo, *, timeout: timedelta) -> TCPStore:
+def loopback_store(info: RankInfo, *, timeout: timedelta) -> Store:
     """Makes the store of a run on one machine, of which nothing is seen from outside.
+
+    A single rank meets nobody, so that it listens nowhere.
 
     Raises:
         RankDiscoveryError: On rank 0, if another program has the port.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import HashStore, TCPStore
 
+    if info.world_size == 1:
+        return HashStore()
     return TCPStore(
         LOOPBACK,
         info.master_port,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from megatron.distributed_environment import RankDiscoveryError, RankInfo
 from megatron.launcher.rendezvous import reserve_port
@@ -41,10 +43,22 @@ def listening_addresses() -> set[str]:
 def test_a_run_on_one_machine_listens_at_the_loopback_interface_alone():
     before = listening_addresses()
     holder, port = reserve_port(None, print)
-    with holder:
-        store = loopback_store(info_of(port=port), timeout=timedelta(seconds=20))
+    join = {"world_size": 2, "is_master": False, "timeout": timedelta(seconds=20)}
+    with holder, ThreadPoolExecutor() as other:
+        joined = other.submit(TCPStore, "127.0.0.1", port, **join)
+        store = loopback_store(info_of(port=port, size=2, local=2), timeout=timedelta(seconds=20))
         opened = listening_addresses() - before
+        joined.result()
     assert opened == {f"0100007F:{port:04X}"}  # 127.0.0.1, its bytes in the order of the machine
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs Linux's /proc")
+def test_a_single_rank_listens_nowhere():
+    before = listening_addresses()
+    store = loopback_store(info_of(), timeout=timedelta(seconds=5))
+    assert listening_addresses() == before
     store.set("key", "value")
     assert store.get("key") == b"value"
 
@@ -55,7 +69,7 @@ def test_a_port_that_another_program_has_is_named():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(RankDiscoveryError, match=rf"MASTER_PORT: .* port {port} .*in use"):
-            loopback_store(info_of(port=port), timeout=timedelta(seconds=5))
+            loopback_store(info_of(port=port, size=2, local=2), timeout=timedelta(seconds=5))
 
 
 @pytest.mark.parametrize(

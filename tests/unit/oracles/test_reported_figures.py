@@ -146,12 +146,12 @@ class TwoDomains(EvaluationSource):
 
 
 class SummedRunner(EvaluatingRunner):
-    """Losses of 12 nats over 4 tokens, and of 12 over 12."""
+    """A sample of 12 nats over 4 tokens; and three of 2, 4 and 6 nats over 4 tokens each."""
 
     def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
-        sums = torch.zeros_like(super().evaluate(batches, num_domains=num_domains)).double()
-        sums[: 4 * num_domains] = torch.tensor([12.0, 12.0, 40.0, 14.0, 4.0, 12.0, 1.0, 3.0])
-        return sums
+        super().evaluate(batches, num_domains=num_domains)
+        rows = [[12, 12], [4, 12], [144, 56], [48, 48], [16, 48]]  # L, T, L^2, L T, T^2
+        return torch.tensor(rows, dtype=torch.float64)
 
 
 def test_held_out_figures_of_two_domains():
@@ -160,6 +160,8 @@ def test_held_out_figures_of_two_domains():
     results = evaluate_domains(runner, source)
     first, second = results.values()
     assert (first.loss, second.loss) == (3.0, 1.0)
+    assert first.standard_error is None  # one sample tells of no spread
+    assert second.standard_error == pytest.approx(0.2886751346)  # sqrt(3/2 * (1 + 0 + 1) * 4) / 12
     assert first.perplexity == pytest.approx(20.0855369232)  # e^3
     assert second.perplexity == pytest.approx(2.7182818285)
     assert first.bits_per_byte == pytest.approx(2.1640425613)  # 3 / ln 2 / 2
@@ -212,10 +214,9 @@ def test_losses_by_domain_are_means_over_the_tokens_that_count():
             count[domain] += mask.sum().item()
     topology = Topology(RankGrid(1, 1, 1), 0, None, None, None)
     sums = InferenceRunner(model, topology).evaluate(masked_batches(), num_domains=2)
-    found = sums[:8].view(4, 2)
-    assert found[0].tolist() == pytest.approx(total.tolist(), rel=1e-6)
-    assert found[2].tolist() == count.tolist() == [12.0, 6.0]
-    assert found[3].tolist() == [1.0, 2.0]
+    assert sums[0].tolist() == pytest.approx(total.tolist(), rel=1e-6)
+    assert sums[1].tolist() == count.tolist() == [12.0, 6.0]
+    assert sums[4].tolist() == [144.0, 26.0]  # squares of the tokens of a row: 12; 1, 5 and 0
 
 
 # sizes
@@ -240,5 +241,5 @@ def test_parameters_are_counted_without_the_rows_that_pad_the_vocabulary(monkeyp
 )
 def test_the_time_that_is_left_is_in_hours_minutes_and_seconds(seconds, shown, tmp_path):
     logger, stream = make_logger(tmp_path)  # of 100 iterations
-    logger.train(make_record(iteration=10, seconds=seconds))
+    logger.train(make_record(iteration=10, step_seconds=seconds))
     assert f"time left: {shown} " in stream.getvalue()

@@ -126,7 +126,7 @@ def test_a_run_in_two_parts_is_the_whole_run(finished, corpus, tmp_path):
     assert [event["iteration"] for event in events(tmp_path, "validation", "test")] == [3]
     run(corpus, tmp_path)
     assert events(tmp_path, "resume")[0]["iteration"] == 4
-    timeless = ("seconds", "tokens_per_second")
+    timeless = ("seconds", "step_seconds", "tokens_per_second")
     whole, parts = (
         [{k: v for k, v in event.items() if k not in timeless} for event in events(f, "train")]
         for f in (finished[0], tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron import accelerator
 from megatron.checkpoint_format import CheckpointReader, file_facts, index_checksum
 from megatron.state import TrainState
 from tests.interop.conversions import refusal
@@ -63,7 +64,7 @@ def write_two_ranks(folder: Path) -> Path:
             for kind, factor in {"fp32": 1.0, **MOMENTS}.items():
                 tensors[f"{kind}|{name}|{part}|{offset}"] = torch.tensor(numbers) * factor
         save_file(tensors, folder / file)
-        save_file({"state": torch.tensor([rank])}, folder / f"rng_{rank:05d}.safetensors")
+        save_file(accelerator.rng_state(), folder / f"rng_{rank:05d}.safetensors")
     network = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
     resolved = resolve_model_fields({**network, "max_position_embeddings": 8})
     (folder / "configs/resolved.json").write_text(json.dumps(resolved.to_dict()))
