@@ -199,13 +199,13 @@ def test_a_run_that_diverged_is_not_exported(tokenizer_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "configs/resolved.json: lacks model, as where another version"),
+        ("{}", "configs/resolved.json: not a readable configuration (lacks model"),
         (
             '{"derived": {}, "model": {}, "training": {}}',
-            "configs/resolved.json: lacks num_layers, as where",
+            "configs/resolved.json: not a readable configuration (lacks model",
         ),
-        ("3", "configs/resolved.json: cannot be read ("),
-        ("{", "configs/resolved.json: cannot be read ("),
+        ("3", "(the whole: must be an object, got 3)"),
+        ("{", "configs/resolved.json: not a readable configuration (is not JSON"),
     ],
 )
 def test_a_configuration_of_another_version_is_one_line(content, message, run, tmp_path, capsys):
@@ -243,7 +243,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
-            "config.json: rope_parameters: rope_theta must be a whole number, got None",
+            "config.json: rope_parameters.rope_theta: must be a number from 1 to",
         ),
         ({"vocab_size": None}, "config.json: "),
         ({"hidden_dropout": None}, "config.json: "),
