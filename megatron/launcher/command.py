@@ -215,7 +215,7 @@ def _planned(arguments: NeoXArgs, *, is_elsewhere: bool) -> tuple[LaunchPlan, Ru
     if problems or plan is None:
         others = plan.hosts if plan else arguments.hostfile or os.environ.get("DLTS_HOSTFILE")
         if not (is_elsewhere or others):
-            problems += _start_problems(arguments, config, plan)
+            problems += _start_problems(arguments, config, plan, is_valid=False)
         raise ConfigError(*dict.fromkeys(problems))
     return plan, config
 
@@ -248,13 +248,13 @@ def _check_launcher(arguments: NeoXArgs, plan: LaunchPlan) -> None:
 
 
 def _start_problems(
-    arguments: NeoXArgs, config: RunConfig, plan: LaunchPlan | None
+    arguments: NeoXArgs, config: RunConfig, plan: LaunchPlan | None, *, is_valid: bool = True
 ) -> tuple[str, ...]:
     """One line for each thing that would end a run on this machine before its first step."""
     from megatron.launcher.preflight import start_problems  # errors above need not wait for it
 
     has_accelerator = plan is None or bool(plan.device_indices)
-    found = start_problems(config, has_accelerator=has_accelerator)
+    found = start_problems(config, has_accelerator=has_accelerator, is_valid=is_valid)
     return tuple(str(placed(arguments, problem)) for problem in found)
 
 

@@ -26,13 +26,17 @@ from megatron.tokenizer.file_size import tokenizer_size
 __all__ = ["start_problems"]
 
 
-def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:
+def start_problems(
+    config: RunConfig, *, has_accelerator: bool, is_valid: bool = True
+) -> list[ConfigError]:
     """Returns what `train.py`, `evaluate.py` or `generate.py` would be refused for; all of it.
 
     Args:
         config: The resolved configuration; `user_script` says what starts. Nothing is known of
             other scripts.
         has_accelerator: Whether ranks here get one.
+        is_valid: Whether the configuration has no fault of its own; else only files are looked at,
+            and nothing is made of its sections.
     """
     script = config.other.user_script
     is_training = is_training_script(script)
@@ -49,7 +53,7 @@ def start_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigEr
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
-        monitor = missing_monitor_problem(config)
+        monitor = missing_monitor_problem(config) if is_valid else None
         problems += [ConfigError(monitor)] if monitor else []
     elif Path(script or "").name == "generate.py":
         problems += _generation_problems(config)

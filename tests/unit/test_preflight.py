@@ -323,3 +323,12 @@ def test_the_reported_parameters_are_those_of_the_model_that_is_built(values, tm
 
     built = GPT2Model(build_model_config(config, build_tokenizer(config)), seed=1)
     assert stage_parameters(plan.layers) == sum(p.numel() for p in built.parameters())
+
+
+def test_a_wrong_section_for_deepspeed_is_told_with_missing_files(values, tmp_path, capsys):
+    values |= {"tensorboard": {"params": ""}, "train_data_paths": ["no/a"]}
+    told = told_by_check(values, tmp_path, capsys)
+    assert [("tensorboard.params" in line, "no/a.idx" in line) for line in told] == [
+        (True, False),
+        (False, True),
+    ]
