@@ -414,9 +414,10 @@ def trainings(corpus, tasks, environ, tmp_path_factory):
 
 
 def events_of(folder: Path, *, without: str = "") -> list[dict[str, Any]]:
-    times = ("time", "seconds", "step_seconds", "tokens_per_second", "folder")
+    """A run's log, but for times and places, and for what the configuration says of tasks."""
+    other = ("time", "seconds", "step_seconds", "tokens_per_second", "folder", "evaluation")
     events = read_run_log(folder / "run" / "logs")
-    return [{k: v for k, v in e.items() if k not in times} for e in events if e["event"] != without]
+    return [{k: v for k, v in e.items() if k not in other} for e in events if e["event"] != without]
 
 
 @pytest.mark.parametrize("name", TRAINING_LAYOUTS)
