@@ -78,7 +78,7 @@ def evaluate_domains(
 
 
 def standard_error(sums: np.ndarray, *, num_samples: int) -> float | None:
-    """Standard error of a mean loss a token, with samples as the units that vary.
+    """Standard error of a mean loss per token, with samples as the units that vary.
 
     Tokens of one sample are alike, so counting them one by one would promise too much. The mean is
     a ratio of sums over samples; its linearised variance is n / (n - 1) sum((L - mean T)^2) /

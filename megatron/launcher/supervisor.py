@@ -252,7 +252,7 @@ class Supervisor:
         self._signal_ranks(signal.SIGCONT)
 
     def _end_now(self, number: int) -> int:
-        """Kills the run at a second request, says so, and returns the exit code."""
+        """Kills the run at a second request, reports it, and returns the exit code."""
         self._report(
             f"deepy.py: {signal.Signals(number).name} again: the run is killed; what it did since "
             "its last checkpoint is lost"

@@ -73,9 +73,7 @@ def _chunks(group: Any, keys: Sequence[str]) -> list[Chunk]:
         if any(path == key or path.startswith(f"{key}.") for key in keys):
             start, dictionary = data[_DATA_PAGE], data.get(_DICTIONARY_PAGE, 0)
             start = dictionary if 0 < dictionary < start else start
-            if data[
-                _NUM_VALUES
-            ]:  # else it has no pages, and what is said of their place is nothing
+            if data[_NUM_VALUES]:  # without pages their place has no meaning
                 chunks.append((start, data[_COMPRESSED_BYTES]))
     return chunks
 

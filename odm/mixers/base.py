@@ -39,7 +39,7 @@ class Mixer(ABC):
     name: ClassVar[str] = ""
     min_domains: ClassVar[int] = 2
     estimate: ClassVar[str | None] = None
-    """Entry of the state, one number a domain, that a run log shows as the method's estimate."""
+    """Entry of the state, one number per domain, that a run log shows as the method's estimate."""
 
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""

@@ -1,6 +1,6 @@
 """Reads every configuration file below folders: which load, which with notes, which are refused.
 
-``python -m tools.checks.configuration_files FOLDER...`` prints one line a file and the counts. A
+``python -m tools.checks.configuration_files FOLDER...`` prints one line per file and the counts. A
 file that describes a part of a run (a data set, a GPU) is completed by the smallest network.
 """
 
