@@ -9,7 +9,7 @@ if __name__ == "__main__":
     explain_missing_packages()
 
 from evaluate import main
-from megatron.entry_point import run_program
+from megatron.runtime.entry_point import run_program
 
 __all__ = ["main"]
 

@@ -8,9 +8,9 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
-from megatron.entry_point import run_program
-from megatron.initialize import initialize_megatron, prepare_process, shutdown
 from megatron.neox_arguments import NeoXArgs, Purpose, resolve
+from megatron.runtime.entry_point import run_program
+from megatron.runtime.initialize import initialize_megatron, prepare_process, shutdown
 
 
 def main(input_args: list[str] | None = None, overwrite_values: dict | None = None) -> dict:

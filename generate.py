@@ -8,9 +8,9 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
-from megatron.entry_point import run_program
-from megatron.initialize import initialize_megatron, prepare_process, shutdown
 from megatron.neox_arguments import NeoXArgs, Purpose, resolve
+from megatron.runtime.entry_point import run_program
+from megatron.runtime.initialize import initialize_megatron, prepare_process, shutdown
 
 
 def main(input_args: list[str] | None = None, overwrite_values: dict | None = None) -> None:
@@ -23,14 +23,14 @@ def main(input_args: list[str] | None = None, overwrite_values: dict | None = No
     prepare_process()
     neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
     config = resolve(neox_args, purpose=Purpose.READING)
-    from megatron.inference import load_for_inference
-    from megatron.logging import print_rank_0
-    from megatron.mpu.initialize import make_topology
-    from megatron.text_generation_utils import (
+    from megatron.evaluation.trained_model import load_for_inference
+    from megatron.generation.program import (
         check_generation_files,
         generate_samples,
         generation_notes,
     )
+    from megatron.mpu.initialize import make_topology
+    from megatron.reporting.run_logger import print_rank_0
 
     check_generation_files(config)
     for note in generation_notes(config):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .initialize import initialize_megatron
-    from .logging import print_rank_0
     from .neox_arguments import NeoXArgs
+    from .reporting.run_logger import print_rank_0
+    from .runtime.initialize import initialize_megatron
 
 __version__ = "0.1.0"
 
@@ -15,8 +15,8 @@ __all__ = ["NeoXArgs", "__version__", "initialize_megatron", "print_rank_0"]
 
 _LAZY = {
     "NeoXArgs": ".neox_arguments",
-    "initialize_megatron": ".initialize",
-    "print_rank_0": ".logging",
+    "initialize_megatron": ".runtime.initialize",
+    "print_rank_0": ".reporting.run_logger",
 }
 
 

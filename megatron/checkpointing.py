@@ -2,7 +2,7 @@
 
 Each rank writes the fragments it owns into ``global_step<N>.tmp``; rank 0 adds the index and
 renames the folder; ``latest`` is replaced last. Whatever is interrupted leaves the checkpoint
-before it in force. `megatron.checkpoint_loading` reads them.
+before it in force. `megatron.checkpoint.loading` reads them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.attempt import attempt
-from megatron.checkpoint_format import (
+from megatron.checkpoint.format import (
     checkpoint_steps,
     config_names,
     file_facts,
@@ -28,12 +27,13 @@ from megatron.checkpoint_format import (
     latest_step,
     step_folder,
 )
-from megatron.checkpoint_schema import CONFIGS, FORMAT_VERSION, RUN_FILES
-from megatron.checkpoint_snapshot import Snapshot, take_snapshot, write_snapshot
+from megatron.checkpoint.schema import CONFIGS, FORMAT_VERSION, RUN_FILES
+from megatron.checkpoint.snapshot import Snapshot, take_snapshot, write_snapshot
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import fsync_folder, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
-from megatron.state import TrainState
+from megatron.runtime.agreement import attempt
 
 __all__ = ["CheckpointContents", "CheckpointSaver", "undo_interrupted_replacement"]
 

@@ -16,30 +16,30 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron import accelerator
-from megatron.checkpoint_format import checkpoint_steps
+from megatron.checkpoint.format import checkpoint_steps
+from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
-from megatron.engine import LoadedRun, build_runner
+from megatron.engine.build import LoadedRun, build_runner
+from megatron.engine.learning_rates import continued_schedule
+from megatron.engine.optimizers import moment_names
+from megatron.engine.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
 from megatron.files import is_same_path
-from megatron.flops import model_flops_per_token
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
-from megatron.initialize import stop_requested
-from megatron.learning_rates import continued_schedule
-from megatron.logging import RunLogger
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
-from megatron.optimizers import moment_names
-from megatron.run_lock import lock_save_folder
-from megatron.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
-from megatron.state import TrainState
+from megatron.reporting.run_logger import RunLogger
+from megatron.runtime import accelerator
+from megatron.runtime.initialize import stop_requested
+from megatron.sizing.flops import model_flops_per_token
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import MixtureController, Signal
 

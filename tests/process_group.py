@@ -30,7 +30,7 @@ def engine_of_one(config: Any) -> Iterator[None]:
     """Joins a run of one rank as programs do, for tests that build DeepSpeed's engine."""
     import deepspeed.comm.comm as deepspeed_communication
 
-    from megatron.initialize import initialize_megatron, shutdown
+    from megatron.runtime.initialize import initialize_megatron, shutdown
 
     before = deepspeed_communication.cdb, dict(os.environ)
     initialize_megatron(config, handle_signals=False)

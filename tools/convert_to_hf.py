@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
 from megatron.files import describe_error
-from tools.ckpts.single_process import find_source, parse_size
+from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
 from tools.hf.settings import settings_of
 

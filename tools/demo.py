@@ -36,8 +36,8 @@ if __package__ in (None, ""):  # started as a file
 
 from megatron.files import write_text_atomic  # noqa: E402
 from megatron.launcher.devices import count_devices  # noqa: E402
-from megatron.launcher.process_life import die_with_parent  # noqa: E402
-from megatron.run_log import read_run_log  # noqa: E402
+from megatron.reporting.run_log import read_run_log  # noqa: E402
+from megatron.runtime.process_life import die_with_parent  # noqa: E402
 from tools import demo_report  # noqa: E402
 
 DEMO = Path("demo")

@@ -32,13 +32,13 @@ from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
 from megatron.files import describe_error
-from tools.ckpts.inspection import (
+from tools.checkpoints.inspection import (
     TensorDifference,
     compare_facts,
     compare_tensors,
     tensor_figures,
 )
-from tools.ckpts.tensor_sources import ModelFolderSource, TensorSource, open_source
+from tools.checkpoints.tensor_sources import ModelFolderSource, TensorSource, open_source
 
 NO_DIFFERENCE = ("layout", "architectures", "dtype")
 """Facts that two checkpoints of the same state need not share."""

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 import numpy as np
 
 from megatron.files import atomic_writer, describe_error
-from megatron.run_log import find_run_log, read_run_log
+from megatron.reporting.run_log import find_run_log, read_run_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

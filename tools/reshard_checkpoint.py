@@ -20,10 +20,10 @@ if __package__ in (None, ""):  # started as a file: the packages lie one folder 
 
     explain_missing_packages()
 
-from megatron.checkpoint_format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader, verify
 from megatron.errors import CheckpointError
 from megatron.files import describe_error
-from tools.ckpts.single_process import (
+from tools.checkpoints.single_process import (
     LAYOUT,
     find_source,
     parse_size,

@@ -1,0 +1,1 @@
+"""Indexed datasets, the samples of each domain, and the batches of a mixture."""

@@ -5,8 +5,8 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
-from megatron.entry_point import run_program
 from megatron.eval_tasks.command import main
+from megatron.runtime.entry_point import run_program
 
 if __name__ == "__main__":
     run_program(main)

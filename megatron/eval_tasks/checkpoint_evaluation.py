@@ -22,13 +22,13 @@ from megatron.eval_tasks.report_files import (
 )
 from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.task_selection import load_tasks
-from megatron.evaluation import evaluate_parts
-from megatron.evaluation_domains import evaluation_parts
+from megatron.evaluation.domains import evaluation_parts
+from megatron.evaluation.losses import evaluate_parts
+from megatron.evaluation.trained_model import LoadedModel, open_checkpoint
 from megatron.files import is_same_path
-from megatron.inference import LoadedModel, open_checkpoint
-from megatron.logging import RunLogger
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import RunConfig
+from megatron.reporting.run_logger import RunLogger
 
 if TYPE_CHECKING:
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter

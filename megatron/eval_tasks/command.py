@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from megatron.data.errors import DataError
 from megatron.eval_tasks.isolation import describe_failures, evaluate_each
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
-from megatron.initialize import initialize_megatron, prepare_process
 from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
+from megatron.runtime.initialize import initialize_megatron, prepare_process
 
 if TYPE_CHECKING:
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
@@ -71,7 +71,7 @@ def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) 
         CheckpointError: If there is no checkpoint.
     """
     from megatron.eval_tasks.checkpoint_evaluation import make_adapter
-    from megatron.inference import open_checkpoint
+    from megatron.evaluation.trained_model import open_checkpoint
     from megatron.mpu.initialize import make_topology
 
     values = dict(arguments)

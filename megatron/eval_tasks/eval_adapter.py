@@ -17,7 +17,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from megatron import accelerator
 from megatron.data.errors import DataError
 from megatron.errors import EvaluationBroken, EvaluationStopped
 from megatron.eval_tasks.chat import ChatTemplate
@@ -27,12 +26,13 @@ from megatron.eval_tasks.generation_settings import DEFAULT_NEW_TOKENS
 from megatron.eval_tasks.likelihood import Score, score_pairs
 from megatron.eval_tasks.packing import Pair
 from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
-from megatron.logging import print_rank_0
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import facts_of
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
-from megatron.progress_lines import ProgressLines
+from megatron.reporting.progress_lines import ProgressLines
+from megatron.reporting.run_logger import print_rank_0
+from megatron.runtime import accelerator
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = ["NeoXEvalAdapter"]

@@ -12,8 +12,8 @@ from megatron.eval_tasks.generation_settings import (
     read_settings,
 )
 from megatron.generation.batch import StopRules, generate_batch
+from megatron.generation.sampling import sample_generator
 from megatron.model.gpt2_model import GPT2Model
-from megatron.sampling import sample_generator
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = ["generate_texts"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.data.errors import DataError
-from megatron.sampling import SamplingParameters
+from megatron.generation.sampling import SamplingParameters
 
 __all__ = ["DEFAULT_NEW_TOKENS", "GenerationSettings", "cut_at_stop", "read_settings"]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from megatron import accelerator
 from megatron.eval_tasks.isolation import evaluate_each
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.neox_arguments import RunConfig
-from megatron.run_log import plain_json
+from megatron.reporting.run_log import plain_json
+from megatron.runtime import accelerator
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM

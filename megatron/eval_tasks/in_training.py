@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from megatron import accelerator
-from megatron.checkpoint_format import step_folder
+from megatron.checkpoint.format import step_folder
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
+from megatron.engine.runners import StepRunner
+from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.checkpoint_evaluation import make_adapter
 from megatron.eval_tasks.harness import results_table, run_tasks, task_metrics
 from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import write_report
 from megatron.eval_tasks.task_selection import load_tasks
+from megatron.evaluation.trained_model import LoadedModel, read_model
 from megatron.hooks.base import Hook, StepReport
-from megatron.inference import LoadedModel, read_model
-from megatron.initialize import set_timeout_on_all_groups, stop_requested
-from megatron.logging import RunLogger
 from megatron.mpu import Topology
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import RunConfig
 from megatron.neox_arguments.rules.evaluation import pieces_of_the_model
-from megatron.runners import StepRunner
-from megatron.state import TrainState
+from megatron.reporting.run_logger import RunLogger
+from megatron.runtime import accelerator
+from megatron.runtime.initialize import set_timeout_on_all_groups, stop_requested
 from megatron.tokenizer import AbstractTokenizer
 
 if TYPE_CHECKING:

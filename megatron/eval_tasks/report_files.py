@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron.files import write_json_atomic, write_text_atomic
 from megatron.neox_arguments import ConfigError
-from megatron.run_log import plain_json
+from megatron.reporting.run_log import plain_json
 
 __all__ = ["check_results_place", "results_path", "unused_path", "write_report"]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from megatron.data.errors import DataError
 from megatron.generation.reader import BatchReader
+from megatron.generation.sampling import GREEDY, SamplingParameters, next_tokens
 from megatron.generation.text_stream import Decode, StoppableText, TextStream
-from megatron.model.frozen_weights import frozen_weights
+from megatron.model.cpu.frozen_weights import frozen_weights
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu.tensor_parallel import TensorParallel
-from megatron.sampling import GREEDY, SamplingParameters, next_tokens
 
 Each = TypeVar("Each")
 

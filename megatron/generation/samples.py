@@ -7,9 +7,9 @@ from typing import Any
 
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.prompts import FittedPrompt, fit_prompt
+from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import ConfigError, RunConfig
-from megatron.sampling import SamplingParameters, sample_generator
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = ["generate_samples_from_prompt", "sampling_of", "stop_rules_of"]

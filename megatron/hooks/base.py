@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron.state import TrainState
+from megatron.engine.state import TrainState
 from odm import Draw, Signal
 
 __all__ = ["Hook", "StepReport"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
 from megatron.data.mixed_batches import MixedBatches
+from megatron.engine.runners import StepRunner
+from megatron.engine.state import TrainState
 from megatron.hooks.base import Hook, StepReport
-from megatron.logging import RunLogger
 from megatron.neox_arguments import RunConfig
-from megatron.runners import StepRunner
-from megatron.state import TrainState
+from megatron.reporting.run_logger import RunLogger
 
 __all__ = ["CheckpointHook"]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.engine.runners import StepRunner, any_rank_asked_to_stop
+from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
-from megatron.evaluation import averages, evaluate_domains
+from megatron.evaluation.losses import averages, evaluate_domains
 from megatron.hooks.base import Hook, StepReport
-from megatron.logging import RunLogger
-from megatron.runners import StepRunner, any_rank_asked_to_stop
-from megatron.state import TrainState
+from megatron.reporting.run_logger import RunLogger
 
 __all__ = ["EvaluationHook"]
 

@@ -8,10 +8,10 @@ from collections import deque
 import numpy as np
 
 from megatron.data.mixed_batches import MixedBatches
+from megatron.engine.state import TrainState
 from megatron.hooks.base import Hook, StepReport
-from megatron.logging import RunLogger
-from megatron.logging_records import TrainRecord, typical_seconds
-from megatron.state import TrainState
+from megatron.reporting.records import TrainRecord, typical_seconds
+from megatron.reporting.run_logger import RunLogger
 from odm import MixtureController, Signal
 
 __all__ = ["LoggingHook"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.run_log import read_run_log
+from megatron.reporting.run_log import read_run_log
 
 __all__ = ["evaluation_settings", "measured_at"]
 

@@ -225,8 +225,8 @@ def _check_stages(arguments: NeoXArgs, config: Any) -> None:
     is_cut = config.derived.pipe_parallel_size > 1
     if not is_cut or purpose_of(arguments.user_script) is Purpose.READING:
         return
-    from megatron.memory_estimate import memory_plan
-    from megatron.stage_plan import plan_stages
+    from megatron.sizing.memory import memory_plan
+    from megatron.sizing.stages import plan_stages
 
     try:
         plan = memory_plan(config)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron.memory_estimate import (
-    MemoryPlan,
-    StageMemory,
-    estimate_memory,
-    memory_plan,
-    savings,
-)
 from megatron.neox_arguments import RunConfig
-from megatron.stage_plan import BLOCK, network_layers, stage_parameters
+from megatron.sizing.memory import MemoryPlan, StageMemory, estimate_memory, memory_plan, savings
+from megatron.sizing.stages import BLOCK, network_layers, stage_parameters
 
 __all__ = ["describe_run"]
 

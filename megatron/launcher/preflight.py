@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
 from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
 from megatron.files import is_same_path
-from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.purpose import Purpose, is_training_script, purpose_of

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
-from megatron.launcher.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
+from megatron.runtime.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
 
 __all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE"]
 

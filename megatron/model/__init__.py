@@ -1,0 +1,1 @@
+"""The network: layers, loss and pipeline stages, for every layout of ranks."""

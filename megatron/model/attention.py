@@ -12,8 +12,8 @@ from contextlib import nullcontext
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.causal_attention import prefers_tiles, tiled_causal_attention
 from megatron.model.config import ModelConfig
+from megatron.model.cpu.causal_attention import prefers_tiles, tiled_causal_attention
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear

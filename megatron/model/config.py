@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron.model_shape import ModelShape, model_shape
+from megatron.sizing.model_shape import ModelShape, model_shape
 
 if TYPE_CHECKING:
     from megatron.neox_arguments import RunConfig

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from megatron.model.cpu.matrix_products import linear
 from megatron.model.init_functions import zeros
-from megatron.model.matrix_products import linear
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
 

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron import loss_chunks
-from megatron.model.matrix_products import ProductSum, linear_product, repeated_product
+from megatron.model.cpu.matrix_products import ProductSum, linear_product, repeated_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing import loss_chunks
 
 __all__ = [
     "DomainLossRecorder",

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron import loss_chunks
+from megatron.model.cpu.matrix_products import linear_product
 from megatron.model.loss import VocabularyPart, upcast
-from megatron.model.matrix_products import linear_product
+from megatron.sizing import loss_chunks
 
 __all__ = ["score_targets"]
 

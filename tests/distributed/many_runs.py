@@ -41,7 +41,7 @@ def train_all(
 
 def train_files(files: list[str], uses_onednn: bool) -> None:
     """What a rank does."""
-    from megatron.model import matrix_products
+    from megatron.model.cpu import matrix_products
     from tools.benchmark import many_runs
 
     if uses_onednn:

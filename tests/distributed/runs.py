@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron.run_log import read_run_log
+from megatron.reporting.run_log import read_run_log
 from tests.tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

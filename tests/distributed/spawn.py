@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron.launcher.process_life import PARENT_VARIABLE, die_with_parent
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
+from megatron.runtime.process_life import PARENT_VARIABLE, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,7 +175,7 @@ def _raise_failure(results: Sequence[RankResult]) -> None:
 def _main(target: str, keywords: str, value: str) -> None:
     import importlib
 
-    from megatron.initialize import prepare_process, shutdown
+    from megatron.runtime.initialize import prepare_process, shutdown
 
     prepare_process()
     module, _, function = target.partition(":")

@@ -22,7 +22,12 @@ from types import SimpleNamespace
 
 def main() -> None:
     """Runs up to 60 s of steps."""
-    from megatron.initialize import initialize_megatron, prepare_process, shutdown, stop_requested
+    from megatron.runtime.initialize import (
+        initialize_megatron,
+        prepare_process,
+        shutdown,
+        stop_requested,
+    )
 
     prepare_process()
     parser = argparse.ArgumentParser()
@@ -33,7 +38,7 @@ def main() -> None:
     behaviour = os.environ.get("STAND_IN", "")
     is_alone = os.environ.get("STAND_IN_MEETS") != "1"
     if is_alone:
-        from megatron.launcher.process_life import handle_stop_signals
+        from megatron.runtime.process_life import handle_stop_signals
 
         handle_stop_signals()
     else:

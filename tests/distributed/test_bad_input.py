@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import CheckpointReader, checkpoint_steps, verify
+from megatron.checkpoint.format import CheckpointReader, checkpoint_steps, verify
 from tests.distributed.runs import (
     REPOSITORY,
     curve,
@@ -239,7 +239,7 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it_in_force(resum
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(resumable, tmp_path):
-    from megatron.run_lock import lock_save_folder
+    from megatron.checkpoint.lock import lock_save_folder
 
     config = resumable()
     with lock_save_folder(tmp_path / "run"):

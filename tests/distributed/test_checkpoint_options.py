@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from megatron.checkpoint_format import CheckpointReader, checkpoint_steps
-from megatron.run_log import read_run_log
+from megatron.checkpoint.format import CheckpointReader, checkpoint_steps
+from megatron.reporting.run_log import read_run_log
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import curve, train_events
 from tests.tiny import write_tiny_corpus

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.interop.conversions import (

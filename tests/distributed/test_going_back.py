@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.checkpoint_format import checkpoint_steps, logical_tensors
+from megatron.checkpoint.format import checkpoint_steps, logical_tensors
 from tests.distributed.runs import output_of, start, train, train_events, write_config
 from tests.tiny import write_tiny_corpus
 

@@ -127,11 +127,11 @@ def read_in_every_way() -> dict[str, Any]:
     import torch
 
     from megatron.generation.batch import StopRules, generate_batch
-    from megatron.initialize import initialize_megatron
+    from megatron.generation.sampling import SamplingParameters, sample_generator
     from megatron.model.gpt2_model import GPT2Model
     from megatron.mpu.initialize import make_tensor_parallel, make_topology
     from megatron.neox_arguments import NeoXArgs, resolve
-    from megatron.sampling import SamplingParameters, sample_generator
+    from megatron.runtime.initialize import initialize_megatron
     from tests.generation_runs import FIELDS
     from tests.unit.model.shapes import small_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.tiny import write_tiny_corpus
@@ -118,7 +118,7 @@ def test_the_final_weights_are_those_of_one_process(runs, model, cut):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_validation_losses_are_those_of_one_process(runs, cut):
-    from megatron.run_log import read_run_log
+    from megatron.reporting.run_log import read_run_log
 
     def validation(name: str) -> dict[str, float]:
         events = read_run_log(runs / "llama" / name / "run")

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from megatron.data.data_utils import build_train_source
-from megatron.engine import build_model_config
+from megatron.engine.build import build_model_config
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.tokenizer import build_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import curve, kill_at, train, write_config
 from tests.tiny import write_tiny_corpus

@@ -19,7 +19,7 @@ def add_ranks(base: float) -> dict[str, float]:
     import torch
     import torch.distributed as dist
 
-    from megatron.initialize import initialize_megatron, set_timeout_on_all_groups
+    from megatron.runtime.initialize import initialize_megatron, set_timeout_on_all_groups
 
     other = SimpleNamespace(seed=5, distributed_backend="nccl", distributed_timeout_minutes=0.05)
     config = SimpleNamespace(other=other)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_loading import load_module_weights
+from megatron.checkpoint.loading import load_module_weights
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import RankGrid, Topology

@@ -12,8 +12,8 @@ import yaml
 
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
-from megatron.initialize import initialize_megatron
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
+from megatron.runtime.initialize import initialize_megatron
 
 TASKS = ("local_choice", "local_fewshot", "local_rolling", "local_until")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -142,7 +142,7 @@ def reading_config(fields: dict[str, Any], load: str) -> RunConfig:
 
 def make_adapter(config: RunConfig) -> Any:
     """Loads the model on all ranks."""
-    from megatron.inference import load_for_inference
+    from megatron.evaluation.trained_model import load_for_inference
     from megatron.mpu.initialize import make_topology
 
     topology = make_topology(config, for_training=False)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from megatron.checkpoint_format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader, verify
 from tests.interop.conversions import (
     VOCAB_SIZE,
     export,

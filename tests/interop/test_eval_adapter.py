@@ -77,7 +77,7 @@ def theirs(folder):
 @pytest.fixture(scope="module")
 def ours(fields, folder):
     """Our adapter, without a process group."""
-    from megatron.checkpoint_loading import load_module_weights
+    from megatron.checkpoint.loading import load_module_weights
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
     from megatron.model.gpt2_model import GPT2Model
     from tools.hf.settings import settings_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import CheckpointReader
-from megatron.run_log import read_run_log
+from megatron.checkpoint.format import CheckpointReader
+from megatron.reporting.run_log import read_run_log
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import REPOSITORY
 from tests.distributed.spawn import run_ranks
@@ -211,8 +211,8 @@ def test_without_tasks_all_domains_of_the_named_iteration_are_evaluated(
 def read_tasks(files: list[str]) -> list[dict[str, Any]]:
     """Runs on every rank."""
     from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
-    from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron
 
     scores = []
     for file in files:
@@ -303,10 +303,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 def try_to_evaluate(files: list[str]) -> list[str]:
     """Runs in one process: the text of each error."""
-    from megatron.entry_point import USER_ERRORS
     from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
-    from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.entry_point import USER_ERRORS
+    from megatron.runtime.initialize import initialize_megatron
 
     errors = []
     for file in files:

@@ -64,7 +64,7 @@ def their_tokens(theirs, prompt: list[int]) -> tuple[int, ...]:
 
 
 def test_greedy_tokens_are_those_of_transformers(run, theirs):
-    from megatron.checkpoint_format import CheckpointReader
+    from megatron.checkpoint.format import CheckpointReader
     from tools.hf.settings import settings_of
 
     reader = CheckpointReader(run)

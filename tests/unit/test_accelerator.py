@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron import accelerator
+from megatron.runtime import accelerator
 from tests.distributed.spawn import run_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
@@ -89,8 +89,8 @@ def test_every_thread_of_a_run_takes_subnormal_numbers_for_zero():
 
 def check_all_threads() -> None:
     """What the rank does."""
-    from megatron.initialize import initialize_megatron, shutdown
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron, shutdown
 
     settings = {
         "num_layers": 1,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron.attempt import attempt
 from megatron.errors import CheckpointError
+from megatron.runtime.agreement import attempt
 
 
 def fail(error: Exception):

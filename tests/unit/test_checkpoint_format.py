@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron.checkpoint_format import (
+from megatron.checkpoint.format import (
     CheckpointReader,
     ParameterInfo,
     checkpoint_steps,
@@ -24,13 +24,13 @@ from megatron.checkpoint_format import (
     step_folder,
     verify,
 )
-from megatron.checkpoint_schema import FORMAT_VERSION
+from megatron.checkpoint.schema import FORMAT_VERSION
 from megatron.checkpointing import undo_interrupted_replacement
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
-from megatron.state import TrainState
-from tools.checks.state_kinds import checkpoint, listed_again, mixture, train
-from tools.checks.state_kinds import write_index as write_checksum
+from tools.benchmark.fuzz.state_kinds import checkpoint, listed_again, mixture, train
+from tools.benchmark.fuzz.state_kinds import write_index as write_checksum
 
 KINDS = ("fp32", "exp_avg")
 TENSORS = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from megatron.engine.state import TrainState
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.neox_arguments import ConfigError
-from megatron.state import TrainState
 from megatron.training import refuse_to_replace
 
 

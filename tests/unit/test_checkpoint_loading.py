@@ -17,23 +17,24 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from megatron import accelerator, checkpoint_format
-from megatron.checkpoint_format import index_checksum
-from megatron.checkpoint_loading import (
+from megatron.checkpoint import format as checkpoint_format
+from megatron.checkpoint.format import index_checksum
+from megatron.checkpoint.loading import (
     find_checkpoint,
     load_engine_state,
     load_module_weights,
     restore_random_state,
 )
-from megatron.checkpoint_snapshot import Snapshot, write_snapshot
-from megatron.engine import checkpoint_to_load
+from megatron.checkpoint.snapshot import Snapshot, write_snapshot
+from megatron.engine.build import checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_parameter
 from megatron.mpu import RankGrid
+from megatron.runtime import accelerator
 from tests.process_group import process_group_of_one
 from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
-from tools.checks.state_kinds import FIELDS, checkpoint, listed_again, write_index
+from tools.benchmark.fuzz.state_kinds import FIELDS, checkpoint, listed_again, write_index
 from tools.hf.settings import RunSettings, resolve_model_fields
 
 

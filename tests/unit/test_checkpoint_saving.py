@@ -17,20 +17,20 @@ import pytest
 import torch
 
 from megatron import checkpointing
-from megatron.checkpoint_format import checkpoint_steps, fragment_key, verify
-from megatron.checkpoint_loading import find_checkpoint
-from megatron.checkpoint_snapshot import Snapshot
+from megatron.checkpoint.format import checkpoint_steps, fragment_key, verify
+from megatron.checkpoint.loading import find_checkpoint
+from megatron.checkpoint.snapshot import Snapshot
 from megatron.checkpointing import (
     CheckpointContents,
     CheckpointSaver,
     undo_interrupted_replacement,
 )
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.mpu import RankGrid
-from megatron.state import TrainState
 from tests.process_group import process_group_of_one
-from tools.checks.state_kinds import checkpoint
+from tools.benchmark.fuzz.state_kinds import checkpoint
 from tools.reshard_checkpoint import reshard
 
 FRAGMENT = ("rank_00000.safetensors", 0, 0, 4)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint_format import fragment_key, verify
-from megatron.checkpoint_schema import FORMAT_VERSION
-from megatron.checkpoint_snapshot import Snapshot, write_snapshot
+from megatron.checkpoint.format import fragment_key, verify
+from megatron.checkpoint.schema import FORMAT_VERSION
+from megatron.checkpoint.snapshot import Snapshot, write_snapshot
 from megatron.checkpointing import CheckpointContents, _publish
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
-from megatron.state import TrainState
 
 
 def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_path):

@@ -68,7 +68,7 @@ def exercise_all_cells() -> dict[str, Any]:
     """Returns what this rank saw, plain JSON."""
     import torch.distributed as dist
 
-    from megatron.initialize import initialize_megatron
+    from megatron.runtime.initialize import initialize_megatron
 
     initialize_megatron(_settings(), handle_signals=False)
     rank = dist.get_rank()
@@ -165,7 +165,7 @@ def train_step(engine: Any, step: int, rank: int) -> None:
 
 def snapshot(engine: Any, rank: int) -> dict[tuple[str, str, int], list[float]]:
     """{(kind, parameter, offset): values} of what this rank owns."""
-    from megatron.engine_state import iterate_fragments
+    from megatron.checkpoint.fragments import iterate_fragments
 
     return {
         (kind, fragment.name, fragment.offset): values.float().tolist()
@@ -195,7 +195,7 @@ def load_into_new_engine(
     """As the project loads: the module first, then masters and moments."""
     import torch
 
-    from megatron.engine_state import load_fragments, prepare_moments
+    from megatron.checkpoint.fragments import load_fragments, prepare_moments
 
     module = build_module()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.launcher.process_life import PARENT_VARIABLE
+from megatron.runtime.process_life import PARENT_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def end(body: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs ``body`` as the main function of a program."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
-    code = f"from megatron.entry_point import *\ndef main():\n{lines}run_program(main)\n"
+    code = f"from megatron.runtime.entry_point import *\ndef main():\n{lines}run_program(main)\n"
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", PARENT_VARIABLE)}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -45,7 +45,7 @@ def test_a_program_that_returns_ends_with_0_and_in_silence():
         ("megatron.errors", "CheckpointError"),
         ("megatron.tokenizer", "TokenizerError"),
         ("megatron.tokenizer", "DocumentError"),
-        ("megatron.distributed_environment", "RankDiscoveryError"),
+        ("megatron.launcher.rank_discovery", "RankDiscoveryError"),
     ],
 )
 def test_the_users_mistake_is_one_line_and_exit_code_2(module, name):
@@ -97,7 +97,7 @@ def test_the_rank_that_the_program_itself_finds_out_counts():
 
 
 def test_a_rank_that_is_no_number_does_not_hide_the_message():
-    body = raises("RankDiscoveryError('RANK: x')", "megatron.distributed_environment")
+    body = raises("RankDiscoveryError('RANK: x')", "megatron.launcher.rank_discovery")
     result = end(body, RANK="x")
     assert (result.returncode, result.stderr) == (2, "error: RANK: x\n")
 
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_with_130_and_in_silence():
 def test_a_reader_that_has_gone_is_one_line(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "from megatron.entry_point import run_program\n"
+        "from megatron.runtime.entry_point import run_program\n"
         "def main():\n    while True:\n        print('text' * 1000, flush=True)\n"
         "run_program(main)\n"
     )

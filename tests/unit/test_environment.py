@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron import distributed_environment
-from megatron.distributed_environment import (
+from megatron.launcher import rank_discovery
+from megatron.launcher.rank_discovery import (
     RankDiscoveryError,
     RankInfo,
     discover,
@@ -117,7 +117,7 @@ def test_a_lone_process_gets_a_free_port():
 
 
 def test_a_lone_process_keeps_its_port_from_others_until_it_listens_there():
-    distributed_environment._own_port.cache_clear()  # a group of another file may listen there
+    rank_discovery._own_port.cache_clear()  # a group of another file may listen there
     port = discover({}).master_port
     assert discover({}).master_port == port
     for address in ("127.0.0.1", "127.0.0.2", ""):

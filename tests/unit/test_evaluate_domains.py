@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron.evaluation_domains import evaluation_parts, find_datasets
+from megatron.evaluation.domains import evaluation_parts, find_datasets
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from tests.tiny import DOMAINS, tiny_config, write_tiny_corpus
 

@@ -21,10 +21,10 @@ from megatron.eval_tasks.report_files import (
     unused_path,
     write_report,
 )
-from megatron.logging import RunLogger, read_run_log
-from megatron.logging_writers import ConsoleWriter
 from megatron.neox_arguments import ConfigError
 from megatron.neox_arguments.rules.evaluation import pieces_of_the_model
+from megatron.reporting.run_logger import RunLogger, read_run_log
+from megatron.reporting.writers import ConsoleWriter
 from tests.process_group import process_group_of_one
 
 RESULTS = {

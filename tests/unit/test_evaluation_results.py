@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from megatron import progress_lines
-from megatron.evaluation import DomainResult, averages, evaluate_domains, standard_error
+from megatron.engine.state import TrainState
+from megatron.evaluation.losses import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.model.loss import DomainLossRecorder
 from megatron.neox_arguments import NeoXArgs, resolve
-from megatron.run_log import RunLogFile
-from megatron.state import TrainState
+from megatron.reporting import progress_lines
+from megatron.reporting.run_log import RunLogFile
 from tests.process_group import process_group_of_one
 
 LOSSES = [[1.0, 3.0], [2.0, 6.0], [5.0, 7.0]]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from megatron.flops import flops_per_token, forward_flops_per_token, model_flops_per_token
-from megatron.model_shape import ModelShape
 from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.sizing.flops import flops_per_token, forward_flops_per_token, model_flops_per_token
+from megatron.sizing.model_shape import ModelShape
 
 TINY = ModelShape(
     num_layers=2,

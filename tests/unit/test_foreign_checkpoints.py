@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron.checkpoint_format import CheckpointReader
-from megatron.engine import checkpoint_to_load
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.format import CheckpointReader
+from megatron.engine.build import checkpoint_to_load
 from megatron.errors import CheckpointError
-from megatron.foreign_checkpoints import foreign_checkpoint_problem
 from tests.process_group import process_group_of_one
-from tools.ckpts.single_process import find_source
+from tools.checkpoints.single_process import find_source
 
 GPT_NEOX, HUGGING_FACE, MEGATRON = "checkpoint of GPT-NeoX", "model of Hugging Face", "Megatron-LM"
 

@@ -1,6 +1,6 @@
 """Saved files that were changed at random are read, or refused in a line; never anything else.
 
-`tools/checks/fuzz.py` runs the same cases by the ten thousand.
+`python -m tools.benchmark.fuzz` runs the same cases by the ten thousand.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import random
 
 import pytest
 
-from tools.checks import data_kinds, fuzz, hostile, state_kinds
-from tools.checks.fuzz_state import run_cases
+from tools.benchmark.fuzz import __main__ as fuzz
+from tools.benchmark.fuzz import data_kinds, hostile, state_kinds
+from tools.benchmark.fuzz.state import run_cases
 
 KINDS = {**state_kinds.KINDS, **data_kinds.KINDS}
 CASES = {kind: 30 if kind.startswith("import") else 70 for kind in KINDS}
@@ -31,9 +32,10 @@ def test_each_kind_reads_its_file_as_it_was_made(tmp_path, kind, monkeypatch):
 
     for module in ("state_kinds", "data_kinds"):
         for name in ("changed_json", "changed_bytes", "changed_safetensors"):
-            monkeypatch.setattr(f"tools.checks.{module}.{name}", unchanged)
+            monkeypatch.setattr(f"tools.benchmark.fuzz.{module}.{name}", unchanged)
         monkeypatch.setattr(
-            f"tools.checks.{module}.changed_document", lambda v, rng: hostile.json.dumps(v).encode()
+            f"tools.benchmark.fuzz.{module}.changed_document",
+            lambda v, rng: hostile.json.dumps(v).encode(),
         )
     monkeypatch.setattr(random.Random, "random", lambda self: 0.99)  # no change of its own
     KINDS[kind](tmp_path)(random.Random(0))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron import runners, training
+from megatron import training
 from megatron.data.batch import Batch, make_batch
+from megatron.engine import runners
+from megatron.engine.runners import DataParallelRunner, StepResult
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.loss import DomainLossRecorder
-from megatron.runners import DataParallelRunner, StepResult
 from odm import MixtureController, MixtureSchedule
 from tests.process_group import process_group_of_one
 from tests.unit.model.shapes import small_model

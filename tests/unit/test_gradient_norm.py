@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from megatron import gradient_norm
-from megatron.gradient_norm import GradientClipper, clips_itself, sum_of_squares
+from megatron.engine import gradient_norm
+from megatron.engine.gradient_norm import GradientClipper, clips_itself, sum_of_squares
 from megatron.model.init_functions import zeros
 from megatron.model.parameters import make_parameter
 from megatron.mpu import RankGrid, Topology

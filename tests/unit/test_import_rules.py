@@ -23,41 +23,41 @@ LIBRARY = sorted(
 TOOLS = sorted((ROOT / "tools").rglob("*.py"))
 
 LEVELS = {
-    0: (
-        "odm",
-        "megatron.neox_arguments",
-        "megatron.tokenizer",
-        "megatron.launcher",
-        "megatron.data.errors",
-        "megatron.data.index_header",
-        "megatron.data.metadata",
-        "megatron.attempt",
-        "megatron.distributed_environment",
-        "megatron.errors",
-        "megatron.files",
-        "megatron.flops",
-        "megatron.foreign_checkpoints",
-        "megatron.loss_chunks",
-        "megatron.memory_estimate",
-        "megatron.model_shape",
-        "megatron.run_lock",
-        "megatron.run_log",
-        "megatron.stage_plan",
+    0: ("megatron", "odm", "neox_arguments", "tokenizer", "launcher", "sizing", "files", "errors"),
+    1: ("mpu",),
+    2: ("data",),
+    3: ("model",),
+    4: (
+        "checkpoint",
+        "checkpointing",
+        "engine",
+        "evaluation",
+        "hooks",
+        "initialize",
+        "reporting",
+        "runtime",
     ),
-    1: ("megatron.accelerator", "megatron.mpu"),
-    2: ("megatron.data",),
-    3: ("megatron.model",),
-    5: (
-        "megatron.training",
-        "megatron.generation",
-        "megatron.text_generation_utils",
-        "megatron.eval_tasks",
-    ),
+    5: ("training", "generation", "text_generation_utils", "eval_tasks"),
 }
-"""Every other module of megatron is level 4: state, runners, hooks, checkpoints and the like."""
+"""The packages of megatron and its loose modules; a module uses its own level and those below."""
+
+LIGHT_MODULES = {
+    "checkpoint.foreign": 0,
+    "checkpoint.lock": 0,
+    "data.errors": 0,
+    "data.index_header": 0,
+    "data.metadata": 0,
+    "reporting.run_log": 0,
+    "runtime.accelerator": 1,
+    "runtime.agreement": 0,
+    "runtime.process_life": 0,
+}
+"""Modules that the levels below their package use too."""
+
+MAX_LOOSE_MODULES = 6
 
 DEEPSPEED_BELOW_LEVEL_4 = (
-    "megatron.accelerator",
+    "megatron.runtime.accelerator",
     "megatron.model.pipeline_model",
 )
 LONG_FILES = ("megatron/neox_arguments/groups/", "megatron/neox_arguments/aliases.py")
@@ -117,10 +117,14 @@ def is_module(name: str) -> bool:
 
 
 def level_of(module: str) -> int:
-    for level, prefixes in LEVELS.items():
-        if any(is_within(module, prefix) for prefix in prefixes):
+    name = module.removeprefix("megatron.")
+    for light, level in LIGHT_MODULES.items():
+        if is_within(name, light):
             return level
-    return 4
+    for level, packages in LEVELS.items():
+        if name.split(".")[0] in packages:
+            return level
+    raise LookupError(f"{module} is in no level")
 
 
 def is_within(module: str, package: str) -> bool:
@@ -141,10 +145,22 @@ def broken(files: list[Path], is_wrong) -> list[str]:
 
 
 def test_the_lists_of_this_file_name_modules_that_are_there():
-    listed = [module for modules in LEVELS.values() for module in modules]
+    listed = [module for modules in LEVELS.values() for module in modules] + [*LIGHT_MODULES]
+    listed = [name if name in ("megatron", "odm") else f"megatron.{name}" for name in listed]
     listed += DEEPSPEED_BELOW_LEVEL_4
     assert [module for module in listed if not is_module(module)] == []
     assert [name for name in LONG_FILES if not (ROOT / name).exists()] == []
+
+
+def test_few_modules_of_megatron_are_in_no_package():
+    loose = [path.stem for path in (ROOT / "megatron").glob("*.py") if path.stem != "__init__"]
+    assert len(loose) <= MAX_LOOSE_MODULES, sorted(loose)
+
+
+def test_every_package_says_what_is_in_it():
+    packages = [path for path in (*LIBRARY, *TOOLS) if path.name == "__init__.py"]
+    assert [str(path.parent) for path in packages if not ast.get_docstring(tree(path))] == []
+    assert {path.parent for path in (*LIBRARY, *TOOLS)} == {path.parent for path in packages}
 
 
 def modules_with_public_names() -> list[str]:
@@ -177,8 +193,8 @@ def test_every_public_name_can_be_imported():
 
 def test_a_module_imports_from_its_own_level_or_below():
     def is_wrong(module: str, found: Import) -> bool:
-        ours = found.module.split(".")[0] in ("odm", "megatron") and found.module != "megatron"
-        return module != "megatron" and ours and level_of(found.module) > level_of(module)
+        ours = found.module.split(".")[0] in ("odm", "megatron")
+        return ours and level_of(found.module) > level_of(module)
 
     assert broken(LIBRARY, is_wrong) == []
 
@@ -219,7 +235,7 @@ def test_odm_imports_itself_relatively():
 
 
 def test_data_knows_nothing_of_model_parallelism_devices_and_deepspeed():
-    refused = ("megatron.mpu", "megatron.accelerator", "deepspeed", "torch.distributed")
+    refused = ("megatron.mpu", "megatron.runtime.accelerator", "deepspeed", "torch.distributed")
 
     def is_wrong(module: str, found: Import) -> bool:
         return is_within(module, "megatron.data") and any(
@@ -257,7 +273,7 @@ def test_only_the_accelerator_names_a_kind_of_device():
     found = [
         f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         for path in (*LIBRARY, *TOOLS, *SCRIPTS)
-        if module_name(path) != "megatron.accelerator"
+        if module_name(path) != "megatron.runtime.accelerator"
         for node in ast.walk(tree(path))
         if names_cuda(node)
     ]
@@ -299,8 +315,8 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
         ("megatron.tokenizer", ("torch", "deepspeed", "transformers", "tokenizers")),
         ("megatron.launcher.command", ("torch", "deepspeed", "numpy", "tokenizers")),
         ("megatron.launcher.preflight", ("torch", "deepspeed", "numpy", "tokenizers")),
-        ("megatron.distributed_environment", ("torch", "deepspeed")),
-        ("megatron.run_log", ("torch", "deepspeed")),
+        ("megatron.launcher.rank_discovery", ("torch", "deepspeed")),
+        ("megatron.reporting.run_log", ("torch", "deepspeed")),
     ],
 )
 def test_importing_a_light_module_loads_nothing_heavy(module, refused):

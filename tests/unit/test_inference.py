@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron import inference
-from megatron.checkpoint_loading import first_not_finite
+from megatron.checkpoint.loading import first_not_finite
 from megatron.errors import CheckpointError
-from megatron.inference import read_model
+from megatron.evaluation import trained_model
+from megatron.evaluation.trained_model import read_model
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.tokenizer import build_tokenizer
 from tests.generation_runs import FIELDS
@@ -67,7 +67,7 @@ def test_all_ranks_refuse_what_one_of_them_holds(tmp_path, monkeypatch):
     def gather(found: list[Any], own: str | None) -> None:
         found[:] = [own, BIAS]
 
-    monkeypatch.setattr(inference.dist, "all_gather_object", gather)
+    monkeypatch.setattr(trained_model.dist, "all_gather_object", gather)
     with pytest.raises(CheckpointError, match=f"{BIAS} holds values that are not finite"):
         read(folder)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron.launcher import process_life
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.command import main, prepared_runner, rank_commands
 from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.runtime import process_life
 from tests.tiny import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -435,7 +435,7 @@ def test_the_first_signal_is_a_wish_and_its_echo_is_not_a_second(stop_handlers, 
 def test_a_later_second_signal_ends_the_process_at_once():
     code = (
         "import os, signal, time\n"
-        "from megatron.launcher import process_life\n"
+        "from megatron.runtime import process_life\n"
         "process_life.REPEAT_SECONDS = 0.0\n"
         "process_life.handle_stop_signals()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"

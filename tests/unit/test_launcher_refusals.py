@@ -126,8 +126,8 @@ def test_a_backend_that_this_pytorch_has_not_is_refused_before_a_group_is_made(
     pytest.importorskip("deepspeed")
     import torch.distributed
 
-    from megatron.distributed_environment import RankInfo
-    from megatron.initialize import _join
+    from megatron.launcher.rank_discovery import RankInfo
+    from megatron.runtime.initialize import _join
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     alone = RankInfo(0, 0, 1, 1, "127.0.0.1", 29500, "test")

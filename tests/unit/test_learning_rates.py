@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.learning_rates import (
+from megatron.engine.learning_rates import (
     LearningRateSchedule,
     continued_schedule,
     learning_rate_at,

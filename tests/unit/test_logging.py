@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.evaluation import DomainResult
-from megatron.logging import RunLogger, print_rank_0, read_run_log
-from megatron.logging_records import TrainRecord, train_scalars, typical_seconds
-from megatron.logging_writers import ConsoleWriter, has_wandb_key, wandb_run_name
+from megatron.evaluation.losses import DomainResult
 from megatron.neox_arguments import ConfigError
-from megatron.run_log import RunLogFile
+from megatron.reporting.records import TrainRecord, train_scalars, typical_seconds
+from megatron.reporting.run_log import RunLogFile
+from megatron.reporting.run_logger import RunLogger, print_rank_0, read_run_log
+from megatron.reporting.writers import ConsoleWriter, has_wandb_key, wandb_run_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -383,7 +383,7 @@ def test_a_console_that_nobody_reads_any_more_is_noted_once_and_training_goes_on
 
 def test_a_program_behind_head_goes_on_to_its_end():
     program = (
-        "from megatron.logging_writers import ConsoleWriter; import sys\n"
+        "from megatron.reporting.writers import ConsoleWriter; import sys\n"
         "console = ConsoleWriter()\n"
         "for number in range(1000): console.line('line' * 100)\n"
         "print(console.failure, file=sys.stderr)"
@@ -448,7 +448,7 @@ def test_a_logger_that_fails_warns_once_and_is_switched_off(tmp_path, monkeypatc
 
 
 def test_a_logger_that_never_finishes_does_not_hold_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron.logging_writers._FINISH_SECONDS", 0.05)
+    monkeypatch.setattr("megatron.reporting.writers._FINISH_SECONDS", 0.05)
     fake_wandb(monkeypatch, lambda values, step: None)
     sys.modules["wandb"].init = lambda **values: SimpleNamespace(
         id="run1", log=lambda values, step: None, finish=lambda: time.sleep(2)

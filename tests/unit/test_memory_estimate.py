@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from megatron.launcher.dry_run import describe_run
-from megatron.loss_chunks import chunk_tokens
-from megatron.memory_estimate import (
+from megatron.model.config import ModelConfig
+from megatron.model.positional_embeddings import make_rotary
+from megatron.model.transformer import TransformerLayer
+from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.sizing.loss_chunks import chunk_tokens
+from megatron.sizing.memory import (
     MemoryPlan,
     Vocabulary,
     activation_bytes,
@@ -22,10 +26,6 @@ from megatron.memory_estimate import (
     memory_plan,
     savings,
 )
-from megatron.model.config import ModelConfig
-from megatron.model.positional_embeddings import make_rotary
-from megatron.model.transformer import TransformerLayer
-from megatron.neox_arguments import NeoXArgs, resolve
 from tests.unit.model.shapes import small_model
 from tests.unit.test_stage_plan import MODELS
 

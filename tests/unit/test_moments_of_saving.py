@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron.checkpoint_format import checkpoint_steps
-from megatron.state import TrainState
+from megatron.checkpoint.format import checkpoint_steps
+from megatron.engine.state import TrainState
 from tests.unit.test_checkpoint_hook import Hook as SavingHook
 from tests.unit.test_checkpoint_saving import contents, make_saver, one_rank
 from tests.unit.test_training_loop import EvaluatingRunner, evaluation_hook, run

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from megatron.checkpoint_loading import load_module_weights
+from megatron.checkpoint.loading import load_module_weights
+from megatron.checkpoint.network_comparison import first_difference
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
-from megatron.network_comparison import first_difference
 from tests.interop.conversions import ALONE, VOCAB_SIZE, random_weights
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import RunSettings, resolve_model_fields

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
 
-from megatron.run_log import RunLogFile
+from megatron.reporting.run_log import RunLogFile
 from tools.plot_mixture import (
     draw_mixture,
     epochs_text,

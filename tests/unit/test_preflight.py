@@ -10,10 +10,10 @@ import yaml
 
 from megatron.launcher.command import main
 from megatron.launcher.preflight import start_problems
-from megatron.memory_estimate import memory_plan
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import NeoXArgs, resolve
-from megatron.stage_plan import stage_parameters
+from megatron.sizing.memory import memory_plan
+from megatron.sizing.stages import stage_parameters
 from megatron.tokenizer import build_tokenizer
 from tests.tiny import write_dataset
 
@@ -319,7 +319,7 @@ def test_the_reported_parameters_are_those_of_the_model_that_is_built(values, tm
     config = resolve(NeoXArgs.from_dict(values), world_size=1)
     plan = memory_plan(config)
     assert (plan.vocabulary.size, plan.shape.padded_vocab_size) == (2048, 2100)
-    from megatron.engine import build_model_config
+    from megatron.engine.build import build_model_config
 
     built = GPT2Model(build_model_config(config, build_tokenizer(config)), seed=1)
     assert stage_parameters(plan.layers) == sum(p.numel() for p in built.parameters())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.checks.configuration_files import configuration_files, main, read_configuration
+from tools.benchmark.configuration_files import configuration_files, main, read_configuration
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 NEOX, RESEARCH = SHARED / "neox_configs", SHARED / "odm_research_configs"

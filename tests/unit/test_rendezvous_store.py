@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from megatron.distributed_environment import RankDiscoveryError, RankInfo
+from megatron.launcher.rank_discovery import RankDiscoveryError, RankInfo
 from megatron.launcher.rendezvous import reserve_port
-from megatron.rendezvous_store import has_own_store, loopback_store, network_note
+from megatron.runtime.rendezvous_store import has_own_store, loopback_store, network_note
 
 
 def info_of(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron.checkpoint.lock import LOCK_NAME, lock_save_folder
 from megatron.errors import CheckpointError
-from megatron.run_lock import LOCK_NAME, lock_save_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def hold(folder: Path) -> subprocess.Popen[str]:
     """A process that holds the lock until it is killed."""
     code = (
-        "import sys; from pathlib import Path; from megatron.run_lock import lock_save_folder\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from megatron.checkpoint.lock import lock_save_folder\n"
         "lock = lock_save_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from megatron.generation.batch import generate_batch
-from megatron.generation.prompts import fit_prompt
-from megatron.model.gpt2_model import GPT2Model
-from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
-from megatron.text_generation_utils import (
+from megatron.generation.program import (
     check_generation_files,
     generate_samples,
     generate_samples_from_prompt,
     generation_notes,
     read_prompts,
 )
+from megatron.generation.prompts import fit_prompt
+from megatron.model.gpt2_model import GPT2Model
+from megatron.neox_arguments import ConfigError, NeoXArgs, RunConfig, resolve
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from tests.unit.model.shapes import small_model
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.sampling import (
+from megatron.generation.sampling import (
     SamplingParameters,
     filter_logits,
     next_tokens,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from megatron.sampling import (
+from megatron.generation.sampling import (
     SamplingParameters,
     filter_logits,
     next_tokens,

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import TensorParallel
 from megatron.neox_arguments import ConfigError
-from megatron.stage_plan import (
-    PlannedLayer,
-    network_layers,
-    plan_stages,
-    stage_parameters,
-)
+from megatron.sizing.stages import PlannedLayer, network_layers, plan_stages, stage_parameters
 from tests.distributed.spawn import run_ranks
 from tests.unit.model.shapes import small_model
 
@@ -127,10 +122,10 @@ def test_stages_and_their_parameters_are_those_of_the_pipeline():
 
 def build_pipelines() -> dict[str, dict[str, Any]]:
     """Builds this rank's stage of each model for each method."""
-    from megatron.initialize import initialize_megatron
     from megatron.model.pipeline_model import GPT2PipelineModel
     from megatron.mpu import RankGrid, Topology
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron
 
     settings = {
         "num_layers": 2,

@@ -11,8 +11,8 @@ import torch
 from megatron.data.errors import DataError
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.reader import BatchReader
+from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
-from megatron.sampling import SamplingParameters, sample_generator
 from megatron.tokenizer.character_level import CharLevelTokenizer
 from tests.unit.model.shapes import small_model
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from megatron import runners
+from megatron.engine import runners
+from megatron.engine.runners import StepResult
+from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
-from megatron.evaluation import evaluate_domains
+from megatron.evaluation.losses import evaluate_domains
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
-from megatron.logging_records import train_scalars
-from megatron.runners import StepResult
-from megatron.state import TrainState
+from megatron.reporting.records import train_scalars
 from megatron.training import MAX_CONSECUTIVE_SKIPS, train
 from odm import MixtureController, MixtureSchedule, Signal
 from tests.process_group import process_group_of_one

@@ -1,0 +1,1 @@
+"""Measurements and checks of whole programs; each module is a command that prints figures."""

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 import yaml
 
-from megatron.checkpoint_format import CheckpointReader
-from megatron.run_log import read_run_log
+from megatron.checkpoint.format import CheckpointReader
+from megatron.reporting.run_log import read_run_log
 from tools.benchmark.layout_matrix import MODEL, REPOSITORY, Layout
 
 SAVED_AT, LAST = 5, 10

@@ -110,10 +110,10 @@ def write_model(shape: Shape, folder: Path) -> None:
 
 def our_side(folder: Path, shape: Shape) -> Mapping[str, Callable[..., Any]]:
     """Our adapter on the converted model; answers "run" with (seconds, log-likelihoods)."""
-    from megatron import accelerator
+    from megatron.runtime import accelerator
 
     accelerator.keep_freed_memory()  # as our programs do at the start
-    from megatron.checkpoint_loading import load_module_weights
+    from megatron.checkpoint.loading import load_module_weights
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
     from megatron.model.gpt2_model import GPT2Model
     from megatron.mpu import RankGrid, Topology

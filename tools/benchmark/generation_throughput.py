@@ -63,8 +63,8 @@ def random_prompts(batch: int) -> list[list[int]]:
 
 def our_side(shape_name: str) -> dict[str, Callable[..., Any]]:
     """What the process of this project answers."""
-    from megatron import accelerator
     from megatron.generation.batch import generate_batch
+    from megatron.runtime import accelerator
 
     if accelerator.is_cpu():
         accelerator.keep_freed_memory()  # as generate.py does

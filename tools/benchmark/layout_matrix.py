@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron.run_log import read_run_log
+from megatron.reporting.run_log import read_run_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = "single"

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron import accelerator, loss_chunks
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy
+from megatron.runtime import accelerator
+from megatron.sizing import loss_chunks
 from tools.benchmark.turns import interleaved_seconds
 
 CHUNK_MEBIBYTES = (4, 16, 64, 128, 256)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 
-from megatron.entry_point import run_program
-from megatron.initialize import initialize_megatron, prepare_process, shutdown
 from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.runtime.entry_point import run_program
+from megatron.runtime.initialize import initialize_megatron, prepare_process, shutdown
 
 
 def train_all(files: list[str]) -> None:

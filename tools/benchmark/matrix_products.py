@@ -4,7 +4,7 @@
 The forward product and the one for the gradient of the features, for layers of several widths and
 numbers of rows, and for an unembedding. Both ways take turns. Prints milliseconds (medians) and how
 many times as fast oneDNN is: above 1 for large products on AMD's processors and for few rows on
-Intel's, which is when `megatron.model.matrix_products` calls it.
+Intel's, which is when `megatron.model.cpu.matrix_products` calls it.
 
     python -m tools.benchmark.matrix_products [--rounds 9] [--rows 16 128 512 2048]
 """
@@ -17,8 +17,8 @@ import statistics
 import torch
 from torch.nn import functional as F
 
-from megatron import accelerator
-from megatron.model.matrix_products import onednn_product
+from megatron.model.cpu.matrix_products import onednn_product
+from megatron.runtime import accelerator
 from tools.benchmark.turns import interleaved_seconds
 
 LAYERS = (

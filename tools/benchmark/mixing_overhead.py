@@ -117,7 +117,7 @@ class LossOnlyRunner:
         """Records all micro-batches of a plan."""
         import torch
 
-        from megatron.runners import StepResult
+        from megatron.engine.runners import StepResult
 
         for domain_ids in torch.from_numpy(draw.domains).split(len(self._nll)):
             self._recorder.record(self._nll, self._mask, domain_ids)
@@ -173,13 +173,13 @@ def stopped_parts(watch: Stopwatch, source: Any, recorder: Any, hook: Any) -> It
 
 def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) -> Costs:
     """Times the loop over ``num_domains`` domains, all of which read the data of ``run``."""
-    from megatron import accelerator
+    from megatron.engine.state import TrainState
     from megatron.hooks.base import Hook
     from megatron.hooks.logging import LoggingHook
-    from megatron.logging import RunLogger
-    from megatron.logging_writers import ConsoleWriter
     from megatron.model.loss import DomainLossRecorder
-    from megatron.state import TrainState
+    from megatron.reporting.run_logger import RunLogger
+    from megatron.reporting.writers import ConsoleWriter
+    from megatron.runtime import accelerator
     from megatron.training import train
 
     source = mixed_source(run, num_domains)
@@ -244,8 +244,8 @@ def verdict(cost: Costs) -> tuple[bool, str]:
 
 def run_benchmark(domains: Sequence[int], *, iterations: int, iterations_alone: int) -> bool:
     """Prints both tables and the verdict; returns whether the requirement holds."""
-    from megatron.initialize import initialize_megatron, shutdown
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron, shutdown
     from tools.benchmark.synthetic_run import make_run
 
     with tempfile.TemporaryDirectory() as name:

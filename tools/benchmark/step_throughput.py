@@ -123,7 +123,7 @@ def product_seconds(shape: Shape) -> dict[str, Callable[[], float]]:
     """
     import torch
 
-    from megatron.model.matrix_products import linear_product
+    from megatron.model.cpu.matrix_products import linear_product
 
     tokens, h = BATCH * SEQ_LENGTH, shape.hidden_size
     # (inputs, outputs, how often) of a layer
@@ -151,7 +151,7 @@ def product_seconds(shape: Shape) -> dict[str, Callable[[], float]]:
 
 def our_side(shape_name: str) -> Answers:
     """Answers of our process, which `train.py` would set up alike."""
-    from megatron.initialize import shutdown
+    from megatron.runtime.initialize import shutdown
 
     _join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
@@ -176,7 +176,7 @@ def their_side(shape_name: str) -> Answers:
 
 def products_side(shape_name: str) -> Answers:
     """Answers of the process that only multiplies, with the settings of ours."""
-    from megatron import accelerator
+    from megatron.runtime import accelerator
 
     accelerator.prepare_environment()
     accelerator.keep_freed_memory()
@@ -203,8 +203,8 @@ def _profile(step: Callable[[], None]) -> str:
 
 def _join_process_group() -> None:
     """Sets the process up as `train.py` does."""
-    from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron
 
     minimal = {
         "num_layers": 1,

@@ -11,12 +11,12 @@ import numpy as np
 from megatron.data.data_utils import build_train_source
 from megatron.data.indexed_dataset import data_file_path, index_file_path, make_builder
 from megatron.data.mixed_batches import MixedBatches
-from megatron.engine import build_runner
-from megatron.learning_rates import learning_rate_schedule
+from megatron.engine.build import build_runner
+from megatron.engine.learning_rates import learning_rate_schedule
+from megatron.engine.runners import StepRunner
+from megatron.engine.state import TrainState
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
-from megatron.runners import StepRunner
-from megatron.state import TrainState
 from megatron.tokenizer import AbstractTokenizer
 
 

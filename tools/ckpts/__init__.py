@@ -1,0 +1,1 @@
+"""Commands under the names that GPT-NeoX's README gives them."""

@@ -20,8 +20,8 @@ from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
 from tools.corpora.corpus import SPLITS, CorpusOptions
+from tools.corpora.registry import DATA_DOWNLOADERS
 from tools.datasets.added_tokens import added_tokens_lines
-from tools.datasets.corpora import DATA_DOWNLOADERS
 from tools.datasets.data_yaml import (
     TokenizerChoice,
     content_digest,

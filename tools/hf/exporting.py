@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpoint_format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader, verify
+from megatron.checkpoint.tensor_files import write_tensors
 from megatron.errors import CheckpointError
 from megatron.files import flush_to_disk, fsync_folder, write_json_atomic
 from megatron.model.config import ModelConfig
-from megatron.tensor_files import write_tensors
 from megatron.tokenizer import AbstractTokenizer
-from tools.ckpts.single_process import groups_by_size
-from tools.ckpts.tensor_sources import CheckpointSource, row_blocks
+from tools.checkpoints.single_process import groups_by_size
+from tools.checkpoints.tensor_sources import CheckpointSource, row_blocks
 from tools.hf.families import Family, family_for
 from tools.hf.network import check_parameters, parameter_infos, true_vocab_size
 from tools.hf.settings import RunSettings

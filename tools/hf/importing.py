@@ -10,17 +10,17 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from megatron.checkpoint_format import ParameterInfo, checkpoint_steps
+from megatron.checkpoint.format import ParameterInfo, checkpoint_steps
+from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
 from megatron.model.config import ModelConfig
 from megatron.model.parameters import extremes
 from megatron.neox_arguments import ConfigError, RunConfig
-from megatron.state import TrainState
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
 from odm.json_data import fields, read_json
-from tools.ckpts.single_process import step_folder_to_make, write_checkpoint
+from tools.checkpoints.single_process import step_folder_to_make, write_checkpoint
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos

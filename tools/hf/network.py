@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron.checkpoint_format import CheckpointReader, ParameterInfo
+from megatron.checkpoint.format import CheckpointReader, ParameterInfo
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model, layer_list

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpoint_format import CheckpointReader, read_content, read_resolved_config
-from megatron.checkpoint_schema import CONFIGS, RUN_FILES
-from megatron.run_log import read_run_log
-from tools.ckpts.single_process import find_source
+from megatron.checkpoint.format import CheckpointReader, read_content, read_resolved_config
+from megatron.checkpoint.schema import CONFIGS, RUN_FILES
+from megatron.reporting.run_log import read_run_log
+from tools.checkpoints.single_process import find_source
 
 __all__ = ["DomainFacts", "RunFacts", "read_run"]
 

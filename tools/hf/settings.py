@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from megatron.checkpoint_schema import CONFIGS, check_resolved
+from megatron.checkpoint.schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig, model_config
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve

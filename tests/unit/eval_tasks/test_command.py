@@ -12,13 +12,13 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-ev
 
 from lm_eval.api.instance import Instance
 
-import megatron.inference
+import megatron.evaluation.trained_model
 import megatron.mpu.initialize
-from megatron import progress_lines
 from megatron.eval_tasks import command
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
-from megatron.inference import LoadedModel
+from megatron.evaluation.trained_model import LoadedModel
 from megatron.neox_arguments import ConfigError
+from megatron.reporting import progress_lines
 from megatron.tokenizer.character_level import CharLevelTokenizer
 from tests.generation_runs import FIELDS
 from tests.interop.conversions import ALONE
@@ -33,7 +33,7 @@ def open_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "prepare_process", lambda: None)
     monkeypatch.setattr(command, "initialize_megatron", lambda *args, **options: None)
     monkeypatch.setattr(megatron.mpu.initialize, "make_topology", lambda *args, **options: ALONE)
-    monkeypatch.setattr(megatron.inference, "open_checkpoint", lambda *args: loaded)
+    monkeypatch.setattr(megatron.evaluation.trained_model, "open_checkpoint", lambda *args: loaded)
     file = tmp_path / "run.yml"
     file.write_text(json.dumps({**FIELDS, "train_micro_batch_size_per_gpu": 1, "train_iters": 1}))
 

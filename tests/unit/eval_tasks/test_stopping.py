@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
 from megatron.eval_tasks import in_training
 from megatron.eval_tasks.in_training import TaskEvaluationHook
-from megatron.state import TrainState
 
 
 class Said:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.causal_attention import prefers_tiles, tiled_causal_attention
+from megatron.model.cpu.causal_attention import prefers_tiles, tiled_causal_attention
 
 
 def projection(*, length: int, dtype: torch.dtype = torch.float32) -> Tensor:

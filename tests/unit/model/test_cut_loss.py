@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron import loss_chunks
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy, token_losses
 from megatron.mpu import TensorParallel
+from megatron.sizing import loss_chunks
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.model import frozen_weights as module
-from megatron.model.frozen_weights import frozen_weights
+from megatron.model.cpu import frozen_weights as module
+from megatron.model.cpu.frozen_weights import frozen_weights
 from megatron.model.gpt2_model import GPT2Model
 from tests.unit.model.shapes import small_model
 

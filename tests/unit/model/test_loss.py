@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron import loss_chunks
 from megatron.model.loss import (
     DomainLossRecorder,
     VocabularyPart,
     chunked_cross_entropy,
     token_losses,
 )
+from megatron.sizing import loss_chunks
 
 TOKENS, HIDDEN, ROWS, VOCAB = 50, 16, 40, 33
 PART = VocabularyPart(0, VOCAB)

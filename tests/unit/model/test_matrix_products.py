@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.model import matrix_products
-from megatron.model.matrix_products import ProductSum, linear, linear_product, repeated_product
+from megatron.model.cpu import matrix_products
+from megatron.model.cpu.matrix_products import ProductSum, linear, linear_product, repeated_product
 
 
 @pytest.fixture(autouse=True, params=[0, math.inf], ids=["MKL", "oneDNN"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron import loss_chunks
 from megatron.model.loss import VocabularyPart
 from megatron.model.scoring import score_targets
+from megatron.sizing import loss_chunks
 
 
 def logits_and_targets(dtype=torch.float32, *, positions=7, vocab=50, padded=64):

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron import loss_chunks as loss_module
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy, token_losses
@@ -21,6 +20,7 @@ from megatron.model.norms import LayerNorm
 from megatron.model.parameters import cut_shard, facts_of
 from megatron.model.word_embeddings import VocabularyTable
 from megatron.mpu import SINGLE, TensorParallel
+from megatron.sizing import loss_chunks as loss_module
 from tests.distributed.spawn import run_ranks
 from tests.unit.model.shapes import small_model
 
@@ -132,8 +132,8 @@ def exercise_padding() -> dict[str, Any]:
 
 def prepare() -> None:
     """Makes the process group."""
-    from megatron.initialize import initialize_megatron
     from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron
 
     settings = {
         "num_layers": 1,

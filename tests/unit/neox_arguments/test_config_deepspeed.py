@@ -147,7 +147,7 @@ def test_a_monitor_whose_package_is_not_there_is_told(make_config, monkeypatch):
 )
 def test_a_section_that_deepspeed_refuses_is_named(make_config, extra, expected):
     pytest.importorskip("deepspeed")
-    from megatron.engine import _check_deepspeed_sections
+    from megatron.engine.build import _check_deepspeed_sections
 
     _check_deepspeed_sections(make_config(flops_profiler={"enabled": True}), None)
     with pytest.raises(ConfigError) as caught:

@@ -12,7 +12,7 @@ from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.command_line import load_megatron_config
 from megatron.neox_arguments.parsing import parse_text
 from megatron.neox_arguments.schema import find_file, read_files
-from tools.checks.fuzz_configuration import KINDS, empty_folder, generate, problem_of
+from tools.benchmark.fuzz.configuration import KINDS, empty_folder, generate, problem_of
 
 NINE = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
 MERGED = "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10))

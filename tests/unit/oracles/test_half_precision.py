@@ -12,7 +12,7 @@ import deepspeed.accelerator
 import pytest
 import torch
 
-from megatron.state import TrainState
+from megatron.engine.state import TrainState
 from tests.process_group import engine_of_one
 from tests.unit.oracles.plain_network import Network, losses
 from tests.unit.oracles.plain_training import PlainTraining

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron import accelerator
-from megatron.engine import _dropout_seed, build_model_config
+from megatron.engine.build import _dropout_seed, build_model_config
 from megatron.mpu import RankGrid, Topology
 from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.runtime import accelerator
 from tests.process_group import engine_of_one
 from tests.unit.oracles.test_saved_training import make_hook
 from tests.unit.oracles.training_runs import (

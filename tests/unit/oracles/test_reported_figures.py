@@ -11,12 +11,12 @@ import torch
 
 from megatron import training
 from megatron.data.batch import Batch
-from megatron.evaluation import averages, evaluate_domains
+from megatron.engine.runners import InferenceRunner, count_parameters
+from megatron.engine.state import TrainState
+from megatron.evaluation.losses import averages, evaluate_domains
 from megatron.hooks.logging import LoggingHook
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import RankGrid, Topology
-from megatron.runners import InferenceRunner, count_parameters
-from megatron.state import TrainState
 from megatron.training import train
 from odm import MixtureController, MixtureSchedule
 from tests.process_group import engine_of_one

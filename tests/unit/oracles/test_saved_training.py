@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from megatron import checkpointing
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader
+from megatron.engine.optimizers import moment_names
+from megatron.engine.state import TrainState
 from megatron.hooks.base import Hook
 from megatron.hooks.checkpoint import CheckpointHook
-from megatron.optimizers import moment_names
-from megatron.state import TrainState
 from tests.process_group import engine_of_one
 from tests.unit.oracles.plain_network import Network, losses
 from tests.unit.oracles.plain_training import PlainTraining, Step

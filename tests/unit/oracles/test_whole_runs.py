@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron.checkpoint_format import checkpoint_steps
+from megatron.checkpoint.format import checkpoint_steps
+from megatron.engine.state import TrainState
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
-from megatron.run_log import read_run_log
-from megatron.state import TrainState
+from megatron.reporting.run_log import read_run_log
 from megatron.training import pretrain
 from odm.replay import main as replay
 from tests.process_group import engine_of_one

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron.checkpoint.fragments import iterate_fragments
 from megatron.data.batch import Batch
-from megatron.engine import build_runner
-from megatron.engine_state import iterate_fragments
+from megatron.engine.build import build_runner
+from megatron.engine.learning_rates import learning_rate_schedule
+from megatron.engine.optimizers import moment_names
+from megatron.engine.state import TrainState
 from megatron.hooks.base import Hook, StepReport
-from megatron.learning_rates import learning_rate_schedule
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import NeoXArgs, resolve
-from megatron.optimizers import moment_names
-from megatron.state import TrainState
 from megatron.training import train
 from odm import MixtureController, MixtureSchedule
 
@@ -157,17 +157,17 @@ def make_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
 
 def load_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
     """(what `build_runner` returns, configuration) of a run of one rank."""
-    from megatron import engine
+    from megatron.engine import build as building
 
     config = configuration(**changes)
-    build = engine.build_model
+    build = building.build_model
 
     def build_and_scatter(*args: Any, **keywords: Any) -> Any:
         model = build(*args, **keywords)
         scatter_values(model)
         return model
 
-    monkeypatch.setattr(engine, "build_model", build_and_scatter)
+    monkeypatch.setattr(building, "build_model", build_and_scatter)
     tokenizer: Any = SimpleNamespace(vocab_size=VOCAB)
     loaded = build_runner(
         config, tokenizer, make_topology(config), num_domains=2, say=lambda text: None

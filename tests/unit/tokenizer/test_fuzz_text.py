@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.checks.fuzz_text import cases, run_case
+from tools.benchmark.fuzz.text import cases, run_case
 
 pytest.importorskip("pyarrow")
 

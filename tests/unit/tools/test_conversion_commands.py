@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from megatron.checkpoint_format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader
 from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main

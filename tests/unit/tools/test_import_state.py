@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron.errors import CheckpointError
-from tools.checks.data_kinds import MODEL, model_folder
+from tools.benchmark.fuzz.data_kinds import MODEL, model_folder
 from tools.convert_from_hf import main
 from tools.hf.weight_files import WeightFiles
 

@@ -14,19 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from megatron.checkpoint_format import (
-    CheckpointReader,
-    ParameterInfo,
-    fragment_key,
-)
-from megatron.checkpoint_schema import FORMAT_VERSION, RUN_FILES
+from megatron.checkpoint.format import CheckpointReader, ParameterInfo, fragment_key
+from megatron.checkpoint.schema import FORMAT_VERSION, RUN_FILES
+from megatron.engine.state import TrainState
 from megatron.files import write_json_atomic
-from megatron.state import TrainState
 from odm import MixtureController, MixtureSchedule
-from tools.checks.state_kinds import listed_again
-from tools.ckpts import tensor_sources
-from tools.ckpts.single_process import write_checkpoint
-from tools.ckpts.tensor_sources import open_source, row_blocks
+from tools.benchmark.fuzz.state_kinds import listed_again
+from tools.checkpoints import tensor_sources
+from tools.checkpoints.single_process import write_checkpoint
+from tools.checkpoints.tensor_sources import open_source, row_blocks
 from tools.inspect_checkpoint import main
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -20,7 +20,7 @@ from megatron.tokenizer import DocumentError, TokenizerError
 from tools.corpora import system_text, this_machine
 from tools.corpora.arithmetic import arithmetic_documents
 from tools.corpora.corpus import domain_name, pieces
-from tools.datasets.corpora import DATA_DOWNLOADERS
+from tools.corpora.registry import DATA_DOWNLOADERS
 from tools.datasets.prepare import main
 from tools.datasets.splitting import assign_splits, digest_of
 

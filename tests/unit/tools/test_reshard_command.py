@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron import accelerator
-from megatron.checkpoint_format import CheckpointReader, file_facts, index_checksum
-from megatron.state import TrainState
+from megatron.checkpoint.format import CheckpointReader, file_facts, index_checksum
+from megatron.engine.state import TrainState
+from megatron.runtime import accelerator
 from tests.interop.conversions import refusal
-from tools.ckpts.single_process import (
+from tools.checkpoints.single_process import (
     find_source,
     groups_by_size,
     parse_size,

@@ -15,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from megatron.checkpoint_format import ParameterInfo
+from megatron.checkpoint.format import ParameterInfo
+from megatron.engine.state import TrainState
 from megatron.files import write_json_atomic
-from megatron.state import TrainState
 from odm import MixtureController, MixtureSchedule
 from tests.unit.tools.fake_hub import running_hub
-from tools.ckpts.single_process import write_checkpoint
+from tools.checkpoints.single_process import write_checkpoint
 from tools.hf.uploading import files_of
 from tools.upload import main
 

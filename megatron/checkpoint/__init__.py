@@ -1,0 +1,1 @@
+"""Checkpoints on disk: format and schema, reading and writing, the lock of a folder."""

@@ -1,0 +1,366 @@
+"""The layout-free checkpoint on disk: logical parameters, cut into fragments. No deepspeed here.
+
+```
+global_step<N>/
+  index.json              version, layout that saved it, parameters, sizes and checksums of all
+  state.json              counters of the run
+  mixture.json            weights, cursors and mixer of the data mixture
+  rank_00000.safetensors  fragments, keys "<kind>|<parameter>|<tp_rank>|<offset>"
+  rng_00000.safetensors   random states of each rank
+  configs/                the YAML files as given, and resolved.json
+```
+`megatron.checkpoint.schema` says what each of them must hold.
+
+A kind is ``fp32`` (master weights) or a moment of the optimizer. An offset counts elements in the
+flattened tensor-parallel shard. Vocabulary padding is never written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.schema import (
+    CONFIGS,
+    FORMAT_VERSION,
+    RUN_FILES,
+    ParameterInfo,
+    check_index,
+    check_mixture,
+    check_random_state,
+    check_resolved,
+    check_state,
+)
+from megatron.errors import CheckpointError
+from megatron.files import crc32_of_file
+from megatron.model.parameters import ParameterFacts
+from odm.json_data import SchemaError, anything, fields, read_json, shown
+
+__all__ = [
+    "CheckpointReader",
+    "ParameterInfo",
+    "checkpoint_steps",
+    "config_names",
+    "file_facts",
+    "fragment_key",
+    "index_checksum",
+    "latest_step",
+    "logical_tensors",
+    "parameter_info",
+    "read_content",
+    "read_random_state",
+    "read_resolved_config",
+    "step_folder",
+    "verify",
+]
+
+_PREFIX = "global_step"
+_STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
+"""As we write it: a step that a 64-bit number holds, without zeros in front."""
+_MAX_INDEX_BYTES = 1 << 32
+_IN_CONTENT = {
+    "state.json": check_state,
+    "mixture.json": check_mixture,
+    f"{CONFIGS}/resolved.json": check_resolved,
+}
+"""Checks of the JSON files beside the index."""
+
+
+def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
+    """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
+    num_shards = 1 if facts.tp_dim is None else tp_size
+    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
+    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+
+
+def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
+    """Name of a fragment inside a rank's file."""
+    return f"{kind}|{name}|{tp_rank}|{offset}"
+
+
+def step_folder(save: Path, step: int) -> Path:
+    """``<save>/global_step<N>``."""
+    return save / f"global_step{step}"
+
+
+def read_content(folder: Path, name: str) -> Any:
+    """Reads and checks ``state.json``, ``mixture.json`` or ``configs/resolved.json``.
+
+    Raises:
+        CheckpointError: If the file cannot be read or holds something else; names the field.
+    """
+    return read_json(
+        folder / name, _IN_CONTENT[name], error=CheckpointError, what="part of a checkpoint"
+    )
+
+
+def read_resolved_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run that made a checkpoint, by group; None where it holds none.
+
+    Raises:
+        CheckpointError: If the file cannot be read or holds no network.
+    """
+    name = f"{CONFIGS}/resolved.json"
+    return read_content(folder, name) if (folder / name).exists() else None
+
+
+def checkpoint_steps(save: Path) -> list[int]:
+    """Steps of the complete checkpoints below ``save``, ascending; torn ones are named .tmp."""
+    names = (entry.name for entry in save.glob(f"{_PREFIX}*") if entry.is_dir())
+    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+
+
+def latest_step(save: Path) -> int | None:
+    """The step that ``<save>/latest`` names; None where it is missing or names none."""
+    try:
+        with open(save / "latest", "rb") as file:
+            name = file.read(256).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
+    """Checks all files of a checkpoint: presence, size, checksum, and what they hold.
+
+    Args:
+        folder: A ``global_step<N>`` folder.
+        part: With ``num_parts`` > 1, reads every ``num_parts``-th file only, so that ranks share
+            the reading; index and sizes are always checked.
+        num_parts: Number of ranks sharing the work.
+
+    Raises:
+        CheckpointError: Naming the first file that is missing, cut, changed or wrong, and where it
+            is wrong the field.
+    """
+    reader = CheckpointReader(folder)
+    for number, name in enumerate(_names_to_check(reader)):
+        path, facts = folder / name, reader.files.get(name)
+        if facts is not None:
+            if not os.path.isfile(path):  # false for a name that is too long, too
+                raise CheckpointError(f"{path}: listed in index.json but missing")
+            size = path.stat().st_size
+            if size != facts["size"]:
+                raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
+        if number % num_parts != part:
+            continue
+        if facts is not None and crc32_of_file(path) != facts["crc32"]:
+            raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+        if name in _IN_CONTENT:
+            read_content(folder, name)
+        elif name.startswith("rng_"):
+            read_random_state(path)
+    reader.check_fragments(part=part, num_parts=num_parts)
+    if part == 0:
+        _check_steps(folder)
+
+
+def _check_steps(folder: Path) -> None:
+    """A mixture that has seen later steps than the run is of another checkpoint."""
+    try:
+        state, mixture = (read_content(folder, name) for name in RUN_FILES)
+    except CheckpointError:  # for the part that has the file to tell
+        return
+    step = state["counters"]["step"]
+    if mixture is not None and mixture["step"] > step:
+        raise CheckpointError(
+            f"{folder / 'mixture.json'}: is of step {mixture['step']}, state.json of step {step}; "
+            "the two are of different checkpoints"
+        )
+
+
+def _names_to_check(reader: CheckpointReader) -> list[str]:
+    """Listed files, and a configuration that an older checkpoint holds without a checksum."""
+    unlisted = [name for name in _IN_CONTENT if (reader.folder / name).exists()]
+    return sorted({*reader.files, *unlisted})
+
+
+def read_random_state(path: Path) -> dict[str, Tensor]:
+    """Reads the random states of a rank.
+
+    Raises:
+        CheckpointError: If they cannot be read or are none.
+    """
+    try:
+        state = load_file(path)
+        check_random_state(state)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not the random states of a rank ({error})") from error
+    return state
+
+
+def config_names(folder: Path) -> list[str]:
+    """Paths of the files in ``configs/`` of a checkpoint, as an index lists them."""
+    return sorted(f"{CONFIGS}/{path.name}" for path in (folder / CONFIGS).glob("*"))
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """What an index says of a file: its size in bytes and its CRC-32."""
+    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+
+
+def index_checksum(index: dict[str, Any]) -> int:
+    """CRC-32 of what an index says, its own checksum left out; layout of the text is free."""
+    content = {key: value for key, value in index.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
+        raise CheckpointError(problem)
+    index = read_json(
+        path,
+        fields({"version": anything}),
+        error=CheckpointError,
+        what="checkpoint index",
+        max_bytes=_MAX_INDEX_BYTES,
+    )
+    version = index["version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {shown(version)}, this program reads {FORMAT_VERSION}"
+        )
+    if index.get("crc32") != index_checksum(index):
+        raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")
+    try:
+        check_index(index, "")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: {error}; the checkpoint is damaged") from error
+    return index
+
+
+class CheckpointReader:
+    """Random access to a checkpoint by parameter name, in one process, without deepspeed."""
+
+    def __init__(self, folder: Path):
+        """Reads the index.
+
+        Raises:
+            CheckpointError: If it is missing or wrong; names the field.
+        """
+        self.folder = Path(folder)
+        index = _read_index(self.folder)
+        self.layout: dict[str, int] = index["layout"]
+        self.moment_names: tuple[str, ...] = tuple(index["moments"])
+        self.files: dict[str, dict[str, int]] = index["files"]
+        """Size and checksum of each file, by its path below the folder."""
+        self.parameters = {
+            name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
+            for name, facts in index["parameters"].items()
+        }
+        # {(name, tp_rank): [(offset, length, file)]}, by offset
+        self._fragments: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        for name, facts in index["parameters"].items():
+            for file, tp_rank, offset, length in facts["fragments"]:
+                self._fragments.setdefault((name, tp_rank), []).append((offset, length, file))
+        for pieces in self._fragments.values():
+            pieces.sort()
+        self._open_files: dict[str, Any] = {}
+
+    def check_fragments(self, *, part: int = 0, num_parts: int = 1) -> None:
+        """Checks that the weights that the index lists are in the files, as float32.
+
+        Args:
+            part: With ``num_parts`` > 1, looks at every ``num_parts``-th file only.
+            num_parts: Number of ranks sharing the work.
+
+        Raises:
+            CheckpointError: Naming the first file and fragment where it is not so.
+        """
+        own = set(sorted(self.files)[part::num_parts])
+        for (name, tp_rank), pieces in self._fragments.items():
+            for offset, length, file in pieces:
+                if file in own:
+                    self._fragment(file, fragment_key("fp32", name, tp_rank, offset), length)
+
+    def info(self, name: str) -> ParameterInfo:
+        """Shape and cut of a parameter.
+
+        Raises:
+            CheckpointError: If the checkpoint holds no such parameter.
+        """
+        try:
+            return self.parameters[name]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.folder}: no parameter {name!r}; the checkpoint belongs to another model"
+            ) from None
+
+    def read_shard_range(
+        self, name: str, kind: str, tp_rank: int, offset: int, length: int
+    ) -> Tensor:
+        """Elements [offset, offset + length) of a flattened shard as saved, float32.
+
+        Raises:
+            CheckpointError: If the checkpoint does not hold all of them.
+        """
+        if kind not in ("fp32", *self.moment_names):
+            raise CheckpointError(
+                f"{self.folder}: holds no {kind}, only fp32 and {list(self.moment_names)}"
+            )
+        pieces = self._fragments.get((name, tp_rank), [])
+        result = torch.empty(length, dtype=torch.float32)
+        position, end = offset, offset + length
+        number = max(0, bisect_right(pieces, (offset, 1 << 62, "")) - 1)
+        while position < end:
+            if number >= len(pieces) or not pieces[number][0] <= position:
+                raise CheckpointError(
+                    f"{self.folder}: {kind} of {name} lacks elements from {position} on"
+                )
+            start, size, file = pieces[number]
+            stop = min(end, start + size)
+            if stop > position:
+                tensor = self._fragment(file, fragment_key(kind, name, tp_rank, start), size)
+                result[position - offset : stop - offset] = tensor[position - start : stop - start]
+                position = stop
+            number += 1
+        return result
+
+    def read_logical(self, name: str, kind: str = "fp32") -> Tensor:
+        """One whole parameter (or moment) in its logical shape, float32."""
+        info = self.info(name)
+        tp_size = self.layout["tp"] if info.tp_dim is not None else 1
+        shards = []
+        for tp_rank in range(tp_size):
+            shape = info.shard_shape(tp_rank, tp_size)
+            flat = self.read_shard_range(name, kind, tp_rank, 0, math.prod(shape))
+            shards.append(flat.view(shape))
+        return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
+
+    def _fragment(self, file: str, key: str, length: int) -> Any:
+        """A fragment of a file, to be read by ranges."""
+        path = self.folder / file
+        try:
+            if file not in self._open_files:
+                self._open_files[file] = safe_open(path, framework="pt")
+            piece = self._open_files[file].get_slice(key)
+            shape, dtype = list(piece.get_shape()), piece.get_dtype()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: {key}: cannot be read ({error})") from error
+        if dtype != "F32" or shape != [length]:
+            raise CheckpointError(
+                f"{path}: {key}: is {dtype} of shape {shape}, index.json says F32 of [{length}]"
+            )
+        return piece
+
+
+def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, tensor) of a checkpoint of any layout, one parameter in memory at a time."""
+    reader = CheckpointReader(folder)
+    for name in reader.parameters:
+        yield name, reader.read_logical(name, kind)

@@ -1,0 +1,298 @@
+"""Finds and loads checkpoints: each rank reads what its model needs, from any layout."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.format import (
+    CheckpointReader,
+    checkpoint_steps,
+    latest_step,
+    parameter_info,
+    read_content,
+    read_random_state,
+    read_resolved_config,
+    step_folder,
+    verify,
+)
+from megatron.checkpoint.fragments import load_fragments, prepare_moments
+from megatron.checkpoint.network_comparison import network_problem
+from megatron.checkpoint.schema import RUN_FILES
+from megatron.errors import CheckpointError
+from megatron.model.config import ModelConfig
+from megatron.model.parameters import ParameterFacts, cut_shard, extremes, facts_of
+from megatron.mpu import Topology
+from megatron.runtime import accelerator
+from megatron.runtime.agreement import attempt
+
+__all__ = [
+    "find_checkpoint",
+    "first_not_finite",
+    "load_engine_state",
+    "load_module_weights",
+    "load_run_state",
+    "restore_random_state",
+]
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
+    """Finds the newest sound checkpoint below ``load``; all ranks call it and get the same answer.
+
+    Args:
+        load: Folder that holds ``latest`` and ``global_step<N>`` folders.
+        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged or
+            gone, the newest sound one before it.
+        say: Receives one line for each checkpoint that had to be passed over.
+
+    Returns:
+        The folder, or None when there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: If ``iteration`` is not there or damaged, if all are damaged, or if
+            ``load`` is another program's.
+    """
+    shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(shared, src=0)
+    names, problem = shared[0]
+    if problem and not names:
+        raise CheckpointError(problem)
+    if problem:
+        say(problem)
+    for name in names:
+        problem = _verify_together(load / name)
+        if problem is None:
+            return load / name
+        if iteration is not None:
+            raise CheckpointError(problem)
+        say(f"passing over a damaged checkpoint: {problem}")
+    if names:
+        raise CheckpointError(f"{load}: every checkpoint is damaged: {', '.join(names)}")
+    return None
+
+
+def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
+    """Names of folders to try, in this order, and what is wrong with the choice itself."""
+    steps = checkpoint_steps(load) if load.is_dir() else []
+    if not any((step_folder(load, step) / "index.json").is_file() for step in steps):
+        if problem := foreign_checkpoint_problem(load):
+            return [], f"load: {problem}"
+    if iteration is not None:
+        if iteration in steps:
+            return [step_folder(load, iteration).name], None
+        found = ", ".join(map(str, steps)) or "none"
+        return [], f"{load}: no checkpoint of iteration {iteration}; found: {found}"
+    newest_first = [step_folder(load, step).name for step in reversed(steps)]
+    latest = latest_step(load)
+    if latest is None and newest_first and os.path.lexists(load / "latest"):
+        return newest_first, (
+            f"{load / 'latest'}: names no checkpoint; taking the newest sound one instead"
+        )
+    if latest is None or not steps:
+        return newest_first, None
+    # what is beyond ``latest`` is of a run that went back to an earlier iteration
+    earlier = [step_folder(load, step).name for step in reversed(steps) if step < latest]
+    return [step_folder(load, latest).name, *earlier], None
+
+
+def _verify_together(folder: Path) -> str | None:
+    """Splits the reading over the ranks; returns the first problem that any rank found."""
+    problem = attempt(lambda: verify(folder, part=dist.get_rank(), num_parts=dist.get_world_size()))
+    problems: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((text for text in problems if text), None)
+
+
+def load_module_weights(
+    module: nn.Module, folder: Path, topology: Topology, *, on_other_network: Say | None = None
+) -> None:
+    """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
+
+    Args:
+        module: A model, or what this rank holds of one.
+        folder: A ``global_step<N>`` folder.
+        topology: Where this rank sits.
+        on_other_network: Receives a line if the weights were trained in another network of the same
+            shapes; without it that is an error.
+
+    Raises:
+        CheckpointError: If names or shapes differ from the module's, or the network does.
+    """
+    reader = CheckpointReader(folder)
+    wanted = {name: (p, facts_of(p)) for name, p in module.named_parameters()}
+    network = getattr(module, "config", None)
+    if isinstance(network, ModelConfig) and topology.rank == 0:
+        if read_resolved_config(folder) is None:
+            logger.warning(
+                "%s: has no configs/resolved.json, so nothing but names and shapes tells whether "
+                "its weights belong to this network",
+                folder,
+            )
+    problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
+    if problem is not None and on_other_network is None:
+        raise CheckpointError(problem)
+    shapes = {name: facts.logical_shape for name, (_, facts) in wanted.items()}
+    if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
+        raise CheckpointError(problem or f"{folder}: {misfit}")
+    if problem is not None and on_other_network is not None:
+        on_other_network(problem)
+    with torch.no_grad():
+        for name, (parameter, facts) in wanted.items():
+            length = math.prod(facts.shard_shape)
+            values = _read_own(reader, facts, topology, name=name, offset=0, length=length)
+            parameter.copy_(values.view(facts.shard_shape))
+
+
+def _misfit(
+    reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
+) -> str | None:
+    """What a checkpoint has too much or too little, or in another shape; None where it fits."""
+    unknown = sorted(reader.parameters.keys() - shapes.keys())
+    if unknown and holds_whole_model:
+        return f"holds {unknown[0]!r}, which this model lacks; the configuration differs"
+    for name, shape in shapes.items():
+        if name not in reader.parameters:
+            return f"no parameter {name!r}; the checkpoint belongs to another model"
+        saved = reader.info(name).shape
+        if saved != shape and name.endswith("word_embeddings.weight") and saved[1:] == shape[1:]:
+            return (
+                f"the model has {saved[0]} tokens, the tokenizer of this run has {shape[0]}; use "
+                "the one that it was trained with (tokenizer_type, vocab_file)"
+            )
+        if saved != shape:
+            return f"{name} has shape {saved}, this model needs {shape}; the configuration differs"
+    return None
+
+
+@torch.no_grad()
+def first_not_finite(module: nn.Module) -> str | None:
+    """Names the first parameter of this rank that holds nan or an infinity; one wait for a GPU.
+
+    Nobody would see it: such a model writes text and scores tasks like any other, at random.
+    """
+    parameters = {name: p for name, p in module.named_parameters() if p.numel()}
+    ends = torch.stack([extremes(p) for p in parameters.values()])
+    for name, is_finite in zip(parameters, ends.isfinite().all(dim=1).tolist(), strict=True):
+        if not is_finite:
+            return name
+    return None
+
+
+def load_engine_state(
+    engine,
+    folder: Path,
+    topology: Topology,
+    *,
+    moment_names: tuple[str, ...] | None,
+    applied_steps: int,
+) -> None:
+    """Overwrites master weights and moments of this rank's part.
+
+    The module must have been filled by `load_module_weights` before the engine was made. Without
+    ZeRO it holds the master weights itself, which are not read a second time.
+
+    Args:
+        engine: Holds them.
+        folder: A ``global_step<N>`` folder.
+        topology: Where this rank sits.
+        moment_names: Those of the optimizer; None starts it from zero.
+        applied_steps: Steps that it has made.
+
+    Raises:
+        CheckpointError: If the moments of the checkpoint are others, once it has made a step.
+    """
+    reader = CheckpointReader(folder)
+    if moment_names is None or (applied_steps == 0 and not reader.moment_names):
+        moment_names = ()  # to be left, or not there before the first step
+    elif set(moment_names) != set(reader.moment_names):
+        raise CheckpointError(
+            f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
+            f"{list(moment_names)}; set no_load_optim to start it from zero"
+        )
+    if moment_names:
+        prepare_moments(engine, moment_names, applied_steps)
+    facts = {name: facts_of(p) for name, p in engine.module.named_parameters()}
+
+    def read(name: str, kind: str, offset: int, length: int) -> Tensor:
+        return _read_own(
+            reader, facts[name], topology, name=name, kind=kind, offset=offset, length=length
+        )
+
+    load_fragments(engine, moment_names, read, with_weights=engine.zero_optimization_stage() != 0)
+
+
+def _read_own(
+    reader: CheckpointReader,
+    facts: ParameterFacts,
+    topology: Topology,
+    *,
+    name: str,
+    offset: int,
+    length: int,
+    kind: str = "fp32",
+) -> Tensor:
+    """Elements [offset, offset + length) of this rank's flat shard, zero where it is padding.
+
+    Where the parameter was saved in these very shards, nothing else is read.
+    """
+    tp_rank, tp_size = topology.model_rank, topology.grid.model
+    if facts.tp_dim is None:
+        tp_rank, tp_size = 0, 1
+    saved = reader.info(name)
+    shape = saved.shard_shape(tp_rank, tp_size)
+    is_saved_so = saved == parameter_info(facts, tp_size) and (
+        facts.tp_dim is None or reader.layout["tp"] == tp_size
+    )
+    # padding must be what follows the saved elements, as it is where rows are cut
+    if not is_saved_so or shape[1:] != facts.shard_shape[1:]:
+        shard = cut_shard(reader.read_logical(name, kind), facts, tp_rank)
+        return shard.flatten()[offset : offset + length]
+    kept = max(0, min(length, math.prod(shape) - offset))
+    own = reader.read_shard_range(name, kind, tp_rank, offset, kept)
+    return own if kept == length else torch.cat((own, own.new_zeros(length - kept)))
+
+
+def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Returns the contents of ``state.json`` and ``mixture.json``.
+
+    Raises:
+        CheckpointError: If one of them cannot be read or holds something else; names the field.
+    """
+    state, mixture = (read_content(folder, name) for name in RUN_FILES)
+    return state, mixture
+
+
+def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> None:
+    """Restores this rank's random state if the checkpoint holds it and the layout is the same.
+
+    ``say`` receives a line where the random numbers of the run do not continue; None where nothing
+    draws any, as without dropout.
+    """
+    path = folder / f"rng_{topology.rank:05d}.safetensors"
+    grid = topology.grid
+    layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}
+    reader = CheckpointReader(folder)
+    saved = reader.layout
+    if saved == layout and path.name in reader.files:
+        accelerator.set_rng_state(read_random_state(path))
+        return
+    reason = (
+        "random states were not saved (no_save_rng)"
+        if saved == layout
+        else f"saved on {saved}, now {layout}"
+    )
+    if say is not None:
+        say(f"{folder}: {reason}: dropout's masks will differ from those of the uninterrupted run")

@@ -1,0 +1,275 @@
+"""What the files of a checkpoint must hold; every reader asks here, and so does `verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+from megatron.engine.state import TrainState
+from megatron.model.config import ModelConfig
+from megatron.neox_arguments.run_config import Derived
+from odm.json_data import (
+    Check,
+    SchemaError,
+    anything,
+    boolean,
+    fields,
+    integer,
+    list_of,
+    mapping_of,
+    number,
+    optional,
+    refuse,
+    text,
+)
+from odm.saved_state import check_stored_state
+
+__all__ = [
+    "CONFIGS",
+    "FORMAT_VERSION",
+    "RUN_FILES",
+    "ParameterInfo",
+    "check_index",
+    "check_mixture",
+    "check_random_state",
+    "check_resolved",
+    "check_state",
+]
+
+FORMAT_VERSION = 1
+CONFIGS = "configs"
+"""Folder of the configuration files; older checkpoints have no checksums of these."""
+RUN_FILES = ("state.json", "mixture.json")
+"""Files of the run as a whole, which every checkpoint has."""
+
+_MAX_RANKS = 1 << 24
+_MAX_TENSOR_RANKS = 1 << 16
+_MAX_EXTENT = 1 << 40
+_FLOAT_BYTES = 4
+_WORDS = 626
+"""Of a Mersenne twister as `accelerator.rng_state` stores it: 624 numbers and two more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterInfo:
+    """What every rank must agree on about a parameter."""
+
+    shape: tuple[int, ...]
+    """Logical shape: unsharded, without vocabulary padding."""
+    tp_dim: int | None
+    """Dimension that tensor parallelism cuts; None when replicated."""
+    extent: int
+    """Size of that dimension over all shards as saved, vocabulary padding included."""
+
+    def shard_shape(self, tp_rank: int, tp_size: int) -> tuple[int, ...]:
+        """Shape of a saved shard, without padding."""
+        shape = list(self.shape)
+        if self.tp_dim is not None:
+            size = self.extent // tp_size
+            shape[self.tp_dim] = max(0, min(size, shape[self.tp_dim] - size * tp_rank))
+        return tuple(shape)
+
+
+_FILE_NAME = text(
+    rf"(?!index\.json)(?!{CONFIGS}/\.{{1,2}}$)(?!\.)({CONFIGS}/)?[^/\x00-\x1f]+",
+    must="the name of a file of the checkpoint",
+    as_file=True,
+)
+_COUNT = integer(0, _MAX_EXTENT)
+_INDEX = fields(
+    {
+        "layout": fields(
+            {
+                "dp": integer(1, _MAX_RANKS),
+                "tp": integer(1, _MAX_TENSOR_RANKS),
+                "pp": integer(1, _MAX_RANKS),
+            }
+        ),
+        "moments": list_of(text(r"(?!fp32$)\w+", must="the name of a moment")),
+        "files": mapping_of(
+            fields({"size": integer(0), "crc32": integer(0, 2**32 - 1)}), _FILE_NAME
+        ),
+        "parameters": mapping_of(
+            fields(
+                {
+                    "shape": list_of(integer(1, _MAX_EXTENT)),
+                    "tp_dim": optional(integer(0, 7)),
+                    "extent": integer(1, _MAX_EXTENT),
+                    "fragments": list_of(anything),
+                }
+            ),
+            text(r"[^|\x00-\x1f]+", must="the name of a parameter"),
+        ),
+    }
+)
+
+_COUNTERS = {name: integer(0) for name in TrainState().state_dict()}
+_STATE = fields(
+    {"counters": fields(_COUNTERS)},
+    {
+        "loss_scaler": fields(
+            {},
+            {
+                "cur_scale": number(1e-300),
+                "cur_iter": integer(0),
+                "last_overflow_iter": integer(-(2**62)),
+                "cur_hysteresis": integer(-(2**62)),
+            },
+            closed=True,
+        ),
+        "config_files": list_of(text(must="the name of a file", as_file=True)),
+        "samples_per_epoch": mapping_of(integer(0)),
+    },
+)
+_GROUPS = mapping_of(mapping_of(anything))
+_OF_TYPE = {int: integer(0, 1 << 19), float: number(), bool: boolean, str: text()}
+_DERIVED = {field.name for field in dataclasses.fields(Derived)}
+_NETWORK: dict[str, Check] = {
+    **{name: _OF_TYPE[kind] for name, kind in get_type_hints(ModelConfig).items()},
+    **dict.fromkeys(("layernorm_epsilon", "rms_norm_epsilon", "scalenorm_epsilon"), number(0)),
+    "num_layers": integer(1, 10_000),
+    "max_position_embeddings": integer(1, 1 << 31),
+}
+"""Types of the fields that `model_config` takes from the groups."""
+_SCHEDULE_OF_RATES = {
+    "learning_rate": number(0),
+    "warmup_iters": number(0),
+    "lr_decay_iters": integer(0),
+}
+_NETWORK_AND_SCHEDULE = fields(
+    {
+        # null where a value is derived from others, or has not been given
+        "model": fields({}, {name: optional(check) for name, check in _NETWORK.items()}),
+        "derived": fields(
+            {}, {**{n: c for n, c in _NETWORK.items() if n in _DERIVED}, **_SCHEDULE_OF_RATES}
+        ),
+    },
+    {
+        "training": fields({}, _NETWORK),
+        "lr_scheduler": fields({}, {"min_lr": number(), "lr_decay_style": text()}),
+    },
+)
+
+
+def check_index(index: Any, where: str) -> None:
+    """Checks an index whose version and checksum are right; see `odm.json_data.Check`."""
+    _INDEX(index, where)
+    files, filled = index["files"], dict.fromkeys(index["files"], 0)
+    for name in RUN_FILES:
+        if name not in files:
+            raise SchemaError(f"files: lacks {name}")
+    for name, facts in index["parameters"].items():
+        place = f"parameters.{name}"
+        _check_shape(facts, index["layout"]["tp"], place)
+        _check_fragments(facts, index["layout"]["tp"], filled, place)
+    for name, elements in filled.items():
+        if _FLOAT_BYTES * elements > files[name]["size"]:
+            raise SchemaError(f"files.{name}.size: is too small for {elements} float32 numbers")
+
+
+def _check_shape(facts: Mapping[str, Any], tp_size: int, where: str) -> None:
+    shape, tp_dim, extent = facts["shape"], facts["tp_dim"], facts["extent"]
+    if not 1 <= len(shape) <= 8 or math.prod(shape) > _MAX_EXTENT:
+        refuse(f"{where}.shape", f"1 to 8 sizes whose product is at most {_MAX_EXTENT}", shape)
+    if tp_dim is not None and tp_dim >= len(shape):
+        refuse(f"{where}.tp_dim", f"below the {len(shape)} dimensions", tp_dim)
+    if extent < shape[tp_dim or 0] or (tp_dim is not None and extent % tp_size):
+        refuse(f"{where}.extent", f"a multiple of {tp_size} from {shape[tp_dim or 0]} on", extent)
+
+
+def _check_fragments(
+    facts: Mapping[str, Any], tp_size: int, filled: dict[str, int], where: str
+) -> None:
+    """Every element of every shard is in exactly one fragment; adds their lengths to ``filled``."""
+    info = ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
+    num_shards = 1 if info.tp_dim is None else tp_size
+    numbers = (integer(0, num_shards - 1), _COUNT, _COUNT)
+    shards: dict[int, list[tuple[int, int]]] = {}
+    for place, fragment in enumerate(facts["fragments"]):
+        at = f"{where}.fragments[{place}]"
+        if not isinstance(fragment, (list, tuple)) or len(fragment) != 4:
+            refuse(at, "[file, tensor rank, offset, length]", fragment)
+        file = fragment[0]
+        if not isinstance(file, str) or file not in filled or "/" in file:
+            refuse(f"{at}[0]", "a file that the index lists", file)
+        for number_of, (check, value) in enumerate(zip(numbers, fragment[1:], strict=True), 1):
+            check(value, f"{at}[{number_of}]")
+        filled[file] += fragment[3]
+        shards.setdefault(fragment[1], []).append((fragment[2], fragment[3]))
+    for tp_rank, pieces in shards.items():
+        end = math.prod(info.shard_shape(tp_rank, num_shards))
+        _check_tiling([*sorted(pieces), (end, 0)], f"{where}.fragments: tensor rank {tp_rank}")
+    total = sum(length for pieces in shards.values() for _, length in pieces)
+    if total != math.prod(info.shape):
+        refuse(f"{where}.fragments", f"{math.prod(info.shape)} elements together", total)
+
+
+def _check_tiling(pieces: Iterable[tuple[int, int]], where: str) -> None:
+    position = 0
+    for offset, length in pieces:
+        if offset != position:
+            what = "are missing" if offset > position else "overlap"
+            raise SchemaError(f"{where}: elements {what} between {position} and {offset}")
+        position += length
+
+
+def check_state(state: Any, where: str) -> None:
+    """Checks the content of ``state.json``; see `odm.json_data.Check`."""
+    _STATE(state, where)
+    counters = state["counters"]
+    for name in ("applied_steps", "consecutive_skips"):
+        if counters[name] > counters["step"]:
+            refuse(f"counters.{name}", f"at most the step, {counters['step']}", counters[name])
+
+
+def check_mixture(mixture: Any, where: str) -> None:
+    """Checks the content of ``mixture.json``: a state, or null to start from zero."""
+    if mixture is not None:
+        check_stored_state(mixture)
+
+
+def check_resolved(groups: Any, where: str) -> None:
+    """Checks the content of ``resolved.json``: without the network nothing would be compared."""
+    _GROUPS(groups, where)
+    for name in ("model", "derived"):
+        if not groups.get(name):
+            raise SchemaError(f"lacks {name}, the network that the weights belong to")
+    _NETWORK_AND_SCHEDULE(groups, where)
+
+
+def check_random_state(state: Mapping[str, Tensor]) -> None:
+    """Checks the tensors of ``rng_<rank>.safetensors``, see `accelerator.rng_state`.
+
+    Raises:
+        SchemaError: Naming the tensor.
+    """
+    words = {name: (torch.int64, (_WORDS,)) for name in ("python", "numpy")}
+    known = {**words, "numpy_gauss": (torch.float64, (1,))}
+    missing = sorted({*known, "python_gauss", "torch"} - state.keys())
+    if missing:
+        raise SchemaError(f"lacks {', '.join(missing)}")
+    for name, (dtype, shape) in known.items():
+        if state[name].dtype != dtype or tuple(state[name].shape) != shape:
+            refuse(name, f"{dtype} of shape {shape}", (state[name].dtype, state[name].shape))
+    gauss = state["python_gauss"]
+    if gauss.dtype != torch.float64 or tuple(gauss.shape) not in ((0,), (1,)):
+        refuse("python_gauss", "at most one float64", (gauss.dtype, gauss.shape))
+    ends = {"python": (624, 3, 3), "numpy": (624, 0, 1)}  # position, and version or a flag
+    for name, (last_position, low, high) in ends.items():
+        *numbers, position, last = state[name].tolist()
+        if not all(0 <= n < 2**32 for n in numbers):
+            refuse(name, "numbers of 32 bits", "others")
+        if not (0 <= position <= last_position and low <= last <= high):
+            refuse(name, "a position and a version that Python knows", (position, last))
+    for name in ("torch", "device"):
+        if name in state and (state[name].dtype != torch.uint8 or state[name].dim() != 1):
+            refuse(name, "bytes", (state[name].dtype, state[name].shape))
+    try:
+        torch.Generator().set_state(state["torch"])
+    except RuntimeError as error:
+        raise SchemaError(f"torch: is no state of its generator ({error})") from None

@@ -1,0 +1,106 @@
+"""What a rank contributes to a checkpoint: copies on the CPU, and how they are written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron.checkpoint.format import file_facts, fragment_key, parameter_info
+from megatron.checkpoint.fragments import Fragment, iterate_fragments
+from megatron.checkpoint.tensor_files import write_tensors
+from megatron.model.parameters import ParameterFacts, facts_of
+from megatron.mpu import Topology
+from megatron.runtime import accelerator
+
+__all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of what a rank owns: training may go on while they are written."""
+
+    rank: int
+    tensors: dict[str, Tensor]
+    """Fragments by their key in the file."""
+    random_state: dict[str, Tensor]
+    """Empty when random states are not saved."""
+    parameters: dict[str, dict[str, Any]]
+    """Entries of the index: shape, tp_dim, extent and this rank's fragments, by parameter."""
+    moments: tuple[str, ...]
+    """Moments among the fragments."""
+
+
+def take_snapshot(
+    engine, topology: Topology, *, moment_names: tuple[str, ...], with_random_state: bool
+) -> Snapshot:
+    """Copies this rank's fragments to the CPU; no communication."""
+    name = _file_name(topology.rank)
+    tensors: dict[str, Tensor] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    kinds: set[str] = set()
+    for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
+        facts = facts_of(fragment.parameter)
+        if not _is_owner(fragment.parameter, topology):
+            continue
+        tp_rank = 0 if facts.tp_dim is None else topology.model_rank
+        length = fragment.length - _padding(fragment, facts, tp_rank)
+        if length <= 0:
+            continue
+        info = parameter_info(facts, topology.grid.model)
+        entry = parameters.setdefault(fragment.name, {**asdict(info), "fragments": []})
+        entry["fragments"].append((name, tp_rank, fragment.offset, length))
+        kinds.update(fragment.values)
+        for kind, values in fragment.values.items():
+            key = fragment_key(kind, fragment.name, tp_rank, fragment.offset)
+            tensors[key] = values[:length].detach().to("cpu", torch.float32, copy=True)
+    return Snapshot(
+        rank=topology.rank,
+        tensors=tensors,
+        random_state=accelerator.rng_state() if with_random_state else {},
+        parameters=parameters,
+        moments=tuple(sorted(kinds - {"fp32"})),
+    )
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
+    """Writes the files of a rank; returns what the index must know of them, as plain data."""
+    files = {
+        _file_name(snapshot.rank): _save_tensors(
+            folder / _file_name(snapshot.rank), snapshot.tensors
+        )
+    }
+    if snapshot.random_state:
+        name = f"rng_{snapshot.rank:05d}.safetensors"
+        files[name] = _save_tensors(folder / name, snapshot.random_state)
+    return {"files": files, "parameters": snapshot.parameters, "moments": snapshot.moments}
+
+
+def _file_name(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _is_owner(parameter: Any, topology: Topology) -> bool:
+    """Replicated parameters are written by one tensor rank, tied copies by the lowest stage."""
+    if getattr(parameter, "ds_pipe_replicated", False):
+        return False
+    return facts_of(parameter).tp_dim is not None or topology.model_rank == 0
+
+
+def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
+    """Elements at the end of a fragment that are vocabulary padding, which is never written."""
+    if facts.tp_dim != 0:
+        return 0
+    rows = facts.shard_shape[0]
+    known_rows = max(0, min(rows, facts.logical_shape[0] - tp_rank * rows))
+    known = known_rows * math.prod(facts.shard_shape[1:])
+    return max(0, min(fragment.length, fragment.offset + fragment.length - known))
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
+    write_tensors(path, tensors)
+    return file_facts(path)

@@ -1,0 +1,1 @@
+"""One training step: model, optimizer, learning rate and gradients on DeepSpeed's engine."""

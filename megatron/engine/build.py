@@ -1,0 +1,284 @@
+"""From a configuration to a DeepSpeed engine, filled from a checkpoint where there is one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+
+from megatron.checkpoint.format import read_resolved_config
+from megatron.checkpoint.fragments import load_loss_scaler
+from megatron.checkpoint.loading import (
+    find_checkpoint,
+    load_engine_state,
+    load_module_weights,
+    load_run_state,
+    restore_random_state,
+)
+from megatron.engine.gradient_norm import GradientClipper, clips_itself
+from megatron.engine.optimizers import build_optimizer, moment_names
+from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunner
+from megatron.engine.state import TrainState
+from megatron.errors import CheckpointError
+from megatron.files import is_same_path
+from megatron.model.config import ModelConfig, model_config
+from megatron.model.gpt2_model import GPT2Model
+from megatron.model.loss import DomainLossRecorder
+from megatron.model.pipeline_model import GPT2PipelineModel
+from megatron.mpu import Topology
+from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
+from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
+from megatron.neox_arguments.deepspeed_json import missing_monitor_problem, passed_sections
+from megatron.runtime import accelerator
+from megatron.runtime.initialize import set_timeout_on_all_groups
+from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
+
+__all__ = ["LoadedRun", "build_model", "build_runner", "checkpoint_to_load"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A runner and what the checkpoint said besides weights and moments."""
+
+    runner: StepRunner
+    state: TrainState
+    mixture_state: dict[str, Any] | None = None
+    """State of the mixture; None for a fresh start or ``finetune``."""
+    samples_per_epoch: dict[str, int] = field(default_factory=dict)
+    """What the mixture counted its epochs in, by domain; empty where `mixture_state` is None."""
+    folder: Path | None = None
+    """Checkpoint that was loaded."""
+    saved_config: dict[str, Any] | None = None
+    """The resolved configuration in the checkpoint; None for a fresh start, for ``finetune`` and
+    where the checkpoint has none."""
+
+    def is_saved_in(self, save: str | None) -> bool:
+        """Whether ``save`` holds a checkpoint of this very state."""
+        if self.folder is None or save is None or self.state.step == 0:
+            return False
+        return is_same_path(self.folder.parent, save)
+
+
+def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
+    """Shape of the network for a run; padding makes the vocabulary divisible by the layout."""
+    divisor = math.lcm(
+        config.model.make_vocab_size_divisible_by, config.derived.model_parallel_size
+    )
+    return model_config(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        padded_vocab_size=padded_vocab_size(tokenizer.vocab_size, divisor),
+    )
+
+
+def build_model(
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    topology: Topology,
+    *,
+    recorder: DomainLossRecorder | None = None,
+    for_training: bool = True,
+) -> GPT2Model | GPT2PipelineModel:
+    """Builds what this rank holds of the network, in float32, with its initial values.
+
+    Args:
+        config: The resolved configuration.
+        tokenizer: Its vocabulary size is the model's.
+        topology: Where this rank sits.
+        recorder: Receives per-domain losses.
+        for_training: False keeps whole sequences on every rank, so that any length can be read.
+    """
+    shape = build_model_config(config, tokenizer)
+    sequence_parallel = config.parallelism.sequence_parallel and for_training
+    tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
+    seed = config.other.seed
+    if topology.grid.pipe == 1:
+        return GPT2Model(shape, seed=seed, recorder=recorder, tp=tp)
+    return GPT2PipelineModel(
+        shape,
+        topology,
+        tp,
+        seed=seed,
+        recorder=recorder,
+        partition_method=config.parallelism.pipe_partition_method,
+    )
+
+
+def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True) -> Path | None:
+    """Finds the checkpoint that ``load`` and ``iteration`` name.
+
+    Args:
+        config: The resolved configuration.
+        say: Receives lines for the user.
+        for_training: Whether a run may begin without a checkpoint.
+
+    Raises:
+        CheckpointError: If ``load`` holds none, unless it is also the ``save`` folder: then the run
+            starts fresh, which is how one command serves for starting and for resuming.
+        ConfigError: If there is no ``load`` for what says how to load.
+    """
+    derived = config.derived
+    if derived.load_path is None:
+        if config.training.finetune or config.other.iteration is not None:
+            key = "finetune" if config.training.finetune else "iteration"
+            raise ConfigError(
+                f"{key}: there is no load, from which it would start; set load to the folder of "
+                f"the checkpoints, or remove {key}"
+            )
+        return None
+    load = Path(derived.load_path)
+    folder = find_checkpoint(load, config.other.iteration, say)
+    if folder is None:
+        if (load / "index.json").is_file():
+            raise CheckpointError(
+                f"load: {load} is itself a checkpoint; name the folder that holds it, {load.parent}"
+                f", and choose it with iteration: {load.name.removeprefix('global_step')}"
+            )
+        if _is_hugging_face_model(load):
+            raise CheckpointError(
+                f"load: {load} is a model of Hugging Face; make a checkpoint of it with python "
+                f"tools/convert_from_hf.py --input_dir {load} --output_dir FOLDER, and load FOLDER"
+            )
+        if not for_training:
+            raise CheckpointError(
+                f"load: no checkpoint in {load}; correct the path, or train the model first"
+            )
+        if derived.save_path is None or not is_same_path(derived.load_path, derived.save_path):
+            raise CheckpointError(
+                f"load: no checkpoint in {derived.load_path}; correct the path, or remove load to "
+                "start from scratch"
+            )
+        say(f"load: no checkpoint in {derived.load_path} yet; starting from scratch")
+    return folder
+
+
+def _is_hugging_face_model(folder: Path) -> bool:
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    return (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights)
+
+
+def build_runner(
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    topology: Topology,
+    *,
+    num_domains: int,
+    say: Say,
+) -> LoadedRun:
+    """Builds model, optimizer and engine, and continues from ``load`` where it is set.
+
+    Raises:
+        ConfigError: If DeepSpeed refuses a section that is passed to it as it is.
+    """
+    mpu = DeepSpeedMpu(topology)
+    _check_deepspeed_sections(config, mpu)  # first: a large model takes minutes to build
+    recorder = DomainLossRecorder(num_domains, accelerator.device())
+    say("building the model")
+    model = build_model(config, tokenizer, topology, recorder=recorder)
+    folder = checkpoint_to_load(config, say)
+    if folder is not None:
+        say(f"loading {folder}")
+        may_differ = config.training.finetune  # as with a rotary base for longer texts
+        load_module_weights(model, folder, topology, on_other_network=say if may_differ else None)
+    say("starting the engine")
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config),
+        config=deepspeed_config(config),
+        mpu=mpu if topology.grid.pipe == 1 else None,
+        dist_init_required=False,
+    )
+    if topology.grid.data == 1 and config.derived.zero_stage == 0:
+        # nothing to sum: DeepSpeed would copy all gradients into buckets and back
+        engine.enable_backward_allreduce = False
+    set_timeout_on_all_groups(config)
+    accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
+    runner = _make_runner(config, engine, recorder, topology)
+    if folder is None:
+        return LoadedRun(runner, TrainState())
+    return _continue_from(config, runner, folder, say)
+
+
+def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
+    """Turns what DeepSpeed says of the user's sections into one line."""
+    if problem := missing_monitor_problem(config):
+        raise ConfigError(problem)
+    values = deepspeed_config(config)
+    refusal = _refusal_of(values, mpu)
+    if refusal is None:
+        return
+    for section, name in passed_sections(config).items():
+        others = {key: value for key, value in values.items() if key != section}
+        if _refusal_of(others, mpu) is None:
+            raise ConfigError(
+                f"{name}: DeepSpeed refuses it: {_in_one_line(refusal)}; fix or remove it"
+            )
+    raise refusal
+
+
+def _in_one_line(error: Exception) -> str:
+    """Text of an error; pydantic's has lines of advice for programmers, and parts that have not."""
+    parts = getattr(error, "errors", None)
+    if callable(parts):
+        return ", ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in parts())
+    return " ".join(str(error).split())
+
+
+def _refusal_of(values: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
+    """Returns what DeepSpeed raises for a configuration: it has no one class for that."""
+    try:
+        deepspeed.DeepSpeedConfig(copy.deepcopy(values), mpu)
+    except Exception as error:
+        return error
+    return None
+
+
+def _dropout_seed(seed: int, topology: Topology) -> int:
+    """Differs between replicas and stages; alike in a tensor group, whose ranks share tensors."""
+    return seed + topology.data_rank + topology.grid.data * topology.pipe_rank
+
+
+def _make_runner(
+    config: RunConfig, engine, recorder: DomainLossRecorder, topology: Topology
+) -> StepRunner:
+    derived = config.derived
+    clipper = None
+    if clips_itself(zero_stage=derived.zero_stage, precision=derived.precision):
+        clipper = GradientClipper(engine, topology, derived.gradient_clipping)
+    kind = DataParallelRunner if topology.grid.pipe == 1 else PipelineRunner
+    return kind(engine, recorder, topology, clipper, has_masks=config.other.eod_mask_loss)
+
+
+def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:
+    """Loads masters and moments into the engine, and returns it with counters and mixture."""
+    training = config.training
+    saved_state, mixture_state = load_run_state(folder)
+    state = TrainState()
+    if not training.finetune:
+        state.load_state_dict(saved_state["counters"])
+    skips_moments = training.finetune or training.no_load_optim
+    load_engine_state(
+        runner.engine,
+        folder,
+        runner.topology,
+        moment_names=None if skips_moments else moment_names(config),
+        applied_steps=state.applied_steps,
+    )
+    if training.finetune:
+        say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
+        return LoadedRun(runner, state, folder=folder)
+    if not skips_moments:
+        load_loss_scaler(runner.engine, saved_state["loss_scaler"])
+    if not training.no_load_rng:
+        has_dropout = training.hidden_dropout > 0 or training.attention_dropout > 0
+        restore_random_state(folder, runner.topology, say if has_dropout else None)
+    samples_per_epoch = saved_state.get("samples_per_epoch", {})
+    saved_config = read_resolved_config(folder)
+    return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder, saved_config)

@@ -1,0 +1,244 @@
+"""How one optimizer step and one evaluation run on an engine: the only callers of its methods."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron.checkpoint.fragments import loss_scaler_state
+from megatron.data.batch import Batch
+from megatron.engine.gradient_norm import GradientClipper
+from megatron.model.gpt2_model import GPT2Model
+from megatron.model.loss import DomainLossRecorder
+from megatron.model.parameters import facts_of
+from megatron.mpu import Topology
+from megatron.runtime import accelerator
+from megatron.runtime.process_life import stop_requested
+
+__all__ = [
+    "DataParallelRunner",
+    "Evaluator",
+    "InferenceRunner",
+    "PipelineRunner",
+    "StepResult",
+    "StepRunner",
+    "all_reduce_sum",
+    "any_rank_asked_to_stop",
+    "count_parameters",
+]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step left behind. Tensors stay on the device until somebody reads them."""
+
+    domain_sums: Tensor
+    """Packed per-domain sums of this rank, see `DomainLossRecorder`; not yet reduced."""
+    grad_norm: Tensor | float | None
+    """Global gradient norm before clipping."""
+    skipped: bool
+    """Whether an fp16 overflow made the optimizer skip the step."""
+
+
+class Evaluator(Protocol):
+    """What can evaluate: every runner."""
+
+    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+        """Sums over the samples of ``batches`` on all ranks, (5, K) float64.
+
+        See `DomainLossRecorder.drain_held_out`.
+
+        Every rank must bring the same number of batches: forward passes may communicate.
+        """
+
+
+class StepRunner(ABC):
+    """One optimizer step on a DeepSpeed engine, whatever its parallelism.
+
+    Args:
+        engine: The engine.
+        recorder: Filled by the model's forward passes on the last stage.
+        topology: Where this rank sits.
+        clipper: Clips gradients where DeepSpeed does not; None where it does.
+        has_masks: Whether micro-batches may differ in the number of tokens that count.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        recorder: DomainLossRecorder,
+        topology: Topology,
+        clipper: GradientClipper | None,
+        *,
+        has_masks: bool = False,
+    ):
+        self.engine = engine
+        self.recorder = recorder
+        self.topology = topology
+        self.clipper = clipper
+        self.has_masks = has_masks
+        self.device = accelerator.device()
+
+    @abstractmethod
+    def _run(self, batches: Iterator[Batch]) -> None:
+        """Forward and backward passes of all micro-batches, and the optimizer step."""
+
+    @abstractmethod
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        """Forward passes of all batches."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Sets the rate of the next optimizer step."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def train_step(self, batches: Iterable[Batch]) -> StepResult:
+        """Runs all micro-batches of one optimizer step."""
+        skipped_before = self.engine.skipped_steps
+        if self.has_masks:
+            batches = list(batches)  # read ahead: the mean over all their tokens needs the number
+            self._share_mean_tokens(batches)
+        self._run(iter(batches))
+        norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
+        return StepResult(
+            domain_sums=self._if_counted(self.recorder.drain()),
+            grad_norm=norm,
+            skipped=self.engine.skipped_steps > skipped_before,
+        )
+
+    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+        """See `Evaluator`; the model is back in training mode afterwards."""
+        model = self.engine.module
+        model.recorder = DomainLossRecorder(num_domains, self.device)
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                self._forward_only(iter(batches))
+            return all_reduce_sum(self._if_counted(model.recorder.drain_held_out()))
+        finally:
+            model.recorder = self.recorder
+            self.engine.train()
+
+    def _share_mean_tokens(self, batches: Sequence[Batch]) -> None:
+        """Tells the output layer how many tokens of a micro-batch count, on average over all ranks.
+
+        Ranks that share the samples of a replica count them alike, which leaves the mean as it is.
+        """
+        tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
+        counts = torch.tensor([tokens, len(batches)], dtype=torch.float64, device=self.device)
+        tokens_of_all, batches_of_all = all_reduce_sum(counts)
+        output = self.engine.module.output_layer
+        if output is not None:
+            output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
+
+    def _if_counted(self, sums: Tensor) -> Tensor:
+        """``sums``; zeros where another rank has counted the same losses."""
+        is_counted = self.topology.is_last_stage and self.topology.model_rank == 0
+        return sums if is_counted else torch.zeros_like(sums)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Current fp16 loss scale; None in other precisions."""
+        if not self.engine.fp16_enabled():
+            return None
+        # the engine's own method tells the configured scale, which is 0 for a dynamic one
+        return float(self.engine.optimizer.loss_scaler.loss_scale)
+
+    def loss_scaler_state(self) -> dict[str, float]:
+        """Numbers of the dynamic fp16 loss scale, for the checkpoint."""
+        return loss_scaler_state(self.engine)
+
+
+class DataParallelRunner(StepRunner):
+    """Gradient accumulation on the plain engine; the model may be tensor-parallel."""
+
+    def _run(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            loss = self.engine(*_inputs(batch, self.device))
+            self.engine.backward(loss)
+            self.engine.step()
+
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
+            self.engine(*_inputs(batch, self.device))
+
+
+class PipelineRunner(StepRunner):
+    """Micro-batches in flight between stages, on DeepSpeed's pipeline engine."""
+
+    def _run(self, batches: Iterator[Batch]) -> None:
+        self.engine.train_batch(data_iter=map(_stage_inputs, batches))
+
+    def _forward_only(self, batches: Iterator[Batch]) -> None:
+        while group := list(itertools.islice(batches, self.engine.micro_batches)):
+            self.engine.eval_batch(
+                data_iter=map(_stage_inputs, group),
+                compute_loss=True,
+                reduce_output=None,
+                bcast_loss=False,
+                num_micro_batches=len(group),
+            )
+
+
+class InferenceRunner:
+    """Evaluates a bare model, without an engine."""
+
+    def __init__(self, model: GPT2Model, topology: Topology):
+        self.model = model
+        self.topology = topology
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+        """See `Evaluator`."""
+        device = accelerator.device()
+        recorder = self.model.recorder = DomainLossRecorder(num_domains, device)
+        for batch in batches:
+            self.model(*_inputs(batch, device))
+        sums = recorder.drain_held_out()
+        return all_reduce_sum(sums if self.topology.model_rank == 0 else torch.zeros_like(sums))
+
+
+def _inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    moved = batch.to(device, non_blocking=True)
+    return moved.tokens, moved.labels, moved.loss_mask, moved.domain_ids
+
+
+def _stage_inputs(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """What the first stage reads, and what the last one compares with."""
+    return batch.tokens, (batch.labels, batch.loss_mask, batch.domain_ids)
+
+
+def count_parameters(runner: StepRunner) -> int:
+    """Logical parameters of the whole model, over all stages and parts of matrices."""
+    topology = runner.topology
+    count = sum(
+        math.prod(facts_of(p).logical_shape)
+        for p in runner.engine.module.parameters()
+        if not getattr(p, "ds_pipe_replicated", False)
+    )
+    is_counted = topology.model_rank == 0 and topology.data_rank == 0
+    total = torch.tensor(float(count if is_counted else 0), dtype=torch.float64)
+    return int(all_reduce_sum(total.to(runner.device)))
+
+
+def all_reduce_sum(sums: Tensor) -> Tensor:
+    """Sums over all ranks, in place; a no-op for one process."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(sums)
+    return sums
+
+
+def any_rank_asked_to_stop(device: torch.device) -> bool:
+    """Tells whether some rank was asked to stop; all ranks call it and hear the same."""
+    if dist.get_world_size() == 1:
+        return stop_requested()
+    return bool(all_reduce_sum(torch.tensor(float(stop_requested()), device=device)))

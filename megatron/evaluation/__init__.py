@@ -1,0 +1,1 @@
+"""Losses on held-out text, per domain, and models that are read from a checkpoint."""

@@ -1,0 +1,186 @@
+"""Per-domain losses on held-out data, and their averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from megatron.data.batch import Batch
+from megatron.data.data_utils import build_evaluation_source
+from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.engine.runners import Evaluator, InferenceRunner
+from megatron.errors import EvaluationStopped
+from megatron.evaluation.domains import EvaluationPart, nothing_to_evaluate
+from megatron.evaluation.trained_model import LoadedModel
+from megatron.reporting.progress_lines import ProgressLines
+from megatron.reporting.run_logger import RunLogger
+
+__all__ = ["DomainResult", "averages", "evaluate_domains", "evaluate_parts"]
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    """Held-out loss of one domain."""
+
+    loss: float
+    """Nats a token, the mean over all tokens evaluated."""
+    standard_error: float | None
+    """Of ``loss``, in nats a token; None for a single sample, which tells of no spread."""
+    perplexity: float
+    bits_per_byte: float | None
+    """Loss in bits a byte of text; None where the number of bytes is not known."""
+    num_samples: int
+    num_tokens: int
+    """Tokens that ``loss`` is the mean of."""
+
+
+def evaluate_domains(
+    runner: Evaluator,
+    source: EvaluationBatches,
+    *,
+    name: str = "evaluation",
+    say: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, DomainResult]:
+    """Evaluates every domain on its fixed samples; all ranks call it and get the same numbers.
+
+    Args:
+        runner: Computes the losses.
+        source: The samples.
+        name: What is evaluated, for lines of progress.
+        say: Receives the lines of progress, see `ProgressLines`; None keeps silent.
+        should_stop: Asked before each batch, on every rank, and answers alike on all of them.
+
+    Raises:
+        EvaluationStopped: On every rank, if ``should_stop`` said so.
+    """
+    progress = ProgressLines(say, name, total=sum(source.num_samples), unit="samples")
+    batches = _batches(source, should_stop, progress)
+    sums = runner.evaluate(batches, num_domains=len(source.domains)).cpu().numpy()
+    results = {}
+    for k, domain in enumerate(source.domains):
+        loss_sum, tokens = float(sums[0, k]), int(sums[1, k])
+        loss = loss_sum / tokens if tokens else math.nan
+        bytes_per_token = source.text_bytes_per_token[k]
+        results[domain] = DomainResult(
+            loss=loss,
+            standard_error=standard_error(sums[:, k], num_samples=source.num_samples[k]),
+            perplexity=math.exp(min(loss, 700.0)),  # exp overflows float64 above 709
+            bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else None,
+            num_samples=source.num_samples[k],
+            num_tokens=tokens,
+        )
+    return results
+
+
+def standard_error(sums: np.ndarray, *, num_samples: int) -> float | None:
+    """Standard error of a mean loss per token, with samples as the units that vary.
+
+    Tokens of one sample are alike, so counting them one by one would promise too much. The mean is
+    a ratio of sums over samples; its linearised variance is n / (n - 1) sum((L - mean T)^2) /
+    sum(T)^2 (Cochran 1977, Sampling Techniques, section 6.4).
+
+    Args:
+        sums: Over samples, with loss sum L and token count T: L, T, L^2, L T, T^2, shape (5,).
+        num_samples: Number n of samples.
+
+    Returns:
+        Nats a token; None for fewer than two samples and where no token counts.
+    """
+    loss, tokens, loss_squares, products, token_squares = map(float, sums)
+    if num_samples < 2 or not tokens:
+        return None
+    mean = loss / tokens
+    squares = loss_squares - 2.0 * mean * products + mean * mean * token_squares
+    # rounding may leave less than 0; max keeps nan, which a loss that is not finite leaves
+    return math.sqrt(max(squares, 0.0) * num_samples / (num_samples - 1)) / tokens
+
+
+def _batches(
+    source: EvaluationBatches, should_stop: Callable[[], bool] | None, progress: ProgressLines
+) -> Iterator[Batch]:
+    done = 0
+    for k, domain in enumerate(source.domains):
+        for number, batch in enumerate(source.batches(k)):
+            if should_stop is not None and should_stop():
+                raise EvaluationStopped
+            of_domain = source.num_samples[k] * number // source.num_batches(k)
+            progress.tell(done + of_domain, now_at=domain)
+            yield batch
+        done += source.num_samples[k]
+
+
+def averages(results: dict[str, DomainResult]) -> dict[str, float]:
+    """Means over domains under the research code's names, plain and weighted by samples.
+
+    ``avg_ppl`` is the mean of perplexities, not the perplexity of the mean loss: the two rank
+    mixtures differently, so both are reported.
+    """
+    losses = np.array([r.loss for r in results.values()])
+    perplexities = np.array([r.perplexity for r in results.values()])
+    samples = np.array([r.num_samples for r in results.values()], dtype=np.float64)
+    weights = samples / samples.sum()
+    summary = {
+        "avg_lm_loss": float(losses.mean()),
+        "avg_ppl": float(perplexities.mean()),
+        "ppl_of_avg_lm_loss": math.exp(min(float(losses.mean()), 700.0)),
+        "weighted_avg_lm_loss": float(losses @ weights),
+        "weighted_avg_ppl": float(perplexities @ weights),
+        "worst_lm_loss": float(losses.max()),
+    }
+    errors = [r.standard_error for r in results.values()]
+    if all(error is not None for error in errors):
+        errors_of_domains = np.array(errors, dtype=np.float64)
+        summary["avg_lm_loss_standard_error"] = float(
+            np.linalg.norm(errors_of_domains) / len(errors_of_domains)
+        )
+    bits = [r.bits_per_byte for r in results.values()]
+    if all(value is not None for value in bits):
+        summary["avg_bits_per_byte"] = float(np.mean(np.array(bits, dtype=np.float64)))
+    return summary
+
+
+def evaluate_parts(
+    loaded: LoadedModel, parts: Sequence[EvaluationPart], logger: RunLogger
+) -> dict[str, Any]:
+    """Evaluates a loaded model on data, and logs and prints the losses of each part.
+
+    Args:
+        loaded: The model and its iteration.
+        parts: What to evaluate; all ranks pass the same.
+        logger: Receives the losses.
+
+    Returns:
+        {name of the part: {"domains": {domain: losses}, "averages": ...}}.
+
+    Raises:
+        ConfigError: If none of the parts has data.
+    """
+    topology = loaded.topology
+    runner = InferenceRunner(loaded.model, topology)
+    report: dict[str, Any] = {}
+    for part in parts:
+        source = build_evaluation_source(
+            part.config,
+            part.split,
+            dp_rank=topology.data_rank,
+            dp_size=topology.grid.data,
+            tokenizer_info=loaded.tokenizer,
+            batch_size=loaded.train_batch_size,
+        )
+        if source is None:
+            continue
+        results = evaluate_domains(runner, source, name=part.name, say=logger.say)
+        summary = averages(results)
+        logger.evaluation(part.name, loaded.iteration, results, summary)
+        report[part.name] = {
+            "domains": {name: asdict(result) for name, result in results.items()},
+            "averages": summary,
+        }
+    if parts and not report:
+        raise nothing_to_evaluate(parts[0].config)
+    return report

@@ -1,0 +1,115 @@
+"""A trained model for reading only: no optimizer, no engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron.checkpoint.format import read_resolved_config
+from megatron.checkpoint.loading import first_not_finite, load_module_weights, load_run_state
+from megatron.engine.build import build_model, checkpoint_to_load
+from megatron.errors import CheckpointError
+from megatron.model.gpt2_model import GPT2Model
+from megatron.mpu import Topology
+from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.reporting.run_logger import print_rank_0
+from megatron.runtime import accelerator
+from megatron.tokenizer import AbstractTokenizer, build_tokenizer
+
+__all__ = ["LoadedModel", "load_for_inference", "open_checkpoint", "read_model"]
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that a checkpoint filled."""
+
+    model: GPT2Model
+    """In evaluation mode."""
+    tokenizer: AbstractTokenizer
+    topology: Topology
+    iteration: int
+    """Training iterations that the checkpoint has seen."""
+    train_batch_size: int | None = None
+    """Samples of an iteration of the run that saved it; None where the checkpoint does not say."""
+
+
+def load_for_inference(
+    config: RunConfig, topology: Topology
+) -> tuple[GPT2Model, AbstractTokenizer]:
+    """Model and tokenizer of `open_checkpoint`."""
+    loaded = open_checkpoint(config, topology)
+    return loaded.model, loaded.tokenizer
+
+
+def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
+    """Loads the checkpoint that ``load`` and ``iteration`` name, of any layout.
+
+    Raises:
+        ConfigError: If ``load`` is not set.
+        CheckpointError: If there is no checkpoint, or it is another model's.
+    """
+    if config.derived.load_path is None:
+        raise ConfigError("load: set it to the checkpoint folder of the model to read")
+    tokenizer = build_tokenizer(config)
+    folder = checkpoint_to_load(config, print_rank_0, for_training=False)
+    assert folder is not None
+    model = read_model(config, tokenizer, topology, folder=folder)
+    state, _ = load_run_state(folder)
+    trained_as = read_resolved_config(folder) or {}
+    return LoadedModel(
+        model,
+        tokenizer,
+        topology,
+        int(state["counters"]["step"]),
+        trained_as.get("derived", {}).get("train_batch_size"),
+    )
+
+
+def read_model(
+    config: RunConfig, tokenizer: AbstractTokenizer, topology: Topology, *, folder: Path
+) -> GPT2Model:
+    """Builds the model and fills it from the checkpoint ``folder``.
+
+    It is in evaluation mode and in the precision of the configuration; where the device has no
+    fp16 it is float32.
+
+    Args:
+        config: The resolved configuration.
+        tokenizer: Must have the tokens that the model was trained with.
+        topology: Without pipeline stages, see `make_topology`.
+        folder: A ``global_step<N>`` folder.
+
+    Raises:
+        CheckpointError: On every rank, if names or shapes differ, if the weights are those of
+            another network, or if some are not finite.
+    """
+    model = build_model(config, tokenizer, topology, for_training=False)
+    assert isinstance(model, GPT2Model)
+    load_module_weights(model, folder, topology)
+    precision = config.derived.precision
+    dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
+    model = model.to(accelerator.device(), dtype).eval()
+    _check_finite(model, folder, dtype)
+    return model
+
+
+def _check_finite(model: GPT2Model, folder: Path, dtype: torch.dtype) -> None:
+    """Looks at the weights as they will be used: one too large for fp16 is infinite by now.
+
+    Of a model that is cut one rank alone may hold such a value, and all have to raise.
+    """
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, first_not_finite(model))
+    name = next((name for name in found if name), None)
+    if name is not None:
+        fp16 = ", or too large for fp16" if dtype == torch.float16 else ""
+        raise CheckpointError(
+            f"{folder}: {name} holds values that are not finite{fp16}; the model has diverged: "
+            "choose an earlier checkpoint with iteration, or another model"
+        )

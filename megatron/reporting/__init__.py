@@ -1,0 +1,1 @@
+"""What a run reports: console lines, the run log, TensorBoard and W&B."""

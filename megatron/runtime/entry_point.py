@@ -1,0 +1,127 @@
+"""How programs end: exit code 0, 2 with a line for the user, 1 with such a line or a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from megatron.data.errors import DataError
+from megatron.errors import CheckpointError
+from megatron.files import describe_error
+from megatron.launcher.installation import missing_package
+from megatron.launcher.rank_discovery import RankDiscoveryError
+from megatron.neox_arguments import ConfigError
+from megatron.reporting.writers import drop_standard_output
+from megatron.runtime.process_life import PARENT_VARIABLE
+from megatron.tokenizer import DocumentError, TokenizerError
+
+__all__ = ["USER_ERRORS", "run_program"]
+
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    TokenizerError,
+    DocumentError,
+    RankDiscoveryError,
+)
+
+_FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_SETTLE_SECONDS = 1.0  # as long as other launchers than ours need to end a run after rank 0 left
+_PEER_SECONDS = 4.0  # our launcher ends a run 2 s after its first failure
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Runs ``main`` and leaves the process.
+
+    An error ends the process at once: interpreter shutdown would wait for collectives that other
+    ranks never join. The user's mistakes are one line on standard error, a disk that is full or
+    may not be written among them; a program error is shown by the rank that had it, in full on
+    rank 0 and in one line elsewhere. A collective that fails because another rank left is neither:
+    the launcher ends this process before it has said so.
+    """
+    try:
+        main()
+    except USER_ERRORS as error:
+        _refuse(str(error))
+    except FloatingPointError as error:  # training diverged: neither a wrong input nor a defect
+        _refuse(str(error), code=1)
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:  # as behind `| head`
+        drop_standard_output()
+        _refuse("standard output was closed before the end", code=1)
+    except Exception as error:
+        if problem := missing_package(error):
+            _refuse(problem)
+        if _is_about_the_disk(error):
+            _refuse(describe_error(error))
+        collective = _failed_collective(error)
+        rank = _rank()
+        if collective and "timed out" in str(error).lower():
+            sys.stderr.write(
+                f"rank {rank}: {collective} timed out: another rank hangs or is stopped ({error})\n"
+            )
+            _leave(1)
+        if collective:
+            time.sleep(_PEER_SECONDS)
+        if rank == 0:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"rank {rank}: {type(error).__name__}: {error}\n")
+        _leave(1)
+    # gloo's threads may abort the interpreter's own way out
+    _leave(0)
+
+
+def _refuse(message: str, *, code: int = 2) -> None:
+    """Says what is wrong, once for all ranks, and leaves.
+
+    Our launcher shows the words of one rank, so every rank speaks. Other launchers show all: there
+    rank 0 speaks first, and where the others have the same error, they are ended before they do.
+    """
+    rank = _rank()
+    if rank == 0 or PARENT_VARIABLE in os.environ:
+        sys.stderr.write(f"error: {message}\n")
+    else:
+        time.sleep(_SETTLE_SECONDS)
+        sys.stderr.write(f"rank {rank}: error: {message}\n")
+    _leave(code)
+
+
+def _is_about_the_disk(error: Exception) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _FULL_OR_READ_ONLY or (
+        isinstance(error, PermissionError) and error.filename is not None
+    )
+
+
+def _failed_collective(error: Exception) -> str | None:
+    """Name of the collective that raised; None for other errors.
+
+    Tells by the innermost frame: gloo raises RuntimeError, nccl an error of its own.
+    """
+    frame = error.__traceback__
+    if frame is None:
+        return None
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "")
+    return frame.tb_frame.f_code.co_name if module.startswith("torch.distributed.") else None
+
+
+def _rank() -> int:
+    """This process's rank; asked for late, since under MPI and Slurm RANK is set by ``main``."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

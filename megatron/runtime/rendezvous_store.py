@@ -1,0 +1,87 @@
+"""Where the ranks of a run meet, and who else can reach it.
+
+Torch's store takes keys from anybody, and what ranks exchange as Python objects travels as pickle:
+whoever reaches its port can run code in the run. On one machine it listens on the loopback
+interface alone; torch itself would listen on all.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from megatron.launcher.rank_discovery import LOOPBACK, RankDiscoveryError, RankInfo
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+__all__ = ["has_own_store", "loopback_store", "network_note"]
+
+_AGENT_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun has a store of its own for its ranks
+
+
+def has_own_store(info: RankInfo) -> bool:
+    """Whether the ranks of this run meet at a store that `loopback_store` makes."""
+    return info.is_on_loopback and os.name == "posix" and not _is_agents(os.environ)
+
+
+def loopback_store(info: RankInfo, *, timeout: timedelta) -> Store:
+    """Makes the store of a run on one machine, of which nothing is seen from outside.
+
+    A single rank meets nobody, so that it listens nowhere.
+
+    Raises:
+        RankDiscoveryError: On rank 0, if another program has the port.
+    """
+    from torch.distributed import HashStore, TCPStore
+
+    if info.world_size == 1:
+        return HashStore()
+    return TCPStore(
+        LOOPBACK,
+        info.master_port,
+        info.world_size,
+        is_master=info.rank == 0,
+        timeout=timeout,
+        multi_tenant=True,  # as torch's own; programs may join and leave several times
+        master_listen_fd=_listener(info.master_port) if info.rank == 0 else None,
+    )
+
+
+def network_note(info: RankInfo, environ: Mapping[str, str]) -> str:
+    """Says in one line where a run can be reached from, and what follows."""
+    store = "torchrun's store" if _is_agents(environ) else "the store"
+    name = next((n for n in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if environ.get(n)), None)
+    interface = (
+        f"interface {environ[name]} ({name})"
+        if name
+        else f"the interface of {socket.gethostname()} (GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME "
+        "names another)"
+    )
+    return (
+        f"{store} at {info.master_address}:{info.master_port} listens on all interfaces, and ranks "
+        f"talk over {interface}; whoever reaches them can run code in this run: see "
+        "docs/clusters.md, Network"
+    )
+
+
+def _is_agents(environ: Mapping[str, str]) -> bool:
+    return environ.get(_AGENT_VARIABLE) == "True"
+
+
+def _listener(port: int) -> int:
+    """File descriptor of a socket bound to the loopback interface; the store closes it."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, port))
+    except OSError as error:
+        listener.close()
+        raise RankDiscoveryError(
+            f"MASTER_PORT: cannot listen at port {port} of this machine ({error.strerror}); set "
+            "another, the same for all ranks"
+        ) from None
+    return listener.detach()

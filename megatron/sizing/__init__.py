@@ -1,0 +1,1 @@
+"""Arithmetic about a model before it exists: parameters, memory, FLOPs, pipeline stages."""

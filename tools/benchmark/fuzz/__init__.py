@@ -1,0 +1,1 @@
+"""Damaged and hostile input for everything that the project reads."""

@@ -1,0 +1,244 @@
+"""Kinds of data files, run logs and imported models for `fuzz`; see `state_kinds`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from megatron.checkpoint.format import verify
+from megatron.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
+from megatron.data.metadata import (
+    DatasetMetadata,
+    TokenizerIdentity,
+    metadata_path,
+    read_metadata,
+    write_metadata,
+)
+from megatron.errors import CheckpointError
+from odm.json_data import SchemaError
+from odm.replay import main as replay_main
+from tools.hf.importing import convert_from_hf
+from tools.hf.weight_files import WeightFiles
+from tools.plot_mixture import read_history
+
+from .hostile import (
+    changed_bytes,
+    changed_document,
+    changed_json,
+    changed_safetensors,
+)
+from .state_kinds import DOMAINS, Read, mixture
+
+__all__ = ["KINDS", "model_folder"]
+
+MODEL = {
+    "model_type": "gpt_neox",
+    "architectures": ["GPTNeoXForCausalLM"],
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 8,
+    "layer_norm_eps": 1e-5,
+    "rotary_pct": 0.5,
+    "rotary_emb_base": 10000,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": False,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "hidden_dropout": 0.0,
+    "initializer_range": 0.02,
+}
+
+
+def _metadata(folder: Path) -> Read:
+    prefix = folder / "data"
+    identity = TokenizerIdentity("HFTokenizer", 8000, "ab" * 32)
+    write_metadata(prefix, DatasetMetadata(2, 10, 37, 7999, identity))
+    sound = json.loads(metadata_path(prefix).read_text())
+
+    def read(rng: random.Random) -> None:
+        metadata_path(prefix).write_bytes(changed_document(sound, rng))
+        metadata = read_metadata(prefix)
+        assert metadata is not None
+        assert metadata.max_token_id < 2**63
+        assert metadata.text_bytes / max(1, metadata.tokens) >= 0
+        assert isinstance(metadata.tokenizer.type, str)
+
+    return read
+
+
+def _data(folder: Path) -> Read:
+    data, index = folder / "data.bin", folder / "data.idx"
+    builder = MMapIndexedDatasetBuilder(data, np.uint16)
+    for size in (3, 0, 5, 1):
+        builder.add_item(np.arange(size))
+        builder.end_document()
+    builder.finalize(index)
+    sound = {path: path.read_bytes() for path in (data, index)}
+
+    def read(rng: random.Random) -> None:
+        for path, content in sound.items():
+            path.write_bytes(content)
+        path = rng.choice((index, index, index, data))
+        content = changed_bytes(sound[path], rng)
+        if path == index and rng.random() < 0.6:
+            place = rng.choice((9, 17, 18, 26, *range(34, len(sound[path]) - 8, 4)))
+            number = rng.choice((0, 1, 2, 5, 8, 255, 2**31, 2**63, 2**64 - 1, rng.getrandbits(64)))
+            packed = struct.pack("<Q", number)[: rng.choice((1, 4, 8))]
+            content = sound[path][:place] + packed + sound[path][place + len(packed) :]
+        path.write_bytes(content)
+        dataset = MMapIndexedDataset(folder / "data")
+        assert sum(len(item) for item in dataset[:]) == len(dataset.tokens)
+        assert dataset.doc_idx[-1] == len(dataset)
+
+    return read
+
+
+def _log_lines() -> list[dict[str, Any]]:
+    controller = mixture()
+    described = controller.describe()
+    events: list[dict[str, Any]] = [{"event": "start", "iteration": 0, "mixture": described}]
+    for step in range(1, 7):
+        weights = dict(zip(DOMAINS, controller.weights.tolist(), strict=True))
+        losses = dict(zip(DOMAINS, (3.0, 1.5, 2.0 + step), strict=True))
+        controller.observe(step, list(losses.values()))
+        shares = {"weights": weights, "losses": losses, "epochs": dict.fromkeys(DOMAINS, 0.5)}
+        events.append({"event": "train", "iteration": step, **shares})
+    found = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": None}
+    validation = {"event": "validation", "iteration": 4, "domains": dict.fromkeys(DOMAINS, found)}
+    return [*events[:5], validation, {**events[0], "event": "resume", "iteration": 4}, *events[5:]]
+
+
+def _run_log(folder: Path) -> Read:
+    path, sound = folder / "metrics.jsonl", _log_lines()
+
+    def read(rng: random.Random) -> None:
+        events = copy.deepcopy(sound)
+        place = rng.randrange(len(events))
+        if rng.random() < 0.7:
+            events[place] = changed_json(events[place], rng)
+        lines = [json.dumps(event).encode() for event in events]
+        if rng.random() < 0.4:
+            lines[place] = changed_bytes(lines[place], rng)
+        path.write_bytes(b"\n".join(lines) + rng.choice((b"\n", b"", b'{"event": "tra')))
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = replay_main([str(path)])
+        assert code in (0, 1, 2)
+        try:
+            history = read_history(path)
+        except ValueError as error:
+            if str(path) in str(error):
+                raise SchemaError(str(error)) from error
+            raise
+        assert history.weights.shape == (len(history.iterations), len(history.domains))
+
+    return read
+
+
+def model_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """Writes config.json of a tiny model; returns its weights by their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    layer = "gpt_neox.layers.0."
+    shapes = {
+        "gpt_neox.embed_in.weight": (16, 8),
+        **{f"{layer}{norm}_layernorm.weight": (8,) for norm in ("input", "post_attention")},
+        **{f"{layer}{norm}_layernorm.bias": (8,) for norm in ("input", "post_attention")},
+        f"{layer}attention.query_key_value.weight": (24, 8),
+        f"{layer}attention.query_key_value.bias": (24,),
+        f"{layer}attention.dense.weight": (8, 8),
+        f"{layer}attention.dense.bias": (8,),
+        f"{layer}mlp.dense_h_to_4h.weight": (32, 8),
+        f"{layer}mlp.dense_h_to_4h.bias": (32,),
+        f"{layer}mlp.dense_4h_to_h.weight": (8, 32),
+        f"{layer}mlp.dense_4h_to_h.bias": (8,),
+        "gpt_neox.final_layer_norm.weight": (8,),
+        "gpt_neox.final_layer_norm.bias": (8,),
+        "embed_out.weight": (16, 8),
+    }
+    return {name: torch.full(shape, 0.25) for name, shape in shapes.items()}
+
+
+def _import(source: Path, output: Path) -> None:
+    """Imports a model folder; nothing is left behind where it is refused."""
+    try:
+        convert_from_hf(source, output, config_out=output / "model.yml", say=lambda line: None)
+    except (CheckpointError, ValueError):
+        left = [path.name for path in output.rglob("*") if path.is_file()]
+        assert not left, left
+        raise
+    verify(output / "global_step0")
+    for path in sorted(output.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _import_config(folder: Path) -> Read:
+    source = folder / "model"
+    save_file(model_folder(source), source / "model.safetensors")
+
+    def read(rng: random.Random) -> None:
+        (source / "config.json").write_bytes(changed_document(MODEL, rng))
+        _import(source, folder / "run")
+
+    return read
+
+
+def _import_weights(name: str) -> Callable[[Path], Read]:
+    """The only file of weights, in one of the two formats."""
+
+    def make(folder: Path) -> Read:
+        source = folder / "model"
+        weights = model_folder(source)
+        save_file(weights, source / name) if "safe" in name else torch.save(weights, source / name)
+        sound = (source / name).read_bytes()
+
+        def read(rng: random.Random) -> None:
+            change = changed_safetensors if "safe" in name else changed_bytes
+            (source / name).write_bytes(change(sound, rng))
+            files = WeightFiles(source)
+            for tensor in files.names:
+                files.shape(tensor)
+            _import(source, folder / "run")
+
+        return read
+
+    return make
+
+
+def _import_index(folder: Path) -> Read:
+    source = folder / "model"
+    weights = model_folder(source)
+    save_file(weights, source / "part-1.safetensors")
+    sound = {"metadata": {}, "weight_map": dict.fromkeys(weights, "part-1.safetensors")}
+
+    def read(rng: random.Random) -> None:
+        (source / "model.safetensors.index.json").write_bytes(changed_document(sound, rng))
+        _import(source, folder / "run")
+
+    return read
+
+
+KINDS: dict[str, Callable[[Path], Read]] = {
+    "metadata": _metadata,
+    "data": _data,
+    "run_log": _run_log,
+    "import_config": _import_config,
+    "import_safetensors": _import_weights("model.safetensors"),
+    "import_bin": _import_weights("pytorch_model.bin"),
+    "import_index": _import_index,
+}
+"""As in `state_kinds`."""

@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints in one process, for the conversion commands."""

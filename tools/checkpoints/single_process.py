@@ -1,0 +1,202 @@
+"""Checkpoints in the layout of one process: found, and written whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.format import (
+    ParameterInfo,
+    checkpoint_steps,
+    config_names,
+    fragment_key,
+    index_checksum,
+    latest_step,
+    step_folder,
+)
+from megatron.checkpoint.schema import FORMAT_VERSION
+from megatron.checkpoint.tensor_files import write_tensors
+from megatron.errors import CheckpointError
+from megatron.files import (
+    crc32_of_file,
+    flush_to_disk,
+    fsync_folder,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+__all__ = [
+    "LAYOUT",
+    "find_source",
+    "groups_by_size",
+    "parse_size",
+    "step_folder_to_make",
+    "sync_file",
+    "write_checkpoint",
+]
+
+LAYOUT = {"dp": 1, "tp": 1, "pp": 1}
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def find_source(path: Path, iteration: int | None) -> Path:
+    """Finds the checkpoint that a run folder (its latest, or ``iteration``) or a path names.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if (path / "index.json").is_file():
+        if iteration is not None and path.name != step_folder(path, iteration).name:
+            raise CheckpointError(f"{path}: is not iteration {iteration}; leave out --iteration")
+        return path.resolve()
+    steps = checkpoint_steps(path) if path.is_dir() else []
+    step = iteration
+    if step is None:
+        # what is beyond ``latest`` is of a run that went back to an earlier iteration
+        latest = latest_step(path)
+        step = max((s for s in steps if latest is None or s <= latest), default=None)
+    if step not in steps:
+        if not steps and (problem := foreign_checkpoint_problem(path)):
+            raise CheckpointError(problem)
+        found = ", ".join(map(str, steps)) or "none"
+        wanted = "" if iteration is None else f" of iteration {iteration}"
+        raise CheckpointError(f"{path}: no checkpoint{wanted}; found: {found}")
+    return step_folder(path, step)
+
+
+def step_folder_to_make(output: Path, default_name: str) -> Path:
+    """``output`` itself where it is named global_step<N>, else the folder of that name in it."""
+    prefix = "global_step"
+    is_step = output.name.startswith(prefix) and output.name[len(prefix) :].isdecimal()
+    return output if is_step else output / default_name
+
+
+def write_checkpoint(
+    output: Path,
+    default_name: str,
+    *,
+    parameters: Mapping[str, ParameterInfo],
+    read: Callable[[str, str], Tensor],
+    moment_names: tuple[str, ...] = (),
+    max_file_size: int | None = None,
+    add_files: Callable[[Path], Iterable[str]],
+) -> Path:
+    """Writes a checkpoint as one process would have saved it.
+
+    Args:
+        output: ``global_step<N>`` folder to make, or a run folder whose ``latest`` then names it.
+        default_name: Name of the folder to make in a run folder.
+        parameters: Facts of every parameter, extents as of one process.
+        read: Returns a parameter or a moment of it, by name and kind, float32, logical shape.
+        moment_names: Moments to write beside ``fp32``.
+        max_file_size: Bytes of tensors from which on a new file is begun. Not given: one file,
+            which takes as much memory as the checkpoint is large.
+        add_files: Writes whatever else belongs into the folder it is given; returns the names of
+            the files that the index must list beside those in ``configs/``.
+
+    Returns:
+        The new ``global_step<N>`` folder.
+
+    Raises:
+        CheckpointError: If it exists already.
+    """
+    final = step_folder_to_make(output, default_name)
+    if final.exists():
+        raise CheckpointError(f"{final}: exists already; choose another output")
+    temporary = final.with_name(final.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        index = _write_tensors(temporary, parameters, read, moment_names, max_file_size)
+        for name in (*add_files(temporary), *config_names(temporary)):
+            index["files"][name] = sync_file(temporary / name)
+        write_json_atomic(temporary / "index.json", {**index, "crc32": index_checksum(index)})
+        fsync_folder(temporary)
+        os.replace(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(final.parent)
+    if final != output:
+        write_text_atomic(output / "latest", final.name)
+    return final
+
+
+def _write_tensors(
+    folder: Path,
+    parameters: Mapping[str, ParameterInfo],
+    read: Callable[[str, str], Tensor],
+    moment_names: tuple[str, ...],
+    max_file_size: int | None,
+) -> dict[str, Any]:
+    """Writes all tensors and returns the index without the other files."""
+    entries: dict[str, dict[str, Any]] = {
+        name: {"shape": info.shape, "tp_dim": info.tp_dim, "extent": info.extent, "fragments": []}
+        for name, info in parameters.items()
+    }
+    files: dict[str, dict[str, int]] = {}
+    item_size = 4 * (1 + len(moment_names))
+    sizes = {name: item_size * math.prod(info.shape) for name, info in parameters.items()}
+    for number, group in enumerate(groups_by_size(sizes, max_file_size)):
+        file = f"rank_{number:05d}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for name in group:
+            for kind in ("fp32", *moment_names):
+                flat = read(name, kind).flatten()
+                tensors[fragment_key(kind, name, 0, 0)] = flat
+                length = flat.numel()
+            entries[name]["fragments"].append((file, 0, 0, length))
+        write_tensors(folder / file, tensors)
+        files[file] = sync_file(folder / file)
+    return {
+        "version": FORMAT_VERSION,
+        "layout": LAYOUT,
+        "moments": list(moment_names),
+        "parameters": entries,
+        "files": files,
+    }
+
+
+def groups_by_size(sizes: Mapping[str, int], limit: int | None) -> Iterator[list[str]]:
+    """Cuts names, in their order, into groups of at most ``limit`` bytes, at least one a group."""
+    group: list[str] = []
+    filled = 0
+    for name, size in sizes.items():
+        if group and limit is not None and filled + size > limit:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += size
+    if group:
+        yield group
+
+
+def sync_file(path: Path) -> dict[str, int]:
+    """Size and checksum for the index, once the file is on the disk."""
+    with path.open("rb+") as stream:
+        flush_to_disk(stream)
+    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+
+
+def parse_size(text: str, flag: str = "--max_file_size") -> int:
+    """Bytes of ``5GB``, ``200MiB`` or ``1000``; capitals do not matter.
+
+    Raises:
+        ValueError: For anything else, naming the ``flag``.
+    """
+    match = re.fullmatch(r"([0-9.]+) *([kmg]i?)?b?", text.strip().lower())
+    try:
+        size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
+    except ValueError:  # such as 1.2.3
+        size = 0
+    if size < 1:
+        raise ValueError(f"{flag}: must be a size such as 5GB, got {text!r}")
+    return size
