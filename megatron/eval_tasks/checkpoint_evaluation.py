@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from megatron.data.errors import DataError
-from megatron.eval_tasks.command import chat_folder
+from megatron.eval_tasks.chat import template_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
 from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import (
@@ -97,7 +97,7 @@ def make_adapter(
         loaded.tokenizer,
         loaded.topology,
         max_batch_tokens=configured if max_batch_tokens is None else max_batch_tokens,
-        tokenizer_folder=chat_folder(config),
+        tokenizer_folder=template_folder(config),
         seed=evaluation_seed(config),
         should_stop=should_stop,
     )

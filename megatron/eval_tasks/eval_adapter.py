@@ -14,7 +14,6 @@ import torch.distributed as dist
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from megatron.data.errors import DataError
@@ -45,7 +44,6 @@ Report = Callable[[int, Any], None]
 """Takes the number of a request and its result."""
 
 
-@register_model("neox")
 class NeoXEvalAdapter(TemplateLM):
     """Scores and writes text for lm-eval.
 
@@ -88,23 +86,6 @@ class NeoXEvalAdapter(TemplateLM):
         self._should_stop = should_stop
         self._num_added = len(tokenizer.added.before)
         self._device = next(model.parameters()).device
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict | None = None
-    ) -> NeoXEvalAdapter:
-        """`create_from_arg_obj` with ``key=value,key=value``."""
-        arguments = utils.simple_parse_args_string(arg_string)
-        return cls.create_from_arg_obj(arguments, additional_config)
-
-    @classmethod
-    def create_from_arg_obj(
-        cls, arg_dict: dict[str, Any], additional_config: dict | None = None
-    ) -> NeoXEvalAdapter:
-        """Loads a model for lm-eval's own command; see `open_adapter`."""
-        from megatron.eval_tasks.command import open_adapter
-
-        return open_adapter(arg_dict, additional_config or {})
 
     @property
     def eot_token_id(self) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.data.errors import DataError
-from megatron.eval_tasks.chat import ChatTemplate
-from megatron.eval_tasks.command import chat_folder
+from megatron.eval_tasks.chat import ChatTemplate, template_folder
 from megatron.eval_tasks.generation_settings import read_settings
 from megatron.eval_tasks.old_names import current_name
 from megatron.eval_tasks.sharing import run_together
@@ -41,7 +40,7 @@ def load_tasks(config: RunConfig) -> TaskDict:
     """
     settings = config.text_generation
     if settings.eval_apply_chat_template:
-        _ = ChatTemplate(chat_folder(config)).text  # raises where there is none
+        _ = ChatTemplate(template_folder(config)).text  # raises where there is none
     with lm_eval_surroundings():
         folders = settings.eval_task_paths or ()
         manager, names = find_tasks(settings.eval_tasks or (), folders)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .secrets import redacted
+
 _SHOWN_CHARACTERS = 200
 _LONG_WORD = re.compile(r"\S{301,}")
 
@@ -88,8 +90,6 @@ class IssueList:
 
 def shown(value: Any) -> str:
     """Returns ``value`` as a message holds it: on one line, not longer than that, no secrets."""
-    from .secrets import redacted  # which raises errors of this module
-
     try:
         text = repr(redacted(value) if isinstance(value, (dict, list)) else value)
     except ValueError:  # Python writes no whole number of more than 4300 digits

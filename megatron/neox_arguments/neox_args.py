@@ -15,6 +15,7 @@ from typing import Any
 
 from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
+from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
 from .fields import field_table, nearest_key
 from .groups import (
@@ -79,19 +80,18 @@ class NeoXArgs(_FlatFields):
         for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins, document.notes)
+        return cls.build(values, origins, document.notes)
 
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
         """Takes values from a mapping; dashes in keys are underscores."""
-        return cls._build(with_underscores(args_dict), {})
+        return cls.build(with_underscores(args_dict), {})
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
         """Reads the command line of ``deepy.py``: a script, configuration files and flags."""
-        from .command_line import read_deepy_command
-
-        return read_deepy_command(input_args).neox_args
+        command = read_deepy_command(input_args)
+        return cls.build(command.values, command.origins, command.notes)
 
     @classmethod
     def consume_neox_args(
@@ -103,13 +103,11 @@ class NeoXArgs(_FlatFields):
 
         It is either ``--megatron_config`` (a path, JSON or base64 of JSON) or configuration files.
         """
-        from .command_line import read_script_command
-
         values, origins, notes = read_script_command(input_args)
         for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins, notes)
+        return cls.build(values, origins, notes)
 
     @classmethod
     def validate_keys(cls) -> bool:
@@ -194,9 +192,10 @@ class NeoXArgs(_FlatFields):
         sys.stdout.write(format_values(self) + "\n")
 
     @classmethod
-    def _build(
+    def build(
         cls, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str] = ()
     ) -> NeoXArgs:
+        """Makes it from values, where they were written, and notes on how they were merged."""
         args = cls.__new__(cls)
         args._fill(values, origins)
         object.__setattr__(args, "_notes", tuple(notes))

@@ -242,9 +242,13 @@ def test_lm_evals_own_command_knows_the_model(fields, folder, their_results):
         ("config=/nowhere/a.yml", {"batch_size": 1, "device": "x"}, "a.yml"),
     ],
 )
-def test_wrong_arguments_of_lm_evals_command_are_named(arguments, more, message, ours):
+def test_wrong_arguments_of_lm_evals_command_are_named(arguments, more, message):
+    from megatron.eval_tasks.surroundings import lm_eval_surroundings
+
+    with lm_eval_surroundings():
+        from megatron.eval_tasks.registration import CommandLineAdapter
     with pytest.raises(ConfigError, match=message):
-        type(ours).create_from_arg_string(arguments, more)
+        CommandLineAdapter.create_from_arg_string(arguments, more)
 
 
 def test_the_conversation_is_written_with_the_template_of_the_tokenizers_folder(ours, tmp_path):
