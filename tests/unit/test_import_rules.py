@@ -49,7 +49,6 @@ LIGHT_MODULES = {
     "data.metadata": 0,
     "reporting.run_log": 0,
     "runtime.accelerator": 1,
-    "runtime.agreement": 0,
     "runtime.process_life": 0,
 }
 """Modules that the levels below their package use too."""

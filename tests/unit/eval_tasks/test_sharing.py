@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.data.errors import DataError
 from megatron.errors import EvaluationStopped
-from megatron.eval_tasks import sharing
 from megatron.eval_tasks.sharing import (
     agree_on_end,
     check_same_requests,
@@ -75,7 +75,8 @@ def test_what_keeps_one_replica_from_its_share_is_raised_on_all(shares, error, m
     def gather(found: list[Any], own: Any, group: Any) -> None:
         found[:] = pickle.loads(pickle.dumps(shares))
 
-    monkeypatch.setattr(sharing.dist, "all_gather_object", gather)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
     for rank, own in enumerate(shares):
         with pytest.raises(type(shares[1]), match=error):
             gather_results(own, Topology(RankGrid(1, 2, 1), rank, None, None, None))
@@ -94,11 +95,11 @@ class World:
         self._own = threading.local()
         self._barrier = threading.Barrier(size, timeout=20)
         self._board: list[Any] = [None] * size
-        monkeypatch.setattr(sharing.dist, "is_initialized", lambda: True)
-        monkeypatch.setattr(sharing.dist, "get_world_size", lambda: size)
-        monkeypatch.setattr(sharing.dist, "all_gather_object", self._gather)
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda group=None: size)
+        monkeypatch.setattr(dist, "all_gather_object", self._gather)
 
-    def _gather(self, found: list[Any], own: Any) -> None:
+    def _gather(self, found: list[Any], own: Any, group: Any) -> None:
         self._board[self._own.rank] = own
         self._barrier.wait()
         found[:] = self._board
