@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.chat import template_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
 from megatron.eval_tasks.isolation import describe_failures
@@ -48,7 +48,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: If a domain, a task or its data is not there, or the results cannot be written.
         CheckpointError: If there is no checkpoint, or it is another model's.
-        DataError: After the results of all others are written, with a line for each task that has
+        TaskError: After the results of all others are written, with a line for each task that has
             failed.
     """
     settings = config.text_generation
@@ -77,7 +77,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         logger.say(f"results in {path}")
     logger.close()
     if failures := describe_failures(report):
-        raise DataError("\n".join(failures))
+        raise TaskError("\n".join(failures))
     return report
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.isolation import describe_failures, evaluate_each
 from megatron.eval_tasks.surroundings import import_huggingface_evaluate, lm_eval_surroundings
 from megatron.runtime.initialize import prepare_process
@@ -22,7 +22,7 @@ def main() -> None:
     """Runs lm-eval's command with the model ``neox`` among its models.
 
     Raises:
-        DataError: After all others have their results, with a line for each task that has failed.
+        TaskError: After all others have their results, with a line for each task that has failed.
     """
     prepare_process()  # before something imports deepspeed
     with lm_eval_surroundings():
@@ -42,4 +42,4 @@ def main() -> None:
     evaluator.evaluate = evaluate  # what its command calls
     cli_evaluate()
     if failures:
-        raise DataError("\n".join(failures))
+        raise TaskError("\n".join(failures))

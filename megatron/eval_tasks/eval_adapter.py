@@ -16,8 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationBroken, EvaluationStopped
+from megatron.errors import EvaluationBroken, EvaluationStopped, TaskError, UserError
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
 from megatron.eval_tasks.generation import generate_texts
@@ -137,7 +136,7 @@ class NeoXEvalAdapter(TemplateLM):
         """Log-likelihoods of endings after their contexts, and whether each is the greedy one.
 
         Raises:
-            DataError: On every rank, if a request cannot be scored.
+            UserError: On every rank, if a request cannot be scored.
         """
         texts = [(request.args[0], request.args[1]) for request in requests]
 
@@ -306,7 +305,7 @@ class NeoXEvalAdapter(TemplateLM):
             share: dict[int, Any] | Exception = own
             try:
                 compute(mine, report)
-            except (EvaluationStopped, DataError) as problem:
+            except (EvaluationStopped, UserError) as problem:
                 share = problem  # the other replicas are told when they have finished
             except Exception as problem:
                 if topology.model_group is not None:  # they may be waiting inside the model
@@ -314,7 +313,7 @@ class NeoXEvalAdapter(TemplateLM):
                 if topology.grid.size == 1:
                     raise
                 traceback.print_exc()
-                share = DataError(f"{kind}: {type(problem).__name__}: {problem}")
+                share = TaskError(f"{kind}: {type(problem).__name__}: {problem}")
         results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):

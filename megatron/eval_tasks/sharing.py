@@ -14,8 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationStopped, TaskError, UserError
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
 from megatron.runtime.agreement import agree, gather, problem_of
@@ -66,11 +65,11 @@ def gather_results(own: Mapping[int, Any] | Exception, topology: Topology) -> li
         topology: Its data-parallel replicas each bring a share.
 
     Raises:
-        DataError: On every rank, if one has a request that cannot be answered.
+        UserError: On every rank, if one has a request that cannot be answered.
         EvaluationStopped: On every rank, if one was asked to stop.
     """
     shares = [own] if topology.grid.data == 1 else gather(own, group=topology.data_group)
-    for kind in (DataError, EvaluationStopped):
+    for kind in (UserError, EvaluationStopped):
         for share in shares:
             if isinstance(share, kind):
                 raise share
@@ -82,7 +81,7 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
     """Compares the requests of all ranks; all of them call it.
 
     Raises:
-        DataError: If they differ: ranks would wait for each other, or mix up their results. Or if
+        TaskError: If they differ: ranks would wait for each other, or mix up their results. Or if
             another rank has none to compare, because the task has failed there.
     """
     if topology.grid.size == 1:
@@ -91,9 +90,9 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
     visitors = gather((_REQUESTS, digest))
     problem = next((text for purpose, text in visitors if purpose == _END), None)
     if problem is not None:
-        raise DataError(problem)
+        raise TaskError(problem)
     if len(set(visitors)) > 1:
-        raise DataError(
+        raise TaskError(
             f"{what}: the ranks were given different requests; use the same tasks, seeds and limit "
             "on all of them, and remove a request cache (use_cache) that a killed run has left"
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.chat import ChatTemplate, template_folder
 from megatron.eval_tasks.generation_settings import read_settings
 from megatron.eval_tasks.old_names import current_name
@@ -164,7 +164,7 @@ def _check_generation(tasks: TaskDict, *, window: int) -> None:
             continue
         try:
             read_settings(task.get_config("generation_kwargs") or {}).longest_context(window)
-        except DataError as error:
+        except TaskError as error:
             raise ConfigError(f"eval_tasks: {name}: {error}") from error
 
 

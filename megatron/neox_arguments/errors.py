@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.errors import UserError
+
 from .secrets import redacted
 
 _SHOWN_CHARACTERS = 200
 _LONG_WORD = re.compile(r"\S{301,}")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Bad configuration; each message is one line: where, what is wrong, the value, what to do.
 
     ``key`` is the key that is to blame, for a catcher that knows where it was written.

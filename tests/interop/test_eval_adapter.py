@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationStopped, TaskError
 from megatron.neox_arguments import ConfigError
 from tests.distributed.runs import REPOSITORY
 from tests.distributed.spawn import run_ranks
@@ -202,10 +201,10 @@ def test_an_empty_prompt_is_continued(ours):
 
 
 def test_a_text_longer_than_the_window_is_refused_with_the_numbers(ours):
-    with pytest.raises(DataError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
+    with pytest.raises(TaskError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
         ours.generate_until([instance("generate_until", "a", {"max_gen_toks": 48})], True)
     long = "0" * 60
-    with pytest.raises(DataError, match="ending of 60 tokens, the model reads 48"):
+    with pytest.raises(TaskError, match="ending of 60 tokens, the model reads 48"):
         ours.loglikelihood([instance("loglikelihood", "a", long)], disable_tqdm=True)
 
 

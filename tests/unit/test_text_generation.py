@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.data.errors import DataError
+from megatron.errors import NotFiniteError
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.reader import BatchReader
 from megatron.generation.sampling import SamplingParameters, sample_generator
@@ -248,5 +248,5 @@ def test_logits_that_are_not_finite_end_the_generation_in_one_line(penalty):
     model = build()
     with torch.no_grad():
         model.get_parameter("6.final_linear.weight")[3, 0] = float("nan")
-    with pytest.raises(DataError, match=r"^generation: the model's logits are not finite"):
+    with pytest.raises(NotFiniteError, match=r"^generation: the model's logits are not finite"):
         run(model, [1, 2], sampling=SamplingParameters(repetition_penalty=penalty))

@@ -21,7 +21,7 @@ from megatron.checkpoint.format import (
 )
 from megatron.checkpoint.index import config_names, file_facts, index_entry, write_index
 from megatron.checkpoint.tensor_files import write_tensors
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, UserError
 from megatron.files import flush_to_disk, replace_folder, write_text_atomic
 
 __all__ = [
@@ -169,7 +169,7 @@ def parse_size(text: str, flag: str = "--max_file_size") -> int:
     """Bytes of ``5GB``, ``200MiB`` or ``1000``; capitals do not matter.
 
     Raises:
-        ValueError: For anything else, naming the ``flag``.
+        UserError: For anything else, naming the ``flag``.
     """
     match = re.fullmatch(r"([0-9.]+) *([kmg]i?)?b?", text.strip().lower())
     try:
@@ -177,5 +177,5 @@ def parse_size(text: str, flag: str = "--max_file_size") -> int:
     except ValueError:  # such as 1.2.3
         size = 0
     if size < 1:
-        raise ValueError(f"{flag}: must be a size such as 5GB, got {text!r}")
+        raise UserError(f"{flag}: must be a size such as 5GB, got {text!r}")
     return size

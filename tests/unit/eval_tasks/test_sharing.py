@@ -13,8 +13,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationStopped, TaskError
 from megatron.eval_tasks.sharing import (
     agree_on_end,
     check_same_requests,
@@ -66,8 +65,8 @@ def test_one_process_needs_no_process_group():
 @pytest.mark.parametrize(
     ("shares", "error"),
     [
-        ([{0: 1}, DataError("an ending")], "^an ending$"),
-        ([EvaluationStopped(), DataError("an ending")], "^an ending$"),
+        ([{0: 1}, TaskError("an ending")], "^an ending$"),
+        ([EvaluationStopped(), TaskError("an ending")], "^an ending$"),
         ([{0: 1}, EvaluationStopped()], "^$"),
     ],
 )
@@ -127,7 +126,7 @@ def test_a_task_that_fails_on_some_ranks_is_over_on_all_and_the_next_one_begins(
                 try:
                     for number in range(3):
                         check_same_requests([task, number], "loglikelihood", topology)
-                except DataError as error:
+                except TaskError as error:
                     problem = str(error)
             ends.append(agree_on_end(problem))
         return ends
@@ -139,7 +138,7 @@ def test_a_task_that_fails_on_some_ranks_is_over_on_all_and_the_next_one_begins(
 def test_ranks_with_different_requests_all_learn_of_it(monkeypatch):
     def program(rank: int) -> str:
         topology = Topology(RankGrid(1, 2, 1), rank, None, None, None)
-        with pytest.raises(DataError, match="different requests") as raised:
+        with pytest.raises(TaskError, match="different requests") as raised:
             check_same_requests([rank], "loglikelihood", topology)
         return str(raised.value).partition(":")[0]
 
