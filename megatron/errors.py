@@ -1,4 +1,7 @@
-"""Exceptions that several layers raise and handle."""
+"""Exceptions that several layers raise and handle, and the hint in a message about a name."""
+
+import difflib
+from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
@@ -7,6 +10,8 @@ __all__ = [
     "NotFiniteError",
     "TaskError",
     "UserError",
+    "hint",
+    "nearest",
 ]
 
 
@@ -35,3 +40,24 @@ class EvaluationStopped(Exception):
 
 class EvaluationBroken(Exception):
     """A rank failed in the middle of what it computes together with others, who wait for it."""
+
+
+def nearest(
+    name: object, known: Iterable[str], *, most: int = 1, likeness: float = 0.6
+) -> list[str]:
+    """Returns the known names that look most like ``name``, the nearest first.
+
+    Args:
+        name: As the user wrote it.
+        known: Names that are there.
+        most: How many to return.
+        likeness: From 0 to 1; those below it are not near.
+    """
+    return difflib.get_close_matches(str(name), list(known), n=most, cutoff=likeness)
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """What a message about an unknown key ends with: the nearest, or all that there are."""
+    known = sorted(known)
+    near = nearest(name, known)
+    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"

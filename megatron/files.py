@@ -11,7 +11,12 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "atomic_writer",
@@ -21,6 +26,7 @@ __all__ = [
     "is_same_path",
     "replace_folder",
     "retired_name",
+    "take_lock",
     "temporary_path",
     "write_json_atomic",
     "write_text_atomic",
@@ -98,6 +104,22 @@ def replace_folder(temporary: Path, final: Path) -> None:
 def retired_name(folder: Path) -> Path:
     """Name of a folder on its way out."""
     return folder.with_name(f"{folder.name}.old.tmp")
+
+
+def take_lock(file: IO[Any], *, waits: bool = False) -> None:
+    """Locks an open file until it is closed or its process dies: a killed one blocks nobody.
+
+    Args:
+        file: Opened for reading or writing; its content does not matter.
+        waits: Whether to wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+        OSError: If the system or the file system has no locks: Windows, some network folders.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_same_path(one: str | Path, other: str | Path) -> bool:

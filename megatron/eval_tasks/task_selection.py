@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import re
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.errors import TaskError
+from megatron.errors import TaskError, nearest
 from megatron.eval_tasks.chat import ChatTemplate, template_folder
 from megatron.eval_tasks.generation_settings import read_settings
 from megatron.eval_tasks.old_names import current_name
@@ -120,7 +119,7 @@ def _matches(request: str, manager: TaskManager) -> list[str]:
 def _describe_unknown(request: str, manager: TaskManager) -> str:
     if renamed := current_name(request, manager.all_tasks):
         return f"eval_tasks: {request!r} is an old name; lm-eval calls it {renamed}: write that"
-    near = difflib.get_close_matches(request, manager.all_tasks, n=3)
+    near = nearest(request, manager.all_tasks, most=3)
     advice = f"near: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's"
     return (
         f"eval_tasks: there is no task {request!r}; {advice}; your own are looked for in "

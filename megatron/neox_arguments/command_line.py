@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+from megatron.errors import nearest
 
 from .errors import ConfigError, Origin, shown
 from .parsing import load_json
@@ -201,7 +202,7 @@ def _script_hint(script: str) -> str:
         return f"did you mean {script}.py?"
     for folder in (Path(script).parent, ROOT):
         names = [name for name in PROGRAMS if is_file(str(folder / name))]
-        if near := difflib.get_close_matches(Path(script).name, names, n=1):
+        if near := nearest(Path(script).name, names):
             return f"did you mean {folder / near[0]}?"
     return "check its path"
 

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron.errors import nearest
+
 from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
 from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
-from .fields import field_table, nearest_key
+from .fields import field_table
 from .groups import (
     NeoXArgsDataSampling,
     NeoXArgsDeepspeedConfig,
@@ -247,8 +249,10 @@ def format_values(args: NeoXArgs) -> str:
 def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     field = field_table().get(key)
     if field is None:
-        near = nearest_key(key) if len(key) <= _LONGEST_KEY else None
-        hint = f"did you mean '{near}'?" if near else "see configs/neox_arguments.md for all keys"
+        near = nearest(key, field_table(), likeness=0.7) if len(key) <= _LONGEST_KEY else []
+        hint = (
+            f"did you mean '{near[0]}'?" if near else "see configs/neox_arguments.md for all keys"
+        )
         issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
