@@ -10,7 +10,7 @@ __all__ = [
     "NotFiniteError",
     "TaskError",
     "UserError",
-    "hint",
+    "name_hint",
     "nearest",
 ]
 
@@ -56,7 +56,7 @@ def nearest(
     return difflib.get_close_matches(str(name), list(known), n=most, cutoff=likeness)
 
 
-def hint(name: object, known: Iterable[str]) -> str:
+def name_hint(name: object, known: Iterable[str]) -> str:
     """What a message about an unknown key ends with: the nearest, or all that there are."""
     known = sorted(known)
     near = nearest(name, known)

@@ -68,7 +68,8 @@ def gather_results(own: Mapping[int, Any] | Exception, topology: Topology) -> li
         UserError: On every rank, if one has a request that cannot be answered.
         EvaluationStopped: On every rank, if one was asked to stop.
     """
-    shares = [own] if topology.grid.data == 1 else gather(own, group=topology.data_group)
+    is_alone = topology.grid.data == 1
+    shares: list[Any] = [own] if is_alone else gather(own, group=topology.data_group)
     for kind in (UserError, EvaluationStopped):
         for share in shares:
             if isinstance(share, kind):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron.errors import hint
+from megatron.errors import name_hint
 
 from ..coerce import Mismatch, coerce, describe
 from ..errors import shown
@@ -70,7 +70,7 @@ def check_deepspeed(draft: Draft) -> None:
             if key in kinds:
                 _check_type(draft, name, f"{name}.{key}", value, kinds[key])
             else:
-                draft.issues.add(name, f"unknown key '{name}.{key}'; {hint(key, kinds)}")
+                draft.issues.add(name, f"unknown key '{name}.{key}'; {name_hint(key, kinds)}")
     for key, value in (draft["deepspeed_extra_args"] or {}).items():
         _check_extra(draft, str(key), value)
 
@@ -95,7 +95,7 @@ def _check_extra(draft: Draft, key: str, value: Any) -> None:
     elif key in _COMPUTED:
         draft.issues.add(owner, f"{name} would replace a computed value; remove it")
     elif key not in EXTRA_KEYS:
-        draft.issues.add(owner, f"unknown key '{name}'; {hint(key, EXTRA_KEYS)}")
+        draft.issues.add(owner, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")
 
 
 def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> bool:

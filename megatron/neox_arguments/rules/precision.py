@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from megatron.errors import hint
+from megatron.errors import name_hint
 
 from ..coerce import parse_number
 from ..errors import shown
@@ -135,7 +135,7 @@ def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
     written = draft[name] or {}
     section = {key: parse_number(value) for key, value in written.items() if value is not None}
     for key in section:
-        draft.require(key in known, name, f"unknown key '{name}.{key}'; {hint(key, known)}")
+        draft.require(key in known, name, f"unknown key '{name}.{key}'; {name_hint(key, known)}")
     if section and "enabled" not in section:
         draft.issues.add(name, f"{name} needs 'enabled: true' or 'enabled: false'")
     if not isinstance(section.get("enabled", False), bool):
@@ -188,7 +188,7 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
         draft.require(
             key in ZERO_KEYS,
             "zero_optimization",
-            f"unknown key 'zero_optimization.{key}'; {hint(key, ZERO_KEYS)}",
+            f"unknown key 'zero_optimization.{key}'; {name_hint(key, ZERO_KEYS)}",
         )
     for copy_key, key in _COPIES.items():
         value = draft[copy_key]
