@@ -9,11 +9,7 @@ from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
 from megatron.data.gpt2_dataset import GPT2Dataset
 from megatron.data.held_out import HeldOutSamples
 from megatron.data.mixed_batches import MixedBatches
-from megatron.data.shares import (
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
-    weights_by_num_docs,
-)
+from megatron.data.shares import weights_by_num_docs
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
 from megatron.neox_arguments.rules.data import SMOOTHING_METHODS
 from odm.constraints import Ceiling, Constraint, EpochCap, Floor
@@ -25,9 +21,6 @@ __all__ = [
     "build_train_source",
     "build_evaluation_source",
     "build_controller",
-    "get_normalized_weights_and_num_samples",
-    "get_train_valid_test_split_",
-    "weights_by_num_docs",
 ]
 
 

@@ -8,14 +8,13 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron.errors import nearest
 
-from .bounds import LONGEST_NUMBER, check_plain
+from .bounds import check_plain
 from .coerce import Mismatch, coerce
 from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
@@ -127,16 +126,6 @@ class NeoXArgs(_FlatFields):
         issues.raise_if_any()
         setattr(self, key, value)
 
-    def configure_distributed_args(self) -> None:
-        """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
-        for key, default in (("rank", 0), ("local_rank", 0), ("world_size", 1)):
-            text = os.environ.get(key.upper(), str(default))
-            if not text.isdecimal() or len(text) > LONGEST_NUMBER:
-                raise ConfigError(
-                    f"{key.upper()}: must be a whole number, got {shown(text)}; set it"
-                )
-            self.update_value(key, int(text))
-
     @property
     def given(self) -> frozenset[str]:
         """Keys that were set, by a file, a flag or the program; all others have their default."""
@@ -189,10 +178,6 @@ class NeoXArgs(_FlatFields):
             )
         return runner_arguments(self, {})
 
-    def print(self) -> None:
-        """Writes all values to standard output, what was set first."""
-        sys.stdout.write(format_values(self) + "\n")
-
     @classmethod
     def build(
         cls, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str] = ()
@@ -233,17 +218,6 @@ class NeoXArgs(_FlatFields):
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in redacted(self.megatron_config).items())
         return f"NeoXArgs({values})"
-
-
-def format_values(args: NeoXArgs) -> str:
-    """Returns a table of all keys and values, those that were set first."""
-    names = sorted(field_table(), key=lambda name: (name not in args.given, name))
-    names = [name for name in names if name != "config_files"]
-    width = max(len(name) for name in names)
-    mark = {True: "set", False: "default"}
-    values = redacted({name: getattr(args, name) for name in names})
-    rows = [f"  {n:<{width}}  {values[n]!r}  ({mark[n in args.given]})" for n in names]
-    return "\n".join(rows)
 
 
 def _check_entry(key: str, value: Any, issues: IssueList) -> None:
@@ -384,7 +358,6 @@ __all__ = [
     "NeoXArgsDataSampling",
     "NeoXArgsTextgen",
     "NeoXArgsPreference",
-    "format_values",
     "launch_values",
     "placed",
     "runner_arguments",

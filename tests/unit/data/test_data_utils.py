@@ -8,13 +8,12 @@ import pytest
 from megatron.data.data_utils import (
     build_evaluation_source,
     build_train_source,
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
     weights_by_num_docs,
 )
 from megatron.data.errors import DataError
 from megatron.data.metadata import DatasetMetadata, TokenizerIdentity, write_metadata
 from megatron.data.open_files import reserve_open_files
+from megatron.data.shares import split_boundaries
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 
 TOKENIZER = SimpleNamespace(eod=0, vocab_size=500)
@@ -375,27 +374,22 @@ def test_a_split_without_training_documents_is_refused(write_dataset, tmp_path):
         build(config)
 
 
-@pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan"])
-def test_splits_that_are_not_shares_are_refused(text):
-    with pytest.raises(DataError, match="split: must be up to three numbers"):
-        get_train_valid_test_split_(text, 10)
-
-
 def test_split_counts_documents_and_moves_boundaries_by_what_rounding_missed():
-    assert get_train_valid_test_split_("90,5,5", 101) == [0, 91, 96, 101]
-    assert get_train_valid_test_split_("8/1/1", 17) == [0, 13, 15, 17]
-    assert get_train_valid_test_split_("1", 10) == [0, 10, 10, 10]
+    assert boundaries_of("90,5,5", 101) == [0, 91, 96, 101]
+    assert boundaries_of("8/1/1", 17) == [0, 13, 15, 17]
+    assert boundaries_of("1", 10) == [0, 10, 10, 10]
+    assert boundaries_of("8,2", 10) == [0, 8, 10, 10]
+    assert boundaries_of("80/10/10", 10) == [0, 8, 9, 10]
 
 
 def test_no_document_is_in_two_parts_of_a_split():
     # GPT-NeoX gives -1, 1, 3 here: the last document is validated on and tested on
-    assert get_train_valid_test_split_("0,1,1", 3) == [0, 0, 1, 3]
+    assert boundaries_of("0,1,1", 3) == [0, 0, 1, 3]
 
 
-def test_blend_weights_and_counts():
-    assert get_normalized_weights_and_num_samples([1, 2], 100) == ([1 / 3, 2 / 3], [34, 67])
-    with pytest.raises(DataError, match="positive sum"):
-        get_normalized_weights_and_num_samples([0, 0], 100)
+def boundaries_of(split: str, size: int) -> list[int]:
+    """Cuts documents by the text of a configuration."""
+    return split_boundaries(make_config(data_path="d/text", split=split).derived.split, size)
 
 
 def test_weights_by_number_of_documents_follow_the_formula():
