@@ -12,7 +12,8 @@ import numpy as np
 from megatron.data.batch import Batch
 from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
-from megatron.engine.runners import Evaluator, InferenceRunner
+from megatron.engine.domain_sums import DomainLossRecorder
+from megatron.engine.runners import Evaluator, InferenceRunner, all_reduce_sum
 from megatron.errors import EvaluationStopped
 from megatron.evaluation.domains import EvaluationPart, nothing_to_evaluate
 from megatron.evaluation.trained_model import LoadedModel
@@ -60,7 +61,9 @@ def evaluate_domains(
     """
     progress = ProgressLines(say, name, total=sum(source.num_samples), unit="samples")
     batches = _batches(source, should_stop, progress)
-    sums = runner.evaluate(batches, num_domains=len(source.domains)).cpu().numpy()
+    recorder = DomainLossRecorder(len(source.domains), runner.device)
+    runner.evaluate(batches, recorder)
+    sums = all_reduce_sum(recorder.drain_held_out()).cpu().numpy()
     results = {}
     for k, domain in enumerate(source.domains):
         loss_sum, tokens = float(sums[0, k]), int(sums[1, k])

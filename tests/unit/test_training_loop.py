@@ -185,10 +185,9 @@ class EvaluatingRunner(Runner):
         super().__init__()
         self.evaluated = 0
 
-    def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
+    def evaluate(self, batches: Any, recorder: Any) -> None:
         for _ in batches:
             self.evaluated += 1
-        return torch.ones(5, num_domains)
 
 
 def evaluation_hook(runner: Any, logged: list[tuple[str, int]]) -> EvaluationHook:

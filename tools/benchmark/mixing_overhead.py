@@ -103,10 +103,10 @@ class LossOnlyRunner:
 
     loss_scale = None
 
-    def __init__(self, recorder: Any, *, micro_batch_size: int, seq_length: int):
+    def __init__(self, num_domains: int, *, micro_batch_size: int, seq_length: int):
         import torch
 
-        self._recorder = recorder
+        self._num_domains = num_domains
         self._nll = 3.0 + torch.rand(micro_batch_size, seq_length)
         self._mask = torch.ones_like(self._nll)
 
@@ -117,11 +117,13 @@ class LossOnlyRunner:
         """Records all micro-batches of a plan."""
         import torch
 
+        from megatron.engine.domain_sums import DomainLossRecorder
         from megatron.engine.runners import StepResult
 
+        recorder = DomainLossRecorder(self._num_domains, self._nll.device)
         for domain_ids in torch.from_numpy(draw.domains).split(len(self._nll)):
-            self._recorder.record(self._nll, self._mask, domain_ids)
-        return StepResult(domain_sums=self._recorder.drain(), grad_norm=1.0, skipped=False)
+            recorder.record(self._nll, self._mask, domain_ids)
+        return StepResult(domain_sums=recorder.drain(), grad_norm=1.0, skipped=False)
 
 
 def demo_settings() -> dict[str, Any]:
@@ -155,13 +157,16 @@ def mixed_source(run: Any, num_domains: int) -> Any:
 
 
 @contextmanager
-def stopped_parts(watch: Stopwatch, source: Any, recorder: Any, hook: Any) -> Iterator[None]:
+def stopped_parts(watch: Stopwatch, source: Any, hook: Any) -> Iterator[None]:
     """Puts the stop-watch around the parts of the loop for the time being."""
     from megatron import training
+    from megatron.engine.domain_sums import DomainLossRecorder
 
     with (
         mock.patch.object(source, "draw", watch.timed("plan", source.draw)),
-        mock.patch.object(recorder, "record", watch.timed("record", recorder.record)),
+        mock.patch.object(
+            DomainLossRecorder, "record", watch.timed("record", DomainLossRecorder.record)
+        ),
         mock.patch.object(training, "reduce_step", watch.timed("reduce", training.reduce_step)),
         mock.patch.object(
             source.controller, "observe", watch.timed("observe", source.controller.observe)
@@ -176,21 +181,18 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
     from megatron.engine.state import TrainState
     from megatron.hooks.base import Hook
     from megatron.hooks.logging import LoggingHook
-    from megatron.model.loss import DomainLossRecorder
     from megatron.reporting.run_logger import RunLogger
     from megatron.reporting.writers import ConsoleWriter
-    from megatron.runtime import accelerator
     from megatron.training import train
 
     source = mixed_source(run, num_domains)
-    recorder = DomainLossRecorder(num_domains, accelerator.device())
     runner = run.runner
     if with_model:
-        runner.recorder = runner.engine.module.recorder = recorder
+        runner.num_domains = num_domains
     else:
         source.batches = lambda draw: draw
         runner = LossOnlyRunner(
-            recorder,
+            num_domains,
             micro_batch_size=run.config.derived.micro_batch_size,
             seq_length=source.seq_length,
         )
@@ -204,7 +206,7 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
         logger = RunLogger(run.config, 0, console=ConsoleWriter(nowhere))
         hook = LoggingHook(logger, source, source.controller, interval=1)
         measured = replace(run, source=source, runner=runner, state=TrainState())
-        with stopped_parts(watch, source, recorder, hook):
+        with stopped_parts(watch, source, hook):
             train(
                 hooks=[hook, Lap()],
                 last_step=WARMUP_ITERATIONS + iterations,
