@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from megatron.checkpoint.format import checkpoint_steps
@@ -24,7 +23,7 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
-from megatron.engine.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
+from megatron.engine.runners import StepResult, StepRunner, count_parameters
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
@@ -123,17 +122,14 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
         RuntimeError: On every rank, if one of them has other weights or cursors.
     """
     fingerprint = mixture.fingerprint()
-    own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
-    packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
-    sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
-    if sums[-1] != fingerprint * dist.get_world_size():
+    sums, (num_stopping, fingerprints) = result.sums.all_reduce(stop_requested(), fingerprint)
+    if fingerprints != fingerprint * dist.get_world_size():
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound, continue from the newest one"
         )
-    signal, _ = Signal.from_sums(sums[:-4].reshape(4, -1)).drop_nonfinite()
-    loss = sums[-4] / max(sums[-3], 1.0)  # 0 where a mask left no token
-    return signal, float(loss), bool(sums[-2])
+    signal, _ = sums.signal().drop_nonfinite()
+    return signal, sums.mean_loss(), bool(num_stopping)
 
 
 def require_finite(

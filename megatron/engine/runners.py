@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron.checkpoint.fragments import loss_scaler_state
 from megatron.data.batch import Batch
-from megatron.engine.domain_sums import DomainLossRecorder
+from megatron.engine.domain_sums import DomainLossRecorder, DomainSums, all_reduce_sum
 from megatron.engine.gradient_norm import GradientClipper
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import facts_of
@@ -31,7 +31,6 @@ __all__ = [
     "PipelineRunner",
     "StepResult",
     "StepRunner",
-    "all_reduce_sum",
     "any_rank_asked_to_stop",
     "count_parameters",
 ]
@@ -41,8 +40,8 @@ __all__ = [
 class StepResult:
     """What an optimizer step left behind. Tensors stay on the device until somebody reads them."""
 
-    domain_sums: Tensor
-    """Packed per-domain sums of this rank, see `DomainLossRecorder`; not yet reduced."""
+    sums: DomainSums[Tensor]
+    """Of this rank; not yet reduced."""
     grad_norm: Tensor | float | None
     """Global gradient norm before clipping."""
     skipped: bool
@@ -112,7 +111,7 @@ class StepRunner(ABC):
         self._run(iter(batches), recorder)
         norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
-            domain_sums=recorder.drain(),
+            sums=recorder.sums(),
             grad_norm=norm,
             skipped=self.engine.skipped_steps > skipped_before,
         )
@@ -236,13 +235,6 @@ def count_parameters(runner: StepRunner) -> int:
     is_counted = topology.model_rank == 0 and topology.data_rank == 0
     total = torch.tensor(float(count if is_counted else 0), dtype=torch.float64)
     return int(all_reduce_sum(total.to(runner.device)))
-
-
-def all_reduce_sum(sums: Tensor) -> Tensor:
-    """Sums over all ranks, in place; a no-op for one process."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    return sums
 
 
 def any_rank_asked_to_stop(device: torch.device) -> bool:

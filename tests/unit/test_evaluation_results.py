@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.engine.domain_sums import DomainLossRecorder
+from megatron.engine.domain_sums import DomainLossRecorder, HeldOutSums
 from megatron.engine.state import TrainState
 from megatron.evaluation.losses import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
@@ -95,7 +95,8 @@ def test_one_sample_and_no_token_have_no_standard_error():
 
 def test_rounding_never_leaves_a_negative_variance():
     loss = 0.1 * 7
-    sums = np.array([3 * loss, 21.0, 3 * loss * loss, 3 * loss * 7, 147.0]) * (1 - 1e-16)
+    numbers = np.array([3 * loss, 21.0, 3 * loss * loss, 3 * loss * 7, 147.0]) * (1 - 1e-16)
+    sums = HeldOutSums(*torch.from_numpy(numbers))
     assert standard_error(sums, num_samples=3) == pytest.approx(0.0, abs=1e-7)
 
 

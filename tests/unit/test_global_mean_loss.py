@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from megatron import training
 from megatron.data.batch import Batch, make_batch
 from megatron.engine import runners
+from megatron.engine.domain_sums import DomainSums
 from megatron.engine.runners import DataParallelRunner, StepResult
 from megatron.model.gpt2_model import GPT2Model
 from odm import MixtureController, MixtureSchedule
@@ -146,5 +147,6 @@ def test_a_batch_without_a_token_that_counts_has_loss_0_and_no_gradient():
     ("loss_sum", "tokens", "mean"), [(30.0, 12.0, 2.5), (7.0, 1.0, 7.0), (0.0, 0.0, 0.0)]
 )
 def test_the_logged_loss_is_the_sum_of_losses_by_the_number_of_tokens(loss_sum, tokens, mean):
-    packed = torch.tensor([loss_sum, 0, tokens, 1, loss_sum, tokens], dtype=torch.float64)
-    assert logged_loss(StepResult(packed, None, skipped=False)) == mean
+    numbers = torch.tensor([loss_sum, 0, tokens, 1], dtype=torch.float64)
+    sums = DomainSums(*numbers.split(1), total=numbers[::2])
+    assert logged_loss(StepResult(sums, None, skipped=False)) == mean

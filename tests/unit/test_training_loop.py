@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron.engine import runners
+from megatron.engine.domain_sums import DomainSums
 from megatron.engine.runners import StepResult
 from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
@@ -65,10 +66,15 @@ class Runner:
         odd = self.at_step if draw.step == self.at_step.get("step", 3) else {}
         counts = torch.tensor([float((draw.domains == k).sum()) for k in range(2)]).double()
         losses = torch.tensor([2.0, odd.get("loss", 2.0)], dtype=torch.float64)
-        sums = torch.stack((losses * counts, losses**2 * counts, counts, counts)).flatten()
-        mean = (losses * counts).sum() / counts.sum()
+        loss_sums = losses * counts
         return StepResult(
-            domain_sums=torch.cat((sums, torch.tensor([mean, 1.0], dtype=torch.float64))),
+            sums=DomainSums(
+                loss_sum=loss_sums,
+                loss_sq_sum=losses * loss_sums,
+                token_count=counts,
+                sample_count=counts,
+                total=torch.stack((loss_sums.sum(), counts.sum())),
+            ),
             grad_norm=odd.get("grad_norm", 1.0),
             skipped=odd.get("skipped", False),
         )
@@ -156,7 +162,7 @@ def test_a_run_whose_every_step_is_skipped_ends():
     step = runner.train_step
 
     def skip(draw: Any) -> StepResult:
-        return StepResult(step(draw).domain_sums, math.inf, skipped=True)
+        return StepResult(step(draw).sums, math.inf, skipped=True)
 
     runner.train_step = skip  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match=f"of {MAX_CONSECUTIVE_SKIPS} steps in a row"):

@@ -123,7 +123,7 @@ class LossOnlyRunner:
         recorder = DomainLossRecorder(self._num_domains, self._nll.device)
         for domain_ids in torch.from_numpy(draw.domains).split(len(self._nll)):
             recorder.record(self._nll, self._mask, domain_ids)
-        return StepResult(domain_sums=recorder.drain(), grad_norm=1.0, skipped=False)
+        return StepResult(sums=recorder.sums(), grad_norm=1.0, skipped=False)
 
 
 def demo_settings() -> dict[str, Any]:

@@ -216,10 +216,11 @@ def test_losses_by_domain_are_means_over_the_tokens_that_count():
     topology = Topology(RankGrid(1, 1, 1), 0, None, None, None)
     recorder = DomainLossRecorder(2, torch.device("cpu"))
     InferenceRunner(model, topology).evaluate(masked_batches(), recorder)
-    sums = recorder.drain_held_out()
-    assert sums[0].tolist() == pytest.approx(total.tolist(), rel=1e-6)
-    assert sums[1].tolist() == count.tolist() == [12.0, 6.0]
-    assert sums[4].tolist() == [144.0, 26.0]  # squares of the tokens of a row: 12; 1, 5 and 0
+    sums = recorder.held_out_sums()
+    assert sums.loss.tolist() == pytest.approx(total.tolist(), rel=1e-6)
+    assert sums.tokens.tolist() == count.tolist() == [12.0, 6.0]
+    squares = sums.token_squares.tolist()
+    assert squares == [144.0, 26.0]  # of the tokens of a row: 12; 1, 5 and 0
 
 
 # sizes
