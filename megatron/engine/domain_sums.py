@@ -46,7 +46,7 @@ class DomainSums(Generic[Numbers]):
         Returns:
             The sums over all ranks, on the host, and an array of those of ``own``.
         """
-        fields = vars(self)
+        fields: dict[str, Tensor] = vars(self)
         along = torch.from_numpy(np.array(own, dtype=np.float64)).to(self.total.device)
         packed = torch.cat([*fields.values(), along])
         numbers, first = all_reduce_sum(packed).cpu().numpy(), 0

@@ -35,17 +35,13 @@ def one_rank() -> Iterator[None]:
 
 
 class Source:
-    """Plans eight samples a step; its batches are the plan itself."""
+    """Batches of eight samples, which are the plan itself."""
 
     seq_length = 4
     samples_per_epoch = 100
 
-    def __init__(self, mixture: MixtureController, batch_size: int = 8) -> None:
-        self.mixture = mixture
+    def __init__(self, batch_size: int = 8) -> None:
         self.global_batch_size = batch_size
-
-    def draw(self, step: int) -> Any:
-        return self.mixture.draw(step, self.global_batch_size)
 
     def batches(self, draw: Any) -> Any:
         return draw
@@ -90,7 +86,7 @@ class Seen(Hook):
 
 def run(runner: Any, *hooks: Hook, last_step: int = 5, **options: Any) -> TrainState:
     mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
-    source: Any = Source(mixture)
+    source: Any = Source()
     return train(
         runner,
         source,
@@ -243,7 +239,7 @@ def test_shares_of_batches_stay_true_when_the_batch_size_changes():
     logger: Any = SimpleNamespace(train=records.append)
     state = TrainState()
     for batch_size, last_step in ((4, 10), (16, 12)):
-        source: Any = Source(mixture, batch_size)
+        source: Any = Source(batch_size)
         hook = LoggingHook(logger, source, mixture, interval=1)
         runner: Any = Runner()
         train(
@@ -265,7 +261,7 @@ def logged_records(
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
     hook = LoggingHook(logger, source, mixture, interval=interval)
 
@@ -306,7 +302,7 @@ def test_the_last_iteration_is_logged_before_other_hooks_save_and_evaluate():
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     calls: list[Any] = []
     logger: Any = SimpleNamespace(train=lambda record: calls.append(f"log {record.iteration}"))
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
 
     class Save(Hook):
@@ -329,7 +325,7 @@ def test_a_record_holds_the_last_losses_and_their_means_since_the_record_before(
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     hook = LoggingHook(logger, source, mixture, interval=2)
     state = TrainState(consumed_samples=8)
     steps = (([5.0, 1.0], [4, 4]), ([3.0, 0.0], [12, 0]), ([2.0, 0.0], [4, 0]), ([4.0, 0], [4, 0]))
@@ -380,7 +376,7 @@ def test_the_estimate_of_each_method_has_the_name_of_the_research_code(method, n
     mixture = MixtureController(DOMAINS, method, MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
     train(
         runner,

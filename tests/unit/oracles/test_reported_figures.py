@@ -64,7 +64,7 @@ def records(monkeypatch) -> list[Any]:
     clock, found = Clock(), []
     monkeypatch.setattr(training.time, "perf_counter", clock)
     mixture = MixtureController(("web", "code"), "static", MixtureSchedule(1, 2))
-    source: Any = Source(mixture)
+    source: Any = Source()
     logger: Any = SimpleNamespace(train=found.append)
     runner: Any = TimedRunner(clock)
     train(
@@ -113,7 +113,7 @@ def test_epochs_are_samples_drawn_over_samples_of_the_domain(records):
 def test_weights_of_a_record_are_those_that_drew_its_iteration():
     mixture = MixtureController(("web", "code"), "smoothed_mean", MixtureSchedule(1, 2))
     found: list[Any] = []
-    source: Any = Source(mixture)
+    source: Any = Source()
     logger: Any = SimpleNamespace(train=found.append)
     used = {step: None for step in (1, 2, 3)}
 
