@@ -239,7 +239,7 @@ def test_training_goes_on_after_generation_that_made_the_table_of_angles_grow():
     run(model, [3, 41, 59], maximum_tokens=8)
     model.train()
     tokens = torch.tensor([[3, 41, 59]])
-    model(tokens, tokens, torch.ones(1, 3)).backward()
+    model(tokens, tokens, torch.ones(1, 3))[0].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

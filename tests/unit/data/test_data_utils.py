@@ -49,9 +49,13 @@ def paths(write_dataset, tmp_path):
     return lists
 
 
+def build_training(config, *, tokenizer=TOKENIZER):
+    return build_train_source(config, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+
+
 def build(config, split="train", *, tokenizer=TOKENIZER):
     if split == "train":
-        return build_train_source(config, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+        return build_training(config, tokenizer=tokenizer)[0]
     return build_evaluation_source(config, split, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
 
 
@@ -65,18 +69,17 @@ def build(config, split="train", *, tokenizer=TOKENIZER):
     ],
 )
 def test_the_mode_decides_how_many_slots_share_a_domain(paths, keys, run_length):
-    source = build(make_config(**paths, **keys))
-    assert source.domains == DOMAINS
+    config = make_config(**paths, **keys)
+    source, mixture = build_training(config)
+    assert source.domains == tuple(mixture.domains) == DOMAINS
     assert source.global_batch_size == 8
-    for step in range(1, 10):
-        runs = source.draw(step).domains.reshape(-1, run_length)
-        assert (runs == runs[:, :1]).all()
-    batches = list(source.batches(source.draw(10)))
+    assert config.derived.mixing_run_length == run_length
+    batches = list(source.batches(mixture.draw(10, 8, run_length)))
     assert [tuple(batch.tokens.shape) for batch in batches] == [(2, 4), (2, 4)]
 
 
 def test_the_configured_method_gets_its_options(paths):
-    source = build(
+    _, mixture = build_training(
         make_config(
             **paths,
             use_named_train_datasets=True,
@@ -89,7 +92,7 @@ def test_the_configured_method_gets_its_options(paths):
             seed=7,
         )
     )
-    facts = source.controller.describe()
+    facts = mixture.describe()
     assert facts["method"] == "smoothed_mean"
     assert facts["options"]["smoothing_factor"] == 0.5
     assert facts["initial_weights"] == [3.0, 1.0]
@@ -105,10 +108,10 @@ def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
         "data_sampling_max_weight": {"code": 0.75},
         "data_sampling_max_epochs": {"books": 2},
     }
-    source = build(make_config(**paths, **NAMED, **keys))
+    source, mixture = build_training(make_config(**paths, **NAMED, **keys))
     # 3 iterations of 8 samples; books has 9 samples, so code may serve 24 / 29 epochs
     assert source.samples_per_epoch.tolist() == [9, 29]
-    assert source.controller.describe()["constraints"] == [
+    assert mixture.describe()["constraints"] == [
         {"name": "floor", "minimum": [0.1, 0.1]},
         {"name": "ceiling", "maximum": [1.0, 0.75]},
         {
@@ -123,7 +126,8 @@ def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
 def test_a_limit_holds_before_anything_was_learnt(paths):
     keys = {**NAMED, "train_data_weights": [9, 1], "data_sampling_max_epochs": 1}
     # at most 9 of 24 samples
-    assert build(make_config(**paths, **keys)).controller.weights[0] == pytest.approx(9 / 24)
+    _, mixture = build_training(make_config(**paths, **keys))
+    assert mixture.weights[0] == pytest.approx(9 / 24)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +150,15 @@ def test_too_little_data_for_the_limits_is_an_error_before_training(paths, keys,
 
 
 def test_static_weights_are_a_mixture_that_does_not_learn(paths):
-    source = build(make_config(**paths, train_data_weights=[3, 1]))
-    source.draw(1)
-    assert source.controller.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
+    _, mixture = build_training(make_config(**paths, train_data_weights=[3, 1]))
+    mixture.draw(1, 8)
+    assert mixture.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
 
 
 def test_weights_by_number_of_documents(paths):
-    source = build(make_config(**paths, weight_by_num_documents=True))
+    _, mixture = build_training(make_config(**paths, weight_by_num_documents=True))
     # (1/4, 3/4) times (3/4, 1/4): both 3/16
-    assert source.controller.weights.tolist() == pytest.approx([0.5, 0.5])
+    assert mixture.weights.tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_names_given_in_the_configuration_are_used(paths):
