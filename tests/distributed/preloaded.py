@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 from megatron.runtime import accelerator
@@ -9,4 +10,12 @@ from megatron.runtime import accelerator
 os.environ["OMP_NUM_THREADS"] = "1"
 accelerator.prepare_environment()
 
-import megatron.training  # noqa: E402, F401
+for name in (
+    "megatron.training",
+    # what torch's and DeepSpeed's optimizers load when the first one is made
+    "torch._dynamo",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+):
+    importlib.import_module(name)
+
+_ = importlib.import_module("deepspeed.ops").__compatible_ops__  # asks a compiler
