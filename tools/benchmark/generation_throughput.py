@@ -5,8 +5,11 @@ Both continue the same random prompts greedily, runs interleaved, each side in a
 that waits while the other runs. Prints the ratios, whether the tokens are equal, and the share of
 the memory's own read rate at which our weights are read: each step of a batch reads them all once,
 which is the limit of small batches. The read rate is that of a sum over a large tensor.
+``--without`` compares our generation with itself less a special path of float32 on a CPU instead,
+by processor time.
 
     python -m tools.benchmark.generation_throughput [--shapes 14M 70M] [--batches 1 8] [--runs 5]
+    OMP_NUM_THREADS=1 python -m tools.benchmark.generation_throughput --without frozen
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tools.benchmark.left_out import processor_seconds_without, ratios
 from tools.benchmark.step_throughput import SHAPES, VOCAB_SIZE
 from tools.benchmark.workers import Worker
 
@@ -83,6 +87,7 @@ def our_side(shape_name: str) -> dict[str, Callable[..., Any]]:
 
     return {
         "run": lambda batch: _timed(generate, batch),
+        "without": lambda batch, path: processor_seconds_without(lambda: generate(batch), path),
         "weight_bytes": weight_bytes,
         "read_rate": read_rate,
     }
@@ -173,14 +178,32 @@ def compare(shape_name: str, batches: list[int], runs: int) -> None:
         worker.close()
 
 
+def compare_without(shape_name: str, batches: list[int], runs: int, left_out: list[str]) -> None:
+    """Prints a line for each batch and path that is taken out of our generation."""
+    worker = Worker(our_side, shape_name)
+    for batch in batches:
+        seconds: dict[str | None, list[float]] = {path: [] for path in (None, *left_out)}
+        for number in range(1 + runs):
+            for path, taken in seconds.items():
+                second = worker.ask("without", batch, path)
+                if number:
+                    taken.append(second)
+        print(f"{shape_name}, batch {batch}", *ratios(seconds), sep="\n")
+    worker.close()
+
+
 def main() -> None:
     """Parses the command line and prints the figures of each shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--without", nargs="+", choices=["oneDNN", "frozen"], default=[])
     args = parser.parse_args()
     for name in args.shapes:
+        if args.without:
+            compare_without(name, args.batches, args.runs, args.without)
+            continue
         compare(name, args.batches, args.runs)
 
 

@@ -7,9 +7,11 @@ losses, update of the mixture, optimizer. Theirs is forward, loss, backward, cli
 batch that lies ready. A third side computes nothing but the matrix products of a step, as plain
 ``torch.mm`` and as our layers do: the machine's own rate at the model's shapes. Each side has a
 process of its own and waits while another runs. Prints the ratio, the rates, the share of them that
-our step reaches, peak memory, and (``--profile``) where our step spends its time.
+our step reaches, peak memory, and (``--profile``) where our step spends its time. ``--without``
+compares our step with itself less a special path of float32 on a CPU instead, by processor time.
 
     python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--steps 8] [--profile]
+    OMP_NUM_THREADS=1 python -m tools.benchmark.step_throughput --without oneDNN tiles
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark.left_out import processor_seconds_without, ratios
 from tools.benchmark.turns import seconds_of
 from tools.benchmark.workers import Answers, Worker
 
@@ -165,6 +168,7 @@ def our_side(shape_name: str) -> Answers:
     return {
         **_answers(step),
         "profile": lambda: _profile(step),
+        "without": lambda path: processor_seconds_without(step, path),
         "end": end,
     }
 
@@ -270,6 +274,20 @@ def compare(name: str, steps: int, profile: bool) -> None:
         worker.close()
 
 
+def compare_without(name: str, steps: int, left_out: list[str]) -> None:
+    """Prints a line for each path that is taken out of our step of this shape."""
+    worker = Worker(our_side, name)
+    seconds: dict[str | None, list[float]] = {path: [] for path in (None, *left_out)}
+    for number in range(WARMUP_TURNS + steps):
+        for path, taken in seconds.items():
+            second = worker.ask("without", path)
+            if number >= WARMUP_TURNS:
+                taken.append(second)
+    print(name, *ratios(seconds), sep="\n")
+    worker.ask("end")
+    worker.close()
+
+
 def _ratio(numerator: list[float], denominator: list[float]) -> str:
     """Text: the median of the rounds' ratios, and that of the best rounds."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
@@ -285,8 +303,12 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
     parser.add_argument("--profile", action="store_true", help="print where our step spends time")
+    parser.add_argument("--without", nargs="+", choices=["oneDNN", "tiles"], default=[])
     args = parser.parse_args()
     for name in args.shapes:
+        if args.without:
+            compare_without(name, args.steps, args.without)
+            continue
         compare(name, args.steps, args.profile)
 
 

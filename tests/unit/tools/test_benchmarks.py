@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tools.benchmark import loss_chunks, mixing_overhead, step_throughput
+from tools.benchmark import left_out, loss_chunks, mixing_overhead, step_throughput
 from tools.benchmark.turns import interleaved_seconds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,6 +28,22 @@ def test_help_says_what_a_benchmark_measures(name):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert "usage:" in result.stdout
+
+
+@pytest.mark.parametrize("path", left_out.PATHS)
+def test_a_path_is_left_out_for_a_block_alone(path):
+    module, name, value = left_out.PATHS[path]
+    owner = importlib.import_module(module)
+    before = getattr(owner, name)
+    with left_out.without(path):
+        assert getattr(owner, name) == value
+    assert getattr(owner, name) == before
+
+
+def test_a_path_that_wins_has_a_ratio_above_one():
+    (line,) = left_out.ratios({None: [1.0, 2.0, 4.0], "tiles": [1.5, 2.5, 8.0]})
+    assert "1.50 (median" in line
+    assert "1.50 (best" in line
 
 
 def test_recording_losses_is_shown_but_not_judged():
