@@ -13,7 +13,6 @@ __all__ = ["PATHS", "processor_seconds_without", "ratios", "without"]
 
 PATHS = {
     "oneDNN": ("megatron.model.cpu.matrix_products", "_ROWS_FOR_MKL", 0),
-    "tiles": ("megatron.model.cpu.causal_attention", "_HAS_KERNEL", False),
     "frozen": ("megatron.generation.batch", "_STEPS_WORTH_FREEZING", math.inf),
 }
 """Path -> a name of a module, and the value with which the module never takes the path."""

@@ -11,7 +11,7 @@ our step reaches, peak memory, and (``--profile``) where our step spends its tim
 compares our step with itself less a special path of float32 on a CPU instead, by processor time.
 
     python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--steps 8] [--profile]
-    OMP_NUM_THREADS=1 python -m tools.benchmark.step_throughput --without oneDNN tiles
+    OMP_NUM_THREADS=1 python -m tools.benchmark.step_throughput --without oneDNN
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
     parser.add_argument("--profile", action="store_true", help="print where our step spends time")
-    parser.add_argument("--without", nargs="+", choices=["oneDNN", "tiles"], default=[])
+    parser.add_argument("--without", nargs="+", choices=["oneDNN"], default=[])
     args = parser.parse_args()
     for name in args.shapes:
         if args.without:

@@ -41,7 +41,7 @@ def test_a_path_is_left_out_for_a_block_alone(path):
 
 
 def test_a_path_that_wins_has_a_ratio_above_one():
-    (line,) = left_out.ratios({None: [1.0, 2.0, 4.0], "tiles": [1.5, 2.5, 8.0]})
+    (line,) = left_out.ratios({None: [1.0, 2.0, 4.0], "frozen": [1.5, 2.5, 8.0]})
     assert "1.50 (median" in line
     assert "1.50 (best" in line
 
