@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.model.cpu.matrix_products import ProductSum, linear_product, repeated_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing import loss_chunks
 
@@ -81,9 +80,8 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
     size = loss_chunks.chunk_tokens(weight.shape[0])
     valid = weight[: part.size]
-    unembed = repeated_product(valid, size)
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
-    return torch.cat([_softmax(upcast(unembed(h)), h, valid, y, part)[2] for h, y in pieces])
+    return torch.cat([_softmax(upcast(h @ valid.t()), h, valid, y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -93,16 +91,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         valid = weight[: part.size]
         accumulator = _upcast_dtype(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        unembed = repeated_product(valid, size)
-        embed_back = repeated_product(valid.t(), size) if wants_hidden else None
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = ProductSum(accumulator) if wants_weight else None
+        grad_weight: Tensor | None = None
         nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            logits = upcast(unembed(chunk))
+            logits = upcast(chunk @ valid.t())
             probabilities, chosen, nll[rows] = _softmax(logits, chunk, valid, labels[rows], part)
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
@@ -112,12 +108,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # d loss / d logits, still without the token's weight, which scales the small operand
             grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
-            if grad_hidden is not None and embed_back is not None:
-                torch.mul(embed_back(grad_logits), scale, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight.add(grad_logits, chunk * scale)
+            if grad_hidden is not None:
+                torch.mul(grad_logits @ valid, scale, out=grad_hidden[rows])
+            if wants_weight:
+                grad_weight = _add_product(grad_weight, grad_logits, chunk * scale)
             del logits, probabilities, grad_logits  # the next chunk takes the same memory
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.total)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_like = (weight.shape, weight.dtype)
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -139,6 +135,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             torch.mul(grad_valid, scale, out=grad_weight[:num_valid])
             grad_weight[num_valid:].zero_()
         return grad_hidden, grad_weight, None, None, None, None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total + left.T @ right`` in place, (c, v) and (c, h) -> (v, h); sums in `_upcast_dtype`."""
+    if total is None:
+        return upcast(left.t() @ right)
+    if total.dtype == left.dtype:
+        return total.addmm_(left.t(), right)
+    return total.add_(left.t() @ right)
 
 
 def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
@@ -172,7 +177,7 @@ def _softmax(
     nll = -likelihood.log()
     (lost,) = torch.where(likelihood < _SMALLEST_LIKELIHOOD)
     if len(lost):
-        nll[lost] = upcast(linear_product(chunk[lost], weight)).logsumexp(dim=1) - chosen[lost]
+        nll[lost] = upcast(chunk[lost] @ weight.t()).logsumexp(dim=1) - chosen[lost]
     return probabilities, chosen, nll
 
 
