@@ -2,4 +2,4 @@
 
 
 class DataError(ValueError):
-    """The data, or what was asked of them, are wrong; one line: where, what, what to do."""
+    """The data are wrong, or the request for them is; one line: where, what, what to do."""

@@ -1,4 +1,4 @@
-"""The batches of a run with mixing: what the plan says, read by the rank that needs it."""
+"""The batches of a run with mixing: each rank reads its part of the plan."""
 
 from collections.abc import Iterator, Sequence
 
@@ -33,11 +33,11 @@ class MixedBatches:
         eod_mask_loss: bool = False,
         vocab_size: int | None = None,
     ) -> None:
-        """Joins data and plan.
+        """Takes the data and the plan.
 
         Args:
-            datasets: One a domain, in the order of the controller.
-            controller: Holds weights and cursors of the domains.
+            datasets: One per domain, in the order of the controller.
+            controller: Has the weights and cursors of the domains.
             dp_rank: Rank among the ``dp_size`` that read different data.
             dp_size: Number of data-parallel ranks.
             micro_batch_size: Rows of a micro-batch.
@@ -95,7 +95,7 @@ class MixedBatches:
         """Reads the micro-batches of this rank, one at a time.
 
         Args:
-            draw: From ``draw``.
+            draw: A plan that ``draw`` returned.
 
         Yields:
             ``gradient_accumulation_steps`` batches of ``micro_batch_size`` rows.
@@ -118,7 +118,7 @@ class MixedBatches:
             )
 
     def _read(self, domain_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Reads samples of several domains, each domain at once."""
+        """Reads samples of several domains, domain by domain."""
         present = np.unique(domain_ids)
         if len(present) == 1:
             return self._datasets[present[0]].get_many(positions)

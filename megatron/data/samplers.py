@@ -30,11 +30,11 @@ class DistributedBatchSampler(torch.utils.data.Sampler[list[Any]]):
 
         Args:
             sampler: Yields indexes, the same on every rank.
-            batch_size: Of the global batch, over all ranks.
-            drop_last: Leaves out a last batch that is not whole; else its rows are shared out.
+            batch_size: Size of the global batch, over all ranks.
+            drop_last: Leaves out an incomplete last batch; otherwise its rows are divided.
             rank: Data-parallel rank.
             world_size: Number of data-parallel ranks.
-            wrap_last: Fills a last batch that is not whole with the first indexes of the pass.
+            wrap_last: Fills an incomplete last batch with the first indexes of the pass.
             gradient_accumulation_steps: Not read: an index is one sample however batches are
                 accumulated.
 

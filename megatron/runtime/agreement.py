@@ -10,7 +10,7 @@ __all__ = ["attempt"]
 
 
 def attempt(action: Callable[[], None]) -> str | None:
-    """Runs ``action``; returns what went wrong instead of leaving the other ranks waiting.
+    """Runs ``action``; returns what went wrong, so that no other rank is left waiting.
 
     Only what a file may cause is caught: ``OSError``, `CheckpointError` and the errors of
     safetensors. Our own mistakes pass through.

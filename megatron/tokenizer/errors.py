@@ -1,8 +1,8 @@
-"""The two errors that a user of the text side can cause."""
+"""The two errors of text and tokenizers that a user can cause."""
 
 
 class TokenizerError(ValueError):
-    """A tokenizer cannot be built from what the user named; one line that says what to do."""
+    """A tokenizer cannot be built from what the user named; the message tells what to do."""
 
 
 class DocumentError(ValueError):

@@ -152,7 +152,7 @@ def test_pieces_of_a_sentencepiece_model_are_counted_between_fields_of_other_kin
             "lacks",
         ),
         ("GPT2BPETokenizer", "null", "is not a vocabulary"),
-        ("TiktokenTokenizer", "", "is no encoding of tiktoken"),
+        ("TiktokenTokenizer", "", "encoding of tiktoken; choose one of"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
