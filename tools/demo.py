@@ -215,7 +215,7 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
         say(f"demo: {stage.name}: ended with exit code {exit_code}; run it again to continue")
         return exit_code
     if stage.missing():
-        say(f"demo: {stage.name}: ended without {stage.missing()[0]}; run it again to continue")
+        say(f"demo: {stage.name}: did not make {stage.missing()[0]}; run it again to continue")
         return 1
     write_text_atomic(stage.stamp, stage.fingerprint())
     print(f"({stage.name}: {time.monotonic() - started:.0f} s)", flush=True)

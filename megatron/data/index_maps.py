@@ -2,8 +2,8 @@
 
 The stream of a domain is its documents one after the other in an order that depends on (seed,
 domain) alone. Sample i is the tokens [i * seq_length, (i + 1) * seq_length] of the stream, both
-ends included: neighbours share one token, and every token except the first (and a rest
-that is too short) is predicted once per epoch. Only the order and its running token counts are kept; a sample
+ends included: neighbours share one token, and every token except the first (and a rest that is too
+short) is predicted once per epoch. Only the order and its running token counts are kept; a sample
 is found by binary search. A document is an item of the data set, as in GPT-NeoX.
 """
 

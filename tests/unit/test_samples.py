@@ -221,8 +221,8 @@ def test_files_of_other_systems_are_read(tmp_path):
     ("content", "message"),
     [
         (None, "sample_input_file: .*prompts.txt: No such file"),
-        (b"", "sample_input_file: .* holds no prompt"),
-        (b" \n\n", "sample_input_file: .* holds no prompt"),
+        (b"", "sample_input_file: .* contains no prompt"),
+        (b" \n\n", "sample_input_file: .* contains no prompt"),
         (b"good\n\xff", "sample_input_file: .* not UTF-8 at byte 5"),
     ],
 )

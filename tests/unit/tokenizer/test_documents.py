@@ -172,9 +172,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     [
         (b'{"text": "cut', "malformed JSON, Invalid control character at column 14"),
         (b'{"text": 5', "malformed JSON, Expecting ',' delimiter at column"),
-        (b'["text"]', "not a JSON object but a list, write one object a line"),
-        (b"[", "JSON over several lines, write one object a line"),
-        (b" {\r", "JSON over several lines, write one object a line"),
+        (b'["text"]', "not a JSON object but a list, write one object per line"),
+        (b"[", "JSON over several lines, write one object per line"),
+        (b" {\r", "JSON over several lines, write one object per line"),
         (b'{"body": "x"}', "no key 'text' (there is: 'body')"),
         (b'{"text": 5}', "the value of 'text' is not text but a number"),
         (b'{"text": null}', "the value of 'text' is not text but null"),

@@ -173,7 +173,7 @@ def test_ranks_that_tiktoken_fails_on_are_refused_by_the_tokenizer_and_before_it
     path.write_text(content)
     for read in (tokenizer_size, BUILDERS["TiktokenTokenizer"]):
         arguments = ("TiktokenTokenizer",) if read is tokenizer_size else ()
-        with pytest.raises(TokenizerError, match="is no file of tiktoken ranks"):
+        with pytest.raises(TokenizerError, match="file of tiktoken ranks"):
             read(*arguments, str(path), None)
 
 

@@ -443,7 +443,7 @@ def test_the_tokenizer_sees_the_training_text_alone(two_domains, tmp_path, capsy
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((), "give a folder or a file with --input"),
+        ((), "a folder or a file with --input"),
         (("-i", "absent"), "absent: no such file or folder"),
         (("-i", "few"), "2 documents cannot be split"),
         (("-i", "twice"), "are both the domain 'a'"),
