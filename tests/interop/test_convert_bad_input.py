@@ -41,7 +41,7 @@ pytest.importorskip("tokenizers")
         ({"activation": "softsign"}, ["activation: 'softsign' it has gelu, relu, silu and mish"]),
         ({"pos_emb": "learned"}, ["pos_emb: 'learned' it has rotary positions"]),
         ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
-        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms a block"]),
+        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms per block"]),
         (
             {"use_bias_in_norms": False, "use_bias_in_mlp": False},
             [
@@ -228,7 +228,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
     export_main([*arguments, "--overwrite"])
     (output / "thesis.tex").write_text("years of work")
     message = refusal(export_main, [*arguments, "--overwrite"], capsys)
-    assert message.startswith(f"{output}: holds 'thesis.tex', which no export writes;")
+    assert message.startswith(f"{output}: contains 'thesis.tex', ")
     assert (output / "thesis.tex").read_text() == "years of work"
 
 
@@ -248,7 +248,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ({"vocab_size": None}, "config.json: "),
         ({"hidden_dropout": None}, "config.json: "),
         ({"num_hidden_layers": 3}, "no tensor 'gpt_neox.layers.2.input_layernorm.weight'"),
-        ({"num_hidden_layers": 1}, "holds 'gpt_neox.layers.1.attention.dense.bias', which"),
+        ({"num_hidden_layers": 1}, "contains 'gpt_neox.layers.1.attention.dense.bias', which"),
         ({"intermediate_size": 64}, "dense_h_to_4h.weight has shape (96, 32), config.json says"),
     ],
 )
