@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 

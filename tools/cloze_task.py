@@ -3,7 +3,7 @@
 
     python tools/cloze_task.py data/local/text/test --name my_cloze -o tasks
 
-The folder holds a jsonl file per domain, as `prepare_data.py` leaves them. Each question shows a
+The folder has one jsonl file per domain, as `prepare_data.py` makes them. Each question shows a
 piece of a document and four continuations: what follows there, and what follows elsewhere in three
 other documents of the same domain. Guessing gives 0.25.
 """
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -38,13 +38,13 @@ from megatron.tokenizer.file_kinds import is_hidden
 NUM_CHOICES = 4
 CHANCE = 1 / NUM_CHOICES
 LONGEST_ENDING = 1.5
-"""Times the bytes asked for: scripts without spaces, and tables of data, go on and on. A byte is a
-token at most, so endings fit into the demo's context of 128."""
+"""Longest ending, in multiples of the bytes asked for: text without spaces may not end. A byte is
+at most one token, so endings fit into the demo's context of 128."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of what; pieces go on to the next white space."""
+    """Numbers and sizes; pieces end at the next white space."""
 
     questions_per_domain: int = 32
     context_bytes: int = 240
@@ -77,7 +77,7 @@ class Question:
 
 
 def find_passages(domain: str, documents: Sequence[str], sizes: Sizes) -> list[Passage]:
-    """Cuts documents into passages that do not overlap, at white space, what is left over dropped.
+    """Cuts documents at white space into passages that do not overlap; drops the rest.
 
     Left out are endings without a letter or digit, and those much longer than asked for.
     """
@@ -164,7 +164,7 @@ def read_documents(folder: Path, **settings: Any) -> dict[str, list[str]]:
     if not paths:
         raise DataError(
             f"{folder}: there is no <domain>.jsonl here; give the folder text/test that "
-            "prepare_data.py has made"
+            "prepare_data.py made"
         )
     if len(paths) < len(found):
         print(f"left out {len(found) - len(paths)} hidden files of {folder}", file=sys.stderr)
@@ -175,7 +175,7 @@ def read_documents(folder: Path, **settings: Any) -> dict[str, list[str]]:
 def make_task(
     texts: Mapping[str, Sequence[str]], *, folder: Path, name: str, sizes: Sizes
 ) -> tuple[Path, list[Question]]:
-    """From documents of domains to the files of a task.
+    """Makes the files of a task from documents of domains.
 
     Raises:
         DataError: If the text is too little for a question.
@@ -208,7 +208,7 @@ def _next_space(text: str, place: int, num_bytes: int) -> int:
 def _wrong_endings(
     passage: Passage, same_domain: Sequence[Passage], others: Sequence[Passage]
 ) -> list[str]:
-    """Endings of other documents, each another; which ones follows from the passage alone."""
+    """Endings of different other documents; the choice depends only on the passage."""
     chosen: dict[tuple[str, int], str] = {}
     for candidates in (same_domain, others):
         start = int.from_bytes(passage.rank[:8], "big") % max(1, len(candidates))
@@ -231,7 +231,7 @@ def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Make a multiple-choice task from held-out text.")
     parser.add_argument("text", type=Path, help="folder of <domain>.jsonl files")
-    parser.add_argument("--name", default="cloze", help="of the task (default: cloze)")
+    parser.add_argument("--name", default="cloze", help="name of the task (default: cloze)")
     parser.add_argument("-o", "--output", type=Path, default=Path("tasks"), help="folder to write")
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
     add_max_record_mb(parser)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes a checkpoint and a YAML file of a model folder of transformers, such as a Pythia model.
+"""Makes a checkpoint and a YAML file from a model folder of transformers, such as Pythia.
 
     python tools/convert_from_hf.py --input_dir pythia-70m --output_dir checkpoints/pythia-70m
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 

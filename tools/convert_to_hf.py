@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Writes a checkpoint as a model folder that transformers, and what is built on it, loads.
+"""Writes a checkpoint as a model folder that transformers and programs built on it can load.
 
     python tools/convert_to_hf.py --input_dir checkpoints/first --output_dir exported/first
 
 Any layout is read, in one process and without deepspeed. The result is compared with our own
-network on real text before it gets its name. docs/huggingface.md says more.
+network on real text before it gets its name. See docs/huggingface.md.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -65,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="largest difference of logits in float32, the weights rounded to --dtype on both "
         "sides (default: 1e-4)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     return parser
 
 

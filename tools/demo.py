@@ -4,9 +4,9 @@
 Runs, one after the other, the commands that a user would type: gather and tokenize a corpus of
 several domains, train a small model with online data mixing, plot the mixture, export the model,
 measure it on held-out text and on a multiple-choice task made from it, write samples. Everything
-lies in ``demo/`` but ``mixture.png``, and nothing needs a network. A stage that is done and whose
-inputs have not changed is skipped; an interrupted training goes on from its last checkpoint, and
-one on another text or with another configuration begins anew.
+is in ``demo/`` except ``mixture.png``, and nothing needs a network. A stage that is done and whose
+inputs have not changed is skipped; an interrupted training continues from its last checkpoint, and
+one on another text or with another configuration begins from scratch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PROMPT_TEXTS = ("def __init__(self", "Permission is hereby granted", "Add 4096 a
 """Beginnings of source code, a licence and arithmetic: domains that every machine has."""
 
 NEEDED_PACKAGES = ("lm_eval", "transformers")
-"""What only the last stages import: said before the first one."""
+"""Packages that only the last stages import, checked before the first stage."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Stage:
     command: str
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
-    """Patterns too: evaluate.py puts the time into the names of its result files."""
+    """Paths and patterns, because evaluate.py puts the time into the names of its result files."""
     work: Path | None = None
-    """A folder from which the command goes on when it is run again."""
+    """A folder from which the command continues when it is run again."""
 
     @property
     def stamp(self) -> Path:
-        """The file that says with which command and inputs the stage was done."""
+        """The file that records with which command and inputs the stage was done."""
         return DEMO / f".{self.name}.done"
 
     @property
     def begun_stamp(self) -> Path:
-        """The file that says from which command and inputs `work` comes."""
+        """The file that records from which command and inputs `work` comes."""
         return DEMO / f".{self.name}.begun"
 
     def fingerprint(self) -> str:
@@ -95,22 +95,22 @@ class Stage:
         return digest.hexdigest()
 
     def is_done(self) -> bool:
-        """True if every output is there and nothing that it came from has changed."""
+        """True if every output exists and nothing that it depends on has changed."""
         if self.missing() or not all(path.exists() for path in (self.stamp, *self.inputs)):
             return False
         return self.stamp.read_text(encoding="ascii") == self.fingerprint()
 
     def missing(self) -> list[Path]:
-        """Outputs that are not there."""
+        """Outputs that do not exist."""
         return [path for path in self.outputs if not any(path.parent.glob(path.name))]
 
 
 def stages() -> list[Stage]:
     """Lists the stages in order.
 
-    ``processes.yml`` is no input of the training: how many processes share the work does not
-    change what is learnt. What comes after it reads the checkpoint, whose index holds checksums of
-    its files; the run log grows when a task is evaluated.
+    ``processes.yml`` is not an input of the training, because the number of processes does not
+    change the result. Later stages depend on the checkpoint, whose index has checksums of its
+    files, and not on the run log, which grows when a task is evaluated.
     """
     return [*training_stages(), *model_stages()]
 
@@ -143,7 +143,7 @@ def training_stages() -> list[Stage]:
 
 
 def model_stages() -> list[Stage]:
-    """What a trained model is for."""
+    """Stages that use the trained model."""
     model = (CONFIG, DATA, final_checkpoint() / "index.json")
     task_files = (TASKS / f"{TASK}.yaml", TASKS / f"{TASK}.jsonl")
     evaluate = f"./deepy.py evaluate.py {CONFIG} {DATA}"
@@ -182,7 +182,7 @@ def model_stages() -> list[Stage]:
 
 
 def final_checkpoint() -> Path:
-    """The folder that only a complete training leaves: one told to stop early exits with 0 too."""
+    """The folder that only a complete training makes; a stopped one exits with code 0 too."""
     import yaml  # comes with requirements.txt
 
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
@@ -212,10 +212,10 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
     started = time.monotonic()
     exit_code = run_and_pass_signals_on(shlex.split(stage.command), environ)
     if exit_code:
-        say(f"demo: {stage.name}: ended with exit code {exit_code}; run it again to go on")
+        say(f"demo: {stage.name}: ended with exit code {exit_code}; run it again to continue")
         return exit_code
     if stage.missing():
-        say(f"demo: {stage.name}: ended before it made {stage.missing()[0]}; run it again to go on")
+        say(f"demo: {stage.name}: did not make {stage.missing()[0]}; run it again to continue")
         return 1
     write_text_atomic(stage.stamp, stage.fingerprint())
     print(f"({stage.name}: {time.monotonic() - started:.0f} s)", flush=True)
@@ -223,7 +223,7 @@ def run_stage(stage: Stage, environ: Mapping[str, str]) -> int:
 
 
 def set_other_work_aside(stage: Stage) -> None:
-    """Renames a folder that the command would go on from, though it comes from other inputs."""
+    """Renames a folder that the command would continue from, though it comes from other inputs."""
     if stage.work is None:
         return
     fingerprint = stage.fingerprint()
@@ -295,7 +295,7 @@ def say(text: str) -> None:
 
 
 def report() -> str:
-    """What came out: the domains, the task, samples, and where everything lies."""
+    """What came out: the domains, the task, samples, and where everything is."""
     table = demo_report.domain_table(read_run_log(RUN_LOG), demo_report.newest(RESULTS, LOSSES))
     accuracy = demo_report.task_line(demo_report.newest(RESULTS, SCORES), TASK)
     places = {
@@ -312,7 +312,7 @@ def report() -> str:
 
 
 def missing_packages() -> list[str]:
-    """Packages that a later stage would miss."""
+    """Packages that a later stage needs and that are missing."""
     return [name for name in NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
 
 

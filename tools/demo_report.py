@@ -1,4 +1,4 @@
-"""What the demo prints at its end, from the files that its commands left."""
+"""What the demo prints at its end, from the files that its commands made."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def task_line(results: Mapping[str, Any], name: str) -> str:
 
     Args:
         results: Result file of evaluate.py.
-        name: Of a task of `tools.cloze_task`.
+        name: Name of a task of `tools.cloze_task`.
     """
     scores = results["results"][name]
     questions = results["n-samples"][name]["effective"]
@@ -69,7 +69,7 @@ def samples(path: Path) -> str:
 
 
 def newest(folder: Path, pattern: str) -> Any:
-    """Reads the JSON file that was written last, of those whose names fit."""
+    """Reads the newest JSON file among those whose names match."""
     path = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Shows what a checkpoint holds, or in what two of them differ.
+"""Shows the content of a checkpoint, or the differences of two.
 
     python tools/inspect_checkpoint.py checkpoints/first
     python tools/inspect_checkpoint.py checkpoints/first/global_step100 --diff checkpoints/second
 
 Names, logical shapes, norms and counts of the parameters and of the optimizer's moments; counters,
-layout and mixture. A save folder stands for its latest checkpoint. A folder that
-tools/convert_to_hf.py wrote is read too, and compared with a checkpoint under our names. Any
-layout, one process, without deepspeed; 16 MiB of a tensor, or a row, are in memory at a time.
+layout and mixture. A save folder means its latest checkpoint. A folder that tools/convert_to_hf.py
+wrote can be read too, and compared with a checkpoint under our names. Any layout, one process,
+without deepspeed; 16 MiB of a tensor, or one row, are in memory at a time.
 
-Exit code, as that of `diff`: 0 where two are equal to the bit, 1 where they differ, 2 for trouble.
-Layout and folders are no difference: the same weights saved by another layout are equal.
+The exit code is that of `diff`: 0 if two are equal bit for bit, 1 if they differ, 2 for trouble.
+Layout and folders do not count as a difference: the same weights saved by another layout are equal.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -195,7 +195,7 @@ def _number(value: float) -> str:
 
 
 def _json(report: Any) -> str:
-    """JSON has no NaN: as in the run log, ``"nan"`` and ``"inf"`` stand as text."""
+    """JSON has no NaN: as in the run log, ``"nan"`` and ``"inf"`` are strings."""
     return json.dumps(_finite(report), allow_nan=False, indent=1)
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -39,7 +39,7 @@ def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
     """
     output = Path(output_prefix)
     if output.resolve() in {Path(prefix).resolve() for prefix in prefixes}:
-        raise DataError(f"{output}: is a part and the result at once; choose another output prefix")
+        raise DataError(f"{output}: is both an input and the output; choose another output prefix")
     metadata = merge_metadata([read_metadata(prefix) for prefix in prefixes])
     dtype = MMapIndexedDataset(prefixes[0]).dtype
     data = Path(data_file_path(output))
@@ -86,8 +86,8 @@ def check_apart(inputs: Sequence[str], output_prefix: str) -> None:
     for name in inputs:
         if Path(name).is_dir() and is_same_path(name, Path(output_prefix).parent):
             raise DataError(
-                f"--output-prefix {output_prefix}: is in the input folder {name}, the next merge "
-                "would take the result for a part; choose a prefix in another folder"
+                f"--output-prefix {output_prefix}: is in the input folder {name}, so the next "
+                "merge would read the result too; choose a prefix in another folder"
             )
 
 

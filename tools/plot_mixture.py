@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -161,7 +161,7 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
         history,
         smoothed,
         f"Training loss, mean of {SMOOTHING_POINTS} logged values; open marks: validation",
-        "loss (nats a token)",
+        "loss (nats per token)",
     )
     _draw_validation(axes[1], history)
     _draw_panel(axes[2], history, history.epochs, "Passes over the domain's data", "epochs")
@@ -179,7 +179,7 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
 
 
 def iteration_limits(history: MixtureHistory) -> tuple[int, int]:
-    """First and last iteration to show: validation may lie outside those that were logged."""
+    """First and last iteration to show: validation may be outside those that were logged."""
     validated = [place for places, _ in history.validation.values() for place in places]
     shown = [int(history.iterations[0]), int(history.iterations[-1]), *validated]
     return min(shown), max(max(shown), min(shown) + 1)

@@ -66,8 +66,8 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     text.add_argument(
         "--input",
         required=True,
-        help="files, folders or archives, separated by commas (a path that exists may hold commas);"
-        f" what is read: {READABLE}; the rest of a folder is counted at the end",
+        help="files, folders or archives, separated by commas (an existing path may contain them); "
+        f"supported: {READABLE}; other files of a folder are counted at the end",
     )
     text.add_argument(
         "--jsonl-keys",
@@ -76,12 +76,14 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         default=["text"],
         help="fields of JSON records or columns of tables with text; one dataset per field",
     )
-    text.add_argument("--num-docs", type=int, help="number of documents, checked at the end")
+    text.add_argument(
+        "--num-docs", type=int, help="expected number of documents, checked at the end"
+    )
     text.add_argument(
         "--on-error",
         default="fail",
         choices=["fail", "skip"],
-        help="what a malformed record does: end with its file and line, or be reported and counted",
+        help="at a malformed record: end with its place, or report and count it",
     )
     add_max_record_mb(text)
     tokenizer = parser.add_argument_group("tokenizer")
@@ -93,7 +95,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "--add-special-tokens",
         action="store_true",
         help="add to each document what transformers adds with this tokenizer, such as <s>; "
-        "train with tokenizer_adds_special_tokens: true then",
+        "then train with tokenizer_adds_special_tokens: true",
     )
     tokenizer.add_argument("--ftfy", action="store_true", help="repair mojibake before tokenizing")
     output = parser.add_argument_group("output")
@@ -104,7 +106,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument("--workers", type=int, default=1, help="processes that tokenize")
     runtime.add_argument(
-        "--log-interval", type=int, default=100, help="least documents between progress updates"
+        "--log-interval", type=int, default=100, help="documents between progress updates"
     )
     args = parser.parse_args(input_args)
     if args.workers < 1:
@@ -116,7 +118,7 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
     """Tokenizes as the arguments say.
 
     Returns:
-        One summary a key.
+        One summary per key.
 
     Raises:
         DocumentError, TokenizerError, DataError: One line for the user; nothing is left behind.

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a file: the packages lie one folder up
+if __package__ in (None, ""):  # started as a file: the packages are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from megatron.launcher.installation import explain_missing_packages
 
@@ -51,14 +51,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="of a repository that is made (default: the Hub's)",
+        help="make a new repository private (default: the Hub's)",
     )
-    parser.add_argument("--license", metavar="ID", help="for the card, such as apache-2.0")
-    parser.add_argument("--message", default="Upload with ODM-NeoX", help="of the commit")
+    parser.add_argument("--license", metavar="ID", help="licence, such as apache-2.0")
+    parser.add_argument("--message", default="Upload with ODM-NeoX", help="commit message")
     parser.add_argument(
         "--token_file", help="file with the token (default: HF_TOKEN, or a saved login)"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print card and files; upload none")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be uploaded")
     return parser
 
 
@@ -83,10 +83,10 @@ def _make_job(args: argparse.Namespace) -> Upload:
     files = files_of(folder)
     card = None
     if CARD_NAME in files and args.run_dir is None:
-        _print(f"{files[CARD_NAME]}: goes along as the card")
+        _print(f"{files[CARD_NAME]}: is uploaded as the model card")
     else:
         if (own := files.pop(CARD_NAME, None)) is not None:
-            _print(f"{own}: stays here, the card of the run takes its place")
+            _print(f"{own}: is not uploaded; the card made from the run replaces it")
         run = read_run(Path(args.run_dir), args.iteration) if args.run_dir else None
         if run is None:
             _print("no --run_dir: the card says nothing about the training")

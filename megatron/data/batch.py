@@ -1,4 +1,4 @@
-"""What a model is fed: a micro-batch of tokens, labels, mask and domains."""
+"""The input of a model: a micro-batch of tokens, labels, mask and domains."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def make_batch(
         tokens: Samples, shape (b, s + 1), int64.
         domain_ids: Number of the domain of each sample, shape (b,).
         eod_token: Id of the end of a document.
-        eod_mask_loss: Leaves out the prediction that starts from an end of document.
-        vocab_size: Ids from here on are refused; None does not check.
+        eod_mask_loss: Leaves out the prediction of the token after an end of document.
+        vocab_size: Ids of this size or larger are refused; None does not check.
         domains: Names of the domains, for the message.
 
     Raises:
@@ -72,7 +72,7 @@ def make_batch(
 def _require_known_ids(
     tokens: np.ndarray, domain_ids: np.ndarray, *, vocab_size: int, domains: Sequence[str]
 ) -> None:
-    """Refuses ids without a row in the embedding; on a GPU they would fail far from the cause."""
+    """Refuses ids without a row in the embedding; on a GPU the error would hide the cause."""
     # A negative id is a large unsigned one, so one maximum finds both.
     largest_unsigned = tokens.view(np.uint64).max()
     if largest_unsigned < vocab_size:

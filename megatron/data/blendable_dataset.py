@@ -17,7 +17,7 @@ class BlendableDataset(torch.utils.data.Dataset):
 
     Indexes are cut into blocks. A block holds every data set as often as its weight says (rounded
     by largest remainders) in an order shuffled by (seed, block), and hands out consecutive samples
-    of each. So any index is found at once and no sample comes twice before its data set is spent.
+    of each. Any index is found directly, and no sample comes twice before its data set is spent.
     """
 
     def __init__(
@@ -27,8 +27,8 @@ class BlendableDataset(torch.utils.data.Dataset):
 
         Args:
             datasets: Anything with ``len`` and ``[index]``.
-            weights: One a data set, not negative; they need not sum to 1.
-            seed: Of the shuffle inside blocks.
+            weights: One per data set, not negative; the sum need not be 1.
+            seed: Seed of the shuffle inside blocks.
 
         Raises:
             DataError: If numbers do not match, a weight is not usable or a data set is empty.
@@ -66,7 +66,7 @@ class BlendableDataset(torch.utils.data.Dataset):
         return self.datasets[dataset][sample]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Returns which data set, and which of its samples, stands at ``index``."""
+        """Returns which data set, and which of its samples, is at ``index``."""
         block, place = divmod(int(index), self.block_size)
         is_whole = (block + 1) * self.block_size <= self.size
         counts = self._counts if is_whole else self._last_counts

@@ -28,7 +28,7 @@ class WeightUpdater(ABC):
 
     Args:
         dataset_names: Unique domain names; their order is the order of all returned lists.
-        weights: Raw initial weights, one a name; copied.
+        weights: Raw initial weights, one per name; copied.
         mixer: The method.
 
     Raises:
@@ -66,7 +66,7 @@ class WeightUpdater(ABC):
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> list[float]:
-        """The research code's second way in; its arguments differ between updaters."""
+        """The second entry point of the research code; its arguments differ between updaters."""
 
     def _losses(self, names: Names, rewards: Rewards, *, iteration: int) -> np.ndarray:
         """Mean losses in domain order, nan where absent."""
@@ -201,10 +201,10 @@ class NaiveValidationWeightUpdater(_CumulativeReward):
     """Cumulative normalised validation losses: see ``odm.mixers.NaiveValidation``.
 
     Args:
-        dataset_names, weights: As in every updater.
+        dataset_names, weights: The same as in every updater.
         reward_dataloaders: For every domain an iterable of held-out batches; started again at
             its end.
-        neox_args: Accepted as in the research code and handed to ``validation_loss``.
+        neox_args: Accepted as in the research code and passed to ``validation_loss``.
         validation_loss: Function of (model, batch, neox_args) that returns the mean loss over
             all ranks, a number. Without it only ``group_update`` with losses that you measured
             can be called; this module knows neither torch nor the model.
@@ -257,7 +257,7 @@ class NaiveValidationWeightUpdater(_CumulativeReward):
 
 
 class UpdateScheduler:
-    """Says at which iterations an update is due: see ``requires_update``."""
+    """Decides at which iterations an update is due: see ``requires_update``."""
 
     def __init__(self, warmup_steps: int, update_frequency: int) -> None:
         if update_frequency < 1 or warmup_steps < 0:
@@ -297,7 +297,7 @@ class BaseDataSamplingWeight:
 
 
 class DynamicDataSamplingWeight(BaseDataSamplingWeight):
-    """Weights that an updater changes whenever the scheduler says so.
+    """Weights that an updater changes when the scheduler requires it.
 
     Until the first update the raw weights are returned as given. ``warmup_steps`` and
     ``update_frequency``: see ``UpdateScheduler``; the rest: see ``get_weight_updater``. No updater
@@ -355,7 +355,7 @@ def get_weight_updater(
     Args:
         update_method: smoothed_mean, odm_paper, exp3, ema or naive_validation.
         dataset_names: Unique domain names.
-        weights: Raw initial weights, one a name.
+        weights: Raw initial weights, one per name.
         **options: ``smoothing_factor`` for smoothed_mean and odm_paper; ``reward_dataloaders``,
             ``neox_args`` and ``validation_loss`` for naive_validation.
 

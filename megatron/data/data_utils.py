@@ -25,7 +25,7 @@ __all__ = [
 
 
 class TokenizerInfo(Protocol):
-    """What the data need to know of the tokenizer."""
+    """What the data need to know about the tokenizer."""
 
     @property
     def eod(self) -> int:
@@ -89,9 +89,9 @@ def build_evaluation_source(
     """Builds the evaluation data of one data-parallel rank.
 
     Each named data set is evaluated up to ``max_<split>_samples_per_dataset``; without it, up to
-    the ``eval_iters`` batches that were written out; else whole. Unnamed data get the
-    ``eval_iters`` batches that GPT-NeoX evaluates, shared out by their weights; a weight of 0
-    leaves a data set out. The samples are spread evenly over a data set and depend on nothing else.
+    the ``eval_iters`` batches if that key is set; else completely. Unnamed data get the
+    ``eval_iters`` batches that GPT-NeoX evaluates, divided by their weights; a data set with weight
+    0 is left out. The samples are spread evenly over a data set and depend on nothing else.
 
     Args:
         config: The resolved configuration.
@@ -147,7 +147,7 @@ def build_controller(
     Args:
         config: The resolved configuration.
         domains: Names of the domains.
-        weights: Raw initial weights, one a domain.
+        weights: Raw initial weights, one per domain.
         samples_per_epoch: Samples of each domain.
 
     Raises:
@@ -261,7 +261,7 @@ def _weights(
 def _evaluation_limits(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles], *, batch_size: int
 ) -> list[int | None]:
-    """Samples of each domain at most: None for all, 0 for a domain of weight 0."""
+    """Maximum number of samples of each domain: None for all, 0 if its weight is 0."""
     training, written = config.training, config.derived.named_eval_iters
     if training.use_named_eval_datasets:
         limits = {

@@ -34,7 +34,7 @@ class DomainFiles:
     documents: np.ndarray | None
     """Documents of the split; None for all."""
     number: int
-    """Place in the list of paths; a data set without a sample in the split is left out."""
+    """Position in the list of paths; a data set without a sample in the split is left out."""
 
 
 def domain_name(prefix: str | Path) -> str:
@@ -56,13 +56,13 @@ def open_split(
     Args:
         config: The resolved configuration.
         split: ``train``, ``valid`` or ``test``.
-        vocab_size: Ids from here on are refused where a sidecar tells them.
-        fingerprint: SHA-256 of the tokenizer of this run; a warning names the data sets that
-            another one made. None does not compare.
-        is_first: Whether this process speaks for all.
+        vocab_size: Ids of this size or larger are refused if a sidecar reports them.
+        fingerprint: SHA-256 of the tokenizer of this run; a warning names data sets that another
+            tokenizer made. None does not compare.
+        is_first: Whether this process reports for all ranks.
 
     Returns:
-        One entry a domain; empty if ``split`` of ``data_path`` has nothing for this part.
+        One entry per domain; empty if ``split`` of ``data_path`` has nothing for this part.
 
     Raises:
         DataError: If a file is missing or damaged, or an id not in the vocabulary.
@@ -97,7 +97,7 @@ def _split_by_documents(
     shares: Sequence[float],
     is_first: bool,
 ) -> DomainFiles | None:
-    """Takes the documents of ``split``; warns of a held-out part without a sample: None.
+    """Takes the documents of ``split``; None, with a warning, for a held-out part without a sample.
 
     Raises:
         DataError: If no document is left for training.
@@ -168,9 +168,9 @@ def _checked_metadata(
 
 
 def _warn_of_other_tokenizers(domains: Sequence[DomainFiles], fingerprint: str) -> None:
-    """Warns where ids of another vocabulary fit into this one: they mean other text.
+    """Warns if ids of another vocabulary fit into this one, because they mean other text.
 
-    Not an error, for a tokenizer file that was only formatted again has another digest too.
+    This is not an error: a tokenizer file that was only reformatted has another digest too.
     """
     made_by = {
         domain.prefix: domain.metadata.tokenizer
@@ -203,7 +203,7 @@ def warn_of_training_files(
     if seen:
         logger.warning(
             "%s_data_paths: %s is training data too; the %s loss of domain %s says nothing about "
-            "unseen text (so for %d of %d domains)",
+            "unseen text (%d of %d domains are affected)",
             split,
             seen[0].prefix,
             split,

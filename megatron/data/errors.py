@@ -4,4 +4,4 @@ from megatron.errors import UserError
 
 
 class DataError(UserError):
-    """The data, or what was asked of them, are wrong; one line: where, what, what to do."""
+    """The data are wrong, or the request for them is; one line: where, what, what to do."""

@@ -11,11 +11,11 @@ from megatron.data.held_out import HeldOutSamples
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationDomain:
-    """A domain and what of it is evaluated."""
+    """A domain and the part of it that is evaluated."""
 
     samples: HeldOutSamples
     text_bytes_per_token: float | None = None
-    """Bytes of text behind a token, for bits per byte; None where the data set does not say."""
+    """Bytes of text per token, for bits per byte; None if the data set does not tell."""
 
     @property
     def name(self) -> str:
@@ -31,8 +31,8 @@ class EvaluationDomain:
 class EvaluationBatches:
     """The evaluation batches of one data-parallel rank, domain by domain.
 
-    Every rank gets the same number of batches of a domain: collective operations inside a forward
-    pass would wait for ever otherwise. Rows that fill up the last batches have ``loss_mask`` 0.
+    Every rank gets the same number of batches of a domain; otherwise collective operations inside
+    a forward pass would wait forever. Rows that fill up the last batches have ``loss_mask`` 0.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class EvaluationBatches:
 
     @property
     def text_bytes_per_token(self) -> tuple[float | None, ...]:
-        """Bytes of text behind a token of each domain, where known."""
+        """Bytes of text per token of each domain, if known."""
         return tuple(domain.text_bytes_per_token for domain in self._domains)
 
     def num_batches(self, domain_id: int) -> int:
@@ -87,7 +87,7 @@ class EvaluationBatches:
         """Reads the batches of a domain on this rank.
 
         Args:
-            domain_id: Place of the domain in ``domains``.
+            domain_id: Position of the domain in ``domains``.
 
         Yields:
             ``num_batches(domain_id)`` batches of ``micro_batch_size`` rows.

@@ -42,9 +42,9 @@ class GPT2Dataset(torch.utils.data.Dataset):
             data_prefix: Prefix of the data files, for messages.
             documents: Documents that belong to the split; None for all.
             indexed_dataset: The data set.
-            num_samples: What ``len`` says; None for the samples of one epoch.
+            num_samples: The value of ``len``; None for the samples of one epoch.
             seq_length: Tokens of a sample less one.
-            seed: Of the run.
+            seed: Seed of the run.
             cache_dir: See ``index_maps.shuffled_stream``.
 
         Raises:

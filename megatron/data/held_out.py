@@ -1,4 +1,4 @@
-"""Held-out text as samples that nothing but the text and the sample length decide."""
+"""Held-out text as samples that depend only on the text and the sample length."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from megatron.data.indexed_dataset import MMapIndexedDataset
 class HeldOutSamples:
     """Samples of the documents in the order of the file, spread over all of them.
 
-    Neither seed nor name nor other data sets play a part, so that losses of different runs compare.
-    No order is cached: the documents follow each other as they are stored.
+    They do not depend on the seed, the name or other data sets, so losses of different runs can be
+    compared. No order is cached: the documents are used in the order in which they are stored.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class HeldOutSamples:
             documents: Documents that are held out, in order; None for all.
             indexed_dataset: The data set.
             seq_length: Tokens of a sample less one.
-            max_samples: Samples at most, at least 1; None for all.
+            max_samples: Maximum number of samples, at least 1; None for all.
 
         Raises:
             DataError: If the documents do not fill one sample.
@@ -70,9 +70,9 @@ def spread_evenly(positions: np.ndarray, *, count: int, total: int) -> np.ndarra
     """Picks ``count`` of ``total``: the middle of each of ``count`` equal stretches.
 
     Args:
-        positions: Which of the ``count``, in [0, count), shape (n,).
-        count: At most ``total``.
-        total: Number to pick from.
+        positions: Numbers of picks, in [0, count), shape (n,).
+        count: Number to pick, at most ``total``.
+        total: Number of samples to pick from.
 
     Returns:
         Shape (n,), int64, in [0, total); all of them in order where ``count`` is ``total``.

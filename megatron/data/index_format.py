@@ -57,7 +57,7 @@ class Index:
 def write_index(
     stream: BinaryIO, dtype: np.dtype, *, sizes: np.ndarray, doc_idx: np.ndarray
 ) -> None:
-    """Writes an index for items that lie one behind the other in the ``.bin``.
+    """Writes an index for items that lie one after the other in the ``.bin``.
 
     Args:
         stream: Where to write.
@@ -103,7 +103,7 @@ def read_index(prefix: str | Path) -> Index:
 
 
 def _matching_dtype(code: int, num_tokens: int, data_path: Path) -> np.dtype:
-    """Returns the type that makes the ``.bin`` as long as the sizes say."""
+    """Returns the type with which the sizes match the length of the ``.bin``."""
     found = os.path.getsize(data_path)
     dtype = DTYPE_OF_CODE[code]
     if found == num_tokens * dtype.itemsize:
@@ -121,7 +121,7 @@ def _matching_dtype(code: int, num_tokens: int, data_path: Path) -> np.dtype:
 
 
 def _check_pointers(path: Path, sizes: np.ndarray, pointers: np.ndarray, itemsize: int) -> None:
-    """Refuses pointers that are not the running sum of the sizes: reads would go astray."""
+    """Refuses pointers that are not the running sum of the sizes: reads would be wrong."""
     start = 0
     for first in range(0, len(sizes), ITEMS_PER_CHECK):
         part = slice(first, first + ITEMS_PER_CHECK)
@@ -138,14 +138,14 @@ def _check_pointers(path: Path, sizes: np.ndarray, pointers: np.ndarray, itemsiz
 
 
 def _repaired_doc_idx(path: Path, doc_idx: np.ndarray, num_items: int) -> np.ndarray:
-    """Returns ``doc_idx``, or one document an item where it does not cover the items."""
+    """Returns ``doc_idx``, or one document per item if it does not cover the items."""
     covers = len(doc_idx) > 0 and doc_idx[0] == 0 and doc_idx[-1] == num_items
     if covers and np.all(doc_idx[1:] >= doc_idx[:-1]):
         return doc_idx
     # GPT-NeoX's merge copies the items of every part but the document index of the first alone.
     logger.warning(
-        "%s: document index does not cover the %d items (files merged by other programs are so); "
-        "taking each item as one document",
+        "%s: the document index does not cover the %d items (as in files of some other programs); "
+        "each item is taken as one document",
         path,
         num_items,
     )

@@ -1,6 +1,6 @@
-"""The first and last bytes of a data set's two files: whether they are there, whole and a pair.
+"""Checks the first and last bytes of a data set's two files: present, complete, and a pair.
 
-Standard library only, so that a configuration is checked against its data at once; `read_index` in
+Standard library only, so that a configuration is checked against its data quickly; `read_index` in
 `megatron.data.index_format` looks at every item.
 """
 
@@ -35,17 +35,17 @@ TOKEN_BYTES: dict[int, tuple[int, ...]] = {
     **{1: (1,), 2: (1,), 3: (2,), 4: (4,), 5: (8,), 8: (2,)},
     **{6: (4, 8), 7: (8, 4)},  # Megatron-LM gives these codes the other way round
 }
-"""Bytes of a token by dtype code; where there are two, the length of the ``.bin`` tells."""
+"""Bytes per token by dtype code; if there are two, the length of the ``.bin`` decides."""
 
 _SIZE, _POINTER = struct.Struct("<i"), struct.Struct("<q")
 
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """What an ``.idx`` file says of itself; its length fits."""
+    """The header of an ``.idx`` file whose length is right."""
 
     code: int
-    """Of the type of a token."""
+    """Code of the type of a token."""
     num_items: int
     num_doc_indices: int
 
@@ -130,7 +130,7 @@ def _parse_header(path: Path, head: bytes) -> IndexHeader:
     if head.startswith(LEGACY_MAGIC):
         raise DataError(
             f"{path}: written in the legacy TNTIDX format (data_impl lazy or cached), which is not "
-            "read; tokenize the text again with --dataset-impl mmap"
+            "supported; tokenize the text again with --dataset-impl mmap"
         )
     if not head.startswith(MAGIC):
         raise DataError(
@@ -143,7 +143,7 @@ def _parse_header(path: Path, head: bytes) -> IndexHeader:
         )
     _, version, code, num_items, num_doc_indices = HEADER.unpack(head)
     if version != VERSION:
-        raise DataError(f"{path}: version {version}, only version {VERSION} is read")
+        raise DataError(f"{path}: version {version}, only version {VERSION} is supported")
     if code not in TOKEN_BYTES:
         raise DataError(f"{path}: unknown dtype code {code}; known are {sorted(TOKEN_BYTES)}")
     return IndexHeader(code, num_items, num_doc_indices)

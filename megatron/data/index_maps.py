@@ -1,9 +1,9 @@
 """From a sample number to tokens: the documents of a domain in random order, cut into samples.
 
-The stream of a domain is its documents one behind the other in an order that depends on (seed,
+The stream of a domain is its documents one after the other in an order that depends on (seed,
 domain) alone. Sample i is the tokens [i * seq_length, (i + 1) * seq_length] of the stream, both
-ends included: neighbours share one token, and every token but the first (and a rest shorter than a
-sample) is predicted once an epoch. Only the order and its running token counts are kept; a sample
+ends included: neighbours share one token, and every token except the first (and a rest that is too
+short) is predicted once per epoch. Only the order and its running token counts are kept; a sample
 is found by binary search. A document is an item of the data set, as in GPT-NeoX.
 """
 
@@ -28,12 +28,12 @@ CACHE_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class DocumentStream:
-    """Documents one behind the other."""
+    """Documents one after the other."""
 
     order: np.ndarray
-    """Document at each place, shape (places,), int64."""
+    """Document at each position, shape (positions,), int64."""
     offsets: np.ndarray
-    """Tokens before each place and in all, shape (places + 1,), int64."""
+    """Tokens before each position, and the total, shape (positions + 1,), int64."""
 
     @property
     def num_tokens(self) -> int:
@@ -46,10 +46,10 @@ class DocumentStream:
 
 
 def document_stream(documents: np.ndarray, sizes: np.ndarray) -> DocumentStream:
-    """Lays documents one behind the other.
+    """Lays documents one after the other.
 
     Args:
-        documents: Documents in the order wanted, repeats allowed, shape (places,).
+        documents: Documents in the desired order, repeats allowed, shape (positions,).
         sizes: Tokens of each document of the data set, shape (n,).
     """
     order = np.asarray(documents, dtype=np.int64)
@@ -88,20 +88,20 @@ def shuffled_stream(
 ) -> DocumentStream:
     """Returns the stream of a domain from the cache, or builds and caches it.
 
-    Any number of processes may do this at the same time: on one machine they take turns, so that
-    the first spares the others time and memory; elsewhere each writes the same content under its
-    own temporary name.
+    Any number of processes may do this at the same time. On one machine they take turns, so that
+    the others can use what the first has built. On other machines each process writes the same
+    content under its own temporary name.
 
     Args:
         dataset: The data set.
         documents: Its documents that belong to the split, shape (n,).
-        seed: Of the run.
+        seed: Seed of the run.
         domain: Name of the domain.
-        cache_dir: Where to keep the order; by default beside the data, or where that cannot be
+        cache_dir: Folder for the order; by default beside the data or, if that folder cannot be
             written, in the user's cache folder.
 
     Returns:
-        The stream; memory maps where a cache could be written.
+        The stream; memory maps if a cache could be written.
     """
     key = _content_key(dataset, documents, seed=seed, domain=domain)
     name = f"{Path(dataset.path).name}_document_order_{key}.npy"
@@ -132,7 +132,7 @@ def shuffled_stream(
 
 
 def cache_folders(prefix: str | Path, cache_dir: str | Path | None) -> list[Path]:
-    """Returns where the order of a data set may be kept, the preferred folder first."""
+    """Returns the folders in which the order may be kept, the preferred one first."""
     if cache_dir is not None:
         return [Path(cache_dir)]
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -142,7 +142,7 @@ def cache_folders(prefix: str | Path, cache_dir: str | Path | None) -> list[Path
 def sample_tokens(
     dataset: MMapIndexedDataset, stream: DocumentStream, samples: np.ndarray, *, seq_length: int
 ) -> np.ndarray:
-    """Reads samples, all at once: the cost does not depend on how short the documents are.
+    """Reads samples together; the cost does not depend on the length of the documents.
 
     Args:
         dataset: The data set.
@@ -176,7 +176,7 @@ def sample_tokens(
 def _content_key(
     dataset: MMapIndexedDataset, documents: np.ndarray, *, seed: int, domain: str
 ) -> str:
-    """Names what the order depends on, so that a changed data set never meets an old cache."""
+    """Names what the order depends on, so that a changed data set never uses an old cache."""
     digest = hashlib.sha256()
     facts = (CACHE_VERSION, dataset.tokens.nbytes, dataset.dtype.str, seed, domain)
     digest.update(repr(facts).encode())
@@ -187,7 +187,7 @@ def _content_key(
 
 @contextlib.contextmanager
 def _one_process_at_a_time(path: str) -> Iterator[None]:
-    """Holds a lock on an existing file, so that nothing stays behind."""
+    """Locks an existing file, so that no lock file is left; the lock ends with the process."""
     with open(path, "rb") as file:
         with contextlib.suppress(OSError):  # without locks every process builds
             take_lock(file, waits=True)
@@ -195,7 +195,7 @@ def _one_process_at_a_time(path: str) -> Iterator[None]:
 
 
 def _write_cached(path: Path, stream: DocumentStream) -> None:
-    """Writes [checksum, order, offsets] as one array: one file cannot be half there."""
+    """Writes [checksum, order, offsets] as one array, because one file is complete or missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [np.ascontiguousarray(part, dtype="<i8") for part in (stream.order, stream.offsets)]
     checksum = 0
@@ -212,7 +212,7 @@ def _write_cached(path: Path, stream: DocumentStream) -> None:
 
 
 def _find_cached(paths: Sequence[Path], num_documents: int) -> DocumentStream | None:
-    """Maps the first cached order that is whole."""
+    """Maps the first cached order that is complete."""
     found = (_read_cached(path, num_documents) for path in paths)
     return next((stream for stream in found if stream is not None), None)
 

@@ -38,8 +38,8 @@ MAX_TOKENS_PER_ITEM = np.iinfo(np.int32).max  # sizes are int32 on disk
 class MMapIndexedDataset:
     """A memory-mapped data set: item i is a one-dimensional array of tokens, read without a copy.
 
-    Opening checks both files against each other, so that a damaged data set fails at once and not
-    in the middle of a run.
+    Opening checks both files against each other, so that a damaged data set fails at once, not in
+    the middle of a run.
     """
 
     def __init__(self, path: str | Path, skip_warmup: bool = True) -> None:
@@ -126,14 +126,14 @@ class MMapIndexedDataset:
 
     @staticmethod
     def exists(path: str | Path) -> bool:
-        """Says whether both files are there."""
+        """Returns whether both files are there."""
         return os.path.exists(index_file_path(path)) and os.path.exists(data_file_path(path))
 
 
 class MMapIndexedDatasetBuilder:
     """Writes a data set under temporary names; ``finalize`` gives the files their own.
 
-    As a context manager it removes what it wrote if it was not finalized.
+    As a context manager it removes its temporary files unless it was finalized.
     """
 
     def __init__(self, out_file: str | Path, dtype: Any = np.int32) -> None:
@@ -280,7 +280,7 @@ def make_builder(
         DataError: If ``impl`` is not ``mmap``.
     """
     if impl != "mmap":
-        raise DataError(f"dataset implementation {impl!r} is not written; use mmap")
+        raise DataError(f"dataset implementation {impl!r} cannot be written; use mmap")
     return MMapIndexedDatasetBuilder(out_file, best_fitting_dtype(vocab_size))
 
 

@@ -1,7 +1,7 @@
-"""What the tokenizing tool knew of a data set: ``<prefix>.meta.json`` beside the data.
+"""Facts about a tokenized data set: ``<prefix>.meta.json`` beside the data.
 
-The two data files hold token ids alone. Bits per byte needs the length of the text, and a wrong
-tokenizer is found before the first step only if somebody wrote down which one made the ids.
+The two data files contain only token ids. Bits per byte needs the length of the text, and a wrong
+tokenizer is found before the first step only if the sidecar names the one that made the ids.
 """
 
 import dataclasses
@@ -87,10 +87,10 @@ def read_metadata(prefix: str | Path) -> DatasetMetadata | None:
     """Reads the sidecar of ``prefix``.
 
     Returns:
-        None where there is no sidecar: data sets of other programs have none.
+        None if there is no sidecar: data sets of other programs have none.
 
     Raises:
-        DataError: If the sidecar is there and is not one that this version can read.
+        DataError: If the sidecar exists but this version cannot read it.
     """
     path = metadata_path(prefix)
     if not path.exists():

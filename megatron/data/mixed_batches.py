@@ -1,4 +1,4 @@
-"""The batches of a run with mixing: what the plan says, read by the rank that needs it."""
+"""The batches of a run with mixing: each rank reads its part of the plan."""
 
 from collections.abc import Iterator, Sequence
 
@@ -94,7 +94,7 @@ class MixedBatches:
             )
 
     def _read(self, domain_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Reads samples of several domains, each domain at once."""
+        """Reads samples of several domains, domain by domain."""
         present = np.unique(domain_ids)
         if len(present) == 1:
             return self._datasets[present[0]].get_many(positions)

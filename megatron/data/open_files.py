@@ -15,7 +15,7 @@ SPARE_FILES = 512
 
 
 def reserve_open_files(count: int) -> None:
-    """Raises this process's own limit of open files where ``count`` more would pass it.
+    """Raises this process's limit of open files if ``count`` more would exceed it.
 
     Shells commonly start programs with a soft limit of 1024, less than the maps of 350 domains; up
     to the hard limit every process may raise it.
@@ -31,7 +31,7 @@ def reserve_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise DataError(
-            f"data: {count} files of data sets are to be held open, this process may hold {hard}; "
+            f"data: {count} files of data sets must be open at once, this process may open {hard}; "
             "raise the limit (ulimit -n) or merge small domains"
         )
     wanted = needed + SPARE_FILES

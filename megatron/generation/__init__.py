@@ -1,1 +1,1 @@
-"""Generating text: batches of token ids, the text they become, records, and a conversation."""
+"""Generating text: batches of token ids, their text, records, and a conversation."""

@@ -1,4 +1,4 @@
-"""Continues a batch of prompts until each of them meets a rule that ends it."""
+"""Continues a batch of prompts until each of them meets a rule that ends its text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["END_NOWHERE", "Completion", "StopRules", "generate_batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class StopRules:
-    """What ends a text before its last token; neither becomes part of the text."""
+    """What ends a text early; stop tokens and stop strings do not become part of it."""
 
     tokens: frozenset[int] = frozenset()
-    """Ids, such as the end of a document."""
+    """Token ids, such as the end of a document."""
     strings: tuple[str, ...] = ()
-    """Texts, which may lie across tokens."""
+    """Texts; one may span several tokens."""
 
 
 END_NOWHERE = StopRules()
@@ -43,21 +43,21 @@ END_NOWHERE = StopRules()
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What followed one prompt."""
+    """The text generated for one prompt."""
 
     tokens: tuple[int, ...]
-    """All generated ids without a stop token, those that hold a stop string among them."""
+    """All generated ids, including those of a stop string, without a stop token."""
     text: str
-    """Their text, cut before the stop string."""
+    """The text of the ids, cut before the stop string."""
     reason: str
-    """What ended it: ``stop_token``, ``stop_string``, ``maximum_tokens``, ``context`` (the model
-    reads no more positions) or ``interrupted``."""
+    """What ended the text: ``stop_token``, ``stop_string``, ``maximum_tokens``, ``context`` (the
+    context is full) or ``interrupted``."""
     stopped_by: int | str | None
     """The stop token or string; None for other reasons."""
     duration_seconds: float
-    """From the start of the batch to the end of this text."""
+    """Time from the start of the batch to the end of this text."""
     logits: Tensor | None = None
-    """(number of tokens, v) float32 on the CPU, what they were chosen from; None unless kept."""
+    """(number of tokens, v) float32 on the CPU: logits of each choice; None unless kept."""
 
 
 @torch.no_grad()
@@ -76,29 +76,29 @@ def generate_batch(
     on_text: Callable[[int, str], None] | None = None,
     is_interrupted: Callable[[], bool] | None = None,
 ) -> list[Completion]:
-    """Generates text after each prompt; one result a prompt, in order.
+    """Generates text after each prompt; one result per prompt, in order.
 
-    A result does not depend on the other prompts of the batch, but for the last bits of the logits.
-    All ranks of a tensor-parallel group call it together; the first one chooses the tokens and says
-    when to stop.
+    A result does not depend on the other prompts of the batch, except for the last bits of the
+    logits. All ranks of a tensor-parallel group call it together; the first one chooses the tokens
+    and decides when to stop.
 
     Args:
-        model: In evaluation mode.
-        prompts: Token ids, at least one and fewer than the model reads in each.
-        decode: Of the tokenizer.
-        maximum_tokens: Most new tokens, for all rows or one number a row.
+        model: The model, in evaluation mode.
+        prompts: Token ids of each prompt, at least one and fewer than the context has.
+        decode: The tokenizer's function from ids to text.
+        maximum_tokens: Maximum number of new tokens, for all rows or one number per row.
         stop: What ends a text, for all rows or one per row.
         sampling: How a token is chosen.
-        generators: One a row, from `sample_generator`; not needed when greedy.
-        recompute: Run over the whole text for each token instead of keeping keys and values.
+        generators: One per row, from `sample_generator`; not needed when greedy.
+        recompute: Compute the whole text for each token instead of keeping keys and values.
         keep_logits: Return the logits as well.
-        decodes_alone: Decode as if there were no prompt; many decoders drop a leading space then.
-        on_text: Called with (row, new text) as it becomes certain: whole characters, but for half a
-            one at the end, and no part of a stop string.
-        is_interrupted: Asked after every token, on the first rank; True ends all texts.
+        decodes_alone: Decode as if there were no prompt; many decoders then drop a leading space.
+        on_text: Called with (row, new text) when the text is certain: whole characters (except at
+            the end of a text) and no part of a stop string.
+        is_interrupted: Called after every token, on the first rank; True ends all texts.
 
     Raises:
-        NotFiniteError: If logits are not finite, as where fp16 cannot hold what the model computes.
+        NotFiniteError: If logits are not finite, for example because of an overflow in fp16.
     """
     limits = _each(maximum_tokens, len(prompts))
     rules = _each(stop, len(prompts))
@@ -162,7 +162,7 @@ def _generate(
             if not row.has_ended:
                 if token < 0:
                     raise NotFiniteError(
-                        "generation: the model's logits are not finite, so they choose no token; "
+                        "generation: the model's logits are not finite, so no token can be chosen; "
                         "use fp32 or bfloat16 as precision, or another checkpoint"
                     )
                 row.accept(token, None if kept is None else kept[slot])
@@ -180,7 +180,7 @@ def _generate(
 
 
 class _Row:
-    """One prompt and what has followed it so far."""
+    """One prompt and the text generated so far."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class _Row:
             self.end(self._last_reason)
 
     def end(self, reason: str, stopped_by: int | str | None = None) -> None:
-        """Notes why the text ends, unless it has ended already."""
+        """Records why the text ends, unless it has ended already."""
         if self._reason is None:
             self._reason, self._stopped_by = reason, stopped_by
             self._ended_at = time.perf_counter()
@@ -283,7 +283,7 @@ class _Chooser:
                 seen[torch.tensor(row.prompt, device=weight.device)] = True
 
     def choose(self, logits: Tensor, is_interrupted: Callable[[], bool]) -> tuple[Tensor, bool]:
-        """Next tokens (b,), and whether somebody wants the texts to end."""
+        """Next tokens (b,), and whether an interrupt should end the texts."""
         tp = self.model.tp
         if tp.rank == 0:
             tokens = next_tokens(logits, self.sampling, generators=self.generators, seen=self._seen)
@@ -298,7 +298,7 @@ class _Chooser:
         return tokens, is_over
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Goes on with some of the slots."""
+        """Continues with some of the slots."""
         if self.generators:
             self.generators = [self.generators[slot] for slot in slots]
         if self._seen is not None:

@@ -1,6 +1,6 @@
-"""Interactive generation: prompts from a terminal, text as it comes, Ctrl-C stops a sample.
+"""Interactive generation: prompts from a terminal, text as it is made, Ctrl-C stops a sample.
 
-Under our launcher Ctrl-C reaches the launcher, which hands it to the first rank; see
+With our launcher, Ctrl-C reaches the launcher, which passes it to the first rank; see
 ``pass_interrupts`` of `Supervisor`.
 """
 
@@ -31,10 +31,10 @@ def generate_samples_interactive(
 ) -> int:
     """Answers prompts from the terminal until its input ends; returns how many.
 
-    The first rank of a tensor-parallel group reads and shows; the others compute along.
+    The first rank of a tensor-parallel group reads and prints; the others only compute.
 
     Raises:
-        ConfigError: On the first rank, if what is not typed by a person is not UTF-8.
+        ConfigError: On the first rank, if input that is not from a terminal is not UTF-8.
     """
     is_first = model.tp.rank == 0
     settings = config.text_generation
@@ -60,7 +60,7 @@ def generate_samples_interactive(
 
 
 class _Interrupts:
-    """Ctrl-C at the prompt clears the line; while a text is generated it is a wish."""
+    """Ctrl-C at the prompt clears the line; during generation it asks to stop the sample."""
 
     def __init__(self) -> None:
         self._is_wished = False
@@ -73,7 +73,7 @@ class _Interrupts:
         self._is_wished = True
 
     def take(self) -> bool:
-        """Tells whether the sample should stop, and forgets it."""
+        """Returns whether the sample should stop, and forgets the request."""
         is_wished, self._is_wished = self._is_wished, False
         return is_wished
 
@@ -90,7 +90,7 @@ class _Interrupts:
 
 @contextlib.contextmanager
 def _interrupts(is_first: bool) -> Iterator[_Interrupts]:
-    """Takes SIGINT over; ranks that do not read leave it to the first one."""
+    """Handles SIGINT on the first rank; the other ranks ignore it."""
     interrupts = _Interrupts()
     previous = signal.signal(signal.SIGINT, interrupts.note if is_first else signal.SIG_IGN)
     try:
@@ -102,7 +102,7 @@ def _interrupts(is_first: bool) -> Iterator[_Interrupts]:
 def _typed_prompts(interrupts: _Interrupts, prompt_end: str) -> Iterator[str]:
     """Prompts that end with ``prompt_end`` or the input; empty ones are asked for again.
 
-    What stands behind ``prompt_end`` begins the next one.
+    The text after ``prompt_end`` begins the next prompt.
     """
     with contextlib.suppress(ImportError):  # gives input() arrow keys and history, where it exists
         import readline  # noqa: F401
@@ -124,10 +124,10 @@ def _typed_prompts(interrupts: _Interrupts, prompt_end: str) -> Iterator[str]:
 
 
 def _typed_line(question: str) -> str:
-    """The next line with its end; a person is asked again where it is not UTF-8.
+    """The next line with its end; a person is asked again if it is not UTF-8.
 
     Raises:
-        ConfigError: If it is not and comes from a file or a program.
+        ConfigError: If it is not UTF-8 and comes from a file or a program.
     """
     while True:
         try:

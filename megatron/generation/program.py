@@ -35,7 +35,7 @@ __all__ = [
 
 
 def check_generation_files(config: RunConfig) -> None:
-    """Reads the prompts and looks at the output, before a model is loaded.
+    """Checks the prompts and the output, before a model is loaded.
 
     Raises:
         ConfigError: If the prompts cannot be read or the samples cannot be written.
@@ -48,7 +48,7 @@ def check_generation_files(config: RunConfig) -> None:
 
 
 def generation_notes(config: RunConfig) -> list[str]:
-    """What of the configuration has no effect, for the user to see."""
+    """Messages about settings that have no effect."""
     settings, kind = config.text_generation, config.derived.text_gen_type
     notes = []
     filters = {
@@ -57,8 +57,8 @@ def generation_notes(config: RunConfig) -> list[str]:
     if filters and settings.temperature == 0.0:
         shown = ", ".join(f"{key} {value}" for key, value in filters.items())
         notes.append(
-            f"temperature 0 always takes the likeliest token, so that {shown} does nothing; "
-            "GPT-NeoX samples here as with temperature 1"
+            f"temperature 0 always takes the likeliest token, so {shown} has no effect; "
+            "GPT-NeoX would sample as with temperature 1"
         )
     if kind != "input-file" and settings.sample_input_file:
         notes.append(
@@ -66,19 +66,19 @@ def generation_notes(config: RunConfig) -> list[str]:
         )
     part = None if kind == "interactive" else _output_of(config)
     if part is not None and part_path(part).exists():
-        notes.append(f"{part_path(part)}, of a run that did not end, is replaced")
+        notes.append(f"{part_path(part)}, left by a run that did not finish, is replaced")
     return notes
 
 
 def generate_samples(config: RunConfig, model: GPT2Model, tokenizer: AbstractTokenizer) -> str:
-    """Generates as ``text_gen_type`` says; returns a line that tells what was done.
+    """Generates as ``text_gen_type`` says; returns a message about what was done.
 
     All ranks of a tensor-parallel group call it: they compute together, and the first one reads the
     terminal and writes.
 
     Raises:
         ConfigError: If the prompts cannot be read, the output cannot be written, or one of
-            ``stop_tokens`` is no token.
+            ``stop_tokens`` is not a token id.
     """
     stop_rules_of(config, tokenizer)  # raises before the output is begun
     kinds: dict[str, Callable[[RunConfig, GPT2Model, AbstractTokenizer], int]] = {
@@ -126,7 +126,7 @@ def _write_samples(
 
 @contextlib.contextmanager
 def _nowhere() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """For ranks whose records another rank of the group writes."""
+    """Used on ranks whose records another rank of the group writes."""
     yield lambda record: None
 
 

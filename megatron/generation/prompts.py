@@ -1,4 +1,4 @@
-"""Prompts from a file, and how they fit into what the model reads."""
+"""Prompts from a file, and how they fit into the context of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_prompts(path: Path, prompt_end: str) -> list[str]:
         ) from error
     prompts = split_prompts(text, prompt_end)
     if not prompts:
-        raise ConfigError(f"sample_input_file: {path} holds no prompt; one per line, not empty")
+        raise ConfigError(f"sample_input_file: {path} contains no prompt; write one per line")
     return prompts
 
 
@@ -45,19 +45,18 @@ class FittedPrompt:
 
     tokens: Sequence[int]
     message: str | None
-    """What the user should know about it: what was left out, or how little room there is."""
+    """A message for the user: what was left out, or how little room there is."""
 
 
 def fit_prompt(tokens: Sequence[int], *, longest: int, maximum_tokens: int) -> FittedPrompt:
     """Leaves out the beginning of a prompt that is too long for the model.
 
     A prompt that fits stays whole, even where fewer than ``maximum_tokens`` can follow. One that
-    does not fit leaves room for ``maximum_tokens``, but keeps at least half of what the model
-    reads.
+    does not fit leaves room for ``maximum_tokens``, but keeps at least half of the context.
 
     Args:
         tokens: At least one.
-        longest: Positions that the model reads, at least 2.
+        longest: Positions of the context of the model, at least 2.
         maximum_tokens: Tokens that should follow.
     """
     room = longest - len(tokens)
@@ -66,12 +65,12 @@ def fit_prompt(tokens: Sequence[int], *, longest: int, maximum_tokens: int) -> F
     if room >= 1:
         return FittedPrompt(
             tokens,
-            f"the prompt has {len(tokens)} tokens and the model reads {longest}: room for {room} "
-            f"of {maximum_tokens} tokens",
+            f"the prompt has {len(tokens)} tokens and the context {longest}: there is room for "
+            f"{room} of {maximum_tokens} new tokens",
         )
     num_kept = min(longest - 1, max(longest - maximum_tokens, longest // 2))
     return FittedPrompt(
         tokens[-num_kept:],
-        f"the prompt has {len(tokens)} tokens and the model reads {longest}: its first "
+        f"the prompt has {len(tokens)} tokens and the context only {longest}: its first "
         f"{len(tokens) - num_kept} were left out",
     )

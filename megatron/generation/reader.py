@@ -1,4 +1,4 @@
-"""Reads a batch of prompts of different lengths, then one token a row at a time.
+"""Inference on a batch of prompts of different lengths: prefill, then one token per row.
 
 Shapes: b batch, s prompt length with padding, t all positions so far, v vocabulary.
 """
@@ -16,20 +16,20 @@ from megatron.model.gpt2_model import GPT2Model
 __all__ = ["BatchReader"]
 
 _TOKENS_AT_ONCE = 8192
-"""Of a prompt; bounds the (b, s, t) mask and the activations of a long prompt."""
+"""Positions of a prompt at a time; limits the (b, s, t) mask and the activations."""
 
 
 class BatchReader:
-    """The rows that a model is reading.
+    """The rows of a batch during inference.
 
     Shorter prompts are padded on the left, where no token attends; positions count from the first
     token of each prompt. Rows of one length need no mask.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         prompts: Token ids, at least one per row.
-        capacity: Most positions of a row, padding included.
-        recompute: Run over the whole text again for each token instead of keeping keys and values.
+        capacity: Maximum number of positions of a row, padding included.
+        recompute: Compute the whole text again for each token instead of keeping keys and values.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BatchReader:
         self._caches = None if recompute else model.make_caches(len(prompts), capacity)
 
     def next_logits(self) -> Tensor:
-        """Reads the tokens that were not read yet; returns logits after the last one, (b, v)."""
+        """Runs the model on new tokens; returns the logits after the last one, (b, v)."""
         start = 0
         if self._caches is not None:
             start = self._caches[0].length
@@ -75,7 +75,7 @@ class BatchReader:
         )
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with some of the rows, in this order."""
+        """Continues with some of the rows, in this order."""
         index = torch.tensor(rows, dtype=torch.int64, device=self._device)
         self._pending = self._pending[index]
         if self._pad is not None:
@@ -84,7 +84,7 @@ class BatchReader:
             self._caches = [cache.select(index) for cache in self._caches]
 
     def _placed(self, start: int, length: int) -> dict[str, Any]:
-        """Caches, positions and mask of ``length`` tokens behind ``start`` others."""
+        """Caches, positions and mask of ``length`` tokens after ``start`` others."""
         if self._pad is None:
             return {"caches": self._caches}
         end = start + length

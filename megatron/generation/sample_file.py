@@ -1,4 +1,4 @@
-"""JSON lines, written as samples come."""
+"""JSON lines, written as soon as samples are done."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_output(path: Path | None) -> None:
     elif path.is_dir():
         problem = f"{path} is a folder; name a file"
     elif not os.access(folder, os.W_OK):
-        problem = f"the folder {folder} may not be written; name another file"
+        problem = f"the folder {folder} is not writable; name another file"
     else:
         return
     raise ConfigError(f"sample_output_file: {problem}")

@@ -25,19 +25,19 @@ def generate_samples_from_prompt(
     on_text: Callable[[str], None] | None = None,
     is_interrupted: Callable[[], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one record a prompt, in order; docs/generation.md describes the fields.
+    """Yields one record per prompt, in order; docs/generation.md describes the fields.
 
     Prompts are read ``generation_batch_size`` at a time. An empty prompt starts from the
     end-of-document token. All ranks of a tensor-parallel group call it together.
 
     Args:
-        config: Says how to sample and when to stop.
-        model: In evaluation mode.
-        tokenizer: Of the model.
+        config: Defines how to sample and when to stop.
+        model: The model, in evaluation mode.
+        tokenizer: The tokenizer of the model.
         prompts: Texts.
         first_sample: Number of the first sample; with ``seed`` it seeds the random numbers.
-        on_text: Called with new text as it becomes certain, for single prompts.
-        is_interrupted: Asked after every token; True ends the texts.
+        on_text: Called with new text when it is certain, for single prompts.
+        is_interrupted: Called after every token; True ends the texts.
     """
     settings = config.text_generation
     sampling, stop = sampling_of(config), stop_rules_of(config, tokenizer)
@@ -89,14 +89,14 @@ def stop_rules_of(config: RunConfig, tokenizer: AbstractTokenizer) -> StopRules:
     """What ends a text: the end of a document, and what the configuration adds.
 
     Raises:
-        ConfigError: If one of ``stop_tokens`` is no token.
+        ConfigError: If one of ``stop_tokens`` is not a token id.
     """
     settings = config.text_generation
     for token in settings.stop_tokens or ():
         if token >= tokenizer.vocab_size:
             raise ConfigError(
-                f"stop_tokens: {token} is no token, the tokenizer has {tokenizer.vocab_size}; "
-                "correct or remove it"
+                f"stop_tokens: {token} is not a token id, the tokenizer has "
+                f"{tokenizer.vocab_size} ids; correct or remove it"
             )
     return StopRules(
         tokens=frozenset({tokenizer.eod, *(settings.stop_tokens or ())}),

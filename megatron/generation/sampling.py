@@ -24,10 +24,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParameters:
-    """How a token is chosen; the values that are given here switch everything off."""
+    """How a token is chosen; the defaults switch everything off."""
 
     temperature: float = 0.0
-    """Divides the logits. 0 takes the likeliest token, whatever the filters say."""
+    """Divides the logits. 0 takes the likeliest token; filters then have no effect."""
     top_k: int = 0
     """Keeps this many of the likeliest tokens; 0 keeps all."""
     top_p: float = 0.0
@@ -39,7 +39,7 @@ class SamplingParameters:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether no random numbers are needed."""
+        """Returns whether no random numbers are needed."""
         return self.temperature == 0.0
 
 
@@ -51,7 +51,7 @@ def sample_generator(seed: int, sample: int) -> torch.Generator:
     """The source of random numbers of one sample, on the CPU, for every layout and batch size.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         sample: Number of the sample, counted from 0.
     """
     (mixed,) = np.random.SeedSequence((seed % 2**64, sample)).generate_state(1, np.uint64)
@@ -67,13 +67,13 @@ def next_tokens(
 ) -> Tensor:
     """Next token of each row, (b, v) -> (b,) int64; -1 where logits are nan or infinite.
 
-    Samples by the Gumbel-max rule, argmax(log p + noise): logits that differ in their last bits, as
-    those of two layouts do, give another token only where the first two are as close as that.
+    Samples by the Gumbel-max rule, argmax(log p + noise). Logits of two layouts differ in the last
+    bits; this changes the token only if the first two tokens are closer than that.
 
     Args:
         logits: (b, v); the input is not changed.
         parameters: The same for all rows.
-        generators: One a row, on the CPU; not needed when greedy.
+        generators: One per row, on the CPU; not needed when greedy.
         seen: (b, v) bool, tokens of the text so far; needed for a repetition penalty.
 
     Source: Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030.
@@ -93,7 +93,7 @@ def next_tokens(
 def _finite_argmax(scores: Tensor) -> Tensor:
     """Index of the largest score, (b, v) -> (b,), or -1; nan counts as the largest.
 
-    Told by a value and not by an exception, which would make a GPU wait once more a token.
+    A value and not an exception, which would make a GPU wait once more per token.
     """
     largest, index = scores.max(dim=-1)
     return index.where(largest.isfinite(), -1)
@@ -146,8 +146,8 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def _gumbel_noise(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """-log(-log(u)), (b, v) float64, from a generator a row."""
-    assert len(generators) == like.shape[0], "one generator a row"
+    """-log(-log(u)), (b, v) float64, from a generator per row."""
+    assert len(generators) == like.shape[0], "one generator per row"
     noise = torch.empty(like.shape, dtype=torch.float64)
     for row, generator in zip(noise, generators, strict=True):
         row.uniform_(generator=generator)

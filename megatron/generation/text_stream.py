@@ -1,4 +1,4 @@
-"""Text out of tokens as they come, without half a character and without half a stop string."""
+"""Turns tokens into text as they come, without half characters or half stop strings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEPT_TOKENS = 8
 
 
 class TextStream:
-    """Turns tokens into text that never changes once it is given out.
+    """Turns tokens into text that never changes once it is returned.
 
     All pieces together are the text of all tokens decoded at once. A character may take several
     tokens; a decoder shows the bytes of a part as replacement characters. Up to three of these at
@@ -25,7 +25,7 @@ class TextStream:
     grow.
 
     Args:
-        decode: Of the tokenizer.
+        decode: The tokenizer's function from ids to text.
         context: The tokens before the first one; some decoders drop a leading space.
     """
 
@@ -75,10 +75,10 @@ class TextStream:
                 self._num_closed = len(self._window)
 
     def _shorten(self) -> None:
-        """Leaves the first tokens out whose absence does not change the text of later ones.
+        """Drops the first tokens if that does not change the text of later ones.
 
-        A run of open tokens stays whole, and what is kept has a visible character: what a decoder
-        does with the start of a text ends there.
+        A run of open tokens stays whole, and the kept tokens have a visible character: a decoder
+        treats the start of a text specially only up to there.
         """
         num_kept = _KEPT_TOKENS
         while num_kept < len(self._window):
@@ -125,8 +125,8 @@ def _has_visible(text: str) -> bool:
 class StoppableText:
     """Text that ends before the first stop string.
 
-    The text ends with the first token after which the text of all tokens so far has a stop string
-    in it, whatever the size of the additions. What is added later counts no more.
+    The text ends with the first token after which the text so far contains a stop string, however
+    many tokens are added at a time. Tokens after that are ignored.
 
     Args:
         stream: Where the text comes from.
@@ -139,7 +139,7 @@ class StoppableText:
         self._longest = max(map(len, stop_strings), default=0)
         self._num_shown = 0
         self.text = ""
-        """All text so far, cut before a stop string once there is one."""
+        """All text so far, cut before the stop string if there is one."""
         self.stopped_by: str | None = None
         """The stop string that came first."""
 

@@ -1,7 +1,7 @@
 """Hands arguments to ranks in a private file: a command line is limited in size, and public.
 
-The folder of temporary files belongs to everybody: to other users, and where it is shared, to other
-machines and containers. A name says whose a folder is, and what is not ours is left alone.
+Other users also use the folder of temporary files, and if it is shared, so do other machines and
+containers. The name of a folder tells whose it is; folders of others are left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["arguments_folder", "write_arguments"]
 
 @contextmanager
 def arguments_folder() -> Iterator[Path]:
-    """Makes a folder that only this user may read; removes it again, and those of the dead."""
+    """Makes a folder that only this user can read; removes it later, and those of dead runs."""
     _remove_left_folders()
     folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-"))  # mode 0700
     try:
@@ -41,14 +41,14 @@ def write_arguments(folder: Path, name: str, arguments: Mapping[str, Any]) -> Pa
 
 
 def _prefix() -> str:
-    """Begin of the names of this user's folders, as seen where process numbers mean the same."""
+    """Prefix of the names of this user's folders, where process numbers mean the same."""
     host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())[:64]
     owner = os.getuid() if hasattr(os, "getuid") else "user"
     return f"odm-neox-{owner}-{host}-{_process_space()}-"
 
 
 def _process_space() -> str:
-    """Short name of what process numbers belong to: a boot of a machine, and a container in it."""
+    """Short name of the scope of process numbers: a boot of a machine, and a container in it."""
     parts = []
     with suppress(OSError):  # not Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))

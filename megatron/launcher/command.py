@@ -48,8 +48,8 @@ _PROGRAMS = {
 
 
 _ELSEWHERE = (
-    "deepy.py: a run that is started here would be refused; for one that starts on another "
-    "machine, such as a node of a cluster, check with --elsewhere"
+    "deepy.py: a run on this machine would be refused; to check a run that will start on another "
+    "machine, such as a node of a cluster, add --elsewhere"
 )
 
 
@@ -177,7 +177,7 @@ def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
 
 
 def _forecast(config: Any) -> str:
-    """Stages and memory of a training run; nothing for other scripts."""
+    """Text about stages and memory of a training run; empty for other scripts."""
     if not is_training_script(config.other.user_script):
         return ""
     from megatron.launcher.dry_run import describe_run
@@ -204,7 +204,7 @@ def _grace_seconds(environ: Mapping[str, str]) -> float:
 
 
 def _planned(arguments: NeoXArgs, *, is_elsewhere: bool) -> tuple[LaunchPlan, RunConfig]:
-    """Where the run starts and its configuration; raises all that is wrong with either, at once."""
+    """Where the run starts, and its configuration; raises all problems of both at once."""
     plan: LaunchPlan | None = None
     problems: list[str] = []
     try:
@@ -260,17 +260,17 @@ def _start_problems(
 
 
 def _tell_of_lone_machine(arguments: NeoXArgs, plan: LaunchPlan) -> None:
-    """Says that a run uses this machine alone where the configuration speaks of others."""
+    """Reports that a run uses only this machine although the configuration names others."""
     path = missing_hostfile(launch_values(arguments).__getitem__, os.environ)
     if path is not None:
-        _say(f"deepy.py: there is no hostfile {path}; the run uses this machine alone")
+        _say(f"deepy.py: there is no hostfile {path}; the run uses only this machine")
     unused = _keys_of_more_machines(arguments)
     if unused and not plan.hosts:
-        _say(f"deepy.py: {', '.join(unused)}: not used, for the run uses this machine alone")
+        _say(f"deepy.py: {', '.join(unused)}: not used, because the run uses only this machine")
 
 
 def _keys_of_more_machines(arguments: NeoXArgs) -> list[str]:
-    """Names what was set and has a meaning for a run over several machines only."""
+    """Names the keys that are set and have a meaning only for a run over several machines."""
     values = launch_values(arguments)
     alone = {"num_nodes": (-1, 1), "force_multi": (False,), "launcher": ("pdsh",)}
     names = [key for key, harmless in alone.items() if values[key] not in harmless]
@@ -288,7 +288,7 @@ def _require_launcher(launcher: str, hosts: Collection[str]) -> None:
 
 
 def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
-    """What a check says; ``lacks`` is what this machine has not for a run that starts elsewhere."""
+    """What a check prints; ``lacks``: what this machine lacks for a run that starts elsewhere."""
     derived = config.derived
     model = config.model
     where = ", ".join(plan.hosts) or (
@@ -305,7 +305,7 @@ def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
         lines |= {"precision": derived.precision, "reads": derived.load_path or "nothing"}
     else:
         lines |= {
-            "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} a micro-batch x "
+            "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} per micro-batch x "
             f"{derived.gradient_accumulation_steps} accumulated x "
             f"{derived.data_parallel_size} data-parallel",
             "precision": f"{derived.precision}, ZeRO {derived.zero_stage}",

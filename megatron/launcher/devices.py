@@ -13,7 +13,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 def count_devices(environ: Mapping[str, str], device_folder: Path = Path("/dev")) -> int:
     """Counts the GPUs that a process of this environment would see; 0 on a machine without.
 
-    A list of visible devices in the environment is believed as it stands. ``DS_ACCELERATOR=cpu``
+    A list of visible devices in the environment is used without a check. ``DS_ACCELERATOR=cpu``
     hides every GPU.
     """
     if environ.get("DS_ACCELERATOR") == "cpu":

@@ -1,4 +1,4 @@
-"""What ``deepy.py train.py ... --dry-run`` says of a run: stages, memory, and how to lower it."""
+"""What ``deepy.py train.py ... --dry-run`` prints: stages, memory, and how to lower it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLUMNS = ("weights", "gradients", "optimizer", "buffers", "activations", "loss
 
 
 def describe_run(config: RunConfig) -> str:
-    """Text of several lines: the plan of stages, memory a rank, changes that would lower it.
+    """Text of several lines: the plan of stages, memory per rank, changes that would lower it.
 
     Raises:
         ConfigError: If ``pipe_partition_method`` cannot be applied.
@@ -26,7 +26,7 @@ def describe_run(config: RunConfig) -> str:
             _header(plan),
             "stages:" if plan.pipe > 1 else "layers:",
             *_stage_lines(plan, config.derived.world_size),
-            "memory of a rank, estimated, in MiB:",
+            "estimated memory per rank, in MiB:",
             *_memory_table(memories),
             *_saving_lines(plan, max(memory.total for memory in memories)),
         ]
@@ -86,7 +86,7 @@ def _saving_lines(plan: MemoryPlan, fullest: int) -> list[str]:
         f"  {text}: {_mib(size)} ({100 * (size - fullest) / fullest:+.0f} %)"
         for text, size in found
     ]
-    return [f"to lower the fullest rank's {_mib(fullest)}:", *lines]
+    return [f"to lower the {_mib(fullest)} of the fullest rank:", *lines]
 
 
 def _mib(size_bytes: int) -> str:

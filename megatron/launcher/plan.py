@@ -45,8 +45,8 @@ def plan_launch(
     """Plans a run from hostfile, include, exclude, num_nodes, num_gpus and world_size.
 
     Args:
-        neox_args: The flat arguments; ``global_num_gpus`` stands in for ``world_size``.
-        environ: The launcher's environment; ``DLTS_HOSTFILE`` stands in for ``hostfile``.
+        neox_args: The flat arguments; ``global_num_gpus`` replaces a missing ``world_size``.
+        environ: The launcher's environment; ``DLTS_HOSTFILE`` replaces a missing ``hostfile``.
         num_devices: GPUs of this machine; counted when not given.
 
     Raises:
@@ -75,15 +75,15 @@ def _plan(values: Mapping[str, Any], environ: Mapping[str, str], num_devices: in
     if max(chosen) >= num_devices:
         key = next((key for key in _CHOOSE_DEVICES if values[key]), "num_gpus")
         raise ConfigError(
-            f"{key}: the run asks for GPU {max(chosen)}, counted from 0, and this machine shows "
-            f"{num_devices} GPUs; ask for fewer, or set DS_ACCELERATOR=cpu to use CPU processes",
+            f"{key}: the run asks for GPU {max(chosen)} (counted from 0), but this machine "
+            f"shows {num_devices} GPUs; ask for fewer, or set DS_ACCELERATOR=cpu for CPU processes",
             key=key,
         )
     return LaunchPlan(len(chosen), device_indices=chosen)
 
 
 def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]:
-    """Chooses slots of this machine, where no hostfile says what it has."""
+    """Chooses slots of this machine, if no hostfile lists them."""
     if values["include"]:
         listed = included_here(values["include"], values["num_gpus"])
         if listed is not None:
@@ -96,7 +96,7 @@ def _choose_here(values: Mapping[str, Any], num_devices: int) -> tuple[int, ...]
         key, count = "the number of GPUs", 0
     if count > MOST_SLOTS:
         raise ConfigError(
-            f"{key} is {count}, and one machine starts at most {MOST_SLOTS} processes; lower it, "
+            f"{key} is {count}, but one machine starts at most {MOST_SLOTS} processes; lower it, "
             "or name the machines in a hostfile",
             key=key,
         )

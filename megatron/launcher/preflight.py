@@ -1,7 +1,7 @@
 """What would stop a run on this machine before its first step, found without torch.
 
-Only what is certain: the run itself would be refused for each of these, after seconds or minutes.
-Loading this module is quick, and so is what it does: files are looked at, not read to their end.
+Only certain problems: the run itself would be refused for each of them, after seconds or minutes.
+This module loads quickly and works quickly: it looks at files but does not read them to the end.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["start_problems"]
 def start_problems(
     config: RunConfig, *, has_accelerator: bool, is_valid: bool = True
 ) -> list[ConfigError]:
-    """Returns what `train.py`, `evaluate.py` or `generate.py` would be refused for; all of it.
+    """Returns all problems for which `train.py`, `evaluate.py` or `generate.py` would be refused.
 
     Args:
-        config: The resolved configuration; `user_script` says what starts. Nothing is known of
-            other scripts.
+        config: The resolved configuration; `user_script` tells what starts. Other scripts are
+            not checked.
         has_accelerator: Whether ranks here get one.
-        is_valid: Whether the configuration has no fault of its own; else only files are looked at,
-            and nothing is made of its sections.
+        is_valid: Whether the configuration itself has no problem; if it has one, only files are
+            checked, and its sections are not used.
     """
     script = config.other.user_script
     is_training = is_training_script(script)
@@ -63,7 +63,7 @@ def start_problems(
 
 
 def _vocabulary(config: RunConfig, problems: list[ConfigError]) -> int | None:
-    """Number of token ids; None where nothing here tells it."""
+    """Number of token ids; None if no local file tells it."""
     training = config.training
     try:
         kind = config.tokenizer.tokenizer_type
@@ -136,7 +136,7 @@ def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[Con
 
 
 def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
-    """Folders that a training writes and cannot."""
+    """Folders that training needs to write and cannot."""
     derived = config.derived
     folders = {"save": derived.save_path, "log_dir": config.logging.log_dir}
     folders["tensorboard_dir"] = config.logging.tensorboard_dir
@@ -148,7 +148,7 @@ def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
-    """Prompts that are not there, and samples that cannot be written."""
+    """Prompts that do not exist, and samples that cannot be written."""
     asked, kind = config.text_generation, config.derived.text_gen_type
     name = asked.sample_input_file or ""
     if kind == "input-file" and name and (not os.path.exists(name) or os.path.isdir(name)):
@@ -165,7 +165,7 @@ def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
 
 
 def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
-    """Nothing to evaluate, domains that nobody knows, results that cannot be written."""
+    """Nothing to evaluate, unknown domains, results that cannot be written."""
     asked, derived = config.text_generation, config.derived
     prefixes = (*derived.valid_paths, *derived.test_paths)
     if not (asked.eval_tasks or asked.eval_domains or prefixes):
@@ -201,7 +201,7 @@ def _unwritable(folder: Path) -> str | None:
 
 
 def _unusable(path: str | Path) -> str | None:
-    """What the system says of a path under which nothing can ever be, such as one too long."""
+    """The system's error for a path that can never exist, such as one that is too long."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -212,7 +212,7 @@ def _unusable(path: str | Path) -> str | None:
 
 
 def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
-    """A checkpoint that is asked for and not there; a training may start without one."""
+    """A checkpoint that is asked for and missing; training may start without one."""
     load, save, step = config.derived.load_path, config.derived.save_path, config.other.iteration
     is_finetuning = is_training and config.training.finetune
     if load is None:
@@ -221,8 +221,8 @@ def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[Co
         elif is_finetuning or step is not None:
             key = "finetune" if is_finetuning else "iteration"
             yield ConfigError(
-                f"{key}: there is no load, from which it would start; set load to the folder of "
-                f"the checkpoints, or remove {key}",
+                f"{key}: needs load, which is not set; set load to the folder of the checkpoints, "
+                f"or remove {key}",
                 key=key,
             )
         return

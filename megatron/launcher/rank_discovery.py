@@ -24,7 +24,7 @@ _PORT_RANGE = (20000, 30000)  # below the kernel's range of ports for outgoing c
 
 
 class RankDiscoveryError(UserError):
-    """The environment contradicts itself or does not say enough."""
+    """The environment contradicts itself or lacks variables."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RankInfo:
 
     @property
     def is_on_loopback(self) -> bool:
-        """Whether all ranks are on this machine and meet at its loopback interface."""
+        """Returns whether all ranks are on this machine and meet at its loopback interface."""
         is_one_machine = self.local_world_size == self.world_size
         return is_one_machine and self.master_address in (LOOPBACK, "localhost")
 
@@ -264,13 +264,13 @@ def _address_of_one_machine(
     if nodes:
         return expand_nodes(nodes)[0]
     raise RankDiscoveryError(
-        f"MASTER_ADDR: not set, and {source} tells of {size} processes, {local_size} of them on "
-        "this machine; set MASTER_ADDR to the address of rank 0's machine, for all processes"
+        f"MASTER_ADDR: not set, but {source} reports {size} processes, {local_size} of them on "
+        "this machine; set MASTER_ADDR to the address of rank 0's machine, in all processes"
     )
 
 
 def _shared_port(environ: Mapping[str, str], job: tuple[str, ...], step: str = "") -> int:
-    """A port that all ranks of a job compute alike and two jobs on one machine seldom share."""
+    """A port that is the same on all ranks of a job, and rarely the same for two jobs."""
     if "MASTER_PORT" in environ:
         return _number(environ, "MASTER_PORT")
     name = next((environ[key] for key in job if environ.get(key)), None)
@@ -305,7 +305,7 @@ def _check(info: RankInfo) -> None:
         )
     if not 0 < info.master_port < 65536:
         raise RankDiscoveryError(
-            f"MASTER_PORT: must lie between 1 and 65535, got {info.master_port}"
+            f"MASTER_PORT: must be between 1 and 65535, got {info.master_port}"
         )
 
 
@@ -325,6 +325,6 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 def _own_port() -> tuple[socket.socket, int]:
     """A free port of this process, and the socket that keeps others from it for its life.
 
-    Seconds go by until the port is used: another program's connection might take it meanwhile.
+    It takes seconds until the port is used, and another program might take it meanwhile.
     """
     return reserve_port(None, print)

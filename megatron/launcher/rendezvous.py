@@ -17,8 +17,8 @@ def reserve_port(wanted: int | None, report: Callable[[str], None]) -> tuple[soc
     torch does, can still listen there; the kernel gives the port to nobody else.
 
     Args:
-        wanted: Port that the user asked for; another one is taken, and said, when it is in use.
-        report: Takes a line for the user.
+        wanted: Port that the user asked for; if it is in use, another one is taken and reported.
+        report: Receives a message for the user.
 
     Returns:
         The socket to keep open, and the port.

@@ -1,7 +1,7 @@
 """What DeepSpeed's runner gets for a run over several machines: a hostfile of our own, and flags.
 
-The runner reads hostfiles and filters by rules of its own, and each of its launchers takes some of
-them only. So the filters are applied here, the runner reads what is left, and gets `exclude` alone
+The runner reads hostfiles and filters by its own rules, and each of its launchers supports only
+some of them. So the filters are applied here and the runner gets the result. It gets `exclude` only
 for slots with gaps, which a hostfile cannot express.
 """
 

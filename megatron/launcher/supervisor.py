@@ -1,13 +1,13 @@
 """Starts the ranks of a run on this machine, watches them and ends them all together.
 
-Why not DeepSpeed's inner launcher: on SIGTERM it terminates its ranks and returns 1 whatever they
-do, it ends 30 s after a rank that does not react, and it needs torch to start. The ranks here get
+We do not use DeepSpeed's inner launcher: on SIGTERM it terminates its ranks and always returns 1,
+it ends 30 s after a rank that does not react, and it needs torch to start. The ranks here get
 the same environment variables. The guarantees:
 
 - SIGTERM, SIGINT (Ctrl-C) and SIGHUP reach every rank once, as SIGTERM; ranks that save and exit
   with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for that
   program: it reaches rank 0, as SIGINT, each time.
-- A rank that fails ends the others; its last words are shown once.
+- If a rank fails, the others are ended; its last output is shown once.
 - The death of the launcher, by any signal, ends the ranks (Linux: the kernel kills them).
 """
 
@@ -53,7 +53,7 @@ class _Rank:
     last_words: bytearray = field(default_factory=bytearray)
     exit_code: int | None = None
     spoke_at: float = math.inf
-    """When the first sign of an error came; never for rank 0, whose words go straight through."""
+    """When the first sign of an error came; None for rank 0, whose output is not held back."""
 
 
 class Supervisor:
@@ -70,9 +70,9 @@ class Supervisor:
         """Prepares a run.
 
         Args:
-            commands: One a rank, in rank order.
+            commands: One per rank, in rank order.
             grace_seconds: Time that ranks get to save after a request to stop, before SIGKILL.
-            report: Takes each line that the user should see.
+            report: Receives each message for the user.
             pass_interrupts: Hands SIGINT on to rank 0 instead of ending the run.
         """
         self._commands = commands
@@ -182,7 +182,7 @@ class Supervisor:
     def _kill_all(self) -> int:
         """Kills the ranks that still run and returns how many these were.
 
-        A rank that somebody stopped (SIGSTOP) is named: the others ended because it was silent.
+        A rank that somebody stopped (SIGSTOP) is named: the others ended because it did not answer.
         """
         alive = [rank for rank in self._ranks if rank.exit_code is None]
         for rank in alive:
@@ -199,7 +199,7 @@ class Supervisor:
         return len(alive)
 
     def _explain(self) -> int:
-        """Says once why the run failed, and returns its exit code."""
+        """Reports once why the run failed, and returns its exit code."""
         self._listen(0.0)
         failed = [rank for rank in self._ranks if rank.exit_code]
         killed = [rank for rank in failed if rank.exit_code is not None and rank.exit_code < 0]
@@ -246,7 +246,7 @@ class Supervisor:
             os.kill(self._ranks[0].process.pid, number)
 
     def _on_pause(self, number: int, frame: object) -> None:
-        """Ctrl-Z: the ranks are in other sessions and would run on unseen."""
+        """Ctrl-Z: the ranks are in other sessions and would keep running unnoticed."""
         self._signal_ranks(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._signal_ranks(signal.SIGCONT)
@@ -285,7 +285,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process is in state T; False where there is no /proc to ask."""
+    """Returns whether a process is in state T; False where there is no /proc to ask."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] == "T"

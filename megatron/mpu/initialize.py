@@ -17,8 +17,8 @@ def make_topology(config: Any, *, for_training: bool = True) -> Topology:
 
     Args:
         config: The ``RunConfig``; reads the degrees of parallelism of ``derived``.
-        for_training: False makes replicas of pipeline stages: a model that is only read needs an
-            eighth of the memory, and has no micro-batches to fill a pipeline with.
+        for_training: False turns pipeline stages into replicas: inference needs an eighth of the
+            memory, and has no micro-batches to fill a pipeline.
     """
     derived = config.derived
     grid = RankGrid(
@@ -32,7 +32,7 @@ def make_topology(config: Any, *, for_training: bool = True) -> Topology:
 
 
 def make_tensor_parallel(topology: Topology, *, sequence_parallel: bool) -> TensorParallel:
-    """What layers need of a topology."""
+    """What layers need from a topology."""
     size = topology.grid.model
     return TensorParallel(
         size=size,

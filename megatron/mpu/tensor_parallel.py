@@ -22,9 +22,9 @@ Move = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The tensor-parallel group of a layer, and the moves of activations at its borders.
+    """The tensor-parallel group of a layer, and the operations on activations at its borders.
 
-    With ``size`` 1 every method hands its argument through.
+    With ``size`` 1 every method returns its argument.
     """
 
     size: int = 1
@@ -73,9 +73,9 @@ class TensorParallel:
 
     @contextmanager
     def own_random_state(self) -> Iterator[None]:
-        """Random numbers that differ between the ranks of the group, for dropout on cut tensors.
+        """Random numbers that differ between the ranks of the group, for dropout on their parts.
 
-        Outside, ranks of a group hold the same random state, so that dropout on whole tensors
+        Outside, ranks of a group have the same random state, so that dropout on whole tensors
         agrees. The seed comes from that state: recomputed activations see the same masks.
         """
         if self.size == 1:
@@ -87,7 +87,7 @@ class TensorParallel:
             yield
 
     def residual_random_state(self) -> Any:
-        """For dropout on the residual stream, which is cut with sequence parallelism only."""
+        """For dropout on the residual stream, which only sequence parallelism divides."""
         single = TensorParallel() if not self.sequence_parallel else self
         return single.own_random_state()
 
@@ -116,7 +116,7 @@ SINGLE = TensorParallel()
 
 
 class _Move(torch.autograd.Function):
-    """A move of activations and its adjoint, the move that gradients take."""
+    """An operation on activations, and its adjoint for gradients."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, move: Move, adjoint: Move) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which rank sits where: one pure grid, and one frozen object with the process groups on it.
+"""The place of each rank: one pure grid, and one frozen object with its process groups.
 
 Axes, slowest first: pipeline stage, data, model (tensor). Ranks of a tensor group are neighbours,
-since they talk most.
+since they communicate most.
 """
 
 from __future__ import annotations
@@ -84,17 +84,17 @@ class Topology:
 
     @property
     def data_rank(self) -> int:
-        """Which samples this rank sees."""
+        """Number that decides which samples this rank sees."""
         return self.grid.place(self.rank)[1]
 
     @property
     def model_rank(self) -> int:
-        """Which part of each matrix this rank holds."""
+        """Number that decides which part of each matrix this rank holds."""
         return self.grid.place(self.rank)[2]
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
+        """Returns whether this rank computes the loss."""
         return self.pipe_rank == self.grid.pipe - 1
 
     @classmethod

@@ -66,13 +66,13 @@ def name() -> str:
 
 
 def label() -> str:
-    """Returns what a rank computes on, for readers: ``GPU``, ``CPU process``, ``XPU`` ..."""
+    """Returns what a rank computes on, for messages: ``GPU``, ``CPU process``, ``XPU`` ..."""
     kind = name()
     return {"cuda": "GPU", "cpu": "CPU process"}.get(kind, kind.upper())
 
 
 def is_cpu() -> bool:
-    """Tells whether this process computes on the CPU."""
+    """Returns whether this process computes on the CPU."""
     return name() == "cpu"
 
 
@@ -107,7 +107,7 @@ def backend() -> str:
 
 
 def supports(precision: str) -> bool:
-    """Tells whether the device trains in ``fp32``, ``fp16`` or ``bfloat16``."""
+    """Returns whether the device trains in ``fp32``, ``fp16`` or ``bfloat16``."""
     if precision == "fp32":
         return True
     if precision == "fp16":
@@ -133,9 +133,9 @@ def keep_freed_memory() -> None:
 def flush_subnormals(is_on: bool = True) -> None:
     """Makes a CPU take numbers below 1.2e-38 (2.3e-308 in float64) for 0.
 
-    Arithmetic on them is many times as slow there, and training makes them: probabilities of a sure
-    model, and moments of a token that has not come for some hundred steps. Call it before the first
-    operation of torch, whose threads take the mode of the one that starts them.
+    Arithmetic on them is many times slower there, and training produces them: probabilities of a
+    confident model, and moments of a token that did not occur for hundreds of steps. Call it before
+    the first operation of torch, whose threads inherit the mode of the thread that starts them.
     """
     import torch
 
@@ -179,7 +179,7 @@ def rng_state() -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Takes over what `rng_state` returned; on a CPU a GPU's ``device`` state is left out."""
+    """Restores what `rng_state` returned; on a CPU the ``device`` state of a GPU is ignored."""
     import torch
 
     *words, version = state["python"].tolist()

@@ -26,10 +26,10 @@ def run_program(main: Callable[[], object]) -> None:
     """Runs ``main`` and leaves the process.
 
     An error ends the process at once: interpreter shutdown would wait for collectives that other
-    ranks never join. The user's mistakes are one line on standard error, a disk that is full or
-    may not be written among them; a program error is shown by the rank that had it, in full on
-    rank 0 and in one line elsewhere. A collective that fails because another rank left is neither:
-    the launcher ends this process before it has said so.
+    ranks never join. The user's mistakes (also a disk that is full or read-only) are one line on
+    standard error. A program error is shown by its rank, with a traceback on rank 0 and in one line
+    on other ranks. A collective that fails because another rank left is neither: the launcher ends
+    this process before it can report that.
     """
     try:
         main()
@@ -66,10 +66,10 @@ def run_program(main: Callable[[], object]) -> None:
 
 
 def _refuse(message: str, *, code: int = 2) -> None:
-    """Says what is wrong, once for all ranks, and leaves.
+    """Reports what is wrong, once for all ranks, and exits.
 
-    Our launcher shows the words of one rank, so every rank speaks. Other launchers show all: there
-    rank 0 speaks first, and where the others have the same error, they are ended before they do.
+    Our launcher shows the output of one rank, so every rank reports. Other launchers show all
+    output: there rank 0 reports first, and ranks with the same error are ended before they report.
     """
     rank = _rank()
     if rank == 0 or PARENT_VARIABLE in os.environ:
@@ -91,7 +91,7 @@ def _is_about_the_disk(error: Exception) -> bool:
 def _failed_collective(error: Exception) -> str | None:
     """Name of the collective that raised; None for other errors.
 
-    Tells by the innermost frame: gloo raises RuntimeError, nccl an error of its own.
+    Found from the innermost frame: gloo raises RuntimeError, nccl an error of its own.
     """
     frame = error.__traceback__
     if frame is None:
@@ -103,7 +103,7 @@ def _failed_collective(error: Exception) -> str | None:
 
 
 def _rank() -> int:
-    """This process's rank; asked for late, since under MPI and Slurm RANK is set by ``main``."""
+    """This process's rank; read late, because with MPI and Slurm ``main`` sets RANK."""
     text = os.environ.get("RANK", "0")
     return int(text) if text.isdecimal() else 0
 

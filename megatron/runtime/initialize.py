@@ -55,15 +55,15 @@ def initialize_megatron(config: Any, *, handle_signals: bool = True) -> RankInfo
     Args:
         config: The ``RunConfig``; reads ``other.seed``, ``other.distributed_backend`` and
             ``other.distributed_timeout_minutes``.
-        handle_signals: Turns SIGTERM and SIGINT into a wish that `stop_requested` tells; for
-            programs that ask for it. Others end at once.
+        handle_signals: Turns SIGTERM and SIGINT into a request that `stop_requested` returns, for
+            programs that check it. Other programs end at once.
 
     Returns:
         This process's place in the run.
 
     Raises:
         RankDiscoveryError: If the environment contradicts itself.
-        ConfigError: If this PyTorch has not the backend that is asked for.
+        ConfigError: If this PyTorch does not have the backend that is asked for.
     """
     info = prepare_process()
     if handle_signals:
@@ -83,7 +83,7 @@ def set_timeout_on_all_groups(config: Any) -> None:
     """Gives every process group the timeout ``distributed_timeout_minutes``.
 
     Call it after ``deepspeed.initialize``. The groups that DeepSpeed makes start with torch's 30
-    minutes whatever ``init_distributed`` was told, and a rank that hangs holds the others so long.
+    minutes, whatever ``init_distributed`` got, and a rank that hangs blocks the others that long.
     """
     from torch.distributed import distributed_c10d
 
@@ -93,7 +93,7 @@ def set_timeout_on_all_groups(config: Any) -> None:
 
 
 def shutdown() -> None:
-    """Leaves the run without a barrier, at which a rank that leaves on an error would hang."""
+    """Leaves the run without a barrier: a rank that leaves because of an error would hang there."""
     if "torch.distributed" not in sys.modules:
         return
     import torch.distributed
@@ -118,9 +118,9 @@ def _set_threads(info: RankInfo) -> None:
 
 
 def _quiet_deepspeed() -> None:
-    """Takes away DeepSpeed's shared-memory operator and its chatter.
+    """Switches off DeepSpeed's shared-memory operator and its messages.
 
-    The operator serves inference only, costs a compiler run of 30 s and leaks 66 MiB of /dev/shm
+    The operator is for inference only, costs a compiler run of 30 s and leaks 66 MiB of /dev/shm
     for each rank and port.
     """
     with contextlib.redirect_stdout(sys.stderr):
@@ -140,8 +140,8 @@ def _join(info: RankInfo, backend: str | None, timeout_minutes: float) -> None:
         backend = accelerator.backend()  # nccl, the default of old files, has no CPU form
     if not torch.distributed.is_backend_available(backend):
         raise ConfigError(
-            f"distributed_backend: this PyTorch has no backend {backend}; remove the key, which "
-            f"chooses {accelerator.backend()}"
+            f"distributed_backend: this PyTorch has no backend {backend}; remove the key to "
+            f"use {accelerator.backend()}"
         )
     timeout = timedelta(minutes=timeout_minutes)
     if has_own_store(info):

@@ -1,4 +1,4 @@
-"""What a rank does about its own life: it dies with its parent, and stops when it is asked to.
+"""The life of a rank: it dies with its parent, and stops when it is asked to.
 
 Standard library only, so that a rank can call it before the slow imports.
 """
@@ -34,15 +34,15 @@ _STOP_SIGNALS = tuple(
 _POLL_SECONDS = 1.0
 
 REPEAT_SECONDS = 1.0
-"""Signals this soon after the first are the same wish: Slurm and systemd signal every process of a
-job, and a launcher passes its own copy on."""
+"""Signals this soon after the first are the same request: Slurm and systemd signal every process of
+a job, and a launcher passes on its own copy."""
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _stop_since: float | None = None
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel to kill this process when ``parent_pid`` dies; polls where it cannot.
+    """Asks the kernel to kill this process when ``parent_pid`` dies; polls if it cannot.
 
     The request survives ``exec`` but not ``fork``, and it follows the *thread* that started this
     process, so the launcher starts ranks from its main thread. A parent that died before the
@@ -57,7 +57,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def bind_to_launcher() -> bool:
-    """Calls `die_with_parent` where our launcher, torchrun or DeepSpeed started this process.
+    """Calls `die_with_parent` if our launcher, torchrun or DeepSpeed started this process.
 
     Returns:
         Whether there is a launcher to die with. A rank that a user, mpirun or srun started has
@@ -76,7 +76,7 @@ def bind_to_launcher() -> bool:
 
 
 def handle_stop_signals() -> None:
-    """Makes the first SIGTERM, SIGINT or SIGHUP a wish that `stop_requested` tells.
+    """Makes the first SIGTERM, SIGINT or SIGHUP a request that `stop_requested` returns.
 
     Another one, `REPEAT_SECONDS` later or more, ends the process at once. A signal that is ignored
     on entry stays ignored (``nohup``). Call it from the main thread.
@@ -87,7 +87,7 @@ def handle_stop_signals() -> None:
 
 
 def stop_requested() -> bool:
-    """Tells whether this process was asked to stop; the loop agrees on it over all ranks."""
+    """Returns whether this process was asked to stop; the loop agrees on it over all ranks."""
     return _stop_since is not None
 
 

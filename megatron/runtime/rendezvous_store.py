@@ -1,8 +1,8 @@
 """Where the ranks of a run meet, and who else can reach it.
 
-Torch's store takes keys from anybody, and what ranks exchange as Python objects travels as pickle:
-whoever reaches its port can run code in the run. On one machine it listens on the loopback
-interface alone; torch itself would listen on all.
+Torch's store accepts keys from anybody, and ranks exchange Python objects as pickle: anyone who can
+reach its port can run code in the run. On one machine it listens only on the loopback interface;
+torch itself would listen on all interfaces.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _AGENT_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun has a store of its 
 
 
 def has_own_store(info: RankInfo) -> bool:
-    """Whether the ranks of this run meet at a store that `loopback_store` makes."""
+    """Returns whether the ranks of this run meet at a store that `loopback_store` makes."""
     return info.is_on_loopback and os.name == "posix" and not _is_agents(os.environ)
 
 
 def loopback_store(info: RankInfo, *, timeout: timedelta) -> Store:
-    """Makes the store of a run on one machine, of which nothing is seen from outside.
+    """Makes the store of a run on one machine, which cannot be reached from outside.
 
-    A single rank meets nobody, so that it listens nowhere.
+    A single rank has nobody to meet, so it does not listen at all.
 
     Raises:
         RankDiscoveryError: On rank 0, if another program has the port.
@@ -52,7 +52,7 @@ def loopback_store(info: RankInfo, *, timeout: timedelta) -> Store:
 
 
 def network_note(info: RankInfo, environ: Mapping[str, str]) -> str:
-    """Says in one line where a run can be reached from, and what follows."""
+    """One-line warning about who can reach a run, and what follows from that."""
     store = "torchrun's store" if _is_agents(environ) else "the store"
     name = next((n for n in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if environ.get(n)), None)
     interface = (
@@ -63,7 +63,7 @@ def network_note(info: RankInfo, environ: Mapping[str, str]) -> str:
     )
     return (
         f"{store} at {info.master_address}:{info.master_port} listens on all interfaces, and ranks "
-        f"talk over {interface}; whoever reaches them can run code in this run: see "
+        f"talk over {interface}; anyone who can reach them can run code in this run; see "
         "docs/clusters.md, Network"
     )
 

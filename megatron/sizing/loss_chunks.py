@@ -11,7 +11,7 @@ MIN_CHUNK_TOKENS = 64
 
 
 def chunk_tokens(num_rows: int) -> int:
-    """Tokens a chunk: float32 logits of at most `CHUNK_BYTES`, if these are `MIN_CHUNK_TOKENS`.
+    """Tokens per chunk: float32 logits of at most `CHUNK_BYTES`, if these are `MIN_CHUNK_TOKENS`.
 
     A power of two: batches are multiples of one, and products of odd sizes run a tenth slower on a
     CPU. It depends on the rows of the matrix, padding included, which are as many on every rank of

@@ -31,7 +31,7 @@ _ASSUMED_VOCABULARY = 50_304
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Number of tokens, and how it was found."""
+    """Number of tokens, and its source."""
 
     size: int
     source: str
@@ -49,10 +49,10 @@ class MemoryPlan:
     partition_method: str
     zero_stage: int
     parameter_bytes: int
-    """Of a weight, gradient or activation: 4 or 2."""
+    """Bytes of a weight, gradient or activation: 4 or 2."""
     num_moments: int
     bucket_elements: int
-    """Of DeepSpeed's buffer for sums of gradients, used with ZeRO."""
+    """Size of DeepSpeed's buffer for sums of gradients, used with ZeRO."""
     overlap_comm: bool
     max_live_parameters: int
     micro_batch_size: int
@@ -60,7 +60,7 @@ class MemoryPlan:
     seq_length: int
     sequence_parallel: bool
     checkpoint_num_layers: int
-    """Blocks of a recomputed stretch; 0 keeps all activations."""
+    """Number of blocks in a recomputed stretch; 0 keeps all activations."""
     hidden_dropout: bool
 
     @property
@@ -70,7 +70,7 @@ class MemoryPlan:
 
     @property
     def stages(self) -> tuple[range, ...]:
-        """Places of `layers` on each stage."""
+        """Positions in `layers` of each stage."""
         return plan_stages(self.layers, num_stages=self.pipe, method=self.partition_method)
 
 
@@ -85,7 +85,7 @@ class StageMemory:
     optimizer: int
     """Float32 master weights and moments."""
     buffers: int
-    """Of DeepSpeed: buckets of gradients, and with ZeRO 3 gathered weights."""
+    """DeepSpeed's buffers: buckets of gradients, and with ZeRO 3 gathered weights."""
     activations: int
     loss: int
 
@@ -129,7 +129,7 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
 
 
 def _vocabulary(config: RunConfig) -> Vocabulary:
-    """The tokenizer's size where a small file tells it, else what the configuration says."""
+    """The tokenizer's size if a small file tells it, else that of the configuration."""
     kind, training = config.tokenizer.tokenizer_type, config.training
     size = tokenizer_file_size(kind, training.vocab_file, training.merge_file)
     if size is not None:
@@ -195,7 +195,7 @@ def _buffer_elements(plan: MemoryPlan, count: int) -> int:
 
 
 def block_bytes(plan: MemoryPlan) -> int:
-    """What one block keeps of one micro-batch for its backward pass.
+    """Bytes that one block keeps of one micro-batch for its backward pass.
 
     For n tokens of e bytes, hidden size h, t tensor-parallel ranks, and u = t with sequence
     parallelism, else 1:
@@ -229,7 +229,7 @@ def block_bytes(plan: MemoryPlan) -> int:
 def activation_bytes(
     plan: MemoryPlan, layers: Sequence[PlannedLayer], stage: int, places: range
 ) -> int:
-    """Activations that a stage holds at its worst moment.
+    """Bytes of activations that a stage holds at its peak.
 
     ``m = min(stages - stage, micro-batches)`` micro-batches are in flight on a pipeline, 1 without
     one. Each keeps its blocks' activations (see `block_bytes`), or of a recomputed stretch only its

@@ -43,7 +43,7 @@ class ModelShape:
 
     @property
     def num_norms(self) -> int:
-        """Norms with parameters of their own in a block."""
+        """Number of norms with their own parameters in a block."""
         return 1 if self.gpt_j_residual and self.gpt_j_tied else 2
 
 

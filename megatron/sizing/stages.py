@@ -1,7 +1,7 @@
 """Which layers sit on which pipeline stage, and their sizes, without building anything.
 
-Standard library only. The cut is the one that DeepSpeed's ``PipelineModule`` makes of the list of
-layers in `megatron.model.pipeline_model`; tests hold both against each other.
+Standard library only. The stages are those that DeepSpeed's ``PipelineModule`` makes from the list
+of layers in `megatron.model.pipeline_model`; tests compare both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PlannedLayer:
     parameters: int
     """On one tensor-parallel rank, vocabulary padding included."""
     is_tied: bool = False
-    """Shares its matrix with the other tied layer: a stage that holds both has it once."""
+    """Whether it shares its matrix with the other tied layer; a stage with both has it once."""
 
 
 def network_layers(shape: ModelShape, *, tensor_parallel: int) -> tuple[PlannedLayer, ...]:

@@ -21,9 +21,8 @@ class Detokenizer:
 
     decode: Callable[[list[int]], str]
     open_tokens: frozenset[int] = frozenset()
-    """Ids whose text may still change as long as only such tokens follow, all of it and not just
-    half a character at its end. A run of them has its final text where another token or the end
-    comes."""
+    """Ids whose whole text may still change (not just half a character at its end) as long as only
+    such tokens follow. A run of them has its final text when another token or the end comes."""
 
     def __call__(self, token_ids: Sequence[int]) -> str:
         return self.decode([int(index) for index in token_ids])
@@ -75,15 +74,15 @@ class AbstractTokenizer(ABC):
         return {index: token for token, index in self.vocab.items()}
 
     def add_own_tokens(self) -> None:
-        """From now on adds to each text what transformers adds; datasets are others then.
+        """Adds to each text what transformers adds, from now on; such datasets are different.
 
         Raises:
             TokenizerError: If transformers adds nothing.
         """
         if not self.own_added:
             raise TokenizerError(
-                f"tokenizer_adds_special_tokens: true, but this {self.name} adds none to a text; "
-                "leave it out, or use a tokenizer.json whose post_processor adds them"
+                f"tokenizer_adds_special_tokens: is true, but this {self.name} adds no tokens; "
+                "remove the key, or use a tokenizer.json whose post_processor adds them"
             )
         self.added = self.own_added
         self.fingerprint = sha256_of(f"{self.fingerprint} with special tokens".encode())
@@ -102,13 +101,13 @@ class AbstractTokenizer(ABC):
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """Returns the ids of a text as of a document of the training data."""
+        """Returns the ids that a text has as a document of the training data."""
         return self.tokenize_batch([text])[0]
 
     def tokenize_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text; the quickest way through many documents.
+        """Returns the ids of each text; the fastest way to encode many documents.
 
-        A text without a token gets none added.
+        Nothing is added to a text without tokens.
         """
         encoded = self._encode_batch(list(texts))
         if not self.added:
@@ -117,9 +116,9 @@ class AbstractTokenizer(ABC):
         return [[*before, *ids, *after] if ids else ids for ids in encoded]
 
     def tokenize_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of texts that go on: nothing is added after them.
+        """Returns the ids of texts that will be continued: no token is added after them.
 
-        What is added before a text is not added to one that begins with it.
+        Tokens are not added before a text that already begins with them.
         """
         before = list(self.added.before)
         encoded = self._encode_batch(list(texts))
@@ -127,7 +126,7 @@ class AbstractTokenizer(ABC):
 
     @cached_property
     def detokenize(self) -> Detokenizer:
-        """Call it with ids to get their text."""
+        """Function from ids to their text."""
         return Detokenizer(self._decode, self._open_tokens())
 
     @abstractmethod
@@ -140,12 +139,12 @@ class AbstractTokenizer(ABC):
     def _decode(self, token_ids: list[int]) -> str: ...
 
     def _open_tokens(self) -> frozenset[int]:
-        """See `Detokenizer`; none, where bytes that are no character do not change others."""
+        """See `Detokenizer`; empty if bytes that are not a character do not change others."""
         return frozenset()
 
 
 def import_library(module: str, tokenizer_type: str) -> Any:
-    """Imports the library of a tokenizer when it is needed, or says how to get it."""
+    """Imports the library of a tokenizer when it is needed; the error tells how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

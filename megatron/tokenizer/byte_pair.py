@@ -210,6 +210,6 @@ def _backend_of_hub(name: str) -> Any:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
         raise TokenizerError(
-            f"vocab_file: {name!r} is no folder and cannot be fetched from the hub ({first_line}); "
-            "give a folder with tokenizer.json, or vocab.json and merges.txt"
+            f"vocab_file: {name!r} is not a folder and cannot be downloaded from the hub "
+            f"({first_line}); give a folder with tokenizer.json, or vocab.json and merges.txt"
         ) from error

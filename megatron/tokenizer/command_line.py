@@ -1,4 +1,4 @@
-"""Runs a command so that a user's mistake is one line and an interrupt leaves quietly."""
+"""Runs a command: a mistake of the user is one line, an interrupt ends without a traceback."""
 
 import argparse
 import signal
@@ -22,8 +22,8 @@ def add_max_record_mb(parser: Any) -> None:
         type=_megabytes,
         default=DEFAULT_LIMIT_BYTES,
         metavar="MB",
-        help="most 10^6 bytes of one record (a line, a row, a file of text or code); it bounds "
-        f"memory (default {DEFAULT_LIMIT_BYTES / 1e6:g})",
+        help="maximum size of one record (a line, a row, a file of text or code) in 10^6 bytes; it "
+        f"limits memory (default {DEFAULT_LIMIT_BYTES / 1e6:g})",
     )
 
 

@@ -53,7 +53,7 @@ def _appends(step: Mapping[str, Any], *, is_one_text: bool) -> bool:
     """Whether more tokens only add to the text that a step gives.
 
     Args:
-        step: Of a decoder.
+        step: Step of a decoder.
         is_one_text: Whether an earlier step has joined the tokens; the step then sees all of them.
     """
     kind = step["type"]

@@ -1,4 +1,4 @@
-"""Reads compressed streams to their very end, or says that they are damaged."""
+"""Reads compressed streams to their end, or reports that they are damaged."""
 
 import bz2
 import gzip
@@ -13,17 +13,17 @@ from megatron.tokenizer.zstandard_frames import ZstandardFile, too_much_memory
 BUFFER_BYTES = 1 << 20
 
 LEAST_MEMORY_LIMIT_BYTES = 1 << 27
-"""What zstd and xz take for their own files unless told otherwise, with room to spare for xz -9."""
+"""Memory for files of zstd and xz with default settings, and enough for xz -9."""
 
 XZ_PADDING_BYTES = 4
-"""Between and behind the streams of an .xz file may lie zeros, a multiple of so many."""
+"""Zeros may follow each stream of an .xz file; their number is a multiple of this."""
 
 
 class StreamChain(io.RawIOBase):
     """Decompresses the bzip2 or xz streams of a file one after another.
 
-    `BZ2File` and `LZMAFile` take what they cannot read behind a stream for the end of the file:
-    zeros between two xz streams, which the format allows, would hide all that follows.
+    `BZ2File` and `LZMAFile` stop at data that they cannot read after a stream. Zeros between two xz
+    streams, which the format allows, would hide everything that follows.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class StreamChain(io.RawIOBase):
 
         Args:
             source: The compressed bytes.
-            begin: Makes a decompressor, one a stream.
-            padding_bytes: The zeros between streams come in multiples of so many; 0 allows none.
+            begin: Makes a decompressor, one per stream.
+            padding_bytes: Zeros between streams are a multiple of this number; 0 allows none.
             out_of_memory: Makes the error for a decompressor that reached its own memory limit.
         """
         self._source = source
@@ -51,7 +51,7 @@ class StreamChain(io.RawIOBase):
         self._compressed = b""
 
     def readable(self) -> bool:
-        """Says yes, as the buffering around it asks."""
+        """Returns True, because the buffer around it asks."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -98,8 +98,8 @@ def decompressed(source: IO[bytes], compression: str, name: str, *, limit_bytes:
     Args:
         source: The compressed bytes, buffered.
         compression: Suffix of the format; empty leaves the bytes as they are.
-        name: Of the file, for messages.
-        limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
+        name: Name of the file, for messages.
+        limit_bytes: Memory that decompression may use; at least 128 MiB are allowed.
 
     Raises:
         DocumentError: The format needs a package that is not installed; later, while reading:

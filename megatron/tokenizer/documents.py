@@ -1,8 +1,8 @@
 """Reads documents from files: a JSON object per line, a row of a table, or a file of text or code.
 
-A record that cannot be used is never dropped in silence: by default it ends the reading with its
-file and line; with ``on_error="skip"`` it is reported and counted. Memory does not grow with the
-size of a file: a record has a limit.
+A record that cannot be used is never dropped silently. By default it raises an error with its file
+and line; with ``on_error="skip"`` it is reported and counted. Memory does not grow with the size of
+a file, because the size of a record is limited.
 """
 
 import json
@@ -33,7 +33,7 @@ from megatron.tokenizer.streams import DAMAGE, Opening, TextStream, damaged, ope
 logger = logging.getLogger(__name__)
 
 MAX_REPORTS = 100
-"""Problems told one by one; the rest is only counted, so that a log stays readable."""
+"""Number of problems that are reported one by one; further ones are only counted."""
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -53,7 +53,7 @@ class DocumentReader:
         documents: Documents given out so far.
         problems: Records that were skipped so far (only with ``on_error="skip"``).
         left_out: Files of folders and archives that were not read so far, by kind and reason;
-            its lines are for the end of the output.
+            its messages are for the end of the output.
         bytes_read: Bytes read from disk so far (compressed size), at most `total_bytes`.
         total_bytes: Size of all input files on disk.
     """
@@ -74,10 +74,10 @@ class DocumentReader:
             paths: Files or folders.
             keys: The fields of a record that hold text. A dotted key descends: ``meta.source``.
             on_error: ``"fail"`` raises at the first bad record, ``"skip"`` reports and counts it.
-            report: Receives one line a skipped record; the logger by default.
+            report: Receives one line per skipped record; the logger by default.
             max_record_bytes: A larger record is a bad one.
-            cut_text: Makes several documents of a plain text (.txt), which may then be of any size;
-                by default a file is one document.
+            cut_text: Cuts a plain text (.txt), which may then have any size, into several
+                documents; by default a file is one document.
 
         Raises:
             DocumentError: A path is missing or of an unknown kind.
@@ -208,7 +208,7 @@ def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
         ValueError: Not UTF-8, not a JSON object, a key is missing, or a value is not usable text.
     """
     if line.strip() in (b"{", b"["):
-        raise ValueError("JSON over several lines, write one object a line")
+        raise ValueError("JSON over several lines, write one object per line")
     try:
         record = json.loads(decode(line))
     except json.JSONDecodeError as error:
@@ -217,12 +217,12 @@ def texts_of_record(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     except RecursionError as error:
         raise ValueError("malformed JSON, nested too deeply") from error
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {_kind(record)}, write one object a line")
+        raise ValueError(f"not a JSON object but {_kind(record)}, write one object per line")
     return tuple(_text_of(record, key) for key in keys)
 
 
 def lookup(record: Any, key: str) -> Any:
-    """Returns ``record[key]``; a dotted key that is not there itself descends into objects.
+    """Returns ``record[key]``; a dotted key that does not exist itself descends into objects.
 
     Raises:
         ValueError: The key is missing; the message lists the keys that exist.

@@ -1,10 +1,10 @@
-"""The two errors that a user of the text side can cause."""
+"""The two errors of text and tokenizers that a user can cause."""
 
 from megatron.errors import UserError
 
 
 class TokenizerError(UserError):
-    """A tokenizer cannot be built from what the user named; one line that says what to do."""
+    """A tokenizer cannot be built from what the user named; the message tells what to do."""
 
 
 class DocumentError(UserError):

@@ -1,4 +1,4 @@
-"""Tells by its name what a file holds: the kinds that are read, and the names that are hidden."""
+"""Which kinds of files are supported, recognised by their names, and which names are hidden."""
 
 import os
 
@@ -17,7 +17,7 @@ ONE_DOCUMENT_SUFFIXES = PROSE_SUFFIXES + CODE_SUFFIXES
 ARCHIVE_SUFFIXES = (".tar", ".zip")
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 NEEDS_THE_FILE_ITSELF = (".zip", ".parquet")
-"""Read from their end: not behind a compression, not inside an archive."""
+"""Kinds that are read from the end of the file: not in compressed form, not in an archive."""
 
 READABLE = (
     ".jsonl, .json, .csv, .tsv, .txt, Markdown, reStructuredText, TeX, HTML, source code, these "
@@ -42,27 +42,27 @@ def split_suffixes(name: str) -> tuple[str, str]:
 
 
 def is_readable(name: str) -> bool:
-    """Says whether a file of this name can be opened by `open_streams`."""
+    """Returns whether a file of this name can be opened by `open_streams`."""
     content, compression = split_suffixes(name)
     return content != "" and not (compression and content in NEEDS_THE_FILE_ITSELF)
 
 
 def is_readable_member(name: str) -> bool:
-    """Says whether the member of an archive of this name is read."""
+    """Returns whether the member of an archive of this name is read."""
     content, _ = split_suffixes(name)
     return content != "" and content not in ARCHIVE_SUFFIXES + NEEDS_THE_FILE_ITSELF
 
 
 def is_one_document(name: str) -> bool:
-    """Tells prose and source code, each file of which is a document without fields."""
+    """Returns whether a file is prose or source code: one document without fields."""
     return split_suffixes(name)[0] in ONE_DOCUMENT_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
-    """Tells what nobody means as text: names that begin with a dot, and macOS's resource forks.
+    """Returns whether a name is hidden: it begins with a dot, or is a resource fork of macOS.
 
     Args:
-        name: Of a file or folder, without the folders above it.
+        name: Name of a file or folder, without the folders above it.
     """
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 

@@ -29,7 +29,7 @@ _NO_END = (
 def tokenizer_file_size(
     tokenizer_type: str | None, vocab_file: str | None, merge_file: str | None = None
 ) -> int | None:
-    """`tokenizer_size`, and None too where something is wrong with the files."""
+    """`tokenizer_size`, but None if something is wrong with the files."""
     try:
         return tokenizer_size(tokenizer_type, vocab_file, merge_file)
     except TokenizerError:
@@ -42,11 +42,11 @@ def tokenizer_size(
     """Returns the vocabulary size of the tokenizer that these keys name.
 
     Returns:
-        None where no file here tells it: a name on a hub, a file of more than 64 MiB.
+        None if no local file tells it: a name on a hub, a file of more than 64 MiB.
 
     Raises:
-        TokenizerError: For what building the tokenizer would be refused for, as far as a look at
-            its files tells: one is missing, is no tokenizer, or has no end of a document.
+        TokenizerError: If building the tokenizer would fail, as far as its files show: a file is
+            missing, is not a tokenizer, or has no end of a document.
     """
     kind = str(tokenizer_type).lower()
     if kind == "charleveltokenizer":
@@ -84,7 +84,7 @@ def _size_with_end(vocabulary: dict[str, int], added: list[str], path: Path) -> 
 
 
 def _size_of_hf_gpt2(vocab_file: str | None, _: str | None) -> int | None:
-    """Of a folder; the end of a document and padding are added where they are missing."""
+    """Size of the tokenizer in a folder; end of document and padding are added if missing."""
     folder = Path(str(vocab_file or "gpt2"))
     if folder.is_file():
         raise TokenizerError(
@@ -200,7 +200,7 @@ def _are_ids(values: Collection[Any]) -> bool:
 
 
 def _count_pieces(content: bytes) -> int | None:
-    """Counts field 1 of sentencepiece's protocol buffer; None where it is none.
+    """Counts field 1 of sentencepiece's protocol buffer; None if it is not one.
 
     https://protobuf.dev/programming-guides/encoding: a tag is a field number and a wire type;
     pieces are length-delimited.
@@ -226,7 +226,7 @@ def _count_pieces(content: bytes) -> int | None:
 
 
 def _varint(content: bytes, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and the place behind it."""
+    """Decodes a number (7 bits per byte, lowest first); returns it and the next place."""
     value, shift = 0, 0
     while True:
         byte = content[place]

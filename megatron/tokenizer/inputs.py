@@ -13,9 +13,9 @@ _SPECIAL_FILE = "not a regular file"
 
 
 def split_at_commas(text: str) -> list[str]:
-    """Splits a list of paths at its commas; what exists as a whole is one path.
+    """Splits a list of paths at its commas, but not inside the name of an existing path.
 
-    Where several ways to read the list exist, each path is the longest that exists. White space
+    If the list can be split in several ways, each path is the longest that exists. White space
     around a path is dropped, unless it belongs to an existing name.
     """
     pieces = text.split(",")
@@ -104,8 +104,8 @@ def files_below(folder: Path) -> list[Path]:
 def list_folder(folder: Path) -> FolderListing:
     """Lists the files below a folder; what is hidden is counted and not looked into.
 
-    `Path.rglob` leaves out what it may not list and what is behind a link; here the first is an
-    error, and a folder is read once however many links lead to it.
+    `Path.rglob` leaves out folders without permission and folders behind links. Here the first is
+    an error, and a folder is read once, however many links lead to it.
 
     Raises:
         DocumentError: A folder cannot be listed, or a readable name is a link to nothing.
@@ -142,7 +142,7 @@ def _sort_in(path: Path, listing: FolderListing) -> None:
 
 
 def _describes_tokens(name: str) -> bool:
-    """Tells the sidecar that our own tokenizing writes beside its output."""
+    """Returns whether a file is the sidecar that our own tokenizing writes beside its output."""
     return name.endswith("_document.meta.json")
 
 

@@ -1,4 +1,4 @@
-"""Counts the files that are found beside the text and not read, to be told at the end."""
+"""Counts the files beside the text that are not read; messages report them at the end."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class LeftOutFiles:
     Attributes:
         kinds: Extension to number, of kinds of files that are not read.
         others: Reason to number, of files that are left out for another reason.
-        first: The first file that was left out, by reason; ``""`` for its kind.
+        first: The first file that was left out for each reason; ``""``: because of its kind.
     """
 
     kinds: dict[str, int] = field(default_factory=dict)
@@ -55,16 +55,16 @@ class LeftOutFiles:
         return sum(self.kinds.values()) + sum(self.others.values())
 
     def lines(self) -> list[str]:
-        """One line per reason, for the end of the output; none where nothing was left out."""
+        """One message per reason, for the end of the output; none if nothing was left out."""
         told = []
         if self.kinds:
             ranked = sorted(self.kinds.items(), key=lambda item: (-item[1], item[0]))
             listed = [f"{count} {kind}" for kind, count in ranked[:MOST_KINDS]]
             rest = sum(count for _, count in ranked[MOST_KINDS:])
-            listed += [f"{rest} of further kinds"] if rest else []
+            listed += [f"{rest} of other kinds"] if rest else []
             told.append(
-                f"left out {sum(self.kinds.values())} files of kinds that are not read: "
-                f"{', '.join(listed)} (the first: {self.first['']}); what is read: {READABLE}"
+                f"left out {sum(self.kinds.values())} files of unsupported kinds: "
+                f"{', '.join(listed)} (the first: {self.first['']}); supported: {READABLE}"
             )
         for reason, count in self.others.items():
             told.append(f"left out {count} {reason}; the first: {self.first[reason]}")

@@ -11,19 +11,19 @@ from megatron.tokenizer.records import Row, no_column, too_large
 
 BUFFER_BYTES = 1 << 20
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
-"""What headers that hold nonsense end in."""
+"""Errors that nonsense in a header leads to."""
 
 PAGE_LIMITS = 4
-"""A page, which is decompressed as a whole, holds many rows: it may be so many records large."""
+"""A page is decompressed as a whole and has many rows: its limit is this many records."""
 
 _MOST_ROWS = 256
 
 
 def check_pyarrow(name: str) -> None:
-    """Refuses a .parquet file at once where nothing is installed that reads it.
+    """Refuses a .parquet file at once if pyarrow is not installed.
 
     Raises:
-        DocumentError: Says what to install.
+        DocumentError: Tells what to install.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise DocumentError(
@@ -42,11 +42,11 @@ def parquet_rows(
     Args:
         source: The file; it can be sought in.
         keys: Names of columns.
-        name: Of the file, for messages.
-        limit_bytes: Of a value.
+        name: Name of the file, for messages.
+        limit_bytes: Maximum size of a value.
 
     Raises:
-        DocumentError: The file is damaged, or has pages too large to be held.
+        DocumentError: The file is damaged, or has pages that are too large.
     """
     import pyarrow
     from pyarrow import parquet
@@ -109,7 +109,7 @@ def _row(batch: Any, place: int, limit_bytes: int) -> dict[str, Any] | ValueErro
 
 def _page_too_large(name: str, page_bytes: int, limit_bytes: int) -> DocumentError:
     return DocumentError(
-        f"{name}: a page of {page_bytes / 1e6:.4g} MB, which is held as a whole, at most "
+        f"{name}: has a page of {page_bytes / 1e6:.4g} MB, which must be read as a whole; at most "
         f"{limit_bytes / 1e6:.4g} MB are allowed ({PAGE_LIMITS} times --max-record-mb); raise "
         "--max-record-mb, or write the file with smaller pages"
     )

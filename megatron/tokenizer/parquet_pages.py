@@ -1,8 +1,8 @@
 """Finds how large the pages of a .parquet file are, before anything of them is decompressed.
 
-pyarrow decompresses a page as a whole and does not tell its size beforehand; to ask it about a
+pyarrow decompresses a page as a whole and does not tell its size beforehand; asking it about a
 column of a damaged file can end the process. So the headers are read here: Thrift structs in the
-compact protocol, at the places that the Parquet format says.
+compact protocol, at the places that the Parquet format defines.
 """
 
 import io

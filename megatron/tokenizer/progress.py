@@ -9,7 +9,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class TextProgress:
-    """Shows how much of the input is done, the documents and the speed in MB of text a second."""
+    """Shows how much of the input is done, the documents and the speed in MB of text per second."""
 
     def __init__(self, label: str, *, total_bytes: int, log_interval: int = 1):
         """Starts the clock.
@@ -49,7 +49,7 @@ class TextProgress:
 
     @property
     def megabytes_per_second(self) -> float:
-        """Speed so far, in 10^6 bytes of UTF-8 text a second."""
+        """Speed so far, in 10^6 bytes of UTF-8 text per second."""
         return self.text_bytes / 1e6 / max(self.seconds, 1e-9)
 
     def update(self, documents: int, *, text_bytes: int, bytes_read: int) -> None:

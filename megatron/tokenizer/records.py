@@ -9,7 +9,7 @@ from megatron.tokenizer.decompression import BUFFER_BYTES
 
 TEXT_BLOCK_BYTES = 1 << 22
 DEFAULT_LIMIT_BYTES = 64_000_000
-"""About twenty long novels; a longer record is more likely a file without line ends."""
+"""About twenty long novels; a larger record is more likely a file without line ends."""
 
 _LARGEST_CSV_FIELD = (1 << 31) - 1
 
@@ -17,7 +17,7 @@ _LONGEST_LINE_END = len(b"\r\n")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Row = tuple[int, dict[str, Any] | ValueError]
-"""The number of a row's first line, and the row, or why it is none."""
+"""The number of a row's first line, and the row or a problem."""
 
 
 def too_large(limit_bytes: int) -> ValueError:
@@ -35,7 +35,7 @@ def decode(content: bytes, *, offset: int = 0) -> str:
         offset: Bytes of the same text before ``content``.
 
     Raises:
-        ValueError: Names the first bad byte, or the encoding that it is instead.
+        ValueError: Names the first bad byte, or the encoding that the text has instead.
     """
     try:
         return content.decode("utf-8" if offset else "utf-8-sig")
@@ -93,8 +93,8 @@ def csv_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a table whose first row names the columns (RFC 4180).
 
-    A row that cannot be used is yielded as a problem and the next is looked for behind it: where
-    the number of quotes is even. A table without the columns is one problem.
+    A row that cannot be used is yielded as a problem. The next row begins where the number of
+    quotes is even. A table without the columns is one problem.
     """
     csv.field_size_limit(_LARGEST_CSV_FIELD)  # `lines` holds the limit, over all fields of a row
     lines = _RowLines(stream, limit_bytes)
@@ -146,7 +146,7 @@ def no_column(key: str, names: Sequence[str]) -> ValueError:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, shortened: they come from the file."""
+    """Names for a message, shortened because they come from the file."""
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
     return ", ".join(shown) + (", ..." if len(names) > 20 else "") or "nothing"
 
@@ -183,7 +183,7 @@ class _RowLines:
         return decode(line, offset=self._offset - len(line))
 
     def skip_row(self) -> None:
-        """Goes on to the end of a row that was given up: where its quotes are closed."""
+        """Skips to the end of a row that was given up: where its quotes are closed."""
         while self._quotes % 2 and (line := self._take(BUFFER_BYTES)):
             if not line.endswith(b"\n"):
                 self._rest_of_line()

@@ -1,8 +1,8 @@
 """Opens text files, compressed or inside archives, as streams of bytes.
 
 A file is recognised by its name (`megatron.tokenizer.file_kinds`). Nothing is unpacked to disk or
-held in memory as a whole, so links inside archives are not followed but counted, and a name inside
-an archive, absolute or with ``..``, leads nowhere.
+held in memory as a whole. So links inside archives are counted, not followed, and a name inside an
+archive that is absolute or has ``..`` cannot do harm.
 """
 
 import io
@@ -34,7 +34,7 @@ DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfi
 """What the standard library raises for truncated or foreign compressed data."""
 
 ARCHIVE_DAMAGE = (*DAMAGE, ValueError, LookupError, ArithmeticError, RuntimeError, struct.error)
-"""What it raises besides for headers of archives that hold nonsense."""
+"""What it also raises for nonsense in the headers of archives."""
 
 LONGEST_EXTENDED_HEADER_BYTES = 1 << 20
 """Tar keeps long names in members of their own, which `tarfile` reads as a whole."""
@@ -49,7 +49,7 @@ class TextStream:
 
     name: str
     content: str
-    """The suffix that tells the kind, as `split_suffixes` gives it."""
+    """The suffix that defines the kind, as `split_suffixes` gives it."""
     stream: IO[bytes]
 
 
@@ -60,7 +60,7 @@ class Opening:
     Attributes:
         on_read: Called with the number of bytes read from disk, for progress.
         left_out: Counts the members of archives that are not read.
-        limit_bytes: Memory that decompressing may hold, where that is more than 128 MiB.
+        limit_bytes: Memory that decompression may use; at least 128 MiB are allowed.
         has_fields: Several fields are wanted: members of prose and code have none.
     """
 
@@ -71,22 +71,22 @@ class Opening:
 
 
 class CountingFile(io.RawIOBase):
-    """A file open for reading that tells `on_read` how many bytes left the disk."""
+    """A file open for reading that reports to `on_read` how many bytes were read from disk."""
 
     def __init__(self, path: Path, on_read: Callable[[int], None]):
         self._file = open(path, "rb", buffering=0)
         self._on_read = on_read
 
     def readable(self) -> bool:
-        """Says yes, as the buffering around it asks."""
+        """Returns True, because the buffer around it asks."""
         return True
 
     def seekable(self) -> bool:
-        """Says whether the file is one with places, not a pipe."""
+        """Returns whether the file has positions to seek to, unlike a pipe."""
         return self._file.seekable()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Goes to a place in the file."""
+        """Moves to a position in the file."""
         return self._file.seek(offset, whence)
 
     def readinto(self, buffer: Any) -> int:
@@ -167,8 +167,8 @@ class _StrictArchive(tarfile.TarFile):
 class _StrictMember(tarfile.TarInfo):
     """A header that must be whole.
 
-    `tarfile` takes a garbled or cut header, and an archive that ends between two members, for the
-    end of the archive: the documents behind it would be lost without a word.
+    `tarfile` takes a garbled or cut header, or an archive that ends between two members, for the
+    end of the archive. The documents after it would be lost without a message.
     """
 
     @classmethod
@@ -208,7 +208,7 @@ _EXTENDED_HEADERS = (
 
 def _tar_streams(source: IO[bytes], path: Path, opening: Opening) -> Iterator[TextStream]:
     try:
-        # ignore_zeros: archives one behind the other are read as one
+        # ignore_zeros: archives one after the other are read as one
         with _StrictArchive.open(
             fileobj=source, mode="r|", tarinfo=_StrictMember, ignore_zeros=True
         ) as archive:
@@ -253,8 +253,8 @@ def _zip_member(
         return
     if member.compress_type not in MEMBER_COMPRESSIONS:
         raise DocumentError(
-            f"{path}!{printable(name)}: compressed by method {member.compress_type} of zip, which "
-            "is not read; pack it again with zip's usual method (deflate)"
+            f"{path}!{printable(name)}: compressed by zip's method {member.compress_type}, which "
+            "is not supported; pack it again with zip's usual method (deflate)"
         )
     with archive.open(member) as content:
         stream = io.BufferedReader(content, BUFFER_BYTES)  # type: ignore[type-var]

@@ -89,8 +89,8 @@ def _encoding_of_name(library: Any, name: str) -> Any:
 
 def _unknown_encoding(name: str, known: Iterable[str]) -> TokenizerError:
     return TokenizerError(
-        f"vocab_file: {name!r} is no encoding of tiktoken; choose one of {', '.join(known)}, or "
-        "give a .tiktoken file"
+        f"vocab_file: {name!r} is not an encoding of tiktoken; choose one of {', '.join(known)}, "
+        "or give a .tiktoken file"
     )
 
 
@@ -144,13 +144,13 @@ def _definition_of_file(path: Path) -> dict[str, Any]:
         ranks = _read_ranks(path)
     except (ValueError, OSError) as error:
         raise TokenizerError(
-            f"vocab_file: {path} is no file of tiktoken ranks ({error})"
+            f"vocab_file: {path} is not a file of tiktoken ranks ({error})"
         ) from error
     used = set(ranks.values())
     if not used or len(used) < len(ranks) or not 0 <= min(used) <= max(used) < 2**32 - 1:
         raise TokenizerError(
-            f"vocab_file: {path} is no file of tiktoken ranks (they must be different numbers from "
-            "0, one a token); fetch it again"
+            f"vocab_file: {path} is not a file of tiktoken ranks (they must be different numbers "
+            "from 0, one per token); fetch it again"
         )
     definition = _definition(path.stem, ranks)
     definition.pop("explicit_n_vocab", None)  # a file may hold fewer

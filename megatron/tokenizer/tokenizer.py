@@ -38,7 +38,7 @@ def build_tokenizer(settings: Any) -> AbstractTokenizer:
     """Builds the tokenizer that an object names.
 
     Args:
-        settings: Anything with `tokenizer_type`, `vocab_file` and, where they count, `merge_file`
+        settings: Anything with `tokenizer_type`, `vocab_file` and, if they matter, `merge_file`
             and `tokenizer_adds_special_tokens`: parsed arguments, a flat configuration, or one with
             groups (`settings.tokenizer.tokenizer_type`, `settings.training.vocab_file` ...).
 

@@ -1,8 +1,8 @@
 """Decompresses zstandard block by block, so that no input makes more than a block at once.
 
-`zstandard.stream_reader` ends quietly in the middle of a frame, and its `decompressobj` gives out
-all that a piece of input holds: 100 KB can hold 1 GB. The frame format (RFC 8878) tells the length
-of each block, which is at most 128 KiB of text; the library is given one at a time.
+`zstandard.stream_reader` ends without an error in the middle of a frame, and its `decompressobj`
+returns all that a piece of input contains: 100 KB can contain 1 GB. The frame format (RFC 8878)
+tells the length of each block, at most 128 KiB of text; the library gets one block at a time.
 """
 
 import io
@@ -12,7 +12,7 @@ from megatron.tokenizer.errors import DocumentError
 
 _MAGIC = 0xFD2FB528
 _SKIPPABLE_MAGIC = 0x184D2A50
-"""Of a frame without text; the last four bits are free."""
+"""Magic number of a frame without text; the last four bits are free."""
 
 _RLE_BLOCK = 1
 _SKIP_BYTES = 1 << 20
@@ -27,9 +27,9 @@ class ZstandardFile(io.RawIOBase):
 
         Args:
             source: The compressed bytes.
-            name: Of the file, for messages.
-            memory_limit_bytes: A frame whose window (the text that it refers back to, which is
-                held in memory) is larger is refused.
+            name: Name of the file, for messages.
+            memory_limit_bytes: Maximum size of a frame's window, the text that it refers back to
+                and that must be in memory; a larger one is refused.
 
         Raises:
             DocumentError: The package zstandard is not installed.
@@ -50,7 +50,7 @@ class ZstandardFile(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
-        """Says yes, as the buffering around it asks."""
+        """Returns True, because the buffer around it asks."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -126,8 +126,8 @@ class ZstandardFile(io.RawIOBase):
 
 def too_much_memory(name: str, needed_bytes: int | None, limit_bytes: int) -> DocumentError:
     """The error for data that was compressed with more memory than reading may take."""
-    needed = "more memory than that" if needed_bytes is None else f"{needed_bytes / 1e6:.4g} MB"
+    needed = "too much memory" if needed_bytes is None else f"{needed_bytes / 1e6:.4g} MB"
     return DocumentError(
-        f"{name}: to decompress it takes {needed}, at most {limit_bytes / 1e6:.4g} MB are allowed; "
+        f"{name}: decompression needs {needed}; at most {limit_bytes / 1e6:.4g} MB are allowed; "
         "raise --max-record-mb, or compress it again with a smaller window"
     )

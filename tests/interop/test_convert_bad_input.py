@@ -41,7 +41,7 @@ pytest.importorskip("tokenizers")
         ({"activation": "softsign"}, ["activation: 'softsign' it has gelu, relu, silu and mish"]),
         ({"pos_emb": "learned"}, ["pos_emb: 'learned' it has rotary positions"]),
         ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
-        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms a block"]),
+        ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms per block"]),
         (
             {"use_bias_in_norms": False, "use_bias_in_mlp": False},
             [
@@ -228,7 +228,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
     export_main([*arguments, "--overwrite"])
     (output / "thesis.tex").write_text("years of work")
     message = refusal(export_main, [*arguments, "--overwrite"], capsys)
-    assert message.startswith(f"{output}: holds 'thesis.tex', which no export writes;")
+    assert message.startswith(f"{output}: contains 'thesis.tex', ")
     assert (output / "thesis.tex").read_text() == "years of work"
 
 
@@ -248,7 +248,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ({"vocab_size": None}, "config.json: "),
         ({"hidden_dropout": None}, "config.json: "),
         ({"num_hidden_layers": 3}, "no tensor 'gpt_neox.layers.2.input_layernorm.weight'"),
-        ({"num_hidden_layers": 1}, "holds 'gpt_neox.layers.1.attention.dense.bias', which"),
+        ({"num_hidden_layers": 1}, "contains 'gpt_neox.layers.1.attention.dense.bias', which"),
         ({"intermediate_size": 64}, "dense_h_to_4h.weight has shape (96, 32), config.json says"),
     ],
 )
@@ -273,9 +273,8 @@ def test_weights_that_are_not_finite_are_not_imported(value, tokenizer_file, tmp
     weights[name][2, 3] = value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     arguments = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "run")]
-    assert refusal(import_main, arguments, capsys) == (
-        f"{folder}: {name} holds values that are not finite; such a model writes and scores at "
-        "random: get a sound one\n"
+    assert refusal(import_main, arguments, capsys).startswith(
+        f"{folder}: {name} has values that are not finite; "
     )
     assert not list(tmp_path.glob("run/*"))
 
@@ -299,7 +298,7 @@ def test_an_import_does_not_make_another_run_begin_anew(run, tokenizer_file, tmp
     (there / "latest").write_text("global_step7")
     arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir"]
     assert refusal(import_main, [*arguments, str(there)], capsys) == (
-        f"{there}: holds a run, at iteration 7; choose another --output_dir\n"
+        f"{there}: contains a run, at iteration 7; choose another --output_dir\n"
     )
     assert (there / "latest").read_text() == "global_step7"
     assert sorted(path.name for path in there.iterdir()) == ["global_step7", "latest"]
@@ -332,7 +331,7 @@ def test_a_name_on_the_hub_is_no_folder_and_the_line_says_how_to_get_one(
     [
         ("global_step3/index.json", "is a run of this program.*tools/convert_to_hf.py"),
         ("index.json", "is a run of this program.*tools/convert_to_hf.py"),
-        ("tokenizer.json", "holds no config.json"),
+        ("tokenizer.json", "contains no config.json"),
     ],
 )
 def test_a_folder_that_is_no_model_of_transformers_is_named_for_what_it_is(

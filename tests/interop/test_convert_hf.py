@@ -170,7 +170,7 @@ def test_a_tokenizer_that_transformers_lacks_is_left_out_with_a_line(tmp_path, c
     )
     export(tmp_path / "run", tmp_path / "hf")
     output = capsys.readouterr().out
-    assert "tokenizer: transformers has none like CharLevelTokenizer" in output
+    assert "tokenizer: transformers has no CharLevelTokenizer;" in output
     assert "verified" in output
     assert not (tmp_path / "hf/tokenizer.json").exists()
 
@@ -265,7 +265,7 @@ def test_the_verification_encodes_as_a_user_of_the_folder_does(
     source = write_run(tmp_path / "run", model_fields(beginning_tokenizer))
     arguments = ["--input_dir", str(source), "--output_dir", str(tmp_path / "hf")]
     message = refusal(export_main, arguments, capsys)
-    assert "AutoTokenizer makes other tokens of the text than training, from token 0 on" in message
+    assert "AutoTokenizer gives other tokens than training, from token 0 on" in message
     assert not (tmp_path / "hf").exists()
 
 

@@ -119,7 +119,7 @@ def test_the_command_of_the_readme_writes_a_record_a_prompt(run, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "sample_input_file: prompts.txt holds no prompt; one per line, not empty"),
+        (b"", "sample_input_file: prompts.txt contains no prompt; write one per line"),
         (b"good\n\xff", "sample_input_file: prompts.txt: not UTF-8 at byte 5; save it as UTF-8"),
     ],
 )

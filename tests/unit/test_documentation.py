@@ -1,4 +1,4 @@
-"""What the documents name is there: links, keys of YAML blocks, scripts with their flags, imports.
+"""What the documents name exists: links, keys of YAML blocks, scripts with flags, imports, names.
 
 tests/distributed/test_readme_commands.py runs README; these look at all documents without running.
 """
@@ -91,7 +91,8 @@ def test_every_script_is_there_and_knows_its_flags(path):
             script = words[2].replace(".", "/") + ".py"
         else:
             script = words[1] if words[0] == "python" else words[0]
-        assert (ROOT / script).is_file(), command
+        package = ROOT / script.removesuffix(".py") / "__main__.py"
+        assert (ROOT / script).is_file() or package.is_file(), command
         for flag in (word for word in words if word.startswith("--") and word != "--help"):
             assert f'"{flag}"' in source, f"{flag} in: {command}"
 
@@ -107,6 +108,53 @@ def test_every_import_of_an_example_works(path, body):
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def is_defined(name: str) -> bool:
+    """Tells whether a dotted name is a package, a module, or defined in one; imports nothing."""
+    path = ROOT
+    parts = name.split(".")
+    while parts and (path / parts[0]).is_dir():
+        path /= parts.pop(0)
+    if not parts:
+        return (path / "__init__.py").is_file()
+    module = path / f"{parts[0]}.py"
+    if module.is_file():
+        parts.pop(0)
+    else:
+        module = path / "__init__.py"
+    body = ast.parse(module.read_text(encoding="utf-8")).body
+    body = [inner for node in body for inner in (node.body if isinstance(node, ast.If) else [node])]
+    for part in parts:
+        found = next((node for node in body if part in _names_of(node)), None)
+        if found is None:
+            return False
+        body = getattr(found, "body", [])
+    return True
+
+
+def _names_of(node: ast.stmt) -> set[str]:
+    """The names that a statement defines or imports."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_and_function_that_a_document_names_is_defined(path):
+    names = re.findall(r"`((?:megatron|odm|tools)(?:\.\w+)+)`", path.read_text(encoding="utf-8"))
+    if path.name != "CHANGELOG.md":
+        assert [name for name in names if not is_defined(name)] == []
+
+
+def test_the_tour_names_what_each_of_its_steps_is_done_by():
+    tour = (ROOT / "docs/codebase.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\| \d+ \|.*$", tour, re.MULTILINE)
+    assert len(steps) == 11
+    assert all(re.search(r"`(?:megatron|odm|tools)\.", step) for step in steps)
 
 
 def test_the_mixer_that_a_document_shows_can_be_used(tmp_path, monkeypatch):

@@ -158,7 +158,7 @@ def test_a_batch_script_outside_srun_is_one_process():
         ({**TORCHRUN, "RANK": "8"}, "rank 8 is outside a run of 8 processes"),
         ({**TORCHRUN, "LOCAL_RANK": "4"}, "local rank 4 is outside the 4 processes"),
         ({**TORCHRUN, "LOCAL_WORLD_SIZE": "9", "RANK": "0"}, "9 processes on this machine"),
-        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT: must lie between 1 and 65535"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT: must be between 1 and 65535"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set and RANK is not"),
         ({**OPENMPI, "PMI_SIZE": "5"}, "contradict each other"),
         ({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "4"}, "MASTER_ADDR: not set"),

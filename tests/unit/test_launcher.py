@@ -323,7 +323,7 @@ def test_dry_run_of_a_training_prints_layers_and_memory(files, tmp_path, capsys)
     assert main(["--dry-run", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[3:5] == ["layers:", "  every rank: Embedding, TransformerLayer 2, FinalNorm"]
-    assert "memory of a rank, estimated, in MiB:" in lines
+    assert "estimated memory per rank, in MiB:" in lines
     (tmp_path / "generate.py").write_text("")
     assert main(["--dry-run", str(tmp_path / "generate.py"), files[1], "--elsewhere"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

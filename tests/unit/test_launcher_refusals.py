@@ -158,9 +158,8 @@ def test_a_hostfile_that_is_not_there_is_told(files, tmp_path, capsys):
     hostfile = tmp_path / "hosts"
     assert main(["--check", *files, "-H", str(hostfile)]) == 0
     output = capsys.readouterr()
-    assert output.err == (
-        f"deepy.py: there is no hostfile {hostfile}; the run uses this machine alone\n"
-    )
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"deepy.py: there is no hostfile {hostfile}; ")
     assert "2 on this machine" in output.out
 
 
@@ -169,10 +168,8 @@ def test_keys_of_several_machines_are_told_where_there_is_one(files, tmp_path, c
     keys = {"num_nodes": 2, "launcher": "slurm", "master_addr": "alpha"}
     Path(config).write_text(json.dumps({**CONFIG, **keys}))
     assert main(["--check", script, config]) == 0
-    assert capsys.readouterr().err == (
-        "deepy.py: num_nodes, launcher, master_addr: not used, for the run uses this machine "
-        "alone\n"
-    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("deepy.py: num_nodes, launcher, master_addr: not used, ")
     hostfile = tmp_path / "hosts"
     hostfile.write_text("alpha slots=1\nbeta slots=1\n")
     assert main(["--check", script, config, "-H", str(hostfile)]) == 0

@@ -151,8 +151,8 @@ def test_an_id_beyond_the_vocabulary_is_named(values, largest, tokens, is_refuse
         ({"load": "run", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 3"),
         ({"load": "neox"}, "load", "checkpoint of GPT-NeoX"),
         ({"save": "run", "checkpoint_factor": 1}, "save", "holds 1 checkpoints"),
-        ({"finetune": True}, "finetune", "there is no load"),
-        ({"iteration": 3}, "iteration", "there is no load"),
+        ({"finetune": True}, "finetune", "set load"),
+        ({"iteration": 3}, "iteration", "set load"),
     ],
     ids=str,
 )

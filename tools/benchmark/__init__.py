@@ -1,1 +1,1 @@
-"""Measurements and checks of whole programs; each module is a command that prints figures."""
+"""Measurements and checks of whole programs; each module is a command that prints numbers."""

@@ -2,8 +2,8 @@
 """Saves on each layout, loads on each other, and continues: 49 cells.
 
 For every pair of layouts a run of 5 iterations on the first is loaded on the second. There it is
-saved again at once, which must give the same master weights, moments and mixture bit for bit, and
-it goes on for 5 iterations, whose losses must be those of the first layout's uninterrupted run:
+saved again at once, which must give the same master weights, moments and mixture bit for bit. Then
+it continues for 5 iterations, whose losses must be those of the first layout's uninterrupted run:
 to 1e-5 relative in fp32, to 2e-3 where one of the two is bf16. Exits with 1 if a cell fails.
 
     python -m tools.benchmark.checkpoint_matrix --data data/local/data.yml [--layouts ...]
@@ -91,7 +91,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def differences_in_state(one: Path, other: Path) -> list[str]:
-    """Names of what is not the same, bit for bit, in two checkpoints."""
+    """Names of everything that is not the same, bit for bit, in two checkpoints."""
     first, second = CheckpointReader(one), CheckpointReader(other)
     wrong = sorted(first.parameters.keys() ^ second.parameters.keys())
     for name in first.parameters.keys() & second.parameters.keys():
@@ -104,7 +104,7 @@ def differences_in_state(one: Path, other: Path) -> list[str]:
 
 
 def check_cell(folder: Path, source: str, target: str) -> tuple[bool, str]:
-    """Compares what a pair of layouts left behind; returns whether it is right, and a word."""
+    """Compares the results of a pair of layouts; returns whether they are right, and a text."""
     saved = folder / f"{source}-straight" / f"global_step{SAVED_AT}"
     resaved = folder / f"{source}-{target}-resaved" / f"global_step{SAVED_AT}"
     wrong = differences_in_state(saved, resaved)

@@ -1,4 +1,4 @@
-"""Reads every configuration file below folders: which load, which with notes, which are refused.
+"""Reads all configuration files in folders: which load, load with notes, or are refused.
 
 ``python -m tools.benchmark.configuration_files FOLDER...`` prints one line per file and the counts.
 A file that describes a part of a run (a data set, a GPU) is completed by the smallest network.
@@ -31,7 +31,7 @@ _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumu
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of a file: what it was refused for, or its notes."""
+    """The result for a file: why it was refused, or its notes."""
 
     path: Path
     problems: tuple[str, ...] = ()
@@ -49,13 +49,13 @@ def configuration_files(folder: Path) -> list[Path]:
 
 
 def read_configuration(path: Path, *beside: Path, script: str | None = None) -> Reading:
-    """Resolves a file, with others beside it where they are given, as far as it goes.
+    """Resolves a file, together with others if they are given, as far as possible.
 
     Args:
         path: The file.
         beside: More files of the same run.
-        script: The program that it is for, such as ``evaluate.py``; None asks for a training's
-            values without its data.
+        script: The program that it is for, such as ``evaluate.py``; None resolves a training
+            run without its data.
     """
     try:
         written = dict(read_files([path, *beside]).values)
@@ -88,7 +88,7 @@ def _world_size(written: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a line a file and the counts; returns 0."""
+    """Prints one line per file and the counts; returns 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
     for folder in parser.parse_args(argv).folders:

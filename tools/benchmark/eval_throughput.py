@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Requests a second of our lm-eval adapter against lm-eval's own ``hf`` model, same weights.
+"""Requests per second of our lm-eval adapter against lm-eval's own ``hf`` model, same weights.
 
 60 contexts of 40 to 120 tokens with four endings of 3 to 12 tokens each, fp32. Both sides get the
 same texts through the same method, ``loglikelihood``, tokenization included. Each side has a
-process of its own and waits while the other runs. The ``hf`` model has the best of several batch
-sizes, which is found first and printed. Prints requests a second of both, their ratio, and the
+process of its own and waits while the other runs. The ``hf`` model uses the best of several batch
+sizes, which is found first and printed. Prints requests per second of both, their ratio, and the
 largest difference of two log-likelihoods.
 
     python -m tools.benchmark.eval_throughput [--shapes demo 14M 70M] [--rounds 5]
@@ -30,7 +30,7 @@ from tools.benchmark.workers import Worker
 CONTEXTS, ENDINGS = 60, 4
 CONTEXT_TOKENS, ENDING_TOKENS = (40, 120), (3, 12)
 HF_BATCH_SIZES = (1, 4, 8, 16, 32)
-"""Without ``auto``: it begins with 64 rows as long as the window, 6.6 GB of logits here."""
+"""Without ``auto``, which begins with 64 rows of the full context: 6.6 GB of logits here."""
 
 SURROUNDINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -39,7 +39,7 @@ SURROUNDINGS = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Of both sides."""
+"""Settings of both sides."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SHAPES = {
 
 
 def make_texts(shape: Shape) -> list[tuple[str, str]]:
-    """Contexts and endings of random words, each word a token."""
+    """Contexts and endings of random words, each word one token."""
     source = random.Random(7)
 
     def words(bounds: tuple[int, int]) -> str:
@@ -205,7 +205,7 @@ def _print_table(pairs: list[Any], tokens: int | None, count: int) -> None:
 
 
 def main() -> None:
-    """Parses the command line and prints a table a shape."""
+    """Parses the command line and prints a table per shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side")

@@ -9,7 +9,7 @@ exits with 1 if two are further apart than the tolerance.
 
     python -m tools.benchmark.export_loss --data data/local/data.yml [--work_dir folder]
 
-With --work_dir the run is kept, and an interrupted one goes on where it saved last.
+With --work_dir the run is kept, and an interrupted run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Loss of one domain, nats a token."""
+    """Loss of one domain, nats per token."""
 
     domain: str
     ours: float
@@ -99,7 +99,7 @@ def write_config(
 
 
 def execute(*command: str) -> None:
-    """Runs a command in the repository and shows it; ends this program where it fails."""
+    """Runs a command in the repository and shows it; ends this program if it fails."""
     print("$", *command, flush=True)
     code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
     if code:
@@ -128,7 +128,7 @@ def validation_windows(files: Sequence[Path]) -> EvaluationBatches:
 
 @torch.no_grad()
 def loss_of(model: Any, source: EvaluationBatches, domain_id: int) -> float:
-    """Mean cross-entropy of a model of transformers on a domain, nats a token."""
+    """Mean cross-entropy of a model of transformers on a domain, nats per token."""
     loss_sum, num_tokens = 0.0, 0.0
     for batch in source.batches(domain_id):
         logits = model(input_ids=batch.tokens).logits.flatten(0, 1)
@@ -154,7 +154,7 @@ def compare(folder: Path, data: Path, iterations: int) -> list[Comparison]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """One line a domain."""
+    """One line per domain."""
     width = max(len("domain"), *(len(row.domain) for row in comparisons))
     lines = [f"{'domain':{width}}      ours  transformers  difference"]
     lines += [
@@ -192,7 +192,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--seq_length", type=int, default=256)
     parser.add_argument("--samples_per_domain", type=int, default=32, help="of the validation")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="nats a token")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="nats per token")
     parser.add_argument("--work_dir", help="keep the run here (default: a folder that is removed)")
     return parser
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Generated tokens a second against transformers' `generate` with its cache, on the same weights.
+"""Generated tokens per second against transformers' `generate` with its cache, on the same weights.
 
 Both continue the same random prompts greedily, runs interleaved, each side in a process of its own
 that waits while the other runs. Prints the ratios, whether the tokens are equal, and the share of
@@ -81,7 +81,7 @@ def our_side(shape_name: str) -> dict[str, Callable[..., Any]]:
         return [list(result.tokens) for result in results]
 
     def weight_bytes() -> int:
-        """Of all that a step reads: not the embedding, of which it reads one row a token."""
+        """Bytes of weights that a step reads, without the embedding (one row per token)."""
         names = {name: p.nbytes for name, p in model.named_parameters()}
         return sum(names.values()) - names["0.word_embeddings.weight"]
 
@@ -129,7 +129,7 @@ def their_side(shape_name: str) -> dict[str, Callable[..., Any]]:
 
 
 def read_rate() -> float:
-    """Bytes a second at which all cores together read memory that no cache holds."""
+    """Bytes per second at which all cores together read memory that no cache holds."""
     import torch
 
     values = torch.ones(READ_BYTES // 4)
@@ -172,7 +172,7 @@ def compare(shape_name: str, batches: list[int], runs: int) -> None:
             f"(best against best); tokens {'equal' if is_equal else 'DIFFER'}"
         )
         print(
-            f"    weights: {size / 1e6:.0f} MB a step, {size * steps_per_second / 1e9:.1f} GB/s, "
+            f"    weights: {size / 1e6:.0f} MB per step, {size * steps_per_second / 1e9:.1f} GB/s, "
             f"{size * steps_per_second / rate:.2f} of the memory's {rate / 1e9:.1f} GB/s"
         )
     for worker in sides.values():

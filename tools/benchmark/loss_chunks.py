@@ -3,8 +3,8 @@
 
 For each shape, forward and backward of `chunked_cross_entropy` at several `CHUNK_BYTES` against
 `F.cross_entropy` on the whole matrix of logits. All ways take turns, so that a busy machine slows
-them alike. Freed memory is kept, as in training. Peak memory is what a process that does nothing
-else grows by.
+them alike. Freed memory is kept, as in training. Peak memory is the growth of a process that does
+nothing else.
 
     python -m tools.benchmark.loss_chunks [--rounds 5] [--hidden 128 512] [--vocab 50304 8192]
 """
@@ -106,7 +106,7 @@ def _times(seconds: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Parses the command line and prints a table a shape."""
+    """Parses the command line and prints a table per shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hidden", nargs="+", type=int, default=[128, 512])
     parser.add_argument("--vocab", nargs="+", type=int, default=[50304, 8192])

@@ -3,7 +3,7 @@
 
     python -m torch.distributed.run --nproc_per_node 2 -m tools.benchmark.many_runs a.yml b.yml
 
-Starting processes costs more than a short run, so that matrices of layouts use this.
+Starting processes takes longer than a short run, so matrices of layouts use this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def train_all(files: list[str]) -> None:
 
 
 def main(files: list[str]) -> None:
-    """Trains ``files`` in a process that is fit for it."""
+    """Trains ``files`` in a process that has been prepared for training."""
     prepare_process()
     train_all(files)
 

@@ -1,16 +1,18 @@
 #!/usr/bin/env python
-"""What online data mixing itself costs an iteration, for few and for many domains.
+"""What online data mixing itself costs per iteration, for few and for many domains.
 
 Runs the project's training loop on the demo's model with a stop-watch around each part:
 
 - plan: which domain and sample every slot reads (`MixtureController.draw`);
 - record: per-domain sums of all micro-batches (`DomainLossRecorder.record`);
-- reduce: packing, all-reduce and unpacking of these sums (`reduce_step`). One process here, so the
-  all-reduce has nobody to talk to;
+- reduce: packing, all-reduce and unpacking of these sums (`reduce_step`). There is one process, so
+  the all-reduce does not communicate;
 - observe: from the losses to the next weights (`MixtureController.observe`);
 - log: the record of the iteration, formatted and appended to the run log, at every iteration. The
-  console's lines are made but not shown. Recording is part of the loss with mixing or without, and
-  it is listed; the verdict is about the other four, and the fifth is shown beside it.
+  lines of the console are made but not shown.
+
+Recording is part of the loss with and without mixing. It is listed, but the verdict is about the
+other four parts.
 
 Each number of domains is measured in the loop, where the model has emptied the caches, and alone,
 with the model left out. Exits with 1 when plan, reduce, observe and log take, in the loop with 10
@@ -46,7 +48,7 @@ PARTS = ("plan", "record", "reduce", "observe", "log")
 
 @dataclass(frozen=True)
 class Costs:
-    """Median seconds an iteration."""
+    """Median seconds per iteration."""
 
     parts: dict[str, float]
     step: float
@@ -111,7 +113,7 @@ class LossOnlyRunner:
         self._mask = torch.ones_like(self._nll)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """There is no optimizer."""
+        """Does nothing: there is no optimizer."""
 
     def train_step(self, draw: Any) -> Any:
         """Records all micro-batches of a plan."""
@@ -157,7 +159,7 @@ def mixed_source(run: Any, num_domains: int) -> tuple[Any, Any]:
 
 @contextmanager
 def stopped_parts(watch: Stopwatch, mixture: Any, hook: Any) -> Iterator[None]:
-    """Puts the stop-watch around the parts of the loop for the time being."""
+    """Puts the stop-watch around the parts of the loop, until the context ends."""
     from megatron import training
     from megatron.engine.domain_sums import DomainLossRecorder
 
@@ -213,7 +215,7 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
 
 
 def table(costs: Mapping[int, Costs], *, step_seconds: float | None = None) -> str:
-    """One line a number of domains: microseconds an iteration, and shares of the step.
+    """One line per number of domains: microseconds per iteration, and shares of the step.
 
     Args:
         costs: Number of domains -> medians.
@@ -231,7 +233,7 @@ def table(costs: Mapping[int, Costs], *, step_seconds: float | None = None) -> s
 
 
 def verdict(cost: Costs) -> tuple[bool, str]:
-    """Whether the requirement holds for ``cost``, and the sentence that says so."""
+    """Returns whether the requirement holds for ``cost``, and the sentence that reports it."""
     share = cost.judged / cost.step
     holds = share <= MAX_SHARE and cost.judged < MAX_SECONDS
     return holds, (
@@ -262,7 +264,7 @@ def run_benchmark(domains: Sequence[int], *, iterations: int, iterations_alone: 
         finally:
             shutdown()
     step = in_loop[REQUIRED_AT].step
-    print("microseconds an iteration, medians; one process, so the all-reduce is not in it")
+    print("microseconds per iteration, medians; one process, so the all-reduce is not in it")
     print(f"in the loop of the demo's model ({iterations} iterations, step {step * 1e3:.1f} ms)")
     print(table(in_loop))
     print(f"alone, caches warm ({iterations_alone} iterations; share of the same step)")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Tokens a second of our training step against a plain loop over transformers' GPT-NeoX.
+"""Tokens per second of our training step against a plain loop over transformers' GPT-NeoX.
 
 Both train the same shape on the same number of tokens with fused AdamW in fp32, steps interleaved.
 Ours is the whole step as `train.py` runs it: plan, batch, DeepSpeed engine, per-domain
 losses, update of the mixture, optimizer. Theirs is forward, loss, backward, clip, optimizer on a
-batch that lies ready. A third side computes nothing but the matrix products of a step, as plain
-``torch.mm``: the machine's own rate at the model's shapes. Each side has a process of its own and
-waits while another runs. Prints the ratio, the rates, the share of them that
+batch that is ready. A third side computes nothing but the matrix products of a step, as plain
+``torch.mm``: the machine's own rate at the model's shapes. Each side has a
+process of its own and waits while another runs. Prints the ratio, the rates, the share of them that
 our step reaches, peak memory, and (``--profile``) where our step spends its time.
 
     python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--steps 8] [--profile]
@@ -191,7 +191,7 @@ def _profile(step: Callable[[], None]) -> str:
 
 
 def _join_process_group() -> None:
-    """Sets the process up as `train.py` does."""
+    """Sets up the process as `train.py` does."""
     from megatron.neox_arguments import NeoXArgs, resolve
     from megatron.runtime.initialize import initialize_megatron
 
@@ -213,8 +213,8 @@ def measure(
 ) -> list[list[float]]:
     """Seconds of each (side, request), which take turns.
 
-    A turn is two steps, of which the second counts: the first finds the caches, and the memory of a
-    virtual machine, as another side left them, which training does not.
+    A turn is two steps, of which only the second counts: the first one finds the caches, and the
+    memory of a virtual machine, as another side left them, unlike in training.
     """
     times: list[list[float]] = [[] for _ in requests]
     for number in range(WARMUP_TURNS + steps):
@@ -265,7 +265,7 @@ def _ratio(numerator: list[float], denominator: list[float]) -> str:
 
 
 def main() -> None:
-    """Parses the command line and prints a table a shape."""
+    """Parses the command line and prints a table per shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")

@@ -74,8 +74,8 @@ def make_run(folder: Path, *, vocab_size: int, num_domains: int, settings: dict)
     """Builds data, model and engine; the process group must exist.
 
     Args:
-        folder: For the data.
-        vocab_size: Of the random tokens; also the number of logits.
+        folder: Folder for the data.
+        vocab_size: Number of different random tokens, and of logits.
         num_domains: K.
         settings: Configuration, as in a YAML file; at least the model's shape and the batch.
     """

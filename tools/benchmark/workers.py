@@ -18,7 +18,7 @@ class Worker:
 
     Args:
         prepare: A function of a module, called in the new process; returns what each request does.
-        arguments: Of ``prepare``.
+        arguments: Arguments of ``prepare``.
     """
 
     def __init__(self, prepare: Callable[..., Answers], *arguments: Any):

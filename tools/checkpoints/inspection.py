@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in figures, and how two of them differ."""
+"""The content of a checkpoint in numbers, and how two checkpoints differ."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TensorFigures:
-    """One tensor in figures."""
+    """One tensor in numbers."""
 
     norm: float
-    """Square root of the sum of squares; NaN or infinite where an element is."""
+    """Square root of the sum of squares; NaN or infinite if an element is."""
     max_abs: float
     """Largest magnitude."""
     non_finite: int
@@ -40,7 +40,7 @@ class TensorDifference:
     name: str
     kind: str
     problem: str | None = None
-    """Why the two cannot be compared; None where they were."""
+    """Why the two cannot be compared; None if they were."""
     max_absolute: float = 0.0
     max_relative: float = 0.0
     """Largest of |a - b| / max(|a|, |b|)."""
@@ -77,7 +77,7 @@ def compare_tensors(
         kinds: What to compare of each parameter, such as ``fp32``.
 
     Returns:
-        A result for each parameter and kind, also for what one of the two lacks.
+        A result for each parameter and kind, also for those that one of the two lacks.
     """
     results = []
     for name in dict.fromkeys((*first.shapes, *second.shapes)):
@@ -141,7 +141,7 @@ def _distances(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def _largest(one: float, other: float) -> float:
-    """The larger; NaN if either is, where ``max`` would go by their order."""
+    """The larger value; NaN if either is NaN (the result of ``max`` depends on the order)."""
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of one process: found, and written whole or not at all."""
+"""Checkpoints in the layout of one process: finds them, writes them completely or not at all."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def write_checkpoint(
     Args:
         output: ``global_step<N>`` folder to make, or a run folder whose ``latest`` then names it.
         default_name: Name of the folder to make in a run folder.
-        parameters: Facts of every parameter, extents as of one process.
+        parameters: Description of every parameter, with the extents of one process.
         read: Returns a parameter or a moment of it, by name and kind, float32, logical shape.
         moment_names: Moments to write beside ``fp32``.
-        max_file_size: Bytes of tensors from which on a new file is begun. Not given: one file,
-            which takes as much memory as the checkpoint is large.
+        max_file_size: A new file is begun at this number of bytes. Not given: one file, which
+            needs as much memory as the size of the checkpoint.
         add_files: Writes whatever else belongs into the folder it is given; returns the names of
             the files that the index must list beside those in ``configs/``.
 
@@ -152,7 +152,7 @@ def _write_tensors(
 
 
 def groups_by_size(sizes: Mapping[str, int], limit: int | None) -> Iterator[list[str]]:
-    """Cuts names, in their order, into groups of at most ``limit`` bytes, at least one a group."""
+    """Cuts names, in order, into groups of at most ``limit`` bytes and at least one name."""
     group: list[str] = []
     filled = 0
     for name, size in sizes.items():

@@ -27,11 +27,11 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 class TensorSource(Protocol):
-    """Tensors by name and kind, whoever cut them into pieces."""
+    """Tensors by name and kind, whatever files they are divided into."""
 
     @property
     def folder(self) -> Path:
-        """Where they lie."""
+        """The folder of the files."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -45,7 +45,7 @@ class TensorSource(Protocol):
         """Rows [first, end) of a tensor in its logical shape, float32."""
 
     def facts(self) -> dict[str, Any]:
-        """What there is to say beside the tensors, as JSON data."""
+        """Other facts than the tensors, as JSON data."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _our_names(config: dict[str, Any], found: set[str]) -> dict[str, str]:
-    """{our name: name in the files}; tensors that we have no name for keep theirs."""
+    """{our name: name in the files}; tensors without a name of ours keep theirs."""
     family = family_of_config(config)
     try:
         settings = resolve_model_fields(family.read_config(config)).to_dict()

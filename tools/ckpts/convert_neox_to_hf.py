@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # started as a file: the packages lie two folders up
+if __package__ in (None, ""):  # started as a file: the packages are two folders up
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from megatron.launcher.installation import explain_missing_packages
 

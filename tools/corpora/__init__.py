@@ -1,1 +1,1 @@
-"""Where text comes from: one module a source."""
+"""Where text comes from: one module per source."""

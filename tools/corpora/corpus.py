@@ -1,4 +1,4 @@
-"""What a corpus is to `prepare_data.py`: named parts, each a stream of texts with their domains."""
+"""What `prepare_data.py` calls a corpus: named parts, each a stream of texts with domains."""
 
 import re
 from abc import ABC, abstractmethod
@@ -14,14 +14,14 @@ from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 LONGEST_DOMAIN_NAME = 200
-"""Characters; a file name holds 255, and those of a domain's files add to it."""
+"""In characters; a file name has at most 255, and the names of a domain's files are longer."""
 
 LONGEST_PIECE_CHARACTERS = 32_000
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """One document and its domain; `split` is None where the hash of the text decides."""
+    """One document and its domain; `split` is None if the hash of the text decides."""
 
     domain: str
     text: str
@@ -30,7 +30,7 @@ class TextRecord:
 
 @dataclass
 class LeftOut:
-    """How much of a part could not be used; counted while it is read."""
+    """How much of a part could not be used; counted while the part is read."""
 
     records: int = 0
     files: LeftOutFiles = field(default_factory=LeftOutFiles)
@@ -43,20 +43,20 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a corpus that is gathered as a whole: kept when finished, else begun again."""
+    """A piece of a corpus that is gathered as a whole: kept if finished, else gathered again."""
 
     name: str
     records: Callable[[LeftOut], Iterator[TextRecord]]
-    """Reads them, and counts those that it leaves out."""
+    """Reads the records, and counts those that it leaves out."""
     is_one_domain: bool = True
-    """The part may stop as soon as its domain is full."""
+    """Whether the part may stop as soon as its domain is full."""
     sources: tuple[Path, ...] = ()
-    """Files and folders that the records come from: when they change, it is gathered again."""
+    """Files and folders of the records: if they change, the part is gathered again."""
 
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """What the command line says about the text of a corpus; None leaves the corpus's default."""
+    """Options of the command line about the text; None keeps the default of the corpus."""
 
     input_path: str | None = None
     text_key: str | None = None
@@ -93,7 +93,7 @@ class Corpus(ABC):
         """Lists the parts in a fixed order; nothing is read yet."""
 
     def settings(self) -> dict[str, object]:
-        """What the gathered text depends on; a change makes it be gathered again."""
+        """What the gathered text depends on; after a change it is gathered again."""
         source = self.options.input_path
         return {
             "input": None if source is None else str(Path(source).resolve()),
@@ -127,17 +127,17 @@ def _short(raw: str, longest: int = 60) -> str:
 
 
 class DomainNames:
-    """Names the domains that records call by their own words; no two of them share a name."""
+    """Makes domain names from the names in records; two domains never get the same name."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._first: dict[str, str] = {}
 
     def name_of(self, raw: str, *, where: str) -> str:
-        """Gives `domain_name`; what differs in the white space around it is the same domain.
+        """Returns `domain_name`; white space around a name makes no difference.
 
         Raises:
-            DocumentError: Another domain has this name already (C and C++ must not become one), or
+            DocumentError: Another domain already has this name (C and C++ must not become one), or
                 nothing usable is left.
         """
         raw = raw.strip()
@@ -173,6 +173,6 @@ def pieces(text: str, longest: int = LONGEST_PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def _end_of_last(mark: str, window: str) -> int:
-    """Where the last mark in the second half of a window ends; 0 where there is none."""
+    """Where the last mark in the second half of a window ends; 0 if there is none."""
     place = window.rfind(mark, len(window) // 2)
     return place + len(mark) if place >= 0 else 0

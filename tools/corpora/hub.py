@@ -12,7 +12,7 @@ from tools.corpora.corpus import Corpus, DomainNames, LeftOut, Part, TextRecord
 
 SHUFFLE_SEED = 0
 SHUFFLE_BUFFER_DOCUMENTS = 2000
-"""The shards come in a shuffled order too, so that the first ones do not decide the domains."""
+"""The shards are shuffled too, so that the first ones do not decide the domains."""
 
 
 class HubCorpus(Corpus):
@@ -25,7 +25,7 @@ class HubCorpus(Corpus):
     default_min_domain_bytes: ClassVar[int] = 100_000
 
     def parts(self) -> list[Part]:
-        """A single part: domains come mixed in the stream."""
+        """A single part, because the domains are mixed in the stream."""
         source = self.options.input_path
         sources = () if source is None else (Path(source),)
         return [Part("hub", self._records, is_one_domain=False, sources=sources)]
@@ -64,7 +64,7 @@ class HubCorpus(Corpus):
 class CommonPile(HubCorpus):
     """Common Pile v0.1, the filtered training mixture of the Comma models: about 30 sources."""
 
-    description: ClassVar[str] = "Common Pile v0.1 (Comma training mixture), a domain a source"
+    description: ClassVar[str] = "Common Pile v0.1 (Comma training mixture), one domain per source"
     licence: ClassVar[str] = "public domain and open licences (Open Definition 2.1), see each row"
     repository: ClassVar[str] = "common-pile/comma_v0.1_training_dataset"
     urls: ClassVar[tuple[str, ...]] = (
@@ -76,7 +76,7 @@ class CommonPile(HubCorpus):
 class CommonCorpus(HubCorpus):
     """Common Corpus of PleIAs: open culture, government, science, source code and web."""
 
-    description: ClassVar[str] = "Common Corpus (PleIAs), a domain an open_type"
+    description: ClassVar[str] = "Common Corpus (PleIAs), one domain per open_type"
     licence: ClassVar[str] = "public domain and permissive licences, in the field license of a row"
     repository: ClassVar[str] = "PleIAs/common_corpus"
     urls: ClassVar[tuple[str, ...]] = ("https://huggingface.co/datasets/PleIAs/common_corpus",)
@@ -91,7 +91,7 @@ def _stream(path: str) -> Iterator[dict[str, Any]]:
             "corpora of the hub need the package datasets; pip install datasets"
         ) from error
     try:
-        # a stream keeps no data, but a lock file a dataset in the user's cache, for good
+        # a stream keeps no data, but a lock file per dataset in the user's cache, for good
         with tempfile.TemporaryDirectory(prefix="prepare-data-") as cache:
             rows = load_dataset(path, split="train", streaming=True, cache_dir=cache)
             yield from rows.shuffle(seed=SHUFFLE_SEED, buffer_size=SHUFFLE_BUFFER_DOCUMENTS)

@@ -1,4 +1,4 @@
-"""The user's own text: a folder with one domain a subfolder or file, or records with a domain."""
+"""The user's own text: a folder with one domain per subfolder or file, or records with a domain."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,28 +34,28 @@ SPLIT_OF_NAME: dict[str, Split] = {
     "test": "test",
 }
 OTHER_NAMES = ("training", "eval", "evaluation", "holdout", "heldout", "held_out", "testing")
-"""Beside `train` they are no domains either, but nobody can say which split."""
+"""Beside `train` these are not domains either, but it is not clear which split they mean."""
 
 
 class LocalCorpus(Corpus):
     """Text files of this machine.
 
-    - with `--domain-key`: every record says its domain in that field (``meta.source`` descends);
-    - a folder with `train` and `valid` (and perhaps `test`) inside: split already, each of them
-      holds a subfolder or a file per domain; `valid` may be called `validation`, `val` or `dev`;
+    - with `--domain-key`: every record names its domain in that field (``meta.source`` descends);
+    - a folder with `train` and `valid` (and perhaps `test`) inside: already split, each of them
+      has a subfolder or a file per domain; `valid` may be called `validation`, `val` or `dev`;
     - a folder of files of prose or code alone: one domain;
     - any other folder: a subfolder or a file per domain;
     - a single file: one domain.
 
-    Plain .txt files are cut at blank lines into pieces of at most 32000 characters; records, and
-    files of prose or code, are a document each.
+    Plain .txt files are cut at blank lines into pieces of at most 32000 characters. Each record,
+    and each file of prose or code, is one document.
     """
 
     description: ClassVar[str] = "a folder with one subfolder or file per domain, or one jsonl file"
     licence: ClassVar[str] = "as the files say"
 
     def parts(self) -> list[Part]:
-        """One part a domain, or a single one where the records name their domains."""
+        """One part per domain, or a single one where the records name their domains."""
         root = self._root()
         if self.options.domain_key is not None:
             records = self._records_with_domain
@@ -77,14 +77,14 @@ class LocalCorpus(Corpus):
 
     def _root(self) -> Path:
         if self.options.input_path is None:
-            raise DocumentError("local: which text? give a folder or a file with --input")
+            raise DocumentError("local: no text is given; name a folder or a file with --input")
         root = Path(self.options.input_path)
         if not root.exists():
             raise DocumentError(f"{root}: no such file or folder; check --input")
         return root
 
     def _count_beside(self, root: Path, folders: list[Path]) -> None:
-        """Counts what of a folder that is split already belongs to no split."""
+        """Counts files that belong to no split in a folder that is already split."""
         reason = f"files and folders in none of {', '.join(folder.name for folder in folders)}"
         for path in _entries(root):
             if path not in folders:
@@ -101,8 +101,8 @@ class LocalCorpus(Corpus):
     def _domains(self, folder: Path, folder_name: str) -> dict[str, Path]:
         """The domains of a folder: name to its file or subfolder.
 
-        A file that is a single document is no domain: where there is nothing else, the folder is
-        one, and beside others it is left out.
+        A file that is a single document is not a domain: if there is nothing else, the folder is
+        one domain; beside other domains the file is left out.
         """
         entries = _entries(folder)
         single = [path for path in entries if is_one_document(path.name) and not path.is_dir()]
@@ -181,11 +181,11 @@ def _stem(path: Path) -> str:
 
 
 def _split_folders(root: Path) -> dict[Split, Path]:
-    """The folders of a corpus that is split already; empty where the folder holds domains.
+    """The folders of a corpus that is already split; empty if the folder contains domains.
 
     Raises:
-        DocumentError: Beside `train` something looks like a split that cannot be used: it would
-            become a domain, and held-out text would be trained on.
+        DocumentError: Beside `train` something looks like a split but cannot be used as one. It
+            would become a domain, and the model would be trained on held-out text.
     """
     named = {path: _stem(path).lower() for path in _entries(root)}
     alike = [path for path, name in named.items() if name in SPLIT_OF_NAME or name in OTHER_NAMES]

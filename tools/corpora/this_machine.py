@@ -26,8 +26,8 @@ LONGEST_FILE_BYTES = 1_000_000
 class ThisMachine(Corpus):
     """Source code, documentation, licences, headers, arithmetic, and system texts where they are.
 
-    The order inside a domain is that of a hash of the file names: the same on every run, and a
-    size limit keeps a fair sample instead of the first letters of the alphabet.
+    The files of a domain are ordered by a hash of their names: the order is the same on every run,
+    and a size limit keeps a fair sample instead of the first letters of the alphabet.
     """
 
     description: ClassVar[str] = "text that every machine has: sources, docs, licences, headers ..."
@@ -36,7 +36,7 @@ class ThisMachine(Corpus):
     default_min_domain_bytes: ClassVar[int] = 100_000
 
     def parts(self) -> list[Part]:
-        """One part a domain; those that this machine has too little of are dropped later."""
+        """One part per domain; domains with too little text on this machine are dropped later."""
         return [_part(name, texts) for name, texts in DOMAINS.items()]
 
 
@@ -84,8 +84,8 @@ def package_descriptions() -> Iterator[str]:
 def licences() -> Iterator[str]:
     """Licence texts of the installed packages, without their copyright lines.
 
-    The same licence with another holder is the same text; with the line it would stand in the
-    training and in the validation data.
+    Without that line, the same licence with another holder is the same text; with it, the licence
+    would be in the training data and in the validation data.
     """
     common = Path("/usr/share/common-licenses")
     paths = sorted(path for path in common.glob("*") if path.is_file() and not path.is_symlink())
@@ -140,7 +140,7 @@ def _in_fair_order(root: Path, pattern: str, *, without: set[str]) -> Iterator[P
 
 
 def _texts_of(paths: Iterator[Path]) -> Iterator[str]:
-    """Contents of text files; what is not there, not UTF-8 or huge is no text for us."""
+    """Contents of text files; files that are missing, not UTF-8 or huge are skipped."""
     for path in paths:
         try:
             if path.stat().st_size <= LONGEST_FILE_BYTES:

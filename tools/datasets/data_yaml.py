@@ -1,4 +1,4 @@
-"""The YAML file that names prepared datasets, and what they were made of."""
+"""The YAML file that names prepared datasets, and what they were made from."""
 
 import dataclasses
 import hashlib
@@ -27,13 +27,13 @@ class TokenizerChoice:
 
 
 def content_digest(texts: list[SplitText], tokenizer_sha256: str) -> str:
-    """Names what the datasets are made of: another text or tokenizer gives another digest."""
+    """Digest of text and tokenizer: if either changes, the digest changes."""
     parts = [[text.split, text.domain, text.sha256] for text in texts]
     return hashlib.sha256(json.dumps([tokenizer_sha256, parts]).encode()).hexdigest()
 
 
 def content_of(path: Path) -> str | None:
-    """The digest in a data YAML; None where there is no file, or one of an earlier version."""
+    """The digest in a data YAML; None if there is no file, or one of an earlier version."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -59,6 +59,6 @@ def write_data_yaml(
     settings |= {"use_named_train_datasets": True, "use_named_eval_datasets": True}
     settings |= {key: value for key, value in dataclasses.asdict(choice).items() if value}
     settings["data_impl"] = "mmap"
-    header = "# Written by prepare_data.py. Relative paths count from where deepy.py is started.\n"
+    header = "# Written by prepare_data.py. Relative paths start where deepy.py is started.\n"
     header += f"{CONTENT_LINE}{content}\n"
     write_text_atomic(path, header + yaml.safe_dump(settings, sort_keys=False))

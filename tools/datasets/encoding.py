@@ -14,7 +14,7 @@ Batch = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What an encoder needs to know; small, so that it travels to worker processes."""
+    """What an encoder needs to know; small, because it is sent to worker processes."""
 
     tokenizer_type: str
     vocab_file: str | None = None

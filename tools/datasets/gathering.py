@@ -1,7 +1,7 @@
 """Writes the text of a corpus as one jsonl file per domain and split; finished parts are kept.
 
 ``<text>/<split>/<domain>.jsonl`` holds the documents, ``<text>/<part>.part.json`` is written when a
-part is complete and says what it consists of.
+part is complete and describes its content.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class SplitText:
     documents: int
     text_bytes: int
     sha256: str
-    """Of the file: texts of the same size need not be the same."""
+    """Digest of the file: texts of the same size may differ."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Domain:
     num_empty: int = 0
 
     def dropped(self) -> str:
-        """Says how many documents were dropped; empty where there were none."""
+        """Text about how many documents were dropped; empty if none were."""
         counts = {"duplicates": self.num_duplicates, "empty": self.num_empty}
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         return f"; {said} left out" if said else ""
@@ -64,18 +64,18 @@ def gather(
 ) -> tuple[list[SplitText], LeftOut]:
     """Gathers the text of all parts that are not finished yet, or whose sources have changed.
 
-    Exact duplicates (but for white space) are dropped within the corpus and counted: so a part that
-    is gathered again has all later ones gathered again. A domain that is below the corpus's least
-    size is left out and reported.
+    Exact duplicates (except for white space) in the corpus are dropped and counted. So if a part is
+    gathered again, all later parts are gathered again too. A domain that is smaller than the
+    corpus's minimum is left out and reported.
 
     Args:
         corpus: Where the text comes from.
         folder: Where it goes.
-        tell: Receives one line for the user per domain.
+        tell: Receives one message per domain.
 
     Returns:
         Domain by domain, in the order of the corpus; train, valid, test of each. And what was left
-        out of all parts, those that were gathered before too.
+        out of all parts, including those that were gathered earlier.
 
     Raises:
         DocumentError: A domain with fewer than 3 documents, or no domain at all.
@@ -109,7 +109,7 @@ def gather(
 
 
 def sources_state(sources: tuple[Path, ...]) -> str:
-    """Digests name, size and time of change of every file: cheap, whatever the files hold."""
+    """Digests name, size and modification time of every file, which is quick for any size."""
     digest = hashlib.sha256()
     for source in sources:
         for path in files_below(source) if source.is_dir() else [source]:
@@ -214,7 +214,7 @@ def _skipped(left_out: LeftOut) -> str:
 
 
 def _left_out_of(record: dict[str, Any]) -> LeftOut:
-    """Reads what `dataclasses.asdict` made of it; of an earlier version it is a TypeError."""
+    """Reads what `dataclasses.asdict` wrote; raises TypeError for an earlier version."""
     return LeftOut(**{**record, "files": LeftOutFiles(**record["files"])})
 
 
@@ -270,8 +270,8 @@ def _open_spool(path: Path, part: Part, num_domains: int) -> BinaryIO:
         if error.errno != errno.EMFILE:
             raise
         raise DocumentError(
-            f"{part.name}: more than {num_domains} domains are more files than may be open; does "
-            "--domain-key name the right field? if so, raise the limit (ulimit -n)"
+            f"{part.name}: more than {num_domains} domains need more open files than are allowed; "
+            "correct --domain-key, or raise the limit (ulimit -n)"
         ) from error
 
 

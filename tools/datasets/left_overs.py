@@ -1,4 +1,4 @@
-"""Removes what killed runs left beside a dataset; a lock tells it from what a run is writing.
+"""Removes files that killed runs left beside a dataset; files of live runs are locked.
 
 The tokens of a dataset are written to ``.<name>.<process>-<random>.tmp``. A run that is killed
 cannot remove that file, which may hold gigabytes, and no later run would find it.
@@ -18,8 +18,8 @@ def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
     """Removes the temporary files of ``path`` that no living process holds.
 
     Args:
-        path: The file that a run gives its name at the end.
-        tell: Receives one line per file that was removed.
+        path: The final name of the file.
+        tell: Receives one message per file that was removed.
     """
     for found in _temporaries_of(path):
         # held, another user's, or on a file system without locks
@@ -36,7 +36,7 @@ def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
 def locked_temporaries(path: Path) -> Iterator[None]:
     """Keeps `remove_left_overs` from this process's temporary files of ``path``.
 
-    To be entered before the first byte is written.
+    Enter this context before the first byte is written; the lock ends with the process.
     """
     with contextlib.ExitStack() as stack:
         for found in _temporaries_of(path, process=str(os.getpid())):

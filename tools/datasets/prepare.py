@@ -33,19 +33,19 @@ from tools.datasets.shown_commands import option, step_command, training_command
 
 NOTHING = "pass"
 SEVERAL_WORKERS_FROM_BYTES = 32_000_000
-"""Below, starting worker processes takes longer than they save."""
+"""Below this size, starting worker processes takes longer than they save."""
 
 DEFAULT_VOCAB_SIZE = 4096
 
 FOLDER_HELP = f"""\
-what a folder of yours may hold:
+what your folder may contain:
 {textwrap.fill(READABLE, 90, initial_indent="  ", subsequent_indent="  ")}
-  A line of .jsonl and a row of .csv, .tsv or .parquet is a document (--text-key names the field
-  or column), a file of prose or code is one, a .txt is cut at blank lines. Names that begin with
-  a dot and __MACOSX are left out. What is left out is counted in the last lines."""
+  Each line of .jsonl and each row of .csv, .tsv or .parquet is a document (--text-key names the
+  field or column). Each file of prose or code is a document. A .txt is cut at blank lines. Names
+  that begin with a dot and __MACOSX are left out. The last lines count what is left out."""
 
 JSON_ESCAPE_BYTES = 6
-"""A byte of text takes so many at most in the gathered .jsonl files."""
+"""Most bytes that a byte of text takes in the gathered .jsonl files."""
 
 
 def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,10 +69,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "-d",
         "--data-dir",
         default=os.environ.get("DATA_DIR", "./data"),
-        help="where <dataset>/ is made (default: the variable DATA_DIR, else ./data)",
+        help="folder in which <dataset>/ is made (default: the variable DATA_DIR, else ./data)",
     )
     parser.add_argument(
-        "-v", "--vocab-file", help="without it HFTokenizer is trained on the training text"
+        "-v", "--vocab-file", help="without it, HFTokenizer is trained on the training text"
     )
     parser.add_argument("-m", "--merge-file")
     parser.add_argument(
@@ -80,7 +80,9 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="add to each document what transformers adds with this tokenizer, such as <s>",
     )
-    parser.add_argument("--vocab-size", type=int, help="of a tokenizer trained here (default 4096)")
+    parser.add_argument(
+        "--vocab-size", type=int, help="size of a tokenizer trained here (default 4096)"
+    )
     parser.add_argument(
         "-i", "--input", help="local: the folder or file; hub corpora: a local copy"
     )
@@ -102,13 +104,13 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(input_args: Sequence[str] | None = None) -> Path | None:
-    """Prepares a corpus; what earlier runs made of the same text is kept.
+    """Prepares a corpus; what earlier runs made from the same text is kept.
 
     Returns:
         Path of the data YAML; None for the data set ``pass``.
 
     Raises:
-        DocumentError, TokenizerError, DataError: One line for the user.
+        DocumentError, TokenizerError, DataError: With a one-line message.
     """
     args = get_args(input_args)
     if args.dataset == NOTHING:
@@ -142,8 +144,8 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
     content = content_digest(texts, tokenizer_sha256)
     if content_of(path) not in (None, content):
         tell(
-            f"{path}: text or tokenizer have changed; a checkpoint of the old ones would go on "
-            "with the new: give the next run another save folder"
+            f"{path}: text or tokenizer have changed; a checkpoint of the old ones would continue "
+            "with the new ones: give the next run another save folder"
         )
     write_data_yaml(path, texts, prefixes=prefixes, choice=choice, content=content)
     if left_out.records:
@@ -155,7 +157,7 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
 
 
 def check_arguments(args: argparse.Namespace, folder: Path) -> None:
-    """Refuses arguments that would have no effect, and input and output one inside the other.
+    """Refuses arguments without effect, and an input inside the output or the reverse.
 
     Raises:
         DocumentError: Names the argument.
@@ -168,7 +170,7 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
         for flag, value in given.items():
             if value is not None:
                 raise DocumentError(
-                    f"{flag} {value}: this_machine reads no text of yours; name the dataset: "
+                    f"{flag} {value}: this_machine does not read your own text; name the dataset: "
                     "prepare_data.py local ..."
                 )
     if args.input is not None:
@@ -176,7 +178,7 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _check_apart(given: Path, folder: Path) -> None:
-    """What is written must not be read the next time, nor may the user's text be cleared away."""
+    """Output must not be read as input the next time, and the user's text must not be removed."""
     source, target = given.resolve(), folder.resolve()
     if source.is_relative_to(target):
         raise DocumentError(
@@ -208,7 +210,7 @@ def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
     """The tokenizer that the user names, loaded once, so that an error comes at once.
 
     Returns:
-        None where one is to be trained on the training text.
+        None if one is to be trained on the training text.
 
     Raises:
         TokenizerError: Arguments that do not go together, or files that are no tokenizer.
@@ -244,7 +246,7 @@ def named_tokenizer(args: argparse.Namespace) -> TokenizerChoice | None:
 def train_own_tokenizer(
     folder: Path, texts: list[SplitText], vocab_size: int, *, max_record_bytes: int
 ) -> TokenizerChoice:
-    """Trains a tokenizer on the training text, unless that was done on the same text."""
+    """Trains a tokenizer on the training text, unless this was done with the same text."""
     vocab_file = folder / "tokenizer.json"
     record_path = folder / "tokenizer.record.json"
     trained_on = [[text.domain, text.sha256] for text in texts if text.split == "train"]
@@ -272,7 +274,7 @@ def tokenize_texts(
     workers: int,
     max_record_bytes: int,
 ) -> dict[SplitText, str]:
-    """Tokenizes each domain and split that is not there yet, or was made of something else.
+    """Tokenizes each domain and split that is missing or was made from something else.
 
     Returns:
         The path prefix of the dataset of each text.
@@ -302,9 +304,9 @@ def tokenize_texts(
 
 
 def _record_limit(texts: Sequence[SplitText], max_record_bytes: int) -> list[str]:
-    """Arguments that let gathered records through: as JSON they are larger than they were.
+    """A limit that accepts all gathered records, which are larger as JSON than as text.
 
-    None where no file is so large that one of its records could be.
+    None if no file is large enough to contain such a record.
     """
     if all(text.path.stat().st_size < DEFAULT_LIMIT_BYTES for text in texts):
         return []
@@ -312,7 +314,7 @@ def _record_limit(texts: Sequence[SplitText], max_record_bytes: int) -> list[str
 
 
 def tell(message: str) -> None:
-    """Writes one line for the user; progress bars and messages share stderr."""
+    """Writes one message for the user; progress bars and messages share stderr."""
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 
@@ -332,7 +334,7 @@ def _check_splits(texts: list[SplitText]) -> None:
 
 
 def _text_digest_path(prefix: str) -> Path:
-    """Beside the data: digest of the text that they were made of, written last."""
+    """File beside the data with the digest of their text, written last."""
     return Path(f"{prefix}.text.sha256")
 
 

@@ -9,26 +9,26 @@ HELD_OUT_FRACTION = 0.02
 FLOOR_DOCUMENTS = 8
 FLOOR_BYTES = 32_768
 LARGEST_SHARE = 0.1
-"""Of the documents, at most, for validation and as much for test, whatever the floors ask for."""
+"""Largest share of the documents for validation, and for test, whatever the minimums are."""
 
 DIGEST_BYTES = 16
 
 
 def digest_of(text: str) -> bytes:
-    """Identifies a text: texts that differ in white space alone are the same. 16 bytes."""
+    """Digest of a text, 16 bytes; texts that differ only in white space have the same one."""
     return hashlib.sha256(" ".join(text.split()).encode()).digest()[:DIGEST_BYTES]
 
 
 def assign_splits(digests: Sequence[bytes], sizes_bytes: Sequence[int]) -> list[Split]:
-    """Splits documents by the hash of their text, the order they come in plays no role.
+    """Splits documents by the hash of their text; their order does not matter.
 
-    A document goes to test if its hash, read as a number in [0, 1), is below 0.02, to valid below
-    0.04: adding documents moves no old one. A small domain would get too little to measure a loss
-    on; there, test and then valid take the documents with the next higher hashes, until each has
-    8 documents and 32 KiB or a tenth of all documents.
+    A document goes to test if its hash, read as a number in [0, 1), is below 0.02, and to valid if
+    it is below 0.04, so adding documents moves no old one. A small domain would get too little text
+    to measure a loss. There, test and then valid take the documents with the next higher hashes,
+    until each has 8 documents and 32 KiB, or a tenth of all documents.
 
     Args:
-        digests: Of `digest_of`, no two alike.
+        digests: Results of `digest_of`, all different.
         sizes_bytes: Size of each text.
 
     Returns:

@@ -2,9 +2,9 @@
 
 Each worker process has a pipe of its own, and a thread here that feeds it. A worker that dies
 closes its pipe, so nobody waits for it; a worker whose parent dies reads the end of its pipe and
-leaves.
-(`concurrent.futures.ProcessPoolExecutor` shares one queue: a worker killed while it reads leaves a
-lock behind, and the run hangs.)
+exits.
+(`concurrent.futures.ProcessPoolExecutor` shares one queue: a worker that is killed while it reads
+leaves a lock behind, and the run hangs.)
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def encode_in_order(
     Args:
         batches: Read as a stream, a few batches ahead.
         encoder: Used directly where one process is enough.
-        settings: From which the workers build their own encoders.
+        settings: Settings from which the workers build their own encoders.
         workers: Number of processes that tokenize; 1 means this one.
 
     Raises:
@@ -119,7 +119,7 @@ class _WorkerPool:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Children started here never see Ctrl-C, not even while they import: it is the parent's."""
+    """Child processes started here ignore Ctrl-C, even while they import; the parent handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

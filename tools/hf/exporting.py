@@ -39,7 +39,7 @@ class ExportOptions:
     """How to export."""
 
     max_shard_size: int = 5 * 10**9
-    """Bytes of a safetensors file; a larger tensor has a file of its own. Bounds the memory."""
+    """Maximum size of a safetensors file, except for a larger tensor; it limits the memory."""
     dtype: str = "float32"
     """A key of `DTYPES`."""
     verifies: bool = True
@@ -47,7 +47,7 @@ class ExportOptions:
     tolerance: float = 1e-4
     """Largest difference of logits to accept."""
     overwrite: bool = False
-    """Replace an export that is there."""
+    """Replace an earlier export."""
 
 
 def export(
@@ -68,10 +68,10 @@ def export(
         output: The folder to make; it may exist if it is empty.
         settings: Configuration of the run.
         options: How to export.
-        say: Receives one line for each thing the user should know.
+        say: Receives each message for the user.
 
     Raises:
-        ConfigError: With a line for each field that no class of transformers can express.
+        ConfigError: With one line per field that no class of transformers can express.
         CheckpointError: If the source is damaged or belongs to another configuration, if the output
             exists, or if the verification fails.
         TokenizerError: If the tokenizer cannot be built.
@@ -97,7 +97,7 @@ def export(
         )
         if not has_tokenizer:
             kind = opened.tokenizer.name
-            say(f"tokenizer: transformers has none like {kind}; the folder has no tokenizer files")
+            say(f"tokenizer: transformers has no {kind}; the folder has no tokenizer files")
         elif told := opened.tokenizer.describe_own_added():
             say(_added_tokens_line(told, is_kept=bool(opened.tokenizer.added)))
         for path in temporary.iterdir():
@@ -130,7 +130,7 @@ class _Source:
     tokenizer: AbstractTokenizer
 
     def names(self) -> dict[str, str]:
-        """{our name: theirs} of the parameters that there are."""
+        """{our name: theirs} of the parameters that exist."""
         names = self.family.names(self.shape)
         return {ours: names[ours] for ours in names if ours in self.reader.parameters}
 
@@ -171,7 +171,7 @@ def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> Non
 
 
 def _read_as(dtype: torch.dtype, source: CheckpointSource, name: str) -> Tensor:
-    """One parameter, read a few rows at a time: a second copy of it never exists."""
+    """One parameter, read a few rows at a time, so that there is never a second copy."""
     shape = source.shapes[name]
     result = torch.empty(shape, dtype=dtype)
     for first, end in row_blocks(shape):
@@ -243,6 +243,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
         is_weights = name.startswith("model") and ".safetensors" in name
         if name not in EXPORTED and not is_weights:
             raise CheckpointError(
-                f"{output}: holds {name!r}, which no export writes; --overwrite replaces exports "
-                "only; choose another --output_dir"
+                f"{output}: contains {name!r}, which no export writes; --overwrite replaces only "
+                "exports; choose another --output_dir"
             )

@@ -1,4 +1,4 @@
-"""The table of model classes of transformers, one entry a family, and what the entries mean."""
+"""The table of model classes of transformers: one entry per family, and its fields."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class Family:
     """A model class of transformers and how it corresponds to our network."""
 
     model_type: str
-    """As in config.json."""
+    """Value of `model_type` in config.json."""
     architecture: str
     """Name of the class."""
     weights: tuple[tuple[str, str], ...]
     """Our name and theirs, in the order of their files. {embedding}, {block}, {norm} and {output}
     are our layer numbers, {layer} counts blocks from 0."""
     other_names: dict[str, str]
-    """Their names under which some files hold a weight instead."""
+    """Other names that some files use for a weight."""
     ignored: str
-    """Expression for tensors of theirs that are no weights."""
+    """Regular expression for tensors of theirs that are not weights."""
     refusals: Callable[[ModelConfig], list[str]]
-    """What the class cannot express, one line each."""
+    """Messages about what the class cannot express."""
     write_config: Callable[[ModelConfig], dict[str, Any]]
     """Fields of config.json that describe the network."""
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     """Fields of our YAML files; ValueError for what we cannot express."""
 
     def names(self, shape: ModelConfig) -> dict[str, str]:
-        """Our parameter names and theirs; where a bias is switched off its name is here too."""
+        """Our parameter names and theirs; includes the names of biases that are switched off."""
         fixed = {
             "embedding": "0" if shape.no_weight_tying else "tied_modules.embed",
             "norm": shape.num_layers + 3,
@@ -56,7 +56,7 @@ class Family:
         return names
 
     def is_ignored(self, name: str) -> bool:
-        """Tells whether a tensor of theirs is no weight."""
+        """Returns whether a tensor of theirs is not a weight."""
         return re.fullmatch(self.ignored, name) is not None
 
 
@@ -78,7 +78,7 @@ def family_for(shape: ModelConfig) -> Family:
     """The first family that expresses a network.
 
     Raises:
-        ConfigError: With a line for each field that stands in the way.
+        ConfigError: With one line per field that it cannot express.
     """
     problems: list[str] = []
     for family in FAMILIES.values():

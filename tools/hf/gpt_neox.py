@@ -60,7 +60,7 @@ _FROM_HIDDEN_ACT = {
 
 
 def _hidden_act(shape: ModelConfig) -> str | None:
-    """None where the class has no such activation."""
+    """None if the class has no such activation."""
     is_tanh = shape.activation == "gelu" and shape.bias_gelu_fusion
     return _TO_HIDDEN_ACT.get((shape.activation, is_tanh))
 
@@ -81,7 +81,7 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelConfig], bool], str], ...] = (
     (
         "gpt_j_tied",
         lambda s: not (s.gpt_j_residual and s.gpt_j_tied),
-        "it has two norms a block",
+        "it has two norms per block",
     ),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
@@ -89,7 +89,7 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelConfig], bool], str], ...] = (
 
 
 def refusals(shape: ModelConfig) -> list[str]:
-    """What the class cannot express, as ``field: value, reason``; empty where it can all."""
+    """What the class cannot express, as ``field: value, reason``; may be empty."""
     return [
         f"{field}: GPTNeoXForCausalLM cannot express {getattr(shape, field)!r}; {reason}"
         for field, can_express, reason in _CONDITIONS

@@ -42,7 +42,7 @@ def convert_from_hf(
         source: A folder with config.json and weights of a family in `FAMILIES`.
         output: Folder of the run; gets ``global_step0``, ``latest`` and the tokenizer.
         config_out: YAML file to write: network, tokenizer and ``load``.
-        say: Receives one line for each thing the user should know.
+        say: Receives each message for the user.
 
     Returns:
         The ``global_step0`` folder.
@@ -99,7 +99,7 @@ def write_model_checkpoint(
     Args:
         output: Folder of the run, or the ``global_step<N>`` folder to make.
         shape: Shape of the network, without padding of the vocabulary.
-        run_config: What ``configs/resolved.json`` says.
+        run_config: Content of ``configs/resolved.json``.
         read: Returns each parameter by our name, float32, in its logical shape.
         files: {name: text} of the configuration files to keep beside it.
     """
@@ -127,7 +127,7 @@ def write_model_checkpoint(
 
 
 def _check_output(output: Path, *files: Path) -> None:
-    """Refuses what is there already."""
+    """Refuses to replace existing files."""
     if step_folder_to_make(output, "global_step0") == output:
         raise CheckpointError(
             f"{output}: is the name of a checkpoint; give the folder of a run as --output_dir"
@@ -135,7 +135,7 @@ def _check_output(output: Path, *files: Path) -> None:
     steps = checkpoint_steps(output)
     if steps and steps != [0]:
         raise CheckpointError(
-            f"{output}: holds a run, at iteration {steps[-1]}; choose another --output_dir"
+            f"{output}: contains a run, at iteration {steps[-1]}; choose another --output_dir"
         )
     for path in (output / "global_step0", *files):
         if path.exists():
@@ -156,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                 "is a run of this program, not a model of transformers; export it with "
                 "tools/convert_to_hf.py --input_dir"
                 if is_ours
-                else "holds no config.json; give the folder of a model of transformers"
+                else "contains no config.json; give the folder of a model of transformers"
             )
         )
     return read_json(
@@ -179,9 +179,9 @@ def _model_fields(family: Family, config: dict[str, Any], path: Path) -> tuple[d
 def _vocabulary(
     source: Path, output: Path, rows: int, say: Callable[[str], None]
 ) -> tuple[int, dict[str, Any]]:
-    """The true size of the vocabulary, and the fields that name the tokenizer.
+    """The real size of the vocabulary, and the fields that name the tokenizer.
 
-    Models are often published with padding rows, which no token selects. Ours add their own.
+    Models are often published with padding rows, which no token selects. We add our own padding.
     """
     path = source / TOKENIZER_FILE
     if not path.is_file():
@@ -203,7 +203,7 @@ def _vocabulary(
 
 
 def _settings_that_add(source: Path) -> list[str]:
-    """A line on settings beside the tokenizer.json by which transformers 4 adds tokens to texts."""
+    """A message about settings with which transformers 4 adds tokens to texts."""
     path = source / TOKENIZER_CONFIG
     settings = _read_json(path) if path.is_file() else {}
     keys = [key for key in ("add_bos_token", "add_eos_token") if settings.get(key) is True]
@@ -228,7 +228,7 @@ def _reader(
     for name in sorted(files.names - known):
         if not family.is_ignored(name):
             raise CheckpointError(
-                f"{files.folder}: holds {name!r}, which config.json does not tell of"
+                f"{files.folder}: contains {name!r}, which config.json does not mention"
             )
 
     def read(ours: str) -> Tensor:
@@ -236,8 +236,8 @@ def _reader(
         tensor = _without_padding(files.read(theirs[ours]), infos[ours], rows, where)
         if tensor.numel() and not extremes(tensor).isfinite().all():
             raise CheckpointError(
-                f"{where} holds values that are not finite; such a model writes and scores at "
-                "random: get a sound one"
+                f"{where} has values that are not finite; such a model generates and scores at "
+                "random; use a sound one"
             )
         return tensor
 
@@ -245,7 +245,7 @@ def _reader(
 
 
 def _without_padding(tensor: Tensor, info: ParameterInfo, rows: int, where: str) -> Tensor:
-    """In float32 and without padding rows of the vocabulary, which alone may differ in number."""
+    """In float32, without padding rows of the vocabulary; only their number may differ."""
     stored = tuple(tensor.shape)
     is_vocabulary = len(info.shape) == 2 and stored == (rows, *info.shape[1:])
     if is_vocabulary and rows >= info.shape[0]:

@@ -1,4 +1,4 @@
-"""The model card: README.md of a model on the Hub, written from what the run says."""
+"""The model card: README.md of a model on the Hub, made from the files of the run."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def model_card(
 
     Args:
         name: Identifier of the repository, such as ``someone/model``.
-        run: The run that made the model; None leaves out what only it knows.
-        config: The folder's config.json; None where the folder is not for transformers.
+        run: The run that made the model; None leaves out what is known only from it.
+        config: The folder's config.json; None if the folder is not for transformers.
         license_id: Identifier of a licence as the Hub knows it.
 
     Returns:
@@ -101,7 +101,7 @@ def _domain_section(run: RunFacts) -> str:
     note = ""
     if run.validation_iteration is not None:
         note = (
-            "\n\nLosses in nats a token on held-out text of each domain, after iteration "
+            "\n\nLosses in nats per token on held-out text of each domain, after iteration "
             f"{run.validation_iteration:,}."
         )
     return f"## Domains\n\n{_table(rows)}{note}"

@@ -1,4 +1,4 @@
-"""Our network in one process: the facts of its parameters, and filling it from a checkpoint."""
+"""Our network in one process: its parameters, and loading it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check_parameters", "filled_model", "parameter_infos", "true_vocab_si
 
 
 def true_vocab_size(reader: CheckpointReader) -> int:
-    """Rows of a checkpoint's embedding; padding is never in one.
+    """Rows of a checkpoint's embedding, which never contain padding.
 
     Raises:
         CheckpointError: If it has none.
@@ -30,7 +30,7 @@ def true_vocab_size(reader: CheckpointReader) -> int:
 
 
 def parameter_infos(shape: ModelConfig) -> dict[str, ParameterInfo]:
-    """Facts of every parameter as one process saves it; allocates nothing."""
+    """Description of every parameter as one process saves it; allocates nothing."""
     infos: dict[str, ParameterInfo] = {}
     with torch.device("meta"):
         layers = {number: kind(*args) for number, (kind, args) in layer_list(shape).items()}
@@ -52,7 +52,7 @@ def check_parameters(
         CheckpointError: Naming the first parameter that differs.
     """
     for name in sorted(found.keys() ^ wanted.keys()):
-        which = "holds" if name in found else "lacks"
+        which = "contains" if name in found else "lacks"
         other = "lacks" if name in found else "has"
         raise CheckpointError(
             f"{folder}: {which} {name}, which the configured model {other}; the checkpoint "

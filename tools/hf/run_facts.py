@@ -18,17 +18,17 @@ __all__ = ["DomainFacts", "RunFacts", "read_run"]
 
 @dataclass(frozen=True, kw_only=True)
 class DomainFacts:
-    """One domain; None where the run does not say."""
+    """One domain; fields are None if the run does not tell."""
 
     name: str
     weight: float | None = None
     """Its probability in the next iteration."""
     share: float | None = None
-    """Of all samples drawn so far."""
+    """Its share of all samples drawn so far."""
     epochs: float | None = None
     """Passes over its data."""
     loss: float | None = None
-    """Held-out loss, nats a token."""
+    """Held-out loss, nats per token."""
     bits_per_byte: float | None = None
 
 
@@ -41,11 +41,11 @@ class RunFacts:
     num_tokens: int
     domains: tuple[DomainFacts, ...]
     validation_iteration: int | None
-    """Of the losses; None where the run log has no validation up to `iteration`."""
+    """Iteration of the losses; None if the run log has no validation up to `iteration`."""
     mixture: Mapping[str, Any]
-    """Configuration of the mixture; empty where the checkpoint has none."""
+    """Configuration of the mixture; empty if the checkpoint has none."""
     settings: Mapping[str, Mapping[str, Any]]
-    """The resolved configuration, group by group; empty where the checkpoint has none."""
+    """The resolved configuration, group by group; empty if the checkpoint has none."""
     config_names: tuple[str, ...]
     """Names of the configuration files of the run, YAML and JSON, in the order of its command."""
 
@@ -87,7 +87,7 @@ def read_run(run: Path, iteration: int | None = None) -> RunFacts:
 
 
 def _config_names(folder: Path, in_order: Sequence[str]) -> tuple[str, ...]:
-    """Files of the run, in the order of its command line where the checkpoint tells it."""
+    """Files of the run, in the order of its command line if the checkpoint tells it."""
     names = {path.name for path in folder.glob("*")} - {"resolved.json"}
     return tuple(dict.fromkeys([*(n for n in in_order if n in names), *sorted(names)]))
 
@@ -119,7 +119,7 @@ def _domains(
 
 
 def _events(folder: Path, settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
-    """Events of the run log up to ``step``: of the run's folder, or where it logged elsewhere."""
+    """Events up to ``step`` of the run log, which is in the run's folder or elsewhere."""
     logged = settings.get("derived", {}).get("log_dir")
     for place in (folder.parent, *([Path(logged)] if logged else [])):
         try:

@@ -1,4 +1,4 @@
-"""What a conversion must know of a run: the shape of its network and its tokenizer."""
+"""What a conversion must know about a run: the shape of its network and its tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunSettings:
         """Shape of the network without padding of the vocabulary.
 
         Raises:
-            CheckpointError: If a field of it is missing, as where another version wrote it.
+            CheckpointError: If a field is missing, for example in a file of another version.
         """
         groups = {name: SimpleNamespace(**values) for name, values in self.groups.items()}
         config = cast(RunConfig, SimpleNamespace(**groups))
@@ -45,7 +45,7 @@ class RunSettings:
             missing = f"the meaning of {shown(error.args[0])}"
         if missing is not None:
             raise CheckpointError(
-                f"configs/resolved.json: lacks {missing}, as where another version of this "
+                f"configs/resolved.json: lacks {missing}; perhaps another version of this "
                 "program wrote it; give the files of the run with --config_file"
             )
         return shape
@@ -78,12 +78,12 @@ def settings_of(
     config_files: Sequence[str | Path] = (),
     overwrite_values: Mapping[str, Any] | None = None,
 ) -> RunSettings:
-    """Settings of a checkpoint: of its own ``resolved.json`` unless configuration files are given.
+    """Settings of a checkpoint: from its ``resolved.json`` unless configuration files are given.
 
     Args:
         checkpoint: A ``global_step<N>`` folder.
         config_files: YAML files of the run. Their batch sizes, data and layout do not matter.
-        overwrite_values: Fields that win over those of the files.
+        overwrite_values: Fields that replace those of the files.
 
     Raises:
         CheckpointError: If the checkpoint has no configuration and none is given.
@@ -115,7 +115,7 @@ def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
     """Resolves fields of model and tokenizer as those of a run of one process.
 
     Raises:
-        ConfigError: With a line for each field that is wrong.
+        ConfigError: With one line per wrong field.
     """
     return resolve(NeoXArgs.from_dict(fields), world_size=1, purpose=Purpose.READING)
 

@@ -20,8 +20,8 @@ _ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 def token_ids(tokenizer: AbstractTokenizer) -> dict[str, int]:
     """The special tokens for config.json and generation_config.json.
 
-    One token ends a document and is before the first, as in training, unless another one is added
-    before each text.
+    One token ends a document and also precedes the first one, as in training, unless another token
+    is added before each text.
     """
     return {
         "bos_token_id": _first_token(tokenizer),
@@ -35,8 +35,8 @@ def write_tokenizer(
 ) -> bool:
     """Writes tokenizer.json and tokenizer_config.json, with which texts get the ids of training.
 
-    What transformers would add to each text is taken out of the tokenizer.json unless training
-    adds it too.
+    Tokens that transformers would add to each text are removed from the tokenizer.json unless
+    training adds them too.
 
     Args:
         tokenizer: The tokenizer of the run.
@@ -46,7 +46,7 @@ def write_tokenizer(
         max_length: Context of the model in tokens.
 
     Returns:
-        False, and nothing is written, where the tokenizer does not run on the `tokenizers` library.
+        False, and nothing is written, if the tokenizer does not use the `tokenizers` library.
     """
     backend: Any = getattr(tokenizer, "tokenizer", None)
     if not hasattr(backend, "to_str") or not hasattr(backend, "token_to_id"):

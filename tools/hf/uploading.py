@@ -1,4 +1,4 @@
-"""A folder goes to the Hub in one commit, and no word about it holds the token."""
+"""Uploads a folder to the Hub in one commit; no message contains the token."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Upload:
     files: dict[str, Path]
     """{path in the repository: file}."""
     card: Callable[[str], str] | None
-    """Makes the text of README.md from ``owner/name``; None where `files` has one."""
+    """Makes the text of README.md from ``owner/name``; None if `files` has one."""
     private: bool | None
-    """For a repository that is made; None leaves it to the Hub's default."""
+    """Whether a new repository is private; None for the Hub's default."""
     message: str
-    """Of the commit."""
+    """Message of the commit."""
 
 
 def files_of(folder: Path) -> dict[str, Path]:
     """All files below a folder by their path in it, less hidden and temporary ones.
 
     Raises:
-        UploadError: If there is none, or a link leads to a folder or out of ``folder``: what is
-            elsewhere on this machine is nobody's to publish.
+        UploadError: If there is none, or a link leads to a folder or out of ``folder``: other files
+            of this machine must not be published.
     """
     if not folder.is_dir():
         raise UploadError(f"{folder}: no such folder")
@@ -70,7 +70,7 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 
 def _stays_inside(link: Path, folder: Path) -> bool:
-    """Whether a link leads to a file below ``folder`` that is not left out itself."""
+    """Returns whether a link leads to a file below ``folder`` that is not left out itself."""
     target, top = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
     if not (target.is_file() and target.is_relative_to(top)):
         return False
@@ -108,16 +108,16 @@ def upload(job: Upload, *, token: str, endpoint: str | None, say: Callable[[str]
     """Makes the repository unless it is there, and commits all files at once.
 
     Args:
-        job: What goes where.
-        token: Of the Hub; goes into no message.
+        job: What is uploaded, and where.
+        token: Token of the Hub; no message contains it.
         endpoint: Address of the Hub; None for huggingface_hub's own.
-        say: Receives a line for each step.
+        say: Receives a message for each step.
 
     Returns:
         The address of the repository.
 
     Raises:
-        UploadError: Whatever goes wrong. The error that led to it is left out on purpose, since
+        UploadError: If anything goes wrong. The original error is left out on purpose, since
             its text or its traceback might show the token.
     """
     hub = _hub()

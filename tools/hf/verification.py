@@ -31,11 +31,11 @@ class Comparison:
     rounding: float
     """Our network with the weights as exported against those of the checkpoint; 0 for float32."""
     version: str
-    """Of transformers."""
+    """Version of transformers."""
 
 
 def real_text() -> str:
-    """English text that always lies beside this program."""
+    """English text that is always beside this program."""
     return (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -108,6 +108,6 @@ def _check_tokens(theirs: Any, text: str, ids: list[int]) -> None:
             min(len(found), len(ids)),
         )
         raise CheckpointError(
-            f"verification: AutoTokenizer makes other tokens of the text than training, from token "
-            f"{first} on: {found[first : first + 3]} where training has {ids[first : first + 3]}"
+            f"verification: AutoTokenizer gives other tokens than training, from token {first} on: "
+            f"{found[first : first + 3]}, but training has {ids[first : first + 3]}"
         )

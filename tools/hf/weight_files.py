@@ -133,7 +133,7 @@ class _Sliced:
 
 
 def _is_whole(tensor: Any) -> bool:
-    """Whether a tensor is on the CPU, dense, and as large as its shape says.
+    """Returns whether a tensor is on the CPU, dense, and as large as its shape says.
 
     A file of some bytes may otherwise hold a tensor whose copy fills the memory: one number, and a
     shape of a million million.

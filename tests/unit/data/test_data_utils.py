@@ -264,7 +264,7 @@ def test_more_domains_than_the_shell_lets_a_program_open(write_dataset, tmp_path
 def test_more_files_than_the_system_allows_are_an_error_with_the_cure(monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
-    with pytest.raises(DataError, match=r"3000 files .* may hold 1024; raise the limit"):
+    with pytest.raises(DataError, match=r"3000 files .* 1024; raise the limit"):
         reserve_open_files(3000)
 
 

@@ -71,7 +71,7 @@ def test_the_limits_of_what_can_be_joined_are_one_line_and_exit_code_2(
         "no such file": [str(tmp_path / "absent")],
         "no .idx file in this folder": [str(tmp_path / "empty")],
         "half/b.idx: no such file": [str(tmp_path / "half")],
-        "is a part and the result at once": [*parts, str(tmp_path / "whole")],
+        "whole: is both": [*parts, str(tmp_path / "whole")],
     }
     for message, inputs in cases.items():
         with pytest.raises(SystemExit) as caught:

@@ -121,7 +121,7 @@ def test_where_nothing_is_added_the_file_is_copied_and_the_switch_refused(
     assert exported(tokenizer, tmp_path, tmp_path / "out")("a b")["input_ids"] == [A, B]
     copied = (tmp_path / "out" / "tokenizer.json").read_bytes()
     assert copied == (tmp_path / "tokenizer.json").read_bytes()
-    with pytest.raises(TokenizerError, match="tokenizer_adds_special_tokens: true, but this HF"):
+    with pytest.raises(TokenizerError, match=r"^tokenizer_adds_special_tokens: .* HFTokenizer"):
         build(post_processor, adds=True)
 
 
@@ -152,7 +152,7 @@ def test_a_tokenizer_of_another_kind_adds_nothing():
     settings = SimpleNamespace(
         tokenizer_type="CharLevelTokenizer", vocab_file=None, tokenizer_adds_special_tokens=True
     )
-    with pytest.raises(TokenizerError, match="this CharLevelTokenizer adds none"):
+    with pytest.raises(TokenizerError, match=r"^tokenizer_adds_special_tokens: .* CharLevel"):
         build_tokenizer(settings)
 
 

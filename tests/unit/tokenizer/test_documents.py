@@ -130,7 +130,7 @@ def test_archives_give_their_text_members_and_name_the_others(tmp_path, name):
         ("three", f"{path}!c.jsonl.zst:1"),
     ]
     (line,) = reader.left_out.lines()
-    assert f"not read: 1 .png (the first: {path}!folder/picture.png)" in line
+    assert f": 1 .png (the first: {path}!folder/picture.png)" in line
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, "zip"])
@@ -172,9 +172,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     [
         (b'{"text": "cut', "malformed JSON, Invalid control character at column 14"),
         (b'{"text": 5', "malformed JSON, Expecting ',' delimiter at column"),
-        (b'["text"]', "not a JSON object but a list, write one object a line"),
-        (b"[", "JSON over several lines, write one object a line"),
-        (b" {\r", "JSON over several lines, write one object a line"),
+        (b'["text"]', "not a JSON object but a list, write one object per line"),
+        (b"[", "JSON over several lines, write one object per line"),
+        (b" {\r", "JSON over several lines, write one object per line"),
         (b'{"body": "x"}', "no key 'text' (there is: 'body')"),
         (b'{"text": 5}', "the value of 'text' is not text but a number"),
         (b'{"text": null}', "the value of 'text' is not text but null"),
@@ -333,7 +333,8 @@ def test_what_a_folder_holds_besides_text_is_one_line_for_the_end(tmp_path):
     reader = DocumentReader([str(tmp_path)])
     assert [path.name for path in reader.files] == ["a.txt"]
     (line,) = reader.left_out.lines()
-    assert "left out 3 files of kinds that are not read: 1 .lz4, 1 .parquet.gz, 1 .pdf" in line
+    assert line.startswith("left out 3 files")
+    assert ": 1 .lz4, 1 .parquet.gz, 1 .pdf (" in line
     assert f"(the first: {tmp_path / 'b.pdf'})" in line
 
 

@@ -152,7 +152,7 @@ def test_pieces_of_a_sentencepiece_model_are_counted_between_fields_of_other_kin
             "lacks",
         ),
         ("GPT2BPETokenizer", "null", "is not a vocabulary"),
-        ("TiktokenTokenizer", "", "is no encoding of tiktoken"),
+        ("TiktokenTokenizer", "", "encoding of tiktoken; choose one of"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path, kind, content, message):
@@ -173,7 +173,7 @@ def test_ranks_that_tiktoken_fails_on_are_refused_by_the_tokenizer_and_before_it
     path.write_text(content)
     for read in (tokenizer_size, BUILDERS["TiktokenTokenizer"]):
         arguments = ("TiktokenTokenizer",) if read is tokenizer_size else ()
-        with pytest.raises(TokenizerError, match="is no file of tiktoken ranks"):
+        with pytest.raises(TokenizerError, match="file of tiktoken ranks"):
             read(*arguments, str(path), None)
 
 

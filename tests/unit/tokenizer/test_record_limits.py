@@ -131,7 +131,7 @@ def test_a_file_that_needs_a_huge_window_is_refused_with_the_option(tmp_path, su
         compressed = with_large_dictionary(lzma.compress(content))
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(compressed)
-    with pytest.raises(DocumentError, match=r"a\.txt\.(zst|xz): to decompress .*--max-record-mb"):
+    with pytest.raises(DocumentError, match=r"a\.txt\.(zst|xz): decompression .*--max-record-mb"):
         list(DocumentReader([str(path)], on_error="skip"))
     reader = DocumentReader([str(path)], on_error="skip", max_record_bytes=1_200_000_000)
     assert (list(reader), reader.problems) == ([], 1)  # read, and found not to be UTF-8
@@ -141,7 +141,7 @@ def test_a_zip_member_that_would_be_decompressed_as_a_whole_is_refused(tmp_path)
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
             archive.writestr("a.txt", "x")
-        with pytest.raises(DocumentError, match=rf"a\.zip!a\.txt: compressed by method {method}"):
+        with pytest.raises(DocumentError, match=rf"a\.zip!a\.txt: .* method {method}"):
             list(DocumentReader([str(tmp_path / "a.zip")]))
 
 

@@ -168,7 +168,7 @@ def test_tiktoken_ranks_of_a_local_file_are_used(tmp_path):
         ("HFTokenizer", "absent.json", "vocab_file: no file absent.json"),
         ("SPMTokenizer", "absent.model", "no file absent.model"),
         ("TiktokenTokenizer", None, "name of an encoding"),
-        ("TiktokenTokenizer", "nothing_base", "'nothing_base' is no encoding"),
+        ("TiktokenTokenizer", "nothing_base", "vocab_file: 'nothing_base' "),
         ("HFTokenizer", __file__, "is not a tokenizer.json"),
         ("SPMTokenizer", __file__, "is not a sentencepiece model"),
         ("HFGPT2Tokenizer", __file__, "use tokenizer_type HFTokenizer"),

@@ -72,7 +72,7 @@ def test_a_frame_gives_its_text(name):
 )
 def test_a_window_of_the_limit_is_read_and_one_byte_more_is_refused(frames, needed_bytes):
     read(frames, limit_bytes=needed_bytes)
-    with pytest.raises(DocumentError, match=r"a\.zst: to decompress it takes"):
+    with pytest.raises(DocumentError, match=r"a\.zst: decompression .*--max-record-mb"):
         read(frames, limit_bytes=needed_bytes - 1)
 
 

@@ -54,7 +54,7 @@ def test_a_stage_that_fails_or_makes_nothing_is_not_done(folder, capsys):
     (folder / "in").write_text("1")
     assert run_stage(stage("raise SystemExit(3)"), ENVIRON) == 3
     assert run_stage(stage("pass"), ENVIRON) == 1
-    assert "before it made out" in capsys.readouterr().err
+    assert "did not make out;" in capsys.readouterr().err
     assert not stage("pass").is_done()
 
 

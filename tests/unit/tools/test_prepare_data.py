@@ -164,7 +164,7 @@ def test_more_domains_than_files_may_be_open_are_refused_with_the_key_to_check(t
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
-        with pytest.raises(DocumentError, match="--domain-key name the right field"):
+        with pytest.raises(DocumentError, match=r"than [0-9]+ domains .*--domain-key"):
             prepare("local", tmp_path / "data", "-i", path, "--domain-key", "domain")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -276,15 +276,15 @@ def test_what_is_left_out_is_summed_in_the_last_lines_of_every_run(two_domains, 
     for name in (*left_out, "__MACOSX/._news.jsonl", "notes.md"):
         (two_domains / name).parent.mkdir(exist_ok=True)
         (two_domains / name).write_text("x")
-    told = ["4 files of kinds that are not read: 2 .pdf, 1 .png, 1 without extension"]
-    told += ["3 hidden files and folders", "1 single documents beside the domains"]
+    told = ["4 files", "3 hidden files and folders", "1 single documents beside the domains"]
     for _ in range(2):  # gathered, then kept
         settings = prepare("local", tmp_path / "data", "-i", two_domains)
         assert domains_of(settings) == ["code", "news"]
         *said, ready = capsys.readouterr().err.splitlines()[-4:]
         for line, begin in zip(said, told, strict=True):
             assert line.startswith(f"left out {begin}")
-        assert f"(the first: {two_domains}/README)" in said[0]
+        kinds = ": 2 .pdf, 1 .png, 1 without extension "
+        assert f"{kinds}(the first: {two_domains}/README)" in said[0]
         assert ready.startswith("ready: ")
 
 
@@ -443,7 +443,7 @@ def test_the_tokenizer_sees_the_training_text_alone(two_domains, tmp_path, capsy
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((), "give a folder or a file with --input"),
+        ((), "a folder or a file with --input"),
         (("-i", "absent"), "absent: no such file or folder"),
         (("-i", "few"), "2 documents cannot be split"),
         (("-i", "twice"), "are both the domain 'a'"),
@@ -472,8 +472,8 @@ def test_a_vocabulary_size_for_a_tokenizer_that_is_not_trained_is_refused(two_do
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("this_machine", "-i", "in"), "--input in: this_machine reads no text of yours"),
-        (("this_machine", "--text-key", "body"), "--text-key body: this_machine reads no"),
+        (("this_machine", "-i", "in"), "--input in: this_machine"),
+        (("this_machine", "--text-key", "body"), "--text-key body: this_machine"),
         (("local", "-i", "in", "-d", "in"), "in/local would be written inside it"),
         (("local", "-i", "in", "-m", "merges.txt"), "--merge-file merges.txt: a HFTokenizer"),
         (("local", "-i", "in", "-v", "absent.json"), "absent.json"),

@@ -194,7 +194,8 @@ def test_the_last_lines_count_what_was_left_out(tmp_path, capsys):
         write_jsonl(folder / name, [{"text": "a"}])
     tokenize(folder, tmp_path / "out")
     *_, kinds, hidden = capsys.readouterr().err.splitlines()
-    assert "left out 3 files of kinds that are not read: 2 .pdf, 1 without extension" in kinds
+    assert kinds.startswith("left out 3 files")
+    assert ": 2 .pdf, 1 without extension (" in kinds
     assert hidden.startswith("left out 1 hidden files and folders")
     assert documents(tmp_path / "out_text_document") == [[97]]
 
@@ -257,7 +258,7 @@ def test_a_missing_ftfy_is_named(tmp_path, monkeypatch):
 
 def test_formats_that_are_not_written_are_refused(tmp_path):
     path = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match="'lazy' is not written; use mmap"):
+    with pytest.raises(DataError, match=r"'lazy' .*; use mmap"):
         tokenize(path, tmp_path / "out", "--dataset-impl", "lazy")
 
 

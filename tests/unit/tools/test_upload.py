@@ -139,7 +139,7 @@ def test_the_card_tells_data_weights_losses_method_size_and_commands(run, model,
         "bits per byte |",
         "| news | 0.7500 | 0.7500 | 0.50 | 2.0000 | 7.3891 | 1.2500 |",
         "| code | 0.2500 | 0.2500 | 0.25 | 3.5000 | 33.115 |  |",
-        "Losses in nats a token on held-out text of each domain, after iteration 30.",
+        "Losses in nats per token on held-out text of each domain, after iteration 30.",
         "| method | smoothed_mean |",
         "| smoothing_factor | 0.9 |",
         "| warm-up iterations | 20 |",
@@ -195,14 +195,14 @@ def test_a_card_that_the_folder_has_goes_along_where_no_run_is_named(model, monk
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         main([str(model), "--repo_id", "someone/first"])
     assert hub.files["README.md"] == b"# Written by hand\n"
-    assert f"{model / 'README.md'}: goes along as the card\n" in capsys.readouterr().out
+    assert f"{model / 'README.md'}: is uploaded as the model card\n" in capsys.readouterr().out
 
 
 def test_a_card_that_the_run_replaces_is_told(run, model, capsys):
     (model / "README.md").write_text("mine")
     main([str(model), "--repo_id", "someone/first", "--run_dir", str(run), "--dry_run"])
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == f"{model / 'README.md'}: stays here, the card of the run takes its place"
+    assert first.startswith(f"{model / 'README.md'}: is not uploaded; ")
     assert "mine" not in rest
     assert (model / "README.md").read_text() == "mine"
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Feeds damaged and hostile input to all that reads it; only errors meant for users may come out.
+"""Feeds damaged and hostile input to all readers; only errors meant for users may come out.
 
     python -m tools.benchmark.fuzz --cases 20000
     python -m tools.benchmark.fuzz --kind index text --cases 100 --seed 7
 
-Every kind has a line with what came unexpectedly, after the cases that show it; the exit code is 1
-where there are any. A case follows from its kind, the seed and its number. Files are made in
-memory where the system offers that, and are not flushed to a disk.
+For each kind, the unexpected cases are printed and then their number; the exit code is 1 if there
+are any. A case depends only on its kind, the seed and its number. Files are made in memory
+if the system offers that, and are not flushed to a disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from . import configuration, data_kinds, state, state_kinds, text
 _MEMORY = "/dev/shm"
 
 Run = Callable[[int, int], Iterable[str]]
-"""Runs a number of cases of a seed; gives a report of each that failed."""
+"""Runs a number of cases of a seed; yields a report of each that failed."""
 
 
 def _saved_files(make: Callable[[Path], state_kinds.Read], cases: int, seed: int) -> list[str]:
@@ -50,7 +50,7 @@ KINDS: dict[str, Run] = {
     },
     "text": _texts,
 }
-"""By the name that --kind takes."""
+"""The kinds by the name that --kind takes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(kind: str, cases: int, seed: int) -> int:
-    """Runs a kind and prints what came; returns how many cases failed."""
+    """Runs a kind and prints the results; returns how many cases failed."""
     began, found = time.monotonic(), 0
     for report in KINDS[kind](cases, seed):
         found += 1
@@ -79,7 +79,7 @@ def _run(kind: str, cases: int, seed: int) -> int:
 
 @contextlib.contextmanager
 def _quick_and_quiet() -> Iterator[None]:
-    """Spares disks, other cores, and the screen thousands of warnings about the files."""
+    """Avoids writes to disks, use of other cores, and thousands of warnings about the files."""
     flush, place, threads = os.fsync, tempfile.tempdir, torch.get_num_threads()
     os.fsync = lambda descriptor: None
     if os.access(_MEMORY, os.W_OK | os.X_OK):

@@ -1,9 +1,9 @@
 """Hostile configurations for `fuzz`, given to `deepy.py`, whose errors must all be messages.
 
 Five kinds of input: YAML, JSON, hostfiles with filters, command lines, and values from Python. Each
-case must be taken, or refused in lines of text with exit code 2; anything else that is raised, a
-message of several lines and a case that takes long are reported with its number; equal numbers
-give equal cases.
+case must be accepted, or refused with messages and exit code 2. Any other exception, a message of
+several lines, or a case that takes too long is reported with its number; equal numbers give equal
+cases.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ OBJECTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One input: the texts of files by name, and what is passed on beside them."""
+    """One input: the texts of files by name, and what is passed with them."""
 
     kind: str
     files: dict[str, bytes]
@@ -121,7 +121,7 @@ def problem_of(case: Case, folder: Path, *, slow_seconds: float) -> str | None:
 
 
 def run_cases(kind: str, cases: int, seed: int) -> Iterator[str]:
-    """Runs cases of a kind; yields a report of each that was answered wrongly."""
+    """Runs cases of a kind; yields a report of each wrong answer."""
     for number in range(cases):
         case = generate(kind, seed * _MAX_CASES + number)
         with empty_folder() as folder:

@@ -22,7 +22,7 @@ HOSTILE: tuple[Any, ...] = (
     *(None, True, False, [], {}, [[]], [None], {"": 0}, {"a": 1}, [0] * 300, _DEEP),
     *(*_NUMBERS, *_FLOATS, *_TEXTS, float("nan"), float("inf")),
 )
-"""Values that stand where another one should."""
+"""Values that replace another one."""
 
 
 def changed_json(value: Any, rng: random.Random) -> Any:
@@ -85,7 +85,7 @@ def changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def changed_document(value: Any, rng: random.Random) -> bytes:
-    """The bytes of a JSON file that was changed in its values or in its bytes."""
+    """The bytes of a JSON file after a change of its values or its bytes."""
     if rng.random() < 0.8:
         return json.dumps(changed_json(value, rng)).encode()
     return changed_bytes(json.dumps(value).encode(), rng)

@@ -1,8 +1,8 @@
-"""Reads saved files that were changed at random: nothing but a line for the user may come.
+"""Reads saved files that were changed at random: only one-line messages may come out.
 
-Each kind of file is made sound, then changed: a value by a hostile one, a field added or taken
-away, bytes cut, flipped or moved; checksums are made right again, so that the content itself is
-reached. A case is read to its end, or refused by an error that a program shows as one line.
+A sound file of each kind is made, then changed: a value is replaced by a hostile one, a field is
+added or removed, bytes are cut, flipped or moved. Checksums are corrected, so that the content
+itself is reached. A case is read to its end, or refused by an error that is shown as one line.
 `fuzz` is the command.
 """
 

@@ -25,7 +25,7 @@ from megatron.tokenizer.errors import DocumentError
 from tools.corpora.corpus import pieces
 
 LIMIT_BYTES = 5000
-"""For one record; some cases are above it."""
+"""Limit for one record; some cases exceed it."""
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -186,7 +186,7 @@ def run_cases(seed: int, count: int) -> tuple[dict[str, int], list[str]]:
     """Runs cases.
 
     Args:
-        seed: Of all cases.
+        seed: Seed of all cases.
         count: How many.
 
     Returns:
