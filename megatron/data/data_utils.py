@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from megatron.data.domain_files import DomainFiles, SplitName, open_split, warn_of_training_files
+from megatron.data.domain_files import DomainFiles, open_split, warn_of_training_files
 from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
 from megatron.data.gpt2_dataset import GPT2Dataset
 from megatron.data.held_out import HeldOutSamples
 from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import weights_by_num_docs
+from megatron.data.splits import SplitName
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
 from megatron.neox_arguments.rules.data import SMOOTHING_METHODS
 from odm.constraints import Ceiling, Constraint, EpochCap, Floor

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -14,12 +13,11 @@ from megatron.data.indexed_dataset import MMapIndexedDataset, make_dataset
 from megatron.data.metadata import DatasetMetadata, read_metadata
 from megatron.data.open_files import reserve_open_files
 from megatron.data.shares import split_boundaries
+from megatron.data.splits import SPLITS, SplitName
 from megatron.neox_arguments.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "valid", "test")
-SplitName = Literal["train", "valid", "test"]
 FILES_PER_DOMAIN = 3  # tokens, index, order of the documents
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.data.domain_files import SplitName, domain_name
+from megatron.data.domain_files import domain_name
+from megatron.data.splits import SplitName
 from megatron.errors import nearest
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem

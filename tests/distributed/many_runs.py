@@ -26,9 +26,22 @@ def train_all(
         files.append(folder / name / "run.yml")
         files[-1].write_text(json.dumps(config))
     run_ranks(
-        "tools.benchmark.many_runs:train_all",
+        "tests.distributed.many_runs:train_files",
         world_size,
         keywords={"files": [str(file) for file in files]},
         environ={"OMP_NUM_THREADS": "1"},
         timeout_s=timeout_s,
     )
+
+
+def train_files(files: list[str]) -> None:
+    """What a rank does."""
+    from megatron.neox_arguments import NeoXArgs, resolve
+    from megatron.runtime.initialize import initialize_megatron, shutdown
+    from megatron.training import pretrain
+
+    for file in files:
+        config = resolve(NeoXArgs.from_ymls([file]))
+        initialize_megatron(config, handle_signals=False)
+        pretrain(config)
+    shutdown()

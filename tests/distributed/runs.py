@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from megatron.checkpoint.format import CheckpointReader
 from megatron.reporting.run_log import read_run_log
 from tests.distributed.spawn import run_ranks
 from tests.tiny import tiny_config
@@ -52,7 +55,7 @@ def train(config: Path, *, timeout_s: float = 120) -> None:
     ranks = run_ranks(
         "tests.distributed.many_runs:train_files",
         json.loads(config.read_text())["global_num_gpus"],
-        keywords={"files": [str(config)], "uses_onednn": False},
+        keywords={"files": [str(config)]},
         timeout_s=timeout_s,
     )
     with open(config.parent / "output.txt", "a") as output:
@@ -78,6 +81,17 @@ def curve(config: Path) -> list[tuple]:
     """(iteration, lm_loss, losses, weights, tokens, learning rate, grad norm) of each iteration."""
     keys = ("lm_loss", "losses", "weights", "tokens", "learning_rate", "grad_norm")
     return [(step, *(event[key] for key in keys)) for step, event in train_events(config).items()]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Two checkpoints hold the same weights, moments and mixture, bit for bit."""
+    first, second = CheckpointReader(one), CheckpointReader(other)
+    assert first.parameters.keys() == second.parameters.keys()
+    for name in first.parameters:
+        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+            same = torch.equal(first.read_logical(name, kind), second.read_logical(name, kind))
+            assert same, f"{kind} of {name}"
+    assert (one / "mixture.json").read_bytes() == (other / "mixture.json").read_bytes()
 
 
 def kill_at(config: Path, iteration: int, *, timeout_s: float = 120) -> None:

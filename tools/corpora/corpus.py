@@ -5,14 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+from megatron.data.splits import SplitName
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 LONGEST_DOMAIN_NAME = 200
 """In characters; a file name has at most 255, and the names of a domain's files are longer."""
 
@@ -25,7 +24,7 @@ class TextRecord:
 
     domain: str
     text: str
-    split: Split | None = None
+    split: SplitName | None = None
 
 
 @dataclass

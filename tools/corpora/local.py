@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from megatron.data.splits import SPLITS, SplitName
 from megatron.tokenizer.documents import Document, DocumentReader
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.file_kinds import (
@@ -14,18 +15,16 @@ from megatron.tokenizer.file_kinds import (
 )
 from megatron.tokenizer.left_out import HIDDEN, SINGLE
 from tools.corpora.corpus import (
-    SPLITS,
     Corpus,
     DomainNames,
     LeftOut,
     Part,
-    Split,
     TextRecord,
     domain_name,
     pieces,
 )
 
-SPLIT_OF_NAME: dict[str, Split] = {
+SPLIT_OF_NAME: dict[str, SplitName] = {
     "train": "train",
     "valid": "valid",
     "validation": "valid",  # the name that the Hugging Face hub uses
@@ -124,7 +123,7 @@ class LocalCorpus(Corpus):
             found[name] = path
         return found
 
-    def _part(self, name: str, paths: dict[Split | None, list[Path]]) -> Part:
+    def _part(self, name: str, paths: dict[SplitName | None, list[Path]]) -> Part:
         def records(left_out: LeftOut) -> Iterator[TextRecord]:
             for split, files in paths.items():
                 for path in files:
@@ -180,7 +179,7 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - suffix_length]
 
 
-def _split_folders(root: Path) -> dict[Split, Path]:
+def _split_folders(root: Path) -> dict[SplitName, Path]:
     """The folders of a corpus that is already split; empty if the folder contains domains.
 
     Raises:
@@ -191,7 +190,7 @@ def _split_folders(root: Path) -> dict[Split, Path]:
     alike = [path for path, name in named.items() if name in SPLIT_OF_NAME or name in OTHER_NAMES]
     if "train" not in named.values() or len(alike) == 1:
         return {}
-    found: dict[Split, Path] = {}
+    found: dict[SplitName, Path] = {}
     for path in alike:
         split = SPLIT_OF_NAME.get(named[path])
         if split in found:
@@ -210,7 +209,7 @@ def _split_folders(root: Path) -> dict[Split, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _check_same_domains(root: Path, found: dict[Split, dict[str, Path]]) -> None:
+def _check_same_domains(root: Path, found: dict[SplitName, dict[str, Path]]) -> None:
     for split, domains in found.items():
         different = sorted(set(domains) ^ set(found["train"]))
         if different:

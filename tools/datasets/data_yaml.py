@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
-from tools.corpora.corpus import SPLITS
 from tools.datasets.gathering import SplitText
 
 CONTENT_LINE = "# Content: sha256 "

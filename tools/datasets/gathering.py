@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron.data.splits import SPLITS, SplitName
 from megatron.files import atomic_writer
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.inputs import files_below
 from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.progress import TextProgress
-from tools.corpora.corpus import SPLITS, Corpus, LeftOut, Part, Split, TextRecord
+from tools.corpora.corpus import Corpus, LeftOut, Part, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
 FEWEST_DOCUMENTS = 3
@@ -32,7 +33,7 @@ class SplitText:
     """The text of one domain and split: its file and what it holds."""
 
     domain: str
-    split: Split
+    split: SplitName
     path: Path
     documents: int
     text_bytes: int
@@ -47,7 +48,7 @@ class _Domain:
     spool: BinaryIO
     digests: list[bytes] = field(default_factory=list)
     sizes_bytes: list[int] = field(default_factory=list)
-    given_splits: list[Split | None] = field(default_factory=list)
+    given_splits: list[SplitName | None] = field(default_factory=list)
     text_bytes: int = 0
     num_duplicates: int = 0
     num_empty: int = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
+from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.command_line import add_max_record_mb
@@ -19,7 +20,7 @@ from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
-from tools.corpora.corpus import SPLITS, CorpusOptions
+from tools.corpora.corpus import CorpusOptions
 from tools.corpora.registry import DATA_DOWNLOADERS
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.data_yaml import (

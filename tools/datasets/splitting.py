@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from tools.corpora.corpus import Split
+from megatron.data.splits import SplitName
 
 HELD_OUT_FRACTION = 0.02
 FLOOR_DOCUMENTS = 8
@@ -19,7 +19,7 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(" ".join(text.split()).encode()).digest()[:DIGEST_BYTES]
 
 
-def assign_splits(digests: Sequence[bytes], sizes_bytes: Sequence[int]) -> list[Split]:
+def assign_splits(digests: Sequence[bytes], sizes_bytes: Sequence[int]) -> list[SplitName]:
     """Splits documents by the hash of their text; their order does not matter.
 
     A document goes to test if its hash, read as a number in [0, 1), is below 0.02, and to valid if
@@ -36,9 +36,9 @@ def assign_splits(digests: Sequence[bytes], sizes_bytes: Sequence[int]) -> list[
     """
     order = sorted(range(len(digests)), key=lambda place: digests[place])
     most = max(1, int(len(order) * LARGEST_SHARE))
-    splits: list[Split] = ["train"] * len(order)
+    splits: list[SplitName] = ["train"] * len(order)
     place = 0
-    held_out: tuple[tuple[Split, float, int], ...] = (
+    held_out: tuple[tuple[SplitName, float, int], ...] = (
         ("test", HELD_OUT_FRACTION, 2),
         ("valid", 2 * HELD_OUT_FRACTION, 1),
     )

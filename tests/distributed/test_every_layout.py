@@ -1,0 +1,110 @@
+"""Layouts of four processes and half precision, and a checkpoint of each layout on every other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.many_runs import train_all
+from tests.distributed.runs import assert_same_state, train_events
+from tests.distributed.test_layouts import SGD, assert_same_curve
+from tests.tiny import write_tiny_corpus
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+SAVED_AT, LAST = 5, 10
+TP, PP = {"model_parallel_size": 2}, {"pipe_parallel_size": 2}
+BF16 = {"precision": "bfloat16"}
+
+
+def zero(stage: int) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage}}
+
+
+FOUR: dict[str, dict[str, Any]] = {
+    "dp4": {},
+    "tp2-pp2": {**TP, **PP},
+    "tp2-pp2-sp": {**TP, **PP, "sequence_parallel": True},
+    "dp2-pp2": PP,
+    "dp2-pp2-zero1": {**PP, **zero(1)},
+    "dp2-tp2": TP,
+    "dp2-tp2-zero1": {**TP, **zero(1)},
+    "dp2-tp2-zero3": {**TP, **zero(3)},
+}
+HALF: dict[str, dict[str, Any]] = {"dp2-zero2": zero(2), "tp2": {**TP, **zero(1)}, "pp2": PP}
+MOVES: dict[str, tuple[int, dict[str, Any]]] = {
+    "single": (1, {}),
+    "dp2-zero1": (2, zero(1)),
+    "dp2-zero3": (2, zero(3)),
+    "tp2": (2, TP),
+    "pp2": (2, PP),
+    "tp2-pp2": (4, {**TP, **PP, **zero(1)}),
+    "bf16-dp2-zero2": (2, {**BF16, **zero(2)}),
+}
+"""Layout -> number of processes and keys."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> dict[str, list[str]]:
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    fp32, bf16 = {**SGD, "train_iters": 5}, {**BF16, "train_iters": 10}
+    train_all(corpus, folder, 1, {"fp32/single": fp32, "bf16/single": {**bf16, **zero(1)}})
+    train_all(corpus, folder, 2, {f"bf16/{name}": {**bf16, **cut} for name, cut in HALF.items()})
+    train_all(corpus, folder, 4, {f"fp32/{name}": {**fp32, **cut} for name, cut in FOUR.items()})
+    return folder
+
+
+@pytest.mark.parametrize("cut", FOUR)
+def test_four_processes_compute_what_one_computes(trained, cut):
+    assert_same_curve(trained / "fp32" / cut, trained / "fp32/single")
+
+
+@pytest.mark.parametrize("cut", HALF)
+def test_two_processes_in_half_precision_lose_as_little_as_one(trained, cut):
+    got, want = (losses(trained / "bf16" / name) for name in (cut, "single"))
+    assert got == pytest.approx(want, rel=2e-2)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {step: e["lm_loss"] for step, e in train_events(folder / "run.yml").items()}
+
+
+@pytest.fixture(scope="module")
+def moved(corpus, tmp_path_factory) -> Path:
+    """Runs on each layout, and what loads their checkpoints on each other."""
+    folder = tmp_path_factory.mktemp("moved")
+    for name, (processes, keys) in MOVES.items():
+        straight = {**keys, "train_iters": LAST, "extra_save_iters": [SAVED_AT]}
+        train_all(corpus, folder, processes, {f"{name}/straight": straight})
+    for target, (processes, keys) in MOVES.items():
+        runs = {
+            f"{source}/{target}-{what}": {
+                **keys,
+                "train_iters": last,
+                "lr_decay_iters": LAST,
+                "load": str(folder / source / "straight/run"),
+                "iteration": SAVED_AT,
+            }
+            for source in MOVES
+            for what, last in (("resaved", SAVED_AT), ("continued", LAST))
+        }
+        train_all(corpus, folder, processes, runs, timeout_s=900)
+    return folder
+
+
+@pytest.mark.parametrize("target", MOVES)
+@pytest.mark.parametrize("source", MOVES)
+def test_a_checkpoint_keeps_every_bit_and_continues_on_any_layout(moved, source, target):
+    saved = moved / source / f"straight/run/global_step{SAVED_AT}"
+    assert_same_state(saved, moved / source / f"{target}-resaved/run/global_step{SAVED_AT}")
+    want = losses(moved / source / "straight")
+    got = losses(moved / source / f"{target}-continued")
+    expected = {step: want[step] for step in range(SAVED_AT + 1, LAST + 1)}
+    assert got == pytest.approx(expected, rel=2e-3 if "bf16" in source + target else 1e-5)
