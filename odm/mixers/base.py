@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..json_data import Check, anything, is_number, list_of, number, plain
+from ..methods import METHODS, Method
 from ..signal import Signal
 from ..simplex import (
     BoolArray,
@@ -37,9 +39,16 @@ class Mixer(ABC):
     """A mixing method; subclasses are frozen dataclasses whose fields are the method's options."""
 
     name: ClassVar[str] = ""
+    method: ClassVar[Method] = Method()
+    """What a trainer must know of it; for the methods of this library their row of `METHODS`."""
     min_domains: ClassVar[int] = 2
     estimate: ClassVar[str | None] = None
     """Entry of the state, one number per domain, that a run log shows as the method's estimate."""
+
+    @property
+    def curve(self) -> str:
+        """Name of the curves of the estimate: that of the research code."""
+        return f"_{self.estimate}"
 
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""
@@ -217,6 +226,7 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
         if known is not None and known.__qualname__ != mixer_class.__qualname__:
             raise ValueError(f"mixers: {name!r} is already registered by {known.__qualname__}")
         mixer_class.name = name
+        mixer_class.method = METHODS.get(name, mixer_class.method)
         _REGISTRY[name] = mixer_class
         return mixer_class
 
@@ -224,8 +234,8 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def known_mixers() -> tuple[str, ...]:
-    """Names of all registered mixers, sorted."""
-    return tuple(sorted(_REGISTRY))
+    """Names of the methods of this library and of all registered mixers, sorted."""
+    return tuple(sorted({*METHODS, *_REGISTRY}))
 
 
 def make_mixer(name: str, **options: Any) -> Mixer:
@@ -235,6 +245,8 @@ def make_mixer(name: str, **options: Any) -> Mixer:
         ValueError: If the name or an option is unknown (the nearest known one is named), or a
             value is out of range.
     """
+    if name in METHODS and name not in _REGISTRY:
+        importlib.import_module(f".{name}", __package__)
     mixer_class = _REGISTRY.get(name)
     if mixer_class is None:
         raise ValueError(_unknown("method", name, known_mixers()))
