@@ -19,13 +19,12 @@ from numpy.typing import ArrayLike
 
 from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
-from ..signal import Signal
+from ..signal import Signal, mean_losses
 from ..simplex import (
     BoolArray,
     FloatArray,
     check_domains,
     check_weights,
-    holds_everywhere,
     normalize,
 )
 
@@ -95,10 +94,9 @@ class Mixer(ABC):
         Raises:
             ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
         """
-        if step < 1:
-            raise ValueError(f"{self.name}: steps are counted from 1, got {step}")
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
-        losses, present = self._losses(observed, used.size)
+        losses, present = mean_losses(observed, used.size, where=self.name, step=step)
+        losses = np.where(present, losses, 0.0)
         return self.update_checked(state, step, losses, present, used)
 
     def update_checked(
@@ -121,29 +119,6 @@ class Mixer(ABC):
         if not np.count_nonzero(present):
             return state, weights_used
         return self._update(state, step, losses, present, weights_used)
-
-    def _losses(
-        self, observed: Signal | ArrayLike, num_domains: int
-    ) -> tuple[FloatArray, BoolArray]:
-        """Mean losses with 0 where absent, and which domains are present."""
-        if isinstance(observed, Signal):
-            losses, present = observed.mean_loss(), observed.token_count > 0
-        else:
-            losses = np.array(observed, dtype=np.float64)
-            present = ~np.isnan(losses)
-        if losses.shape != (num_domains,):
-            raise ValueError(
-                f"{self.name}: expected losses of {num_domains} domains, got shape {losses.shape}"
-            )
-        losses[~present] = 0.0
-        is_finite = np.isfinite(losses)
-        if not holds_everywhere(is_finite):
-            wrong = int(is_finite.argmin())
-            raise ValueError(
-                f"{self.name}: loss of domain {wrong} is {losses[wrong]}, must be finite; "
-                "use Signal.drop_nonfinite() on steps that overflowed"
-            )
-        return losses, present
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
         """Checks of the fields of a saved state; by default the form of a fresh one.
