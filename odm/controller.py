@@ -13,35 +13,49 @@ from numpy.typing import ArrayLike
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .json_data import SchemaError, copied
 from .mixers import Mixer, make_mixer
-from .saved_state import SCHEMA_VERSION, check_saved_state
+from .read_ahead import ReadAhead
+from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
-from .signal import Signal
+from .signal import Signal, mean_losses
 from .simplex import (
-    BoolArray,
     FloatArray,
     IntArray,
     check_domains,
     check_weights,
-    holds_everywhere,
     normalize,
 )
 
 logger = logging.getLogger(__name__)
 
-_MAX_PENDING = 1024
 
+class Decision(NamedTuple):
+    """What a controller made of a step, or of its start (step 0); arrays are read-only, (K,)."""
 
-class _Pending(NamedTuple):
-    weights: FloatArray
-    cursors: IntArray
-
-
-class _Audit(NamedTuple):
     step: int
     updated: bool
-    before: FloatArray
+    """Whether the mixer was asked."""
+    weights_before: FloatArray
+    weights_after: FloatArray
+    """Probabilities of the next draw."""
+    proposal: FloatArray
+    """The mixer's weights before constraints."""
     losses: FloatArray | None
-    effects: dict[str, Any]
+    """Mean losses in nats, nan where absent; None before the first step."""
+    constraints: dict[str, Any]
+    """What each limit did, see ``apply_constraints``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON data; a loss that is absent is null."""
+        losses = None if self.losses is None else self.losses.tolist()
+        return {
+            "step": self.step,
+            "updated": self.updated,
+            "weights_before": self.weights_before.tolist(),
+            "weights_after": self.weights_after.tolist(),
+            "proposal": self.proposal.tolist(),
+            "losses": losses and [None if loss != loss else loss for loss in losses],
+            "constraints": self.constraints,
+        }
 
 
 def is_update_due(step: int, *, warmup_steps: int, update_frequency: int) -> bool:
@@ -99,15 +113,11 @@ class MixtureController:
         raw = np.ones(num_domains) if initial_weights is None else initial_weights
         self._initial = check_weights(raw, num_domains, where="controller: initial_weights")
         self._state = self.mixer.init(self.domains, self._initial)
-        self._step = 0
-        self._proposal = normalize(self._initial)
-        self._weights, effects = self._constrain(self._proposal, previous=self._proposal)
-        # With read-ahead, step t is drawn before t - 1 is observed: rewards that are divided by
-        # the weight need the weight of the draw, and a saved state must not count the plan.
-        self._pending: dict[int, _Pending] = {}
-        # Weights of plans that the saved run had drawn ahead, which are drawn again.
-        self._planned: dict[int, FloatArray] = {}
-        self._audit = _Audit(0, False, self._weights, None, effects)
+        self._updates = 0  # how often the mixer has learnt
+        self._ahead = ReadAhead()
+        proposal = normalize(self._initial)
+        weights, effects = self._constrain(proposal, previous=proposal)
+        self._decision = _decision(0, weights, proposal=proposal, effects=effects)
 
     @property
     def num_domains(self) -> int:
@@ -117,7 +127,7 @@ class MixtureController:
     @property
     def weights(self) -> FloatArray:
         """Copy of the probabilities of the next draw, float64, shape (K,)."""
-        return self._weights.copy()
+        return self._decision.weights_after.copy()
 
     @property
     def initial_weights(self) -> FloatArray:
@@ -131,24 +141,8 @@ class MixtureController:
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """Audit record of the last ``observe`` (or of the start) as JSON data.
-
-        ``step``, ``updated`` (whether the mixer was asked), ``weights_before``,
-        ``weights_after``, ``proposal`` (the mixer's weights before constraints), ``losses``
-        (null where absent; null before the first step), ``constraints`` (see
-        ``apply_constraints``).
-        """
-        audit = self._audit
-        losses = audit.losses
-        return {
-            "step": audit.step,
-            "updated": audit.updated,
-            "weights_before": audit.before.tolist(),
-            "weights_after": self._weights.tolist(),
-            "proposal": self._proposal.tolist(),
-            "losses": None if losses is None else [None if x != x else x for x in losses.tolist()],
-            "constraints": audit.effects,
-        }
+        """`Decision` of the last ``observe``, or of the start or the load, as JSON data."""
+        return self._decision.to_dict()
 
     def is_update_due(self, step: int) -> bool:
         """Whether the losses of this step move the weights; see ``warmup_steps``."""
@@ -164,14 +158,13 @@ class MixtureController:
             num_slots: Samples of the global batch.
             run_length: Consecutive slots that share a domain.
         """
-        pending = _Pending(self._planned.get(step, self._weights), self.schedule.cursors)
-        draw = self.schedule.draw(step, pending.weights, num_slots, run_length=run_length)
-        self._pending[step] = pending
-        if len(self._pending) > _MAX_PENDING:  # a trainer that never observes
-            del self._pending[next(iter(self._pending))]
+        weights = self._ahead.weights_of(step, self._decision.weights_after)
+        cursors = self.schedule.cursors
+        draw = self.schedule.draw(step, weights, num_slots, run_length=run_length)
+        self._ahead.add(step, weights, cursors)
         return draw
 
-    def observe(self, step: int, observed: Signal | ArrayLike) -> FloatArray:
+    def observe(self, step: int, observed: Signal | ArrayLike) -> Decision:
         """Learns from the losses of a step.
 
         Losses of steps without a due update are discarded, as in the research code.
@@ -181,29 +174,38 @@ class MixtureController:
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan = absent.
 
         Returns:
-            Copy of the probabilities of the next draw, shape (K,).
+            What was decided; ``weights_after`` are the probabilities of the next draw.
 
         Raises:
             ValueError: If a shape is wrong or a loss of a present domain is not finite, in warm-up
                 too: give ``Signal.drop_nonfinite()`` on steps that overflowed.
         """
-        losses, present = self._mean_losses(step, observed)
-        before = self._weights
-        used = self._pending[step].weights if step in self._pending else before
-        self._pending = {later: plan for later, plan in self._pending.items() if later > step}
-        self._planned = {later: w for later, w in self._planned.items() if later > step}
+        losses, present = mean_losses(
+            observed, self.num_domains, where="controller", step=step, domains=self.domains
+        )
+        last = self._decision
+        before, proposal = last.weights_after, last.proposal
+        drew = self._ahead.complete(step)
         is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
         if is_due:
-            self._state, self._proposal = self.mixer.update_checked(
-                self._state, step, np.where(present, losses, 0.0), present, used
+            known, used = np.where(present, losses, 0.0), before if drew is None else drew
+            self._state, proposal = self.mixer.update_checked(
+                self._state, step, known, present, used
             )
+            self._updates += self.mixer.method.learns
+        weights, effects = before, last.constraints
         if is_due or self.constraints:
-            self._weights, effects = self._constrain(self._proposal, previous=before)
-        else:
-            effects = self._audit.effects
-        self._step = int(step)
-        self._audit = _Audit(self._step, is_due, before, losses, effects)
-        return self.weights
+            weights, effects = self._constrain(proposal, previous=before)
+        self._decision = _decision(
+            int(step),
+            weights,
+            before=before,
+            proposal=proposal,
+            effects=effects,
+            losses=losses,
+            updated=is_due,
+        )
+        return self._decision
 
     def describe(self) -> dict[str, Any]:
         """What the run is configured to do, as JSON data, for the run log and for ``replay``."""
@@ -221,7 +223,7 @@ class MixtureController:
 
     def fingerprint(self) -> int:
         """32-bit checksum of weights and cursors, to compare ranks that must hold them alike."""
-        return zlib.crc32(self.schedule.cursors.data, zlib.crc32(self._weights.data))
+        return zlib.crc32(self.schedule.cursors.data, zlib.crc32(self._decision.weights_after.data))
 
     def mixer_state(self) -> dict[str, Any]:
         """Copy of the mixer's numbers, JSON data whose fields depend on the method."""
@@ -238,18 +240,14 @@ class MixtureController:
                 plans only the weights are kept, so that they are drawn again alike. None counts
                 every plan.
         """
-        cursors = self.schedule.cursors
-        planned = {step: w for step, w in self._planned.items() if step not in self._pending}
-        if completed_step is not None:
-            later = {step: plan for step, plan in self._pending.items() if step > completed_step}
-            cursors = later[min(later)].cursors if later else cursors
-            planned.update({step: plan.weights for step, plan in later.items()})
+        cursors, planned = self._ahead.saved(self.schedule.cursors, completed_step)
         return {
             "schema_version": SCHEMA_VERSION,
             "configuration": self.describe(),
-            "step": self._step,
-            "weights": self._weights.tolist(),
-            "proposal": self._proposal.tolist(),
+            "step": self._decision.step,
+            "updates": self._updates,
+            "weights": self._decision.weights_after.tolist(),
+            "proposal": self._decision.proposal.tolist(),
             "mixer": copied(self._state),
             "cursors": cursors.tolist(),
             "planned": {str(step): weights.tolist() for step, weights in planned.items()},
@@ -268,7 +266,6 @@ class MixtureController:
                 line that names the field), or its weights cannot keep the constraints of this
                 object.
         """
-        fresh = self.mixer.init(self.domains, self._initial)
         try:
             saved = check_saved_state(state, self.domains, self.mixer)
         except ValueError as error:
@@ -278,72 +275,37 @@ class MixtureController:
         )
         plans = state.get("planned", {})  # states of early versions lack it
         planned = {int(step): np.array(plans[step], dtype=np.float64) for step in plans}
-        mixer_state, changed = copied(state["mixer"]), self._changed(saved)
-        starts_anew = "initial_weights" in changed and self._is_fresh(saved, mixer_state, proposal)
-        if starts_anew:
-            mixer_state, proposal = fresh, normalize(self._initial)
+        mixer_state, updates = copied(state["mixer"]), count_updates(state, self.mixer)
+        changed = self._changed(saved)
+        restarts = "initial_weights" in changed and updates == 0
+        if restarts:
+            mixer_state = self.mixer.init(self.domains, self._initial)
+            proposal = normalize(self._initial)
         effects: dict[str, Any] = {}
         cursors = self.schedule.cursors
         self.schedule.set_cursors(state["cursors"])
-        if starts_anew or "constraints" in changed:
+        if restarts or "constraints" in changed:
             planned = {}
             try:
                 weights, effects = self._constrain(proposal, previous=weights)
             except ValueError:
                 self.schedule.set_cursors(cursors)
                 raise
-        self._say_changed(changed, starts_anew=starts_anew)
-        self._weights, self._proposal = weights, proposal
-        self._state = mixer_state
-        self._step = state["step"]
-        self._pending, self._planned = {}, planned
-        self._audit = _Audit(self._step, False, weights, None, effects)
+        self._say_changed(changed, restarts=restarts)
+        self._state, self._updates = mixer_state, updates
+        self._ahead = ReadAhead(planned)
+        self._decision = _decision(state["step"], weights, proposal=proposal, effects=effects)
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ: as saved and as they are."""
         current = self.describe()
         return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
-    def _is_fresh(
-        self, saved: Mapping[str, Any], mixer_state: Mapping[str, Any], proposal: FloatArray
-    ) -> bool:
-        """Whether a saved mixer is as before its first update, which ``static`` always is."""
-        initial = np.array(saved.get("initial_weights", ()), dtype=np.float64)
-        return (
-            initial.shape == proposal.shape
-            and mixer_state == self.mixer.init(self.domains, initial)
-            and np.array_equal(proposal, normalize(initial))
-        )
-
-    def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, starts_anew: bool) -> None:
+    def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:
         for key, (was, now) in changed.items():
-            is_late = key == "initial_weights" and not starts_anew
+            is_late = key == "initial_weights" and not restarts
             end = "; without effect: the weights follow the losses since then" if is_late else ""
             logger.warning("mixture: %s was %s, now %s%s", key, was, now, end)
-
-    def _mean_losses(self, step: int, observed: Signal | ArrayLike) -> tuple[FloatArray, BoolArray]:
-        """Checked mean losses, nan where absent, and which domains are present, shape (K,)."""
-        if step < 1:
-            raise ValueError(f"controller: steps are counted from 1, got {step}")
-        if isinstance(observed, Signal):
-            losses, present = observed.mean_loss(), observed.token_count > 0
-        else:
-            losses = np.array(observed, dtype=np.float64)
-            present = ~np.isnan(losses)
-        if losses.shape != (self.num_domains,):
-            raise ValueError(
-                f"controller: expected losses of {self.num_domains} domains at step {step}, got "
-                f"shape {losses.shape}"
-            )
-        is_right = np.isfinite(losses) | ~present
-        if not holds_everywhere(is_right):
-            wrong = int(is_right.argmin())
-            raise ValueError(
-                f"controller: loss of domain {self.domains[wrong]!r} at step {step} is "
-                f"{losses[wrong]}, must be finite; on steps that overflowed give "
-                "Signal.drop_nonfinite()"
-            )
-        return losses, present
 
     def _constrain(
         self, proposal: FloatArray, *, previous: FloatArray
@@ -352,3 +314,22 @@ class MixtureController:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
         return apply_constraints(self.constraints, proposal, context=context)
+
+
+def _decision(
+    step: int,
+    weights: FloatArray,
+    *,
+    proposal: FloatArray,
+    effects: dict[str, Any],
+    before: FloatArray | None = None,
+    losses: FloatArray | None = None,
+    updated: bool = False,
+) -> Decision:
+    """A decision whose arrays nobody can change; without an update the weights stay."""
+    for array in (weights, proposal, losses):
+        if array is not None:
+            array.flags.writeable = False
+    return Decision(
+        step, updated, weights if before is None else before, weights, proposal, losses, effects
+    )

@@ -35,7 +35,7 @@ from .json_data import (
     parse_json,
     text,
 )
-from .mixers import Static, make_mixer
+from .mixers import make_mixer
 from .saved_state import check_description
 from .schedule import MixtureSchedule
 from .simplex import FloatArray
@@ -207,7 +207,7 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if controller.mixer.name == Static.name and not controller.constraints:
+    if not (controller.mixer.method.learns or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
     if not controller.constraints:  # the next step whose losses move the weights

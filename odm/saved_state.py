@@ -22,9 +22,15 @@ from .json_data import (
 )
 from .mixers import Mixer, known_mixers, make_mixer
 from .schedule import MAX_CURSOR, MAX_KEY
-from .simplex import FloatArray, check_domains, check_weights
+from .simplex import FloatArray, check_domains, check_weights, normalize
 
-__all__ = ["SCHEMA_VERSION", "check_description", "check_saved_state", "check_stored_state"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "check_description",
+    "check_saved_state",
+    "check_stored_state",
+    "count_updates",
+]
 
 SCHEMA_VERSION = 1
 
@@ -95,6 +101,25 @@ def check_stored_state(state: Any) -> None:
     _check_numbers(state, configuration, make_mixer(method) if method in known_mixers() else None)
 
 
+def count_updates(state: Mapping[str, Any], mixer: Mixer) -> int:
+    """How often the mixer of a checked state has learnt; 0: it is as before its first update.
+
+    Early versions did not count: of their states it is 1 where the mixer is not as it began.
+
+    Args:
+        state: It has passed `check_saved_state`.
+        mixer: Of the controller.
+    """
+    if "updates" in state:
+        return state["updates"]
+    configuration = state["configuration"]
+    if "initial_weights" not in configuration:
+        return 1
+    initial = np.array(configuration["initial_weights"], dtype=np.float64)
+    is_fresh = state["mixer"] == mixer.init(configuration["domains"], initial)
+    return int(not (is_fresh and np.array_equal(state["proposal"], normalize(initial))))
+
+
 def _configuration(state: Any) -> Mapping[str, Any]:
     """The checked configuration of a state whose fields are there."""
     fields({"schema_version": anything})(state, "")
@@ -120,7 +145,10 @@ def _check_numbers(
             "mixer": mapping_of(anything),
             "cursors": list_of(integer(0, MAX_CURSOR), num_domains),
         },
-        {"planned": mapping_of(weights, _later_step(state["step"]))},  # early versions lack it
+        {  # early versions lack them
+            "planned": mapping_of(weights, _later_step(state["step"])),
+            "updates": integer(0),
+        },
     )
     check(state, "")
     if sum(state["cursors"]) > MAX_CURSOR:

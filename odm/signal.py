@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .simplex import FloatArray, IntArray, holds_everywhere
+from .simplex import BoolArray, FloatArray, IntArray, holds_everywhere
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
 
@@ -130,3 +131,49 @@ class Signal:
             return self, np.zeros(0, dtype=np.int64)
         dropped = np.flatnonzero(~finite).astype(np.int64)
         return Signal(*(np.where(finite, getattr(self, name), 0.0) for name in _FIELDS)), dropped
+
+
+def mean_losses(
+    observed: Signal | ArrayLike,
+    num_domains: int,
+    *,
+    where: str,
+    step: int,
+    domains: Sequence[str] | None = None,
+) -> tuple[FloatArray, BoolArray]:
+    """Checks what a step observed.
+
+    Args:
+        observed: A signal, or mean losses in nats, shape (K,), nan where a domain is absent.
+        num_domains: K.
+        where: Begins an error message.
+        step: Optimizer step that made the losses.
+        domains: Names for an error message; None: their numbers.
+
+    Returns:
+        Mean losses, nan where absent, and which domains are present, both of shape (K,).
+
+    Raises:
+        ValueError: If the step is below 1, the shape is wrong or a loss is not finite.
+    """
+    if step < 1:
+        raise ValueError(f"{where}: steps are counted from 1, got {step}")
+    if isinstance(observed, Signal):
+        losses, present = observed.mean_loss(), observed.token_count > 0
+    else:
+        losses = np.array(observed, dtype=np.float64)
+        present = ~np.isnan(losses)
+    if losses.shape != (num_domains,):
+        raise ValueError(
+            f"{where}: expected losses of {num_domains} domains at step {step}, got shape "
+            f"{losses.shape}"
+        )
+    is_right = np.isfinite(losses) | ~present
+    if not holds_everywhere(is_right):
+        wrong = int(is_right.argmin())
+        name = wrong if domains is None else repr(domains[wrong])
+        raise ValueError(
+            f"{where}: loss of domain {name} at step {step} is {losses[wrong]}, must be finite; "
+            "on steps that overflowed give Signal.drop_nonfinite()"
+        )
+    return losses, present

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, SupportsFloat, TypeAlias
 import numpy as np
 
 from odm.controller import is_update_due
-from odm.mixers import Ema, Exp3, Mixer, NaiveValidation, OdmPaper, SmoothedMean
+from odm.methods import METHODS
+from odm.mixers import Mixer, SmoothedMean, make_mixer
 from odm.simplex import check_weights
 
 Names: TypeAlias = Sequence[str]
@@ -35,9 +36,9 @@ class WeightUpdater(ABC):
         ValueError: If a name is repeated, a weight is not usable, or there is only one domain.
     """
 
-    vars_to_log: ClassVar[tuple[str, ...]] = ("_probabilities",)
-
     def __init__(self, dataset_names: Names, weights: Weights, *, mixer: Mixer) -> None:
+        estimates = (mixer.curve,) if mixer.estimate else ()
+        self.vars_to_log = ("_probabilities", *estimates)
         self.dataset_names = list(dataset_names)
         self.num_datasets = len(self.dataset_names)
         self._mixer = mixer
@@ -46,6 +47,13 @@ class WeightUpdater(ABC):
         raw = np.array(weights, dtype=np.float64)
         self._unnormalized: list[float] = raw.tolist()
         self._probabilities: dict[str, float] = self._named((raw / np.sum(raw)).tolist())
+
+    def __getattr__(self, name: str) -> dict[str, float]:
+        """The method's estimate by domain name, under its name in the research code."""
+        mixer = vars(self).get("_mixer")
+        if mixer is None or mixer.estimate is None or name != mixer.curve:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self._named(self._state[mixer.estimate])
 
     def group_update(self, dataset_names: Names, rewards: Rewards, iteration: int) -> list[float]:
         """Updates by the mean losses of the domains that an iteration saw.
@@ -131,27 +139,14 @@ class _ExploringWeightUpdater(WeightUpdater):
 
 
 class _RewardAverage(_ExploringWeightUpdater, _OneDomainUpdate):
-    vars_to_log = ("_probabilities", "_estimated_reward")
-    _method: ClassVar[type[SmoothedMean] | type[OdmPaper]]
+    _method: ClassVar[str]
 
     def __init__(
         self, dataset_names: Names, weights: Weights, smoothing_factor: float = 0.9
     ) -> None:
-        mixer = self._method(smoothing_factor=smoothing_factor)
+        mixer = make_mixer(self._method, smoothing_factor=smoothing_factor)
         super().__init__(dataset_names, weights, mixer=mixer)
         self.smoothing_factor = smoothing_factor
-
-    @property
-    def _estimated_reward(self) -> dict[str, float]:
-        return self._named(self._state["estimated_reward"])
-
-
-class _CumulativeReward(_ExploringWeightUpdater):
-    vars_to_log = ("_probabilities", "_cumulative_estimated_reward")
-
-    @property
-    def _cumulative_estimated_reward(self) -> dict[str, float]:
-        return self._named(self._state["cumulative_estimated_reward"])
 
 
 class SmoothedMeanWeightUpdater(_RewardAverage):
@@ -161,7 +156,7 @@ class SmoothedMeanWeightUpdater(_RewardAverage):
     so they are here: the first takes a softmax of the smoothed perplexity, the second its share.
     """
 
-    _method = SmoothedMean
+    _method = "smoothed_mean"
 
     def update(self, dataset_name: str, reward: SupportsFloat, iteration: int) -> list[float]:
         """Updates by one domain's mean loss in nats; returns probabilities in domain order."""
@@ -173,31 +168,27 @@ class SmoothedMeanWeightUpdater(_RewardAverage):
 class OdmPaperWeightUpdater(_RewardAverage):
     """ODM as published, which tends to uniform weights: see ``odm.mixers.OdmPaper``."""
 
-    _method = OdmPaper
+    _method = "odm_paper"
 
 
-class Exp3WeightUpdater(_CumulativeReward, _OneDomainUpdate):
+class Exp3WeightUpdater(_ExploringWeightUpdater, _OneDomainUpdate):
     """EXP3 with cumulative importance-weighted losses: see ``odm.mixers.Exp3``."""
 
     def __init__(self, dataset_names: Names, weights: Weights) -> None:
-        super().__init__(dataset_names, weights, mixer=Exp3())
+        super().__init__(dataset_names, weights, mixer=make_mixer("exp3"))
 
 
 class EMAWeightUpdater(_OneDomainUpdate):
-    """Weights that follow the losses themselves: see ``odm.mixers.Ema``."""
+    """Weights that follow the losses themselves: see ``odm.mixers.Ema``.
 
-    vars_to_log = ("_probabilities", "weights")
+    ``weights`` are the moving averages by domain name, not normalised.
+    """
 
     def __init__(self, dataset_names: Names, weights: Weights) -> None:
-        super().__init__(dataset_names, weights, mixer=Ema())
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The moving averages by domain name; not normalised."""
-        return self._named(self._unnormalized)
+        super().__init__(dataset_names, weights, mixer=make_mixer("ema"))
 
 
-class NaiveValidationWeightUpdater(_CumulativeReward):
+class NaiveValidationWeightUpdater(_ExploringWeightUpdater):
     """Cumulative normalised validation losses: see ``odm.mixers.NaiveValidation``.
 
     Args:
@@ -218,7 +209,7 @@ class NaiveValidationWeightUpdater(_CumulativeReward):
         neox_args: Any = None,
         validation_loss: Callable[[Any, Any, Any], SupportsFloat] | None = None,
     ) -> None:
-        super().__init__(dataset_names, weights, mixer=NaiveValidation())
+        super().__init__(dataset_names, weights, mixer=make_mixer("naive_validation"))
         self._loaders = dict(reward_dataloaders or {})
         self._iterators: dict[str, Iterator[Any]] = {}
         self._neox_args = neox_args
@@ -338,7 +329,7 @@ class DynamicDataSamplingWeight(BaseDataSamplingWeight):
         return {name: getattr(updater, name) for name in updater.vars_to_log}
 
 
-_UPDATERS: dict[str, type[WeightUpdater]] = {
+_OF_RESEARCH_CODE: dict[str, type[WeightUpdater]] = {
     "smoothed_mean": SmoothedMeanWeightUpdater,
     "odm_paper": OdmPaperWeightUpdater,
     "exp3": Exp3WeightUpdater,
@@ -353,21 +344,25 @@ def get_weight_updater(
     """Builds an updater by the value of ``data_sampling_method``.
 
     Args:
-        update_method: smoothed_mean, odm_paper, exp3, ema or naive_validation.
+        update_method: A method of ``odm.methods`` that learns.
         dataset_names: Unique domain names.
         weights: Raw initial weights, one per name.
         **options: ``smoothing_factor`` for smoothed_mean and odm_paper; ``reward_dataloaders``,
-            ``neox_args`` and ``validation_loss`` for naive_validation.
+            ``neox_args`` and ``validation_loss`` for naive_validation; for a method that the
+            research code did not have, those of its mixer.
 
     Raises:
         ValueError: If the method is unknown, with the known ones.
     """
-    if update_method not in _UPDATERS:
+    learning = [name for name, method in METHODS.items() if method.learns]
+    if update_method not in learning:
         raise ValueError(
             f"data_sampling_method: unknown method {update_method!r}, use one of "
-            f"{', '.join(_UPDATERS)}"
+            f"{', '.join(learning)}"
         )
-    return _UPDATERS[update_method](dataset_names, weights, **options)
+    if update_method in _OF_RESEARCH_CODE:
+        return _OF_RESEARCH_CODE[update_method](dataset_names, weights, **options)
+    return _OneDomainUpdate(dataset_names, weights, mixer=make_mixer(update_method, **options))
 
 
 def get_data_sampling_weighter(

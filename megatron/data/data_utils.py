@@ -12,9 +12,9 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import weights_by_num_docs
 from megatron.data.splits import SplitName
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
-from megatron.neox_arguments.rules.data import SMOOTHING_METHODS
 from odm.constraints import Ceiling, Constraint, EpochCap, Floor
 from odm.controller import MixtureController
+from odm.methods import METHODS
 from odm.mixers import make_mixer
 from odm.schedule import MixtureSchedule
 
@@ -156,9 +156,8 @@ def build_controller(
     """
     sampling = config.data_sampling
     method = config.derived.sampling_method
-    options = {}
-    if method in SMOOTHING_METHODS:
-        options["smoothing_factor"] = sampling.data_sampling_smoothing_factor
+    settings = METHODS[method].settings
+    options = {name: getattr(sampling, f"data_sampling_{name}") for name in settings}
     schedule = MixtureSchedule(
         config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
     )

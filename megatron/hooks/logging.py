@@ -72,7 +72,8 @@ class LoggingHook(Hook):
         cursors = self.mixture.cursors
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
-        estimate = self.mixture.mixer.estimate
+        state_of_mixer = self.mixture.mixer_state()
+        mixer = self.mixture.mixer
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))
@@ -102,7 +103,6 @@ class LoggingHook(Hook):
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
             # not divided by the batch: its size may have changed since the start
             iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),
-            rewards=by_domain(self.mixture.mixer_state()[estimate]) if estimate else {},
-            # as the research code names it
-            reward_name="weights" if estimate == "weights" else f"_{estimate}",
+            rewards=by_domain(state_of_mixer[mixer.estimate]) if mixer.estimate else {},
+            reward_name=mixer.curve,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -17,13 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..json_data import Check, anything, is_number, list_of, number, plain
-from ..signal import Signal
+from ..methods import METHODS, Method
+from ..signal import Signal, mean_losses
 from ..simplex import (
     BoolArray,
     FloatArray,
     check_domains,
     check_weights,
-    holds_everywhere,
     normalize,
 )
 
@@ -37,9 +38,16 @@ class Mixer(ABC):
     """A mixing method; subclasses are frozen dataclasses whose fields are the method's options."""
 
     name: ClassVar[str] = ""
+    method: ClassVar[Method] = Method()
+    """What a trainer must know of it; for the methods of this library their row of `METHODS`."""
     min_domains: ClassVar[int] = 2
     estimate: ClassVar[str | None] = None
     """Entry of the state, one number per domain, that a run log shows as the method's estimate."""
+
+    @property
+    def curve(self) -> str:
+        """Name of the curves of the estimate: that of the research code."""
+        return f"_{self.estimate}"
 
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""
@@ -86,10 +94,9 @@ class Mixer(ABC):
         Raises:
             ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
         """
-        if step < 1:
-            raise ValueError(f"{self.name}: steps are counted from 1, got {step}")
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
-        losses, present = self._losses(observed, used.size)
+        losses, present = mean_losses(observed, used.size, where=self.name, step=step)
+        losses = np.where(present, losses, 0.0)
         return self.update_checked(state, step, losses, present, used)
 
     def update_checked(
@@ -112,29 +119,6 @@ class Mixer(ABC):
         if not np.count_nonzero(present):
             return state, weights_used
         return self._update(state, step, losses, present, weights_used)
-
-    def _losses(
-        self, observed: Signal | ArrayLike, num_domains: int
-    ) -> tuple[FloatArray, BoolArray]:
-        """Mean losses with 0 where absent, and which domains are present."""
-        if isinstance(observed, Signal):
-            losses, present = observed.mean_loss(), observed.token_count > 0
-        else:
-            losses = np.array(observed, dtype=np.float64)
-            present = ~np.isnan(losses)
-        if losses.shape != (num_domains,):
-            raise ValueError(
-                f"{self.name}: expected losses of {num_domains} domains, got shape {losses.shape}"
-            )
-        losses[~present] = 0.0
-        is_finite = np.isfinite(losses)
-        if not holds_everywhere(is_finite):
-            wrong = int(is_finite.argmin())
-            raise ValueError(
-                f"{self.name}: loss of domain {wrong} is {losses[wrong]}, must be finite; "
-                "use Signal.drop_nonfinite() on steps that overflowed"
-            )
-        return losses, present
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
         """Checks of the fields of a saved state; by default the form of a fresh one.
@@ -217,6 +201,7 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
         if known is not None and known.__qualname__ != mixer_class.__qualname__:
             raise ValueError(f"mixers: {name!r} is already registered by {known.__qualname__}")
         mixer_class.name = name
+        mixer_class.method = METHODS.get(name, mixer_class.method)
         _REGISTRY[name] = mixer_class
         return mixer_class
 
@@ -224,8 +209,8 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def known_mixers() -> tuple[str, ...]:
-    """Names of all registered mixers, sorted."""
-    return tuple(sorted(_REGISTRY))
+    """Names of the methods of this library and of all registered mixers, sorted."""
+    return tuple(sorted({*METHODS, *_REGISTRY}))
 
 
 def make_mixer(name: str, **options: Any) -> Mixer:
@@ -235,6 +220,8 @@ def make_mixer(name: str, **options: Any) -> Mixer:
         ValueError: If the name or an option is unknown (the nearest known one is named), or a
             value is out of range.
     """
+    if name in METHODS and name not in _REGISTRY:
+        importlib.import_module(f".{name}", __package__)
     mixer_class = _REGISTRY.get(name)
     if mixer_class is None:
         raise ValueError(_unknown("method", name, known_mixers()))

@@ -26,6 +26,11 @@ class Ema(Mixer):
 
     estimate = "weights"
 
+    @property
+    def curve(self) -> str:
+        """As in `Mixer`."""
+        return "weights"
+
     def _init(self, weights: FloatArray) -> State:
         return {"weights": weights.tolist()}
 

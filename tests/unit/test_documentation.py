@@ -187,15 +187,15 @@ def test_the_mixer_that_a_document_shows_trains_after_the_steps_that_it_lists(tm
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("build"))
     (body,) = [body for path, body in blocks("python") if path.name == "mixing.md"]
     body = body.replace("from odm.mixers.base", "from .base").replace("from odm.", "from ..")
-    mixers = tmp_path / "odm" / "mixers"
-    (mixers / "inverse.py").write_text(body)
-    _replace(mixers / "__init__.py", "from .ema", "from .inverse import Inverse\nfrom .ema")
-    group = tmp_path / "megatron" / "neox_arguments" / "groups" / "data_sampling.py"
-    _replace(group, '"static", "naive_validation"', '"static", "inverse", "naive_validation"')
+    (tmp_path / "odm" / "mixers" / "inverse.py").write_text(body)
+    (row,) = re.findall(r"the row `(.*)` in the table", (ROOT / "docs" / "mixing.md").read_text())
+    table = tmp_path / "odm" / "methods.py"
+    _replace(table, '    "static": ', f'    {row}\n    "static": ')
 
     code = """if True:
         from megatron.data.data_utils import build_controller
         from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+        from megatron.data.data_sampling_utils import get_weight_updater
         from odm import Signal
 
         def configure(domains):
@@ -214,10 +214,14 @@ def test_the_mixer_that_a_document_shows_trains_after_the_steps_that_it_lists(tm
         mixture.draw(1, num_slots=4)
         mixture.observe(1, Signal.from_means([1.0, 3.0], [4, 4]))
         print(mixture.weights.tolist(), mixture.mixer_state()[mixture.mixer.estimate])
+        updater = get_weight_updater("inverse", ["a", "b"], [1.0, 1.0])
+        updater.group_update(["a", "b"], [1.0, 3.0], 1)
+        print({name: getattr(updater, name) for name in updater.vars_to_log})
     """
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    refusal, learned = run.stdout.splitlines()
+    refusal, learned, logged = run.stdout.splitlines()
     assert "data_sampling_method inverse needs at least 2 domains" in refusal
     assert learned == "[0.75, 0.25] [1.0, 3.0]"
+    assert logged == "{'_probabilities': {'a': 0.75, 'b': 0.25}, '_loss': {'a': 1.0, 'b': 3.0}}"

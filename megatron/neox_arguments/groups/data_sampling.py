@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from odm.methods import METHODS
+
+if TYPE_CHECKING:
+    MethodName: TypeAlias = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeoXArgsDataSampling:
     """The mixing method, its schedule and how a batch is drawn."""
 
-    data_sampling_method: (
-        Literal["smoothed_mean", "odm_paper", "exp3", "ema", "static", "naive_validation"] | None
-    ) = None
+    data_sampling_method: MethodName | None = None
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
     Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
     `naive_validation` is refused."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+from odm.methods import METHODS, Method
+
 from ..purpose import Purpose
 from .draft import Draft
 from .limits import resolve_limits
@@ -15,10 +17,8 @@ from .limits import resolve_limits
 SETS = ("train", "valid", "test")
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
 HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
-FIXED_METHODS = (None, "static", "naive_validation")
-"""Methods under which the weights stay; the last one is refused."""
-
-SMOOTHING_METHODS = ("smoothed_mean", "odm_paper")
+UNKNOWN = Method()
+"""In the place of a method whose name is a problem already."""
 
 
 def resolve_data(draft: Draft) -> dict[str, Any]:
@@ -229,14 +229,17 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
 def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]) -> dict[str, Any]:
     """Returns the mixing method and how many consecutive samples share a domain."""
     method = draft["data_sampling_method"]
-    _check_sampling_keys(draft, method)
-    if method == "naive_validation":
+    facts = METHODS.get(method or "static", UNKNOWN)
+    learns = facts.learns and facts.signal == "training"
+    _check_sampling_keys(draft, method, learns=learns)
+    _note_unused_settings(draft, method, facts)
+    if facts.signal != "training":
         draft.issues.add(
             "data_sampling_method",
-            "data_sampling_method: naive_validation takes its reward from held-out losses, which "
-            "is not part of this version; use smoothed_mean",
+            f"data_sampling_method: {method} takes its reward from held-out losses, which is not "
+            "part of this version; use smoothed_mean",
         )
-    if method not in FIXED_METHODS:
+    if learns:
         draft.require(
             len(domains) >= 2 or bool(draft["data_path"]),
             "data_sampling_method",
@@ -274,10 +277,10 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
     }
 
 
-def _check_sampling_keys(draft: Draft, method: str | None) -> None:
+def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
     smoothing = draft["data_sampling_smoothing_factor"]
-    smallest = 0 if method in FIXED_METHODS else 1
+    smallest = 1 if learns else 0
     draft.require(
         frequency >= smallest,
         "data_sampling_update_frequency",
@@ -299,14 +302,21 @@ def _check_sampling_keys(draft: Draft, method: str | None) -> None:
             f"data_sampling_warmup_steps is {warmup} but there is no data_sampling_method; set one",
         )
     train_iters = draft["train_iters"]
-    if method not in FIXED_METHODS and train_iters and warmup >= train_iters:
+    if learns and train_iters and warmup >= train_iters:
         draft.notes.append(
             f"data_sampling_warmup_steps {warmup}: {method} never changes the weights in "
             f"{train_iters} iterations"
         )
-    if method is not None and method not in SMOOTHING_METHODS:
-        if draft.is_set("data_sampling_smoothing_factor"):
-            draft.notes.append(f"data_sampling_smoothing_factor is not used by {method}")
+
+
+def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> None:
+    """Notes the settings of other methods."""
+    if method is None:
+        return
+    for setting in sorted({name for other in METHODS.values() for name in other.settings}):
+        key = f"data_sampling_{setting}"
+        if setting not in facts.settings and draft.is_set(key):
+            draft.notes.append(f"{key} is not used by {method}")
 
 
 def training_data_problem(train_paths: Sequence[str]) -> str | None:

@@ -152,7 +152,7 @@ def test_too_little_data_for_the_limits_is_an_error_before_training(paths, keys,
 def test_static_weights_are_a_mixture_that_does_not_learn(paths):
     _, mixture = build_training(make_config(**paths, train_data_weights=[3, 1]))
     mixture.draw(1, 8)
-    assert mixture.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
+    assert mixture.observe(1, [9.0, 1.0]).weights_after.tolist() == [0.75, 0.25]
 
 
 def test_weights_by_number_of_documents(paths):

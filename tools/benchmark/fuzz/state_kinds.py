@@ -31,7 +31,7 @@ from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.engine.state import TrainState
 from megatron.runtime import accelerator
-from odm import Floor, MixtureController, MixtureSchedule, TrustRegion, make_mixer
+from odm import Floor, MixtureController, MixtureSchedule, TrustRegion, known_mixers, make_mixer
 from odm.json_data import SchemaError
 from tools.checkpoints.single_process import find_source
 from tools.hf.importing import write_model_checkpoint
@@ -61,7 +61,6 @@ __all__ = [
 Read = Callable[[random.Random], None]
 
 DOMAINS = ("web", "code", "books")
-METHODS = ("smoothed_mean", "odm_paper", "exp3", "ema", "static", "naive_validation")
 FIELDS: dict[str, Any] = {
     "num_layers": 1,
     "hidden_size": 8,
@@ -219,7 +218,7 @@ def _latest(folder: Path) -> Read:
 
 def _odm(folder: Path) -> Read:
     states = []
-    for method in METHODS:
+    for method in known_mixers():
         for constrained in (False, True):
             for steps in (0, 1, 9):
                 controller = mixture(method, constrained=constrained)
