@@ -19,21 +19,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.checkpoint.format import (
-    checkpoint_steps,
-    config_names,
-    file_facts,
-    index_checksum,
-    latest_step,
-    step_folder,
-)
-from megatron.checkpoint.schema import CONFIGS, FORMAT_VERSION, RUN_FILES
+from megatron.checkpoint.format import checkpoint_steps, latest_step, step_folder
+from megatron.checkpoint.index import write_index
+from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.checkpoint.snapshot import Snapshot, take_snapshot, write_snapshot
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
-from megatron.files import fsync_folder, write_json_atomic, write_text_atomic
+from megatron.files import replace_folder, retired_name, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
-from megatron.runtime.agreement import attempt
+from megatron.runtime.agreement import agree, gather, problem_of
 
 __all__ = ["CheckpointContents", "CheckpointSaver", "undo_interrupted_replacement"]
 
@@ -148,20 +142,20 @@ class CheckpointSaver:
         is_first = self._topology.rank == 0
         final = step_folder(self._save, contents.state.step)
         temporary = final.with_name(final.name + ".tmp")
-        problem = attempt(lambda: _make_empty_folder(temporary)) if is_first else None
+        problem = problem_of(lambda: _make_empty_folder(temporary)) if is_first else None
         self._raise_if_any(problem, final)
         report: dict[str, Any] = {}
-        problem = attempt(lambda: report.update(write_snapshot(snapshot, temporary)))
-        reports = self._gather({"problem": problem, **report})
+        problem = problem_of(lambda: report.update(write_snapshot(snapshot, temporary)))
+        reports = gather({"problem": problem, **report}, group=self._group)
         problem = next((r["problem"] for r in reports if r["problem"]), None)
         if problem is None and is_first:
             index = _index(reports, self._topology.grid, self._moment_names)
-            problem = attempt(lambda: _publish(temporary, final, contents, index))
+            problem = problem_of(lambda: _publish(temporary, final, contents, index))
         if is_first and problem is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         self._raise_if_any(problem, final)
         if is_first and self._keep_last:
-            problem = attempt(lambda: self._prune(newest=contents.state.step))
+            problem = problem_of(lambda: self._prune(newest=contents.state.step))
             if problem:  # the new checkpoint is in force all the same
                 logger.warning("keep_last_n_checkpoints: an old one could not go: %s", problem)
         self._on_saved(contents.state.step, final)
@@ -178,18 +172,12 @@ class CheckpointSaver:
         for step in candidates[: -self._keep_last]:
             doomed = step_folder(self._save, step)
             # renamed first, so that a crash cannot leave half a checkpoint under a valid name
-            retired = _retired(doomed)
+            retired = retired_name(doomed)
             os.replace(doomed, retired)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
     def _raise_if_any(self, problem: str | None, folder: Path) -> None:
-        first = next((text for text in self._gather(problem) if text), None)
-        if first:
+        if first := agree(problem, group=self._group):
             raise CheckpointError(
                 f"{folder}: could not save: {first}; the checkpoint before it remains in force"
             )
@@ -217,28 +205,9 @@ def _publish(
     state = {**contents.extra, "counters": contents.state.state_dict()}
     write_json_atomic(temporary / "state.json", state)
     write_json_atomic(temporary / "mixture.json", contents.mixture)
-    names = (*RUN_FILES, *config_names(temporary))
-    own = {name: file_facts(temporary / name) for name in names}
-    complete = {**index, "files": {**index["files"], **own}}
-    write_json_atomic(temporary / "index.json", {**complete, "crc32": index_checksum(complete)})
-    fsync_folder(temporary)
-    retired = _retired(final)
-    if final.exists():  # a run resumed from an earlier step comes by again
-        os.replace(final, retired)
-    try:
-        os.replace(temporary, final)
-    except OSError:
-        if retired.exists():
-            os.replace(retired, final)
-        raise
-    fsync_folder(final.parent)
+    write_index(temporary, **index, others=RUN_FILES)
+    replace_folder(temporary, final)  # which is there where a run went back to an earlier step
     write_text_atomic(final.parent / "latest", final.name)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def _retired(folder: Path) -> Path:
-    """Name of a checkpoint on its way out."""
-    return folder.with_name(folder.name + ".old.tmp")
 
 
 def undo_interrupted_replacement(save: Path) -> None:
@@ -251,13 +220,14 @@ def undo_interrupted_replacement(save: Path) -> None:
     if latest is None:
         return
     named = step_folder(save, latest)
-    if _retired(named).is_dir() and not named.exists():
-        os.replace(_retired(named), named)
+    if retired_name(named).is_dir() and not named.exists():
+        os.replace(retired_name(named), named)
 
 
 def _index(
     reports: list[dict[str, Any]], grid: RankGrid, moment_names: tuple[str, ...]
 ) -> dict[str, Any]:
+    """What `write_index` takes of the files of all ranks."""
     parameters: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, int]] = {}
     for report in reports:
@@ -267,7 +237,6 @@ def _index(
             known["fragments"].extend(entry["fragments"])
     saved = {kind for report in reports for kind in report["moments"]}
     return {
-        "version": FORMAT_VERSION,
         "layout": {"dp": grid.data, "tp": grid.model, "pp": grid.pipe},
         "moments": [name for name in moment_names if name in saved],
         "parameters": parameters,

@@ -7,10 +7,16 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "atomic_writer",
@@ -18,6 +24,9 @@ __all__ = [
     "flush_to_disk",
     "fsync_folder",
     "is_same_path",
+    "replace_folder",
+    "retired_name",
+    "take_lock",
     "temporary_path",
     "write_json_atomic",
     "write_text_atomic",
@@ -67,6 +76,50 @@ def write_json_atomic(path: Path, data: Any) -> None:
 def temporary_path(path: Path) -> Path:
     """Returns an unused hidden name beside ``path``, so that a rename stays on one file system."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Gives a finished folder its name, durably, and removes the folder that had it before.
+
+    A crash leaves one of the two under that name, or the old one as `retired_name`.
+
+    Raises:
+        OSError: If it cannot be renamed; the old folder is back then.
+    """
+    fsync_folder(temporary)
+    retired = retired_name(final)
+    if final.exists():
+        shutil.rmtree(retired, ignore_errors=True)  # of a crash
+        os.replace(final, retired)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, final)
+        raise
+    fsync_folder(final.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def retired_name(folder: Path) -> Path:
+    """Name of a folder on its way out."""
+    return folder.with_name(f"{folder.name}.old.tmp")
+
+
+def take_lock(file: IO[Any], *, waits: bool = False) -> None:
+    """Locks an open file until it is closed or its process dies: a killed one blocks nobody.
+
+    Args:
+        file: Opened for reading or writing; its content does not matter.
+        waits: Whether to wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+        OSError: If the system or the file system has no locks: Windows, some network folders.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_same_path(one: str | Path, other: str | Path) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from megatron.checkpoint.format import checkpoint_steps
@@ -24,7 +24,7 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
-from megatron.engine.runners import StepResult, StepRunner, all_reduce_sum, count_parameters
+from megatron.engine.runners import StepResult, StepRunner, count_parameters
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
@@ -58,6 +58,7 @@ def train(
     *,
     last_step: int,
     learning_rate_of: Callable[[int], float],
+    run_length: int = 1,
     exit_interval: int | None = None,
 ) -> TrainState:
     """Runs optimizer steps until ``last_step``; the only training loop of the project.
@@ -65,11 +66,12 @@ def train(
     Args:
         runner: Runs a step on the engine.
         source: Turns a plan into micro-batches of this rank.
-        mixture: Weights of the domains; the very object that ``source`` asks for plans.
+        mixture: Weights of the domains; plans the batches.
         hooks: Called after each step, in this order, on every rank.
         state: Counters, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
+        run_length: Consecutive samples of a plan that share a domain.
         exit_interval: Stop after an iteration that is a multiple of this, and its hooks.
 
     Raises:
@@ -80,7 +82,8 @@ def train(
         state.step += 1
         began = time.perf_counter()
         weights = mixture.weights  # a probability for each domain, from losses of earlier steps
-        draw = source.draw(state.step)  # asks the mixture for a plan: a domain for every sample
+        # the plan: a domain, and a sample of it, for every place of the global batch
+        draw = mixture.draw(state.step, source.global_batch_size, run_length)
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
         result = runner.train_step(source.batches(draw))
@@ -123,17 +126,14 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
         RuntimeError: On every rank, if one of them has other weights or cursors.
     """
     fingerprint = mixture.fingerprint()
-    own = torch.from_numpy(np.array([stop_requested(), fingerprint], dtype=np.float64))
-    packed = torch.cat((result.domain_sums, own.to(result.domain_sums.device)))
-    sums = all_reduce_sum(packed).cpu().numpy()  # the step's only wait for the device
-    if sums[-1] != fingerprint * dist.get_world_size():
+    sums, (num_stopping, fingerprints) = result.sums.all_reduce(stop_requested(), fingerprint)
+    if fingerprints != fingerprint * dist.get_world_size():
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound, continue from the newest one"
         )
-    signal, _ = Signal.from_sums(sums[:-4].reshape(4, -1)).drop_nonfinite()
-    loss = sums[-4] / max(sums[-3], 1.0)  # 0 where a mask left no token
-    return signal, float(loss), bool(sums[-2])
+    signal, _ = sums.signal().drop_nonfinite()
+    return signal, sums.mean_loss(), bool(num_stopping)
 
 
 def require_finite(
@@ -240,26 +240,27 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     tasks = tasks_of_training(config)
     topology = make_topology(config)
     ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
-    source = build_train_source(config, tokenizer_info=tokenizer, **ranks)
+    source, mixture = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
         build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
         if config.training.eval_iters
         else None
         for split in EVALUATION_SPLITS
     )
-    mixture = source.controller
     loaded = build_runner(
-        config, tokenizer, topology, num_domains=len(mixture.domains), say=logger.say
+        config, tokenizer, topology, num_domains=mixture.num_domains, say=logger.say
     )
     runner, state = loaded.runner, loaded.state
     refuse_to_replace(config, loaded)
-    restore_mixture(source, loaded, logger.warning)
+    restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
     settings = evaluation_settings(config.to_dict())
     is_finished = state.step >= last_step
     measured = measured_at(config.derived.log_dir, state.step, settings) if is_finished else {}
-    saving = CheckpointHook(runner, source, config, logger, moment_names=moment_names(config))
+    saving = CheckpointHook(
+        runner, source, mixture, config, logger, moment_names=moment_names(config)
+    )
     hooks: list[Hook] = [
         LoggingHook(
             logger, source, mixture, interval=config.logging.log_interval, last_step=last_step
@@ -273,7 +274,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hooks.append(
             TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
         )
-    announce(logger, config, source, loaded)
+    announce(logger, config, source, mixture.describe(), loaded)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.derived.save_path))
     try:
         train(
@@ -284,6 +285,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             state,
             last_step=last_step,
             learning_rate_of=learning_rate_of,
+            run_length=config.derived.mixing_run_length,
             exit_interval=config.training.exit_interval,
         )
     except FloatingPointError as error:
@@ -317,12 +319,19 @@ def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
     )
 
 
-def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str], None]) -> None:
+def restore_mixture(
+    mixture: MixtureController,
+    loaded: LoadedRun,
+    samples_by_domain: Mapping[str, int],
+    *,
+    warn: Callable[[str], None],
+) -> None:
     """Continues the mixture of a checkpoint; its domains and method must be those of this run.
 
     Args:
-        source: Its controller and its data continue.
+        mixture: Continues.
         loaded: What the checkpoint said.
+        samples_by_domain: Samples per epoch of the data of this run.
         warn: Receives a line if the data are not those that the domains were read from.
 
     Raises:
@@ -331,13 +340,13 @@ def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str
     if loaded.mixture_state is None:
         return
     try:
-        source.controller.load_state_dict(loaded.mixture_state)
+        mixture.load_state_dict(loaded.mixture_state)
     except ValueError as error:
         raise CheckpointError(
             f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
             "model alone and starts mixture, optimizer and iteration from zero"
         ) from error
-    now, before = source.samples_by_domain, loaded.samples_per_epoch
+    now, before = samples_by_domain, loaded.samples_per_epoch
     changed = [name for name in now if now[name] != before.get(name, now[name])]
     if changed:
         first = changed[0]
@@ -348,7 +357,13 @@ def restore_mixture(source: MixedBatches, loaded: LoadedRun, warn: Callable[[str
         )
 
 
-def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded: LoadedRun) -> None:
+def announce(
+    logger: RunLogger,
+    config: RunConfig,
+    source: MixedBatches,
+    mixture: Mapping[str, Any],
+    loaded: LoadedRun,
+) -> None:
     """Writes what the run is to the log, and the notes of the configuration to the console."""
     parameters = count_parameters(loaded.runner)
     info = {
@@ -356,7 +371,7 @@ def announce(logger: RunLogger, config: RunConfig, source: MixedBatches, loaded:
         "layout": dataclasses.asdict(loaded.runner.topology.grid),
         "zero_stage": config.derived.zero_stage,
         "precision": config.derived.precision,
-        "mixture": source.controller.describe(),
+        "mixture": mixture,
         "samples_per_epoch": source.samples_by_domain,
         "evaluation": evaluation_settings(config.to_dict()),
     }

@@ -83,6 +83,9 @@ def tiny_config(paths: dict[str, list[str]], folder: Path, **changes: Any) -> di
         "data_sampling_smoothing_factor": 0.5,
         "tokenizer_type": "CharLevelTokenizer",
         "eval_interval": 1000,
+        # evaluation at the end would take longer than the training; an odd number is a rest
+        "max_validation_samples_per_dataset": 5,
+        "max_test_samples_per_dataset": 5,
         "log_interval": 1,
         "seed": 7,
         "save": str(folder / "run"),

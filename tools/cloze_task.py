@@ -29,10 +29,10 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 import yaml
 
 from megatron.data.errors import DataError
+from megatron.errors import UserError
 from megatron.files import describe_error, write_text_atomic
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
-from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.file_kinds import is_hidden
 
 NUM_CHOICES = 4
@@ -249,7 +249,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         for field, value in asdict(sizes).items():
             if value < 1:
                 flag = f"--{field.replace('_', '-')}"
-                raise DataError(f"{flag}: must be at least 1, got {value}; leave it out")
+                raise UserError(f"{flag}: must be at least 1, got {value}; leave it out")
         texts = read_documents(
             args.text,
             on_error=args.on_error,
@@ -257,7 +257,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
             report=lambda line: print(line, file=sys.stderr),
         )
         path, questions = make_task(texts, folder=args.output, name=args.name, sizes=sizes)
-    except (DataError, DocumentError, OSError) as error:
+    except (UserError, OSError) as error:
         print(describe_error(error), file=sys.stderr)
         return 2
     domains = len({question.domain for question in questions})

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 from safetensors import SafetensorError
 
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.files import describe_error
 from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
@@ -47,7 +47,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
     config_out = Path(args.config_out) if args.config_out else output / "model.yml"
     try:
         final = convert_from_hf(Path(args.input_dir), output, config_out=config_out, say=_print)
-    except (CheckpointError, SafetensorError, OSError, ValueError) as error:
+    except (UserError, SafetensorError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"wrote {final} and {config_out}")

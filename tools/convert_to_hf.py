@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 from safetensors import SafetensorError
 
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.files import describe_error
 from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
@@ -91,7 +91,7 @@ def main(
         output = Path(args.output_dir)
         settings = settings_of(source, args.config_file, overwrite_values)
         export(source, output, settings=settings, options=options, say=_print)
-    except (CheckpointError, SafetensorError, OSError, ValueError) as error:
+    except (UserError, SafetensorError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"wrote {output}")

@@ -30,7 +30,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 from safetensors import SafetensorError
 
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.files import describe_error
 from tools.checkpoints.inspection import (
     TensorDifference,
@@ -71,7 +71,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         source = open_source(Path(args.folder))
         report = inspect(source, _kinds([source], args.kinds))
         print(_json(report) if args.json else _inspection_text(report))
-    except (CheckpointError, SafetensorError, OSError, ValueError) as error:
+    except (UserError, SafetensorError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         return 2
     return 0
@@ -130,7 +130,7 @@ def _kinds(sources: Sequence[TensorSource], wanted: Sequence[str] | None) -> tup
     known = tuple(dict.fromkeys(kind for source in sources for kind in source.kinds))
     for kind in wanted or ():
         if kind not in known:
-            raise ValueError(f"--kinds: no {kind!r} in {sources[0].folder}; has {', '.join(known)}")
+            raise UserError(f"--kinds: no {kind!r} in {sources[0].folder}; has {', '.join(known)}")
     return tuple(wanted) if wanted else known
 
 

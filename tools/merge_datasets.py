@@ -19,6 +19,7 @@ from megatron.data.indexed_dataset import (
     index_file_path,
 )
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
+from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
@@ -111,7 +112,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         check_apart(args.input, args.output_prefix)
         prefixes = find_prefixes(args.input)
         merge_datasets(prefixes, args.output_prefix)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"merge_datasets: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
     merged = MMapIndexedDataset(args.output_prefix)

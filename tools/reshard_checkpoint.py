@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
     explain_missing_packages()
 
 from megatron.checkpoint.format import CheckpointReader, verify
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error
 from tools.checkpoints.single_process import (
     LAYOUT,
@@ -100,7 +100,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         size = None if args.max_file_size is None else parse_size(args.max_file_size)
         source = find_source(Path(args.input), args.iteration)
         final = reshard(source, Path(args.output), max_file_size=size)
-    except (CheckpointError, OSError, ValueError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     sys.stdout.write(f"wrote {final}\n")

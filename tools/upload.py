@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
     explain_missing_packages()
 
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.files import describe_error
 from odm.json_data import fields, list_of, optional, read_json, text
 from tools.hf.model_card import model_card
@@ -72,7 +72,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
             return
         token = read_token(Path(args.token_file) if args.token_file else None)
         address = upload(job, token=token, endpoint=os.environ.get("HF_ENDPOINT"), say=_print)
-    except (UploadError, CheckpointError, OSError, ValueError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"uploaded {_amount(job)} to {address}")

@@ -17,11 +17,9 @@ flattened tensor-parallel shard. Vocabulary padding is never written.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.index import read_index
 from megatron.checkpoint.schema import (
     CONFIGS,
-    FORMAT_VERSION,
     RUN_FILES,
     ParameterInfo,
-    check_index,
     check_mixture,
     check_random_state,
     check_resolved,
@@ -46,20 +42,15 @@ from megatron.checkpoint.schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
-from megatron.model.parameters import ParameterFacts
-from odm.json_data import SchemaError, anything, fields, read_json, shown
+from odm.json_data import read_json
 
 __all__ = [
     "CheckpointReader",
     "ParameterInfo",
     "checkpoint_steps",
-    "config_names",
-    "file_facts",
     "fragment_key",
-    "index_checksum",
     "latest_step",
     "logical_tensors",
-    "parameter_info",
     "read_content",
     "read_random_state",
     "read_resolved_config",
@@ -70,20 +61,12 @@ __all__ = [
 _PREFIX = "global_step"
 _STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
 """As we write it: a step that a 64-bit number holds, without zeros in front."""
-_MAX_INDEX_BYTES = 1 << 32
 _IN_CONTENT = {
     "state.json": check_state,
     "mixture.json": check_mixture,
     f"{CONFIGS}/resolved.json": check_resolved,
 }
 """Checks of the JSON files beside the index."""
-
-
-def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
-    """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
-    num_shards = 1 if facts.tp_dim is None else tp_size
-    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
-    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
 
 
 def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
@@ -203,47 +186,6 @@ def read_random_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def config_names(folder: Path) -> list[str]:
-    """Paths of the files in ``configs/`` of a checkpoint, as an index lists them."""
-    return sorted(f"{CONFIGS}/{path.name}" for path in (folder / CONFIGS).glob("*"))
-
-
-def file_facts(path: Path) -> dict[str, int]:
-    """What an index says of a file: its size in bytes and its CRC-32."""
-    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
-
-
-def index_checksum(index: dict[str, Any]) -> int:
-    """CRC-32 of what an index says, its own checksum left out; layout of the text is free."""
-    content = {key: value for key, value in index.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "index.json"
-    if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
-        raise CheckpointError(problem)
-    index = read_json(
-        path,
-        fields({"version": anything}),
-        error=CheckpointError,
-        what="checkpoint index",
-        max_bytes=_MAX_INDEX_BYTES,
-    )
-    version = index["version"]
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {shown(version)}, this program reads {FORMAT_VERSION}"
-        )
-    if index.get("crc32") != index_checksum(index):
-        raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")
-    try:
-        check_index(index, "")
-    except SchemaError as error:
-        raise CheckpointError(f"{path}: {error}; the checkpoint is damaged") from error
-    return index
-
-
 class CheckpointReader:
     """Random access to a checkpoint by parameter name, in one process, without deepspeed."""
 
@@ -254,7 +196,7 @@ class CheckpointReader:
             CheckpointError: If it is missing or wrong; names the field.
         """
         self.folder = Path(folder)
-        index = _read_index(self.folder)
+        index = read_index(self.folder)
         self.layout: dict[str, int] = index["layout"]
         self.moment_names: tuple[str, ...] = tuple(index["moments"])
         self.files: dict[str, dict[str, int]] = index["files"]

@@ -18,7 +18,6 @@ from megatron.checkpoint.format import (
     CheckpointReader,
     checkpoint_steps,
     latest_step,
-    parameter_info,
     read_content,
     read_random_state,
     read_resolved_config,
@@ -26,6 +25,7 @@ from megatron.checkpoint.format import (
     verify,
 )
 from megatron.checkpoint.fragments import load_fragments, prepare_moments
+from megatron.checkpoint.index import parameter_info
 from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpoint.schema import RUN_FILES
 from megatron.errors import CheckpointError
@@ -33,7 +33,7 @@ from megatron.model.config import ModelConfig
 from megatron.model.parameters import ParameterFacts, cut_shard, extremes, facts_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
-from megatron.runtime.agreement import attempt
+from megatron.runtime.agreement import agree, problem_of
 
 __all__ = [
     "find_checkpoint",
@@ -110,10 +110,8 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
 
 def _verify_together(folder: Path) -> str | None:
     """Splits the reading over the ranks; returns the first problem that any rank found."""
-    problem = attempt(lambda: verify(folder, part=dist.get_rank(), num_parts=dist.get_world_size()))
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    return next((text for text in problems if text), None)
+    part, num_parts = dist.get_rank(), dist.get_world_size()
+    return agree(problem_of(lambda: verify(folder, part=part, num_parts=num_parts)))
 
 
 def load_module_weights(

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from megatron.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, two runs are not detected there
-    fcntl = None  # type: ignore[assignment]
+from megatron.files import take_lock
 
 __all__ = ["lock_save_folder"]
 
@@ -52,17 +48,15 @@ def lock_save_folder(save: Path) -> IO[str]:
 
 
 def _lock(file: IO[str], save: Path) -> None:
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(file)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise CheckpointError(
             f"save: {save} is in use by {owner}; stop that run or choose another folder"
         ) from None
-    except OSError as error:  # Lustre without its flock option, some network folders
+    except OSError as error:
         logger.warning(
             "save: %s is on a file system without locks (%s); two runs in it go unnoticed",
             save,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.format import file_facts, fragment_key, parameter_info
-from megatron.checkpoint.fragments import Fragment, iterate_fragments
+from megatron.checkpoint.format import fragment_key
+from megatron.checkpoint.fragments import iterate_fragments
+from megatron.checkpoint.index import file_facts, index_entry, parameter_info
 from megatron.checkpoint.tensor_files import write_tensors
-from megatron.model.parameters import ParameterFacts, facts_of
+from megatron.model.parameters import facts_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
@@ -48,11 +49,13 @@ def take_snapshot(
         if not _is_owner(fragment.parameter, topology):
             continue
         tp_rank = 0 if facts.tp_dim is None else topology.model_rank
-        length = fragment.length - _padding(fragment, facts, tp_rank)
+        info = parameter_info(facts, topology.grid.model)
+        # vocabulary padding, which follows what is known, is never written
+        known = math.prod(info.shard_shape(tp_rank, topology.grid.model))
+        length = min(fragment.length, known - fragment.offset)
         if length <= 0:
             continue
-        info = parameter_info(facts, topology.grid.model)
-        entry = parameters.setdefault(fragment.name, {**asdict(info), "fragments": []})
+        entry = parameters.setdefault(fragment.name, index_entry(info))
         entry["fragments"].append((name, tp_rank, fragment.offset, length))
         kinds.update(fragment.values)
         for kind, values in fragment.values.items():
@@ -89,16 +92,6 @@ def _is_owner(parameter: Any, topology: Topology) -> bool:
     if getattr(parameter, "ds_pipe_replicated", False):
         return False
     return facts_of(parameter).tp_dim is not None or topology.model_rank == 0
-
-
-def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
-    """Elements at the end of a fragment that are vocabulary padding, which is never written."""
-    if facts.tp_dim != 0:
-        return 0
-    rows = facts.shard_shape[0]
-    known_rows = max(0, min(rows, facts.logical_shape[0] - tp_rank * rows))
-    known = known_rows * math.prod(facts.shard_shape[1:])
-    return max(0, min(fragment.length, fragment.offset + fragment.length - known))
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:

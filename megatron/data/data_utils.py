@@ -9,11 +9,7 @@ from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
 from megatron.data.gpt2_dataset import GPT2Dataset
 from megatron.data.held_out import HeldOutSamples
 from megatron.data.mixed_batches import MixedBatches
-from megatron.data.shares import (
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
-    weights_by_num_docs,
-)
+from megatron.data.shares import weights_by_num_docs
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
 from megatron.neox_arguments.rules.data import SMOOTHING_METHODS
 from odm.constraints import Ceiling, Constraint, EpochCap, Floor
@@ -25,9 +21,6 @@ __all__ = [
     "build_train_source",
     "build_evaluation_source",
     "build_controller",
-    "get_normalized_weights_and_num_samples",
-    "get_train_valid_test_split_",
-    "weights_by_num_docs",
 ]
 
 
@@ -45,8 +38,8 @@ class TokenizerInfo(Protocol):
 
 def build_train_source(
     config: RunConfig, *, dp_rank: int, dp_size: int, tokenizer_info: TokenizerInfo
-) -> MixedBatches:
-    """Builds the training data of one data-parallel rank.
+) -> tuple[MixedBatches, MixtureController]:
+    """Builds the training data of one data-parallel rank, and the mixture that plans its batches.
 
     Args:
         config: The resolved configuration.
@@ -55,7 +48,7 @@ def build_train_source(
         tokenizer_info: End-of-document id and vocabulary size.
 
     Returns:
-        Batches and the mixture that plans them; static weights are a mixture that never learns.
+        The batches, and the mixture of their domains; static weights are one that never learns.
 
     Raises:
         ConfigError: If there is no training data, or less than ``data_sampling_max_epochs`` needs.
@@ -65,24 +58,23 @@ def build_train_source(
     require_training_data(config)
     domains = _open_split(config, "train", tokenizer_info, is_first=dp_rank == 0)
     datasets = [_make_gpt2_dataset(config, domain) for domain in domains]
-    controller = build_controller(
-        config,
-        [domain.name for domain in domains],
-        _weights(config, config.derived.train_weights, domains),
-        samples_per_epoch=[dataset.samples_per_epoch for dataset in datasets],
-    )
-    return MixedBatches(
+    source = MixedBatches(
         datasets,
-        controller,
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch_size=config.derived.micro_batch_size,
         gradient_accumulation_steps=config.derived.gradient_accumulation_steps,
-        run_length=config.derived.mixing_run_length,
         eod_token=tokenizer_info.eod,
         eod_mask_loss=config.other.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
+    mixture = build_controller(
+        config,
+        source.domains,
+        _weights(config, config.derived.train_weights, domains),
+        samples_per_epoch=source.samples_per_epoch.tolist(),
+    )
+    return source, mixture
 
 
 def build_evaluation_source(

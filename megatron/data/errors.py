@@ -1,5 +1,7 @@
 """The one exception that bad data raises."""
 
+from megatron.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """The data are wrong, or the request for them is; one line: where, what, what to do."""

@@ -19,12 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.indexed_dataset import MMapIndexedDataset, index_file_path
-from megatron.files import atomic_writer
-
-try:
-    import fcntl
-except ImportError:  # Windows: every process builds
-    fcntl = None  # type: ignore[assignment]
+from megatron.files import atomic_writer, take_lock
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +188,9 @@ def _content_key(
 @contextlib.contextmanager
 def _one_process_at_a_time(path: str) -> Iterator[None]:
     """Locks an existing file, so that no lock file is left; the lock ends with the process."""
-    if fcntl is None:
-        yield
-        return
     with open(path, "rb") as file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # without locks every process builds
+            take_lock(file, waits=True)
         yield
 
 

@@ -5,7 +5,7 @@ import os
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from megatron.data.index_format import (
     read_index,
     write_index,
 )
-from megatron.data.index_header import LEGACY_MAGIC, MAGIC, data_file_path, index_file_path
+from megatron.data.index_header import data_file_path, index_file_path
 from megatron.files import atomic_writer, flush_to_disk, temporary_path
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "best_fitting_dtype",
     "data_file_path",
     "index_file_path",
-    "infer_dataset_impl",
     "make_builder",
     "make_dataset",
 ]
@@ -124,11 +123,6 @@ class MMapIndexedDataset:
     def tokens(self) -> np.ndarray:
         """All tokens, one item behind the other, shape (tokens,)."""
         return self._tokens
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """False: the page cache of the system prefetches."""
-        return False
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -306,18 +300,6 @@ def make_dataset(
     if impl not in DATA_IMPLS:
         raise DataError(f"data_impl: {impl!r} is unknown; use one of {', '.join(DATA_IMPLS)}")
     return MMapIndexedDataset(path, skip_warmup)
-
-
-def infer_dataset_impl(path: str | Path) -> Literal["mmap", "cached"] | None:
-    """Tells the format by the first bytes of the index; None if it is missing or foreign."""
-    try:
-        with open(index_file_path(path), "rb") as stream:
-            head = stream.read(len(LEGACY_MAGIC))
-    except OSError:
-        return None
-    if head == MAGIC[: len(LEGACY_MAGIC)]:
-        return "mmap"
-    return "cached" if head == LEGACY_MAGIC else None
 
 
 def _map_tokens(path: str, dtype: np.dtype) -> np.ndarray:

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from megatron.data.batch import Batch, make_batch
-from megatron.data.errors import DataError
 from megatron.data.gpt2_dataset import GPT2Dataset
-from odm.controller import MixtureController
 from odm.schedule import Draw
 
 
@@ -22,55 +20,37 @@ class MixedBatches:
     def __init__(
         self,
         datasets: Sequence[GPT2Dataset],
-        controller: MixtureController,
         *,
         dp_rank: int,
         dp_size: int,
         micro_batch_size: int,
         gradient_accumulation_steps: int,
-        run_length: int,
         eod_token: int,
         eod_mask_loss: bool = False,
         vocab_size: int | None = None,
     ) -> None:
-        """Takes the data and the plan.
+        """Opens the data of the domains.
 
         Args:
-            datasets: One per domain, in the order of the controller.
-            controller: Has the weights and cursors of the domains.
+            datasets: One per domain, in the order in which plans number them.
             dp_rank: Rank among the ``dp_size`` that read different data.
             dp_size: Number of data-parallel ranks.
             micro_batch_size: Rows of a micro-batch.
             gradient_accumulation_steps: Micro-batches of a step on each rank.
-            run_length: Slots that share one draw of a domain: 1, a micro-batch or the whole batch.
             eod_token: Id of the end of a document.
             eod_mask_loss: See ``make_batch``.
             vocab_size: See ``make_batch``.
-
-        Raises:
-            DataError: If the data sets are not the domains of the controller.
         """
-        names = tuple(dataset.name for dataset in datasets)
-        if names != tuple(controller.domains):
-            raise DataError(
-                f"data sets {names} are not the domains of the mixture {tuple(controller.domains)}"
-                "; give both in one order"
-            )
-        self.controller = controller
+        self.domains = tuple(dataset.name for dataset in datasets)
+        """Names of the domains."""
         self.samples_per_epoch = np.array([d.samples_per_epoch for d in datasets], dtype=np.int64)
         """Samples that each domain has, shape (K,)."""
         self._datasets = tuple(datasets)
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = micro_batch_size
         self._num_micro_batches = gradient_accumulation_steps
-        self._run_length = run_length
         self._eod_token, self._eod_mask_loss = eod_token, eod_mask_loss
         self._vocab_size = vocab_size
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Names of the domains."""
-        return tuple(self.controller.domains)
 
     @property
     def samples_by_domain(self) -> dict[str, int]:
@@ -87,15 +67,11 @@ class MixedBatches:
         """Tokens of a sample that the loss counts."""
         return self._datasets[0].seq_length
 
-    def draw(self, step: int) -> Draw:
-        """Plans a step; every rank calls it and gets the same plan."""
-        return self.controller.draw(step, self.global_batch_size, self._run_length)
-
     def batches(self, draw: Draw) -> Iterator[Batch]:
         """Reads the micro-batches of this rank, one at a time.
 
         Args:
-            draw: A plan that ``draw`` returned.
+            draw: A plan of ``global_batch_size`` slots.
 
         Yields:
             ``gradient_accumulation_steps`` batches of ``micro_batch_size`` rows.

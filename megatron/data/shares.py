@@ -1,7 +1,5 @@
 """Shares of documents and weights of data sets, computed as GPT-NeoX does."""
 
-import math
-import re
 from collections.abc import Sequence
 
 from megatron.data.errors import DataError
@@ -24,38 +22,6 @@ def split_boundaries(shares: Sequence[float], size: int) -> list[int]:
     excess = boundaries[-1] - size
     # A first share of 0 would go below 0, where a document is counted from the other end.
     return [0] + [max(0, boundary - excess) for boundary in boundaries[1:]]
-
-
-def get_train_valid_test_split_(splits_string: str, size: int) -> list[int]:
-    """Cuts ``size`` documents into three parts by shares in a text such as "969, 30, 1".
-
-    Raises:
-        DataError: If the text is not up to three numbers >= 0 with a positive sum.
-    """
-    try:
-        numbers = [float(number) for number in re.split("[,/]", splits_string)]
-    except ValueError:
-        numbers = []
-    if not 1 <= len(numbers) <= 3 or min(numbers) < 0 or not 0 < sum(numbers) < math.inf:
-        raise DataError(
-            f"split: must be up to three numbers >= 0 such as '969, 30, 1', got {splits_string!r}"
-        )
-    numbers += [0.0] * (3 - len(numbers))
-    return split_boundaries([number / sum(numbers) for number in numbers], size)
-
-
-def get_normalized_weights_and_num_samples(
-    weights: Sequence[float], num_samples: int
-) -> tuple[list[float], list[int]]:
-    """Normalises weights and gives each data set its samples with 0.5 % to spare.
-
-    The spare samples cover the rounding of a blend. Source: GPT-NeoX.
-    """
-    total = sum(weights)
-    if not total > 0:
-        raise DataError(f"weights must have a positive sum, got {list(weights)}")
-    normalized = [weight / total for weight in weights]
-    return normalized, [math.ceil(num_samples * weight * 1.005) for weight in normalized]
 
 
 def weights_by_num_docs(num_documents: Sequence[int], alpha: float = 0.3) -> list[float]:

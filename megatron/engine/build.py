@@ -28,7 +28,6 @@ from megatron.errors import CheckpointError
 from megatron.files import is_same_path
 from megatron.model.config import ModelConfig, model_config
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.loss import DomainLossRecorder
 from megatron.model.pipeline_model import GPT2PipelineModel
 from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
@@ -83,7 +82,6 @@ def build_model(
     tokenizer: AbstractTokenizer,
     topology: Topology,
     *,
-    recorder: DomainLossRecorder | None = None,
     for_training: bool = True,
 ) -> GPT2Model | GPT2PipelineModel:
     """Builds what this rank holds of the network, in float32, with its initial values.
@@ -92,7 +90,6 @@ def build_model(
         config: The resolved configuration.
         tokenizer: Its vocabulary size is the model's.
         topology: Where this rank sits.
-        recorder: Receives per-domain losses.
         for_training: False keeps whole sequences on every rank, so that any length can be read.
     """
     shape = build_model_config(config, tokenizer)
@@ -100,13 +97,12 @@ def build_model(
     tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
     seed = config.other.seed
     if topology.grid.pipe == 1:
-        return GPT2Model(shape, seed=seed, recorder=recorder, tp=tp)
+        return GPT2Model(shape, seed=seed, tp=tp)
     return GPT2PipelineModel(
         shape,
         topology,
         tp,
         seed=seed,
-        recorder=recorder,
         partition_method=config.parallelism.pipe_partition_method,
     )
 
@@ -179,9 +175,8 @@ def build_runner(
     """
     mpu = DeepSpeedMpu(topology)
     _check_deepspeed_sections(config, mpu)  # first: a large model takes minutes to build
-    recorder = DomainLossRecorder(num_domains, accelerator.device())
     say("building the model")
-    model = build_model(config, tokenizer, topology, recorder=recorder)
+    model = build_model(config, tokenizer, topology)
     folder = checkpoint_to_load(config, say)
     if folder is not None:
         say(f"loading {folder}")
@@ -200,7 +195,7 @@ def build_runner(
         engine.enable_backward_allreduce = False
     set_timeout_on_all_groups(config)
     accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
-    runner = _make_runner(config, engine, recorder, topology)
+    runner = _make_runner(config, engine, topology, num_domains=num_domains)
     if folder is None:
         return LoadedRun(runner, TrainState())
     return _continue_from(config, runner, folder, say)
@@ -245,15 +240,14 @@ def _dropout_seed(seed: int, topology: Topology) -> int:
     return seed + topology.data_rank + topology.grid.data * topology.pipe_rank
 
 
-def _make_runner(
-    config: RunConfig, engine, recorder: DomainLossRecorder, topology: Topology
-) -> StepRunner:
+def _make_runner(config: RunConfig, engine, topology: Topology, *, num_domains: int) -> StepRunner:
     derived = config.derived
     clipper = None
     if clips_itself(zero_stage=derived.zero_stage, precision=derived.precision):
         clipper = GradientClipper(engine, topology, derived.gradient_clipping)
     kind = DataParallelRunner if topology.grid.pipe == 1 else PipelineRunner
-    return kind(engine, recorder, topology, clipper, has_masks=config.other.eod_mask_loss)
+    has_masks = config.other.eod_mask_loss
+    return kind(engine, topology, clipper, num_domains=num_domains, has_masks=has_masks)
 
 
 def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from megatron.checkpoint.fragments import loss_scaler_state
 from megatron.data.batch import Batch
+from megatron.engine.domain_sums import DomainLossRecorder, DomainSums, all_reduce_sum
 from megatron.engine.gradient_norm import GradientClipper
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.loss import DomainLossRecorder
 from megatron.model.parameters import facts_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
@@ -31,7 +31,6 @@ __all__ = [
     "PipelineRunner",
     "StepResult",
     "StepRunner",
-    "all_reduce_sum",
     "any_rank_asked_to_stop",
     "count_parameters",
 ]
@@ -41,8 +40,8 @@ __all__ = [
 class StepResult:
     """What an optimizer step left behind. Tensors stay on the device until somebody reads them."""
 
-    domain_sums: Tensor
-    """Packed per-domain sums of this rank, see `DomainLossRecorder`; not yet reduced."""
+    sums: DomainSums[Tensor]
+    """Of this rank; not yet reduced."""
     grad_norm: Tensor | float | None
     """Global gradient norm before clipping."""
     skipped: bool
@@ -52,10 +51,11 @@ class StepResult:
 class Evaluator(Protocol):
     """What can evaluate: every runner."""
 
-    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
-        """Sums over the samples of ``batches`` on all ranks, (5, K) float64.
+    device: torch.device
+    topology: Topology
 
-        See `DomainLossRecorder.drain_held_out`.
+    def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
+        """Records the losses of ``batches``, except where another rank records the same.
 
         Every rank must bring the same number of batches: forward passes may communicate.
         """
@@ -66,34 +66,34 @@ class StepRunner(ABC):
 
     Args:
         engine: The engine.
-        recorder: Filled by the model's forward passes on the last stage.
         topology: Where this rank sits.
         clipper: Clips gradients where DeepSpeed does not; None where it does.
+        num_domains: K.
         has_masks: Whether micro-batches may differ in the number of tokens that count.
     """
 
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
-        recorder: DomainLossRecorder,
         topology: Topology,
         clipper: GradientClipper | None,
         *,
+        num_domains: int,
         has_masks: bool = False,
     ):
         self.engine = engine
-        self.recorder = recorder
         self.topology = topology
         self.clipper = clipper
+        self.num_domains = num_domains
         self.has_masks = has_masks
         self.device = accelerator.device()
 
     @abstractmethod
-    def _run(self, batches: Iterator[Batch]) -> None:
+    def _run(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         """Forward and backward passes of all micro-batches, and the optimizer step."""
 
     @abstractmethod
-    def _forward_only(self, batches: Iterator[Batch]) -> None:
+    def _forward_only(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         """Forward passes of all batches."""
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -107,25 +107,22 @@ class StepRunner(ABC):
         if self.has_masks:
             batches = list(batches)  # read ahead: the mean over all their tokens needs the number
             self._share_mean_tokens(batches)
-        self._run(iter(batches))
+        recorder = DomainLossRecorder(self.num_domains, self.device)
+        self._run(iter(batches), recorder)
         norm = self.clipper.norm if self.clipper else self.engine.get_global_grad_norm()
         return StepResult(
-            domain_sums=self._if_counted(self.recorder.drain()),
+            sums=recorder.sums(),
             grad_norm=norm,
             skipped=self.engine.skipped_steps > skipped_before,
         )
 
-    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+    def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
         """See `Evaluator`; the model is back in training mode afterwards."""
-        model = self.engine.module
-        model.recorder = DomainLossRecorder(num_domains, self.device)
         self.engine.eval()
         try:
             with torch.no_grad():
-                self._forward_only(iter(batches))
-            return all_reduce_sum(self._if_counted(model.recorder.drain_held_out()))
+                self._forward_only(iter(batches), recorder)
         finally:
-            model.recorder = self.recorder
             self.engine.train()
 
     def _share_mean_tokens(self, batches: Sequence[Batch]) -> None:
@@ -139,11 +136,6 @@ class StepRunner(ABC):
         output = self.engine.module.output_layer
         if output is not None:
             output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
-
-    def _if_counted(self, sums: Tensor) -> Tensor:
-        """``sums``; zeros where another rank has counted the same losses."""
-        is_counted = self.topology.is_last_stage and self.topology.model_rank == 0
-        return sums if is_counted else torch.zeros_like(sums)
 
     @property
     def loss_scale(self) -> float | None:
@@ -161,24 +153,25 @@ class StepRunner(ABC):
 class DataParallelRunner(StepRunner):
     """Gradient accumulation on the plain engine; the model may be tensor-parallel."""
 
-    def _run(self, batches: Iterator[Batch]) -> None:
+    def _run(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         for batch in batches:
-            loss = self.engine(*_inputs(batch, self.device))
+            loss = _forward(self.engine, batch, recorder, runner=self)
             self.engine.backward(loss)
             self.engine.step()
 
-    def _forward_only(self, batches: Iterator[Batch]) -> None:
+    def _forward_only(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         for batch in batches:
-            self.engine(*_inputs(batch, self.device))
+            _forward(self.engine, batch, recorder, runner=self)
 
 
 class PipelineRunner(StepRunner):
     """Micro-batches in flight between stages, on DeepSpeed's pipeline engine."""
 
-    def _run(self, batches: Iterator[Batch]) -> None:
+    def _run(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         self.engine.train_batch(data_iter=map(_stage_inputs, batches))
+        self._record(recorder)
 
-    def _forward_only(self, batches: Iterator[Batch]) -> None:
+    def _forward_only(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         while group := list(itertools.islice(batches, self.engine.micro_batches)):
             self.engine.eval_batch(
                 data_iter=map(_stage_inputs, group),
@@ -187,6 +180,13 @@ class PipelineRunner(StepRunner):
                 bcast_loss=False,
                 num_micro_batches=len(group),
             )
+            self._record(recorder)
+
+    def _record(self, recorder: DomainLossRecorder) -> None:
+        """Records the micro-batches that have run; on the last stage, where their losses are."""
+        for losses in self.engine.module.take_token_losses():
+            if self.topology.model_rank == 0:
+                recorder.record(*losses)
 
 
 class InferenceRunner:
@@ -195,21 +195,28 @@ class InferenceRunner:
     def __init__(self, model: GPT2Model, topology: Topology):
         self.model = model
         self.topology = topology
+        self.device = accelerator.device()
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], *, num_domains: int) -> Tensor:
+    def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
         """See `Evaluator`."""
-        device = accelerator.device()
-        recorder = self.model.recorder = DomainLossRecorder(num_domains, device)
         for batch in batches:
-            self.model(*_inputs(batch, device))
-        sums = recorder.drain_held_out()
-        return all_reduce_sum(sums if self.topology.model_rank == 0 else torch.zeros_like(sums))
+            _forward(self.model, batch, recorder, runner=self)
 
 
-def _inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    moved = batch.to(device, non_blocking=True)
-    return moved.tokens, moved.labels, moved.loss_mask, moved.domain_ids
+def _forward(
+    model: Callable[..., tuple[Tensor, Tensor]],
+    batch: Batch,
+    recorder: DomainLossRecorder,
+    *,
+    runner: Evaluator,
+) -> Tensor:
+    """Mean loss of a micro-batch; one rank of a tensor group records the losses of its tokens."""
+    moved = batch.to(runner.device, non_blocking=True)
+    loss, nll = model(moved.tokens, moved.labels, moved.loss_mask)
+    if runner.topology.model_rank == 0:
+        recorder.record(nll, moved.loss_mask, moved.domain_ids)
+    return loss
 
 
 def _stage_inputs(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -228,13 +235,6 @@ def count_parameters(runner: StepRunner) -> int:
     is_counted = topology.model_rank == 0 and topology.data_rank == 0
     total = torch.tensor(float(count if is_counted else 0), dtype=torch.float64)
     return int(all_reduce_sum(total.to(runner.device)))
-
-
-def all_reduce_sum(sums: Tensor) -> Tensor:
-    """Sums over all ranks, in place; a no-op for one process."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(sums)
-    return sums
 
 
 def any_rank_asked_to_stop(device: torch.device) -> bool:

@@ -6,11 +6,19 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from megatron.neox_arguments import ConfigError
+from megatron.neox_arguments import ConfigError, RunConfig
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "template_folder"]
 
 _FILES = ("tokenizer_config.json", "chat_template.jinja")
+
+
+def template_folder(config: RunConfig) -> Path | None:
+    """Where the chat template of a run would be; None for a tokenizer that is a name on the Hub."""
+    path = Path(config.training.vocab_file or "")
+    if not config.training.vocab_file or not path.exists():
+        return None
+    return path if path.is_dir() else path.parent
 
 
 class ChatTemplate:

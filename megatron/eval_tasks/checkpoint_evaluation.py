@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from megatron.data.errors import DataError
-from megatron.eval_tasks.command import chat_folder
+from megatron.errors import TaskError
+from megatron.eval_tasks.chat import template_folder
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks, task_metrics
 from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import (
@@ -48,7 +48,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: If a domain, a task or its data is not there, or the results cannot be written.
         CheckpointError: If there is no checkpoint, or it is another model's.
-        DataError: After the results of all others are written, with a line for each task that has
+        TaskError: After the results of all others are written, with a line for each task that has
             failed.
     """
     settings = config.text_generation
@@ -77,7 +77,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         logger.say(f"results in {path}")
     logger.close()
     if failures := describe_failures(report):
-        raise DataError("\n".join(failures))
+        raise TaskError("\n".join(failures))
     return report
 
 
@@ -97,7 +97,7 @@ def make_adapter(
         loaded.tokenizer,
         loaded.topology,
         max_batch_tokens=configured if max_batch_tokens is None else max_batch_tokens,
-        tokenizer_folder=chat_folder(config),
+        tokenizer_folder=template_folder(config),
         seed=evaluation_seed(config),
         should_stop=should_stop,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.packing import Pair
 from megatron.tokenizer import AbstractTokenizer
 
@@ -28,7 +28,7 @@ def encode_pairs(
         prefix: The token that stands for an empty context.
 
     Raises:
-        DataError: If nothing of an ending is left to be scored; lm-eval's own models cannot score
+        TaskError: If nothing of an ending is left to be scored; lm-eval's own models cannot score
             it either.
     """
     moved = [_move_spaces(context, ending) for context, ending in texts]
@@ -44,7 +44,7 @@ def encode_pairs(
         if not first:
             first, rest = (rest[:1], rest[1:]) if rest[:1] == [prefix] else ([prefix], rest)
         if not rest:
-            raise DataError(_why_nothing_is_left(context, ending, tokenizer))
+            raise TaskError(_why_nothing_is_left(context, ending, tokenizer))
         pairs.append((first, rest))
     return pairs
 

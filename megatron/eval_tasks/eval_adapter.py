@@ -14,11 +14,9 @@ import torch.distributed as dist
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationBroken, EvaluationStopped
+from megatron.errors import EvaluationBroken, EvaluationStopped, TaskError, UserError
 from megatron.eval_tasks.chat import ChatTemplate
 from megatron.eval_tasks.encoding import encode_pairs
 from megatron.eval_tasks.generation import generate_texts
@@ -45,7 +43,6 @@ Report = Callable[[int, Any], None]
 """Takes the number of a request and its result."""
 
 
-@register_model("neox")
 class NeoXEvalAdapter(TemplateLM):
     """Scores and writes text for lm-eval.
 
@@ -88,23 +85,6 @@ class NeoXEvalAdapter(TemplateLM):
         self._should_stop = should_stop
         self._num_added = len(tokenizer.added.before)
         self._device = next(model.parameters()).device
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict | None = None
-    ) -> NeoXEvalAdapter:
-        """`create_from_arg_obj` with ``key=value,key=value``."""
-        arguments = utils.simple_parse_args_string(arg_string)
-        return cls.create_from_arg_obj(arguments, additional_config)
-
-    @classmethod
-    def create_from_arg_obj(
-        cls, arg_dict: dict[str, Any], additional_config: dict | None = None
-    ) -> NeoXEvalAdapter:
-        """Loads a model for lm-eval's own command; see `open_adapter`."""
-        from megatron.eval_tasks.command import open_adapter
-
-        return open_adapter(arg_dict, additional_config or {})
 
     @property
     def eot_token_id(self) -> int:
@@ -156,7 +136,7 @@ class NeoXEvalAdapter(TemplateLM):
         """Log-likelihoods of endings after their contexts, and whether each is the greedy one.
 
         Raises:
-            DataError: On every rank, if a request cannot be scored.
+            UserError: On every rank, if a request cannot be scored.
         """
         texts = [(request.args[0], request.args[1]) for request in requests]
 
@@ -325,7 +305,7 @@ class NeoXEvalAdapter(TemplateLM):
             share: dict[int, Any] | Exception = own
             try:
                 compute(mine, report)
-            except (EvaluationStopped, DataError) as problem:
+            except (EvaluationStopped, UserError) as problem:
                 share = problem  # the other replicas are told when they have finished
             except Exception as problem:
                 if topology.model_group is not None:  # they may be waiting inside the model
@@ -333,7 +313,7 @@ class NeoXEvalAdapter(TemplateLM):
                 if topology.grid.size == 1:
                     raise
                 traceback.print_exc()
-                share = DataError(f"{kind}: {type(problem).__name__}: {problem}")
+                share = TaskError(f"{kind}: {type(problem).__name__}: {problem}")
         results = gather_results(share, topology)
         if not caches_at_once:
             for request, result in zip(arguments, results, strict=True):

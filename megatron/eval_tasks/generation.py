@@ -44,7 +44,7 @@ def generate_texts(
         before_batch: Called before the model reads; what it raises ends the computation.
 
     Raises:
-        DataError: If the settings of a request are wrong, or leave no room for a context; see
+        TaskError: If the settings of a request are wrong, or leave no room for a context; see
             `generate_batch` too.
     """
     prompts = _prompts(tokenizer, {number: context for number, (context, _) in requests.items()})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.generation.sampling import SamplingParameters
 
 __all__ = ["DEFAULT_NEW_TOKENS", "GenerationSettings", "cut_at_stop", "read_settings"]
@@ -46,11 +46,11 @@ class GenerationSettings:
             window: Tokens that the model reads.
 
         Raises:
-            DataError: If there is no room for any.
+            TaskError: If there is no room for any.
         """
         longest = window - self.maximum_tokens
         if longest < 1:
-            raise DataError(
+            raise TaskError(
                 f"generation_kwargs: {_MAXIMUM_KEYS[0]} {self.maximum_tokens} leaves no room for a "
                 f"context, the model reads {window} tokens; set a smaller one in the task"
             )
@@ -64,7 +64,7 @@ def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
     above 0 samples. ``do_sample`` without a temperature samples at 1.
 
     Raises:
-        DataError: For a key that means something we do not do, or a value that makes no sense.
+        TaskError: For a key that means something we do not do, or a value that makes no sense.
     """
     values = dict(given)
     until = values.pop("until", None) or []
@@ -96,7 +96,7 @@ def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
     }
     if foreign:
         key, value = next(iter(foreign.items()))
-        raise DataError(
+        raise TaskError(
             f"generation_kwargs: {key}: {value} is not supported; known are until, do_sample, "
             f"temperature, {', '.join(_SAMPLING_KEYS)} and {_MAXIMUM_KEYS[0]}"
         )
@@ -113,14 +113,14 @@ def _number(
     is_allowed: Callable[[float], bool],
     wanted: str,
 ) -> float:
-    """``value`` as a number, or a `DataError` that says which one is ``wanted``."""
+    """``value`` as a number, or a `TaskError` that says which one is ``wanted``."""
     try:
         number = read(value)
         if is_allowed(number):
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise DataError(f"generation_kwargs: {key} must be {wanted}, got {value!r}")
+    raise TaskError(f"generation_kwargs: {key} must be {wanted}, got {value!r}")
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:

@@ -7,10 +7,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationBroken, EvaluationStopped
+from megatron.errors import EvaluationBroken, EvaluationStopped, UserError
 from megatron.eval_tasks.sharing import agree_on_end
-from megatron.neox_arguments import ConfigError
 
 if TYPE_CHECKING:
     from lm_eval.evaluator_utils import EvalAcc
@@ -86,7 +84,7 @@ def describe_failures(results: Mapping[str, Any]) -> list[str]:
 
 def _explain(error: Exception) -> str:
     """One line; for what nobody expects the place in the code comes first, on standard error."""
-    if isinstance(error, (DataError, ConfigError)):
+    if isinstance(error, UserError):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
     text = " ".join(str(error).split())

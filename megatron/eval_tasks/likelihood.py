@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from megatron.data.errors import DataError
+from megatron.errors import NotFiniteError
 from megatron.eval_tasks.packing import Pair, Row, cut_batches, make_rows, pack_rows
 from megatron.model.gpt2_model import GPT2Model
 
@@ -38,8 +38,8 @@ def score_pairs(
         One score a pair, in the order of ``pairs``.
 
     Raises:
-        DataError: See `fit_window`; or if logits are not finite, as where fp16 cannot hold what the
-            model computes.
+        TaskError: See `fit_window`.
+        NotFiniteError: If logits are not finite, as where fp16 cannot hold what the model computes.
     """
     rows = make_rows(pairs, window=model.config.max_position_embeddings)
     scores: dict[int, Score] = {}
@@ -69,7 +69,7 @@ def _score_batch(model: GPT2Model, rows: Sequence[Row]) -> list[Score]:
     values = torch.stack((-nll.double(), (~is_greedy).double())).cpu()  # one wait for the device
     log_likelihoods, misses = sums.index_add_(1, packed.endings, values).tolist()
     if not all(map(math.isfinite, log_likelihoods)):
-        raise DataError(
+        raise NotFiniteError(
             "loglikelihood: the model's logits are not finite; use fp32 or bfloat16 as precision, "
             "or another checkpoint"
         )

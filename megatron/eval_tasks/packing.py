@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 
 __all__ = ["PackedRows", "Pair", "Row", "cut_batches", "fit_window", "make_rows", "pack_rows"]
 
@@ -77,12 +77,12 @@ def fit_window(context: Sequence[int], ending: Sequence[int], window: int) -> tu
     ``window + 1`` tokens of both together, of which all but the last are read.
 
     Raises:
-        DataError: If the ending is longer than the window.
+        TaskError: If the ending is longer than the window.
     """
     assert context, "a context needs a token"
     assert ending, "an ending needs a token"
     if len(ending) > window:
-        raise DataError(
+        raise TaskError(
             f"loglikelihood: an ending of {len(ending)} tokens, the model reads {window}; shorten "
             "the answers of the task, or score it as a document (loglikelihood_rolling)"
         )
@@ -101,7 +101,7 @@ def make_rows(pairs: Sequence[Pair], *, window: int) -> list[Row]:
         window: Most tokens that the model reads.
 
     Raises:
-        DataError: See `fit_window`.
+        TaskError: See `fit_window`.
     """
     by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     for number, (context, ending) in enumerate(pairs):

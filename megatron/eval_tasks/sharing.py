@@ -14,10 +14,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationStopped, TaskError, UserError
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
+from megatron.runtime.agreement import agree, gather, problem_of
 
 __all__ = ["agree_on_end", "check_same_requests", "gather_results", "own_share", "run_together"]
 
@@ -65,14 +65,12 @@ def gather_results(own: Mapping[int, Any] | Exception, topology: Topology) -> li
         topology: Its data-parallel replicas each bring a share.
 
     Raises:
-        DataError: On every rank, if one has a request that cannot be answered.
+        UserError: On every rank, if one has a request that cannot be answered.
         EvaluationStopped: On every rank, if one was asked to stop.
     """
-    shares: list[Any] = [own]
-    if topology.grid.data > 1:
-        shares = [None] * topology.grid.data
-        dist.all_gather_object(shares, own, group=topology.data_group)
-    for kind in (DataError, EvaluationStopped):
+    is_alone = topology.grid.data == 1
+    shares: list[Any] = [own] if is_alone else gather(own, group=topology.data_group)
+    for kind in (UserError, EvaluationStopped):
         for share in shares:
             if isinstance(share, kind):
                 raise share
@@ -84,18 +82,18 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
     """Compares the requests of all ranks; all of them call it.
 
     Raises:
-        DataError: If they differ: ranks would wait for each other, or mix up their results. Or if
+        TaskError: If they differ: ranks would wait for each other, or mix up their results. Or if
             another rank has none to compare, because the task has failed there.
     """
     if topology.grid.size == 1:
         return
     digest = hashlib.sha256(repr(requests).encode()).hexdigest()
-    visitors = _meet((_REQUESTS, digest))
+    visitors = gather((_REQUESTS, digest))
     problem = next((text for purpose, text in visitors if purpose == _END), None)
     if problem is not None:
-        raise DataError(problem)
+        raise TaskError(problem)
     if len(set(visitors)) > 1:
-        raise DataError(
+        raise TaskError(
             f"{what}: the ranks were given different requests; use the same tasks, seeds and limit "
             "on all of them, and remove a request cache (use_cache) that a killed run has left"
         )
@@ -112,15 +110,9 @@ def agree_on_end(problem: str | None) -> str | None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return problem
     while True:
-        visitors = _meet((_END, problem))
+        visitors = gather((_END, problem))
         if all(purpose == _END for purpose, _ in visitors):
             return next((text for _, text in visitors if text), None)
-
-
-def _meet(own: tuple[str, str | None]) -> list[tuple[str, str | None]]:
-    visitors: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(visitors, own)
-    return visitors
 
 
 def run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:
@@ -129,14 +121,6 @@ def run_together(action: Callable[[], None], *, is_taking_part: bool) -> None:
     Raises:
         ConfigError: On all ranks, if ``action`` raises it on one.
     """
-    problem = None
-    if is_taking_part:
-        try:
-            action()
-        except ConfigError as error:
-            problem = str(error)
-    problems: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    first = next((text for text in problems if text), None)
-    if first:
+    problem = problem_of(action, errors=(ConfigError,)) if is_taking_part else None
+    if first := agree(problem):
         raise ConfigError(first)

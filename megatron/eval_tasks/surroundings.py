@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from megatron.neox_arguments import ConfigError
 
-__all__ = ["lm_eval_surroundings"]
+__all__ = ["import_huggingface_evaluate", "lm_eval_surroundings"]
 
 _VARIABLES = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # reading a local file would tell the hub
@@ -45,6 +46,14 @@ def lm_eval_surroundings() -> Iterator[None]:
     with _without_our_script(), contextlib.redirect_stdout(sys.stderr), _quiet_bars():
         with _sandboxed_templates():
             yield
+
+
+def import_huggingface_evaluate() -> None:
+    """Imports the library ``evaluate``, inside `lm_eval_surroundings`.
+
+    Later its name would mean the script of ours.
+    """
+    importlib.import_module(_SHADOWED)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import re
@@ -10,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.data.errors import DataError
-from megatron.eval_tasks.chat import ChatTemplate
-from megatron.eval_tasks.command import chat_folder
+from megatron.errors import TaskError, nearest
+from megatron.eval_tasks.chat import ChatTemplate, template_folder
 from megatron.eval_tasks.generation_settings import read_settings
 from megatron.eval_tasks.old_names import current_name
 from megatron.eval_tasks.sharing import run_together
@@ -41,7 +39,7 @@ def load_tasks(config: RunConfig) -> TaskDict:
     """
     settings = config.text_generation
     if settings.eval_apply_chat_template:
-        _ = ChatTemplate(chat_folder(config)).text  # raises where there is none
+        _ = ChatTemplate(template_folder(config)).text  # raises where there is none
     with lm_eval_surroundings():
         folders = settings.eval_task_paths or ()
         manager, names = find_tasks(settings.eval_tasks or (), folders)
@@ -121,7 +119,7 @@ def _matches(request: str, manager: TaskManager) -> list[str]:
 def _describe_unknown(request: str, manager: TaskManager) -> str:
     if renamed := current_name(request, manager.all_tasks):
         return f"eval_tasks: {request!r} is an old name; lm-eval calls it {renamed}: write that"
-    near = difflib.get_close_matches(request, manager.all_tasks, n=3)
+    near = nearest(request, manager.all_tasks, most=3)
     advice = f"near: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's"
     return (
         f"eval_tasks: there is no task {request!r}; {advice}; your own are looked for in "
@@ -165,7 +163,7 @@ def _check_generation(tasks: TaskDict, *, window: int) -> None:
             continue
         try:
             read_settings(task.get_config("generation_kwargs") or {}).longest_context(window)
-        except DataError as error:
+        except TaskError as error:
             raise ConfigError(f"eval_tasks: {name}: {error}") from error
 
 

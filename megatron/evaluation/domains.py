@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron.data.domain_files import SplitName, domain_name
+from megatron.errors import nearest
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.tokenizer.inputs import files_below
@@ -109,7 +109,7 @@ def _choose(entries: Sequence[str], names: Sequence[str]) -> tuple[set[str], lis
         elif "=" in entry or Path(entry).exists() or Path(f"{entry}.idx").is_file():
             others.extend(find_datasets(entry))
         else:
-            near = difflib.get_close_matches(entry, names, n=1)
+            near = nearest(entry, names)
             meant = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
                 f"eval_domains: there is no domain {entry!r}; {meant}known: "

@@ -12,6 +12,7 @@ import numpy as np
 from megatron.data.batch import Batch
 from megatron.data.data_utils import build_evaluation_source
 from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.engine.domain_sums import DomainLossRecorder, HeldOutSums
 from megatron.engine.runners import Evaluator, InferenceRunner
 from megatron.errors import EvaluationStopped
 from megatron.evaluation.domains import EvaluationPart, nothing_to_evaluate
@@ -60,15 +61,18 @@ def evaluate_domains(
     """
     progress = ProgressLines(say, name, total=sum(source.num_samples), unit="samples")
     batches = _batches(source, should_stop, progress)
-    sums = runner.evaluate(batches, num_domains=len(source.domains)).cpu().numpy()
+    recorder = DomainLossRecorder(len(source.domains), runner.device)
+    runner.evaluate(batches, recorder)
+    sums = recorder.held_out_sums().all_reduce()
     results = {}
     for k, domain in enumerate(source.domains):
-        loss_sum, tokens = float(sums[0, k]), int(sums[1, k])
-        loss = loss_sum / tokens if tokens else math.nan
+        of_domain = HeldOutSums(*(field[k] for field in sums))
+        tokens = int(of_domain.tokens)
+        loss = float(of_domain.loss) / tokens if tokens else math.nan
         bytes_per_token = source.text_bytes_per_token[k]
         results[domain] = DomainResult(
             loss=loss,
-            standard_error=standard_error(sums[:, k], num_samples=source.num_samples[k]),
+            standard_error=standard_error(of_domain, num_samples=source.num_samples[k]),
             perplexity=math.exp(min(loss, 700.0)),  # exp overflows float64 above 709
             bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else None,
             num_samples=source.num_samples[k],
@@ -77,7 +81,7 @@ def evaluate_domains(
     return results
 
 
-def standard_error(sums: np.ndarray, *, num_samples: int) -> float | None:
+def standard_error(sums: HeldOutSums, *, num_samples: int) -> float | None:
     """Standard error of a mean loss per token, with samples as the units that vary.
 
     Tokens of one sample are alike, so counting them one by one would promise too much. The mean is
@@ -85,7 +89,7 @@ def standard_error(sums: np.ndarray, *, num_samples: int) -> float | None:
     sum(T)^2 (Cochran 1977, Sampling Techniques, section 6.4).
 
     Args:
-        sums: Over samples, with loss sum L and token count T: L, T, L^2, L T, T^2, shape (5,).
+        sums: Over the samples, shape ().
         num_samples: Number n of samples.
 
     Returns:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron.checkpoint.format import read_resolved_config
 from megatron.checkpoint.loading import first_not_finite, load_module_weights, load_run_state
@@ -18,6 +16,7 @@ from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.reporting.run_logger import print_rank_0
 from megatron.runtime import accelerator
+from megatron.runtime.agreement import agree
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 
 __all__ = ["LoadedModel", "load_for_inference", "open_checkpoint", "read_model"]
@@ -104,10 +103,7 @@ def _check_finite(model: GPT2Model, folder: Path, dtype: torch.dtype) -> None:
 
     Of a model that is cut one rank alone may hold such a value, and all have to raise.
     """
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, first_not_finite(model))
-    name = next((name for name in found if name), None)
-    if name is not None:
+    if name := agree(first_not_finite(model)):
         fp16 = ", or too large for fp16" if dtype == torch.float16 else ""
         raise CheckpointError(
             f"{folder}: {name} holds values that are not finite{fp16}; the model has diverged: "

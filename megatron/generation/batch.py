@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.data.errors import DataError
+from megatron.errors import NotFiniteError
 from megatron.generation.reader import BatchReader
 from megatron.generation.sampling import GREEDY, SamplingParameters, next_tokens
 from megatron.generation.text_stream import Decode, StoppableText, TextStream
@@ -98,7 +98,7 @@ def generate_batch(
         is_interrupted: Called after every token, on the first rank; True ends all texts.
 
     Raises:
-        DataError: If logits are not finite, for example because of an overflow in fp16.
+        NotFiniteError: If logits are not finite, for example because of an overflow in fp16.
     """
     limits = _each(maximum_tokens, len(prompts))
     rules = _each(stop, len(prompts))
@@ -161,7 +161,7 @@ def _generate(
         for slot, (row, token) in enumerate(zip(slots, tokens.tolist(), strict=True)):
             if not row.has_ended:
                 if token < 0:
-                    raise DataError(
+                    raise NotFiniteError(
                         "generation: the model's logits are not finite, so no token can be chosen; "
                         "use fp32 or bfloat16 as precision, or another checkpoint"
                     )

@@ -12,6 +12,7 @@ from megatron.engine.state import TrainState
 from megatron.hooks.base import Hook, StepReport
 from megatron.neox_arguments import RunConfig
 from megatron.reporting.run_logger import RunLogger
+from odm import MixtureController
 
 __all__ = ["CheckpointHook"]
 
@@ -26,6 +27,7 @@ class CheckpointHook(Hook):
         self,
         runner: StepRunner,
         source: MixedBatches,
+        mixture: MixtureController,
         config: RunConfig,
         logger: RunLogger,
         *,
@@ -33,6 +35,7 @@ class CheckpointHook(Hook):
     ):
         self.runner = runner
         self.source = source
+        self.mixture = mixture
         self.config = config
         self.logger = logger
         self._last_saved = -1
@@ -92,7 +95,7 @@ class CheckpointHook(Hook):
             return
         contents = CheckpointContents(
             state=state,
-            mixture=self.source.controller.state_dict(),
+            mixture=self.mixture.state_dict(),
             config_files=dict(self.config.files),
             resolved_config=self.config.to_dict(),
             extra={

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron.errors import UserError
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import rank_device_environment
 from megatron.launcher.installation import missing_packages_problem
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         command = read_deepy_command(argv)
-        arguments = command.neox_args
+        arguments = NeoXArgs.build(command.values, command.origins, command.notes)
         plan, config = _planned(arguments, is_elsewhere=command.elsewhere)
         _check_stages(arguments, config)
         _check_launcher(arguments, plan)
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             and config.derived.text_gen_type == "interactive"
         )
         return _run_here(arguments, plan, grace_seconds, pass_interrupts=talks)
-    except ConfigError as error:
+    except UserError as error:
         _say(str(error))
         return 2
     except OSError as error:

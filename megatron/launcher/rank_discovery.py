@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from megatron.errors import UserError
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 
 __all__ = ["RankDiscoveryError", "RankInfo", "discover", "expand_nodes", "local_counts"]
@@ -22,7 +23,7 @@ DEFAULT_PORT = 29500
 _PORT_RANGE = (20000, 30000)  # below the kernel's range of ports for outgoing connections
 
 
-class RankDiscoveryError(ValueError):
+class RankDiscoveryError(UserError):
     """The environment contradicts itself or lacks variables."""
 
 

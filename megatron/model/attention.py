@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
-from megatron.model.cpu.causal_attention import prefers_tiles, tiled_causal_attention
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
@@ -108,8 +107,6 @@ class SelfAttention(nn.Module):
     def _attend(self, fused: Tensor) -> Tensor:
         """(b, s, g, r + 2, d) -> (b, s, n, d)."""
         dropout = self.dropout if self.training else 0.0
-        if prefers_tiles(fused, dropout=dropout):
-            return tiled_causal_attention(fused)
         query, key, value = self._cut(fused)
         with self.tp.own_random_state() if dropout else nullcontext():
             context = F.scaled_dot_product_attention(

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from megatron.model.config import ModelConfig
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
-from megatron.model.loss import DomainLossRecorder
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
 from megatron.model.reading import make_reading_step
@@ -52,7 +51,6 @@ class GPT2Model(nn.Module):
     Args:
         config: Shape of the network.
         seed: Seed of the initial values, see `initialize_parameters`.
-        recorder: Receives per-domain losses of every forward pass with labels.
         tp: The tensor-parallel group.
     """
 
@@ -61,12 +59,10 @@ class GPT2Model(nn.Module):
         config: ModelConfig,
         *,
         seed: int,
-        recorder: DomainLossRecorder | None = None,
         tp: TensorParallel = SINGLE,
     ):
         super().__init__()
         self.config = config
-        self.recorder = recorder
         self.tp = tp
         layers = {index: kind(*args) for index, (kind, args) in layer_list(config, tp).items()}
         self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
@@ -94,24 +90,25 @@ class GPT2Model(nn.Module):
         tokens: Tensor,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
-        domain_ids: Tensor | None = None,
         *,
         caches: Sequence[KeyValueCache] | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         last_logits_only: bool = False,
-    ) -> Tensor:
-        """Mean loss of a micro-batch, or logits when no labels are given.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits, or with labels the pair (mean loss of the micro-batch, losses of its tokens).
 
         Args:
             tokens: (b, s) int64.
             labels: (b, s) int64, the next tokens.
             loss_mask: (b, s), 0 where a token does not count.
-            domain_ids: (b,) int64; with a recorder, where each sample's losses are booked.
             caches: See `hidden_states`.
             positions: See `hidden_states`.
             attention_mask: See `hidden_states`.
             last_logits_only: Return logits of the last position only, (b, 1, vocab_size).
+
+        Returns:
+            Logits (b, s, vocab_size); with labels see `OutputLayer`.
         """
         hidden = self.hidden_states(
             tokens, caches=caches, positions=positions, attention_mask=attention_mask
@@ -119,10 +116,7 @@ class GPT2Model(nn.Module):
         output = self.output_layer
         if labels is None:
             return output(hidden[:, -1:] if last_logits_only else hidden)
-        loss, nll = output(hidden, labels, loss_mask)
-        if self.recorder is not None and domain_ids is not None and loss_mask is not None:
-            self.recorder.record(nll, loss_mask, domain_ids)
-        return loss
+        return output(hidden, labels, loss_mask)
 
     @property
     def output_layer(self) -> OutputLayer:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.cpu.matrix_products import linear
 from megatron.model.init_functions import zeros
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
@@ -70,7 +70,7 @@ class ColumnParallelLinear(nn.Module):
         """(..., in) -> (..., out / size); ``features`` are those of `TensorParallel.enter`."""
         if self.product is not None:
             return self.product(features)
-        return linear(features, *self.product_operands())
+        return F.linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """The matrix (out, in) and the bias (out,); `frozen_weights` sets ``product`` from them."""
@@ -114,7 +114,7 @@ class RowParallelLinear(nn.Module):
         """(..., in / size) -> partial sums (..., out); with a group of one the bias is in them."""
         if self.product is not None:
             return self.product(features)
-        return linear(features, *self.product_operands())
+        return F.linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight, and bias where `forward` adds it; `frozen_weights` sets ``product`` from them."""

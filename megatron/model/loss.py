@@ -1,4 +1,4 @@
-"""Unembedding and cross entropy in one pass, and per-domain sums of the loss.
+"""Unembedding and cross entropy in one pass.
 
 A language model's largest activation is the (tokens, vocabulary) matrix of logits. Here it never
 outlives a chunk of tokens: for each chunk the forward pass computes logits, per-token losses *and*
@@ -16,12 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.model.cpu.matrix_products import ProductSum, linear_product, repeated_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing import loss_chunks
 
 __all__ = [
-    "DomainLossRecorder",
     "VocabularyPart",
     "chunked_cross_entropy",
     "token_losses",
@@ -82,9 +80,8 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
     size = loss_chunks.chunk_tokens(weight.shape[0])
     valid = weight[: part.size]
-    unembed = repeated_product(valid, size)
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
-    return torch.cat([_softmax(upcast(unembed(h)), h, valid, y, part)[2] for h, y in pieces])
+    return torch.cat([_softmax(upcast(h @ valid.t()), h, valid, y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -94,16 +91,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         valid = weight[: part.size]
         accumulator = _upcast_dtype(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        unembed = repeated_product(valid, size)
-        embed_back = repeated_product(valid.t(), size) if wants_hidden else None
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = ProductSum(accumulator) if wants_weight else None
+        grad_weight: Tensor | None = None
         nll = torch.empty(hidden.shape[0], dtype=accumulator, device=hidden.device)
         loss = torch.zeros((), dtype=accumulator, device=hidden.device)
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            logits = upcast(unembed(chunk))
+            logits = upcast(chunk @ valid.t())
             probabilities, chosen, nll[rows] = _softmax(logits, chunk, valid, labels[rows], part)
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
@@ -113,12 +108,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # d loss / d logits, still without the token's weight, which scales the small operand
             grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
-            if grad_hidden is not None and embed_back is not None:
-                torch.mul(embed_back(grad_logits), scale, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight.add(grad_logits, chunk * scale)
+            if grad_hidden is not None:
+                torch.mul(grad_logits @ valid, scale, out=grad_hidden[rows])
+            if wants_weight:
+                grad_weight = _add_product(grad_weight, grad_logits, chunk * scale)
             del logits, probabilities, grad_logits  # the next chunk takes the same memory
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.total)
+        ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_like = (weight.shape, weight.dtype)
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -140,6 +135,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             torch.mul(grad_valid, scale, out=grad_weight[:num_valid])
             grad_weight[num_valid:].zero_()
         return grad_hidden, grad_weight, None, None, None, None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total + left.T @ right`` in place, (c, v) and (c, h) -> (v, h); sums in `_upcast_dtype`."""
+    if total is None:
+        return upcast(left.t() @ right)
+    if total.dtype == left.dtype:
+        return total.addmm_(left.t(), right)
+    return total.add_(left.t() @ right)
 
 
 def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
@@ -173,7 +177,7 @@ def _softmax(
     nll = -likelihood.log()
     (lost,) = torch.where(likelihood < _SMALLEST_LIKELIHOOD)
     if len(lost):
-        nll[lost] = upcast(linear_product(chunk[lost], weight)).logsumexp(dim=1) - chosen[lost]
+        nll[lost] = upcast(chunk[lost] @ weight.t()).logsumexp(dim=1) - chosen[lost]
     return probabilities, chosen, nll
 
 
@@ -203,67 +207,3 @@ def _upcast_dtype(dtype: torch.dtype) -> torch.dtype:
 def upcast(tensor: Tensor) -> Tensor:
     """In float32, or in float64 if it is that: what losses are computed in."""
     return tensor.to(_upcast_dtype(tensor.dtype))
-
-
-class DomainLossRecorder:
-    """Per-domain sums of one optimizer step, kept on the device until `drain` packs them.
-
-    A micro-batch leaves three sums a sample; which domain they belong to is worked out once a step,
-    for every operation costs more than its arithmetic.
-    """
-
-    def __init__(self, num_domains: int, device: torch.device):
-        self.num_domains = num_domains
-        self.device = device
-        self._sums: list[Tensor] = []
-        self._domain_ids: list[Tensor] = []
-
-    def record(self, nll: Tensor, loss_mask: Tensor, domain_ids: Tensor) -> None:
-        """Adds one micro-batch.
-
-        Args:
-            nll: (b, s) negative log-likelihoods in nats.
-            loss_mask: (b, s), 0 where a token does not count.
-            domain_ids: (b,) int64, the domain of each sample.
-        """
-        losses = nll.detach() * loss_mask
-        values = torch.stack((losses, losses * losses, loss_mask))
-        self._sums.append(values.sum(dim=2, dtype=torch.float64))
-        self._domain_ids.append(domain_ids)
-
-    def drain(self) -> Tensor:
-        """Packs this step's sums and starts the next one; no host synchronisation.
-
-        Returns:
-            float64 (4 K + 2,): loss sums [K], sums of squared losses [K], token counts [K], sample
-            counts [K], then loss sum and token count of all domains together.
-        """
-        packed = torch.zeros(4 * self.num_domains + 2, dtype=torch.float64, device=self.device)
-        if self._sums:
-            totals = torch.stack([sums.sum(dim=1) for sums in self._sums], dim=1)
-            packed[-2:] = totals[::2].sum(dim=1)
-            sums, domain_ids = self._take()
-            rows = torch.cat((sums, (sums[2:] > 0).double()))
-            packed[:-2].view(4, self.num_domains).index_add_(1, domain_ids, rows)
-        return packed
-
-    def drain_held_out(self) -> Tensor:
-        """Adds up what a mean and its standard error need, and starts the next ones.
-
-        Returns:
-            float64 (5, K), sums over samples, with L the loss sum and T the token count of a
-            sample: L, T, L^2, L T and T^2.
-        """
-        table = torch.zeros(5, self.num_domains, dtype=torch.float64, device=self.device)
-        if self._sums:
-            sums, domain_ids = self._take()
-            loss, tokens = sums[0], sums[2]
-            rows = torch.stack((loss, tokens, loss * loss, loss * tokens, tokens * tokens))
-            table.index_add_(1, domain_ids, rows)
-        return table
-
-    def _take(self) -> tuple[Tensor, Tensor]:
-        """The three sums (3, n) and the domains (n,) of all samples so far; forgets them."""
-        taken = torch.cat(self._sums, dim=1), torch.cat(self._domain_ids)
-        self._sums, self._domain_ids = [], []
-        return taken

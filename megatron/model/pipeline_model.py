@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
@@ -14,12 +14,22 @@ from torch.utils.checkpoint import checkpoint
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import layer_list
 from megatron.model.init_functions import initialize_parameters
-from megatron.model.loss import DomainLossRecorder
 from megatron.model.output_layer import OutputLayer
 from megatron.model.transformer import TransformerLayer
 from megatron.mpu import TensorParallel, Topology
 
-__all__ = ["GPT2PipelineModel"]
+__all__ = ["GPT2PipelineModel", "TokenLosses"]
+
+
+class TokenLosses(NamedTuple):
+    """What the last stage found in one micro-batch."""
+
+    nll: Tensor
+    """Negative log-likelihoods in nats, (b, s)."""
+    loss_mask: Tensor
+    """0 where a token does not count, (b, s)."""
+    domain_ids: Tensor
+    """Domain of each sample, (b,) int64."""
 
 
 class PipelineOutputLayer(OutputLayer):
@@ -31,18 +41,20 @@ class PipelineOutputLayer(OutputLayer):
 
 
 class _StageLoss:
-    """Loss of a micro-batch on the last stage; books per-domain losses on the way."""
+    """Loss of a micro-batch on the last stage.
+
+    The engine hands on a scalar alone, so the losses of tokens stay here until they are taken.
+    """
 
     def __init__(self) -> None:
         self.layer: OutputLayer | None = None
-        self.recorder: DomainLossRecorder | None = None
+        self.token_losses: list[TokenLosses] = []
 
     def __call__(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         assert self.layer is not None
         labels, loss_mask, domain_ids = targets
         loss, nll = self.layer(hidden, labels, loss_mask)
-        if self.recorder is not None:
-            self.recorder.record(nll, loss_mask, domain_ids)
+        self.token_losses.append(TokenLosses(nll.detach(), loss_mask, domain_ids))
         return loss
 
 
@@ -64,7 +76,6 @@ class GPT2PipelineModel(PipelineModule):
         topology: Where this rank sits.
         tp: The tensor-parallel group.
         seed: Seed of the initial values; they are those of `GPT2Model`.
-        recorder: Receives per-domain losses on the last stage.
         partition_method: DeepSpeed's rule for cutting the list of layers.
     """
 
@@ -75,7 +86,6 @@ class GPT2PipelineModel(PipelineModule):
         tp: TensorParallel,
         *,
         seed: int,
-        recorder: DomainLossRecorder | None,
         partition_method: str,
     ):
         self.config = config
@@ -94,18 +104,13 @@ class GPT2PipelineModel(PipelineModule):
                 checkpointable_layers=[TransformerLayer.__name__],
             )
         initialize_parameters(self, seed, tp_rank=tp.rank)
-        self.recorder = recorder
         if topology.is_last_stage:
             self._stage_loss.layer = self._find_output_layer(tp)
 
-    @property
-    def recorder(self) -> DomainLossRecorder | None:
-        """Where the last stage books per-domain losses."""
-        return self._stage_loss.recorder
-
-    @recorder.setter
-    def recorder(self, recorder: DomainLossRecorder | None) -> None:
-        self._stage_loss.recorder = recorder
+    def take_token_losses(self) -> list[TokenLosses]:
+        """Losses of the micro-batches since the last call; empty but on the last stage."""
+        taken, self._stage_loss.token_losses = self._stage_loss.token_losses, []
+        return taken
 
     @property
     def output_layer(self) -> OutputLayer | None:

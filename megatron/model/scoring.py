@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.model.cpu.matrix_products import linear_product
 from megatron.model.loss import VocabularyPart, upcast
 from megatron.sizing import loss_chunks
 
@@ -56,7 +55,7 @@ def score_targets(
     ).to(hidden.device)
     score = _score_chunk if part.tp.size == 1 else _score_chunk_in_parallel
     pieces = [
-        score(upcast(linear_product(chunk, weight[: part.size])), rows % size, wanted, part)
+        score(upcast(chunk @ weight[: part.size].t()), rows % size, wanted, part)
         for chunk, rows, wanted in zip(
             hidden.split(size),
             owners.split(target_counts),

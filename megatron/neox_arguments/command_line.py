@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+from megatron.errors import nearest
 
 from .errors import ConfigError, Origin, shown
 from .parsing import load_json
 from .schema import SUFFIXES, find_file, is_file, read_files
-
-if TYPE_CHECKING:
-    from .neox_args import NeoXArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("train.py", "evaluate.py", "generate.py", "eval.py")
@@ -29,14 +27,17 @@ NOT_FOR_RANKS = ("deepy.py", "prepare_data.py", "setup.py")
 class DeepyCommand:
     """A parsed command line of ``deepy.py``.
 
-    ``check``: only check the configuration; ``dry_run``: only say what would be started;
-    ``elsewhere``: what this machine lacks does not count for the two.
+    ``values``, ``origins`` and ``notes`` are what `NeoXArgs.build` takes. ``check``: only check the
+    configuration; ``dry_run``: only say what would be started; ``elsewhere``: what this machine
+    lacks does not count for the two.
     """
 
-    neox_args: NeoXArgs
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin]
+    notes: tuple[str, ...]
     check: bool
     dry_run: bool
-    elsewhere: bool = False
+    elsewhere: bool
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,11 +140,9 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
     """Parses the command line of ``deepy.py`` (default: ``sys.argv``) and reads its files.
 
     Raises:
-        ConfigError: If the script or a file is missing or the configuration is wrong.
+        ConfigError: If the script or a file is missing or cannot be read.
         SystemExit: If the command line itself is wrong (code 2), or for ``--help``.
     """
-    from .neox_args import NeoXArgs
-
     parsed = deepy_parser().parse_intermixed_args(input_args)
     _check_script(parsed.user_script, parsed.conf_dir)
     if parsed.elsewhere and not (parsed.check or parsed.dry_run):
@@ -151,8 +150,15 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
             "the command line: --elsewhere has no effect on a run that starts here; add --check or "
             "--dry-run, or remove it"
         )
-    neox_args = NeoXArgs._build(*_read_configuration(parsed))
-    return DeepyCommand(neox_args, parsed.check, parsed.dry_run, parsed.elsewhere)
+    values, origins, notes = _read_configuration(parsed)
+    return DeepyCommand(
+        values,
+        origins,
+        notes,
+        check=parsed.check,
+        dry_run=parsed.dry_run,
+        elsewhere=parsed.elsewhere,
+    )
 
 
 def read_script_command(
@@ -196,7 +202,7 @@ def _script_hint(script: str) -> str:
         return f"did you mean {script}.py?"
     for folder in (Path(script).parent, ROOT):
         names = [name for name in PROGRAMS if is_file(str(folder / name))]
-        if near := difflib.get_close_matches(Path(script).name, names, n=1):
+        if near := nearest(Path(script).name, names):
             return f"did you mean {folder / near[0]}?"
     return "check its path"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from .coerce import coerce
+from .errors import ConfigError
 from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
 from .rules.precision import COMMUNICATION_FORMATS
 from .run_config import RunConfig
-from .secrets import with_secrets
+from .secrets import REDACTED, is_secret_key, referenced_variable
 
 PASSED_THROUGH = (
     "flops_profiler",
@@ -94,3 +96,41 @@ def missing_monitor_problem(config: RunConfig) -> str | None:
                 f"or remove the section {key}"
             )
     return None
+
+
+def with_secrets(
+    value: Any, environ: Mapping[str, str], *, name: str, is_secret: bool = False
+) -> Any:
+    """Returns a section for the library that it is meant for.
+
+    Args:
+        value: As the user wrote it, or a redacted copy, whose secrets are left out.
+        environ: Gives the values of ``${NAME}`` and ``$NAME``.
+        name: Of ``value``, for messages.
+        is_secret: Whether that name is one of a secret.
+
+    Raises:
+        ConfigError: If such a variable is not set.
+    """
+    if isinstance(value, Mapping):
+        items = ((key, item, is_secret or is_secret_key(key)) for key, item in value.items())
+        return {
+            key: with_secrets(item, environ, name=f"{name}.{key}", is_secret=below)
+            for key, item, below in items
+            if not (below and item == REDACTED)
+        }
+    if isinstance(value, (list, tuple)):
+        return [with_secrets(item, environ, name=name, is_secret=is_secret) for item in value]
+    return _filled(value, environ, name) if is_secret else value
+
+
+def _filled(value: Any, environ: Mapping[str, str], name: str) -> Any:
+    variable = referenced_variable(value)
+    if variable is None:
+        return value
+    if variable not in environ:
+        raise ConfigError(
+            f"{name}: takes its value from the environment variable {variable}, which is not set; "
+            "set it, or remove the key"
+        )
+    return environ[variable]

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron.errors import UserError
+
+from .secrets import redacted
+
 _SHOWN_CHARACTERS = 200
 _LONG_WORD = re.compile(r"\S{301,}")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Bad configuration; each message is one line: where, what is wrong, the value, what to do.
 
     ``key`` is the key that is to blame, for a catcher that knows where it was written.
@@ -88,8 +92,6 @@ class IssueList:
 
 def shown(value: Any) -> str:
     """Returns ``value`` as a message holds it: on one line, not longer than that, no secrets."""
-    from .secrets import redacted  # which raises errors of this module
-
     try:
         text = repr(redacted(value) if isinstance(value, (dict, list)) else value)
     except ValueError:  # Python writes no whole number of more than 4300 digits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -37,9 +36,3 @@ def field_table() -> Mapping[str, Field]:
             )
             table[field.name] = Field(field.name, group, hints[field.name], field.default)
     return table
-
-
-def nearest_key(key: str) -> str | None:
-    """Returns the known key that looks most like ``key``, or None when nothing is near."""
-    matches = difflib.get_close_matches(key, list(field_table()), n=1, cutoff=0.7)
-    return matches[0] if matches else None

@@ -8,15 +8,17 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bounds import LONGEST_NUMBER, check_plain
+from megatron.errors import nearest
+
+from .bounds import check_plain
 from .coerce import Mismatch, coerce
+from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
-from .fields import field_table, nearest_key
+from .fields import field_table
 from .groups import (
     NeoXArgsDataSampling,
     NeoXArgsDeepspeedConfig,
@@ -79,19 +81,18 @@ class NeoXArgs(_FlatFields):
         for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins, document.notes)
+        return cls.build(values, origins, document.notes)
 
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
         """Takes values from a mapping; dashes in keys are underscores."""
-        return cls._build(with_underscores(args_dict), {})
+        return cls.build(with_underscores(args_dict), {})
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
         """Reads the command line of ``deepy.py``: a script, configuration files and flags."""
-        from .command_line import read_deepy_command
-
-        return read_deepy_command(input_args).neox_args
+        command = read_deepy_command(input_args)
+        return cls.build(command.values, command.origins, command.notes)
 
     @classmethod
     def consume_neox_args(
@@ -103,13 +104,11 @@ class NeoXArgs(_FlatFields):
 
         It is either ``--megatron_config`` (a path, JSON or base64 of JSON) or configuration files.
         """
-        from .command_line import read_script_command
-
         values, origins, notes = read_script_command(input_args)
         for key, value in with_underscores(overwrite_values or {}).items():
             values[key] = value
             origins[key] = Origin("overwrite_values")
-        return cls._build(values, origins, notes)
+        return cls.build(values, origins, notes)
 
     @classmethod
     def validate_keys(cls) -> bool:
@@ -126,16 +125,6 @@ class NeoXArgs(_FlatFields):
         _check_entry(key, value, issues)
         issues.raise_if_any()
         setattr(self, key, value)
-
-    def configure_distributed_args(self) -> None:
-        """Sets rank, local_rank and world_size from a launcher's environment, else rank 0 of 1."""
-        for key, default in (("rank", 0), ("local_rank", 0), ("world_size", 1)):
-            text = os.environ.get(key.upper(), str(default))
-            if not text.isdecimal() or len(text) > LONGEST_NUMBER:
-                raise ConfigError(
-                    f"{key.upper()}: must be a whole number, got {shown(text)}; set it"
-                )
-            self.update_value(key, int(text))
 
     @property
     def given(self) -> frozenset[str]:
@@ -189,14 +178,11 @@ class NeoXArgs(_FlatFields):
             )
         return runner_arguments(self, {})
 
-    def print(self) -> None:
-        """Writes all values to standard output, what was set first."""
-        sys.stdout.write(format_values(self) + "\n")
-
     @classmethod
-    def _build(
+    def build(
         cls, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str] = ()
     ) -> NeoXArgs:
+        """Makes it from values, where they were written, and notes on how they were merged."""
         args = cls.__new__(cls)
         args._fill(values, origins)
         object.__setattr__(args, "_notes", tuple(notes))
@@ -234,22 +220,13 @@ class NeoXArgs(_FlatFields):
         return f"NeoXArgs({values})"
 
 
-def format_values(args: NeoXArgs) -> str:
-    """Returns a table of all keys and values, those that were set first."""
-    names = sorted(field_table(), key=lambda name: (name not in args.given, name))
-    names = [name for name in names if name != "config_files"]
-    width = max(len(name) for name in names)
-    mark = {True: "set", False: "default"}
-    values = redacted({name: getattr(args, name) for name in names})
-    rows = [f"  {n:<{width}}  {values[n]!r}  ({mark[n in args.given]})" for n in names]
-    return "\n".join(rows)
-
-
 def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     field = field_table().get(key)
     if field is None:
-        near = nearest_key(key) if len(key) <= _LONGEST_KEY else None
-        hint = f"did you mean '{near}'?" if near else "see configs/neox_arguments.md for all keys"
+        near = nearest(key, field_table(), likeness=0.7) if len(key) <= _LONGEST_KEY else []
+        hint = (
+            f"did you mean '{near[0]}'?" if near else "see configs/neox_arguments.md for all keys"
+        )
         issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
@@ -381,7 +358,6 @@ __all__ = [
     "NeoXArgsDataSampling",
     "NeoXArgsTextgen",
     "NeoXArgsPreference",
-    "format_values",
     "launch_values",
     "placed",
     "runner_arguments",

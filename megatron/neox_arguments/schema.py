@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from megatron.errors import nearest
 
 from .bounds import LARGEST_FILE_BYTES
 from .errors import ConfigError, Origin, shown
@@ -56,9 +57,7 @@ def find_file(name: str, folder: str | None = None) -> Path:
         raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
     if os.path.isdir(path.parent):
         names = _configuration_names(path.parent)
-        near = difflib.get_close_matches(path.name, names, n=1) or difflib.get_close_matches(
-            path.name, [Path(n).stem for n in names], n=1
-        )
+        near = nearest(path.name, names) or nearest(path.name, [Path(n).stem for n in names])
         hint = (
             f"; did you mean {path.parent / near[0]}?"
             if near

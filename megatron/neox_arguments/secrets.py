@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-from .errors import ConfigError
-
 REDACTED = "<redacted>"
 
 _SERVICES = "(?:wandb|comet|openai|anthropic|aws|azure|gcp|hf|hub|s3|ssh)"
@@ -95,50 +93,17 @@ def plain_secrets(value: Any, place: str = "", *, is_secret: bool = False) -> It
         yield place
 
 
-def with_secrets(
-    value: Any, environ: Mapping[str, str], *, name: str, is_secret: bool = False
-) -> Any:
-    """Returns a section for the library that it is meant for.
-
-    Args:
-        value: As the user wrote it, or a redacted copy, whose secrets are left out.
-        environ: Gives the values of ``${NAME}`` and ``$NAME``.
-        name: Of ``value``, for messages.
-        is_secret: Whether that name is one of a secret.
-
-    Raises:
-        ConfigError: If such a variable is not set.
-    """
-    if isinstance(value, Mapping):
-        items = ((key, item, is_secret or is_secret_key(key)) for key, item in value.items())
-        return {
-            key: with_secrets(item, environ, name=f"{name}.{key}", is_secret=below)
-            for key, item, below in items
-            if not (below and item == REDACTED)
-        }
-    if isinstance(value, (list, tuple)):
-        return [with_secrets(item, environ, name=name, is_secret=is_secret) for item in value]
-    return _filled(value, environ, name) if is_secret else value
-
-
-def _filled(value: Any, environ: Mapping[str, str], name: str) -> Any:
+def referenced_variable(value: Any) -> str | None:
+    """Returns the environment variable that ``${NAME}`` or ``$NAME`` refers to."""
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        return value
-    variable = match[1] or match[2]
-    if variable not in environ:
-        raise ConfigError(
-            f"{name}: takes its value from the environment variable {variable}, which is not set; "
-            "set it, or remove the key"
-        )
-    return environ[variable]
+    return None if match is None else match[1] or match[2]
 
 
 def _is_written_out(value: Any) -> bool:
     """Whether a value under a secret's name is one: not null, a switch or a reference."""
     if value is None or value == "" or isinstance(value, bool):
         return False
-    return not (isinstance(value, str) and _REFERENCE.fullmatch(value))
+    return referenced_variable(value) is None
 
 
 def _secret_nodes(node: Any, done: set[int], *, is_secret: bool = False) -> Iterator[Any]:

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-__all__ = ["TrainRecord", "train_scalars", "typical_seconds"]
+__all__ = ["CURVES", "TrainRecord", "train_scalars", "typical_seconds"]
+
+_NOT_IN_THE_LOG = {"where": "in curves or on the console alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecord:
-    """A logged training iteration. Dictionaries are keyed by domain and empty for unnamed data."""
+    """A logged training iteration: the line of the run log, and what only curves and console show.
+
+    A number that is added here is logged under its name; `CURVES` gives it a curve. Dictionaries
+    are keyed by domain and empty for unnamed data.
+    """
 
     iteration: int
     consumed_samples: int
     consumed_tokens: int
     lm_loss: float
     """Loss of this iteration, in nats."""
+    grad_norm: float | None = None
     learning_rate: float
+    loss_scale: float | None = None
+    """fp16 only."""
+    tokens_per_second: float
+    """Tokens of the whole run, all ranks together."""
     seconds: float
     """Wall time of an iteration, the mean since the last record."""
     step_seconds: float
     """Wall time of a training step alone: `typical_seconds` of the newest steps."""
-    samples_per_second: float
-    tokens_per_second: float
-    """Tokens of the whole run, all ranks together."""
-    grad_norm: float | None = None
-    loss_scale: float | None = None
-    """fp16 only."""
-    skipped_iterations: int = 0
-    """Iterations since the start that an fp16 overflow skipped."""
-    nan_iterations: int = 0
     weights: Mapping[str, float] = field(default_factory=dict)
     """Probability of each domain that this iteration drew with."""
     losses: Mapping[str, float | None] = field(default_factory=dict)
@@ -41,12 +44,44 @@ class TrainRecord:
     """Tokens of this iteration."""
     epochs: Mapping[str, float] = field(default_factory=dict)
     """Passes over the domain's data since the start, fractions included."""
-    iterations: Mapping[str, float] = field(default_factory=dict)
-    """Share of all batches since the start, counted in whole batches."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """The mixer's estimate; empty for mixers without one."""
-    reward_name: str = "_estimated_reward"
+    reward_name: str = field(default="_estimated_reward", metadata=_NOT_IN_THE_LOG)
     """What the research code calls the estimate of this mixer."""
+    samples_per_second: float = field(metadata=_NOT_IN_THE_LOG)
+    iterations: Mapping[str, float] = field(default_factory=dict, metadata=_NOT_IN_THE_LOG)
+    """Share of all batches since the start, counted in whole batches."""
+    skipped_iterations: int = field(default=0, metadata=_NOT_IN_THE_LOG)
+    """Iterations since the start that an fp16 overflow skipped."""
+    nan_iterations: int = field(default=0, metadata=_NOT_IN_THE_LOG)
+
+    def event(self) -> dict[str, Any]:
+        """The line of the run log; a mixer without an estimate leaves no ``rewards``."""
+        numbers = {name: getattr(self, name) for name in _LOGGED}
+        if not self.rewards:
+            del numbers["rewards"]
+        return {"event": "train", **numbers}
+
+
+_LOGGED = tuple(number.name for number in fields(TrainRecord) if not number.metadata)
+
+CURVES = {
+    "lm_loss": "train/lm_loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "loss_scale": "train/loss_scale",
+    "consumed_samples": "train/consumed_samples",
+    "consumed_tokens": "train/consumed_tokens",
+    "samples_per_second": "runtime/samples_per_sec",
+    "tokens_per_second": "runtime/tokens_per_sec",
+    "seconds": "runtime/iteration_time",
+    "losses": "train/loss",
+    "iterations": "train/iterations",
+    "epochs": "train/epochs",
+    "weights": "train/_probabilities",
+}
+"""Number of a record -> its curve, as GPT-NeoX and the research code name it; a number per domain
+has a curve per domain below that name."""
 
 
 def typical_seconds(times: Sequence[float]) -> float:
@@ -57,7 +92,7 @@ def typical_seconds(times: Sequence[float]) -> float:
 
 
 def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dict[str, float]:
-    """Names the numbers of ``record`` as GPT-NeoX and the research code do.
+    """The curves of a record, by the names that GPT-NeoX and the research code use.
 
     Args:
         record: The iteration.
@@ -66,27 +101,17 @@ def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dic
     Returns:
         Metric name -> value. Times are in seconds; ``train/percent`` is a fraction, as ever.
     """
-    values: dict[str, float | None] = {
-        "train/lm_loss": record.lm_loss,
-        "train/learning_rate": record.learning_rate,
-        "train/grad_norm": record.grad_norm,
-        "train/loss_scale": record.loss_scale,
-        "train/consumed_samples": record.consumed_samples,
-        "train/consumed_tokens": record.consumed_tokens,
-        "runtime/samples_per_sec": record.samples_per_second,
-        "runtime/tokens_per_sec": record.tokens_per_second,
-        "runtime/iteration_time": record.seconds,
-        "runtime/flops_per_sec_per_gpu": flops_per_second,
-        "runtime/tflops_per_gpu": None if flops_per_second is None else flops_per_second / 1e12,
-    }
-    for prefix, by_domain in (
-        ("train/loss", record.losses),
-        ("train/iterations", record.iterations),
-        ("train/epochs", record.epochs),
-        ("train/_probabilities", record.weights),
-        (f"train/{record.reward_name}", record.rewards),
-    ):
-        values.update({f"{prefix}/{name}": value for name, value in by_domain.items()})
-    for name, count in record.iterations.items():
-        values[f"train/percent/{name}"] = count / record.iteration
-    return {name: value for name, value in values.items() if value is not None}
+    values = {curve: getattr(record, name) for name, curve in CURVES.items()}
+    values[f"train/{record.reward_name}"] = record.rewards
+    shares = record.iterations.items()
+    values["train/percent"] = {name: count / record.iteration for name, count in shares}
+    if flops_per_second is not None:
+        values["runtime/flops_per_sec_per_gpu"] = flops_per_second
+        values["runtime/tflops_per_gpu"] = flops_per_second / 1e12
+    scalars = {}
+    for curve, value in values.items():
+        of_domains = value if isinstance(value, Mapping) else {"": value}
+        for domain, number in of_domains.items():
+            if number is not None:
+                scalars[f"{curve}/{domain}" if domain else curve] = number
+    return scalars

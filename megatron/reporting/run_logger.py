@@ -103,27 +103,7 @@ class RunLogger:
         """Logs a training iteration."""
         if not self._is_writer:
             return
-        event: dict[str, Any] = {
-            "event": "train",
-            "iteration": record.iteration,
-            "consumed_samples": record.consumed_samples,
-            "consumed_tokens": record.consumed_tokens,
-            "lm_loss": record.lm_loss,
-            "grad_norm": record.grad_norm,
-            "learning_rate": record.learning_rate,
-            "loss_scale": record.loss_scale,
-            "tokens_per_second": record.tokens_per_second,
-            "seconds": record.seconds,
-            "step_seconds": record.step_seconds,
-            "weights": record.weights,
-            "losses": record.losses,
-            "mean_losses": record.mean_losses,
-            "tokens": record.tokens,
-            "epochs": record.epochs,
-        }
-        if record.rewards:
-            event["rewards"] = record.rewards
-        self._append(event)
+        self._append(record.event())
         flops_per_second = None
         if self._flops_per_token is not None:
             flops_per_second = (

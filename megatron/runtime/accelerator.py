@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -28,16 +27,13 @@ __all__ = [
     "flush_subnormals",
     "is_cpu",
     "keep_freed_memory",
-    "memory_stats",
     "name",
     "prepare_environment",
-    "reset_peak_memory",
     "rng_state",
     "seed_everything",
     "set_device",
     "set_rng_state",
     "supports",
-    "synchronize",
 ]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
@@ -105,11 +101,6 @@ def device_count() -> int:
     return 1 if is_cpu() else int(_accelerator().device_count())
 
 
-def synchronize() -> None:
-    """Waits until the device has done all work that was handed to it; for timing only."""
-    _accelerator().synchronize()
-
-
 def backend() -> str:
     """Returns torch.distributed's backend for this device: ``gloo`` on a CPU."""
     return "gloo" if is_cpu() else str(_accelerator().communication_backend_name())
@@ -122,33 +113,6 @@ def supports(precision: str) -> bool:
     if precision == "fp16":
         return not is_cpu() and bool(_accelerator().is_fp16_supported())
     return bool(_accelerator().is_bf16_supported())
-
-
-def memory_stats() -> dict[str, int]:
-    """Returns bytes under ``allocated_bytes`` and ``peak_bytes``.
-
-    On a GPU they count tensors; on a CPU they are the resident size of the whole process and its
-    largest value since the process began.
-    """
-    if not is_cpu():
-        accelerator = _accelerator()
-        return {
-            "allocated_bytes": int(accelerator.memory_allocated()),
-            "peak_bytes": int(accelerator.max_memory_allocated()),
-        }
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {"allocated_bytes": 0, "peak_bytes": 0}
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"allocated_bytes": _resident_bytes(default=peak), "peak_bytes": peak}
-
-
-def reset_peak_memory() -> None:
-    """Starts a new ``peak_bytes`` on a GPU; a CPU process keeps its peak for life."""
-    if not is_cpu():
-        _accelerator().reset_peak_memory_stats()
 
 
 def keep_freed_memory() -> None:
@@ -234,11 +198,3 @@ def set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if not is_cpu() and "device" in state:
         _accelerator().set_rng_state(state["device"].cpu())
-
-
-def _resident_bytes(*, default: int) -> int:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return default

@@ -9,26 +9,13 @@ import time
 import traceback
 from collections.abc import Callable
 
-from megatron.data.errors import DataError
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.files import describe_error
 from megatron.launcher.installation import missing_package
-from megatron.launcher.rank_discovery import RankDiscoveryError
-from megatron.neox_arguments import ConfigError
 from megatron.reporting.writers import drop_standard_output
 from megatron.runtime.process_life import PARENT_VARIABLE
-from megatron.tokenizer import DocumentError, TokenizerError
 
-__all__ = ["USER_ERRORS", "run_program"]
-
-USER_ERRORS = (
-    ConfigError,
-    DataError,
-    CheckpointError,
-    TokenizerError,
-    DocumentError,
-    RankDiscoveryError,
-)
+__all__ = ["run_program"]
 
 _FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _SETTLE_SECONDS = 1.0  # as long as other launchers than ours need to end a run after rank 0 left
@@ -46,7 +33,7 @@ def run_program(main: Callable[[], object]) -> None:
     """
     try:
         main()
-    except USER_ERRORS as error:
+    except UserError as error:
         _refuse(str(error))
     except FloatingPointError as error:  # training diverged: neither a wrong input nor a defect
         _refuse(str(error), code=1)

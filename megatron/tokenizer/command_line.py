@@ -8,10 +8,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from megatron.errors import UserError
 from megatron.files import describe_error
 from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
-
-OUR_PACKAGES = ("megatron.", "odm.", "tools.")
 
 
 def add_max_record_mb(parser: Any) -> None:
@@ -54,12 +53,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing half-written was left\n")
         return 130
-    except ValueError as error:
-        if not type(error).__module__.startswith(OUR_PACKAGES):  # a mistake of ours, not the user's
-            raise
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OSError as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         return 2
     return 0

@@ -1,11 +1,12 @@
 """Starts real processes that talk over gloo; every test of several ranks uses `run_ranks`.
 
-Each rank is a fresh interpreter (no fork: torch's threads do not survive one), in a session of its
-own, and dies with the test. Files carry its output, so no pipe can fill up and block it.
+Each rank is a process in a session of its own and dies with the test. Files carry its output, so no
+pipe can fill up and block it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,8 +22,9 @@ from typing import Any
 
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.runtime.process_life import PARENT_VARIABLE, die_with_parent
+from tests.distributed.fork_server import ROOT, ForkedProcess, run_script
 
-ROOT = Path(__file__).resolve().parents[2]
+Process = ForkedProcess | subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def run_ranks(
     timeout_s: float = 120.0,
     check: bool = True,
     kill: Mapping[int, float] | None = None,
+    fresh: bool = False,
 ) -> list[RankResult]:
     """Runs ``target`` on ``world_size`` ranks and waits for them.
 
@@ -60,6 +63,8 @@ def run_ranks(
         timeout_s: Seconds until the ranks, and nothing else, are killed.
         check: Raises when a rank fails, with the standard error of the first one that did.
         kill: Rank -> seconds after the start at which it gets SIGKILL.
+        fresh: Starts interpreters, where ``environ`` holds what torch or deepspeed read when they
+            are loaded. Else ranks are forks of a process that has loaded them.
 
     Returns:
         One result a rank.
@@ -67,12 +72,12 @@ def run_ranks(
     holder, port = reserve_port(None, print)
     with holder, tempfile.TemporaryDirectory(prefix="odm-neox-test-") as name:
         folder = Path(name)
-        processes = []
+        processes: list[Process] = []
         try:
             for rank in range(world_size):
-                argv = _command(target, arguments, keywords or {}, folder / f"value_{rank}.json")
                 variables = _variables(rank, world_size, port, environ or {})
-                processes.append(_start(argv, variables, folder, rank))
+                start = _start if fresh else _fork
+                processes.append(start(target, arguments, keywords or {}, variables, folder))
             _wait(processes, timeout_s=timeout_s, kill=dict(kill or {}))
         finally:
             for process in processes:
@@ -81,14 +86,6 @@ def run_ranks(
     if check:
         _raise_failure(results)
     return results
-
-
-def _command(
-    target: str | Path, arguments: Sequence[str], keywords: Mapping[str, Any], value: Path
-) -> list[str]:
-    if isinstance(target, Path) or str(target).endswith(".py"):
-        return [sys.executable, str(target), *arguments]
-    return [sys.executable, __file__, str(target), json.dumps(keywords), str(value)]
 
 
 def _variables(rank: int, world_size: int, port: int, extra: Mapping[str, str]) -> dict[str, str]:
@@ -109,11 +106,19 @@ def _variables(rank: int, world_size: int, port: int, extra: Mapping[str, str]) 
 
 
 def _start(
-    argv: Sequence[str], variables: Mapping[str, str], folder: Path, rank: int
-) -> subprocess.Popen[bytes]:
+    target: str | Path,
+    arguments: Sequence[str],
+    keywords: Mapping[str, Any],
+    variables: Mapping[str, str],
+    folder: Path,
+) -> Process:
+    rank = variables["RANK"]
+    argv = [str(target), *arguments]
+    if not _is_script(target):
+        argv = [__file__, str(target), json.dumps(keywords), str(folder / f"value_{rank}.json")]
     with open(folder / f"out_{rank}", "wb") as out, open(folder / f"err_{rank}", "wb") as err:
         return subprocess.Popen(
-            argv,
+            [sys.executable, *argv],
             env=variables,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -124,9 +129,28 @@ def _start(
         )
 
 
-def _wait(
-    processes: Sequence[subprocess.Popen[bytes]], *, timeout_s: float, kill: dict[int, float]
-) -> None:
+def _fork(
+    target: str | Path,
+    arguments: Sequence[str],
+    keywords: Mapping[str, Any],
+    variables: Mapping[str, str],
+    folder: Path,
+) -> Process:
+    rank = variables["RANK"]
+    call = (str(target), json.dumps(keywords), str(folder / f"value_{rank}.json"))
+    return ForkedProcess(
+        *((run_script, (str(target), arguments)) if _is_script(target) else (_main, call)),
+        environ=variables,
+        stdout=folder / f"out_{rank}",
+        stderr=folder / f"err_{rank}",
+    )
+
+
+def _is_script(target: str | Path) -> bool:
+    return isinstance(target, Path) or target.endswith(".py")
+
+
+def _wait(processes: Sequence[Process], *, timeout_s: float, kill: dict[int, float]) -> None:
     began = time.monotonic()
     while any(process.poll() is None for process in processes):
         seconds = time.monotonic() - began
@@ -140,7 +164,7 @@ def _wait(
         time.sleep(0.02)
 
 
-def _grant(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> None:
+def _grant(processes: Sequence[Process], *, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and any(process.poll() is None for process in processes):
         time.sleep(0.02)
@@ -148,16 +172,18 @@ def _grant(processes: Sequence[subprocess.Popen[bytes]], *, seconds: float) -> N
         _kill(process)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: Process) -> None:
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a fork that has no session yet
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
-def _result(process: subprocess.Popen[bytes], folder: Path, rank: int) -> RankResult:
+def _result(process: Process, folder: Path, rank: int) -> RankResult:
     value = folder / f"value_{rank}.json"
     return RankResult(
-        exit_code=process.returncode,
+        exit_code=process.wait(),
         value=json.loads(value.read_text()) if value.is_file() else None,
         stdout=(folder / f"out_{rank}").read_text(errors="replace"),
         stderr=(folder / f"err_{rank}").read_text(errors="replace"),

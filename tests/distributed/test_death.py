@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.distributed.runs import (
     train_events,
     write_config,
 )
+from tests.distributed.shared_memory import left_of, segments_of
 from tests.tiny import write_tiny_corpus
 
 pytestmark = pytest.mark.distributed
@@ -92,29 +92,23 @@ def test_all_processes_end_and_the_restart_is_exact(corpus, reference, tmp_path,
 
 
 def assert_all_processes_end(config: Path, violence, *, at_iteration: int) -> None:
-    before = shared_memory()
     process = start(config)
     launcher = psutil.Process(process.pid)
     wait_for_iteration(config, at_iteration)
     ranks = sorted(launcher.children(recursive=True), key=lambda child: child.pid)
+    segments = segments_of([launcher.pid, *(rank.pid for rank in ranks)])
     violence(launcher, ranks)
     began = time.monotonic()
     code = process.wait(60)
     _, alive = psutil.wait_procs(ranks, timeout=max(0.1, 60 - (time.monotonic() - began)))
     assert not alive, output_of(config)
     assert code != 0
-    assert shared_memory() <= before
+    assert left_of(segments) == []
     if violence is stop_rank:
         output = output_of(config)
         assert "timed out: another rank hangs or is stopped" in output
         assert "deepy.py: rank 1 (process" in output
         assert "is stopped by a signal" in output
-
-
-def shared_memory() -> set[str]:
-    """Segments; the semaphores of other tests' multiprocessing come and go."""
-    names = os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
-    return {name for name in names if not name.startswith("sem.")}
 
 
 def wait_for_iteration(config: Path, iteration: int, timeout_s: float = 90) -> None:

@@ -94,7 +94,7 @@ def runs(corpus, tmp_path_factory) -> Path:
         for model, changes in MODELS.items()
         for name, cut in CUTS.items()
     }
-    train_all(corpus, folder, 2, cut, uses_onednn=True)
+    train_all(corpus, folder, 2, cut)
     return folder
 
 

@@ -85,8 +85,9 @@ def test_the_first_iteration_is_what_plain_torch_computes(runs):
     config = resolve(NeoXArgs.from_ymls([str(runs / "whole/run.yml")]), world_size=1)
     tokenizer = build_tokenizer(config)
     model = GPT2Model(build_model_config(config, tokenizer), seed=config.other.seed)
-    source = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokenizer)
-    (batch,) = source.batches(source.draw(1))
+    source, mixture = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokenizer)
+    draw = mixture.draw(1, source.global_batch_size, config.derived.mixing_run_length)
+    (batch,) = source.batches(draw)
     counts = batch.tokens != EOD
     assert sorted(counts.sum(dim=1).tolist()) != [16] * 8  # the rows differ
     loss = cross_entropy(model(batch.tokens)[counts], batch.labels[counts])

@@ -1,4 +1,4 @@
-"""Limits on the weights in a run as a user starts it."""
+"""Limits on the weights in a run."""
 
 from __future__ import annotations
 

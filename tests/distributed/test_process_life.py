@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import signals
+from tests.distributed.shared_memory import left_of, segments_of
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_run.py")
 CONFIG = {
@@ -39,7 +42,7 @@ class Run:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.folder = folder
-        self.shared_memory = shared_memory_segments()
+        self.segments: set[str] = set()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         config = folder / "run.yml"
@@ -61,6 +64,7 @@ class Run:
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
+                preexec_fn=signals.take_defaults,
             )
 
     def rank_pids(self) -> list[int]:
@@ -69,7 +73,9 @@ class Run:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             if all(file.is_file() and file.read_text() for file in files):
-                return [int(file.read_text()) for file in files]
+                pids = [int(file.read_text()) for file in files]
+                self.segments = segments_of([self.process.pid, *pids])
+                return pids
             assert self.process.poll() is None, self.errors.read_text()
             time.sleep(0.02)
         raise AssertionError(f"the ranks did not start: {self.errors.read_text()}")
@@ -95,13 +101,8 @@ class Run:
 
     def leaves_nothing(self) -> None:
         """Checks shared memory and the arguments' folder."""
-        assert shared_memory_segments() <= self.shared_memory
+        assert left_of(self.segments) == []
         assert list(self.temporary.glob("odm-neox-*")) == []
-
-
-def shared_memory_segments() -> set[str]:
-    """Names in /dev/shm, less the semaphores of multiprocessing, which other programs make too."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
 
 def is_running(pid: int) -> bool:
@@ -160,7 +161,7 @@ def test_kill_9_of_the_launcher_ends_every_rank(start):
     code, seconds = run.ends(pids)
     print(f"kill -9 of deepy.py: {seconds:.2f} s")
     assert code == -signal.SIGKILL
-    assert shared_memory_segments() <= run.shared_memory
+    assert left_of(run.segments) == []
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -263,3 +264,21 @@ def test_the_folder_of_a_killed_launcher_is_removed_by_the_next(start, tmp_path)
         capture_output=True,
     )
     assert list(run.temporary.glob("odm-neox-*")) == []
+
+
+def test_a_segment_that_a_process_holds_is_found_and_seen_as_left():
+    program = (
+        "from multiprocessing import shared_memory\n"
+        "import time\n"
+        "segment = shared_memory.SharedMemory(create=True, size=64)\n"
+        "print(segment.name, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        name = it.stdout.readline().strip()
+        held = segments_of([it.pid])
+        left = left_of(held)
+        it.kill()
+    assert name in held
+    assert left == [name]

@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron.data.data_utils import (
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
-    weights_by_num_docs,
-)
 from megatron.data.indexed_dataset import MMapIndexedDataset, make_builder
-from megatron.data.samplers import DistributedBatchSampler
+from megatron.data.shares import weights_by_num_docs
+from tests.unit.data.test_data_utils import boundaries_of
 
 GOLDEN_FILE = Path(__file__).resolve().parents[2] / "../shared/golden/indexed_dataset.json"
 pytestmark = pytest.mark.skipif(
@@ -53,28 +49,9 @@ def test_reader_reads_the_bytes_of_the_research_code(golden, name, tmp_path):
 
 def test_split_into_documents(golden):
     for case in golden["split"]:
-        assert get_train_valid_test_split_(*case["args"]) == case["out"]
-
-
-def test_normalized_weights_and_sample_counts(golden):
-    for case in golden["normalized_weights_num_samples"]:
-        weights, counts = get_normalized_weights_and_num_samples(*case["args"])
-        assert weights == pytest.approx(case["out"][0], rel=1e-12)
-        assert counts == case["out"][1]
+        assert boundaries_of(*case["args"]) == case["out"]
 
 
 def test_weights_by_number_of_documents(golden):
     for case in golden["weights_by_num_docs"]:
         assert weights_by_num_docs(*case["args"]) == pytest.approx(case["out"], rel=1e-12)
-
-
-def test_distributed_batch_sampler(golden):
-    case = golden["distributed_batch_sampler"]
-    sampler = DistributedBatchSampler(
-        range(case["n"]), case["global_batch"], True, case["rank"], case["world"]
-    )
-    assert len(sampler) == case["len"]
-    assert list(sampler) == case["batches"]
-    sampler.start_iter = 1
-    assert list(sampler) == case["batches_start_iter_1"]
-    assert sampler.start_iter == case["start_iter_after"]

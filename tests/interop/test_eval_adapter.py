@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
+from megatron.errors import EvaluationStopped, TaskError
 from megatron.neox_arguments import ConfigError
 from tests.distributed.runs import REPOSITORY
 from tests.distributed.spawn import run_ranks
@@ -202,10 +201,10 @@ def test_an_empty_prompt_is_continued(ours):
 
 
 def test_a_text_longer_than_the_window_is_refused_with_the_numbers(ours):
-    with pytest.raises(DataError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
+    with pytest.raises(TaskError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
         ours.generate_until([instance("generate_until", "a", {"max_gen_toks": 48})], True)
     long = "0" * 60
-    with pytest.raises(DataError, match="ending of 60 tokens, the model reads 48"):
+    with pytest.raises(TaskError, match="ending of 60 tokens, the model reads 48"):
         ours.loglikelihood([instance("loglikelihood", "a", long)], disable_tqdm=True)
 
 
@@ -242,9 +241,13 @@ def test_lm_evals_own_command_knows_the_model(fields, folder, their_results):
         ("config=/nowhere/a.yml", {"batch_size": 1, "device": "x"}, "a.yml"),
     ],
 )
-def test_wrong_arguments_of_lm_evals_command_are_named(arguments, more, message, ours):
+def test_wrong_arguments_of_lm_evals_command_are_named(arguments, more, message):
+    from megatron.eval_tasks.surroundings import lm_eval_surroundings
+
+    with lm_eval_surroundings():
+        from megatron.eval_tasks.registration import CommandLineAdapter
     with pytest.raises(ConfigError, match=message):
-        type(ours).create_from_arg_string(arguments, more)
+        CommandLineAdapter.create_from_arg_string(arguments, more)
 
 
 def test_the_conversation_is_written_with_the_template_of_the_tokenizers_folder(ours, tmp_path):

@@ -303,9 +303,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 def try_to_evaluate(files: list[str]) -> list[str]:
     """Runs in one process: the text of each error."""
+    from megatron.errors import UserError
     from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
     from megatron.neox_arguments import NeoXArgs, resolve
-    from megatron.runtime.entry_point import USER_ERRORS
     from megatron.runtime.initialize import initialize_megatron
 
     errors = []
@@ -315,7 +315,7 @@ def try_to_evaluate(files: list[str]) -> list[str]:
         initialize_megatron(config, handle_signals=False)
         try:
             evaluate_checkpoint(config)
-        except USER_ERRORS as error:
+        except UserError as error:
             errors.append(str(error))
     return errors
 

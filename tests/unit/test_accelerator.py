@@ -67,11 +67,6 @@ def test_deepspeed_is_told_of_a_machine_without_gpus(monkeypatch):
     assert os.environ["DS_ACCELERATOR"] == "cpu"
 
 
-def test_peak_memory_is_at_least_what_is_resident():
-    stats = accelerator.memory_stats()
-    assert stats["peak_bytes"] >= stats["allocated_bytes"] * 0.9 > 10_000_000
-
-
 def test_subnormal_numbers_are_zero_until_the_run_ends():
     tiny = torch.full((8,), 1e-40)
     accelerator.flush_subnormals()
@@ -84,7 +79,7 @@ def test_subnormal_numbers_are_zero_until_the_run_ends():
 
 def test_every_thread_of_a_run_takes_subnormal_numbers_for_zero():
     target = "tests.unit.test_accelerator:check_all_threads"
-    run_ranks(target, 1, environ={"OMP_NUM_THREADS": "2"})
+    run_ranks(target, 1, environ={"OMP_NUM_THREADS": "2"}, fresh=True)
 
 
 def check_all_threads() -> None:

@@ -18,12 +18,12 @@ from megatron.checkpoint.format import (
     ParameterInfo,
     checkpoint_steps,
     fragment_key,
-    index_checksum,
     latest_step,
     logical_tensors,
     step_folder,
     verify,
 )
+from megatron.checkpoint.index import index_checksum
 from megatron.checkpoint.schema import FORMAT_VERSION
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.engine.state import TrainState

@@ -23,7 +23,7 @@ class Hook(CheckpointHook):
         self.warnings: list[str] = []
         engine = SimpleNamespace(engine=None, loss_scaler_state=lambda: None)
         mixture = SimpleNamespace(state_dict=dict)
-        source = SimpleNamespace(controller=mixture, samples_by_domain={})
+        source = SimpleNamespace(samples_by_domain={})
         config = SimpleNamespace(
             training=SimpleNamespace(),
             derived=SimpleNamespace(save_path=None, is_save_step=lambda step: step % 2 == 0),
@@ -31,7 +31,7 @@ class Hook(CheckpointHook):
             to_dict=dict,
         )
         logger = SimpleNamespace(warning=lambda text, iteration: self.warnings.append(text))
-        parts: tuple[Any, ...] = (engine, source, config, logger)
+        parts: tuple[Any, ...] = (engine, source, mixture, config, logger)
         super().__init__(*parts, moment_names=())
         saver: Any = SimpleNamespace(
             save=lambda _, contents: self.saved.append(contents.state.step), wait=lambda: None

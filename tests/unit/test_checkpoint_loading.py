@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron.checkpoint import format as checkpoint_format
-from megatron.checkpoint.format import index_checksum
+from megatron.checkpoint.index import index_checksum
 from megatron.checkpoint.loading import (
     find_checkpoint,
     load_engine_state,

@@ -232,11 +232,10 @@ def make_hook(save: Path) -> CheckpointHook:
         engine=None,
         loss_scaler_state=dict,
     )
-    source: Any = SimpleNamespace(
-        controller=SimpleNamespace(state_dict=dict), samples_by_domain={"code": 12}
-    )
+    source: Any = SimpleNamespace(samples_by_domain={"code": 12})
+    mixture: Any = SimpleNamespace(state_dict=dict)
     logger: Any = SimpleNamespace(save=lambda step, folder: None, warning=lambda text: None)
-    return CheckpointHook(runner, source, config, logger, moment_names=())
+    return CheckpointHook(runner, source, mixture, config, logger, moment_names=())
 
 
 def test_the_end_is_saved_unless_the_save_folder_holds_it_already(tmp_path):

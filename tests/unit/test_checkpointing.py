@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from megatron.checkpoint.format import fragment_key, verify
-from megatron.checkpoint.schema import FORMAT_VERSION
 from megatron.checkpoint.snapshot import Snapshot, write_snapshot
 from megatron.checkpointing import CheckpointContents, _publish
 from megatron.engine.state import TrainState
@@ -27,7 +26,6 @@ def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_
         moments=(),
     )
     index: dict[str, Any] = {
-        "version": FORMAT_VERSION,
         "layout": {"dp": 1, "tp": 1, "pp": 1},
         "moments": [],
         "parameters": {},

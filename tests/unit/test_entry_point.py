@@ -43,6 +43,8 @@ def test_a_program_that_returns_ends_with_0_and_in_silence():
         ("megatron.neox_arguments", "ConfigError"),
         ("megatron.data.errors", "DataError"),
         ("megatron.errors", "CheckpointError"),
+        ("megatron.errors", "NotFiniteError"),
+        ("megatron.errors", "TaskError"),
         ("megatron.tokenizer", "TokenizerError"),
         ("megatron.tokenizer", "DocumentError"),
         ("megatron.launcher.rank_discovery", "RankDiscoveryError"),

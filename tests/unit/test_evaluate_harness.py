@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-ev
 
 from lm_eval.api.model import TemplateLM
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.harness import evaluation_seed, results_table, run_tasks
 from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.task_selection import load_tasks
@@ -262,7 +262,7 @@ class Picky(Oracle):
     """Does not answer some requests."""
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        raise DataError("loglikelihood: an ending of 65 tokens")
+        raise TaskError("loglikelihood: an ending of 65 tokens")
 
 
 def test_no_task_with_scores_is_no_reason_to_end_in_a_traceback(config, capsys):

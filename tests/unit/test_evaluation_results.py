@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from megatron.engine.domain_sums import DomainLossRecorder, HeldOutSums
 from megatron.engine.state import TrainState
 from megatron.evaluation.losses import DomainResult, averages, evaluate_domains, standard_error
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.measured import evaluation_settings, measured_at
-from megatron.model.loss import DomainLossRecorder
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.reporting import progress_lines
 from megatron.reporting.run_log import RunLogFile
@@ -55,14 +55,12 @@ class Evaluator:
         self.mask = torch.ones(3, 2) if mask is None else torch.tensor(mask)
         self.count = 0
 
-    def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
-        recorder = DomainLossRecorder(num_domains, self.device)
+    def evaluate(self, batches: Any, recorder: DomainLossRecorder) -> None:
         for domain_id, row in batches:
             self.count += 1
             recorder.record(
                 torch.tensor([LOSSES[row]]), self.mask[row : row + 1], torch.tensor([domain_id])
             )
-        return recorder.drain_held_out()
 
 
 def results_of(mask: Any = None) -> dict[str, DomainResult]:
@@ -97,7 +95,8 @@ def test_one_sample_and_no_token_have_no_standard_error():
 
 def test_rounding_never_leaves_a_negative_variance():
     loss = 0.1 * 7
-    sums = np.array([3 * loss, 21.0, 3 * loss * loss, 3 * loss * 7, 147.0]) * (1 - 1e-16)
+    numbers = np.array([3 * loss, 21.0, 3 * loss * loss, 3 * loss * 7, 147.0]) * (1 - 1e-16)
+    sums = HeldOutSums(*torch.from_numpy(numbers))
     assert standard_error(sums, num_samples=3) == pytest.approx(0.0, abs=1e-7)
 
 

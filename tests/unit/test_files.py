@@ -22,6 +22,7 @@ from megatron.files import (
     atomic_writer,
     crc32_of_file,
     fsync_folder,
+    replace_folder,
     write_json_atomic,
     write_text_atomic,
 )
@@ -184,3 +185,37 @@ def test_a_disk_error_while_syncing_a_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output"):
         fsync_folder(tmp_path)
+
+
+@pytest.fixture
+def two_folders(tmp_path) -> tuple[Path, Path]:
+    """A new folder and the one that it is to replace."""
+    new, old = tmp_path / "run.tmp", tmp_path / "run"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "x").write_text(folder.name)
+    return new, old
+
+
+def test_a_folder_takes_the_place_of_another(two_folders, tmp_path):
+    new, old = two_folders
+    (tmp_path / "run.old.tmp").mkdir()  # a crash left it
+    replace_folder(new, old)
+    assert (old / "x").read_text() == "run.tmp"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(two_folders, tmp_path, monkeypatch):
+    new, old = two_folders
+    rename = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if source == new:
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        replace_folder(new, old)
+    assert (old / "x").read_text() == "run"
+    assert sorted(tmp_path.iterdir()) == [old, new]

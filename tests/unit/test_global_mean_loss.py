@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from megatron import training
 from megatron.data.batch import Batch, make_batch
 from megatron.engine import runners
+from megatron.engine.domain_sums import DomainSums
 from megatron.engine.runners import DataParallelRunner, StepResult
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.loss import DomainLossRecorder
 from odm import MixtureController, MixtureSchedule
 from tests.process_group import process_group_of_one
 from tests.unit.model.shapes import small_model
@@ -39,7 +39,7 @@ class AccumulatingEngine:
         self.module = module
         self.num_micro_batches = num_micro_batches
 
-    def __call__(self, *inputs: Any) -> torch.Tensor:
+    def __call__(self, *inputs: Any) -> Any:
         return self.module(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -52,8 +52,8 @@ class AccumulatingEngine:
         return 0.0
 
 
-def model_of(recorder: DomainLossRecorder, *, z_loss: float = 0.0) -> GPT2Model:
-    return GPT2Model(small_model(z_loss=z_loss), seed=5, recorder=recorder).double()
+def model_of(*, z_loss: float = 0.0) -> GPT2Model:
+    return GPT2Model(small_model(z_loss=z_loss), seed=5).double()
 
 
 def batch_of(rows: torch.Tensor) -> Batch:
@@ -76,18 +76,18 @@ def gradients_of(model: GPT2Model) -> dict[str, torch.Tensor]:
 def runner_of(model: GPT2Model, num_micro_batches: int) -> DataParallelRunner:
     engine: Any = AccumulatingEngine(model, num_micro_batches)
     topology: Any = SimpleNamespace(is_last_stage=True, model_rank=0)
-    return DataParallelRunner(engine, model.recorder, topology, None, has_masks=True)
+    return DataParallelRunner(engine, topology, None, num_domains=1, has_masks=True)
 
 
 def train_step(rows: torch.Tensor, micro_batch_size: int, **options: float) -> Any:
-    model = model_of(DomainLossRecorder(1, torch.device("cpu")), **options)
+    model = model_of(**options)
     batches = [batch_of(part) for part in rows.split(micro_batch_size)]
     return runner_of(model, len(batches)).train_step(batches), gradients_of(model)
 
 
 def plain_step(rows: torch.Tensor, *, z_loss: float = 0.0) -> Any:
     """The mean over all tokens whose input is not the end of a document, from whole logits."""
-    model = model_of(DomainLossRecorder(1, torch.device("cpu")))
+    model = model_of()
     logits = model(rows[:, :-1]).flatten(0, 1)
     counts = (rows[:, :-1] != EOD).flatten()
     loss = cross_entropy(logits[counts], rows[:, 1:].flatten()[counts])
@@ -147,5 +147,6 @@ def test_a_batch_without_a_token_that_counts_has_loss_0_and_no_gradient():
     ("loss_sum", "tokens", "mean"), [(30.0, 12.0, 2.5), (7.0, 1.0, 7.0), (0.0, 0.0, 0.0)]
 )
 def test_the_logged_loss_is_the_sum_of_losses_by_the_number_of_tokens(loss_sum, tokens, mean):
-    packed = torch.tensor([loss_sum, 0, tokens, 1, loss_sum, tokens], dtype=torch.float64)
-    assert logged_loss(StepResult(packed, None, skipped=False)) == mean
+    numbers = torch.tensor([loss_sum, 0, tokens, 1], dtype=torch.float64)
+    sums = DomainSums(*numbers.split(1), total=numbers[::2])
+    assert logged_loss(StepResult(sums, None, skipped=False)) == mean

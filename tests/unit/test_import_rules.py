@@ -49,7 +49,6 @@ LIGHT_MODULES = {
     "data.metadata": 0,
     "reporting.run_log": 0,
     "runtime.accelerator": 1,
-    "runtime.agreement": 0,
     "runtime.process_life": 0,
 }
 """Modules that the levels below their package use too."""
@@ -161,6 +160,48 @@ def test_every_package_says_what_is_in_it():
     packages = [path for path in (*LIBRARY, *TOOLS) if path.name == "__init__.py"]
     assert [str(path.parent) for path in packages if not ast.get_docstring(tree(path))] == []
     assert {path.parent for path in (*LIBRARY, *TOOLS)} == {path.parent for path in packages}
+
+
+def test_no_two_modules_import_each_other():
+    """Imports inside functions count; those that only a type checker follows do not."""
+    files = {module_name(path): path for path in (*LIBRARY, *TOOLS)}
+    imported = {
+        name: sorted({i.module for i in imports_of(path)} & files.keys() - {name})
+        for name, path in files.items()
+    }
+    assert circles_of(imported) == []
+
+
+def circles_of(imported: dict[str, list[str]]) -> list[list[str]]:
+    """Lists the groups of modules that lead to each other (Tarjan's algorithm)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    circles = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        stack.append(name)
+        for other in imported[name]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == order[name]:
+            circle = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(circle) > 1:
+                circles.append(sorted(circle))
+
+    for name in imported:
+        if name not in order:
+            visit(name)
+    return circles
+
+
+def test_a_circle_of_imports_is_found():
+    imported = {"a": ["b"], "b": ["c", "d"], "c": ["a"], "d": ["e"], "e": []}
+    assert circles_of(imported) == [["a", "b", "c"]]
 
 
 def modules_with_public_names() -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import signals
 from tests.generation_runs import write_run, write_talking_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,7 @@ def _take_terminal() -> None:
     import fcntl
     import termios
 
+    signals.take_defaults()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -19,6 +19,7 @@ from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.runtime import process_life
+from tests import signals
 from tests.tiny import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -415,13 +416,12 @@ def test_dry_run_on_several_hosts_prints_the_runners_command(files, tmp_path, ca
 @pytest.fixture
 def stop_handlers():
     """Installs the handlers and takes them away again."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    previous = {number: signal.getsignal(number) for number in numbers}
-    process_life.handle_stop_signals()
-    yield
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.defaults():
+        process_life.handle_stop_signals()
+        yield
     process_life.reset_stop_request()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -461,7 +461,11 @@ def test_a_second_signal_kills_a_run_and_the_launcher_tells_so(number, code):
         "sys.exit(supervisor.Supervisor([command], grace_seconds=60, report=print).run())\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-u", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=signals.take_defaults,
     ) as launcher:
         assert launcher.stdout is not None
         assert launcher.stdout.readline() == "up\n"

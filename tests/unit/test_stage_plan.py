@@ -146,7 +146,6 @@ def build_pipelines() -> dict[str, dict[str, Any]]:
                 topology,
                 TensorParallel(),
                 seed=1,
-                recorder=None,
                 partition_method=method,
             )
             found[f"{name} {method}"] = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.data.errors import DataError
+from megatron.errors import NotFiniteError
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.reader import BatchReader
 from megatron.generation.sampling import SamplingParameters, sample_generator
@@ -239,7 +239,7 @@ def test_training_goes_on_after_generation_that_made_the_table_of_angles_grow():
     run(model, [3, 41, 59], maximum_tokens=8)
     model.train()
     tokens = torch.tensor([[3, 41, 59]])
-    model(tokens, tokens, torch.ones(1, 3)).backward()
+    model(tokens, tokens, torch.ones(1, 3))[0].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -248,5 +248,5 @@ def test_logits_that_are_not_finite_end_the_generation_in_one_line(penalty):
     model = build()
     with torch.no_grad():
         model.get_parameter("6.final_linear.weight")[3, 0] = float("nan")
-    with pytest.raises(DataError, match=r"^generation: the model's logits are not finite"):
+    with pytest.raises(NotFiniteError, match=r"^generation: the model's logits are not finite"):
         run(model, [1, 2], sampling=SamplingParameters(repetition_penalty=penalty))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from megatron.engine import runners
+from megatron.engine.domain_sums import DomainSums
 from megatron.engine.runners import StepResult
 from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
@@ -34,17 +35,13 @@ def one_rank() -> Iterator[None]:
 
 
 class Source:
-    """Plans eight samples a step; its batches are the plan itself."""
+    """Batches of eight samples, which are the plan itself."""
 
     seq_length = 4
     samples_per_epoch = 100
 
-    def __init__(self, mixture: MixtureController, batch_size: int = 8) -> None:
-        self.mixture = mixture
+    def __init__(self, batch_size: int = 8) -> None:
         self.global_batch_size = batch_size
-
-    def draw(self, step: int) -> Any:
-        return self.mixture.draw(step, self.global_batch_size)
 
     def batches(self, draw: Any) -> Any:
         return draw
@@ -65,10 +62,15 @@ class Runner:
         odd = self.at_step if draw.step == self.at_step.get("step", 3) else {}
         counts = torch.tensor([float((draw.domains == k).sum()) for k in range(2)]).double()
         losses = torch.tensor([2.0, odd.get("loss", 2.0)], dtype=torch.float64)
-        sums = torch.stack((losses * counts, losses**2 * counts, counts, counts)).flatten()
-        mean = (losses * counts).sum() / counts.sum()
+        loss_sums = losses * counts
         return StepResult(
-            domain_sums=torch.cat((sums, torch.tensor([mean, 1.0], dtype=torch.float64))),
+            sums=DomainSums(
+                loss_sum=loss_sums,
+                loss_sq_sum=losses * loss_sums,
+                token_count=counts,
+                sample_count=counts,
+                total=torch.stack((loss_sums.sum(), counts.sum())),
+            ),
             grad_norm=odd.get("grad_norm", 1.0),
             skipped=odd.get("skipped", False),
         )
@@ -84,7 +86,7 @@ class Seen(Hook):
 
 def run(runner: Any, *hooks: Hook, last_step: int = 5, **options: Any) -> TrainState:
     mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
-    source: Any = Source(mixture)
+    source: Any = Source()
     return train(
         runner,
         source,
@@ -156,7 +158,7 @@ def test_a_run_whose_every_step_is_skipped_ends():
     step = runner.train_step
 
     def skip(draw: Any) -> StepResult:
-        return StepResult(step(draw).domain_sums, math.inf, skipped=True)
+        return StepResult(step(draw).sums, math.inf, skipped=True)
 
     runner.train_step = skip  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match=f"of {MAX_CONSECUTIVE_SKIPS} steps in a row"):
@@ -185,10 +187,9 @@ class EvaluatingRunner(Runner):
         super().__init__()
         self.evaluated = 0
 
-    def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
+    def evaluate(self, batches: Any, recorder: Any) -> None:
         for _ in batches:
             self.evaluated += 1
-        return torch.ones(5, num_domains)
 
 
 def evaluation_hook(runner: Any, logged: list[tuple[str, int]]) -> EvaluationHook:
@@ -238,7 +239,7 @@ def test_shares_of_batches_stay_true_when_the_batch_size_changes():
     logger: Any = SimpleNamespace(train=records.append)
     state = TrainState()
     for batch_size, last_step in ((4, 10), (16, 12)):
-        source: Any = Source(mixture, batch_size)
+        source: Any = Source(batch_size)
         hook = LoggingHook(logger, source, mixture, interval=1)
         runner: Any = Runner()
         train(
@@ -260,7 +261,7 @@ def logged_records(
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
     hook = LoggingHook(logger, source, mixture, interval=interval)
 
@@ -301,7 +302,7 @@ def test_the_last_iteration_is_logged_before_other_hooks_save_and_evaluate():
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     calls: list[Any] = []
     logger: Any = SimpleNamespace(train=lambda record: calls.append(f"log {record.iteration}"))
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
 
     class Save(Hook):
@@ -324,7 +325,7 @@ def test_a_record_holds_the_last_losses_and_their_means_since_the_record_before(
     mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     hook = LoggingHook(logger, source, mixture, interval=2)
     state = TrainState(consumed_samples=8)
     steps = (([5.0, 1.0], [4, 4]), ([3.0, 0.0], [12, 0]), ([2.0, 0.0], [4, 0]), ([4.0, 0], [4, 0]))
@@ -375,7 +376,7 @@ def test_the_estimate_of_each_method_has_the_name_of_the_research_code(method, n
     mixture = MixtureController(DOMAINS, method, MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
-    source: Any = Source(mixture)
+    source: Any = Source()
     runner: Any = Runner()
     train(
         runner,

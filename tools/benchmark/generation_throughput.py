@@ -5,8 +5,11 @@ Both continue the same random prompts greedily, runs interleaved, each side in a
 that waits while the other runs. Prints the ratios, whether the tokens are equal, and the share of
 the memory's own read rate at which our weights are read: each step of a batch reads them all once,
 which is the limit of small batches. The read rate is that of a sum over a large tensor.
+``--without frozen`` compares our generation with itself without `frozen_weights` instead, in one
+process, by processor time, which other programs on the machine change little.
 
     python -m tools.benchmark.generation_throughput [--shapes 14M 70M] [--batches 1 8] [--runs 5]
+    OMP_NUM_THREADS=1 python -m tools.benchmark.generation_throughput --without frozen
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +87,8 @@ def our_side(shape_name: str) -> dict[str, Callable[..., Any]]:
 
     return {
         "run": lambda batch: _timed(generate, batch),
+        "whole": lambda batch: _processor_seconds(generate, batch),
+        "without": lambda batch: _without_frozen(_processor_seconds, generate, batch),
         "weight_bytes": weight_bytes,
         "read_rate": read_rate,
     }
@@ -173,14 +179,52 @@ def compare(shape_name: str, batches: list[int], runs: int) -> None:
         worker.close()
 
 
+def _processor_seconds(action: Callable[..., Any], *arguments: Any) -> float:
+    start = time.process_time()
+    action(*arguments)
+    return time.process_time() - start
+
+
+def _without_frozen(action: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls ``action``; no batch of it is long enough to lay out weights."""
+    from megatron.generation import batch
+
+    worth = batch._STEPS_WORTH_FREEZING
+    batch._STEPS_WORTH_FREEZING = sys.maxsize
+    try:
+        return action(*arguments)
+    finally:
+        batch._STEPS_WORTH_FREEZING = worth
+
+
+def compare_without(shape_name: str, batches: list[int], runs: int) -> None:
+    """Prints how long our generation takes without `frozen_weights`; above 1 where they win."""
+    worker = Worker(our_side, shape_name)
+    for batch in batches:
+        turns = [[worker.ask(way, batch) for way in ("without", "whole")] for _ in range(1 + runs)][
+            1:
+        ]
+        without, whole = map(min, zip(*turns, strict=True))
+        print(
+            f"{shape_name}, batch {batch}: without frozen weights "
+            f"{statistics.median(one / other for one, other in turns):.2f} (median of turns), "
+            f"{without / whole:.2f} (best against best) of {whole:.2f} s"
+        )
+    worker.close()
+
+
 def main() -> None:
     """Parses the command line and prints the figures of each shape."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--without", choices=["frozen"])
     args = parser.parse_args()
     for name in args.shapes:
+        if args.without:
+            compare_without(name, args.batches, args.runs)
+            continue
         compare(name, args.batches, args.runs)
 
 

@@ -3,7 +3,7 @@
 
 Runs the project's training loop on the demo's model with a stop-watch around each part:
 
-- plan: which domain and sample every slot reads (`MixedBatches.draw`);
+- plan: which domain and sample every slot reads (`MixtureController.draw`);
 - record: per-domain sums of all micro-batches (`DomainLossRecorder.record`);
 - reduce: packing, all-reduce and unpacking of these sums (`reduce_step`). There is one process, so
   the all-reduce does not communicate;
@@ -105,10 +105,10 @@ class LossOnlyRunner:
 
     loss_scale = None
 
-    def __init__(self, recorder: Any, *, micro_batch_size: int, seq_length: int):
+    def __init__(self, num_domains: int, *, micro_batch_size: int, seq_length: int):
         import torch
 
-        self._recorder = recorder
+        self._num_domains = num_domains
         self._nll = 3.0 + torch.rand(micro_batch_size, seq_length)
         self._mask = torch.ones_like(self._nll)
 
@@ -119,11 +119,13 @@ class LossOnlyRunner:
         """Records all micro-batches of a plan."""
         import torch
 
+        from megatron.engine.domain_sums import DomainLossRecorder
         from megatron.engine.runners import StepResult
 
+        recorder = DomainLossRecorder(self._num_domains, self._nll.device)
         for domain_ids in torch.from_numpy(draw.domains).split(len(self._nll)):
-            self._recorder.record(self._nll, self._mask, domain_ids)
-        return StepResult(domain_sums=self._recorder.drain(), grad_norm=1.0, skipped=False)
+            recorder.record(self._nll, self._mask, domain_ids)
+        return StepResult(sums=recorder.sums(), grad_norm=1.0, skipped=False)
 
 
 def demo_settings() -> dict[str, Any]:
@@ -135,39 +137,39 @@ def demo_settings() -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not key.startswith(left_out)}
 
 
-def mixed_source(run: Any, num_domains: int) -> Any:
-    """A source of ``num_domains`` domains that all read one data set of ``run``."""
+def mixed_source(run: Any, num_domains: int) -> tuple[Any, Any]:
+    """Data of ``num_domains`` domains that all read one data set of ``run``, and their mixture."""
     from megatron.data.mixed_batches import MixedBatches
     from odm import MixtureController, MixtureSchedule
 
     names = [f"domain_{k:04d}" for k in range(num_domains)]
     derived = run.config.derived
     dataset = run.source._datasets[0]
-    return MixedBatches(
+    source = MixedBatches(
         [NamedData(dataset, name) for name in names],
-        MixtureController(names, "smoothed_mean", MixtureSchedule(1, num_domains)),
         dp_rank=0,
         dp_size=1,
         micro_batch_size=derived.micro_batch_size,
         gradient_accumulation_steps=derived.gradient_accumulation_steps,
-        run_length=derived.micro_batch_size,
         eod_token=0,
         vocab_size=VOCAB_SIZE,
     )
+    return source, MixtureController(names, "smoothed_mean", MixtureSchedule(1, num_domains))
 
 
 @contextmanager
-def stopped_parts(watch: Stopwatch, source: Any, recorder: Any, hook: Any) -> Iterator[None]:
+def stopped_parts(watch: Stopwatch, mixture: Any, hook: Any) -> Iterator[None]:
     """Puts the stop-watch around the parts of the loop, until the context ends."""
     from megatron import training
+    from megatron.engine.domain_sums import DomainLossRecorder
 
     with (
-        mock.patch.object(source, "draw", watch.timed("plan", source.draw)),
-        mock.patch.object(recorder, "record", watch.timed("record", recorder.record)),
-        mock.patch.object(training, "reduce_step", watch.timed("reduce", training.reduce_step)),
+        mock.patch.object(mixture, "draw", watch.timed("plan", mixture.draw)),
         mock.patch.object(
-            source.controller, "observe", watch.timed("observe", source.controller.observe)
+            DomainLossRecorder, "record", watch.timed("record", DomainLossRecorder.record)
         ),
+        mock.patch.object(training, "reduce_step", watch.timed("reduce", training.reduce_step)),
+        mock.patch.object(mixture, "observe", watch.timed("observe", mixture.observe)),
         mock.patch.object(hook, "after_step", watch.timed("log", hook.after_step)),
     ):
         yield
@@ -178,21 +180,18 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
     from megatron.engine.state import TrainState
     from megatron.hooks.base import Hook
     from megatron.hooks.logging import LoggingHook
-    from megatron.model.loss import DomainLossRecorder
     from megatron.reporting.run_logger import RunLogger
     from megatron.reporting.writers import ConsoleWriter
-    from megatron.runtime import accelerator
     from megatron.training import train
 
-    source = mixed_source(run, num_domains)
-    recorder = DomainLossRecorder(num_domains, accelerator.device())
+    source, mixture = mixed_source(run, num_domains)
     runner = run.runner
     if with_model:
-        runner.recorder = runner.engine.module.recorder = recorder
+        runner.num_domains = num_domains
     else:
         source.batches = lambda draw: draw
         runner = LossOnlyRunner(
-            recorder,
+            num_domains,
             micro_batch_size=run.config.derived.micro_batch_size,
             seq_length=source.seq_length,
         )
@@ -204,9 +203,9 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
 
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         logger = RunLogger(run.config, 0, console=ConsoleWriter(nowhere))
-        hook = LoggingHook(logger, source, source.controller, interval=1)
-        measured = replace(run, source=source, runner=runner, state=TrainState())
-        with stopped_parts(watch, source, recorder, hook):
+        hook = LoggingHook(logger, source, mixture, interval=1)
+        measured = replace(run, source=source, mixture=mixture, runner=runner, state=TrainState())
+        with stopped_parts(watch, mixture, hook):
             train(
                 hooks=[hook, Lap()],
                 last_step=WARMUP_ITERATIONS + iterations,

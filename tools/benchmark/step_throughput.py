@@ -5,7 +5,7 @@ Both train the same shape on the same number of tokens with fused AdamW in fp32,
 Ours is the whole step as `train.py` runs it: plan, batch, DeepSpeed engine, per-domain
 losses, update of the mixture, optimizer. Theirs is forward, loss, backward, clip, optimizer on a
 batch that is ready. A third side computes nothing but the matrix products of a step, as plain
-``torch.mm`` and as our layers do: the machine's own rate at the model's shapes. Each side has a
+``torch.mm``: the machine's own rate at the model's shapes. Each side has a
 process of its own and waits while another runs. Prints the ratio, the rates, the share of them that
 our step reaches, peak memory, and (``--profile``) where our step spends its time.
 
@@ -116,37 +116,26 @@ def their_step(shape: Shape):
     return step
 
 
-def product_seconds(shape: Shape) -> dict[str, Callable[[], float]]:
-    """Way -> a function that computes a step's products of weights, and returns its seconds.
+def product_seconds(shape: Shape) -> Callable[[], float]:
+    """Returns a function that computes a step's products of weights, and returns its seconds.
 
     Products of a kind are computed once and counted as often as there are layers.
     """
     import torch
 
-    from megatron.model.cpu.matrix_products import linear_product
-
     tokens, h = BATCH * SEQ_LENGTH, shape.hidden_size
     # (inputs, outputs, how often) of a layer
     layers = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
     counted = [(*layer, shape.num_layers) for layer in layers] + [(h, VOCAB_SIZE, 1)]
-    ways: dict[str, list[tuple[int, Callable[[], object]]]] = {"torch.mm": [], "our layers": []}
+    products: list[tuple[int, Callable[[], object]]] = []
     for inputs, outputs, count in counted:
         rows, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
         grad = torch.randn(tokens, outputs)
         operands = ((rows, weight.t()), (grad, weight), (grad.t(), rows))
-        plain = [functools.partial(torch.mm, *pair, out=pair[0] @ pair[1]) for pair in operands]
-        ours = [
-            functools.partial(linear_product, rows, weight),
-            functools.partial(linear_product, grad, weight.t()),
-            plain[2],
+        products += [
+            (count, functools.partial(torch.mm, *pair, out=pair[0] @ pair[1])) for pair in operands
         ]
-        for way, products in zip(ways.values(), (plain, ours), strict=True):
-            way.extend((count, product) for product in products)
-
-    def total(way: str) -> float:
-        return sum(count * seconds_of(product) for count, product in ways[way])
-
-    return {way: functools.partial(total, way) for way in ways}
+    return lambda: sum(count * seconds_of(product) for count, product in products)
 
 
 def our_side(shape_name: str) -> Answers:
@@ -180,7 +169,7 @@ def products_side(shape_name: str) -> Answers:
 
     accelerator.prepare_environment()
     accelerator.keep_freed_memory()
-    return {**product_seconds(SHAPES[shape_name]), "end": lambda: None}
+    return {"step": product_seconds(SHAPES[shape_name]), "end": lambda: None}
 
 
 def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
@@ -245,9 +234,7 @@ def compare(name: str, steps: int, profile: bool) -> None:
         "theirs": Worker(their_side, name),
         "products": Worker(products_side, name),
     }
-    ways = ("torch.mm", "our layers")
-    requests = [("ours", "step"), ("theirs", "step"), *(("products", way) for way in ways)]
-    ours, theirs, *products = measure(sides, requests, steps)
+    ours, theirs, products = measure(sides, [(side, "step") for side in sides], steps)
     tokens = BATCH * SEQ_LENGTH
     print(f"{name}: batch {BATCH} x {SEQ_LENGTH}, fp32, {os.cpu_count()} cores")
     for who, times in (("ours", ours), ("theirs", theirs)):
@@ -257,12 +244,10 @@ def compare(name: str, steps: int, profile: bool) -> None:
         )
     print(f"  ratio  {_ratio(theirs, ours)}")
     flops = shape.matrix_flops_per_token * tokens
-    for way, seconds in zip(ways, products, strict=True):
-        rate = flops / statistics.median(seconds) / 1e9
-        print(
-            f"  products alone by {way:<10} {rate:4.0f} GFLOPS (median), "
-            f"{flops / min(seconds) / 1e9:4.0f} (best); our step reaches {_ratio(seconds, ours)}"
-        )
+    print(
+        f"  products alone {flops / statistics.median(products) / 1e9:4.0f} GFLOPS (median), "
+        f"{flops / min(products) / 1e9:4.0f} (best); our step reaches {_ratio(products, ours)}"
+    )
     if profile:
         print(sides["ours"].ask("profile"))
     for worker in sides.values():

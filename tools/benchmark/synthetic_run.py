@@ -18,6 +18,7 @@ from megatron.engine.state import TrainState
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import NeoXArgs, RunConfig, resolve
 from megatron.tokenizer import AbstractTokenizer
+from odm import MixtureController
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SyntheticRun:
     config: RunConfig
     runner: StepRunner
     source: MixedBatches
+    mixture: MixtureController
     state: TrainState
 
     def loop_arguments(self) -> dict[str, Any]:
@@ -42,7 +44,8 @@ class SyntheticRun:
         return {
             "runner": self.runner,
             "source": self.source,
-            "mixture": self.source.controller,
+            "mixture": self.mixture,
+            "run_length": self.config.derived.mixing_run_length,
             "state": self.state,
             "learning_rate_of": learning_rate_schedule(self.config),
         }
@@ -97,7 +100,7 @@ def make_run(folder: Path, *, vocab_size: int, num_domains: int, settings: dict)
     }
     config = resolve(NeoXArgs.from_dict(values), world_size=1)
     tokens = RandomTokens(vocab_size)
-    source = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokens)
+    source, mixture = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokens)
     loaded = build_runner(
         config,
         cast(AbstractTokenizer, tokens),  # nothing here turns text into tokens
@@ -105,4 +108,4 @@ def make_run(folder: Path, *, vocab_size: int, num_domains: int, settings: dict)
         num_domains=num_domains,
         say=lambda text: None,
     )
-    return SyntheticRun(config, loaded.runner, source, loaded.state)
+    return SyntheticRun(config, loaded.runner, source, mixture, loaded.state)

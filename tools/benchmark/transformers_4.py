@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron.checkpoint.format import CheckpointReader
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from tools.checkpoints.single_process import find_source
 from tools.hf.exporting import ExportOptions, export
 from tools.hf.network import filled_model, true_vocab_size
@@ -140,7 +140,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             environment = Path(args.venv or f"{folder}/venv").absolute()
             return check(source, environment, args.tolerance, Path(folder))
-    except (CheckpointError, OSError, ValueError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,22 +15,14 @@ from megatron.checkpoint.foreign import foreign_checkpoint_problem
 from megatron.checkpoint.format import (
     ParameterInfo,
     checkpoint_steps,
-    config_names,
     fragment_key,
-    index_checksum,
     latest_step,
     step_folder,
 )
-from megatron.checkpoint.schema import FORMAT_VERSION
+from megatron.checkpoint.index import config_names, file_facts, index_entry, write_index
 from megatron.checkpoint.tensor_files import write_tensors
-from megatron.errors import CheckpointError
-from megatron.files import (
-    crc32_of_file,
-    flush_to_disk,
-    fsync_folder,
-    write_json_atomic,
-    write_text_atomic,
-)
+from megatron.errors import CheckpointError, UserError
+from megatron.files import flush_to_disk, replace_folder, write_text_atomic
 
 __all__ = [
     "LAYOUT",
@@ -39,7 +30,6 @@ __all__ = [
     "groups_by_size",
     "parse_size",
     "step_folder_to_make",
-    "sync_file",
     "write_checkpoint",
 ]
 
@@ -116,15 +106,15 @@ def write_checkpoint(
     temporary.mkdir(parents=True)
     try:
         index = _write_tensors(temporary, parameters, read, moment_names, max_file_size)
-        for name in (*add_files(temporary), *config_names(temporary)):
-            index["files"][name] = sync_file(temporary / name)
-        write_json_atomic(temporary / "index.json", {**index, "crc32": index_checksum(index)})
-        fsync_folder(temporary)
-        os.replace(temporary, final)
+        others = tuple(add_files(temporary))
+        for name in (*others, *config_names(temporary)):
+            with (temporary / name).open("rb+") as stream:
+                flush_to_disk(stream)
+        write_index(temporary, **index, others=others)
+        replace_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    fsync_folder(final.parent)
     if final != output:
         write_text_atomic(output / "latest", final.name)
     return final
@@ -137,11 +127,8 @@ def _write_tensors(
     moment_names: tuple[str, ...],
     max_file_size: int | None,
 ) -> dict[str, Any]:
-    """Writes all tensors and returns the index without the other files."""
-    entries: dict[str, dict[str, Any]] = {
-        name: {"shape": info.shape, "tp_dim": info.tp_dim, "extent": info.extent, "fragments": []}
-        for name, info in parameters.items()
-    }
+    """Writes all tensors and returns what `write_index` takes of them."""
+    entries = {name: index_entry(info) for name, info in parameters.items()}
     files: dict[str, dict[str, int]] = {}
     item_size = 4 * (1 + len(moment_names))
     sizes = {name: item_size * math.prod(info.shape) for name, info in parameters.items()}
@@ -155,11 +142,10 @@ def _write_tensors(
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))
         write_tensors(folder / file, tensors)
-        files[file] = sync_file(folder / file)
+        files[file] = file_facts(folder / file)
     return {
-        "version": FORMAT_VERSION,
         "layout": LAYOUT,
-        "moments": list(moment_names),
+        "moments": moment_names,
         "parameters": entries,
         "files": files,
     }
@@ -179,18 +165,11 @@ def groups_by_size(sizes: Mapping[str, int], limit: int | None) -> Iterator[list
         yield group
 
 
-def sync_file(path: Path) -> dict[str, int]:
-    """Size and checksum for the index, once the file is on the disk."""
-    with path.open("rb+") as stream:
-        flush_to_disk(stream)
-    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
-
-
 def parse_size(text: str, flag: str = "--max_file_size") -> int:
     """Bytes of ``5GB``, ``200MiB`` or ``1000``; capitals do not matter.
 
     Raises:
-        ValueError: For anything else, naming the ``flag``.
+        UserError: For anything else, naming the ``flag``.
     """
     match = re.fullmatch(r"([0-9.]+) *([kmg]i?)?b?", text.strip().lower())
     try:
@@ -198,5 +177,5 @@ def parse_size(text: str, flag: str = "--max_file_size") -> int:
     except ValueError:  # such as 1.2.3
         size = 0
     if size < 1:
-        raise ValueError(f"{flag}: must be a size such as 5GB, got {text!r}")
+        raise UserError(f"{flag}: must be a size such as 5GB, got {text!r}")
     return size

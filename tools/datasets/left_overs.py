@@ -10,12 +10,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, so nothing is removed there
-    fcntl = None  # type: ignore[assignment]
+from megatron.files import take_lock
 
 
 def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
@@ -26,10 +22,12 @@ def remove_left_overs(path: Path, *, tell: Callable[[str], None]) -> None:
         tell: Receives one message per file that was removed.
     """
     for found in _temporaries_of(path):
-        with contextlib.suppress(OSError), found.open("r+b") as file:  # perhaps another user's
+        # held, another user's, or on a file system without locks
+        with contextlib.suppress(OSError), found.open("r+b") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             # one that is empty may be about to be locked: see `locked_temporaries`
-            if size_bytes > 0 and _take_lock(file):
+            if size_bytes > 0:
+                take_lock(file)
                 found.unlink()
                 tell(f"removed {found}, {size_bytes / 1e6:.1f} MB that a killed run left there")
 
@@ -42,7 +40,9 @@ def locked_temporaries(path: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for found in _temporaries_of(path, process=str(os.getpid())):
-            _take_lock(stack.enter_context(found.open("r+b")))
+            file = stack.enter_context(found.open("r+b"))
+            with contextlib.suppress(OSError):  # without locks no run removes it either
+                take_lock(file)
         yield
 
 
@@ -51,13 +51,3 @@ def _temporaries_of(path: Path, *, process: str = r"\d+") -> list[Path]:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{process}-[0-9a-f]+\.tmp")
     candidates = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
     return sorted(found for found in candidates if pattern.fullmatch(found.name))
-
-
-def _take_lock(file: IO[bytes]) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks
-        return False
-    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from megatron.checkpoint.format import CheckpointReader, verify
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.errors import CheckpointError
-from megatron.files import flush_to_disk, fsync_folder, write_json_atomic
+from megatron.files import flush_to_disk, replace_folder, write_json_atomic
 from megatron.model.config import ModelConfig
 from megatron.tokenizer import AbstractTokenizer
 from tools.checkpoints.single_process import groups_by_size
@@ -106,7 +105,7 @@ def export(
                 flush_to_disk(stream)
         if options.verifies:
             _verify(opened, temporary, options, say)
-        _publish(temporary, output)
+        replace_folder(temporary, output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -247,19 +246,3 @@ def _check_output(output: Path, overwrite: bool) -> None:
                 f"{output}: contains {name!r}, which no export writes; --overwrite replaces only "
                 "exports; choose another --output_dir"
             )
-
-
-def _publish(temporary: Path, output: Path) -> None:
-    fsync_folder(temporary)
-    retired = output.with_name(output.name + ".old.tmp")
-    shutil.rmtree(retired, ignore_errors=True)
-    if output.exists():
-        os.replace(output, retired)
-    try:
-        os.replace(temporary, output)
-    except OSError:
-        if retired.exists():
-            os.replace(retired, output)
-        raise
-    fsync_folder(output.parent)
-    shutil.rmtree(retired, ignore_errors=True)

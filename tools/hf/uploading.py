@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.errors import UserError
+
 __all__ = ["CARD_NAME", "Upload", "UploadError", "files_of", "read_token", "scrub", "upload"]
 
 CARD_NAME = "README.md"
@@ -21,7 +23,7 @@ _REASONS = {
 }
 
 
-class UploadError(RuntimeError):
+class UploadError(UserError):
     """An upload that did not happen; one line, without the token."""
 
 

@@ -1,1 +1,1 @@
-"""Kernels that only a CPU needs: float32 matrix products and attention."""
+"""What only a CPU needs: weights laid out for its products."""

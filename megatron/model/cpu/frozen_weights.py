@@ -1,18 +1,20 @@
 """Weights that do not change for a while, laid out once for the products that read them.
 
-A token at a time, a product is as fast as its weight is read. On a CPU oneDNN reads its own blocks
-several times as fast as MKL reads rows (`tools/benchmark/generation_throughput.py` prints the share
-of the memory's rate), and making them costs about as much as five such products.
+A few rows at a time, a product is as fast as its weight is read. On a CPU oneDNN reads its own
+blocks faster than MKL reads rows, and making them costs about as much as five such products.
+``python -m tools.benchmark.generation_throughput --without frozen`` prints what they are worth.
+Training multiplies many rows by weights that change each step: there oneDNN wins nothing over MKL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.cpu.matrix_products import has_repeated_product, repeated_product
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.output_layer import OutputLayer
 
@@ -23,6 +25,16 @@ _SMALLEST = 1 << 18
 
 _NUM_ROWS = 64
 """What the blocks are laid out for; blocks for one row are rows, and twice as slow for it."""
+
+
+def _has_blocks() -> bool:
+    operators = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(operators, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+
+
+_HAS_BLOCKS = _has_blocks()
 
 
 @contextmanager
@@ -42,7 +54,7 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
             continue
         weight, bias = module.product_operands()
         if module.product is None and _is_worth_it(weight):
-            module.product = repeated_product(weight.detach(), _NUM_ROWS, bias)
+            module.product = _product(weight.detach(), bias)
             changed.append(module)
     try:
         yield
@@ -52,4 +64,21 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _is_worth_it(weight: Tensor) -> bool:
-    return has_repeated_product(weight, _NUM_ROWS) and weight.numel() >= _SMALLEST
+    return (
+        _HAS_BLOCKS
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.numel() >= max(1, _SMALLEST)  # a rank may hold no token of the vocabulary
+    )
+
+
+def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """``F.linear`` with this weight (m, k), without gradients."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _NUM_ROWS)
+
+    def product(rows: Tensor) -> Tensor:
+        if not rows.numel():
+            return F.linear(rows, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+
+    return product

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from megatron.errors import name_hint
 
 from ..coerce import Mismatch, coerce, describe
 from ..errors import shown
@@ -69,7 +70,7 @@ def check_deepspeed(draft: Draft) -> None:
             if key in kinds:
                 _check_type(draft, name, f"{name}.{key}", value, kinds[key])
             else:
-                draft.issues.add(name, f"unknown key '{name}.{key}'; {_nearest(key, kinds)}")
+                draft.issues.add(name, f"unknown key '{name}.{key}'; {name_hint(key, kinds)}")
     for key, value in (draft["deepspeed_extra_args"] or {}).items():
         _check_extra(draft, str(key), value)
 
@@ -94,7 +95,7 @@ def _check_extra(draft: Draft, key: str, value: Any) -> None:
     elif key in _COMPUTED:
         draft.issues.add(owner, f"{name} would replace a computed value; remove it")
     elif key not in EXTRA_KEYS:
-        draft.issues.add(owner, f"unknown key '{name}'; {_nearest(key, EXTRA_KEYS)}")
+        draft.issues.add(owner, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")
 
 
 def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> bool:
@@ -104,8 +105,3 @@ def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> b
         draft.issues.add(owner, f"{name} must be {describe(kind)}, got {shown(value)}")
         return False
     return True
-
-
-def _nearest(key: Any, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"

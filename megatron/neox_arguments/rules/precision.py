@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from megatron.errors import name_hint
 
 from ..coerce import parse_number
 from ..errors import shown
@@ -134,18 +135,13 @@ def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
     written = draft[name] or {}
     section = {key: parse_number(value) for key, value in written.items() if value is not None}
     for key in section:
-        draft.require(key in known, name, f"unknown key '{name}.{key}'; {_nearest(key, known)}")
+        draft.require(key in known, name, f"unknown key '{name}.{key}'; {name_hint(key, known)}")
     if section and "enabled" not in section:
         draft.issues.add(name, f"{name} needs 'enabled: true' or 'enabled: false'")
     if not isinstance(section.get("enabled", False), bool):
         draft.issues.add(name, f"{name}.enabled must be true or false, got {section['enabled']!r}")
         section["enabled"] = False
     return section
-
-
-def _nearest(key: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(key), sorted(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
 
 
 def _loss_scale(draft: Draft, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +188,7 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
         draft.require(
             key in ZERO_KEYS,
             "zero_optimization",
-            f"unknown key 'zero_optimization.{key}'; {_nearest(key, ZERO_KEYS)}",
+            f"unknown key 'zero_optimization.{key}'; {name_hint(key, ZERO_KEYS)}",
         )
     for copy_key, key in _COPIES.items():
         value = draft[copy_key]

@@ -8,13 +8,12 @@ import pytest
 from megatron.data.data_utils import (
     build_evaluation_source,
     build_train_source,
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
     weights_by_num_docs,
 )
 from megatron.data.errors import DataError
 from megatron.data.metadata import DatasetMetadata, TokenizerIdentity, write_metadata
 from megatron.data.open_files import reserve_open_files
+from megatron.data.shares import split_boundaries
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 
 TOKENIZER = SimpleNamespace(eod=0, vocab_size=500)
@@ -50,9 +49,13 @@ def paths(write_dataset, tmp_path):
     return lists
 
 
+def build_training(config, *, tokenizer=TOKENIZER):
+    return build_train_source(config, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+
+
 def build(config, split="train", *, tokenizer=TOKENIZER):
     if split == "train":
-        return build_train_source(config, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
+        return build_training(config, tokenizer=tokenizer)[0]
     return build_evaluation_source(config, split, dp_rank=0, dp_size=2, tokenizer_info=tokenizer)
 
 
@@ -66,18 +69,17 @@ def build(config, split="train", *, tokenizer=TOKENIZER):
     ],
 )
 def test_the_mode_decides_how_many_slots_share_a_domain(paths, keys, run_length):
-    source = build(make_config(**paths, **keys))
-    assert source.domains == DOMAINS
+    config = make_config(**paths, **keys)
+    source, mixture = build_training(config)
+    assert source.domains == tuple(mixture.domains) == DOMAINS
     assert source.global_batch_size == 8
-    for step in range(1, 10):
-        runs = source.draw(step).domains.reshape(-1, run_length)
-        assert (runs == runs[:, :1]).all()
-    batches = list(source.batches(source.draw(10)))
+    assert config.derived.mixing_run_length == run_length
+    batches = list(source.batches(mixture.draw(10, 8, run_length)))
     assert [tuple(batch.tokens.shape) for batch in batches] == [(2, 4), (2, 4)]
 
 
 def test_the_configured_method_gets_its_options(paths):
-    source = build(
+    _, mixture = build_training(
         make_config(
             **paths,
             use_named_train_datasets=True,
@@ -90,7 +92,7 @@ def test_the_configured_method_gets_its_options(paths):
             seed=7,
         )
     )
-    facts = source.controller.describe()
+    facts = mixture.describe()
     assert facts["method"] == "smoothed_mean"
     assert facts["options"]["smoothing_factor"] == 0.5
     assert facts["initial_weights"] == [3.0, 1.0]
@@ -106,10 +108,10 @@ def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
         "data_sampling_max_weight": {"code": 0.75},
         "data_sampling_max_epochs": {"books": 2},
     }
-    source = build(make_config(**paths, **NAMED, **keys))
+    source, mixture = build_training(make_config(**paths, **NAMED, **keys))
     # 3 iterations of 8 samples; books has 9 samples, so code may serve 24 / 29 epochs
     assert source.samples_per_epoch.tolist() == [9, 29]
-    assert source.controller.describe()["constraints"] == [
+    assert mixture.describe()["constraints"] == [
         {"name": "floor", "minimum": [0.1, 0.1]},
         {"name": "ceiling", "maximum": [1.0, 0.75]},
         {
@@ -124,7 +126,8 @@ def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
 def test_a_limit_holds_before_anything_was_learnt(paths):
     keys = {**NAMED, "train_data_weights": [9, 1], "data_sampling_max_epochs": 1}
     # at most 9 of 24 samples
-    assert build(make_config(**paths, **keys)).controller.weights[0] == pytest.approx(9 / 24)
+    _, mixture = build_training(make_config(**paths, **keys))
+    assert mixture.weights[0] == pytest.approx(9 / 24)
 
 
 @pytest.mark.parametrize(
@@ -147,15 +150,15 @@ def test_too_little_data_for_the_limits_is_an_error_before_training(paths, keys,
 
 
 def test_static_weights_are_a_mixture_that_does_not_learn(paths):
-    source = build(make_config(**paths, train_data_weights=[3, 1]))
-    source.draw(1)
-    assert source.controller.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
+    _, mixture = build_training(make_config(**paths, train_data_weights=[3, 1]))
+    mixture.draw(1, 8)
+    assert mixture.observe(1, [9.0, 1.0]).tolist() == [0.75, 0.25]
 
 
 def test_weights_by_number_of_documents(paths):
-    source = build(make_config(**paths, weight_by_num_documents=True))
+    _, mixture = build_training(make_config(**paths, weight_by_num_documents=True))
     # (1/4, 3/4) times (3/4, 1/4): both 3/16
-    assert source.controller.weights.tolist() == pytest.approx([0.5, 0.5])
+    assert mixture.weights.tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_names_given_in_the_configuration_are_used(paths):
@@ -375,27 +378,22 @@ def test_a_split_without_training_documents_is_refused(write_dataset, tmp_path):
         build(config)
 
 
-@pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan"])
-def test_splits_that_are_not_shares_are_refused(text):
-    with pytest.raises(DataError, match="split: must be up to three numbers"):
-        get_train_valid_test_split_(text, 10)
-
-
 def test_split_counts_documents_and_moves_boundaries_by_what_rounding_missed():
-    assert get_train_valid_test_split_("90,5,5", 101) == [0, 91, 96, 101]
-    assert get_train_valid_test_split_("8/1/1", 17) == [0, 13, 15, 17]
-    assert get_train_valid_test_split_("1", 10) == [0, 10, 10, 10]
+    assert boundaries_of("90,5,5", 101) == [0, 91, 96, 101]
+    assert boundaries_of("8/1/1", 17) == [0, 13, 15, 17]
+    assert boundaries_of("1", 10) == [0, 10, 10, 10]
+    assert boundaries_of("8,2", 10) == [0, 8, 10, 10]
+    assert boundaries_of("80/10/10", 10) == [0, 8, 9, 10]
 
 
 def test_no_document_is_in_two_parts_of_a_split():
     # GPT-NeoX gives -1, 1, 3 here: the last document is validated on and tested on
-    assert get_train_valid_test_split_("0,1,1", 3) == [0, 0, 1, 3]
+    assert boundaries_of("0,1,1", 3) == [0, 0, 1, 3]
 
 
-def test_blend_weights_and_counts():
-    assert get_normalized_weights_and_num_samples([1, 2], 100) == ([1 / 3, 2 / 3], [34, 67])
-    with pytest.raises(DataError, match="positive sum"):
-        get_normalized_weights_and_num_samples([0, 0], 100)
+def boundaries_of(split: str, size: int) -> list[int]:
+    """Cuts documents by the text of a configuration."""
+    return split_boundaries(make_config(data_path="d/text", split=split).derived.split, size)
 
 
 def test_weights_by_number_of_documents_follow_the_formula():

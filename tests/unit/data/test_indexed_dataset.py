@@ -16,7 +16,6 @@ from megatron.data.indexed_dataset import (
     MMapIndexedDataset,
     MMapIndexedDatasetBuilder,
     best_fitting_dtype,
-    infer_dataset_impl,
     make_builder,
     make_dataset,
 )
@@ -257,15 +256,6 @@ def test_merging_another_token_type_is_refused(write_dataset, tmp_path):
         pytest.raises(DataError, match="stores int32"),
     ):
         builder.merge_file_(tmp_path / "a")
-
-
-def test_formats_are_told_by_their_first_bytes(write_dataset, tmp_path):
-    write_dataset("toy", DOCUMENTS)
-    (tmp_path / "old.idx").write_bytes(b"TNTIDX\0\0")
-    (tmp_path / "foreign.idx").write_bytes(b"something")
-    names = ["toy", "old", "foreign", "absent"]
-    found = [infer_dataset_impl(tmp_path / name) for name in names]
-    assert found == ["mmap", "cached", None, None]
 
 
 def test_reading_and_writing_need_no_torch():

@@ -23,27 +23,27 @@ def datasets(write_dataset):
     ]
 
 
-def make_source(datasets, *, dp_rank=0, dp_size=1, accumulation=4, run_length=1, **options):
-    weights = options.pop("weights", [0.5, 0.3, 0.2])
-    controller = MixtureController(
+def make_mixture(weights=(0.5, 0.3, 0.2)):
+    return MixtureController(
         NAMES, "static", MixtureSchedule(7, len(NAMES)), initial_weights=weights
     )
+
+
+def make_source(datasets, *, dp_rank=0, dp_size=1, accumulation=4, **options):
     return MixedBatches(
         datasets,
-        controller,
         dp_rank=dp_rank,
         dp_size=dp_size,
         micro_batch_size=MICRO_BATCH_SIZE,
         gradient_accumulation_steps=accumulation,
-        run_length=run_length,
         eod_token=0,
         **options,
     )
 
 
-def rows_of_step(sources, step):
+def rows_of_plan(sources, draw):
     """Rows of the global batch in the order of the plan."""
-    per_rank = [list(source.batches(source.draw(step))) for source in sources]
+    per_rank = [list(source.batches(draw)) for source in sources]
     return [
         (int(domain), *tokens.tolist())
         for micro_batch in zip(*per_rank, strict=True)
@@ -55,25 +55,25 @@ def rows_of_step(sources, step):
 @pytest.mark.parametrize("run_length", [1, MICRO_BATCH_SIZE, 8])
 @pytest.mark.parametrize("dp_size", [2, 4])
 def test_the_number_of_ranks_does_not_change_the_samples_of_a_step(datasets, run_length, dp_size):
-    single = [make_source(datasets, run_length=run_length)]
+    single, mixture = [make_source(datasets)], make_mixture()
     ranks = [
         make_source(
             datasets,
             dp_rank=rank,
             dp_size=dp_size,
             accumulation=4 // dp_size,
-            run_length=run_length,
         )
         for rank in range(dp_size)
     ]
     for step in range(1, 15):
-        assert rows_of_step(ranks, step) == rows_of_step(single, step)
+        draw = mixture.draw(step, single[0].global_batch_size, run_length)
+        assert rows_of_plan(ranks, draw) == rows_of_plan(single, draw)
 
 
 def test_rows_come_from_the_domain_and_position_of_their_slot(datasets):
-    source = make_source(datasets)
+    source, mixture = make_source(datasets), make_mixture()
     for step in range(1, 8):
-        draw = source.draw(step)
+        draw = mixture.draw(step, source.global_batch_size)
         rows = [
             (int(domain), [*tokens.tolist(), int(labels[-1])])
             for batch in source.batches(draw)
@@ -89,22 +89,22 @@ def test_rows_come_from_the_domain_and_position_of_their_slot(datasets):
 
 
 def test_each_sample_of_a_domain_is_read_once_an_epoch_over_steps_and_ranks(datasets):
-    sources = [
-        make_source(datasets, dp_rank=rank, dp_size=2, accumulation=2, weights=[1, 0, 0])
-        for rank in range(2)
-    ]
-    size = len(datasets[0])
-    rows = [row for step in range(1, 30) for row in rows_of_step(sources, step)]
+    sources = [make_source(datasets, dp_rank=rank, dp_size=2, accumulation=2) for rank in range(2)]
+    mixture, size = make_mixture([1, 0, 0]), len(datasets[0])
+    plans = [mixture.draw(step, sources[0].global_batch_size) for step in range(1, 30)]
+    rows = [row for draw in plans for row in rows_of_plan(sources, draw)]
     for first in range(0, len(rows) - size + 1, size):
         assert len(set(rows[first : first + size])) == size
 
 
 @pytest.mark.parametrize("run_length", [MICRO_BATCH_SIZE, 8])
 def test_slots_of_one_run_share_a_domain(datasets, run_length):
-    source = make_source(datasets, run_length=run_length)
+    source, mixture = make_source(datasets), make_mixture()
     drawn = set()
     for step in range(1, 30):
-        runs = source.draw(step).domains.reshape(-1, run_length)
+        batches = source.batches(mixture.draw(step, source.global_batch_size, run_length))
+        domain_ids = np.concatenate([batch.domain_ids for batch in batches])
+        runs = domain_ids.reshape(-1, run_length)
         assert (runs == runs[:, :1]).all()
         drawn |= set(runs.ravel().tolist())
     assert drawn == {0, 1, 2}
@@ -112,7 +112,7 @@ def test_slots_of_one_run_share_a_domain(datasets, run_length):
 
 def test_a_step_has_the_accumulation_steps_and_shapes_that_were_asked(datasets):
     source = make_source(datasets, dp_rank=1, dp_size=2, accumulation=3)
-    batches = list(source.batches(source.draw(1)))
+    batches = list(source.batches(make_mixture().draw(1, source.global_batch_size)))
     assert len(batches) == 3
     assert source.global_batch_size == 12
     assert all(batch.tokens.shape == (MICRO_BATCH_SIZE, SEQ_LENGTH) for batch in batches)
@@ -122,11 +122,6 @@ def test_a_step_has_the_accumulation_steps_and_shapes_that_were_asked(datasets):
 
 
 def test_a_token_outside_the_vocabulary_names_its_domain(datasets):
-    source = make_source(datasets, vocab_size=2000, weights=[0, 0, 1])
+    source = make_source(datasets, vocab_size=2000)
     with pytest.raises(DataError, match="domain news: token id 20"):
-        next(source.batches(source.draw(1)))
-
-
-def test_data_and_mixture_must_name_the_same_domains(datasets):
-    with pytest.raises(DataError, match="are not the domains of the mixture"):
-        make_source(datasets[::-1])
+        next(source.batches(make_mixture([0, 0, 1]).draw(1, source.global_batch_size)))

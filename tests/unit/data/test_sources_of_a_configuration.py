@@ -38,9 +38,9 @@ def test_a_mixture_is_what_the_keys_say(corpus, tmp_path):
         **{"data_sampling_max_epochs": {"digits": 3.0}, "train_data_weights": [1, 2, 5]},
         **{"seed": 11, "train_iters": 4},
     }
-    source = train_source(config_of(corpus, tmp_path, **keys))
+    source, mixture = train_source(config_of(corpus, tmp_path, **keys))
     sizes = source.samples_per_epoch.tolist()
-    described = source.controller.describe()
+    described = mixture.describe()
     caps = described["constraints"].pop()
     assert described == {
         **{"domains": list(DOMAINS), "method": "smoothed_mean"},
@@ -61,8 +61,8 @@ def test_a_mixture_is_what_the_keys_say(corpus, tmp_path):
 def test_micro_batches_are_the_plan_in_order_and_masked_as_asked(masks, corpus, tmp_path):
     """Of 8 samples in micro-batches of 2."""
     config = config_of(corpus, tmp_path, eod_mask_loss=masks)
-    alone = train_source(config)
-    draw = alone.draw(1)
+    alone, mixture = train_source(config)
+    draw = mixture.draw(1, alone.global_batch_size, config.derived.mixing_run_length)
     whole = list(alone.batches(draw))
     assert [batch.tokens.shape for batch in whole] == [(2, 16)] * 4
     domains = np.concatenate([batch.domain_ids for batch in whole])
@@ -106,7 +106,7 @@ def test_data_without_names_share_the_batches_of_an_evaluation(corpus, tmp_path)
 
 
 def test_a_batch_across_the_end_of_an_epoch_reads_what_each_position_does(corpus, tmp_path):
-    source = train_source(config_of(corpus, tmp_path))
+    source, _ = train_source(config_of(corpus, tmp_path))
     dataset = source._datasets[1]
     size = dataset.samples_per_epoch
     alone = [dataset.get_many(np.array([position]))[0] for position in range(3 * size + 1)]

@@ -8,12 +8,7 @@ import torch
 
 from megatron.data.batch import make_batch
 from megatron.data.blendable_dataset import apportion
-from megatron.data.shares import (
-    get_normalized_weights_and_num_samples,
-    get_train_valid_test_split_,
-    split_boundaries,
-    weights_by_num_docs,
-)
+from megatron.data.shares import split_boundaries, weights_by_num_docs
 
 
 @pytest.mark.parametrize(
@@ -45,12 +40,6 @@ def test_documents_are_cut_where_the_rounded_shares_end(shares, size, expected):
     assert split_boundaries(shares, size) == expected
 
 
-def test_a_split_of_fewer_parts_leaves_the_others_empty():
-    assert get_train_valid_test_split_("1", 7) == [0, 7, 7, 7]
-    assert get_train_valid_test_split_("8,2", 10) == [0, 8, 10, 10]
-    assert get_train_valid_test_split_("80/10/10", 10) == [0, 8, 9, 10]
-
-
 def test_weights_by_documents_follow_the_formula():
     # n^1 (1 - n / N) of 1 and 3 of 4: 0.25 * 0.75 and 0.75 * 0.25
     assert weights_by_num_docs([1, 3], alpha=1.0) == pytest.approx([0.5, 0.5])
@@ -61,12 +50,6 @@ def test_weights_by_documents_follow_the_formula():
     total = sum(expected)
     found = weights_by_num_docs([10, 20, 70], alpha=0.5)
     assert found == pytest.approx([number / total for number in expected], rel=1e-5)
-
-
-def test_samples_of_a_blend_have_half_a_percent_to_spare():
-    weights, samples = get_normalized_weights_and_num_samples([1, 3], 1000)
-    assert weights == [0.25, 0.75]
-    assert samples == [252, 754]  # 251.25 and 753.75
 
 
 def test_labels_are_the_next_tokens_and_the_mask_is_of_the_inputs():

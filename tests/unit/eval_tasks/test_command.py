@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from types import SimpleNamespace
 
@@ -12,9 +11,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed (requirements-ev
 
 from lm_eval.api.instance import Instance
 
-import megatron.evaluation.trained_model
-import megatron.mpu.initialize
-from megatron.eval_tasks import command
+from megatron.eval_tasks.chat import template_folder
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.evaluation.trained_model import LoadedModel
 from megatron.neox_arguments import ConfigError
@@ -30,16 +27,15 @@ from tests.unit.eval_tasks.test_packing import tiny_model
 def open_adapter(tmp_path, monkeypatch):
     """Opens an adapter on a model that no checkpoint holds."""
     loaded = LoadedModel(tiny_model("rotary"), CharLevelTokenizer(512), ALONE, iteration=1)
-    monkeypatch.setattr(command, "prepare_process", lambda: None)
-    monkeypatch.setattr(command, "initialize_megatron", lambda *args, **options: None)
-    monkeypatch.setattr(megatron.mpu.initialize, "make_topology", lambda *args, **options: ALONE)
-    monkeypatch.setattr(megatron.evaluation.trained_model, "open_checkpoint", lambda *args: loaded)
+    with lm_eval_surroundings():
+        from megatron.eval_tasks import registration
+    monkeypatch.setattr(registration, "prepare_process", lambda: None)
+    monkeypatch.setattr(registration, "initialize_megatron", lambda *args, **options: None)
+    monkeypatch.setattr(registration, "make_topology", lambda *args, **options: ALONE)
+    monkeypatch.setattr(registration, "open_checkpoint", lambda *args: loaded)
     file = tmp_path / "run.yml"
     file.write_text(json.dumps({**FIELDS, "train_micro_batch_size_per_gpu": 1, "train_iters": 1}))
-
-    with lm_eval_surroundings():
-        importlib.import_module("megatron.eval_tasks.eval_adapter")
-    return lambda **arguments: command.open_adapter({"config": str(file), **arguments}, {})
+    return lambda **arguments: registration.open_adapter({"config": str(file), **arguments}, {})
 
 
 def test_keys_of_the_configuration_reach_the_adapter(open_adapter):
@@ -63,7 +59,7 @@ def test_the_folder_of_a_chat_template_is_that_of_the_tokenizer(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
 
     def folder_for(vocab_file: str | None):
-        return command.chat_folder(SimpleNamespace(training=SimpleNamespace(vocab_file=vocab_file)))
+        return template_folder(SimpleNamespace(training=SimpleNamespace(vocab_file=vocab_file)))
 
     assert folder_for(str(file)) == folder_for(str(tmp_path)) == tmp_path
     assert folder_for(None) is None

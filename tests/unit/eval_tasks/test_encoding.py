@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.encoding import decode_text, encode_pairs
 from megatron.tokenizer.character_level import CharLevelTokenizer
 
@@ -105,7 +105,7 @@ class Pairs(CharLevelTokenizer):
     ],
 )
 def test_why_an_ending_adds_no_token_is_told(tokenizer, ending, reason):
-    with pytest.raises(DataError, match=reason) as raised:
+    with pytest.raises(TaskError, match=reason) as raised:
         encode_pairs([("abc", ending)], tokenizer, prefix=0)
     assert "which ends with 'abc'" in str(raised.value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron.data.errors import DataError
+from megatron.errors import TaskError
 from megatron.eval_tasks.generation_settings import cut_at_stop, read_settings
 
 
@@ -47,7 +47,7 @@ def test_equal_settings_are_computed_together():
 
 
 def test_what_is_not_done_is_refused_by_name():
-    with pytest.raises(DataError, match=r"num_beams: 4 is not supported; known are until"):
+    with pytest.raises(TaskError, match=r"num_beams: 4 is not supported; known are until"):
         read_settings({"num_beams": 4})
 
 
@@ -65,7 +65,7 @@ def test_what_is_not_done_is_refused_by_name():
     ],
 )
 def test_senseless_values_are_refused_by_name(given, message):
-    with pytest.raises(DataError, match=f"^generation_kwargs: {message}"):
+    with pytest.raises(TaskError, match=f"^generation_kwargs: {message}"):
         read_settings(given)
 
 
@@ -78,7 +78,7 @@ def test_what_the_new_tokens_leave_of_the_window_is_the_context():
     settings = read_settings({"max_gen_toks": 20})
     assert settings.longest_context(48) == 28
     assert settings.longest_context(21) == 1
-    with pytest.raises(DataError, match="max_gen_toks 20 leaves no room for a context"):
+    with pytest.raises(TaskError, match="max_gen_toks 20 leaves no room for a context"):
         settings.longest_context(20)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.data.errors import DataError
+from megatron.errors import NotFiniteError, TaskError
 from megatron.eval_tasks import packing
 from megatron.eval_tasks.likelihood import score_pairs
 from megatron.eval_tasks.packing import cut_batches, fit_window, make_rows, pack_rows
@@ -111,7 +111,7 @@ def test_a_long_masked_row_counts_more_than_once(monkeypatch):
 def test_contexts_lose_their_beginning_and_endings_are_never_cut():
     assert fit_window([1, 2, 3, 4], [5, 6], 4) == (2, 3, 4)
     assert fit_window([1, 2], [5, 6, 7, 8], 4) == (2,)
-    with pytest.raises(DataError, match="ending of 5 tokens, the model reads 4"):
+    with pytest.raises(TaskError, match="ending of 5 tokens, the model reads 4"):
         fit_window([1], [5, 6, 7, 8, 9], 4)
 
 
@@ -168,5 +168,5 @@ def test_scores_that_are_not_finite_are_refused():
     model = GPT2Model(small_model(), seed=5).eval()
     with torch.no_grad():
         model.get_parameter("6.final_linear.weight")[3, 0] = float("nan")
-    with pytest.raises(DataError, match=r"^loglikelihood: the model's logits are not"):
+    with pytest.raises(NotFiniteError, match=r"^loglikelihood: the model's logits are not"):
         score_pairs(model, [([1, 2], [3, 4])], max_batch_tokens=64)

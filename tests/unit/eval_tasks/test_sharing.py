@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.data.errors import DataError
-from megatron.errors import EvaluationStopped
-from megatron.eval_tasks import sharing
+from megatron.errors import EvaluationStopped, TaskError
 from megatron.eval_tasks.sharing import (
     agree_on_end,
     check_same_requests,
@@ -66,8 +65,8 @@ def test_one_process_needs_no_process_group():
 @pytest.mark.parametrize(
     ("shares", "error"),
     [
-        ([{0: 1}, DataError("an ending")], "^an ending$"),
-        ([EvaluationStopped(), DataError("an ending")], "^an ending$"),
+        ([{0: 1}, TaskError("an ending")], "^an ending$"),
+        ([EvaluationStopped(), TaskError("an ending")], "^an ending$"),
         ([{0: 1}, EvaluationStopped()], "^$"),
     ],
 )
@@ -75,7 +74,8 @@ def test_what_keeps_one_replica_from_its_share_is_raised_on_all(shares, error, m
     def gather(found: list[Any], own: Any, group: Any) -> None:
         found[:] = pickle.loads(pickle.dumps(shares))
 
-    monkeypatch.setattr(sharing.dist, "all_gather_object", gather)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
     for rank, own in enumerate(shares):
         with pytest.raises(type(shares[1]), match=error):
             gather_results(own, Topology(RankGrid(1, 2, 1), rank, None, None, None))
@@ -94,11 +94,11 @@ class World:
         self._own = threading.local()
         self._barrier = threading.Barrier(size, timeout=20)
         self._board: list[Any] = [None] * size
-        monkeypatch.setattr(sharing.dist, "is_initialized", lambda: True)
-        monkeypatch.setattr(sharing.dist, "get_world_size", lambda: size)
-        monkeypatch.setattr(sharing.dist, "all_gather_object", self._gather)
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda group=None: size)
+        monkeypatch.setattr(dist, "all_gather_object", self._gather)
 
-    def _gather(self, found: list[Any], own: Any) -> None:
+    def _gather(self, found: list[Any], own: Any, group: Any) -> None:
         self._board[self._own.rank] = own
         self._barrier.wait()
         found[:] = self._board
@@ -126,7 +126,7 @@ def test_a_task_that_fails_on_some_ranks_is_over_on_all_and_the_next_one_begins(
                 try:
                     for number in range(3):
                         check_same_requests([task, number], "loglikelihood", topology)
-                except DataError as error:
+                except TaskError as error:
                     problem = str(error)
             ends.append(agree_on_end(problem))
         return ends
@@ -138,7 +138,7 @@ def test_a_task_that_fails_on_some_ranks_is_over_on_all_and_the_next_one_begins(
 def test_ranks_with_different_requests_all_learn_of_it(monkeypatch):
     def program(rank: int) -> str:
         topology = Topology(RankGrid(1, 2, 1), rank, None, None, None)
-        with pytest.raises(DataError, match="different requests") as raised:
+        with pytest.raises(TaskError, match="different requests") as raised:
             check_same_requests([rank], "loglikelihood", topology)
         return str(raised.value).partition(":")[0]
 

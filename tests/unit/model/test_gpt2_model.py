@@ -38,7 +38,7 @@ class TestEveryVariant:
         model = GPT2Model(small_model(**changes), seed=1)
         text = batch()
         tokens, labels = text[:, :-1], text[:, 1:]
-        loss = model(tokens, labels, torch.ones(labels.shape))
+        loss, _ = model(tokens, labels, torch.ones(labels.shape))
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
@@ -66,7 +66,8 @@ class TestEveryVariant:
             model = GPT2Model(
                 small_model(**changes, checkpoint_num_layers=checkpoint_num_layers), seed=1
             )
-            model(text[:, :-1], text[:, 1:], torch.ones(2, 12)).backward()
+            loss, _ = model(text[:, :-1], text[:, 1:], torch.ones(2, 12))
+            loss.backward()
             results.append([p.grad for p in model.parameters()])
         for other in results[1:]:
             for one, two in zip(results[0], other, strict=True):
@@ -104,7 +105,7 @@ def test_vocabulary_padding_does_not_change_the_model():
     losses = []
     for padded in (61, 64, 128):
         model = GPT2Model(small_model(padded_vocab_size=padded), seed=1)
-        losses.append(model(text[:, :-1], text[:, 1:], torch.ones(2, 12)).item())
+        losses.append(model(text[:, :-1], text[:, 1:], torch.ones(2, 12))[0].item())
     assert losses[0] == losses[1] == losses[2]
 
 
@@ -124,8 +125,8 @@ def test_the_loss_ignores_masked_tokens():
     other = text.clone()
     other[:, 6:] = 3
     with torch.no_grad():
-        loss = model(text[:, :-1], text[:, 1:], mask)
-        assert model(text[:, :-1], other[:, 1:], mask) == loss
+        loss, _ = model(text[:, :-1], text[:, 1:], mask)
+        assert model(text[:, :-1], other[:, 1:], mask)[0] == loss
 
 
 @pytest.mark.parametrize("dropout", ["hidden_dropout", "attention_dropout"])

@@ -1,11 +1,8 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from megatron.model.loss import (
-    DomainLossRecorder,
     VocabularyPart,
     chunked_cross_entropy,
     token_losses,
@@ -111,10 +108,14 @@ def test_bfloat16_losses_are_computed_in_float32():
     hidden, weight, labels, mask = make_inputs(torch.bfloat16)
     loss, nll = chunked_cross_entropy(hidden, weight, labels, mask.float(), part=PART)
     assert loss.dtype == nll.dtype == torch.float32
-    _, expected = plain_loss(hidden.float(), weight.float(), labels, mask.float())
+    exact = [t.detach().float().requires_grad_() for t in (hidden, weight)]
+    total, expected = plain_loss(*exact, labels, mask.float())
     torch.testing.assert_close(nll, expected.detach(), rtol=0.03, atol=0.03)
     gradients = torch.autograd.grad(loss, (hidden, weight))
-    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
+    wanted = torch.autograd.grad(total * mask.float().sum(), exact)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - want).abs().max() <= 0.03 * want.abs().max()
 
 
 def test_a_certain_wrong_prediction_gives_a_finite_loss():
@@ -153,29 +154,3 @@ def test_a_second_backward_pass_of_a_kept_graph_gives_the_same_gradients():
     loss.backward()
     assert torch.equal(hidden.grad, first[0])
     assert torch.equal(weight.grad, first[1])
-
-
-class TestDomainLossRecorder:
-    def test_planted_losses_are_booked_to_their_domain(self):
-        recorder = DomainLossRecorder(3, torch.device("cpu"))
-        nll = torch.tensor([[1.0, 3.0], [10.0, 20.0], [5.0, 7.0]])
-        mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-        recorder.record(nll, mask, torch.tensor([2, 0, 2]))
-        sums = recorder.drain()
-        assert sums[:3].tolist() == [10.0, 0.0, 16.0]
-        assert sums[3:6].tolist() == [100.0, 0.0, 1.0 + 9.0 + 25.0 + 49.0]
-        assert sums[6:9].tolist() == [1.0, 0.0, 4.0]
-        assert sums[9:12].tolist() == [1.0, 0.0, 2.0]
-        assert sums[12:].tolist() == [26.0, 5.0]
-
-    def test_micro_batches_add_up_and_draining_starts_anew(self):
-        recorder = DomainLossRecorder(1, torch.device("cpu"))
-        for value in (2.0, 4.0):
-            recorder.record(torch.full((1, 2), value), torch.ones(1, 2), torch.tensor([0]))
-        assert recorder.drain().tolist() == [12.0, 40.0, 4.0, 2.0, 12.0, 4.0]
-        assert not recorder.drain().any()
-
-    def test_a_padding_row_counts_neither_as_tokens_nor_as_a_sample(self):
-        recorder = DomainLossRecorder(1, torch.device("cpu"))
-        recorder.record(torch.full((1, 2), math.e), torch.zeros(1, 2), torch.tensor([0]))
-        assert not recorder.drain().any()

@@ -44,7 +44,7 @@ def test_z_loss_of_the_configuration_adds_the_squared_log_normaliser_to_the_grad
     config = configured(z_loss=Z_LOSS, no_weight_tying=not tied)
     tokens, labels, mask = batch()
     model = GPT2Model(config, seed=1)
-    model(tokens, labels=labels, loss_mask=mask).backward()
+    model(tokens, labels=labels, loss_mask=mask)[0].backward()
 
     plain = GPT2Model(configured(no_weight_tying=not tied), seed=1)
     logits = plain(tokens)
@@ -53,7 +53,7 @@ def test_z_loss_of_the_configuration_adds_the_squared_log_normaliser_to_the_grad
     (((nll + Z_LOSS * normaliser.square()) * mask).sum() / mask.sum()).backward()
 
     wanted, without = gradients(plain), GPT2Model(configured(no_weight_tying=not tied), seed=1)
-    without(tokens, labels=labels, loss_mask=mask).backward()
+    without(tokens, labels=labels, loss_mask=mask)[0].backward()
     found = gradients(model)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():

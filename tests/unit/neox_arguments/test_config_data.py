@@ -2,6 +2,8 @@ import re
 
 import pytest
 
+from megatron.neox_arguments import ConfigError
+
 PATHS = {
     f"{s}_data_paths": [f"d/{s}/wiki/text", f"d/{s}/code/text"] for s in ("train", "valid", "test")
 }
@@ -22,6 +24,12 @@ def test_a_single_dataset_is_split(make_config):
 def test_missing_shares_are_zero(make_config, text, expected):
     split = make_config(data_path="d/text", split=text).derived.split
     assert split == (expected or (0.969, 0.03, 0.001))
+
+
+@pytest.mark.parametrize("text", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan"])
+def test_splits_that_are_not_shares_are_refused(make_config, text):
+    with pytest.raises(ConfigError, match="split must be up to three shares"):
+        make_config(data_path="d/text", split=text)
 
 
 def test_without_data_the_rest_is_still_checked(make_config):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.neox_arguments.command_line import read_deepy_command
+from megatron.neox_arguments import NeoXArgs
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,7 +56,7 @@ def test_prompts_on_the_command_line_win_over_the_kind_in_a_file(tmp_path):
     (tmp_path / "text.yml").write_text("text_gen_type: unconditional\nsample_input_file: a.txt\n")
     model = str(ROOT / "configs/pythia/14M.yml")
     command = [str(tmp_path / "generate.py"), model, str(tmp_path / "text.yml")]
-    values = read_deepy_command([*command, "-i", "b.txt", "-o", "c.txt"]).neox_args
+    values = NeoXArgs.consume_deepy_args([*command, "-i", "b.txt", "-o", "c.txt"])
     assert values.text_gen_type == "input-file"
     assert (values.sample_input_file, values.sample_output_file) == ("b.txt", "c.txt")
-    assert read_deepy_command(command).neox_args.text_gen_type == "unconditional"
+    assert NeoXArgs.consume_deepy_args(command).text_gen_type == "unconditional"

@@ -103,29 +103,6 @@ def test_deepspeed_config_holds_what_was_written_for_deepspeed(minimal):
     assert args.deepspeed_config == expected
 
 
-def test_distributed_args_come_from_the_environment(minimal, monkeypatch):
-    args = NeoXArgs.from_dict(minimal)
-    args.configure_distributed_args()
-    assert (args.rank, args.local_rank, args.world_size) == (0, 0, 1)
-    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
-        monkeypatch.setenv(name, value)
-    args.configure_distributed_args()
-    assert (args.rank, args.local_rank, args.world_size) == (5, 1, 8)
-
-
-def test_a_wrong_variable_of_the_environment_is_named(minimal, monkeypatch):
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(ConfigError, match="RANK: must be a whole number, got 'first'; set it"):
-        NeoXArgs.from_dict(minimal).configure_distributed_args()
-
-
-def test_print_marks_what_was_set(minimal, capsys):
-    NeoXArgs.from_dict(minimal).print()
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["hidden_size", "64", "(set)"] in lines
-    assert ["seed", "1234", "(default)"] in lines
-
-
 def test_representation_shows_what_was_set(minimal):
     assert repr(NeoXArgs.from_dict(minimal)).startswith(
         "NeoXArgs(train_micro_batch_size_per_gpu=4,"

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.neox_arguments.deepspeed_json import deepspeed_config
 from megatron.neox_arguments.fields import field_table
-from megatron.neox_arguments.neox_args import format_values
 from megatron.neox_arguments.run_config import Derived
 from megatron.neox_arguments.secrets import (
     REDACTED,
@@ -111,14 +110,13 @@ def secretive(minimal, tmp_path):
     return path
 
 
-def test_a_secret_reaches_its_library_and_nothing_that_is_written(secretive, capsys):
+def test_a_secret_reaches_its_library_and_nothing_that_is_written(secretive):
     args = NeoXArgs.from_ymls([secretive])
     config = resolve(args, world_size=1)
     assert deepspeed_config(config)["comet"]["api_key"] == "hush"
-    args.print()
     written = (
         *(json.dumps(config.to_dict()), json.dumps(dict(config.files)), repr(args)),
-        *(format_values(args), capsys.readouterr().out, repr(config.files)),
+        repr(config.files),
     )
     for text in written:
         assert "hush" not in text

@@ -11,6 +11,7 @@ import torch
 
 from megatron import training
 from megatron.data.batch import Batch
+from megatron.engine.domain_sums import DomainLossRecorder
 from megatron.engine.runners import InferenceRunner, count_parameters
 from megatron.engine.state import TrainState
 from megatron.evaluation.losses import averages, evaluate_domains
@@ -63,7 +64,7 @@ def records(monkeypatch) -> list[Any]:
     clock, found = Clock(), []
     monkeypatch.setattr(training.time, "perf_counter", clock)
     mixture = MixtureController(("web", "code"), "static", MixtureSchedule(1, 2))
-    source: Any = Source(mixture)
+    source: Any = Source()
     logger: Any = SimpleNamespace(train=found.append)
     runner: Any = TimedRunner(clock)
     train(
@@ -112,7 +113,7 @@ def test_epochs_are_samples_drawn_over_samples_of_the_domain(records):
 def test_weights_of_a_record_are_those_that_drew_its_iteration():
     mixture = MixtureController(("web", "code"), "smoothed_mean", MixtureSchedule(1, 2))
     found: list[Any] = []
-    source: Any = Source(mixture)
+    source: Any = Source()
     logger: Any = SimpleNamespace(train=found.append)
     used = {step: None for step in (1, 2, 3)}
 
@@ -148,10 +149,10 @@ class TwoDomains(EvaluationSource):
 class SummedRunner(EvaluatingRunner):
     """A sample of 12 nats over 4 tokens; and three of 2, 4 and 6 nats over 4 tokens each."""
 
-    def evaluate(self, batches: Any, *, num_domains: int) -> torch.Tensor:
-        super().evaluate(batches, num_domains=num_domains)
-        rows = [[12, 12], [4, 12], [144, 56], [48, 48], [16, 48]]  # L, T, L^2, L T, T^2
-        return torch.tensor(rows, dtype=torch.float64)
+    def evaluate(self, batches: Any, recorder: DomainLossRecorder) -> None:
+        super().evaluate(batches, recorder)
+        nll = torch.tensor([12.0, 2.0, 4.0, 6.0])[:, None].expand(4, 4) / 4
+        recorder.record(nll, torch.ones(4, 4), torch.tensor([0, 1, 1, 1]))
 
 
 def test_held_out_figures_of_two_domains():
@@ -213,10 +214,13 @@ def test_losses_by_domain_are_means_over_the_tokens_that_count():
             total[domain] += (row * mask).sum().item()
             count[domain] += mask.sum().item()
     topology = Topology(RankGrid(1, 1, 1), 0, None, None, None)
-    sums = InferenceRunner(model, topology).evaluate(masked_batches(), num_domains=2)
-    assert sums[0].tolist() == pytest.approx(total.tolist(), rel=1e-6)
-    assert sums[1].tolist() == count.tolist() == [12.0, 6.0]
-    assert sums[4].tolist() == [144.0, 26.0]  # squares of the tokens of a row: 12; 1, 5 and 0
+    recorder = DomainLossRecorder(2, torch.device("cpu"))
+    InferenceRunner(model, topology).evaluate(masked_batches(), recorder)
+    sums = recorder.held_out_sums()
+    assert sums.loss.tolist() == pytest.approx(total.tolist(), rel=1e-6)
+    assert sums.tokens.tolist() == count.tolist() == [12.0, 6.0]
+    squares = sums.token_squares.tolist()
+    assert squares == [144.0, 26.0]  # of the tokens of a row: 12; 1, 5 and 0
 
 
 # sizes

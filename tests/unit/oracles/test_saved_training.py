@@ -55,7 +55,9 @@ def make_hook(loaded: Any, config: Any, source: Any) -> CheckpointHook:
     logger: Any = SimpleNamespace(
         save=lambda step, folder: None, warning=lambda text, **_: pytest.fail(text)
     )
-    return CheckpointHook(loaded.runner, source, config, logger, moment_names=moment_names(config))
+    return CheckpointHook(
+        loaded.runner, source, source.mixture, config, logger, moment_names=moment_names(config)
+    )
 
 
 def assert_state(got: dict[str, dict[str, torch.Tensor]], want: Step) -> None:
@@ -136,8 +138,8 @@ def test_a_save_in_the_background_is_of_its_own_step(tmp_path, monkeypatch):
 
     class Mixture(Hook):
         def after_step(self, state: TrainState, report: Any) -> None:
-            weights[state.step] = source.controller.weights.tolist()
-            states[state.step] = source.controller.cursors.tolist()
+            weights[state.step] = source.mixture.weights.tolist()
+            states[state.step] = source.mixture.cursors.tolist()
 
     monkeypatch.setattr(checkpointing, "write_snapshot", write_late)
     run_steps(loaded.runner, config, Mixture(), hook, gate, last_step=6, source=source)

@@ -232,7 +232,7 @@ def test_sgd_with_momentum_is_that_of_a_plain_loop(nesterov, monkeypatch, float6
     compare(ours, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_long_rows_are_attended_to_in_tiles_with_the_same_gradients(monkeypatch, float64):
+def test_long_rows_are_attended_to_with_the_same_gradients(monkeypatch, float64):
     changes, net = CASES["sequential"]
     length = {"seq_length": 256, "max_position_embeddings": 256}
     runner, config = make_runner(monkeypatch, **changes, **length)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron import training
+from megatron.engine import domain_sums
 from megatron.training import reduce_step
 from odm import MixtureController, MixtureSchedule
 from tests.process_group import process_group_of_one
@@ -41,10 +42,10 @@ def reduced(monkeypatch, mine, theirs, *, they_stop: bool = False, loss: float =
     sent: list[torch.Tensor] = []
     with monkeypatch.context() as patch:
         patch.setattr(training, "stop_requested", lambda: they_stop)
-        patch.setattr(training, "all_reduce_sum", lambda packed: sent.append(packed) or packed)
+        patch.setattr(domain_sums, "all_reduce_sum", lambda packed: sent.append(packed) or packed)
         reduce_step(step_result(loss), theirs)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "all_reduce_sum", lambda packed: packed + sent[0])
+        patch.setattr(domain_sums, "all_reduce_sum", lambda packed: packed + sent[0])
         patch.setattr(training.dist, "get_world_size", lambda: 2)
         return reduce_step(step_result(), mine)
 

@@ -75,21 +75,18 @@ def samples(step: int, length: int = LENGTH) -> np.ndarray:
 
 
 class RandomText:
-    """Hands the engine the samples of a step, as micro-batches."""
+    """Hands the engine the samples of a step, as micro-batches; with the mixture of the run."""
 
     samples_per_epoch = 100
 
     def __init__(self, mixture: MixtureController, length: int) -> None:
-        self.controller = mixture
+        self.mixture = mixture
         self.seq_length = length
         self.global_batch_size = MICRO_BATCH * MICRO_BATCHES
 
     @property
     def samples_by_domain(self) -> dict[str, int]:
         return {"web": 100, "code": 100}
-
-    def draw(self, step: int) -> Any:
-        return self.controller.draw(step, self.global_batch_size)
 
     def batches(self, draw: Any) -> Iterator[Batch]:
         whole = torch.from_numpy(samples(draw.step, self.seq_length))
@@ -195,7 +192,7 @@ def run_steps(
     train(
         runner,
         source,
-        source.controller,
+        source.mixture,
         [recording, *hooks],
         state or TrainState(),
         last_step=last_step,

@@ -18,7 +18,7 @@ def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
     return mixing_overhead.Costs({**dict.fromkeys(mixing_overhead.PARTS, 1e-4), **parts}, step)
 
 
-BENCHMARKS = ["mixing_overhead", "loss_chunks", "generation_throughput", "matrix_products"]
+BENCHMARKS = ["mixing_overhead", "loss_chunks", "generation_throughput"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -101,9 +101,7 @@ def test_sides_take_turns_of_two_steps_of_which_the_second_counts():
     assert times == [[6.0, 10.0], [8.0, 12.0]]  # the first turn warms up
 
 
-def test_both_ways_multiply_a_small_step(monkeypatch):
+def test_the_products_of_a_small_step_take_time(monkeypatch):
     for name, size in {"VOCAB_SIZE": 50, "BATCH": 1, "SEQ_LENGTH": 8}.items():
         monkeypatch.setattr(step_throughput, name, size)
-    seconds = step_throughput.product_seconds(step_throughput.Shape(1, 16, 2))
-    assert list(seconds) == ["torch.mm", "our layers"]
-    assert all(way() > 0 for way in seconds.values())
+    assert step_throughput.product_seconds(step_throughput.Shape(1, 16, 2))() > 0

@@ -16,6 +16,7 @@ from megatron.data.errors import DataError
 from megatron.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from megatron.data.metadata import read_metadata
 from megatron.tokenizer import DocumentError, TokenizerError
+from tests import signals
 from tools.preprocess_data import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -291,6 +292,7 @@ def start(corpus, prefix, *, workers):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=signals.take_defaults,
     )
     deadline_s = time.monotonic() + 30
     while not any(path.stat().st_size > 0 for path in prefix.parent.glob(".*.tmp")):
@@ -327,8 +329,6 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="re
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_an_interrupted_run_leaves_no_file_and_no_process(corpus, tmp_path, number, code):
-    if signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("the tests were started so that this signal is ignored, as nohup does")
     process = start(corpus, tmp_path / "out", workers=2)
     pids = children(process.pid)
     if number == signal.SIGINT:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron.checkpoint.format import CheckpointReader, file_facts, index_checksum
+from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.index import file_facts, index_checksum
 from megatron.engine.state import TrainState
 from megatron.runtime import accelerator
 from tests.interop.conversions import refusal

@@ -13,14 +13,12 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from megatron.data.errors import DataError
-from megatron.errors import CheckpointError
+from megatron.errors import UserError
 from megatron.neox_arguments import ConfigError
-from megatron.tokenizer import TokenizerError
 from odm.json_data import SchemaError
 from odm.replay import ReplayError
 
-ALLOWED = (CheckpointError, ConfigError, DataError, TokenizerError, SchemaError, ReplayError)
+ALLOWED = (UserError, SchemaError, ReplayError)
 """What programs show as one line and exit code 2."""
 
 

@@ -20,14 +20,13 @@ from safetensors.torch import save_file
 
 from megatron.checkpoint.format import (
     CheckpointReader,
-    file_facts,
-    index_checksum,
     latest_step,
     logical_tensors,
     read_content,
     read_random_state,
     verify,
 )
+from megatron.checkpoint.index import file_facts, index_checksum
 from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.engine.state import TrainState

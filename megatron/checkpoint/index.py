@@ -1,0 +1,117 @@
+"""``index.json`` of a checkpoint: reading, checking and writing it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.schema import CONFIGS, FORMAT_VERSION, ParameterInfo, check_index
+from megatron.errors import CheckpointError
+from megatron.files import crc32_of_file, write_json_atomic
+from megatron.model.parameters import ParameterFacts
+from odm.json_data import SchemaError, anything, fields, read_json, shown
+
+__all__ = [
+    "config_names",
+    "file_facts",
+    "index_checksum",
+    "index_entry",
+    "parameter_info",
+    "read_index",
+    "write_index",
+]
+
+_MAX_INDEX_BYTES = 1 << 32
+
+
+def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
+    """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
+    num_shards = 1 if facts.tp_dim is None else tp_size
+    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
+    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+
+
+def config_names(folder: Path) -> list[str]:
+    """Paths of the files in ``configs/`` of a checkpoint, as an index lists them."""
+    return sorted(f"{CONFIGS}/{path.name}" for path in (folder / CONFIGS).glob("*"))
+
+
+def file_facts(path: Path) -> dict[str, int]:
+    """What an index says of a file: its size in bytes and its CRC-32."""
+    return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+
+
+def index_checksum(index: dict[str, Any]) -> int:
+    """CRC-32 of what an index says, its own checksum left out; layout of the text is free."""
+    content = {key: value for key, value in index.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+
+
+def index_entry(info: ParameterInfo) -> dict[str, Any]:
+    """What an index says of a parameter, without its fragments (file, tp_rank, offset, length)."""
+    return {**asdict(info), "fragments": []}
+
+
+def write_index(
+    folder: Path,
+    *,
+    layout: Mapping[str, int],
+    moments: Sequence[str],
+    parameters: Mapping[str, Any],
+    files: Mapping[str, Any],
+    others: Iterable[str],
+) -> None:
+    """Writes ``index.json``, the last file of a checkpoint.
+
+    Args:
+        folder: Holds all other files.
+        layout: Numbers of ranks that saved it: ``dp``, ``tp``, ``pp``.
+        moments: Names of the moments that are saved.
+        parameters: `index_entry` of each, with the fragments of all ranks.
+        files: `file_facts` of the files that hold tensors.
+        others: Names of files that are listed beside these and those in ``configs/``.
+    """
+    facts = {name: file_facts(folder / name) for name in (*others, *config_names(folder))}
+    index = {
+        "version": FORMAT_VERSION,
+        "layout": layout,
+        "moments": moments,
+        "parameters": parameters,
+        "files": {**files, **facts},
+    }
+    write_json_atomic(folder / "index.json", {**index, "crc32": index_checksum(index)})
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Reads and checks ``index.json``.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or wrong; names the field.
+    """
+    path = folder / "index.json"
+    if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
+        raise CheckpointError(problem)
+    index = read_json(
+        path,
+        fields({"version": anything}),
+        error=CheckpointError,
+        what="checkpoint index",
+        max_bytes=_MAX_INDEX_BYTES,
+    )
+    version = index["version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {shown(version)}, this program reads {FORMAT_VERSION}"
+        )
+    if index.get("crc32") != index_checksum(index):
+        raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")
+    try:
+        check_index(index, "")
+    except SchemaError as error:
+        raise CheckpointError(f"{path}: {error}; the checkpoint is damaged") from error
+    return index
