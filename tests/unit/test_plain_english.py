@@ -12,22 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 DOCUMENTS = ("*.md", "docs", "configs", "odm/README.md", "requirements/*.md")
-"""Where text is searched as a whole; a folder stands for its .md and .yml files."""
+"""Where text is searched as a whole; in a folder, its .md and .yml files."""
 
-CLEAN_CODE = (
-    "deepy.py",
-    "eval.py",
-    "megatron/data",
-    "megatron/generation",
-    "megatron/launcher",
-    "megatron/mpu",
-    "megatron/runtime",
-    "megatron/sizing",
-    "megatron/tokenizer",
-    "prepare_data.py",
-    "tools",
+NOT_CLEAN_YET = (
+    "megatron/eval_tasks",
+    "megatron/evaluation",
+    "megatron/model",
+    "megatron/neox_arguments",
+    "megatron/reporting",
+    "megatron/training.py",
+    "odm",
 )
-"""Files and folders whose strings are searched; more are added as they become clean."""
+"""Code whose strings are not searched yet; nothing may be added here."""
 
 NOT_SEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "configs/neox_arguments.md")
 """The changes of the past, the glossary itself, and what is generated from docstrings."""
@@ -59,13 +55,21 @@ def documents() -> Iterator[Path]:
 
 
 def modules() -> Iterator[Path]:
-    for name in CLEAN_CODE:
-        path = ROOT / name
-        yield from [path] if path.is_file() else sorted(path.rglob("*.py"))
+    found = [
+        *ROOT.glob("*.py"),
+        *(
+            p
+            for d in ("megatron", "odm", "tools")
+            for p in (ROOT / d).rglob("*.py")
+            if "build" not in p.parts
+        ),
+    ]
+    left_out = [ROOT / name for name in NOT_CLEAN_YET]
+    yield from (p for p in sorted(found) if not any(p.is_relative_to(name) for name in left_out))
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of every string; the parts of an f-string are joined by a blank."""
+    """Line and text of every string; the parts of an f-string are joined by a placeholder."""
     tree = ast.parse(source)
     inner = set()
     for node in ast.walk(tree):
