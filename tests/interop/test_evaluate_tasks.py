@@ -64,14 +64,31 @@ def write(folder: Path, corpus: dict[str, list[str]], *, processes: int = 1, **c
     return folder / "run.yml"
 
 
-def evaluate(config: Path, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    return start("evaluate.py", config, environ, *arguments)
+Result = subprocess.CompletedProcess[str]
 
 
-def start(
-    script: str, config: Path, environ: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess:
-    scripts = (str(REPOSITORY / "deepy.py"), str(REPOSITORY / script))
+def evaluate(config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    """As ``./deepy.py evaluate.py`` starts its ranks; what rank 0 says."""
+    return run_program("evaluate.py", config, environ, *arguments)
+
+
+def run_program(script: str, config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    command = [str(config), *arguments]
+    size = json.loads(config.read_text())["global_num_gpus"]
+    (first, *_) = run_ranks(
+        REPOSITORY / script,
+        size,
+        arguments=command,
+        environ=environ,
+        cwd=config.parent,
+        check=False,
+    )
+    return Result(command, first.exit_code, first.stdout, first.stderr)
+
+
+def start(config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    """``./deepy.py evaluate.py config arguments``."""
+    scripts = (str(REPOSITORY / "deepy.py"), str(REPOSITORY / "evaluate.py"))
     return subprocess.run(
         [sys.executable, *scripts, str(config), *arguments],
         cwd=config.parent,
@@ -97,12 +114,14 @@ def evaluated(corpus, tasks, trained, environ, tmp_path_factory):
         corpus,
         load=str(trained),
         save=None,
+        max_validation_samples_per_dataset=None,
+        max_test_samples_per_dataset=None,
         log_dir=str(folder / "logs"),
         tensorboard_dir=str(folder / "tensorboard"),
     )
     more = {"eval-task-paths": [str(tasks)], "eval_num_fewshot": 1, "eval_log_samples": True}
     (folder / "tasks.yml").write_text(json.dumps(more))
-    result = evaluate(
+    result = start(
         config,
         environ,
         *("tasks.yml", "-d", str(folder), "--eval_tasks", *TASKS),
@@ -362,7 +381,7 @@ def test_an_unknown_task_ends_the_program_before_the_model_is_loaded(
 def test_a_task_that_is_not_there_is_refused_before_training(corpus, environ, tmp_path):
     options = {"eval_tasks": ["x.yaml"], "eval_harness_interval": 2}
     config = write(tmp_path, corpus, **options)
-    result = start("train.py", config, environ)
+    result = run_program("train.py", config, environ)
     assert result.returncode == 2, result.stderr
     assert result.stderr == "error: eval_tasks: there is no task file x.yaml; correct the path\n"
     assert not list((tmp_path / "run").glob("global_step*"))
