@@ -67,12 +67,12 @@ def read_header(prefix: str | Path) -> IndexHeader:
         DataError: If one of the two files is missing, or the index is foreign or truncated.
     """
     index_path, data_path = Path(index_file_path(prefix)), Path(data_file_path(prefix))
-    for path in (index_path, data_path):
-        if not path.is_file():
-            raise DataError(
-                f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx"
-            )
     try:
+        for path in (index_path, data_path):
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx"
+                )
         with index_path.open("rb") as stream:
             header = _parse_header(index_path, stream.read(HEADER.size))
     except OSError as error:

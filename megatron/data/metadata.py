@@ -6,6 +6,7 @@ tokenizer is found before the first step only if the sidecar names the one that 
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def read_metadata(prefix: str | Path) -> DatasetMetadata | None:
         DataError: If the sidecar exists but this version cannot read it.
     """
     path = metadata_path(prefix)
-    if not path.exists():
+    if not os.path.exists(path):  # nor one whose name is too long, unlike Path.exists
         return None
     record = read_json(
         path,

@@ -23,7 +23,7 @@ from megatron.launcher.runner_input import check_runner_input, hostfile_text, ru
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, RunConfig
 from megatron.neox_arguments.command_line import read_deepy_command
-from megatron.neox_arguments.errors import shown
+from megatron.neox_arguments.errors import one_line, shown
 from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
 from megatron.neox_arguments.purpose import is_training_script, purpose_of
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_launcher(arguments, plan)
         if not command.check:  # the summary of a check has them
             for note in arguments.notes:
-                _say(f"note: {note}")  # ranks get one file and could not say it
+                _say(f"note: {one_line(note)}")  # ranks get one file and could not say it
         grace_seconds = _grace_seconds(os.environ)
         _tell_of_lone_machine(arguments, plan)
         problems = _start_problems(arguments, config, plan)
@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _say(f"deepy.py: {error}; check the path, the permissions and the free space")
+        reason = one_line(str(error))
+        _say(f"deepy.py: {reason}; check the path, the permissions and the free space")
         return 2
 
 
@@ -263,7 +264,7 @@ def _tell_of_lone_machine(arguments: NeoXArgs, plan: LaunchPlan) -> None:
     """Reports that a run uses only this machine although the configuration names others."""
     path = missing_hostfile(launch_values(arguments).__getitem__, os.environ)
     if path is not None:
-        _say(f"deepy.py: there is no hostfile {path}; the run uses only this machine")
+        _say(f"deepy.py: there is no hostfile {one_line(path)}; the run uses only this machine")
     unused = _keys_of_more_machines(arguments)
     if unused and not plan.hosts:
         _say(f"deepy.py: {', '.join(unused)}: not used, because the run uses only this machine")

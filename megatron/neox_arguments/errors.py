@@ -22,7 +22,7 @@ class ConfigError(UserError):
     """
 
     def __init__(self, *messages: str, key: str | None = None) -> None:
-        super().__init__(*map(_one_line, messages))
+        super().__init__(*map(one_line, messages))
         self.key = key
 
     @property
@@ -34,7 +34,7 @@ class ConfigError(UserError):
         return "\n".join(str(message) for message in self.args)
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """Keeps a path or a name with line breaks, or of thousands of characters, readable."""
     text = "\\n".join(str(message).splitlines())
     return _LONG_WORD.sub(lambda word: f"{word.group()[:100]}...{word.group()[-100:]}", text)

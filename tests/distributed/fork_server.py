@@ -17,8 +17,6 @@ from typing import Any
 
 from megatron.runtime.process_life import PARENT_VARIABLE, die_with_parent
 
-ROOT = Path(__file__).resolve().parents[2]
-
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.distributed.preloaded"])
 
@@ -32,13 +30,14 @@ class ForkedProcess:
         arguments: Sequence[Any],
         *,
         environ: Mapping[str, str],
+        cwd: Path,
         stdout: Path,
         stderr: Path,
     ) -> None:
         """Calls ``target(*arguments)`` in a session of its own; both are plain data or global."""
         for path in (stdout, stderr):
             path.touch()
-        call = (target, arguments, dict(environ), str(stdout), str(stderr))
+        call = (target, arguments, dict(environ), str(cwd), str(stdout), str(stderr))
         self._process = _context.Process(target=_run, args=call)
         self._process.start()
 
@@ -66,6 +65,7 @@ def _run(
     target: Callable[..., None],
     arguments: Sequence[Any],
     environ: dict[str, str],
+    cwd: str,
     stdout: str,
     stderr: str,
 ) -> None:
@@ -78,7 +78,7 @@ def _run(
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, descriptor)
         os.close(file)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environ, **{PARENT_VARIABLE: str(os.getppid())})
     numpy.random.seed()  # as in a fresh process, none like another

@@ -22,8 +22,9 @@ from typing import Any
 
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
 from megatron.runtime.process_life import PARENT_VARIABLE, die_with_parent
-from tests.distributed.fork_server import ROOT, ForkedProcess, run_script
+from tests.distributed.fork_server import ForkedProcess, run_script
 
+ROOT = Path(__file__).resolve().parents[2]
 Process = ForkedProcess | subprocess.Popen[bytes]
 
 
@@ -46,6 +47,7 @@ def run_ranks(
     arguments: Sequence[str] = (),
     keywords: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
     timeout_s: float = 120.0,
     check: bool = True,
     kill: Mapping[int, float] | None = None,
@@ -60,6 +62,7 @@ def run_ranks(
         arguments: Command line of a script.
         keywords: Arguments of a function, plain JSON data.
         environ: Variables on top of the test's own.
+        cwd: Where the ranks start.
         timeout_s: Seconds until the ranks, and nothing else, are killed.
         check: Raises when a rank fails, with the standard error of the first one that did.
         kill: Rank -> seconds after the start at which it gets SIGKILL.
@@ -77,7 +80,8 @@ def run_ranks(
             for rank in range(world_size):
                 variables = _variables(rank, world_size, port, environ or {})
                 start = _start if fresh else _fork
-                processes.append(start(target, arguments, keywords or {}, variables, folder))
+                call = (target, arguments, keywords or {}, variables, folder)
+                processes.append(start(*call, cwd=cwd))
             _wait(processes, timeout_s=timeout_s, kill=dict(kill or {}))
         finally:
             for process in processes:
@@ -111,6 +115,8 @@ def _start(
     keywords: Mapping[str, Any],
     variables: Mapping[str, str],
     folder: Path,
+    *,
+    cwd: Path,
 ) -> Process:
     rank = variables["RANK"]
     argv = [str(target), *arguments]
@@ -120,7 +126,7 @@ def _start(
         return subprocess.Popen(
             [sys.executable, *argv],
             env=variables,
-            cwd=ROOT,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -135,12 +141,15 @@ def _fork(
     keywords: Mapping[str, Any],
     variables: Mapping[str, str],
     folder: Path,
+    *,
+    cwd: Path,
 ) -> Process:
     rank = variables["RANK"]
     call = (str(target), json.dumps(keywords), str(folder / f"value_{rank}.json"))
     return ForkedProcess(
         *((run_script, (str(target), arguments)) if _is_script(target) else (_main, call)),
         environ=variables,
+        cwd=cwd,
         stdout=folder / f"out_{rank}",
         stderr=folder / f"err_{rank}",
     )

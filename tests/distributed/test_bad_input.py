@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from megatron.checkpoint.format import CheckpointReader, checkpoint_steps, verify
+from tests.distributed.fork_server import run_script
 from tests.distributed.runs import (
     REPOSITORY,
     curve,
@@ -28,6 +29,7 @@ from tests.distributed.runs import (
     train_events,
     write_config,
 )
+from tests.distributed.spawn import run_ranks
 from tests.tiny import DOMAINS, write_tiny_corpus
 
 pytestmark = pytest.mark.distributed
@@ -36,9 +38,7 @@ ITERATIONS = 40
 Result = subprocess.CompletedProcess[str]
 
 
-def run(
-    command: list[str], *, prepare: Callable[[], None] | None = None, **variables: str
-) -> Result:
+def run(command: list[str], **variables: str) -> Result:
     """Runs a script of the repository to its end."""
     return subprocess.run(
         [sys.executable, *command],
@@ -48,12 +48,18 @@ def run(
         capture_output=True,
         text=True,
         timeout=120,
-        preexec_fn=prepare,
     )
 
 
 def run_training(config: Path, **options: Any) -> Result:
     return run(["deepy.py", "train.py", str(config)], **options)
+
+
+def run_rank(config: Path, target: str | Path = REPOSITORY / "train.py") -> Result:
+    """Runs ``train.py`` as ``deepy.py`` starts its only rank."""
+    keywords = {} if isinstance(target, Path) else {"config": str(config)}
+    (rank,) = run_ranks(target, 1, arguments=[str(config)], keywords=keywords, check=False)
+    return Result([str(config)], rank.exit_code, rank.stdout, rank.stderr)
 
 
 def assert_refused(result: Result, *parts: str) -> None:
@@ -223,15 +229,16 @@ def test_a_save_folder_below_a_file_is_refused(corpus, tmp_path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def limit_file_size() -> None:
-    """A disk that takes no file of more than 100 kB; the checkpoint has 0.8 MB."""
+def train_on_a_full_disk(config: str) -> None:
+    """What a rank does: the disk takes no file of more than 100 kB; the checkpoint has 0.8 MB."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    run_script(str(REPOSITORY / "train.py"), [config])
 
 
 def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it_in_force(resumable, tmp_path):
     config = resumable(train_iters=ITERATIONS + 1)
-    result = run_training(config, prepare=limit_file_size)
+    result = run_rank(config, "tests.distributed.test_bad_input:train_on_a_full_disk")
     assert_refused(result, "global_step41: could not save", "remains in force")
     assert_nothing_half_written(tmp_path)
     assert (tmp_path / "run/latest").read_text() == "global_step40"
@@ -243,7 +250,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(resumabl
 
     config = resumable()
     with lock_save_folder(tmp_path / "run"):
-        result = run_training(config)
+        result = run_rank(config)
     assert_refused(result, "run is in use by process", f"{os.getpid()} on ")
     assert_nothing_half_written(tmp_path)
 
@@ -260,7 +267,7 @@ def flip_a_byte(file: Path) -> None:
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(trained, resumable, tmp_path):
     config = resumable()
     flip_a_byte(tmp_path / "run/global_step40/rank_00000.safetensors")
-    result = run_training(config)
+    result = run_rank(config)
     assert result.returncode == 0, result.stderr
     assert "passing over a damaged checkpoint" in result.stdout
     assert f"loading {tmp_path}/run/global_step30" in result.stdout
@@ -273,7 +280,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts(resumable, tmp_path):
     config = resumable()
     for step in checkpoint_steps(tmp_path / "run"):
         (tmp_path / f"run/global_step{step}/state.json").unlink()
-    assert_refused(run_training(config), "every checkpoint is damaged", "global_step10")
+    assert_refused(run_rank(config), "every checkpoint is damaged", "global_step10")
     assert checkpoint_steps(tmp_path / "run") == [10, 20, 30, 40]
 
 
@@ -286,13 +293,13 @@ def test_load_without_a_checkpoint_is_refused_where_it_is_not_save(corpus, tmp_p
 def test_other_domains_than_the_checkpoint_has_are_refused(resumable, tmp_path):
     names = ["letters", "digits", "hiss"]
     config = resumable(data_domain_names=names)
-    assert_refused(run_training(config), "mixture.json", "noise", "hiss")
+    assert_refused(run_rank(config), "mixture.json", "noise", "hiss")
     assert_nothing_half_written(tmp_path)
 
 
 def test_another_model_than_the_checkpoint_has_is_refused(resumable, tmp_path):
     config = resumable(hidden_size=16)
-    assert_refused(run_training(config), "hidden_size is 32, this run has 16")
+    assert_refused(run_rank(config), "hidden_size is 32, this run has 16")
     assert_nothing_half_written(tmp_path)
 
 

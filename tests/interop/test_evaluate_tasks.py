@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,31 @@ def write(folder: Path, corpus: dict[str, list[str]], *, processes: int = 1, **c
     return folder / "run.yml"
 
 
-def evaluate(config: Path, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    return start("evaluate.py", config, environ, *arguments)
+Result = subprocess.CompletedProcess[str]
 
 
-def start(
-    script: str, config: Path, environ: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess:
-    scripts = (str(REPOSITORY / "deepy.py"), str(REPOSITORY / script))
+def evaluate(config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    """As ``./deepy.py evaluate.py`` starts its ranks; what rank 0 says."""
+    return run_program("evaluate.py", config, environ, *arguments)
+
+
+def run_program(script: str, config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    command = [str(config), *arguments]
+    size = json.loads(config.read_text())["global_num_gpus"]
+    (first, *_) = run_ranks(
+        REPOSITORY / script,
+        size,
+        arguments=command,
+        environ=environ,
+        cwd=config.parent,
+        check=False,
+    )
+    return Result(command, first.exit_code, first.stdout, first.stderr)
+
+
+def start(config: Path, environ: dict[str, str], *arguments: str) -> Result:
+    """``./deepy.py evaluate.py config arguments``."""
+    scripts = (str(REPOSITORY / "deepy.py"), str(REPOSITORY / "evaluate.py"))
     return subprocess.run(
         [sys.executable, *scripts, str(config), *arguments],
         cwd=config.parent,
@@ -97,12 +115,14 @@ def evaluated(corpus, tasks, trained, environ, tmp_path_factory):
         corpus,
         load=str(trained),
         save=None,
+        max_validation_samples_per_dataset=None,
+        max_test_samples_per_dataset=None,
         log_dir=str(folder / "logs"),
         tensorboard_dir=str(folder / "tensorboard"),
     )
     more = {"eval-task-paths": [str(tasks)], "eval_num_fewshot": 1, "eval_log_samples": True}
     (folder / "tasks.yml").write_text(json.dumps(more))
-    result = evaluate(
+    result = start(
         config,
         environ,
         *("tasks.yml", "-d", str(folder), "--eval_tasks", *TASKS),
@@ -292,6 +312,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"eval_tasks": ["tiny_text"], "eval_task_paths": ["no/such"]},
         "eval_task_paths: there is no folder no/such",
     ),
+    # before the model is loaded, which would fail
+    "unknown task": (
+        {"load": "torn", "eval_tasks": ["tiny_choise"]},
+        "eval_tasks: there is no task 'tiny_choise'; near: tiny",
+    ),
     "no chat template": (
         {"eval_tasks": ["tiny_text"], "eval_apply_chat_template": True},
         "eval_apply_chat_template: the tokenizer has no chat template",
@@ -305,12 +330,19 @@ def try_to_evaluate(files: list[str]) -> list[str]:
     """Runs in one process: the text of each error."""
     from megatron.errors import UserError
     from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
+    from megatron.eval_tasks.surroundings import lm_eval_surroundings
     from megatron.neox_arguments import NeoXArgs, resolve
     from megatron.runtime.initialize import initialize_megatron
 
+    with lm_eval_surroundings():
+        import lm_eval.tasks
+    # lm-eval's own 14,000 files take ten seconds
+    lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
     errors = []
     for file in files:
         os.chdir(Path(file).parent)
+        Path("torn/global_step1").mkdir(parents=True)
+        Path("torn/global_step1/index.json").write_text("{}")
         config = resolve(NeoXArgs.from_ymls([file]))
         initialize_megatron(config, handle_signals=False)
         try:
@@ -346,23 +378,10 @@ def test_a_mistake_is_told_in_one_line(mistakes, name):
     assert not list((folder / name).glob("*eval_results*"))
 
 
-def test_an_unknown_task_ends_the_program_before_the_model_is_loaded(
-    corpus, tasks, environ, tmp_path
-):
-    (tmp_path / "torn/global_step1").mkdir(parents=True)
-    (tmp_path / "torn/global_step1/index.json").write_text("{}")  # what loading would stumble over
-    options = {"load": "torn", "save": None, "eval_task_paths": [str(tasks)]}
-    config = write(tmp_path, corpus, **options)
-    result = evaluate(config, environ, "--eval_tasks", "tiny_choise", "piqa")
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith("error: eval_tasks: there is no task 'tiny_choise'; near: tiny")
-    assert result.stderr.count("\n") == 1, result.stderr
-
-
 def test_a_task_that_is_not_there_is_refused_before_training(corpus, environ, tmp_path):
     options = {"eval_tasks": ["x.yaml"], "eval_harness_interval": 2}
     config = write(tmp_path, corpus, **options)
-    result = start("train.py", config, environ)
+    result = run_program("train.py", config, environ)
     assert result.returncode == 2, result.stderr
     assert result.stderr == "error: eval_tasks: there is no task file x.yaml; correct the path\n"
     assert not list((tmp_path / "run").glob("global_step*"))

@@ -99,11 +99,10 @@ def model(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("program", "cut"),
     [
-        (["deepy.py", "generate.py"], 1),
         (["generate.py"], 1),
         pytest.param(["deepy.py", "generate.py"], 2, marks=pytest.mark.distributed),
     ],
-    ids=["launcher", "alone", "launcher, tp2"],
+    ids=["alone", "launcher, tp2"],
 )
 def test_two_turns_a_stopped_sample_and_the_end_of_input(program, cut, model, tmp_path):
     config = write_run(

@@ -86,6 +86,14 @@ def test_data_that_cannot_be_opened_are_named_with_their_key(values, tmp_path, b
     assert message in problem
 
 
+def test_a_data_path_that_no_file_can_have_is_named_with_its_key(values):
+    problems = problems_of(values, train_data_paths=["d/" + "a" * 5000])
+    ((key, problem),) = problems
+    assert key == "train_data_paths"
+    assert "aaa.idx: cannot be read: File name too long" in problem
+    assert len(problem) < 400
+
+
 def test_a_data_set_that_is_cut_ends_the_run_itself_too(values, tmp_path):
     from megatron.data.errors import DataError
     from megatron.data.index_format import read_index

@@ -272,6 +272,21 @@ def test_a_run_of_bytes_that_turns_out_to_be_no_text_was_not_given_out(tmp_path)
     assert stream.add([gemma.vocab["\u2581cat"]]) == "\ufffd" * 7 + " cat"
 
 
+def test_a_run_of_bytes_goes_on_behind_the_context_that_it_began_in(tmp_path):
+    gemma = FAMILIES["gemma"](tmp_path)
+    cat, run = gemma.vocab["\u2581cat"], list("\u65e5\u672c\u8a9e".encode())
+    stream = TextStream(gemma.detokenize, [cat] * 40 + run)  # longer than what is kept of it
+    assert [stream.add([token]) for token in "\u672c".encode()] == ["", "", ""]
+    assert stream.add([cat]) == "\u672c cat"
+
+
+def test_what_a_decoder_does_at_the_start_of_a_text_is_done_there_alone(tmp_path):
+    strips = byte_fallback(decoders.Fuse(), decoders.Strip(" ", 20, 0))(tmp_path)
+    the, space = strips.vocab["\u2581the"], strips.vocab["\u2581"]
+    assert TextStream(strips.detokenize, [space] * 12).add([the]) == "the"
+    assert TextStream(strips.detokenize, [the] + [space] * 12).add([the]) == " the"
+
+
 def test_long_texts_are_not_decoded_again_and_again(tokenizer):
     decode, decoded = tokenizer.detokenize, 0
 

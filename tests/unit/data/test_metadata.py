@@ -27,6 +27,7 @@ def test_metadata_survive_the_disk(tmp_path):
 
 def test_data_without_a_sidecar_have_no_metadata(tmp_path):
     assert read_metadata(tmp_path / "toy") is None
+    assert read_metadata(tmp_path / ("n" * 250)) is None  # the sidecar's name would be too long
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,9 @@ class TestTokensThatAreAdded:
         for text in ("a", "b a b"):
             assert theirs(text)["input_ids"] == tokenizer.tokenize(text)
             assert theirs.encode(text) == tokenizer.tokenize(text)
+        settings = json.loads((tmp_path / "exported" / "tokenizer_config.json").read_text())
+        wanted = {"add_bos_token": adds and before != (), "add_eos_token": adds and after != ()}
+        assert {name: settings[name] for name in wanted} == wanted
         copied = (tmp_path / "exported" / "tokenizer.json").read_bytes()
         assert (copied == (tmp_path / "tokenizer.json").read_bytes()) == adds
 
