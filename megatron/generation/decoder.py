@@ -1,4 +1,4 @@
-"""Reads a batch of prompts of different lengths, then one token a row at a time.
+"""Inference of a batch: prefill of prompts of different lengths, then one token per row and step.
 
 Shapes: b batch, s prompt length with padding, t all positions so far, v vocabulary.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from megatron.model.gpt2_model import GPT2Model
 
-__all__ = ["BatchReader"]
+__all__ = ["BatchDecoder"]
 
 _TOKENS_AT_ONCE = 8192
 """Of a prompt; bounds the (b, s, t) mask and the activations of a long prompt."""
 
 
-class BatchReader:
-    """The rows that a model is reading.
+class BatchDecoder:
+    """The rows of a batch and what the model remembers of them.
 
     Shorter prompts are padded on the left, where no token attends; positions count from the first
     token of each prompt. Rows of one length need no mask.
@@ -53,7 +53,7 @@ class BatchReader:
         self._caches = None if recompute else model.make_caches(len(prompts), capacity)
 
     def next_logits(self) -> Tensor:
-        """Reads the tokens that were not read yet; returns logits after the last one, (b, v)."""
+        """Runs the model over the new tokens; returns logits after the last one, (b, v)."""
         start = 0
         if self._caches is not None:
             start = self._caches[0].length
