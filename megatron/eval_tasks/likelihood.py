@@ -25,17 +25,17 @@ def score_pairs(
     on_score: Callable[[int, Score], None] | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> list[Score]:
-    """Scores each ending after its context; equal contexts are read once.
+    """Scores each ending after its context; equal contexts are computed once.
 
     Args:
         model: In evaluation mode. The ranks of a tensor-parallel group call it with the same pairs.
         pairs: Contexts and endings; a context that is too long for the window loses its beginning.
-        max_batch_tokens: Most tokens that the model reads at once, see `cut_batches`.
+        max_batch_tokens: Most tokens of a forward pass, see `cut_batches`.
         on_score: Called with the number of a pair and its score as soon as it is known.
-        before_batch: Called before the model reads; what it raises ends the computation.
+        before_batch: Called before each forward pass; what it raises ends the computation.
 
     Returns:
-        One score a pair, in the order of ``pairs``.
+        One score per pair, in the order of ``pairs``.
 
     Raises:
         TaskError: See `fit_window`.

@@ -1,4 +1,4 @@
-"""Contexts with all their endings in rows, so that a context is read once for all of them.
+"""Contexts with all their endings in rows, so that a context is computed once for all of them.
 
 A row is a context and, behind it, the endings that are longer than one token, each less its last
 token, which is only predicted. Every ending continues at the position after the context, and a mask
@@ -94,7 +94,7 @@ def make_rows(pairs: Sequence[Pair], *, window: int) -> list[Row]:
 
     A row is no longer than `SHORT_ROW` or twice its context, whichever is more, since the mask
     grows with its square: so many endings of one context take several rows, and its tokens are at
-    most half of what is read again.
+    most half of what is computed again.
 
     Args:
         pairs: Contexts and endings; contexts that are the same after `fit_window` share rows.

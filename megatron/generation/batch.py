@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron.errors import NotFiniteError
-from megatron.generation.reader import BatchReader
+from megatron.generation.decoder import BatchDecoder
 from megatron.generation.sampling import GREEDY, SamplingParameters, next_tokens
 from megatron.generation.text_stream import Decode, StoppableText, TextStream
 from megatron.model.cpu.frozen_weights import frozen_weights
@@ -113,7 +113,7 @@ def generate_batch(
         is_long = max(row.room for row in active) >= _STEPS_WORTH_FREEZING
         with frozen_weights(model) if is_long else nullcontext():
             _generate(
-                _reader(model, active, recompute),
+                _decoder(model, active, recompute),
                 active,
                 chooser,
                 keep_logits=keep_logits,
@@ -135,10 +135,10 @@ def _each_text(
     ]
 
 
-def _reader(model: GPT2Model, rows: Sequence[_Row], recompute: bool) -> BatchReader:
+def _decoder(model: GPT2Model, rows: Sequence[_Row], recompute: bool) -> BatchDecoder:
     prompts = [row.prompt for row in rows]
     capacity = max(map(len, prompts)) + max(row.room for row in rows)
-    return BatchReader(model, prompts, capacity=capacity, recompute=recompute)
+    return BatchDecoder(model, prompts, capacity=capacity, recompute=recompute)
 
 
 def _never() -> bool:
@@ -146,16 +146,16 @@ def _never() -> bool:
 
 
 def _generate(
-    reader: BatchReader,
+    decoder: BatchDecoder,
     slots: list[_Row],
     chooser: _Chooser,
     *,
     keep_logits: bool,
     is_interrupted: Callable[[], bool],
 ) -> None:
-    """Runs until every row has ended; ``slots`` are the rows of the reader."""
+    """Runs until every row has ended; ``slots`` are the rows of the decoder."""
     while True:
-        logits = reader.next_logits()
+        logits = decoder.next_logits()
         tokens, is_over = chooser.choose(logits, is_interrupted)
         kept = logits.float().cpu() if keep_logits else None
         for slot, (row, token) in enumerate(zip(slots, tokens.tolist(), strict=True)):
@@ -171,11 +171,11 @@ def _generate(
         going = [slot for slot, row in enumerate(slots) if not row.has_ended]
         if not going:
             return
-        reader.append(tokens.clamp(min=0))  # rows that have ended are carried along
+        decoder.append(tokens.clamp(min=0))  # rows that have ended are carried along
         # taking rows out copies the caches: done when it halves the work
         if 2 * len(going) <= len(slots):
             slots = [slots[slot] for slot in going]
-            reader.keep(going)
+            decoder.keep(going)
             chooser.keep(going)
 
 

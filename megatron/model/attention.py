@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
+from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
-from megatron.model.positional_embeddings import RotaryTable, apply_rotary_
-from megatron.model.reading import ReadingStep, rotate_
+from megatron.model.positional_embeddings import RotaryTable, rotate_
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["SelfAttention"]
@@ -53,45 +53,29 @@ class SelfAttention(nn.Module):
             tp=tp,
         )
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Attends from each position to itself and the ones before it.
+    def forward(
+        self,
+        hidden: Tensor,
+        context: ForwardContext | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Attends from each position to itself and the ones before it, or as ``context`` says.
 
         Args:
             hidden: (b, s, h), or this rank's part of the sequence with sequence parallelism.
+            context: Positions and mask of this pass; None is a causal pass from position 0.
+            cache: Keys and values of earlier positions; extended by the new ones.
 
         Returns:
             Partial sums (b, s, h) for `RowParallelLinear.finish` of ``dense``.
         """
         fused = self._project(hidden)
         batch, length = fused.shape[:2]
-        if self.rotary is not None:
-            cos, sin = self.rotary.get(length, hidden.device)
-            fused = apply_rotary_(fused, cos, sin, self.queries_per_group + 1)
-        return self.dense(self._attend(fused).reshape(batch, length, -1))
-
-    def read(self, hidden: Tensor, step: ReadingStep, cache: KeyValueCache | None) -> Tensor:
-        """As `forward`, without gradients and dropout, behind the positions of a cache.
-
-        Args:
-            hidden: (b, s, h), the new positions.
-            step: Rotation and mask of this pass.
-            cache: Keys and values of earlier positions; extended by the new ones.
-        """
-        fused = self._project(hidden)
-        batch, length = fused.shape[:2]
-        rotate_(fused[..., :-1, :], step)
-        query, key, value = self._cut(fused)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=step.bias,
-            is_causal=step.is_causal,
-            enable_gqa=self.queries_per_group > 1,
-        )
-        return self.dense(context.transpose(1, 2).reshape(batch, length, -1))
+        if context is None:
+            context = make_context(self.rotary, length, like=fused)
+        if context.angles is not None:
+            fused = rotate_(fused, context.angles)
+        return self.dense(self._attend(fused, context, cache).reshape(batch, length, -1))
 
     def _project(self, hidden: Tensor) -> Tensor:
         """(b, s, h) -> (b, s, g, r + 2, d)."""
@@ -99,22 +83,23 @@ class SelfAttention(nn.Module):
         group = (self.num_kv_heads, self.queries_per_group + 2, self.head_dim)
         return self.query_key_value(hidden).view(*hidden.shape[:2], *group)
 
-    def _cut(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, s, g, r + 2, d) -> (b, n, s, d), (b, g, s, d), (b, g, s, d)."""
-        query = fused[..., : self.queries_per_group, :].flatten(2, 3).transpose(1, 2)
-        return query, fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
-
-    def _attend(self, fused: Tensor) -> Tensor:
+    def _attend(
+        self, fused: Tensor, context: ForwardContext, cache: KeyValueCache | None
+    ) -> Tensor:
         """(b, s, g, r + 2, d) -> (b, s, n, d)."""
+        query = fused[..., : self.queries_per_group, :].flatten(2, 3).transpose(1, 2)
+        key, value = fused[..., -2, :].transpose(1, 2), fused[..., -1, :].transpose(1, 2)
+        if cache is not None:
+            key, value = cache.append(key, value)
         dropout = self.dropout if self.training else 0.0
-        query, key, value = self._cut(fused)
         with self.tp.own_random_state() if dropout else nullcontext():
-            context = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
+                attn_mask=context.bias,
                 dropout_p=dropout,
-                is_causal=query.shape[2] > 1,
+                is_causal=context.is_causal,
                 enable_gqa=self.queries_per_group > 1,
             )
-        return context.transpose(1, 2)
+        return attended.transpose(1, 2)

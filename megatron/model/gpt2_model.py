@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron.model.config import ModelConfig
+from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
-from megatron.model.reading import make_reading_step
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
@@ -49,7 +49,6 @@ class GPT2Model(nn.Module):
     """The whole network on one rank.
 
     Args:
-        config: Shape of the network.
         seed: Seed of the initial values, see `initialize_parameters`.
         tp: The tensor-parallel group.
     """
@@ -133,70 +132,52 @@ class GPT2Model(nn.Module):
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Activations above the final norm, (b, s, h); with any keyword without gradients.
+        """Activations above the final norm, (b, s, h); with caches without gradients.
 
         Rows of different lengths are padded on the left and masked there; several texts after one
-        context stand in one row, each with the positions after the context, and a mask that hides
-        the others.
+        context share a row, each with the positions after the context, and a mask that hides the
+        others.
 
         Args:
             tokens: (b, s) int64.
-            caches: One a layer, from `make_caches`; ``tokens`` continue what they hold, and are
+            caches: One per layer, from `make_caches`; ``tokens`` continue what they hold, and are
                 added to them.
-            positions: (b, s) int64 below ``max_position_embeddings``, where each token stands;
-                None: behind what the caches hold.
+            positions: (b, s) int64 below ``max_position_embeddings``, where each token is; None:
+                behind what the caches hold.
             attention_mask: bool, broadcastable to (b, 1, s, t), t with the cached positions; True
                 where a token may attend. None is causal.
         """
         embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
         norm = self.get_submodule(self._norm_name)
-        if caches is not None or positions is not None or attention_mask is not None:
-            with torch.no_grad():
-                return norm(
-                    self._read(embedding, blocks, tokens, caches, positions, attention_mask)
-                )
-        hidden = embedding(tokens)
-        chunk = self.config.checkpoint_num_layers
-        if chunk and self.training and torch.is_grad_enabled():
-            for start in range(0, len(blocks), chunk):
-                hidden = checkpoint(
-                    _run_blocks, blocks[start : start + chunk], hidden, use_reentrant=True
-                )
-        else:
-            hidden = _run_blocks(blocks, hidden)
-        return norm(hidden)
-
-    def _read(
-        self,
-        embedding: nn.Module,
-        blocks: Sequence[nn.Module],
-        tokens: Tensor,
-        caches: Sequence[KeyValueCache] | None,
-        positions: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
         start = 0 if caches is None else caches[0].length
-        hidden = embedding(tokens, start, positions)
-        step = make_reading_step(
-            self._rotary,
-            start=start,
-            length=tokens.shape[1],
-            longest=self.config.max_position_embeddings,
-            like=hidden,
-            positions=positions,
-            attention_mask=attention_mask,
-        )
-        layer_caches = [None] * len(blocks) if caches is None else caches
-        for block, cache in zip(blocks, layer_caches, strict=True):
-            hidden = block(hidden, step, cache)
-        return hidden
+        with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
+            hidden = embedding(tokens, start, positions)
+            context = None
+            if caches is not None or positions is not None or attention_mask is not None:
+                context = make_context(
+                    self._rotary,
+                    tokens.shape[1],
+                    like=hidden,
+                    start=start,
+                    longest=self.config.max_position_embeddings,
+                    positions=positions,
+                    attention_mask=attention_mask,
+                )
+            chunk = self.config.checkpoint_num_layers
+            if chunk and self.training and torch.is_grad_enabled():
+                for first in range(0, len(blocks), chunk):
+                    part = blocks[first : first + chunk]
+                    hidden = checkpoint(_run_blocks, part, hidden, context, use_reentrant=True)
+            else:
+                hidden = _run_blocks(blocks, hidden, context, caches)
+            return norm(hidden)
 
     def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
         """Empty caches, one a layer, for the heads of this tensor-parallel rank.
 
         Args:
-            batch_size: Rows that are read together.
+            batch_size: Rows of the batch.
             capacity: Most positions of a row, padding included.
         """
         weight = next(self.parameters())
@@ -214,7 +195,13 @@ class GPT2Model(nn.Module):
         ]
 
 
-def _run_blocks(blocks: Sequence[nn.Module], hidden: Tensor) -> Tensor:
-    for block in blocks:
-        hidden = block(hidden)
+def _run_blocks(
+    blocks: Sequence[nn.Module],
+    hidden: Tensor,
+    context: ForwardContext | None,
+    caches: Sequence[KeyValueCache] | None = None,
+) -> Tensor:
+    of_layers: Sequence[KeyValueCache | None] = caches or [None] * len(blocks)
+    for block, cache in zip(blocks, of_layers, strict=True):
+        hidden = block(hidden, context, cache)
     return hidden

@@ -1,4 +1,4 @@
-"""Keys and values of the positions that a model has read, kept in tensors made once.
+"""Keys and values of the positions that a model has processed, kept in tensors made once.
 
 Shapes: b batch, s new positions, t all positions, g key-value heads of this rank, d head size.
 """
@@ -15,12 +15,8 @@ class KeyValueCache:
     """Room for the keys and values of one layer of one batch.
 
     Args:
-        batch: Number of rows.
         num_kv_heads: Key-value heads of this tensor-parallel rank.
         capacity: Most positions that fit.
-        head_dim: Size of a head.
-        dtype: Of the model.
-        device: Of the model.
     """
 
     def __init__(

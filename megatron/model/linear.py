@@ -22,11 +22,7 @@ class ColumnParallelLinear(nn.Module):
     """``x @ weight.T + bias``, each rank computing its part of the output features.
 
     Args:
-        in_features: Width of the input.
         out_features: Logical width of the output, over all ranks.
-        init_method: Of the weight.
-        bias: Whether there is one.
-        tp: The group.
         num_fused: Number of equally wide projections in one matrix, each of which is cut. Above 1
             the weight has the shape (num_fused, out_features / num_fused, in_features).
     """

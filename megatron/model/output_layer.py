@@ -33,8 +33,6 @@ class OutputLayer(nn.Module):
     """Unembedding: losses without storing the logits, or logits where somebody asks for them.
 
     Args:
-        config: Shape of the network.
-        tp: The tensor-parallel group.
         tied: The embedding whose rows are used; None gives the layer a matrix of its own.
     """
 

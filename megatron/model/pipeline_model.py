@@ -72,9 +72,6 @@ class GPT2PipelineModel(PipelineModule):
     """The stage of the network that this rank holds.
 
     Args:
-        config: Shape of the network.
-        topology: Where this rank sits.
-        tp: The tensor-parallel group.
         seed: Seed of the initial values; they are those of `GPT2Model`.
         partition_method: DeepSpeed's rule for cutting the list of layers.
     """

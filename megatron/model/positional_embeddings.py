@@ -12,11 +12,11 @@ from torch import Tensor
 
 from megatron.model.config import ModelConfig
 
-__all__ = ["RotaryTable", "apply_rotary_", "make_rotary", "signed_angles", "sinusoidal_positions"]
+__all__ = ["RotaryTable", "make_rotary", "rotate_", "sinusoidal_positions"]
 
 
 class RotaryTable:
-    """cos and sin of the rotation angles, always float32, grown on demand, one copy a device.
+    """cos and sin of the rotation angles, grown on demand, one copy per device and precision.
 
     Not a module buffer on purpose: ``module.bfloat16()`` would round the angles, which is why
     models trained with older code differ from their exports at long contexts.
@@ -25,18 +25,29 @@ class RotaryTable:
     def __init__(self, rotary_dim: int, base: float):
         self.rotary_dim = rotary_dim
         self.base = base
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def get(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Returns (cos, sin), each (length, rotary_dim // 2), for positions 0..length-1."""
-        cos, sin = self._tables.get(device, (None, None))
-        if cos is None or sin is None or cos.shape[0] < length:
+    def get(self, length: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles of positions 0 .. ``length`` - 1, laid out for `rotate_`.
+
+        Args:
+            length: s.
+            like: A tensor of the features' dtype and device.
+
+        Returns:
+            cos and sin, (s, r) each, float32 values (in float64 for features of that), those of a
+            pair twice: at i and, for sin with the other sign, at i + r / 2.
+        """
+        key = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
+        table = self._tables.get(key)
+        if table is None or table[0].shape[0] < length:
             exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / self.rotary_dim
             positions = torch.arange(length, dtype=torch.float64)
             angles = torch.outer(positions, self.base**-exponents)
-            cos, sin = (f.to(device, torch.float32) for f in (angles.cos(), angles.sin()))
-            self._tables[device] = (cos, sin)
-        return cos[:length], sin[:length]
+            cos, sin = angles.cos().float(), angles.sin().float()
+            table = torch.cat((cos, cos), dim=-1).to(*key), torch.cat((-sin, sin), dim=-1).to(*key)
+            self._tables[key] = table
+        return table[0][:length], table[1][:length]
 
 
 def make_rotary(config: ModelConfig) -> RotaryTable | None:
@@ -46,72 +57,49 @@ def make_rotary(config: ModelConfig) -> RotaryTable | None:
     return RotaryTable(config.rotary_dim, config.rotary_emb_base)
 
 
+def rotate_(features: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates queries and keys of a fused projection in place (GPT-NeoX's half-rotation layout).
+
+    Args:
+        features: (b, s, groups, q.. k v, d), overwritten; the caller must not need the old values.
+            The last slot of dimension 3, the value, stays as it is.
+        angles: cos and sin of `RotaryTable.get` at the positions, (b or 1, s, 1, 1, r).
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    if torch.is_grad_enabled() and features.requires_grad:
+        return _RotateInPlace.apply(features, *angles)
+    _rotate_(features, *angles)
+    return features
+
+
 class _RotateInPlace(torch.autograd.Function):
     """Rotates pairs (i, i + r/2) of the leading r features; its adjoint is the inverse rotation."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
+    def forward(ctx, features: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.num_rotated = num_rotated
         ctx.mark_dirty(features)
-        _rotate_(features, cos, sin, num_rotated)
+        _rotate_(features, cos, sin)
         return features
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         cos, sin = ctx.saved_tensors
         grad = grads[0].clone()
-        _rotate_(grad, cos, -sin, ctx.num_rotated)
-        return grad, None, None, None
+        _rotate_(grad, cos, -sin)
+        return grad, None, None
 
 
-def _rotate_(features: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> None:
-    """In place; (b, s, groups, slots, d), and cos and sin (b or 1, s, 1, 1, r), sin signed.
-
-    The angles are repeated for all slots, so that the arithmetic runs over whole positions: over r
-    features at a time, often 8 or 16, it takes three times as long on a CPU.
-    """
+def _rotate_(features: Tensor, cos: Tensor, sin: Tensor) -> None:
     size = cos.shape[-1]
-    rotated = features[..., :num_rotated, :size]
-    cos, sin = (a.expand(-1, *rotated.shape[1:]).flatten(2) for a in (cos, sin))
-    exact = rotated.to(cos.dtype)  # float32 for half precision: the cast comes last
-    swapped = exact.roll(size // 2, dims=-1).flatten(2)
-    new = torch.addcmul(exact.flatten(2) * cos, swapped, sin)
-    rotated.copy_(new.view(rotated.shape))
-
-
-def apply_rotary_(features: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
-    """Rotates queries and keys of a fused projection in place (GPT-NeoX's half-rotation layout).
-
-    Args:
-        features: (b, s, groups, q.. k v, d), overwritten; the caller must not need the old values.
-        cos: (s, r / 2) or broadcastable (b, s, r / 2), float32.
-        sin: As ``cos``.
-        num_rotated: How many of the leading q.. k slots of dimension 3 to rotate.
-
-    Source: Su et al. 2021, arXiv:2104.09864.
-    """
-    return _RotateInPlace.apply(features, *signed_angles(cos, sin, features.dtype), num_rotated)
-
-
-def signed_angles(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Angles as a rotation of fused projections multiplies them.
-
-    Args:
-        cos: (s, r / 2) or (b, s, r / 2), float32.
-        sin: As ``cos``.
-        dtype: Of the features.
-
-    Returns:
-        cos and sin, (1 or b, s, 1, 1, r), float64 for features of that; the first half of sin is
-        negative.
-    """
-    if dtype == torch.float64:
-        cos, sin = cos.double(), sin.double()
-    if cos.dim() == 2:
-        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return cos[:, :, None, None], sin[:, :, None, None]
+    rotated = features[..., :-1, :size]
+    if rotated.dtype == cos.dtype:
+        swapped = rotated.roll(size // 2, dims=-1)
+        rotated.mul_(cos).addcmul_(swapped, sin)
+    else:  # float32 for half precision: the cast comes last
+        exact = rotated.to(cos.dtype)
+        rotated.copy_(torch.addcmul(exact * cos, exact.roll(size // 2, dims=-1), sin))
 
 
 def sinusoidal_positions(length: int, hidden_size: int, device: torch.device) -> Tensor:

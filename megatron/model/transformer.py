@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from megatron.model.attention import SelfAttention
 from megatron.model.config import ModelConfig
+from megatron.model.forward_context import ForwardContext
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.mlp import MLP
 from megatron.model.norms import make_norm
 from megatron.model.positional_embeddings import RotaryTable
-from megatron.model.reading import ReadingStep
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 
 __all__ = ["TransformerLayer"]
@@ -42,15 +42,12 @@ class TransformerLayer(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        step: ReadingStep | None = None,
+        context: ForwardContext | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Reads behind the positions of ``cache`` where a ``step`` is given (no gradients)."""
+        """``context`` and ``cache`` are those of `SelfAttention.forward`."""
         normed = self.input_layernorm(hidden)
-        if step is None:
-            attention = self.attention(normed)
-        else:
-            attention = self.attention.read(normed, step, cache)
+        attention = self.attention(normed, context, cache)
         if self.is_parallel:
             mlp = self.mlp(normed if self.is_tied else self.post_attention_layernorm(hidden))
             return self._add_both(hidden, attention, mlp)

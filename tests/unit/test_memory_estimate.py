@@ -59,8 +59,9 @@ def kept_bytes(config: ModelConfig, batch: int, length: int) -> int:
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     excluded = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    hidden = torch.randn(batch, length, config.hidden_size, requires_grad=True)
     if layer.attention.rotary is not None:
-        tables = layer.attention.rotary.get(length, torch.device("cpu"))
+        tables = layer.attention.rotary.get(length, like=hidden)
         excluded |= {table.untyped_storage().data_ptr() for table in tables}
     kept: dict[int, Tensor] = {}
 
@@ -68,7 +69,6 @@ def kept_bytes(config: ModelConfig, batch: int, length: int) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    hidden = torch.randn(batch, length, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(hidden)
     return sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in excluded)

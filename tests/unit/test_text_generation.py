@@ -10,7 +10,7 @@ import torch
 
 from megatron.errors import NotFiniteError
 from megatron.generation.batch import Completion, StopRules, generate_batch
-from megatron.generation.reader import BatchReader
+from megatron.generation.decoder import BatchDecoder
 from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
 from megatron.tokenizer.character_level import CharLevelTokenizer
@@ -96,9 +96,9 @@ def test_greedy_tokens_are_the_argmax_of_the_whole_text(model):
     assert best[len(PROMPTS[0]) - 1 :].tolist() == list(result.tokens)
 
 
-def test_a_long_prompt_is_read_in_pieces_with_the_same_result(model, monkeypatch):
+def test_a_long_prompt_is_prefilled_in_pieces_with_the_same_result(model, monkeypatch):
     whole = run(model, *PROMPTS, keep_logits=True)
-    monkeypatch.setattr("megatron.generation.reader._TOKENS_AT_ONCE", 15)  # 3 of each of 5 rows
+    monkeypatch.setattr("megatron.generation.decoder._TOKENS_AT_ONCE", 15)  # 3 of each of 5 rows
     pieces = run(model, *PROMPTS, keep_logits=True)
     for one, other in zip(whole, pieces, strict=True):
         assert one.tokens == other.tokens
@@ -107,14 +107,14 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(model, monkeypatch
 
 def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     sizes = []
-    read = BatchReader.next_logits
+    next_logits = BatchDecoder.next_logits
 
-    def spy(reader: BatchReader) -> torch.Tensor:
-        logits = read(reader)
+    def spy(decoder: BatchDecoder) -> torch.Tensor:
+        logits = next_logits(decoder)
         sizes.append(len(logits))
         return logits
 
-    monkeypatch.setattr(BatchReader, "next_logits", spy)
+    monkeypatch.setattr(BatchDecoder, "next_logits", spy)
     results = run(model, *PROMPTS[:4], maximum_tokens=[2, 9, 4, 2])
     assert [len(result.tokens) for result in results] == [2, 9, 4, 2]
     assert sizes == [4, 4, 2, 2, 1, 1, 1, 1, 1]

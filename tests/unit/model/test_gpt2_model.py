@@ -49,6 +49,18 @@ class TestEveryVariant:
             scale = parameter.grad.abs().max().clamp_min(1e-6)
             assert (gradients[name] - parameter.grad).abs().max() <= 1e-5 * scale, name
 
+    def test_a_causal_mask_and_positions_by_hand_change_no_gradient(self, changes):
+        model = GPT2Model(small_model(**changes), seed=1)
+        tokens, mask = batch()[:, :-1], torch.ones(12, 12, dtype=torch.bool).tril()
+        positions = torch.arange(12).expand(2, 12)
+        results = []
+        for context in ({}, {"positions": positions, "attention_mask": mask}):
+            model.zero_grad()
+            model(tokens, **context).square().sum().backward()
+            results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for got, want in zip(*results, strict=True):
+            assert (got - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1e-6)
+
     def test_a_token_sees_no_later_token(self, changes):
         model = GPT2Model(small_model(**changes), seed=1).eval()
         tokens = batch()[:, :-1]
@@ -100,6 +112,12 @@ def test_initial_values_depend_on_seed_and_name_alone():
     assert not torch.equal(one[name], one["3.attention.dense.weight"])
 
 
+def test_a_pass_with_caches_keeps_nothing_for_gradients():
+    model = GPT2Model(small_model(), seed=1)
+    hidden = model.hidden_states(batch(), caches=model.make_caches(2, 13))
+    assert not hidden.requires_grad
+
+
 def test_vocabulary_padding_does_not_change_the_model():
     text = batch()
     losses = []
@@ -112,7 +130,7 @@ def test_vocabulary_padding_does_not_change_the_model():
 def test_rotary_angles_stay_float32_in_a_bfloat16_model():
     model = GPT2Model(small_model(), seed=1).bfloat16()
     rotary = model.get_submodule("2.attention").rotary
-    cos, sin = rotary.get(24, torch.device("cpu"))
+    cos, sin = rotary.get(24, like=next(model.parameters()))
     assert cos.dtype == sin.dtype == torch.float32
     assert model(batch()[:, :-1]).dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""Reading with cached keys and values gives what a pass over the whole sequence gives."""
+"""Inference with cached keys and values gives what a pass over the whole sequence gives."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_position_is_more_than_an_order(pos_emb):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_are_read_with_exact_angles(dtype):
+def test_other_precisions_use_exact_angles(dtype):
     model, tokens = build(rotary_dim=8).to(dtype), random_tokens(2, 12)
     caches = model.make_caches(2, 12)
     parts = [model(piece, caches=caches) for piece in tokens.split([5, 1, 6], dim=1)]

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from megatron.model.gpt2_model import GPT2Model
 
-__all__ = ["BatchReader"]
+__all__ = ["BatchDecoder"]
 
 _TOKENS_AT_ONCE = 8192
 """Positions of a prompt at a time; limits the (b, s, t) mask and the activations."""
 
 
-class BatchReader:
-    """The rows of a batch during inference.
+class BatchDecoder:
+    """The rows of a batch and what the model remembers of them.
 
     Shorter prompts are padded on the left, where no token attends; positions count from the first
     token of each prompt. Rows of one length need no mask.
