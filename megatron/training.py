@@ -82,13 +82,12 @@ def train(
         state.step += 1
         began = time.perf_counter()
         weights = mixture.weights  # a probability for each domain, from losses of earlier steps
-        # the plan: a domain, and a sample of it, for every place of the global batch
-        draw = mixture.draw(state.step, source.global_batch_size, run_length)
+        draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
-        now = time.perf_counter()
+        signal, lm_loss, state.stop = reduce_step(result, mixture)  # one all-reduce
+        last, clock = clock, time.perf_counter()
         report = StepReport(
             draw=draw,
             weights=weights,
@@ -98,14 +97,12 @@ def train(
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
-            seconds=now - clock,
-            step_seconds=now - began,
+            seconds=clock - last,
+            step_seconds=clock - began,
         )
-        clock = now
         require_finite(state, report, mixture, is_last=state.step == last_step)
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
-        state.stop = stop
         for hook in hooks:
             hook.after_step(state, report)
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
@@ -255,9 +252,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
-    settings = evaluation_settings(config.to_dict())
-    is_finished = state.step >= last_step
-    measured = measured_at(config.derived.log_dir, state.step, settings) if is_finished else {}
+    measured = _measured_before(config, state)
     saving = CheckpointHook(
         runner, source, mixture, config, logger, moment_names=moment_names(config)
     )
@@ -296,6 +291,14 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
+
+
+def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:
+    """What the run log has of a run that is at its end already, so that it is not measured again."""
+    if state.step < config.derived.train_iters:
+        return {}
+    settings = evaluation_settings(config.to_dict())
+    return measured_at(config.derived.log_dir, state.step, settings)
 
 
 def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from megatron.data.batch import Batch
+from megatron.engine.domain_sums import DomainLossRecorder
 from megatron.hooks.base import Hook
 from tests.process_group import engine_of_one
 from tests.unit.oracles import plain_network
@@ -187,12 +188,14 @@ class Evaluates(Hook):
         text = torch.from_numpy(samples(100 + state.step))
         mask, domains = torch.ones(4, LENGTH), torch.tensor([0, 1, 1, 1])
         batch = Batch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), mask, domains)
-        sums = self.runner.evaluate([batch], num_domains=2)
+        recorder = DomainLossRecorder(2, self.runner.device)
+        self.runner.evaluate([batch], recorder)
+        sums = recorder.held_out_sums().all_reduce()
         weights = values(self.runner, ())["fp32"]
         nll = plain_network.losses(weights, self.net, text[:, :-1], text[:, 1:])[1]
         expected = [nll[0].sum().item(), nll[1:].sum().item()]
-        self.found.append(sums[0].tolist() == pytest.approx(expected, rel=1e-6))
-        assert sums[1].tolist() == [LENGTH, 3 * LENGTH]
+        self.found.append(sums.loss.tolist() == pytest.approx(expected, rel=1e-6))
+        assert sums.tokens.tolist() == [LENGTH, 3 * LENGTH]
 
 
 def test_an_evaluation_between_steps_is_right_and_changes_none_of_them(monkeypatch, float64):
