@@ -12,7 +12,7 @@ from .coerce import describe
 from .fields import field_table
 from .groups import GROUPS
 from .presets import PRESETS
-from .retired import hint_about, refusal_about
+from .unsupported import UNSUPPORTED
 
 HEADER = """# Configuration keys
 
@@ -22,8 +22,6 @@ says what happens then.
 
 Written by `python configs/gen_docs.py` from `megatron/neox_arguments/groups/`; do not edit it.
 """
-
-_SAID = ("refused", "hint", "belongs to", "no effect", "computed", "unused", "no meaning")
 
 
 def field_docs(group_class: type[Any]) -> dict[str, str]:
@@ -58,24 +56,21 @@ def reference_markdown() -> str:
             field = table[name]
             parts.append(
                 f"\n- **{name}**: {describe(field.type)}. Default: {_default(field.default)}.\n"
-                f"\n    {text}{_status(name, text)}\n"
+                f"\n    {text}\n"
             )
         assert {f.name for f in table.values() if f.group == group} == set(field_docs(group_class))
+    parts.append("\n## Keys that are not supported\n\nKeys of GPT-NeoX that change nothing here.\n")
+    for row in UNSUPPORTED.values():
+        verdict = "No effect in this version" if row.verdict == "no effect" else row.verdict
+        parts.append(
+            f"\n- **{row.key}**: {describe(row.type)}. Default: {_default(row.default)}."
+            f" {verdict[0].upper()}{verdict[1:]}: {row.reason}.\n"
+        )
     parts.append("\n## Presets\n\n`neox_compat` replaces these defaults:\n")
     for preset, values in PRESETS.items():
         listed = ", ".join(f"`{key}: {_default(value)}`" for key, value in values.items())
         parts.append(f"\n- `{preset}`: {listed}\n")
     return "".join(parts)
-
-
-def _status(name: str, text: str) -> str:
-    """Returns the sentence that says that a key is not honoured, unless ``text`` says it itself."""
-    if any(word in text.lower() for word in _SAID):
-        return ""
-    if refusal := refusal_about(name):
-        return f" Not supported: {refusal}."
-    hint = hint_about(name)
-    return f" No effect in this version: {hint}." if hint else ""
 
 
 def _default(value: Any) -> str:

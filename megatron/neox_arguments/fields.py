@@ -8,17 +8,31 @@ import functools
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from .groups import GROUPS
+from .groups import GROUPS, NeoXArgsDeepspeedConfig
+from .unsupported import UNSUPPORTED
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A configuration key; ``group`` is its group's attribute in ``RunConfig``."""
+    """A configuration key; ``group`` is its group's attribute in ``RunConfig``, or unsupported."""
 
     name: str
     group: str
     type: Any
     default: Any
+
+
+DEEPSPEED_KEYS = frozenset(
+    {field.name for field in dataclasses.fields(NeoXArgsDeepspeedConfig)}
+    | {
+        *("activation_checkpointing", "aio", "amp", "autotuning", "autotuning_config"),
+        *("checkpoint", "comms_logger", "compression_training", "curriculum_learning"),
+        *("curriculum_seqlen", "data_efficiency", "dump_state", "elasticity", "load_universal"),
+        *("scheduler", "sparse_attention", "sparse_gradients", "steps_per_print"),
+        "zero_allow_untested_optimizer",
+    }
+)
+"""Keys of DeepSpeed's own configuration."""
 
 
 @functools.cache
@@ -36,6 +50,9 @@ def field_table() -> Mapping[str, Field]:
                 f"{field.name} is in {table[field.name].group} and {group}"
             )
             table[field.name] = Field(field.name, group, hints[field.name], field.default)
+    for row in UNSUPPORTED.values():
+        assert row.key not in table, f"{row.key} is in {table[row.key].group} and unsupported"
+        table[row.key] = Field(row.key, "unsupported", row.type, row.default)
     return table
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
 from .errors import ConfigError, IssueList, Origin, shown
-from .fields import field_table, nearest_key
+from .fields import DEEPSPEED_KEYS, field_table, nearest_key
 from .groups import (
     NeoXArgsDataSampling,
     NeoXArgsDeepspeedConfig,
@@ -27,7 +27,6 @@ from .groups import (
     NeoXArgsOptimizer,
     NeoXArgsOther,
     NeoXArgsParallelism,
-    NeoXArgsPreference,
     NeoXArgsTextgen,
     NeoXArgsTokenizer,
     NeoXArgsTraining,
@@ -42,7 +41,7 @@ REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_em
 _LONGEST_KEY = 100
 """Characters of a key that may be a known one, spelled wrongly."""
 
-_NOT_FLAGS = ("account", "comment", "detect_nvlink_pairs", "autotuning_run")
+_NOT_FLAGS = ("account", "comment")
 """Keys of the runner group that are no flags of DeepSpeed's runner."""
 
 _FlatFields: Any = dataclasses.make_dataclass(
@@ -162,8 +161,7 @@ class NeoXArgs(_FlatFields):
     @property
     def deepspeed_config(self) -> dict[str, Any]:
         """DeepSpeed's own keys as written; the engine gets ``deepspeed_config(config)`` instead."""
-        table = field_table()
-        return {k: v for k, v in self.megatron_config.items() if table[k].group == "deepspeed"}
+        return {k: v for k, v in self.megatron_config.items() if k in DEEPSPEED_KEYS}
 
     def get_deepspeed_main_args(self) -> list[str]:
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
@@ -380,7 +378,6 @@ __all__ = [
     "NeoXArgsTraining",
     "NeoXArgsDataSampling",
     "NeoXArgsTextgen",
-    "NeoXArgsPreference",
     "format_values",
     "launch_values",
     "placed",

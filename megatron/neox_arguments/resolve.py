@@ -12,7 +12,6 @@ from .fields import field_table
 from .groups import GROUPS
 from .neox_args import NeoXArgs, typed_value
 from .purpose import Purpose, is_training_script, purpose_of
-from .retired import check_retired
 from .rules import Draft
 from .rules.data import resolve_data, resolve_sampling, training_data_problem
 from .rules.deepspeed import check_deepspeed
@@ -25,6 +24,7 @@ from .rules.precision import resolve_precision, resolve_zero
 from .rules.run import resolve_run
 from .rules.topology import check_processes, resolve_batch, resolve_topology, resolve_world_size
 from .run_config import Derived, RunConfig
+from .unsupported import check_unsupported
 
 
 def resolve(
@@ -61,7 +61,7 @@ def resolve_with_issues(
         ConfigError: If a value has a wrong type.
     """
     draft = _draft(neox_args, purpose)
-    check_retired(draft)
+    check_unsupported(draft)
     derived = _derive(draft, world_size)
     if is_training_script(draft["user_script"]):
         problem = training_data_problem(derived["train_paths"])

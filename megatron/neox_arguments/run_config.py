@@ -17,7 +17,6 @@ from .groups import (
     NeoXArgsOptimizer,
     NeoXArgsOther,
     NeoXArgsParallelism,
-    NeoXArgsPreference,
     NeoXArgsTextgen,
     NeoXArgsTokenizer,
     NeoXArgsTraining,
@@ -230,7 +229,6 @@ class RunConfig:
     training: NeoXArgsTraining
     data_sampling: NeoXArgsDataSampling
     text_generation: NeoXArgsTextgen
-    preference: NeoXArgsPreference
     derived: Derived
     files: Mapping[str, str]
     """Texts of the configuration files by name, as given, but without secrets."""

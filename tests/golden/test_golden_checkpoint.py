@@ -35,5 +35,10 @@ def approximately(value):
 def test_network_and_schedule_of_an_older_checkpoint_are_those_of_the_run(resumed):
     _, printed = resumed
     assert f"global_step{SAVED}" in printed
-    for complaint in ("another network", "schedule is another", "does not tell", "nothing but names"):
+    for complaint in (
+        "another network",
+        "schedule is another",
+        "does not tell",
+        "but names",
+    ):
         assert complaint not in printed

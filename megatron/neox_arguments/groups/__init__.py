@@ -12,7 +12,6 @@ from .model import NeoXArgsModel
 from .optimizer import NeoXArgsOptimizer
 from .other import NeoXArgsOther
 from .parallelism import NeoXArgsParallelism
-from .preference import NeoXArgsPreference
 from .runner import NeoXArgsDeepspeedRunner
 from .text_generation import NeoXArgsTextgen
 from .tokenizer import NeoXArgsTokenizer
@@ -31,7 +30,6 @@ GROUPS: dict[str, type[Any]] = {
     "training": NeoXArgsTraining,
     "data_sampling": NeoXArgsDataSampling,
     "text_generation": NeoXArgsTextgen,
-    "preference": NeoXArgsPreference,
 }
 """The groups by the name of their attribute in ``RunConfig``, in the order of the documentation."""
 
@@ -49,5 +47,4 @@ __all__ = [
     "NeoXArgsTraining",
     "NeoXArgsDataSampling",
     "NeoXArgsTextgen",
-    "NeoXArgsPreference",
 ]

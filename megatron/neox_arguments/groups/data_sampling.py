@@ -51,15 +51,3 @@ class NeoXArgsDataSampling:
     """Times that a domain is read at most in the `train_iters` of the run, above 0, as
     `data_sampling_min_weight`, over which it wins. Draws are random: the last iterations may
     overshoot it a little."""
-
-    validation_based_reward: bool = False
-    """Takes the reward from held-out losses. Refused: this version learns from training losses
-    only."""
-
-    batch_normalized_reward: bool = False
-    """Scales held-out rewards to [0, 1] within an iteration. Belongs to `validation_based_reward`.
-    """
-
-    scale_by_reward_loss_diff: bool = False
-    """Scales held-out rewards by the last drop of the loss. Belongs to `validation_based_reward`.
-    """

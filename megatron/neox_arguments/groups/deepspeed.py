@@ -28,9 +28,6 @@ class NeoXArgsDeepspeedConfig:
     cpu_torch_adam are torch's fused AdamW; SGD is torch's, with `momentum`, `dampening` and
     `nesterov`."""
 
-    scheduler: dict[str, Any] | None = None
-    """DeepSpeed's own learning-rate schedule. Refused: use `lr_decay_style` and `warmup`."""
-
     fp32_allreduce: bool = False
     """Reduces gradients in float32. Not together with another `communication_data_type`."""
 
@@ -40,18 +37,12 @@ class NeoXArgsDeepspeedConfig:
     gradient_predivide_factor: float = 1.0
     """Divisor of `prescale_gradients`."""
 
-    sparse_gradients: bool = False
-    """Sparse gradients of embeddings. Refused: the embedding's gradient is dense."""
-
     fp16: dict[str, Any] | None = None
     """`{"enabled": true, "loss_scale": 0, ...}`; loss_scale 0 adapts it. Also `type: bfloat16` of
     old files."""
 
     bf16: dict[str, Any] | None = None
     """`{"enabled": true}`: bfloat16 with float32 master weights."""
-
-    amp: dict[str, Any] | None = None
-    """Mixed precision of apex. Refused when enabled."""
 
     gradient_clipping: float = 1.0
     """Largest global norm of the gradient. 0 clips nothing."""
@@ -60,14 +51,8 @@ class NeoXArgsDeepspeedConfig:
     """ZeRO: `{"stage": 0..3, ...}`. 0 copies everything, 1 cuts optimizer states, 2 also gradients,
     3 also weights."""
 
-    steps_per_print: int = 10
-    """DeepSpeed's own console line. A hint: this program prints its own, see `log_interval`."""
-
     wall_clock_breakdown: bool = False
     """DeepSpeed's timers."""
-
-    dump_state: bool = False
-    """Printed the engine's state at start. A hint: DeepSpeed's log is silent here."""
 
     flops_profiler: dict[str, Any] | None = None
     """DeepSpeed's profiler, passed through."""
@@ -75,27 +60,6 @@ class NeoXArgsDeepspeedConfig:
     communication_data_type: str | None = None
     """Number format in which gradients are reduced: fp32, fp16 or bf16. Not set: that of the
     gradients."""
-
-    curriculum_learning: dict[str, Any] | None = None
-    """Growing sequence length. Refused when enabled."""
-
-    curriculum_seqlen: int = 0
-    """Belongs to `curriculum_learning`."""
-
-    autotuning: dict[str, Any] | None = None
-    """DeepSpeed's autotuner. Refused when enabled."""
-
-    autotuning_config: dict[str, Any] | None = None
-    """Stands in some files of GPT-NeoX, which never read it. No effect: there is no autotuner."""
-
-    activation_checkpointing: dict[str, Any] | None = None
-    """DeepSpeed's section. A hint: `checkpoint_activations` and `checkpoint_num_layers` decide."""
-
-    sparse_attention: dict[str, Any] | None = None
-    """Sparse attention. Refused."""
-
-    data_efficiency: dict[str, Any] | None = None
-    """DeepSpeed's data sampling. Refused when enabled: it would replace the mixture."""
 
     tensorboard: dict[str, Any] | None = None
     """DeepSpeed's own TensorBoard monitor, passed through. See `tensorboard_dir` for ours."""
@@ -106,33 +70,10 @@ class NeoXArgsDeepspeedConfig:
     csv_monitor: dict[str, Any] | None = None
     """DeepSpeed's own CSV monitor, passed through."""
 
-    elasticity: dict[str, Any] | None = None
-    """Batch sizes that follow the number of machines. Refused when enabled."""
-
-    comms_logger: dict[str, Any] | None = None
-    """DeepSpeed's communication log. A hint: DeepSpeed's log is silent here."""
-
-    compression_training: dict[str, Any] | None = None
-    """Quantisation and pruning while training. Refused."""
-
-    checkpoint: dict[str, Any] | None = None
-    """DeepSpeed's checkpoint options. A hint: checkpoints have a format of their own here."""
-
     data_types: dict[str, Any] | None = None
     """`{"grad_accum_dtype": "fp32"}`: number format in which gradients are accumulated."""
-
-    aio: dict[str, Any] | None = None
-    """Asynchronous file access of NVMe offloading. A hint: nothing is offloaded."""
 
     deepspeed_extra_args: dict[str, Any] | None = None
     """More keys for DeepSpeed's configuration, added as they are; only such as have no key of
     their own here. A secret, as `comet.api_key`, is better written `${COMET_API_KEY}`, which takes
     it from the environment; what a run writes never holds one."""
-
-    load_universal: bool = False
-    """The checkpoint is DeepSpeed's universal one. Refused: our checkpoints load on any layout as
-    they are."""
-
-    zero_allow_untested_optimizer: bool = True
-    """Lets ZeRO run any optimizer. A hint: always on, for the optimizers that are offered here are
-    tested with it."""

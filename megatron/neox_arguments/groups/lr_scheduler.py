@@ -25,12 +25,6 @@ class NeoXArgsLRScheduler:
     warmup: float = 0.01
     """Share of the schedule during which the rate grows linearly from 0, in [0, 1]."""
 
-    decay_lr_to: float | None = None
-    """Stands in some files of GPT-NeoX, which never read it. No effect: set `min_lr`."""
-
-    warmup_iters: float | None = None
-    """Stands in some files of GPT-NeoX, which never read it. No effect: set `warmup`, a share."""
-
     override_lr_scheduler: bool = False
     """On resume, takes the schedule of the configuration without a word. By default it is taken
     too, with a warning where it is another than the checkpoint's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 INIT_METHODS = Literal[
     "normal",
@@ -69,9 +69,6 @@ class NeoXArgsModel:
     num_attention_heads: int | None = None
     """Query heads of each attention layer. Required."""
 
-    attention_type: str | None = None
-    """Stands in some files of GPT-NeoX, which never read it. No effect: `num_kv_heads` says it."""
-
     num_kv_heads: int | None = None
     """Key and value heads. Not set: as many as query heads. Fewer, dividing them: grouped queries;
     1: one for all."""
@@ -96,15 +93,6 @@ class NeoXArgsModel:
     """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
     are refused."""
 
-    layernorm_fusion: bool = False
-    """Asked for apex's LayerNorm kernel. A speed hint: torch's own kernel is used."""
-
-    rmsnorm_fusion: bool = False
-    """Asked for apex's RMSNorm kernel. A speed hint: torch's own kernel is used."""
-
-    use_qk_layernorm: bool = False
-    """Normalises queries and keys of each head before the rotation. Refused when true."""
-
     layernorm_epsilon: float = 1.0e-5
     """Added to the variance in LayerNorm."""
 
@@ -117,15 +105,6 @@ class NeoXArgsModel:
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
     """How positions enter the model. `rpe` and `alibi` are refused."""
 
-    rpe_num_buckets: int = 32
-    """Buckets of the T5 relative position bias."""
-
-    rpe_max_distance: int = 128
-    """Distance in tokens from which the T5 bias uses its last bucket."""
-
-    opt_pos_emb_offset: int = 0
-    """Added to learned positions by OPT models. Refused unless 0."""
-
     no_weight_tying: bool = False
     """True gives the output layer a weight of its own; false shares the word embedding."""
 
@@ -134,15 +113,9 @@ class NeoXArgsModel:
     or `[[["global", "flash"], "all"]]`; or a plain list of one type a layer. Not set: `global`
     everywhere. `flash` and `global` compute the same; other types are refused."""
 
-    sparsity_config: dict[str, Any] | None = None
-    """Settings of DeepSpeed's sparse attention types, which this program refuses."""
-
     num_unique_layers: int | None = None
     """Planned weight sharing between layers; never did anything in GPT-NeoX. Refused unless equal
     to `num_layers`."""
-
-    param_sharing_style: str = "grouped"
-    """Order of shared layers; belongs to `num_unique_layers`."""
 
     make_vocab_size_divisible_by: int = 128
     """The vocabulary is padded to a multiple of this, for speed. Padding never leaves the program.
@@ -152,41 +125,12 @@ class NeoXArgsModel:
     """Nonlinearity of the MLP. geglu, reglu, swiglu, bilinear and glu are gated: they multiply two
     projections."""
 
-    use_flashattn_swiglu: bool = False
-    """Asked for flash-attn's SwiGLU kernel. A speed hint."""
-
-    scaled_upper_triang_masked_softmax_fusion: bool = False
-    """Asked for a fused causal softmax. A speed hint: attention is one fused operation here."""
-
-    scaled_masked_softmax_fusion: bool = False
-    """Asked for a fused masked softmax. A speed hint: attention is one fused operation here."""
-
     bias_gelu_fusion: bool = False
     """Uses the tanh form of gelu, as the fused kernel of GPT-NeoX does. Not only speed: the values
     differ by 1e-3."""
 
-    bias_dropout_fusion: bool = False
-    """Asked for a fused bias and dropout. A speed hint."""
-
-    rope_fusion: bool = False
-    """Asked for a fused rotation of queries and keys. A speed hint."""
-
-    fp16_lm_cross_entropy: bool = False
-    """Asked for the cross entropy in half precision. A hint: it is always computed in float32."""
-
     init_method_std: float = 0.02
     """Standard deviation of `normal` and base of the scaled forms."""
-
-    apply_query_key_layer_scaling: bool = False
-    """Divides attention scores by the layer number and multiplies them back in float32: a guard
-    against fp16 overflow that does not change the result. Attention accumulates in float32 here, so
-    it is a hint."""
-
-    use_cpu_initialization: bool = False
-    """Draws the first weights on the CPU, so that they do not depend on the GPU."""
-
-    attention_softmax_in_fp32: bool = False
-    """Asked for the softmax of attention in float32. A hint: fused attention always does that."""
 
     rotary_pct: float = 1.0
     """Share of each head's dimensions that is rotated, in (0, 1]."""
@@ -194,18 +138,12 @@ class NeoXArgsModel:
     rotary_emb_base: int = 10000
     """Base of the rotation's wavelengths."""
 
-    rotary_save_freqs_buffer: bool = False
-    """Stored the rotation's frequencies in checkpoints. No effect: they are computed."""
-
     init_method: INIT_METHODS = "normal"
     """First values of all weights but those that write into the residual stream."""
 
     output_layer_init_method: INIT_METHODS = "scaled_normal"
     """First values of the weights that write into the residual stream: attention output and second
     MLP matrix."""
-
-    gmlp_attn_dim: int | None = 64
-    """Width of the small attention of gMLP layers, which this program refuses."""
 
     gpt_j_residual: bool = False
     """Adds attention and MLP to the same input, `x + attention(norm1(x)) + mlp(norm2(x))`, instead
@@ -223,66 +161,6 @@ class NeoXArgsModel:
     use_bias_in_mlp: bool = True
     """Gives the MLP matrices a bias."""
 
-    soft_prompt_tuning: dict[str, Any] | None = None
-    """Training of a prompt's embeddings alone. Refused when enabled."""
-
-    mamba_selective_scan_fusion: bool = False
-    """Belongs to Mamba layers, which this program refuses."""
-
-    mamba_causal_conv_fusion: bool = False
-    """Belongs to Mamba layers, which this program refuses."""
-
-    mamba_inner_func_fusion: bool = False
-    """Belongs to Mamba layers, which this program refuses."""
-
-    mamba_selective_fp32_params: bool = True
-    """Belongs to Mamba layers, which this program refuses."""
-
-    mamba_use_bias_in_conv: bool = True
-    """Belongs to Mamba layers, which this program refuses."""
-
-    mamba_use_bias_in_linears: bool = False
-    """Belongs to Mamba layers, which this program refuses."""
-
     output_layer_parallelism: Literal["column", "row"] = "column"
     """How tensor parallelism cuts the output layer. `row` of old files is read as `column`: with a
     loss over parts of the vocabulary `row` gave wrong losses."""
-
-    dim_att: int | None = None
-    """Belongs to RWKV layers."""
-
-    head_size: int | None = None
-    """Belongs to RWKV layers."""
-
-    ffn_dim: int | None = None
-    """Belongs to RWKV layers."""
-
-    te_columnparallel: bool = False
-    """Transformer Engine layer. Refused."""
-
-    te_rowparallel: bool = False
-    """Transformer Engine layer. Refused."""
-
-    te_layernorm_mlp: bool = False
-    """Transformer Engine layer. Refused."""
-
-    te_mha: bool = False
-    """Transformer Engine layer. Refused."""
-
-    te_fp8_format: Literal["e4m3", "hybrid"] = "hybrid"
-    """Belongs to Transformer Engine layers."""
-
-    te_fp8_wgrad: bool = True
-    """Belongs to Transformer Engine layers."""
-
-    te_fp8_amax_history_len: int = 1
-    """Belongs to Transformer Engine layers."""
-
-    te_fp8_amax_compute_algo: str = "most_recent"
-    """Belongs to Transformer Engine layers."""
-
-    te_fp8_margin: int = 0
-    """Belongs to Transformer Engine layers."""
-
-    te_fp8_mha: bool = False
-    """Belongs to Transformer Engine layers."""

@@ -13,9 +13,6 @@ class NeoXArgsOptimizer:
     """Used when the `optimizer` section names no type: adam or sgd. Not set: adam, that is torch's
     fused AdamW."""
 
-    use_bnb_optimizer: bool = False
-    """8-bit Adam of bitsandbytes. Refused."""
-
     zero_stage: int | None = None
     """ZeRO stage when there is no `zero_optimization` section; must agree with it where both are
     given."""

@@ -22,12 +22,6 @@ class NeoXArgsParallelism:
     """Processes of the whole run. Only a hint for a machine without GPUs; the launcher knows
     better."""
 
-    is_pipe_parallel: bool = False
-    """Computed from `pipe_parallel_size`; what is written here is not read."""
-
     sequence_parallel: bool = False
     """Cuts activations of norms along the sequence over the tensor-parallel processes. No effect
     when `model_parallel_size` is 1."""
-
-    expert_interval: int = 2
-    """Blocks from one mixture-of-experts block to the next. Belongs to `moe_num_experts`."""

@@ -41,12 +41,6 @@ class NeoXArgsDeepspeedRunner:
     no_ssh_check: bool = False
     """Starts without testing that the first host answers to ssh."""
 
-    detect_nvlink_pairs: bool = False
-    """Asked DeeperSpeed to order GPUs by NVLink pairs. No effect: NCCL finds the links itself."""
-
-    autotuning_run: str | None = None
-    """`tune` or `run` of DeepSpeed's autotuner. Refused: the tuner does not know this program."""
-
     comment: str | None = None
     """Text for Slurm's `--comment`."""
 

@@ -13,9 +13,6 @@ class NeoXArgsTextgen:
     """`unconditional`, `input-file` or `interactive`. Not set: `input-file` when there is a
     `sample_input_file`, else `unconditional`."""
 
-    precompute_model_name: str | None = None
-    """Belongs to `text_gen_type: precompute`, which this program refuses."""
-
     temperature: float = 0.0
     """Divides the logits. 0 always takes the most likely token, whatever `top_k`, `top_p` and
     `min_p` say."""
@@ -112,63 +109,3 @@ class NeoXArgsTextgen:
     """What `evaluate.py` measures losses on: names of configured domains, and `name=path` for other
     tokenized data, a prefix or a folder of them. Not set: all configured domains, or none beside
     `eval_tasks`."""
-
-    moe_num_experts: int = 1
-    """Experts of a mixture-of-experts block. More than 1 is refused."""
-
-    moe_top_k: int = 1
-    """Belongs to `moe_num_experts`."""
-
-    use_tutel: bool = False
-    """Belongs to `moe_num_experts`."""
-
-    moe_loss_coeff: float = 0.1
-    """Belongs to `moe_num_experts`."""
-
-    moe_aux_loss_coeff: float | None = None
-    """Belongs to `moe_num_experts`."""
-
-    moe_z_loss_coeff: float | None = None
-    """Belongs to `moe_num_experts`."""
-
-    moe_router_type: str = "sinkhorn"
-    """Belongs to `moe_num_experts`."""
-
-    moe_expert_interval: int = 1
-    """Belongs to `moe_num_experts`."""
-
-    moe_train_capacity_factor: float = 1.0
-    """Belongs to `moe_num_experts`."""
-
-    moe_eval_capacity_factor: float = 1.0
-    """Belongs to `moe_num_experts`."""
-
-    moe_min_capacity: int = 4
-    """Belongs to `moe_num_experts`."""
-
-    moe_token_dropping: bool = False
-    """Belongs to `moe_num_experts`."""
-
-    create_moe_param_group: bool = True
-    """Belongs to `moe_num_experts`."""
-
-    moe_use_residual: bool = True
-    """Belongs to `moe_num_experts`."""
-
-    moe_expert_parallel_size: int = 1
-    """Belongs to `moe_num_experts`."""
-
-    moe_type: str = "megablocks"
-    """Belongs to `moe_num_experts`."""
-
-    moe_glu: bool = False
-    """Belongs to `moe_num_experts`."""
-
-    moe_lbl_in_fp32: bool = False
-    """Belongs to `moe_num_experts`."""
-
-    moe_jitter_eps: float | None = None
-    """Belongs to `moe_num_experts`."""
-
-    enable_expert_tensor_parallelism: bool = False
-    """Belongs to `moe_num_experts`."""

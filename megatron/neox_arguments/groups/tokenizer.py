@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,3 @@ class NeoXArgsTokenizer:
     padded_vocab_size: int | None = None
     """Vocabulary with padding. Computed from the tokenizer; read only by `--dry-run` where there is
     no tokenizer to ask."""
-
-    tokenizer: Any = None
-    """A running program's object in GPT-NeoX. Cannot be set in a file."""

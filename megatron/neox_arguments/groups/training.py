@@ -76,26 +76,6 @@ class NeoXArgsTraining:
     mmap_warmup: bool = False
     """Reads dataset files once at start so that they are in memory."""
 
-    use_shared_fs: bool = True
-    """Machines see one file system, so one process builds the index files. False: one process on
-    each machine."""
-
-    pack_impl: Literal["packed", "pack_until_overflow", "unpacked"] = "packed"
-    """How documents fill samples. Only `packed`, where documents follow each other without gaps."""
-
-    allow_chopped: bool = True
-    """Belongs to forms of `pack_impl` that are refused."""
-
-    dataset_impl: Literal["gpt2", "pairwise", "online"] = "gpt2"
-    """Kind of dataset. Only `gpt2`."""
-
-    train_impl: Literal["normal", "dpo", "rm", "kto", "reinforce"] = "normal"
-    """Kind of training. Only `normal`, the next-token loss."""
-
-    num_workers: int = 2
-    """Loader processes of GPT-NeoX. A hint: samples are read from memory maps by the training
-    process itself."""
-
     vocab_file: str | None = None
     """File, folder or name of the tokenizer's vocabulary."""
 
@@ -131,9 +111,6 @@ class NeoXArgsTraining:
     """Copies weights and optimizer to memory and writes the checkpoint while training goes on.
     False: training waits until the files are on disk."""
 
-    checkpoint_validation_with_forward_pass: bool = False
-    """Compared logits before and after. Refused: checkpoints carry checksums instead."""
-
     no_save_optim: bool = False
     """Leaves the optimizer out of checkpoints. Training cannot continue exactly from them."""
 
@@ -148,12 +125,6 @@ class NeoXArgsTraining:
 
     finetune: bool = False
     """Loads weights alone and starts at iteration 0."""
-
-    s3_path: str | None = None
-    """Uploads checkpoints to S3. Refused."""
-
-    s3_chunk_size: int = 104_857_600
-    """Belongs to `s3_path`, in bytes."""
 
     batch_size: int | None = None
     """Old name of `train_micro_batch_size_per_gpu`."""
@@ -181,9 +152,6 @@ class NeoXArgsTraining:
 
     train_iters: int | None = None
     """Optimizer steps of the run. Required."""
-
-    train_epochs: int | None = None
-    """Length of a run in passes over the data. Refused: set `train_iters`."""
 
     eval_interval: int = 1000
     """Iterations from one validation to the next."""
@@ -216,32 +184,8 @@ class NeoXArgsTraining:
     checkpoint_num_layers: int = 1
     """Blocks of one stretch that is computed again."""
 
-    deepspeed_activation_checkpointing: bool = True
-    """Uses DeepSpeed's form of it. Always so; unused in GPT-NeoX too."""
-
-    partition_activations: bool = False
-    """Cut kept activations over tensor-parallel processes in GPT-NeoX. No effect: activations are
-    kept whole or computed again."""
-
-    contiguous_checkpointing: bool = False
-    """Kept activations in one buffer in GPT-NeoX. No effect, as `partition_activations`."""
-
-    checkpoint_in_cpu: bool = False
-    """Moved kept activations to the CPU in GPT-NeoX. No effect, as `partition_activations`."""
-
-    synchronize_each_layer: bool = False
-    """Waited for the device after each stretch in GPT-NeoX. No effect, as `partition_activations`.
-    """
-
-    profile_backward: bool = False
-    """Timed the backward pass of each stretch in GPT-NeoX. No effect, as `partition_activations`.
-    """
-
     hysteresis: int = 2
     """Overflows before the loss scale falls, where the `fp16` section does not say. For fp16."""
-
-    dynamic_loss_scale: bool | None = None
-    """Computed from the loss scale; what is written here is not read."""
 
     loss_scale: float | None = None
     """Fixed loss scale of fp16, where the `fp16` section does not say. Not set or 0: adapts."""
@@ -252,40 +196,7 @@ class NeoXArgsTraining:
     min_scale: float = 1.0
     """Smallest loss scale, where the `fp16` section does not say."""
 
-    char_level_ppl: bool = False
-    """Reports perplexity per character too."""
-
     z_loss: float = 0.0
     """Adds this times the squared log-normaliser of each token's logits to the training loss, which
     keeps logits small; 0.0001 is usual. Reported losses, and so the mixture's rewards, are without
     it."""
-
-    use_mup: bool = False
-    """Maximal update parametrisation. Refused."""
-
-    coord_check: bool = False
-    """Belongs to `use_mup`."""
-
-    save_base_shapes: bool = False
-    """Belongs to `use_mup`."""
-
-    base_shapes_file: str | None = None
-    """Belongs to `use_mup`."""
-
-    mup_init_scale: float = 1.0
-    """Belongs to `use_mup`."""
-
-    mup_attn_temp: float = 1.0
-    """Belongs to `use_mup`."""
-
-    mup_output_temp: float = 1.0
-    """Belongs to `use_mup`."""
-
-    mup_embedding_mult: float = 1.0
-    """Belongs to `use_mup`."""
-
-    mup_rp_embedding_mult: float = 1.0
-    """Belongs to `use_mup`."""
-
-    mup_width_scale: int = 2
-    """Belongs to `use_mup`."""

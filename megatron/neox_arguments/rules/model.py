@@ -133,17 +133,7 @@ def _check_unbuilt(draft: Draft, layers: int) -> None:
         "num_unique_layers",
         f"num_unique_layers is {unique}: layers cannot share weights; remove it",
     )
-    draft.require(
-        not draft["use_qk_layernorm"],
-        "use_qk_layernorm",
-        "use_qk_layernorm is not part of this version; remove it",
-    )
     _check_window(draft)
-    draft.require(
-        not draft["opt_pos_emb_offset"],
-        "opt_pos_emb_offset",
-        "opt_pos_emb_offset is not part of this version; remove it",
-    )
 
 
 def _check_window(draft: Draft) -> None:

@@ -196,7 +196,11 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"num_unique_layers": 1},
             "num_unique_layers is 1: layers cannot share weights; remove it",
         ),
-        ({"use_qk_layernorm": True}, "use_qk_layernorm is not part of this version; remove it"),
+        (
+            {"use_qk_layernorm": True},
+            "use_qk_layernorm: True is not supported: queries and keys are not normalised; remove "
+            "the key",
+        ),
         (
             {"mlp_type": "llama", "activation": "relu"},
             "mlp_type llama is a SiLU-gated MLP, activation is 'relu'; drop mlp_type",
