@@ -68,7 +68,7 @@ def build_train_source(
     controller = build_controller(
         config,
         [domain.name for domain in domains],
-        _weights(config, config.derived.train_weights, domains),
+        _weights(config, config.data.train_weights, domains),
         samples_per_epoch=[dataset.samples_per_epoch for dataset in datasets],
     )
     return MixedBatches(
@@ -76,11 +76,11 @@ def build_train_source(
         controller,
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.derived.micro_batch_size,
-        gradient_accumulation_steps=config.derived.gradient_accumulation_steps,
-        run_length=config.derived.mixing_run_length,
+        micro_batch_size=config.batch.micro_batch_size,
+        gradient_accumulation_steps=config.batch.gradient_accumulation_steps,
+        run_length=config.mixing.run_length,
         eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.other.eod_mask_loss,
+        eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
 
@@ -117,7 +117,7 @@ def build_evaluation_source(
     Raises:
         DataError: As ``build_train_source``.
     """
-    if not config.training.use_named_eval_datasets and config.training.eval_iters < 1:
+    if not config.data.use_named_eval_datasets and config.evaluation.iters < 1:
         return None
     is_first = dp_rank == 0
     domains = _open_split(config, split, tokenizer_info, is_first=is_first)
@@ -126,7 +126,7 @@ def build_evaluation_source(
     if not domains:
         return None
     limits = _evaluation_limits(
-        config, split, domains, batch_size=batch_size or config.derived.train_batch_size
+        config, split, domains, batch_size=batch_size or config.batch.train_batch_size
     )
     return EvaluationBatches(
         [
@@ -136,9 +136,9 @@ def build_evaluation_source(
         ],
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.derived.micro_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
         eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.other.eod_mask_loss,
+        eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
 
@@ -161,13 +161,12 @@ def build_controller(
     Raises:
         ConfigError: If no weights can keep the limits over the whole run.
     """
-    sampling = config.data_sampling
-    method = config.derived.sampling_method
+    method = config.mixing.method
     options = {}
     if method in SMOOTHING_METHODS:
-        options["smoothing_factor"] = sampling.data_sampling_smoothing_factor
+        options["smoothing_factor"] = config.mixing.smoothing_factor
     schedule = MixtureSchedule(
-        config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
+        config.launch.seed, len(domains), stratified=config.mixing.stratified
     )
     constraints = _constraints(config, samples_per_epoch)
     try:
@@ -177,12 +176,12 @@ def build_controller(
             schedule,
             constraints,
             initial_weights=weights,
-            warmup_steps=sampling.data_sampling_warmup_steps,
+            warmup_steps=config.mixing.warmup_steps,
             # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
-            update_frequency=max(1, sampling.data_sampling_update_frequency),
+            update_frequency=max(1, config.mixing.update_frequency),
         )
     except ValueError as error:
-        if not config.derived.max_epochs:  # all other limits were checked without the data
+        if not config.mixing.max_epochs:  # all other limits were checked without the data
             raise
         raise ConfigError(
             f"data_sampling_max_epochs: does not go with the other limits: {error}"
@@ -203,15 +202,14 @@ def _open_split(
 
 def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
     """The limits on weights that the configuration sets."""
-    derived = config.derived
     found: list[Constraint] = []
-    if derived.min_weights:
-        found.append(Floor(derived.min_weights))
-    if derived.max_weights:
-        found.append(Ceiling(derived.max_weights))
-    if derived.max_epochs:
-        total = derived.train_iters * derived.train_batch_size
-        limits = zip(derived.max_epochs, samples_per_epoch, strict=True)
+    if config.mixing.min_weights:
+        found.append(Floor(config.mixing.min_weights))
+    if config.mixing.max_weights:
+        found.append(Ceiling(config.mixing.max_weights))
+    if config.mixing.max_epochs:
+        total = config.schedule.train_iters * config.batch.train_batch_size
+        limits = zip(config.mixing.max_epochs, samples_per_epoch, strict=True)
         # without a limit a domain may serve the whole run
         epochs = tuple(total / size if limit is None else limit for limit, size in limits)
         try:
@@ -230,7 +228,7 @@ def _evaluation_domain(
         domain.prefix,
         domain.documents,
         domain.dataset,
-        seq_length=config.derived.seq_length,
+        seq_length=config.data.seq_length,
         max_samples=max_samples,
     )
     return EvaluationDomain(samples, _text_bytes_per_token(domain))
@@ -250,9 +248,9 @@ def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
         domain.documents,
         domain.dataset,
         None,
-        config.derived.seq_length,
-        config.other.seed,
-        cache_dir=config.training.data_cache_dir,
+        config.data.seq_length,
+        config.launch.seed,
+        cache_dir=config.data.cache_dir,
     )
 
 
@@ -260,26 +258,26 @@ def _weights(
     config: RunConfig, given: Sequence[float], domains: Sequence[DomainFiles]
 ) -> list[float]:
     """Takes the weights of the configuration, or computes them from the numbers of documents."""
-    if not config.training.weight_by_num_documents:
+    if not config.data.weight_by_num_documents:
         return [given[domain.number] for domain in domains]
     counts = [len(domain.dataset) for domain in domains]
-    return weights_by_num_docs(counts, config.training.weighted_sampler_alpha)
+    return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
 
 
 def _evaluation_limits(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles], *, batch_size: int
 ) -> list[int | None]:
     """Samples of each domain at most: None for all, 0 for a domain of weight 0."""
-    training, written = config.training, config.derived.named_eval_iters
-    if training.use_named_eval_datasets:
+    written = config.evaluation.named_iters
+    if config.data.use_named_eval_datasets:
         limits = {
-            "valid": training.max_validation_samples_per_dataset,
-            "test": training.max_test_samples_per_dataset,
+            "valid": config.data.max_validation_samples_per_dataset,
+            "test": config.data.max_test_samples_per_dataset,
         }
         # 0 keeps training from evaluating; who evaluates by a command of its own means something
         otherwise = written * batch_size if written else None
         limit = limits[split] if limits[split] is not None else otherwise
         return [limit] * len(domains)
-    weights = _weights(config, getattr(config.derived, f"{split}_weights"), domains)
-    total = training.eval_iters * batch_size
+    weights = _weights(config, getattr(config.data, f"{split}_weights"), domains)
+    total = config.evaluation.iters * batch_size
     return [math.ceil(total * weight / sum(weights)) for weight in weights]

@@ -92,8 +92,8 @@ def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) 
 
 def chat_folder(config: RunConfig) -> Path | None:
     """Where a run's chat template would be; None where the tokenizer is a name on the Hub."""
-    path = Path(config.training.vocab_file or "")
-    if not config.training.vocab_file or not path.exists():
+    path = Path(config.data.vocab_file or "")
+    if not config.data.vocab_file or not path.exists():
         return None
     return path if path.is_dir() else path.parent
 

@@ -8,10 +8,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from .aliases import ALIASES
 from .coerce import describe
-from .fields import field_table
-from .groups import GROUPS
+from .fields import Field, field_table
 from .presets import PRESETS
+from .sections import SECTIONS
 from .unsupported import UNSUPPORTED
 
 HEADER = """# Configuration keys
@@ -20,21 +21,21 @@ Every key of the configuration files, by topic. Dashes and underscores in a key 
 A value that is not set, or null, is the default; "none" means that there is no value, and the text
 says what happens then.
 
-Written by `python configs/gen_docs.py` from `megatron/neox_arguments/groups/`; do not edit it.
+Written by `python configs/gen_docs.py` from `megatron/neox_arguments/sections/`; do not edit it.
 """
 
 
-def field_docs(group_class: type[Any]) -> dict[str, str]:
-    """Returns the string under each field of a group, by field name.
+def field_docs(declared: type[Any]) -> dict[str, str]:
+    """Returns the string under each field of a section, by field name.
 
     Raises:
         AssertionError: If a field has none; a mistake of ours.
     """
-    module = importlib.import_module(group_class.__module__)
+    module = importlib.import_module(declared.__module__)
     tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
     docs: dict[str, str] = {}
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef) or node.name != group_class.__name__:
+        if not isinstance(node, ast.ClassDef) or node.name != declared.__name__:
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -48,17 +49,22 @@ def field_docs(group_class: type[Any]) -> dict[str, str]:
 
 def reference_markdown() -> str:
     """Returns the whole reference as Markdown."""
-    table = field_table()
     parts = [HEADER]
-    for group, group_class in GROUPS.items():
-        parts.append(f"\n## {group_class.__name__}\n\n{inspect.getdoc(group_class)}\n")
-        for name, text in field_docs(group_class).items():
-            field = table[name]
-            parts.append(
-                f"\n- **{name}**: {describe(field.type)}. Default: {_default(field.default)}.\n"
-                f"\n    {text}\n"
-            )
-        assert {f.name for f in table.values() if f.group == group} == set(field_docs(group_class))
+    for name, section in SECTIONS.items():
+        parts.append(f"\n## {section.answers.__name__}\n\n{inspect.getdoc(section.answers)}\n")
+        docs = field_docs(section.answers)
+        docs |= field_docs(section.keys) if section.keys else {}
+        for field in field_table().values():
+            if field.section == name:
+                parts.append(_entry(field, docs[field.answer or field.name]))
+    parts.append(
+        "\n## Other names\n\nOld names, and keys beside a section that stand for its own.\n"
+    )
+    parts += [
+        f"\n- **{alias.old}**: {describe(alias.type)}. Default: {_default(alias.default)}."
+        f" Read as `{alias.new}`.\n"
+        for alias in ALIASES
+    ]
     parts.append("\n## Keys that are not supported\n\nKeys of GPT-NeoX that change nothing here.\n")
     for row in UNSUPPORTED.values():
         verdict = "No effect in this version" if row.verdict == "no effect" else row.verdict
@@ -71,6 +77,14 @@ def reference_markdown() -> str:
         listed = ", ".join(f"`{key}: {_default(value)}`" for key, value in values.items())
         parts.append(f"\n- `{preset}`: {listed}\n")
     return "".join(parts)
+
+
+def _entry(field: Field, text: str) -> str:
+    bounds = "".join(f", {bound.words}" for bound in field.bounds)
+    return (
+        f"\n- **{field.name}**: {describe(field.type)}{bounds}."
+        f" Default: {_default(field.default)}.\n\n    {text}\n"
+    )
 
 
 def _default(value: Any) -> str:

@@ -16,21 +16,7 @@ from typing import Any
 from .bounds import LONGEST_NUMBER, check_plain
 from .coerce import Mismatch, coerce
 from .errors import ConfigError, IssueList, Origin, shown
-from .fields import DEEPSPEED_KEYS, field_table, nearest_key
-from .groups import (
-    NeoXArgsDataSampling,
-    NeoXArgsDeepspeedConfig,
-    NeoXArgsDeepspeedRunner,
-    NeoXArgsLogging,
-    NeoXArgsLRScheduler,
-    NeoXArgsModel,
-    NeoXArgsOptimizer,
-    NeoXArgsOther,
-    NeoXArgsParallelism,
-    NeoXArgsTextgen,
-    NeoXArgsTokenizer,
-    NeoXArgsTraining,
-)
+from .fields import DEEPSPEED_KEYS, RUNNER_KEYS, field_table, nearest_key
 from .hostfile import count_problems
 from .presets import default_of
 from .schema import find_file, read_files, with_underscores
@@ -42,7 +28,7 @@ _LONGEST_KEY = 100
 """Characters of a key that may be a known one, spelled wrongly."""
 
 _NOT_FLAGS = ("account", "comment")
-"""Keys of the runner group that are no flags of DeepSpeed's runner."""
+"""Keys of the runner that are no flags of DeepSpeed's."""
 
 _FlatFields: Any = dataclasses.make_dataclass(
     "_FlatFields",
@@ -112,7 +98,7 @@ class NeoXArgs(_FlatFields):
 
     @classmethod
     def validate_keys(cls) -> bool:
-        """Returns True when no two groups declare one key; fails otherwise."""
+        """Returns True when no key is declared twice; fails otherwise."""
         return len(field_table()) == len(dataclasses.fields(cls))
 
     def update_value(self, key: str, value: Any) -> None:
@@ -301,9 +287,7 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
         ConfigError: If a number of processes or machines is impossible.
     """
     issues, values = IssueList(args.origins), {}
-    for key, field in field_table().items():
-        if field.group != "runner" and key not in ("world_size", "global_num_gpus"):
-            continue
+    for key in (*RUNNER_KEYS, "world_size", "global_num_gpus"):
         try:
             values[key] = typed_value(args, key)
         except Mismatch as error:
@@ -348,7 +332,7 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
 def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     typed = launch_values(args)
-    values = {key: typed[key] for key in typed if field_table()[key].group == "runner"}
+    values = {key: typed[key] for key in RUNNER_KEYS}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
     values |= {key: value for key, value in replaced.items() if key in values}
@@ -366,18 +350,6 @@ def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
 
 __all__ = [
     "NeoXArgs",
-    "NeoXArgsDeepspeedRunner",
-    "NeoXArgsDeepspeedConfig",
-    "NeoXArgsParallelism",
-    "NeoXArgsModel",
-    "NeoXArgsOptimizer",
-    "NeoXArgsLRScheduler",
-    "NeoXArgsLogging",
-    "NeoXArgsOther",
-    "NeoXArgsTokenizer",
-    "NeoXArgsTraining",
-    "NeoXArgsDataSampling",
-    "NeoXArgsTextgen",
     "format_values",
     "launch_values",
     "placed",

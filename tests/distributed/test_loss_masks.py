@@ -84,7 +84,7 @@ def test_losses_and_gradients_are_those_of_one_micro_batch(runs, name):
 def test_the_first_iteration_is_what_plain_torch_computes(runs):
     config = resolve(NeoXArgs.from_ymls([str(runs / "whole/run.yml")]), world_size=1)
     tokenizer = build_tokenizer(config)
-    model = GPT2Model(build_model_config(config, tokenizer), seed=config.other.seed)
+    model = GPT2Model(build_model_config(config, tokenizer), seed=config.launch.seed)
     source = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokenizer)
     (batch,) = source.batches(source.draw(1))
     counts = batch.tokens != EOD

@@ -139,16 +139,15 @@ def mixed_source(run: Any, num_domains: int) -> Any:
     from odm import MixtureController, MixtureSchedule
 
     names = [f"domain_{k:04d}" for k in range(num_domains)]
-    derived = run.config.derived
     dataset = run.source._datasets[0]
     return MixedBatches(
         [NamedData(dataset, name) for name in names],
         MixtureController(names, "smoothed_mean", MixtureSchedule(1, num_domains)),
         dp_rank=0,
         dp_size=1,
-        micro_batch_size=derived.micro_batch_size,
-        gradient_accumulation_steps=derived.gradient_accumulation_steps,
-        run_length=derived.micro_batch_size,
+        micro_batch_size=run.config.batch.micro_batch_size,
+        gradient_accumulation_steps=run.config.batch.gradient_accumulation_steps,
+        run_length=run.config.batch.micro_batch_size,
         eod_token=0,
         vocab_size=VOCAB_SIZE,
     )
@@ -191,7 +190,7 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
         source.batches = lambda draw: draw
         runner = LossOnlyRunner(
             recorder,
-            micro_batch_size=run.config.derived.micro_batch_size,
+            micro_batch_size=run.config.batch.micro_batch_size,
             seq_length=source.seq_length,
         )
     watch = Stopwatch()
