@@ -209,18 +209,19 @@ def pretrain(config: RunConfig) -> TrainState:
     Returns:
         The counters at the end; ``stop`` is true when the run was asked to stop early.
     """
-    derived = config.derived
-    if not accelerator.supports(derived.precision):
-        raise ConfigError(f"precision: no {derived.precision} on this device; use bfloat16 or fp32")
+    if not accelerator.supports(config.precision.dtype):
+        raise ConfigError(
+            f"precision: no {config.precision.dtype} on this device; use bfloat16 or fp32"
+        )
     lock = None  # held until this function returns: one run at a time in a save folder
-    if dist.get_rank() == 0 and derived.save_path is not None:
-        lock = lock_save_folder(Path(derived.save_path))
-        undo_interrupted_replacement(Path(derived.save_path))
+    if dist.get_rank() == 0 and config.saving.save_path is not None:
+        lock = lock_save_folder(Path(config.saving.save_path))
+        undo_interrupted_replacement(Path(config.saving.save_path))
     tokenizer = build_tokenizer(config)
     logger = RunLogger(
         config,
         dist.get_rank(),
-        train_iters=derived.train_iters,
+        train_iters=config.schedule.train_iters,
         flops_per_token=model_flops_per_token(config, vocab_size=tokenizer.vocab_size),
         device_kind=accelerator.label(),
     )
@@ -240,7 +241,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     source, mixture = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
         build_evaluation_source(config, split, tokenizer_info=tokenizer, **ranks)
-        if config.training.eval_iters
+        if config.evaluation.iters
         else None
         for split in EVALUATION_SPLITS
     )
@@ -251,15 +252,13 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     refuse_to_replace(config, loaded)
     restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
-    interval, last_step = config.training.eval_interval, config.derived.train_iters
+    interval, last_step = config.evaluation.interval, config.schedule.train_iters
     measured = _measured_before(config, state)
     saving = CheckpointHook(
         runner, source, mixture, config, logger, moment_names=moment_names(config)
     )
     hooks: list[Hook] = [
-        LoggingHook(
-            logger, source, mixture, interval=config.logging.log_interval, last_step=last_step
-        ),
+        LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
         saving,  # before what takes long or may go wrong
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured
@@ -270,7 +269,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
         )
     announce(logger, config, source, mixture.describe(), loaded)
-    saving.before_training(state, is_saved=loaded.is_saved_in(config.derived.save_path))
+    saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
     try:
         train(
             runner,
@@ -280,8 +279,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             state,
             last_step=last_step,
             learning_rate_of=learning_rate_of,
-            run_length=config.derived.mixing_run_length,
-            exit_interval=config.training.exit_interval,
+            run_length=config.mixing.run_length,
+            exit_interval=config.schedule.exit_interval,
         )
     except FloatingPointError as error:
         logger.warning(str(error), iteration=state.step)
@@ -294,11 +293,11 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
 
 
 def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:
-    """What the run log has of a run that is at its end already, so that it is not measured again."""
-    if state.step < config.derived.train_iters:
+    """Finds the evaluations in the run log of a finished run, which need not be repeated."""
+    if state.step < config.schedule.train_iters:
         return {}
     settings = evaluation_settings(config.to_dict())
-    return measured_at(config.derived.log_dir, state.step, settings)
+    return measured_at(config.logging.log_dir, state.step, settings)
 
 
 def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
@@ -307,7 +306,7 @@ def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
     Raises:
         ConfigError: If ``save`` holds checkpoints that were neither loaded nor gone back from.
     """
-    save, is_finetuning = config.derived.save_path, config.training.finetune
+    save, is_finetuning = config.saving.save_path, config.saving.finetune
     if save is None or loaded.state.step > 0:
         return
     if loaded.folder is not None and is_same_path(loaded.folder.parent, save) and not is_finetuning:
@@ -372,24 +371,24 @@ def announce(
     info = {
         "parameters": parameters,
         "layout": dataclasses.asdict(loaded.runner.topology.grid),
-        "zero_stage": config.derived.zero_stage,
-        "precision": config.derived.precision,
+        "zero_stage": config.layout.zero_stage,
+        "precision": config.precision.dtype,
         "mixture": mixture,
         "samples_per_epoch": source.samples_by_domain,
         "evaluation": evaluation_settings(config.to_dict()),
     }
-    for note in config.derived.notes:
+    for note in config.notes:
         logger.say(f"note: {note}")
     logger.say(
         f"{parameters:,} parameters, {len(source.domains)} domains, "
-        f"{config.derived.train_batch_size} samples of {source.seq_length} tokens an iteration"
+        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens an iteration"
     )
     if loaded.state.step:
         logger.resume(loaded.state.step, info)
     else:
         logger.start(info)
-    if loaded.state.step >= config.derived.train_iters:
+    if loaded.state.step >= config.schedule.train_iters:
         logger.say(
             f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
-            f"is {config.derived.train_iters}; raise it to train on"
+            f"is {config.schedule.train_iters}; raise it to train on"
         )

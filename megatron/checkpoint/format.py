@@ -42,6 +42,7 @@ from megatron.checkpoint.schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.neox_arguments.resolved import in_current_form
 from odm.json_data import read_json
 
 __all__ = [
@@ -91,13 +92,13 @@ def read_content(folder: Path, name: str) -> Any:
 
 
 def read_resolved_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run that made a checkpoint, by group; None where it holds none.
+    """The configuration of the run that made a checkpoint, in today's form; None without one.
 
     Raises:
         CheckpointError: If the file cannot be read or holds no network.
     """
     name = f"{CONFIGS}/resolved.json"
-    return read_content(folder, name) if (folder / name).exists() else None
+    return in_current_form(read_content(folder, name)) if (folder / name).exists() else None
 
 
 def checkpoint_steps(save: Path) -> list[int]:

@@ -14,10 +14,12 @@ from typing import Any
 
 from megatron.checkpoint.format import read_resolved_config
 from megatron.model.config import ModelConfig
+from megatron.neox_arguments.rules.model import NORM_EPSILONS
 
 __all__ = ["first_difference", "network_problem"]
 
 _FREE = {
+    "make_vocab_size_divisible_by",
     "vocab_size",  # of the tokenizer; a shape
     "padded_vocab_size",  # of the layout
     "bias_gelu_fusion",  # a choice of speed in GPT-NeoX; moves an activation by 1e-3 at most
@@ -46,12 +48,6 @@ _LABELS = {
 }
 """What follows from a key of another name."""
 
-_EPSILONS = {
-    "layernorm": "layernorm_epsilon",
-    "rmsnorm": "rms_norm_epsilon",
-    "scalenorm": "scalenorm_epsilon",
-}
-
 
 def network_problem(network: ModelConfig, folder: Path) -> str | None:
     """A line if a checkpoint's weights were trained in another network, else None.
@@ -77,23 +73,20 @@ def network_problem(network: ModelConfig, folder: Path) -> str | None:
 
 
 def first_difference(
-    network: ModelConfig, groups: Mapping[str, Any]
+    network: ModelConfig, sections: Mapping[str, Any]
 ) -> tuple[str, object, object] | None:
     """The first field that changes what the weights compute: (its key, theirs, the network's).
 
     Args:
         network: What is about to be filled.
-        groups: Contents of ``resolved.json``, group by group.
+        sections: Contents of ``resolved.json`` in today's form.
     """
-    known: dict[str, Any] = {}
-    for name in ("model", "derived"):  # a value that was worked out wins over the given one
-        group = groups.get(name)
-        known.update(group if isinstance(group, dict) else {})
+    known = sections.get("model", {})
     for name in (field.name for field in fields(network) if field.name not in _FREE):
         other, value = _ONLY_WITH.get(name, (name, getattr(network, name)))
-        key = _EPSILONS[network.norm] if name == "norm_epsilon" else name
-        if getattr(network, other) != value or known.get(key) is None:
+        if getattr(network, other) != value or known.get(name) is None:
             continue
-        if known[key] != getattr(network, name):
-            return _LABELS.get(key, key), known[key], getattr(network, name)
+        if known[name] != getattr(network, name):
+            key = NORM_EPSILONS[network.norm] if name == "norm_epsilon" else name
+            return _LABELS.get(key, key), known[name], getattr(network, name)
     return None

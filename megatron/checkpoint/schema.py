@@ -12,7 +12,8 @@ from torch import Tensor
 
 from megatron.engine.state import TrainState
 from megatron.model.config import ModelConfig
-from megatron.neox_arguments.run_config import Derived
+from megatron.neox_arguments.resolved import in_current_form
+from megatron.neox_arguments.run_config import SCHEMA_VERSION
 from odm.json_data import (
     Check,
     SchemaError,
@@ -126,32 +127,29 @@ _STATE = fields(
         "samples_per_epoch": mapping_of(integer(0)),
     },
 )
-_GROUPS = mapping_of(mapping_of(anything))
-_OF_TYPE = {int: integer(0, 1 << 19), float: number(), bool: boolean, str: text()}
-_DERIVED = {field.name for field in dataclasses.fields(Derived)}
+_SECTION = mapping_of(anything)
+_OF_TYPE = {int: integer(0, 1 << 19), float: number(), bool: boolean}
 _NETWORK: dict[str, Check] = {
-    **{name: _OF_TYPE[kind] for name, kind in get_type_hints(ModelConfig).items()},
-    **dict.fromkeys(("layernorm_epsilon", "rms_norm_epsilon", "scalenorm_epsilon"), number(0)),
+    **{name: _OF_TYPE.get(kind, text()) for name, kind in get_type_hints(ModelConfig).items()},
+    "norm_epsilon": number(0),
     "num_layers": integer(1, 10_000),
     "max_position_embeddings": integer(1, 1 << 31),
+    "rotary_emb_base": number(0),
 }
-"""Types of the fields that `model_config` takes from the groups."""
-_SCHEDULE_OF_RATES = {
-    "learning_rate": number(0),
-    "warmup_iters": number(0),
-    "lr_decay_iters": integer(0),
-}
+"""Types of the fields that decide the network."""
 _NETWORK_AND_SCHEDULE = fields(
+    {"model": fields({}, {name: optional(check) for name, check in _NETWORK.items()})},
     {
-        # null where a value is derived from others, or has not been given
-        "model": fields({}, {name: optional(check) for name, check in _NETWORK.items()}),
-        "derived": fields(
-            {}, {**{n: c for n, c in _NETWORK.items() if n in _DERIVED}, **_SCHEDULE_OF_RATES}
+        "optimizer": fields({}, {"learning_rate": number(0)}),
+        "schedule": fields(
+            {},
+            {
+                "warmup_iters": number(0),
+                "decay_iters": integer(0),
+                "min_lr": number(),
+                "decay_style": text(),
+            },
         ),
-    },
-    {
-        "training": fields({}, _NETWORK),
-        "lr_scheduler": fields({}, {"min_lr": number(), "lr_decay_style": text()}),
     },
 )
 
@@ -233,13 +231,18 @@ def check_mixture(mixture: Any, where: str) -> None:
         check_stored_state(mixture)
 
 
-def check_resolved(groups: Any, where: str) -> None:
+def check_resolved(values: Any, where: str) -> None:
     """Checks the content of ``resolved.json``: without the network nothing would be compared."""
-    _GROUPS(groups, where)
-    for name in ("model", "derived"):
-        if not groups.get(name):
+    _SECTION(values, where)
+    integer(1, SCHEMA_VERSION)(values.get("version", 1), "version")
+    for name, section in values.items():
+        if name not in ("version", "notes"):
+            _SECTION(section, name)
+    network = ("model",) if "version" in values else ("model", "derived")
+    for name in network:
+        if not values.get(name):
             raise SchemaError(f"lacks {name}, the network that the weights belong to")
-    _NETWORK_AND_SCHEDULE(groups, where)
+    _NETWORK_AND_SCHEDULE(in_current_form(values), where)
 
 
 def check_random_state(state: Mapping[str, Tensor]) -> None:

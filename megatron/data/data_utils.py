@@ -63,16 +63,16 @@ def build_train_source(
         datasets,
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.derived.micro_batch_size,
-        gradient_accumulation_steps=config.derived.gradient_accumulation_steps,
+        micro_batch_size=config.batch.micro_batch_size,
+        gradient_accumulation_steps=config.batch.gradient_accumulation_steps,
         eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.other.eod_mask_loss,
+        eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
     mixture = build_controller(
         config,
         source.domains,
-        _weights(config, config.derived.train_weights, domains),
+        _weights(config, config.data.train_weights, domains),
         samples_per_epoch=source.samples_per_epoch.tolist(),
     )
     return source, mixture
@@ -110,7 +110,7 @@ def build_evaluation_source(
     Raises:
         DataError: As ``build_train_source``.
     """
-    if not config.training.use_named_eval_datasets and config.training.eval_iters < 1:
+    if not config.data.use_named_eval_datasets and config.evaluation.iters < 1:
         return None
     is_first = dp_rank == 0
     domains = _open_split(config, split, tokenizer_info, is_first=is_first)
@@ -119,7 +119,7 @@ def build_evaluation_source(
     if not domains:
         return None
     limits = _evaluation_limits(
-        config, split, domains, batch_size=batch_size or config.derived.train_batch_size
+        config, split, domains, batch_size=batch_size or config.batch.train_batch_size
     )
     return EvaluationBatches(
         [
@@ -129,9 +129,9 @@ def build_evaluation_source(
         ],
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.derived.micro_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
         eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.other.eod_mask_loss,
+        eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
 
@@ -154,12 +154,11 @@ def build_controller(
     Raises:
         ConfigError: If no weights can keep the limits over the whole run.
     """
-    sampling = config.data_sampling
-    method = config.derived.sampling_method
+    method = config.mixing.method
     settings = METHODS[method].settings
-    options = {name: getattr(sampling, f"data_sampling_{name}") for name in settings}
+    options = {name: getattr(config.mixing, name) for name in settings}
     schedule = MixtureSchedule(
-        config.other.seed, len(domains), stratified=sampling.data_sampling_stratified
+        config.launch.seed, len(domains), stratified=config.mixing.stratified
     )
     constraints = _constraints(config, samples_per_epoch)
     try:
@@ -169,12 +168,12 @@ def build_controller(
             schedule,
             constraints,
             initial_weights=weights,
-            warmup_steps=sampling.data_sampling_warmup_steps,
+            warmup_steps=config.mixing.warmup_steps,
             # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
-            update_frequency=max(1, sampling.data_sampling_update_frequency),
+            update_frequency=max(1, config.mixing.update_frequency),
         )
     except ValueError as error:
-        if not config.derived.max_epochs:  # all other limits were checked without the data
+        if not config.mixing.max_epochs:  # all other limits were checked without the data
             raise
         raise ConfigError(
             f"data_sampling_max_epochs: does not go with the other limits: {error}"
@@ -195,15 +194,14 @@ def _open_split(
 
 def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
     """The limits on weights that the configuration sets."""
-    derived = config.derived
     found: list[Constraint] = []
-    if derived.min_weights:
-        found.append(Floor(derived.min_weights))
-    if derived.max_weights:
-        found.append(Ceiling(derived.max_weights))
-    if derived.max_epochs:
-        total = derived.train_iters * derived.train_batch_size
-        limits = zip(derived.max_epochs, samples_per_epoch, strict=True)
+    if config.mixing.min_weights:
+        found.append(Floor(config.mixing.min_weights))
+    if config.mixing.max_weights:
+        found.append(Ceiling(config.mixing.max_weights))
+    if config.mixing.max_epochs:
+        total = config.schedule.train_iters * config.batch.train_batch_size
+        limits = zip(config.mixing.max_epochs, samples_per_epoch, strict=True)
         # without a limit a domain may serve the whole run
         epochs = tuple(total / size if limit is None else limit for limit, size in limits)
         try:
@@ -222,7 +220,7 @@ def _evaluation_domain(
         domain.prefix,
         domain.documents,
         domain.dataset,
-        seq_length=config.derived.seq_length,
+        seq_length=config.data.seq_length,
         max_samples=max_samples,
     )
     return EvaluationDomain(samples, _text_bytes_per_token(domain))
@@ -242,9 +240,9 @@ def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
         domain.documents,
         domain.dataset,
         None,
-        config.derived.seq_length,
-        config.other.seed,
-        cache_dir=config.training.data_cache_dir,
+        config.data.seq_length,
+        config.launch.seed,
+        cache_dir=config.data.cache_dir,
     )
 
 
@@ -252,26 +250,26 @@ def _weights(
     config: RunConfig, given: Sequence[float], domains: Sequence[DomainFiles]
 ) -> list[float]:
     """Takes the weights of the configuration, or computes them from the numbers of documents."""
-    if not config.training.weight_by_num_documents:
+    if not config.data.weight_by_num_documents:
         return [given[domain.number] for domain in domains]
     counts = [len(domain.dataset) for domain in domains]
-    return weights_by_num_docs(counts, config.training.weighted_sampler_alpha)
+    return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
 
 
 def _evaluation_limits(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles], *, batch_size: int
 ) -> list[int | None]:
     """Maximum number of samples of each domain: None for all, 0 if its weight is 0."""
-    training, written = config.training, config.derived.named_eval_iters
-    if training.use_named_eval_datasets:
+    written = config.evaluation.named_iters
+    if config.data.use_named_eval_datasets:
         limits = {
-            "valid": training.max_validation_samples_per_dataset,
-            "test": training.max_test_samples_per_dataset,
+            "valid": config.data.max_validation_samples_per_dataset,
+            "test": config.data.max_test_samples_per_dataset,
         }
         # 0 keeps training from evaluating; who evaluates by a command of its own means something
         otherwise = written * batch_size if written else None
         limit = limits[split] if limits[split] is not None else otherwise
         return [limit] * len(domains)
-    weights = _weights(config, getattr(config.derived, f"{split}_weights"), domains)
-    total = training.eval_iters * batch_size
+    weights = _weights(config, getattr(config.data, f"{split}_weights"), domains)
+    total = config.evaluation.iters * batch_size
     return [math.ceil(total * weight / sum(weights)) for weight in weights]

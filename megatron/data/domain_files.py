@@ -65,23 +65,22 @@ def open_split(
     Raises:
         DataError: If a file is missing or damaged, or an id not in the vocabulary.
     """
-    training = config.training
-    prefixes = getattr(config.derived, f"{split}_paths")
+    prefixes = getattr(config.data, f"{split}_paths")
     reserve_open_files(FILES_PER_DOMAIN * len(prefixes))
     domains = []
     names = _domain_names(config, split, prefixes)
     for number, (name, prefix) in enumerate(zip(names, prefixes, strict=True)):
-        dataset = make_dataset(prefix, training.data_impl, skip_warmup=not training.mmap_warmup)
+        dataset = make_dataset(prefix, skip_warmup=not config.data.mmap_warmup)
         metadata = _checked_metadata(
             name, prefix, dataset, vocab_size=vocab_size, is_first=is_first
         )
         domains.append(DomainFiles(name, prefix, dataset, metadata, None, number))
     if is_first and fingerprint is not None:
         _warn_of_other_tokenizers(domains, fingerprint)
-    if config.derived.split is None:
+    if config.data.split is None:
         return domains
     parts = (
-        _split_by_documents(config, split, domain, shares=config.derived.split, is_first=is_first)
+        _split_by_documents(config, split, domain, shares=config.data.split, is_first=is_first)
         for domain in domains
     )
     return [part for part in parts if part is not None]
@@ -105,32 +104,31 @@ def _split_by_documents(
     documents = np.arange(boundaries[part], boundaries[part + 1], dtype=np.int64)
     if split == "train" and not len(documents):
         raise DataError(
-            f"split: {config.training.split!r} leaves no training documents of {whole.prefix} "
+            f"split: {config.data.split_text!r} leaves no training documents of {whole.prefix} "
             f"({len(whole.dataset)} documents); raise the first share"
         )
     if not shares[part]:
         return None
     num_tokens = int(whole.dataset.sizes[documents].sum(dtype=np.int64))
-    if split == "train" or num_tokens > config.derived.seq_length:
+    if split == "train" or num_tokens > config.data.seq_length:
         return dataclasses.replace(whole, documents=documents)
     if is_first:
         logger.warning(
             "%s: split %r gives the %s part %d documents with %d tokens, less than one sample of "
             "%d; it is not evaluated",
             whole.prefix,
-            config.training.split,
+            config.data.split_text,
             split,
             len(documents),
             num_tokens,
-            config.derived.seq_length + 1,
+            config.data.seq_length + 1,
         )
     return None
 
 
 def _domain_names(config: RunConfig, split: SplitName, prefixes: Sequence[str]) -> list[str]:
     """Takes the names of the configuration; unnamed data get the names of their folders."""
-    field = "domains" if split == "train" else f"{split}_domains"
-    named = list(getattr(config.derived, field))
+    named = list(getattr(config.data, f"{split}_domains"))
     if named:
         return named
     names = [domain_name(prefix) for prefix in prefixes]
@@ -194,9 +192,9 @@ def warn_of_training_files(
     config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> None:
     """Warns when a model would be evaluated on what it was trained on."""
-    if config.derived.split is not None:
+    if config.data.split is not None:
         return
-    trained_on = {os.path.realpath(path) for path in config.derived.train_paths}
+    trained_on = {os.path.realpath(path) for path in config.data.train_paths}
     seen = [domain for domain in domains if os.path.realpath(domain.prefix) in trained_on]
     if seen:
         logger.warning(

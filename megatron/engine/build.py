@@ -67,9 +67,7 @@ class LoadedRun:
 
 def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
     """Shape of the network for a run; padding makes the vocabulary divisible by the layout."""
-    divisor = math.lcm(
-        config.model.make_vocab_size_divisible_by, config.derived.model_parallel_size
-    )
+    divisor = math.lcm(config.model.make_vocab_size_divisible_by, config.layout.model_parallel_size)
     return model_config(
         config,
         vocab_size=tokenizer.vocab_size,
@@ -93,9 +91,9 @@ def build_model(
         for_training: False keeps whole sequences on every rank, so that any length can be read.
     """
     shape = build_model_config(config, tokenizer)
-    sequence_parallel = config.parallelism.sequence_parallel and for_training
+    sequence_parallel = config.layout.sequence_parallel and for_training
     tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
-    seed = config.other.seed
+    seed = config.launch.seed
     if topology.grid.pipe == 1:
         return GPT2Model(shape, seed=seed, tp=tp)
     return GPT2PipelineModel(
@@ -103,7 +101,7 @@ def build_model(
         topology,
         tp,
         seed=seed,
-        partition_method=config.parallelism.pipe_partition_method,
+        partition_method=config.layout.pipe_partition_method,
     )
 
 
@@ -120,17 +118,16 @@ def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True
             starts fresh, which is how one command serves for starting and for resuming.
         ConfigError: If there is no ``load`` for what says how to load.
     """
-    derived = config.derived
-    if derived.load_path is None:
-        if config.training.finetune or config.other.iteration is not None:
-            key = "finetune" if config.training.finetune else "iteration"
+    if config.saving.load_path is None:
+        if config.saving.finetune or config.saving.iteration is not None:
+            key = "finetune" if config.saving.finetune else "iteration"
             raise ConfigError(
                 f"{key}: there is no load, from which it would start; set load to the folder of "
                 f"the checkpoints, or remove {key}"
             )
         return None
-    load = Path(derived.load_path)
-    folder = find_checkpoint(load, config.other.iteration, say)
+    load = Path(config.saving.load_path)
+    folder = find_checkpoint(load, config.saving.iteration, say)
     if folder is None:
         if (load / "index.json").is_file():
             raise CheckpointError(
@@ -146,12 +143,14 @@ def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True
             raise CheckpointError(
                 f"load: no checkpoint in {load}; correct the path, or train the model first"
             )
-        if derived.save_path is None or not is_same_path(derived.load_path, derived.save_path):
+        if config.saving.save_path is None or not is_same_path(
+            config.saving.load_path, config.saving.save_path
+        ):
             raise CheckpointError(
-                f"load: no checkpoint in {derived.load_path}; correct the path, or remove load to "
-                "start from scratch"
+                f"load: no checkpoint in {load}; correct the path, or remove load to start from "
+                "scratch"
             )
-        say(f"load: no checkpoint in {derived.load_path} yet; starting from scratch")
+        say(f"load: no checkpoint in {config.saving.load_path} yet; starting from scratch")
     return folder
 
 
@@ -180,7 +179,7 @@ def build_runner(
     folder = checkpoint_to_load(config, say)
     if folder is not None:
         say(f"loading {folder}")
-        may_differ = config.training.finetune  # as with a rotary base for longer texts
+        may_differ = config.saving.finetune  # as with a rotary base for longer texts
         load_module_weights(model, folder, topology, on_other_network=say if may_differ else None)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
@@ -190,11 +189,11 @@ def build_runner(
         mpu=mpu if topology.grid.pipe == 1 else None,
         dist_init_required=False,
     )
-    if topology.grid.data == 1 and config.derived.zero_stage == 0:
+    if topology.grid.data == 1 and config.layout.zero_stage == 0:
         # nothing to sum: DeepSpeed would copy all gradients into buckets and back
         engine.enable_backward_allreduce = False
     set_timeout_on_all_groups(config)
-    accelerator.seed_everything(_dropout_seed(config.other.seed, topology))
+    accelerator.seed_everything(_dropout_seed(config.launch.seed, topology))
     runner = _make_runner(config, engine, topology, num_domains=num_domains)
     if folder is None:
         return LoadedRun(runner, TrainState())
@@ -241,23 +240,21 @@ def _dropout_seed(seed: int, topology: Topology) -> int:
 
 
 def _make_runner(config: RunConfig, engine, topology: Topology, *, num_domains: int) -> StepRunner:
-    derived = config.derived
     clipper = None
-    if clips_itself(zero_stage=derived.zero_stage, precision=derived.precision):
-        clipper = GradientClipper(engine, topology, derived.gradient_clipping)
+    if clips_itself(zero_stage=config.layout.zero_stage, precision=config.precision.dtype):
+        clipper = GradientClipper(engine, topology, config.optimizer.gradient_clipping)
     kind = DataParallelRunner if topology.grid.pipe == 1 else PipelineRunner
-    has_masks = config.other.eod_mask_loss
+    has_masks = config.data.eod_mask_loss
     return kind(engine, topology, clipper, num_domains=num_domains, has_masks=has_masks)
 
 
 def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:
     """Loads masters and moments into the engine, and returns it with counters and mixture."""
-    training = config.training
     saved_state, mixture_state = load_run_state(folder)
     state = TrainState()
-    if not training.finetune:
+    if not config.saving.finetune:
         state.load_state_dict(saved_state["counters"])
-    skips_moments = training.finetune or training.no_load_optim
+    skips_moments = config.saving.finetune or config.saving.no_load_optim
     load_engine_state(
         runner.engine,
         folder,
@@ -265,13 +262,13 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
         moment_names=None if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
     )
-    if training.finetune:
+    if config.saving.finetune:
         say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
         return LoadedRun(runner, state, folder=folder)
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
-    if not training.no_load_rng:
-        has_dropout = training.hidden_dropout > 0 or training.attention_dropout > 0
+    if not config.saving.no_load_rng:
+        has_dropout = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
         restore_random_state(folder, runner.topology, say if has_dropout else None)
     samples_per_epoch = saved_state.get("samples_per_epoch", {})
     saved_config = read_resolved_config(folder)

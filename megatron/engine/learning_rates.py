@@ -78,11 +78,11 @@ class LearningRateSchedule:
 def learning_rate_schedule(config: RunConfig) -> LearningRateSchedule:
     """The schedule that the configuration asks for."""
     return LearningRateSchedule(
-        peak=config.derived.learning_rate,
-        minimum=config.lr_scheduler.min_lr,
-        decay_style=config.lr_scheduler.lr_decay_style,
-        warmup_steps=config.derived.warmup_iters,
-        decay_steps=config.derived.lr_decay_iters,
+        peak=config.optimizer.learning_rate,
+        minimum=config.schedule.min_lr,
+        decay_style=config.schedule.decay_style,
+        warmup_steps=config.schedule.warmup_iters,
+        decay_steps=config.schedule.decay_iters,
     )
 
 
@@ -98,7 +98,7 @@ def continued_schedule(
         say: Receives a line where the schedule is not the checkpoint's, or is not known.
     """
     own = learning_rate_schedule(config)
-    takes_saved = config.lr_scheduler.use_checkpoint_lr_scheduler
+    takes_saved = config.schedule.use_checkpoint_lr_scheduler
     saved = None if saved_config is None else _saved_schedule(saved_config)
     if saved is None:
         if takes_saved:
@@ -110,7 +110,7 @@ def continued_schedule(
     if takes_saved:
         return saved
     changed = own.differences(saved)
-    if changed and not config.lr_scheduler.override_lr_scheduler:
+    if changed and not config.schedule.override_lr_scheduler:
         say(
             "the learning-rate schedule is another than the checkpoint's (now, there): "
             f"{'; '.join(changed)}; override_lr_scheduler: true says that it is meant, "
@@ -121,13 +121,13 @@ def continued_schedule(
 
 def _saved_schedule(saved_config: Mapping[str, Any]) -> LearningRateSchedule | None:
     try:
-        scheduler, derived = saved_config["lr_scheduler"], saved_config["derived"]
+        schedule = saved_config["schedule"]
         return LearningRateSchedule(
-            peak=derived["learning_rate"],
-            minimum=scheduler["min_lr"],
-            decay_style=scheduler["lr_decay_style"],
-            warmup_steps=derived["warmup_iters"],
-            decay_steps=derived["lr_decay_iters"],
+            peak=saved_config["optimizer"]["learning_rate"],
+            minimum=schedule["min_lr"],
+            decay_style=schedule["decay_style"],
+            warmup_steps=schedule["warmup_iters"],
+            decay_steps=schedule["decay_iters"],
         )
     except (KeyError, TypeError):  # written by another version
         return None

@@ -13,8 +13,8 @@ __all__ = ["build_optimizer", "moment_names", "parameter_groups"]
 
 def moment_names(config: RunConfig) -> tuple[str, ...]:
     """Per-parameter state tensors of the optimizer, as torch names them."""
-    if config.derived.optimizer_type == "sgd":
-        return ("momentum_buffer",) if config.derived.optimizer_options.get("momentum") else ()
+    if config.optimizer.type == "sgd":
+        return ("momentum_buffer",) if config.optimizer.options.get("momentum") else ()
     return ("exp_avg", "exp_avg_sq")
 
 
@@ -33,16 +33,15 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """Builds the optimizer that ``optimizer.type`` names, on torch's fused kernels."""
-    derived = config.derived
-    groups = parameter_groups(module, derived.weight_decay)
-    if derived.optimizer_type == "sgd":
+    groups = parameter_groups(module, config.optimizer.weight_decay)
+    if config.optimizer.type == "sgd":
         return torch.optim.SGD(
-            groups, lr=derived.learning_rate, fused=True, **derived.optimizer_options
+            groups, lr=config.optimizer.learning_rate, fused=True, **config.optimizer.options
         )
     return torch.optim.AdamW(
         groups,
-        lr=derived.learning_rate,
-        betas=derived.adam_betas,
-        eps=derived.adam_eps,
+        lr=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
         fused=True,
     )

@@ -15,8 +15,8 @@ _FILES = ("tokenizer_config.json", "chat_template.jinja")
 
 def template_folder(config: RunConfig) -> Path | None:
     """Where the chat template of a run would be; None for a tokenizer that is a name on the Hub."""
-    path = Path(config.training.vocab_file or "")
-    if not config.training.vocab_file or not path.exists():
+    path = Path(config.data.vocab_file or "")
+    if not config.data.vocab_file or not path.exists():
         return None
     return path if path.is_dir() else path.parent
 

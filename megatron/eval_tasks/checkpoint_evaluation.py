@@ -51,11 +51,12 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         TaskError: After the results of all others are written, with a line for each task that has
             failed.
     """
-    settings = config.text_generation
     is_first = dist.get_rank() == 0
-    run_together(lambda: check_results_place(settings.eval_results_prefix), is_taking_part=is_first)
+    run_together(
+        lambda: check_results_place(config.evaluation.results_prefix), is_taking_part=is_first
+    )
     parts = evaluation_parts(config)
-    tasks = load_tasks(config) if settings.eval_tasks else None
+    tasks = load_tasks(config) if config.evaluation.tasks else None
     loaded = open_checkpoint(config, make_topology(config, for_training=False))
     logger = RunLogger(config, dist.get_rank(), keeps_log=_is_log_of_the_model(config))
     logger.join()
@@ -70,8 +71,8 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
             logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
     if is_first:
         moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
-        num_fewshot = settings.eval_num_fewshot if tasks is not None else None
-        path = results_path(settings.eval_results_prefix, moment, num_fewshot=num_fewshot)
+        num_fewshot = config.evaluation.num_fewshot if tasks is not None else None
+        path = results_path(config.evaluation.results_prefix, moment, num_fewshot=num_fewshot)
         path = unused_path(path)  # another evaluation may have ended in this second
         write_report(path, report)
         logger.say(f"results in {path}")
@@ -91,7 +92,7 @@ def make_adapter(
     """A model as lm-eval sees it; ``max_batch_tokens`` wins over ``eval_batch_tokens``."""
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
 
-    configured = config.text_generation.eval_batch_tokens
+    configured = config.evaluation.batch_tokens
     return NeoXEvalAdapter(
         loaded.model,
         loaded.tokenizer,
@@ -109,16 +110,16 @@ def _is_log_of_the_model(config: RunConfig) -> bool:
     A ``log_dir`` that is written out is meant; the one that follows from ``save`` is meant when the
     model comes from there.
     """
-    derived = config.derived
-    if derived.log_dir is None:
+    if config.logging.log_dir is None:
         return False
     comes_from_there = (
-        derived.load_path is not None
-        and derived.save_path is not None
-        and is_same_path(derived.load_path, derived.save_path)
+        config.saving.load_path is not None
+        and config.saving.save_path is not None
+        and is_same_path(config.saving.load_path, config.saving.save_path)
     )
-    is_meant = bool(config.logging.log_dir) or comes_from_there
-    nearest = Path(derived.log_dir)
+    is_written_out = not config.logging.is_beside_checkpoints(config.saving.save_path)
+    is_meant = is_written_out or comes_from_there
+    nearest = Path(config.logging.log_dir)
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     return is_meant and os.access(nearest, os.W_OK)

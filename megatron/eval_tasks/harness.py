@@ -45,23 +45,22 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
     """
     import lm_eval
 
-    settings = config.text_generation
     seed = evaluation_seed(config)
     is_first = dist.get_rank() == 0
     began = time.time()
-    _prepare(tasks, num_fewshot=settings.eval_num_fewshot, seed=seed)
+    _prepare(tasks, num_fewshot=config.evaluation.num_fewshot, seed=seed)
     with lm_eval_surroundings(), torch.no_grad():
         results = evaluate_each(
             lm_eval.evaluate,
             tasks,
             before_task=lambda: accelerator.seed_everything(seed),
             lm=adapter,
-            limit=settings.eval_task_limit,
-            bootstrap_iters=settings.eval_bootstrap_iters if is_first else 0,
-            log_samples=settings.eval_log_samples,
-            system_instruction=settings.eval_system_instruction,
-            apply_chat_template=settings.eval_apply_chat_template,
-            fewshot_as_multiturn=settings.eval_apply_chat_template,
+            limit=config.evaluation.task_limit,
+            bootstrap_iters=config.evaluation.bootstrap_iters if is_first else 0,
+            log_samples=config.evaluation.log_samples,
+            system_instruction=config.evaluation.system_instruction,
+            apply_chat_template=config.evaluation.apply_chat_template,
+            fewshot_as_multiturn=config.evaluation.apply_chat_template,
         )
     samples = results.pop("samples", None)
     results["configs"] = plain_json(results.get("configs", {}))  # may hold functions of a task
@@ -77,7 +76,7 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
 
 def evaluation_seed(config: RunConfig) -> int:
     """Seed of everything random in an evaluation: runs of any seed are asked the same."""
-    seed = config.text_generation.eval_seed
+    seed = config.evaluation.seed
     return DEFAULT_SEED if seed is None else seed
 
 
@@ -116,22 +115,19 @@ def _prepare(tasks: TaskDict, *, num_fewshot: int | None, seed: int) -> None:
 
 def _config_of(config: RunConfig, seed: int) -> dict[str, Any]:
     """How the evaluation was done, under the names of the research code and of lm-eval."""
-    settings, derived = config.text_generation, config.derived
-    groups = config.to_dict()
-    fields = {k: v for name, group in groups.items() if name != "derived" for k, v in group.items()}
     return {
         "model": "neox",
-        "model_args": fields,
-        "num_fewshot": settings.eval_num_fewshot,
-        "batch_size": derived.micro_batch_size * derived.data_parallel_size,
-        "batch_tokens": settings.eval_batch_tokens,
+        "model_args": config.by_key(),
+        "num_fewshot": config.evaluation.num_fewshot,
+        "batch_size": config.batch.micro_batch_size * config.layout.data_parallel_size,
+        "batch_tokens": config.evaluation.batch_tokens,
         "device": accelerator.name(),
         "no_cache": True,
-        "limit": settings.eval_task_limit,
-        "bootstrap_iters": settings.eval_bootstrap_iters,
+        "limit": config.evaluation.task_limit,
+        "bootstrap_iters": config.evaluation.bootstrap_iters,
         "description_dict": None,
-        "system_instruction": settings.eval_system_instruction,
-        "apply_chat_template": settings.eval_apply_chat_template,
+        "system_instruction": config.evaluation.system_instruction,
+        "apply_chat_template": config.evaluation.apply_chat_template,
         "gen_kwargs": None,
         "random_seed": seed,
         "numpy_seed": seed,

@@ -46,7 +46,7 @@ def tasks_of_training(config: RunConfig) -> TaskDict | None:
     Raises:
         ConfigError: If a task or its data is not there.
     """
-    return None if config.training.eval_harness_interval is None else load_tasks(config)
+    return None if config.evaluation.tasks_interval is None else load_tasks(config)
 
 
 class TaskEvaluationHook(Hook):
@@ -87,7 +87,7 @@ class TaskEvaluationHook(Hook):
         self._reading_topology = self._make_reading_topology()
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
-        interval = self.config.training.eval_harness_interval
+        interval = self.config.evaluation.tasks_interval
         if interval is not None and state.step % interval == 0 and not state.stop:
             self._run(state)
 
@@ -117,7 +117,7 @@ class TaskEvaluationHook(Hook):
             self.logger.warning(message, iteration=state.step)
         if results["results"]:
             self.logger.tasks(state.step, task_metrics(results), table=results_table(results))
-        log_dir = self.config.derived.log_dir
+        log_dir = self.config.logging.log_dir
         if log_dir is not None and dist.get_rank() == 0:
             path = Path(log_dir) / f"eval_results_{state.step}.json"
             write_report(path, {"iteration": state.step, **results})
@@ -138,13 +138,7 @@ class TaskEvaluationHook(Hook):
 
     def _make_reading_topology(self) -> Topology | None:
         """Groups of a copy for reading; None where the module can be read as it is."""
-        derived = self.config.derived
-        in_pieces = pieces_of_the_model(
-            pipe=derived.pipe_parallel_size,
-            zero_stage=derived.zero_stage,
-            sequence_parallel=self.config.parallelism.sequence_parallel
-            and derived.model_parallel_size > 1,
-        )
+        in_pieces = pieces_of_the_model(self.config.layout)
         if in_pieces is None:
             return None
         topology = make_topology(self.config, for_training=False)
@@ -153,8 +147,8 @@ class TaskEvaluationHook(Hook):
 
     def _read_copy(self, state: TrainState, topology: Topology):
         """Writes the weights as every rank holds them, and reads the whole model back."""
-        assert self.config.derived.save_path is not None  # a rule of the configuration
-        folder = Path(self.config.derived.save_path) / COPY_FOLDER
+        assert self.config.saving.save_path is not None  # a rule of the configuration
+        folder = Path(self.config.saving.save_path) / COPY_FOLDER
         if dist.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         saver = CheckpointSaver(

@@ -37,13 +37,12 @@ def load_tasks(config: RunConfig) -> TaskDict:
             be read, it runs code that is not trusted, it wants text written as this program does
             not, or there is no chat template where one is asked for.
     """
-    settings = config.text_generation
-    if settings.eval_apply_chat_template:
+    if config.evaluation.apply_chat_template:
         _ = ChatTemplate(template_folder(config)).text  # raises where there is none
     with lm_eval_surroundings():
-        folders = settings.eval_task_paths or ()
-        manager, names = find_tasks(settings.eval_tasks or (), folders)
-        if not settings.trust_task_code:
+        folders = config.evaluation.task_paths or ()
+        manager, names = find_tasks(config.evaluation.tasks or (), folders)
+        if not config.evaluation.trust_task_code:
             refuse_task_code(manager, names, folders)
         loaded: list[TaskDict] = []
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -48,11 +48,11 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
     Raises:
         ConfigError: If a name is unknown, there are no data at a path, or there is nothing to do.
     """
-    entries = config.text_generation.eval_domains
-    if not entries and config.text_generation.eval_tasks:
+    entries = config.evaluation.domains
+    if not entries and config.evaluation.tasks:
         return []
     if not entries:
-        if not (config.derived.valid_paths or config.derived.test_paths):
+        if not (config.data.valid_paths or config.data.test_paths):
             raise nothing_to_evaluate(config)
         return [EvaluationPart(name, config, split) for name, split in SPLITS]
     known = {split: _datasets_of(config, split) for _, split in SPLITS}
@@ -70,7 +70,7 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
 
 def nothing_to_evaluate(config: RunConfig) -> ConfigError:
     """The error of a configuration without held-out data."""
-    return ConfigError(nothing_to_evaluate_problem(config.training.eval_iters))
+    return ConfigError(nothing_to_evaluate_problem(config.evaluation.iters))
 
 
 def find_datasets(entry: str) -> list[Dataset]:
@@ -132,31 +132,30 @@ def _check_names(datasets: Sequence[Dataset]) -> None:
 
 def _datasets_of(config: RunConfig, split: SplitName) -> list[Dataset]:
     """Configured domains of a split; unnamed data are called by their folders."""
-    prefixes = getattr(config.derived, f"{split}_paths")
-    names = getattr(config.derived, f"{split}_domains") or map(domain_name, prefixes)
+    prefixes = getattr(config.data, f"{split}_paths")
+    names = getattr(config.data, f"{split}_domains") or map(domain_name, prefixes)
     return list(zip(names, prefixes, strict=True))
 
 
 def _with_domains(config: RunConfig, split: SplitName, picked: Sequence[int]) -> RunConfig:
     """Leaves only the ``picked`` entries of a split."""
-    derived = config.derived
     changes: dict[str, Any] = {}
     for key in (f"{split}_paths", f"{split}_weights", f"{split}_domains"):
-        values = getattr(derived, key)
+        values = getattr(config.data, key)
         changes[key] = tuple(values[number] for number in picked) if values else ()
-    return dataclasses.replace(config, derived=dataclasses.replace(derived, **changes))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
 def _with_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> RunConfig:
     """Puts ``datasets`` in the place of the test data, evaluated whole and one by one."""
     names, prefixes = zip(*datasets, strict=True)
-    derived = dataclasses.replace(
-        config.derived,
+    data = dataclasses.replace(
+        config.data,
         test_paths=prefixes,
         test_domains=names,
         test_weights=(1.0,) * len(names),
         split=None,
-        named_eval_iters=None,
+        use_named_eval_datasets=True,
     )
-    training = dataclasses.replace(config.training, use_named_eval_datasets=True)
-    return dataclasses.replace(config, derived=derived, training=training)
+    evaluation = dataclasses.replace(config.evaluation, named_iters=None)
+    return dataclasses.replace(config, data=data, evaluation=evaluation)

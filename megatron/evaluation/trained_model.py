@@ -53,7 +53,7 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
         ConfigError: If ``load`` is not set.
         CheckpointError: If there is no checkpoint, or it is another model's.
     """
-    if config.derived.load_path is None:
+    if config.saving.load_path is None:
         raise ConfigError("load: set it to the checkpoint folder of the model to read")
     tokenizer = build_tokenizer(config)
     folder = checkpoint_to_load(config, print_rank_0, for_training=False)
@@ -66,7 +66,7 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
         tokenizer,
         topology,
         int(state["counters"]["step"]),
-        trained_as.get("derived", {}).get("train_batch_size"),
+        trained_as.get("batch", {}).get("train_batch_size"),
     )
 
 
@@ -91,7 +91,7 @@ def read_model(
     model = build_model(config, tokenizer, topology, for_training=False)
     assert isinstance(model, GPT2Model)
     load_module_weights(model, folder, topology)
-    precision = config.derived.precision
+    precision = config.precision.dtype
     dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
     model = model.to(accelerator.device(), dtype).eval()
     _check_finite(model, folder, dtype)

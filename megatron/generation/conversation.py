@@ -37,9 +37,8 @@ def generate_samples_interactive(
         ConfigError: On the first rank, if input that is not from a terminal is not UTF-8.
     """
     is_first = model.tp.rank == 0
-    settings = config.text_generation
     with _interrupts(is_first) as interrupts:
-        typed = _typed_prompts(interrupts, settings.prompt_end) if is_first else iter(())
+        typed = _typed_prompts(interrupts, config.generation.prompt_end) if is_first else iter(())
         if is_first:
             _show("Ctrl-C stops a sample, Ctrl-D ends the program.\n")
         count = 0

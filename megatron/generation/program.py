@@ -40,7 +40,7 @@ def check_generation_files(config: RunConfig) -> None:
     Raises:
         ConfigError: If the prompts cannot be read or the samples cannot be written.
     """
-    kind = config.derived.text_gen_type
+    kind = config.generation.kind
     if kind == "input-file":
         _prompts_of(config)
     if kind != "interactive":
@@ -49,20 +49,22 @@ def check_generation_files(config: RunConfig) -> None:
 
 def generation_notes(config: RunConfig) -> list[str]:
     """Messages about settings that have no effect."""
-    settings, kind = config.text_generation, config.derived.text_gen_type
+    kind = config.generation.kind
     notes = []
     filters = {
-        key: value for key in ("top_k", "top_p", "min_p") if (value := getattr(settings, key))
+        key: value
+        for key in ("top_k", "top_p", "min_p")
+        if (value := getattr(config.generation, key))
     }
-    if filters and settings.temperature == 0.0:
+    if filters and config.generation.temperature == 0.0:
         shown = ", ".join(f"{key} {value}" for key, value in filters.items())
         notes.append(
             f"temperature 0 always takes the likeliest token, so {shown} has no effect; "
             "GPT-NeoX would sample as with temperature 1"
         )
-    if kind != "input-file" and settings.sample_input_file:
+    if kind != "input-file" and config.generation.input_file:
         notes.append(
-            f"text_gen_type is {kind}: the prompts in {settings.sample_input_file} are not read"
+            f"text_gen_type is {kind}: the prompts in {config.generation.input_file} are not read"
         )
     part = None if kind == "interactive" else _output_of(config)
     if part is not None and part_path(part).exists():
@@ -86,7 +88,7 @@ def generate_samples(config: RunConfig, model: GPT2Model, tokenizer: AbstractTok
         "input-file": generate_samples_input_from_file,
         "unconditional": generate_samples_unconditional,
     }
-    kind = config.derived.text_gen_type
+    kind = config.generation.kind
     count = kinds[kind](config, model, tokenizer)
     output = None if kind == "interactive" else _output_of(config)
     return f"{count} samples" + ("" if output is None else f" in {output}")
@@ -111,7 +113,7 @@ def generate_samples_unconditional(
     Raises:
         ConfigError: If the output cannot be written.
     """
-    return _write_samples(config, model, tokenizer, [""] * config.text_generation.num_samples)
+    return _write_samples(config, model, tokenizer, [""] * config.generation.num_samples)
 
 
 def _write_samples(
@@ -131,10 +133,9 @@ def _nowhere() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _prompts_of(config: RunConfig) -> list[str]:
-    settings = config.text_generation
-    return read_prompts(Path(settings.sample_input_file or ""), settings.prompt_end)
+    return read_prompts(Path(config.generation.input_file or ""), config.generation.prompt_end)
 
 
 def _output_of(config: RunConfig) -> Path | None:
-    name = config.text_generation.sample_output_file
+    name = config.generation.output_file
     return Path(name) if name else None

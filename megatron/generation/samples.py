@@ -39,17 +39,16 @@ def generate_samples_from_prompt(
         on_text: Called with new text when it is certain, for single prompts.
         is_interrupted: Called after every token; True ends the texts.
     """
-    settings = config.text_generation
     sampling, stop = sampling_of(config), stop_rules_of(config, tokenizer)
     longest = model.config.max_position_embeddings
-    size = settings.generation_batch_size
+    size = config.generation.batch_size
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
         fitted = [
             fit_prompt(
                 tokens or [tokenizer.eod],
                 longest=longest,
-                maximum_tokens=settings.maximum_tokens,
+                maximum_tokens=config.generation.maximum_tokens,
             )
             for tokens in tokenizer.tokenize_prompts(batch)
         ]
@@ -58,14 +57,14 @@ def generate_samples_from_prompt(
             model,
             [prompt.tokens for prompt in fitted],
             decode=tokenizer.detokenize,
-            maximum_tokens=settings.maximum_tokens,
+            maximum_tokens=config.generation.maximum_tokens,
             stop=stop,
             sampling=sampling,
             generators=[]
             if sampling.is_greedy
-            else [sample_generator(config.other.seed, number) for number in numbers],
-            recompute=settings.recompute,
-            keep_logits=settings.return_logits,
+            else [sample_generator(config.launch.seed, number) for number in numbers],
+            recompute=config.generation.recompute,
+            keep_logits=config.generation.return_logits,
             on_text=None if on_text is None else lambda _, text: on_text(text),
             is_interrupted=is_interrupted,
         )
@@ -75,13 +74,12 @@ def generate_samples_from_prompt(
 
 def sampling_of(config: RunConfig) -> SamplingParameters:
     """How the configuration chooses tokens."""
-    settings = config.text_generation
     return SamplingParameters(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
+        temperature=config.generation.temperature,
+        top_k=config.generation.top_k,
+        top_p=config.generation.top_p,
+        min_p=config.generation.min_p,
+        repetition_penalty=config.generation.repetition_penalty,
     )
 
 
@@ -91,16 +89,15 @@ def stop_rules_of(config: RunConfig, tokenizer: AbstractTokenizer) -> StopRules:
     Raises:
         ConfigError: If one of ``stop_tokens`` is not a token id.
     """
-    settings = config.text_generation
-    for token in settings.stop_tokens or ():
+    for token in config.generation.stop_tokens or ():
         if token >= tokenizer.vocab_size:
             raise ConfigError(
                 f"stop_tokens: {token} is not a token id, the tokenizer has "
                 f"{tokenizer.vocab_size} ids; correct or remove it"
             )
     return StopRules(
-        tokens=frozenset({tokenizer.eod, *(settings.stop_tokens or ())}),
-        strings=tuple(settings.stop_strings or ()),
+        tokens=frozenset({tokenizer.eod, *(config.generation.stop_tokens or ())}),
+        strings=tuple(config.generation.stop_strings or ()),
     )
 
 

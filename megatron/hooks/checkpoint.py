@@ -43,20 +43,24 @@ class CheckpointHook(Hook):
         self._saver = self._make_saver(moment_names)
 
     def _make_saver(self, moment_names: tuple[str, ...]) -> CheckpointSaver | None:
-        training, derived = self.config.training, self.config.derived
-        if derived.save_path is None:
+        saving = self.config.saving
+        if saving.save_path is None:
             return None
         return CheckpointSaver(
-            Path(derived.save_path),
+            Path(saving.save_path),
             self.runner.topology,
-            moment_names=() if training.no_save_optim else moment_names,
-            save_random_state=not training.no_save_rng,
-            keep_last=training.keep_last_n_checkpoints,
-            protected_steps=frozenset(derived.extra_save_steps),
-            in_background=training.async_save,
+            moment_names=() if saving.no_save_optim else moment_names,
+            save_random_state=not saving.no_save_rng,
+            keep_last=saving.keep_last_n_checkpoints,
+            protected_steps=frozenset(saving.extra_steps),
+            in_background=saving.async_save,
             on_saved=lambda step, folder: self.logger.save(step, str(folder)),
             on_failed=self.logger.warning,
         )
+
+    def _is_due(self, step: int) -> bool:
+        last_step = self.config.schedule.train_iters
+        return self.config.saving.is_save_step(step, last_step=last_step)
 
     def before_training(self, state: TrainState, *, is_saved: bool) -> None:
         """Saves the untrained model when iteration 0 is among the steps to save.
@@ -68,12 +72,12 @@ class CheckpointHook(Hook):
         """
         if is_saved:
             self._last_saved = state.step
-        elif state.step == 0 and self.config.derived.is_save_step(0):
+        elif state.step == 0 and self._is_due(0):
             self.save(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self._loss = report.lm_loss
-        if state.stop or self.config.derived.is_save_step(state.step):
+        if state.stop or self._is_due(state.step):
             self.save(state)
 
     def at_end(self, state: TrainState) -> None:

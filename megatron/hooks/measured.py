@@ -12,23 +12,30 @@ from megatron.reporting.run_log import read_run_log
 
 __all__ = ["evaluation_settings", "measured_at"]
 
-_LOSSES = ("derived.split", "derived.seq_length", "other.eod_mask_loss")
-_DECIDES = {
-    "validation": ("derived.valid_paths", *_LOSSES),
-    "test": ("derived.test_paths", *_LOSSES),
-    "tasks": tuple(
-        f"text_generation.{key}"
-        for key in (
-            "eval_task_paths",
-            "eval_num_fewshot",
-            "eval_task_limit",
-            "eval_seed",
-            "eval_apply_chat_template",
-            "eval_system_instruction",
-        )
-    ),
+_LOSSES = {
+    "derived.split": "data.split",
+    "derived.seq_length": "data.seq_length",
+    "other.eod_mask_loss": "data.eod_mask_loss",
 }
-"""Event -> the keys that decide what is measured, beside the number of samples and the tasks."""
+_DECIDES = {
+    "validation": {"derived.valid_paths": "data.valid_paths", **_LOSSES},
+    "test": {"derived.test_paths": "data.test_paths", **_LOSSES},
+    "tasks": {
+        f"text_generation.eval_{key}": f"evaluation.{key}"
+        for key in (
+            "task_paths",
+            "num_fewshot",
+            "task_limit",
+            "seed",
+            "apply_chat_template",
+            "system_instruction",
+        )
+    },
+}
+"""Event -> what decides what is measured, beside the number of samples and the tasks.
+
+Names in the run log, which are those of its first version -> places in the configuration.
+"""
 
 
 def evaluation_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -39,10 +46,13 @@ def evaluation_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
 
     def value(place: str) -> Any:
-        group, _, key = place.partition(".")
-        return config[group][key]
+        section, _, field = place.partition(".")
+        return config[section][field]
 
-    return {name: {key: value(key) for key in keys} for name, keys in _DECIDES.items()}
+    return {
+        event: {name: value(place) for name, place in places.items()}
+        for event, places in _DECIDES.items()
+    }
 
 
 def measured_at(

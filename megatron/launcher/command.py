@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 os.execv(argv_of_runner[0], argv_of_runner)
         talks = (
             Path(arguments.user_script).name == "generate.py"
-            and config.derived.text_gen_type == "interactive"
+            and config.generation.kind == "interactive"
         )
         return _run_here(arguments, plan, grace_seconds, pass_interrupts=talks)
     except UserError as error:
@@ -179,7 +179,7 @@ def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
 
 def _forecast(config: Any) -> str:
     """Text about stages and memory of a training run; empty for other scripts."""
-    if not is_training_script(config.other.user_script):
+    if not is_training_script(config.launch.user_script):
         return ""
     from megatron.launcher.dry_run import describe_run
 
@@ -224,7 +224,7 @@ def _planned(arguments: NeoXArgs, *, is_elsewhere: bool) -> tuple[LaunchPlan, Ru
 
 def _check_stages(arguments: NeoXArgs, config: Any) -> None:
     """Refuses a rule for cutting stages that would fail when the model is built."""
-    is_cut = config.derived.pipe_parallel_size > 1
+    is_cut = config.layout.pipe_parallel_size > 1
     if not is_cut or purpose_of(arguments.user_script) is Purpose.READING:
         return
     from megatron.sizing.memory import memory_plan
@@ -290,31 +290,33 @@ def _require_launcher(launcher: str, hosts: Collection[str]) -> None:
 
 def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
     """What a check prints; ``lacks``: what this machine lacks for a run that starts elsewhere."""
-    derived = config.derived
-    model = config.model
+    layout, batch = config.layout, config.batch
     where = ", ".join(plan.hosts) or (
         "this machine, CPU" if not plan.device_indices else "this machine"
     )
     lines = {
         "configuration": ", ".join(Path(name).name for name in config.files) or "no file",
-        "model": f"{model.num_layers} layers x {model.hidden_size}, "
-        f"{model.num_attention_heads} heads, sequence {model.seq_length}",
-        "processes": f"{derived.world_size} on {where}; data {derived.data_parallel_size} x model "
-        f"{derived.model_parallel_size} x pipe {derived.pipe_parallel_size}",
+        "model": f"{config.model.num_layers} layers x {config.model.hidden_size}, "
+        f"{config.model.num_attention_heads} heads, sequence {config.data.seq_length}",
+        "processes": f"{layout.world_size} on {where}; data {layout.data_parallel_size} x model "
+        f"{layout.model_parallel_size} x pipe {layout.pipe_parallel_size}",
     }
-    if purpose_of(config.other.user_script) is Purpose.READING:
-        lines |= {"precision": derived.precision, "reads": derived.load_path or "nothing"}
+    if purpose_of(config.launch.user_script) is Purpose.READING:
+        lines |= {
+            "precision": config.precision.dtype,
+            "reads": config.saving.load_path or "nothing",
+        }
     else:
         lines |= {
-            "batch": f"{derived.train_batch_size} = {derived.micro_batch_size} per micro-batch x "
-            f"{derived.gradient_accumulation_steps} accumulated x "
-            f"{derived.data_parallel_size} data-parallel",
-            "precision": f"{derived.precision}, ZeRO {derived.zero_stage}",
-            "domains": ", ".join(derived.domains) or "one unnamed",
-            "saves to": derived.save_path or "nowhere",
+            "batch": f"{batch.train_batch_size} = {batch.micro_batch_size} per micro-batch x "
+            f"{batch.gradient_accumulation_steps} accumulated x "
+            f"{layout.data_parallel_size} data-parallel",
+            "precision": f"{config.precision.dtype}, ZeRO {layout.zero_stage}",
+            "domains": ", ".join(config.data.train_domains) or "one unnamed",
+            "saves to": config.saving.save_path or "nowhere",
         }
     width = max(map(len, lines))
-    notes = [f"note: {note}" for note in derived.notes]
+    notes = [f"note: {note}" for note in config.notes]
     notes += [f"not on this machine: {problem}" for problem in lacks]
     return "\n".join(
         [

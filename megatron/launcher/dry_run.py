@@ -25,7 +25,7 @@ def describe_run(config: RunConfig) -> str:
         [
             _header(plan),
             "stages:" if plan.pipe > 1 else "layers:",
-            *_stage_lines(plan, config.derived.world_size),
+            *_stage_lines(plan, config.layout.world_size),
             "estimated memory per rank, in MiB:",
             *_memory_table(memories),
             *_saving_lines(plan, max(memory.total for memory in memories)),

@@ -38,7 +38,7 @@ def start_problems(
         is_valid: Whether the configuration itself has no problem; if it has one, only files are
             checked, and its sections are not used.
     """
-    script = config.other.user_script
+    script = config.launch.user_script
     is_training = is_training_script(script)
     if not is_training and purpose_of(script) is not Purpose.READING:
         return []
@@ -46,7 +46,7 @@ def start_problems(
     size = _vocabulary(config, problems)
     for split, prefix, name in _datasets(config, Path(script or "").name):
         found = _dataset_problems(config, prefix, name, vocab_size=size, trains=split == "train")
-        key = "data_path" if config.derived.split else f"{split}_data_paths"
+        key = "data_path" if config.data.split else f"{split}_data_paths"
         problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
     if is_training:
         problems += _split_problems(config)
@@ -64,10 +64,9 @@ def start_problems(
 
 def _vocabulary(config: RunConfig, problems: list[ConfigError]) -> int | None:
     """Number of token ids; None if no local file tells it."""
-    training = config.training
     try:
-        kind = config.tokenizer.tokenizer_type
-        return tokenizer_size(kind, training.vocab_file, training.merge_file)
+        kind = config.data.tokenizer_type
+        return tokenizer_size(kind, config.data.vocab_file, config.data.merge_file)
     except TokenizerError as error:
         key = "merge_file" if str(error).startswith("merge_file:") else "vocab_file"
         problems.append(ConfigError(_led_by(key, str(error)), key=key))
@@ -76,17 +75,16 @@ def _vocabulary(config: RunConfig, problems: list[ConfigError]) -> int | None:
 
 def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str, str]]:
     """Yields split, prefix and domain of each data set that the program opens, once."""
-    derived, asked = config.derived, config.text_generation
     if script == "generate.py":
         return
     is_training = script == "train.py"
-    names_some = not is_training and (asked.eval_tasks or asked.eval_domains)
-    measures_none = not config.training.use_named_eval_datasets and config.training.eval_iters < 1
+    names_some = not is_training and (config.evaluation.tasks or config.evaluation.domains)
+    measures_none = not config.data.use_named_eval_datasets and config.evaluation.iters < 1
     held_out = [] if names_some or measures_none else ["valid", "test"]
     seen = set()
     for split in ["train", *held_out] if is_training else held_out:
-        prefixes = getattr(derived, f"{split}_paths")
-        names = getattr(derived, "domains" if split == "train" else f"{split}_domains")
+        prefixes = getattr(config.data, f"{split}_paths")
+        names = getattr(config.data, f"{split}_domains")
         for prefix, name in zip_longest(prefixes, names):
             if prefix not in seen:
                 seen.add(prefix)
@@ -102,7 +100,7 @@ def _dataset_problems(
     except DataError as error:
         yield str(error)
         return
-    needed = config.derived.seq_length + 1
+    needed = config.data.seq_length + 1
     if trains and tokens < needed:
         what = "is shorter than one sample" if tokens else "is empty"
         yield (
@@ -120,26 +118,27 @@ def _dataset_problems(
 
 
 def _split_problems(config: RunConfig) -> Iterator[ConfigError]:
-    if config.derived.split is not None and not config.derived.split[0]:
+    if config.data.split is not None and not config.data.split[0]:
         yield ConfigError(
-            f"split: {config.training.split!r} leaves no training documents; raise the first share",
+            f"split: {config.data.split_text!r} leaves no training documents; raise the first "
+            "share",
             key="split",
         )
 
 
 def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:
-    if config.derived.precision != "fp16" or has_accelerator:
+    if config.precision.dtype != "fp16" or has_accelerator:
         return []
-    key = "precision" if config.deepspeed.fp16 is None else "fp16"
+    key = config.precision.key
     problem = f"{key}: there is no accelerator for the precision fp16; use bfloat16 or fp32"
     return [ConfigError(problem, key=key)]
 
 
 def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Folders that training needs to write and cannot."""
-    derived = config.derived
-    folders = {"save": derived.save_path, "log_dir": config.logging.log_dir}
-    folders["tensorboard_dir"] = config.logging.tensorboard_dir
+    folders = {"save": config.saving.save_path, "tensorboard_dir": config.logging.tensorboard_dir}
+    if not config.logging.is_beside_checkpoints(config.saving.save_path):
+        folders["log_dir"] = config.logging.log_dir
     for key, folder in folders.items():
         if folder and (problem := _unwritable(Path(folder))):
             yield ConfigError(
@@ -149,12 +148,12 @@ def _folder_problems(config: RunConfig) -> Iterator[ConfigError]:
 
 def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Prompts that do not exist, and samples that cannot be written."""
-    asked, kind = config.text_generation, config.derived.text_gen_type
-    name = asked.sample_input_file or ""
+    kind = config.generation.kind
+    name = config.generation.input_file or ""
     if kind == "input-file" and name and (not os.path.exists(name) or os.path.isdir(name)):
         key = "sample_input_file"
         yield ConfigError(f"{key}: there is no file {name}; name a file of prompts", key=key)
-    key, name = "sample_output_file", asked.sample_output_file or ""
+    key, name = "sample_output_file", config.generation.output_file or ""
     if kind != "interactive" and name:
         folder = Path(name).parent
         if not folder.is_dir():
@@ -166,14 +165,13 @@ def _generation_problems(config: RunConfig) -> Iterator[ConfigError]:
 
 def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Nothing to evaluate, unknown domains, results that cannot be written."""
-    asked, derived = config.text_generation, config.derived
-    prefixes = (*derived.valid_paths, *derived.test_paths)
-    if not (asked.eval_tasks or asked.eval_domains or prefixes):
-        problem = nothing_to_evaluate_problem(config.training.eval_iters)
+    prefixes = (*config.data.valid_paths, *config.data.test_paths)
+    if not (config.evaluation.tasks or config.evaluation.domains or prefixes):
+        problem = nothing_to_evaluate_problem(config.evaluation.iters)
         yield ConfigError(problem, key="valid_data_paths")
-    names = {*derived.valid_domains, *derived.test_domains}
+    names = {*config.data.valid_domains, *config.data.test_domains}
     names |= {Path(prefix).parent.name or Path(prefix).name for prefix in prefixes}
-    for entry in asked.eval_domains or ():
+    for entry in config.evaluation.domains or ():
         path = entry.partition("=")[2] or entry
         files = (f"{entry}{end}" for end in ("", ".idx")), (f"{path}{end}" for end in ("", ".idx"))
         if entry not in names and not any(os.path.exists(name) for part in files for name in part):
@@ -183,7 +181,7 @@ def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
                 f"known domains: {listed}; for other data write name=path",
                 key="eval_domains",
             )
-    folder = Path(asked.eval_results_prefix).parent
+    folder = Path(config.evaluation.results_prefix).parent
     if reason := _unwritable(folder):
         key = "eval_results_prefix"
         yield ConfigError(f"{key}: {folder} cannot be written ({reason}); choose another", key=key)
@@ -213,8 +211,8 @@ def _unusable(path: str | Path) -> str | None:
 
 def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
     """A checkpoint that is asked for and missing; training may start without one."""
-    load, save, step = config.derived.load_path, config.derived.save_path, config.other.iteration
-    is_finetuning = is_training and config.training.finetune
+    load, save, step = config.saving.load_path, config.saving.save_path, config.saving.iteration
+    is_finetuning = is_training and config.saving.finetune
     if load is None:
         if not is_training:
             yield ConfigError("load: set it to the checkpoint folder of the model to read")
@@ -251,8 +249,8 @@ def _checkpoint_names(folder: str) -> set[str]:
 
 def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:
     """Checkpoints in `save` that a run from iteration 0 would replace."""
-    save, is_finetuning = config.derived.save_path, config.training.finetune
-    if save is None or (config.derived.load_path is not None and not is_finetuning):
+    save, is_finetuning = config.saving.save_path, config.saving.finetune
+    if save is None or (config.saving.load_path is not None and not is_finetuning):
         return
     if _unusable(save):  # told with the folders
         return

@@ -16,15 +16,14 @@ def make_topology(config: Any, *, for_training: bool = True) -> Topology:
     """Makes the process groups of a run; all ranks call it together.
 
     Args:
-        config: The ``RunConfig``; reads the degrees of parallelism of ``derived``.
+        config: The ``RunConfig``; reads the degrees of parallelism of ``layout``.
         for_training: False turns pipeline stages into replicas: inference needs an eighth of the
             memory, and has no micro-batches to fill a pipeline.
     """
-    derived = config.derived
     grid = RankGrid(
-        pipe=derived.pipe_parallel_size,
-        data=derived.data_parallel_size,
-        model=derived.model_parallel_size,
+        pipe=config.layout.pipe_parallel_size,
+        data=config.layout.data_parallel_size,
+        model=config.layout.model_parallel_size,
     )
     if not for_training:
         grid = RankGrid(pipe=1, data=grid.data * grid.pipe, model=grid.model)

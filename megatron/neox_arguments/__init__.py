@@ -10,11 +10,10 @@ from .errors import ConfigError
 from .neox_args import NeoXArgs
 from .purpose import Purpose
 from .resolve import require_training_data, resolve
-from .run_config import Derived, RunConfig
+from .run_config import RunConfig
 
 __all__ = [
     "ConfigError",
-    "Derived",
     "NeoXArgs",
     "Purpose",
     "RunConfig",

@@ -1,4 +1,4 @@
-"""Old names of keys, read as the new ones."""
+"""Other names of keys: old ones, and keys beside a section that stand for keys inside it."""
 
 from __future__ import annotations
 
@@ -6,68 +6,90 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .coerce import parse_number
 from .errors import IssueList
 
 
 @dataclass(frozen=True)
 class Alias:
-    """An old key: the key that it stands for and how its value is written there."""
+    """Another name of a key, or a key beside a section that stands for one inside it."""
 
     old: str
     new: str
+    """A key, or ``section.key``."""
+    type: Any
+    default: Any = None
     convert: Callable[[Any], Any] = lambda value: value
+    """From its value to that of ``new``."""
+    must_agree: bool = True
+    """Whether two different values are refused; else the new key wins."""
+
+    @property
+    def is_old_name(self) -> bool:
+        """Whether the name is out of use, which is noted; keys beside a section are not."""
+        return "." not in self.new
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def _old(old: str, new: str, kind: Any, convert: Callable[[Any], Any] | None = None) -> Alias:
+    return Alias(old, new, kind | None, None, convert or (lambda value: value))
+
+
+def _beside(section: str, old: str, key: str, kind: Any, default: Any = None) -> Alias:
+    kind = kind | None if default is None else kind
+    return Alias(old, f"{section}.{key}", kind, default, must_agree=section != "fp16")
+
+
 _LLAMA_STEP = 256
 
 ALIASES = (
-    Alias("gas", "gradient_accumulation_steps"),
-    Alias("batch_size", "train_micro_batch_size_per_gpu"),
-    Alias("clip_grad", "gradient_clipping"),
-    Alias("save_interval", "checkpoint_factor"),
-    Alias("save_iters", "extra_save_iters"),
-    Alias("train_data_path", "train_data_paths", _as_list),
-    Alias("valid_data_path", "valid_data_paths", _as_list),
-    Alias("test_data_path", "test_data_paths", _as_list),
-    Alias("min_loss_scale", "min_scale"),
+    _old("gas", "gradient_accumulation_steps", int),
+    _old("batch_size", "train_micro_batch_size_per_gpu", int),
+    _old("clip_grad", "gradient_clipping", float),
+    _old("save_interval", "checkpoint_factor", int),
+    _old("save_iters", "extra_save_iters", list[int]),
+    _old("train_data_path", "train_data_paths", str | list[str], _as_list),
+    _old("valid_data_path", "valid_data_paths", str | list[str], _as_list),
+    _old("test_data_path", "test_data_paths", str | list[str], _as_list),
+    _old("min_loss_scale", "min_scale", float),
+    _beside("fp16", "loss_scale", "loss_scale", float),
+    _beside("fp16", "loss_scale_window", "loss_scale_window", float, 1000.0),
+    _beside("fp16", "hysteresis", "hysteresis", int, 2),
+    _beside("fp16", "min_scale", "min_loss_scale", float, 1.0),
+    _beside("zero_optimization", "zero_stage", "stage", int),
+    _beside("zero_optimization", "zero_reduce_scatter", "reduce_scatter", bool),
+    _beside("zero_optimization", "zero_contiguous_gradients", "contiguous_gradients", bool),
+    _beside("zero_optimization", "zero_reduce_bucket_size", "reduce_bucket_size", int),
+    _beside("zero_optimization", "zero_allgather_bucket_size", "allgather_bucket_size", int),
 )
 
 
 def apply_aliases(
     values: dict[str, Any], given: frozenset[str], issues: IssueList
 ) -> tuple[dict[str, Any], frozenset[str], list[str]]:
-    """Moves values of old keys to the keys they stand for.
+    """Moves values of other names to the keys they stand for, into sections too.
 
     Args:
         values: Every key and its value.
         given: Keys that were set by the user.
-        issues: Gets a message where an old and a new key disagree.
+        issues: Gets a message where two names disagree, and learns which one the user wrote.
 
     Returns:
-        The values, the keys that count as set, and one note for each old key.
+        The values, the keys that count as set, and one note for each old name.
     """
-    result, known, notes = dict(values), set(given), []
+    result, known = dict(values), set(given)
+    notes: list[str] = []
     for alias in ALIASES:
-        if alias.old not in given or values[alias.old] is None:
+        if alias.old not in known or result[alias.old] is None:
             continue
-        new_value = alias.convert(values[alias.old])
-        if alias.new in known and result[alias.new] not in (None, new_value):
-            issues.add(
-                alias.old,
-                f"{alias.old} is an old name of {alias.new}, and they differ: "
-                f"{new_value!r} and {result[alias.new]!r}; keep {alias.new}",
-            )
-            continue
-        result[alias.new] = new_value
-        result[alias.old] = None
-        if alias.new not in known:
-            issues.read_as(alias.old, alias.new)
-        known.add(alias.new)
-        notes.append(f"'{alias.old}' is an old name; read as '{alias.new}'")
+        value = alias.convert(result[alias.old])
+        if alias.is_old_name:
+            _replace_old_name(alias, value, result, known, issues, notes)
+        else:
+            _write_into_section(alias, value, result, issues)
     if "save_interval" in given and values["save_interval"] is not None:
         if values["checkpoint_scale"] == "log":
             issues.add(
@@ -76,6 +98,41 @@ def apply_aliases(
     if values["mlp_type"] is not None:
         _apply_mlp_type(values, result, given, issues, notes)
     return result, frozenset(known), notes
+
+
+def _replace_old_name(
+    alias: Alias,
+    value: Any,
+    result: dict[str, Any],
+    known: set[str],
+    issues: IssueList,
+    notes: list[str],
+) -> None:
+    if alias.new in known and result[alias.new] not in (None, value):
+        issues.add(
+            alias.old,
+            f"{alias.old} is an old name of {alias.new}, and they differ: {value!r} and "
+            f"{result[alias.new]!r}; keep {alias.new}",
+        )
+        return
+    result |= {alias.new: value, alias.old: None}
+    if alias.new not in known:
+        issues.read_as(alias.old, alias.new)
+    known.add(alias.new)
+    notes.append(f"'{alias.old}' is an old name; read as '{alias.new}'")
+
+
+def _write_into_section(
+    alias: Alias, value: Any, result: dict[str, Any], issues: IssueList
+) -> None:
+    name, _, key = alias.new.partition(".")
+    section = result[name] or {}
+    written = parse_number(section.get(key))
+    if written is None:
+        result[name] = {**section, key: value}
+        issues.read_as(alias.old, alias.new)
+    elif alias.must_agree and written != value:
+        issues.add(alias.old, f"{alias.old} is {value}, {alias.new} is {written}; keep one")
 
 
 def _apply_mlp_type(

@@ -11,17 +11,8 @@ from typing import Any
 from .coerce import coerce
 from .errors import ConfigError
 from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
-from .rules.precision import COMMUNICATION_FORMATS
 from .run_config import RunConfig
 from .secrets import REDACTED, is_secret_key, referenced_variable
-
-PASSED_THROUGH = (
-    "flops_profiler",
-    "tensorboard",
-    "wandb",
-    "csv_monitor",
-    "data_types",
-)
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 """What DeepSpeed's monitors import, by section."""
@@ -36,51 +27,60 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     There is no optimizer and no scheduler section: the program hands over torch objects. Secrets
     are in it, those that name an environment variable with its value: it is not to be written.
     """
-    section, derived = config.deepspeed, config.derived
-    clips_in_runner = derived.zero_stage == 0 and derived.precision == "fp32"
+    layout, batch, precision = config.layout, config.batch, config.precision
+    clips_in_runner = layout.zero_stage == 0 and precision.dtype == "fp32"
     result: dict[str, Any] = {
-        "train_batch_size": derived.train_batch_size,
-        "train_micro_batch_size_per_gpu": derived.micro_batch_size,
-        "gradient_accumulation_steps": derived.gradient_accumulation_steps,
+        "train_batch_size": batch.train_batch_size,
+        "train_micro_batch_size_per_gpu": batch.micro_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
         # without ZeRO in fp32 the runner clips: DeepSpeed would not tell the norm there
-        "gradient_clipping": 0.0 if clips_in_runner else derived.gradient_clipping,
+        "gradient_clipping": 0.0 if clips_in_runner else config.optimizer.gradient_clipping,
         "steps_per_print": NEVER_PRINT,
         # DeepSpeed would send each part of a tensor group a piece of an activation, which saves
         # bandwidth where all hold the same one; with sequence parallelism they do not
         "pipeline": {
-            "pipe_partitioned": not config.parallelism.sequence_parallel,
-            "grad_partitioned": not config.parallelism.sequence_parallel,
+            "pipe_partitioned": not layout.sequence_parallel,
+            "grad_partitioned": not layout.sequence_parallel,
         },
-        "wall_clock_breakdown": section.wall_clock_breakdown,
+        "wall_clock_breakdown": config.logging.wall_clock_breakdown,
         "dump_state": False,
-        "prescale_gradients": section.prescale_gradients,
-        "gradient_predivide_factor": section.gradient_predivide_factor,
+        "prescale_gradients": precision.prescale_gradients,
+        "gradient_predivide_factor": precision.gradient_predivide_factor,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": dict(derived.zero_options),
-        "fp16": {"enabled": derived.precision == "fp16", **derived.fp16_options},
-        "bf16": {"enabled": derived.precision == "bfloat16"},
+        "zero_optimization": dict(layout.zero_options),
+        "fp16": {"enabled": precision.dtype == "fp16", **precision.fp16_options},
+        "bf16": {"enabled": precision.dtype == "bfloat16"},
     }
-    communication = "fp32" if section.fp32_allreduce else section.communication_data_type
-    if communication is not None:
-        result["communication_data_type"] = COMMUNICATION_FORMATS[communication.lower()]
-    for key in PASSED_THROUGH:
-        value = getattr(section, key)
-        if value is not None:
-            value = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
-            result[key] = with_secrets(value, os.environ, name=key)
-    for key, value in (section.deepspeed_extra_args or {}).items():
+    if precision.communication_data_type is not None:
+        result["communication_data_type"] = precision.communication_data_type
+    for key, value in _passed_through(config).items():
+        value = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
+        result[key] = with_secrets(value, os.environ, name=key)
+    for key, value in (config.launch.deepspeed_extra_args or {}).items():
         if key in EXTRA_KEYS:  # others were refused, or have no effect
             value = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
             result[key] = with_secrets(value, os.environ, name=f"deepspeed_extra_args.{key}")
     return result
 
 
+def _passed_through(config: RunConfig) -> dict[str, Any]:
+    """Sections that DeepSpeed gets as the user wrote them."""
+    sections = {
+        "flops_profiler": config.logging.flops_profiler,
+        "tensorboard": config.logging.tensorboard,
+        "wandb": config.logging.wandb,
+        "csv_monitor": config.logging.csv_monitor,
+        "data_types": config.precision.data_types,
+    }
+    return {key: section for key, section in sections.items() if section is not None}
+
+
 def passed_sections(config: RunConfig) -> dict[str, str]:
     """Keys of ``deepspeed_config`` that the user wrote, with their names in a message."""
-    extra = config.deepspeed.deepspeed_extra_args or {}
+    extra = config.launch.deepspeed_extra_args or {}
     return {
-        **{key: key for key in PASSED_THROUGH if getattr(config.deepspeed, key)},
+        **{key: key for key, section in _passed_through(config).items() if section},
         **{key: f"deepspeed_extra_args.{key}" for key in extra if key in EXTRA_KEYS},
     }
 

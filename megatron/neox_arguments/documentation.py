@@ -8,11 +8,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from .aliases import ALIASES
 from .coerce import describe
-from .fields import field_table
-from .groups import GROUPS
+from .fields import Field, field_table
 from .presets import PRESETS
-from .retired import hint_about, refusal_about
+from .sections import SECTIONS
+from .unsupported import UNSUPPORTED
 
 HEADER = """# Configuration keys
 
@@ -20,23 +21,21 @@ Every key of the configuration files, by topic. Dashes and underscores in a key 
 A value that is not set, or null, is the default; "none" means that there is no value, and the text
 says what happens then.
 
-Written by `python configs/gen_docs.py` from `megatron/neox_arguments/groups/`; do not edit it.
+Written by `python configs/gen_docs.py` from `megatron/neox_arguments/sections/`; do not edit it.
 """
 
-_SAID = ("refused", "hint", "belongs to", "no effect", "computed", "unused", "no meaning")
 
-
-def field_docs(group_class: type[Any]) -> dict[str, str]:
-    """Returns the string under each field of a group, by field name.
+def field_docs(declared: type[Any]) -> dict[str, str]:
+    """Returns the string under each field of a section, by field name.
 
     Raises:
         AssertionError: If a field has none; a mistake of ours.
     """
-    module = importlib.import_module(group_class.__module__)
+    module = importlib.import_module(declared.__module__)
     tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
     docs: dict[str, str] = {}
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef) or node.name != group_class.__name__:
+        if not isinstance(node, ast.ClassDef) or node.name != declared.__name__:
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -50,17 +49,29 @@ def field_docs(group_class: type[Any]) -> dict[str, str]:
 
 def reference_markdown() -> str:
     """Returns the whole reference as Markdown."""
-    table = field_table()
     parts = [HEADER]
-    for group, group_class in GROUPS.items():
-        parts.append(f"\n## {group_class.__name__}\n\n{inspect.getdoc(group_class)}\n")
-        for name, text in field_docs(group_class).items():
-            field = table[name]
-            parts.append(
-                f"\n- **{name}**: {describe(field.type)}. Default: {_default(field.default)}.\n"
-                f"\n    {text}{_status(name, text)}\n"
-            )
-        assert {f.name for f in table.values() if f.group == group} == set(field_docs(group_class))
+    for name, section in SECTIONS.items():
+        parts.append(f"\n## {section.answers.__name__}\n\n{inspect.getdoc(section.answers)}\n")
+        docs = field_docs(section.answers)
+        docs |= field_docs(section.keys) if section.keys else {}
+        for field in field_table().values():
+            if field.section == name:
+                parts.append(_entry(field, docs[field.answer or field.name]))
+    parts.append(
+        "\n## Other names\n\nOld names, and keys beside a section that stand for its own.\n"
+    )
+    parts += [
+        f"\n- **{alias.old}**: {describe(alias.type)}. Default: {_default(alias.default)}."
+        f" Read as `{alias.new}`.\n"
+        for alias in ALIASES
+    ]
+    parts.append("\n## Keys that are not supported\n\nKeys of GPT-NeoX that change nothing here.\n")
+    for row in UNSUPPORTED.values():
+        verdict = "No effect in this version" if row.verdict == "no effect" else row.verdict
+        parts.append(
+            f"\n- **{row.key}**: {describe(row.type)}. Default: {_default(row.default)}."
+            f" {verdict[0].upper()}{verdict[1:]}: {row.reason}.\n"
+        )
     parts.append("\n## Presets\n\n`neox_compat` replaces these defaults:\n")
     for preset, values in PRESETS.items():
         listed = ", ".join(f"`{key}: {_default(value)}`" for key, value in values.items())
@@ -68,14 +79,12 @@ def reference_markdown() -> str:
     return "".join(parts)
 
 
-def _status(name: str, text: str) -> str:
-    """Returns the sentence that says that a key is not honoured, unless ``text`` says it itself."""
-    if any(word in text.lower() for word in _SAID):
-        return ""
-    if refusal := refusal_about(name):
-        return f" Not supported: {refusal}."
-    hint = hint_about(name)
-    return f" No effect in this version: {hint}." if hint else ""
+def _entry(field: Field, text: str) -> str:
+    bounds = "".join(f", {bound.words}" for bound in field.bounds)
+    return (
+        f"\n- **{field.name}**: {describe(field.type)}{bounds}."
+        f" Default: {_default(field.default)}.\n\n    {text}\n"
+    )
 
 
 def _default(value: Any) -> str:

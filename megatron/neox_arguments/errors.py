@@ -60,14 +60,20 @@ class IssueList:
         self._written: dict[str, str] = {}
 
     def read_as(self, written: str, key: str) -> None:
-        """Lets messages about ``key`` name and place the old name that the user wrote."""
+        """Lets messages about ``key``, or ``section.key``, name and place what the user wrote."""
         self._written[key] = written
 
+    def is_read_as(self, key: str) -> bool:
+        """Tells whether the user wrote ``key`` under another name."""
+        return key in self._written
+
     def add(self, key: str, problem: str) -> None:
-        """Notes that ``key`` is wrong; ``problem`` says what, the value and what to do."""
-        for new, old in self._written.items():
-            problem = re.sub(rf"\b{new}\b", old, problem)
-        origin = self._origins.get(self._written.get(key, key))
+        """Notes what is wrong with ``key`` or ``section.key``, its value and what to do."""
+        for new, old in reversed(self._written.items()):  # a new name may be an old one before
+            problem = re.sub(rf"\b{re.escape(new)}\b", old, problem)
+        while key in self._written:
+            key = self._written[key]
+        origin = self._origins.get(key.partition(".")[0])
         message = problem if origin is None else f"{origin}: {problem}"
         if message not in self._messages:
             self._messages.append(message)

@@ -18,22 +18,7 @@ from .bounds import check_plain
 from .coerce import Mismatch, coerce
 from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
-from .fields import field_table
-from .groups import (
-    NeoXArgsDataSampling,
-    NeoXArgsDeepspeedConfig,
-    NeoXArgsDeepspeedRunner,
-    NeoXArgsLogging,
-    NeoXArgsLRScheduler,
-    NeoXArgsModel,
-    NeoXArgsOptimizer,
-    NeoXArgsOther,
-    NeoXArgsParallelism,
-    NeoXArgsPreference,
-    NeoXArgsTextgen,
-    NeoXArgsTokenizer,
-    NeoXArgsTraining,
-)
+from .fields import DEEPSPEED_KEYS, RUNNER_KEYS, field_table
 from .hostfile import count_problems
 from .presets import default_of
 from .schema import find_file, read_files, with_underscores
@@ -44,8 +29,8 @@ REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_em
 _LONGEST_KEY = 100
 """Characters of a key that may be a known one, spelled wrongly."""
 
-_NOT_FLAGS = ("account", "comment", "detect_nvlink_pairs", "autotuning_run")
-"""Keys of the runner group that are no flags of DeepSpeed's runner."""
+_NOT_FLAGS = ("account", "comment")
+"""Keys of the runner that are no flags of DeepSpeed's."""
 
 _FlatFields: Any = dataclasses.make_dataclass(
     "_FlatFields",
@@ -112,7 +97,7 @@ class NeoXArgs(_FlatFields):
 
     @classmethod
     def validate_keys(cls) -> bool:
-        """Returns True when no two groups declare one key; fails otherwise."""
+        """Returns True when no key is declared twice; fails otherwise."""
         return len(field_table()) == len(dataclasses.fields(cls))
 
     def update_value(self, key: str, value: Any) -> None:
@@ -151,8 +136,7 @@ class NeoXArgs(_FlatFields):
     @property
     def deepspeed_config(self) -> dict[str, Any]:
         """DeepSpeed's own keys as written; the engine gets ``deepspeed_config(config)`` instead."""
-        table = field_table()
-        return {k: v for k, v in self.megatron_config.items() if table[k].group == "deepspeed"}
+        return {k: v for k, v in self.megatron_config.items() if k in DEEPSPEED_KEYS}
 
     def get_deepspeed_main_args(self) -> list[str]:
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
@@ -280,9 +264,7 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
         ConfigError: If a number of processes or machines is impossible.
     """
     issues, values = IssueList(args.origins), {}
-    for key, field in field_table().items():
-        if field.group != "runner" and key not in ("world_size", "global_num_gpus"):
-            continue
+    for key in (*RUNNER_KEYS, "world_size", "global_num_gpus"):
         try:
             values[key] = typed_value(args, key)
         except Mismatch as error:
@@ -327,7 +309,7 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
 def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     flags: list[str] = []
     typed = launch_values(args)
-    values = {key: typed[key] for key in typed if field_table()[key].group == "runner"}
+    values = {key: typed[key] for key in RUNNER_KEYS}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
     values |= {key: value for key, value in replaced.items() if key in values}
@@ -345,19 +327,6 @@ def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
 
 __all__ = [
     "NeoXArgs",
-    "NeoXArgsDeepspeedRunner",
-    "NeoXArgsDeepspeedConfig",
-    "NeoXArgsParallelism",
-    "NeoXArgsModel",
-    "NeoXArgsOptimizer",
-    "NeoXArgsLRScheduler",
-    "NeoXArgsLogging",
-    "NeoXArgsOther",
-    "NeoXArgsTokenizer",
-    "NeoXArgsTraining",
-    "NeoXArgsDataSampling",
-    "NeoXArgsTextgen",
-    "NeoXArgsPreference",
     "launch_values",
     "placed",
     "runner_arguments",

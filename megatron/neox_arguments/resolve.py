@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from .aliases import apply_aliases
 from .coerce import Mismatch
 from .errors import ConfigError, IssueList, shown
 from .fields import field_table
-from .groups import GROUPS
 from .neox_args import NeoXArgs, typed_value
 from .purpose import Purpose, is_training_script, purpose_of
-from .retired import check_retired
 from .rules import Draft
-from .rules.data import resolve_data, resolve_sampling, training_data_problem
+from .rules.data import resolve_data, resolve_mixing, training_data_problem
 from .rules.deepspeed import check_deepspeed
-from .rules.evaluation import check_evaluation, check_evaluation_in_training
+from .rules.evaluation import check_evaluation_in_training, resolve_evaluation
 from .rules.generation import resolve_generation
 from .rules.layout import check_layout
 from .rules.model import resolve_model
-from .rules.optimizer import check_regularisation, resolve_learning_rate, resolve_optimizer
+from .rules.optimizer import resolve_optimizer, resolve_schedule
+from .rules.output import resolve_logging, resolve_saving
 from .rules.precision import resolve_precision, resolve_zero
-from .rules.run import resolve_run
 from .rules.topology import check_processes, resolve_batch, resolve_topology, resolve_world_size
-from .run_config import Derived, RunConfig
+from .run_config import RunConfig
+from .sections import Launch, Layout
+from .unsupported import check_unsupported
 
 
 def resolve(
@@ -61,24 +60,19 @@ def resolve_with_issues(
         ConfigError: If a value has a wrong type.
     """
     draft = _draft(neox_args, purpose)
-    check_retired(draft)
-    derived = _derive(draft, world_size)
+    check_unsupported(draft)
+    draft.check_bounds()
+    config = _resolved(draft, world_size)
     if is_training_script(draft["user_script"]):
-        problem = training_data_problem(derived["train_paths"])
+        problem = training_data_problem(config.data.train_paths)
         if problem:
             draft.issues.add("train_data_paths", problem)
-    groups = {name: _group(name, draft.values) for name in GROUPS}
-    config = RunConfig(
-        **groups,
-        derived=Derived(**derived, notes=tuple(dict.fromkeys(draft.notes))),
-        files=dict(draft["config_files"] or {}),
-    )
     return config, draft.issues
 
 
 def require_training_data(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless there is training data; scripts that train call it first."""
-    problem = training_data_problem(config.derived.train_paths)
+    problem = training_data_problem(config.data.train_paths)
     if problem:
         raise ConfigError(problem)
 
@@ -101,38 +95,46 @@ def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     return Draft(values, given, issues, notes, purpose or purpose_of(values["user_script"]))
 
 
-def _derive(draft: Draft, world_size: int | None) -> dict[str, Any]:
+def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
     check_processes(draft)
     topology = resolve_topology(draft, resolve_world_size(draft, world_size))
     precision = resolve_precision(draft)
     data = resolve_data(draft)
     model = resolve_model(draft)
-    check_evaluation(draft)
-    derived = {**topology, **precision, **data, **model, **resolve_generation(draft)}
-    with draft.training_rules():
-        derived |= _derive_training(draft, derived)
-    check_layout(draft, derived)
-    return derived
-
-
-def _derive_training(draft: Draft, derived: dict[str, Any]) -> dict[str, Any]:
-    """Returns what follows from keys that have no meaning for a program that reads a model."""
-    check_regularisation(draft)
-    check_deepspeed(draft)
-    batch = resolve_batch(draft, derived["data_parallel_size"])
-    zero = resolve_zero(draft, derived["precision"])
-    optimizer = resolve_optimizer(draft)
-    check_evaluation_in_training(draft, {**derived, **zero})
-    return {
-        **batch,
-        **zero,
-        **optimizer,
-        **resolve_learning_rate(draft, optimizer["learning_rate"]),
-        **resolve_sampling(draft, derived["domains"], batch),
-        **resolve_run(draft),
-    }
-
-
-def _group(name: str, values: dict[str, Any] | Any) -> Any:
-    names = [field.name for field in field_table().values() if field.group == name]
-    return GROUPS[name](**{key: copy.deepcopy(values[key]) for key in names})
+    evaluation = resolve_evaluation(draft)
+    generation = resolve_generation(draft)
+    with draft.training_rules():  # for a model that is read, what follows has no meaning
+        check_deepspeed(draft)
+        batch = resolve_batch(draft, topology.data_parallel_size)
+        zero_stage, zero_options = resolve_zero(draft, precision.dtype)
+        layout = draft.section(
+            Layout,
+            **topology._asdict(),
+            zero_stage=zero_stage,
+            zero_options=zero_options,
+            sequence_parallel=draft["sequence_parallel"] and topology.model_parallel_size > 1,
+        )
+        optimizer = resolve_optimizer(draft)
+        schedule = resolve_schedule(draft, optimizer.learning_rate)
+        check_evaluation_in_training(draft, layout)
+        mixing = resolve_mixing(draft, data.train_domains, batch)
+        saving = resolve_saving(draft)
+        logging = resolve_logging(draft, saving.save_path)
+    check_layout(draft, layout, model, batch.gradient_accumulation_steps)
+    return RunConfig(
+        model=model,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        optimizer=optimizer,
+        schedule=schedule,
+        data=data,
+        mixing=mixing,
+        saving=saving,
+        logging=logging,
+        evaluation=evaluation,
+        generation=generation,
+        launch=draft.section(Launch),
+        notes=tuple(dict.fromkeys(draft.notes)),
+        files=dict(draft["config_files"] or {}),
+    )

@@ -49,7 +49,7 @@ class RunLogger:
         """Opens the run log; the other writers open at `start` or `resume`.
 
         Args:
-            config: The ``RunConfig``; reads ``logging`` and ``derived``.
+            config: The ``RunConfig``; reads ``logging`` and ``layout``.
             rank: This process; only rank 0 writes.
             train_iters: Last iteration, for the console's ``n/N`` and the time that is left.
             flops_per_token: See ``megatron.sizing.flops``; without it no FLOPS are logged.
@@ -70,7 +70,7 @@ class RunLogger:
         self._began = time.perf_counter()
         self._file: RunLogFile | None = None
         self._writers: list[ScalarWriter] = []
-        folder = config.derived.log_dir
+        folder = config.logging.log_dir
         if self._is_writer and keeps_log and folder is not None:
             try:
                 self._file = RunLogFile(Path(folder) / RUN_LOG_NAME)
@@ -107,7 +107,7 @@ class RunLogger:
         flops_per_second = None
         if self._flops_per_token is not None:
             flops_per_second = (
-                record.tokens_per_second * self._flops_per_token / self._config.derived.world_size
+                record.tokens_per_second * self._flops_per_token / self._config.layout.world_size
             )
         if self._writers:
             scalars = train_scalars(record, flops_per_second=flops_per_second)
@@ -225,14 +225,20 @@ class RunLogger:
         if not self._is_writer or self._writers:
             return
         args = self._config.logging
-        if args.tensorboard_dir:
+        if self._config.logging.tensorboard_dir:
             self._open(
                 "TensorBoard",
-                lambda: TensorBoardWriter(args.tensorboard_dir, first_iteration=iteration),
+                lambda: TensorBoardWriter(
+                    self._config.logging.tensorboard_dir, first_iteration=iteration
+                ),
             )
-        wants_wandb = has_wandb_key(args.wandb_host) if args.use_wandb is None else args.use_wandb
+        wants_wandb = (
+            has_wandb_key(self._config.logging.wandb_host)
+            if self._config.logging.use_wandb is None
+            else self._config.logging.use_wandb
+        )
         if wants_wandb:
-            folder = Path(self._config.derived.log_dir or "wandb") / wandb_folder
+            folder = Path(self._config.logging.log_dir or "wandb") / wandb_folder
             self._open(
                 "Weights & Biases",
                 lambda: WandbWriter(args, folder=folder, run_config=self._config.to_dict()),

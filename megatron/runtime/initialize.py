@@ -74,8 +74,8 @@ def initialize_megatron(config: Any, *, handle_signals: bool = True) -> RankInfo
     _set_threads(info)
     _quiet_deepspeed()
     accelerator.set_device(info.local_rank)
-    _join(info, config.other.distributed_backend, config.other.distributed_timeout_minutes)
-    accelerator.seed_everything(config.other.seed)
+    _join(info, config.launch.distributed_backend, config.launch.distributed_timeout_minutes)
+    accelerator.seed_everything(config.launch.seed)
     return info
 
 
@@ -87,7 +87,7 @@ def set_timeout_on_all_groups(config: Any) -> None:
     """
     from torch.distributed import distributed_c10d
 
-    timeout = timedelta(minutes=config.other.distributed_timeout_minutes)
+    timeout = timedelta(minutes=config.launch.distributed_timeout_minutes)
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
 

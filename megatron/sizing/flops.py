@@ -54,4 +54,4 @@ def model_flops_per_token(config: RunConfig, *, vocab_size: int) -> float:
         vocab_size: Number of token ids of the tokenizer, without padding.
     """
     shape = model_shape(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-    return flops_per_token(shape, seq_length=config.derived.seq_length)
+    return flops_per_token(shape, seq_length=config.data.seq_length)

@@ -98,44 +98,41 @@ class StageMemory:
 
 def memory_plan(config: RunConfig) -> MemoryPlan:
     """Takes what the estimate needs from a resolved configuration."""
-    derived, training, model = config.derived, config.training, config.model
     vocabulary = _vocabulary(config)
-    divisor = lcm(model.make_vocab_size_divisible_by, derived.model_parallel_size)
+    divisor = lcm(config.model.make_vocab_size_divisible_by, config.layout.model_parallel_size)
     padded = _round_up(vocabulary.size, divisor)
-    zero: dict[str, Any] = dict(derived.zero_options)
-    momentum = bool(derived.optimizer_options.get("momentum"))
+    zero: dict[str, Any] = dict(config.layout.zero_options)
+    momentum = bool(config.optimizer.options.get("momentum"))
     return MemoryPlan(
         shape=model_shape(config, vocab_size=vocabulary.size, padded_vocab_size=padded),
         vocabulary=vocabulary,
-        pipe=derived.pipe_parallel_size,
-        data=derived.data_parallel_size,
-        model=derived.model_parallel_size,
-        partition_method=config.parallelism.pipe_partition_method,
-        zero_stage=derived.zero_stage,
-        parameter_bytes=4 if derived.precision == "fp32" else 2,
-        num_moments=2 if derived.optimizer_type != "sgd" else int(momentum),
+        pipe=config.layout.pipe_parallel_size,
+        data=config.layout.data_parallel_size,
+        model=config.layout.model_parallel_size,
+        partition_method=config.layout.pipe_partition_method,
+        zero_stage=config.layout.zero_stage,
+        parameter_bytes=4 if config.precision.dtype == "fp32" else 2,
+        num_moments=2 if config.optimizer.type != "sgd" else int(momentum),
         bucket_elements=int(zero["reduce_bucket_size"]),
         overlap_comm=bool(zero["overlap_comm"]),
         max_live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
-        micro_batch_size=derived.micro_batch_size,
-        num_micro_batches=derived.gradient_accumulation_steps,
-        seq_length=derived.seq_length,
-        sequence_parallel=config.parallelism.sequence_parallel and derived.model_parallel_size > 1,
-        checkpoint_num_layers=training.checkpoint_num_layers
-        if training.checkpoint_activations
-        else 0,
-        hidden_dropout=training.hidden_dropout > 0,
+        micro_batch_size=config.batch.micro_batch_size,
+        num_micro_batches=config.batch.gradient_accumulation_steps,
+        seq_length=config.data.seq_length,
+        sequence_parallel=config.layout.sequence_parallel,
+        checkpoint_num_layers=config.model.checkpoint_num_layers,
+        hidden_dropout=config.model.hidden_dropout > 0,
     )
 
 
 def _vocabulary(config: RunConfig) -> Vocabulary:
     """The tokenizer's size if a small file tells it, else that of the configuration."""
-    kind, training = config.tokenizer.tokenizer_type, config.training
-    size = tokenizer_file_size(kind, training.vocab_file, training.merge_file)
+    kind = config.data.tokenizer_type
+    size = tokenizer_file_size(kind, config.data.vocab_file, config.data.merge_file)
     if size is not None:
         return Vocabulary(size, f"of {kind}")
-    if config.tokenizer.padded_vocab_size:
-        return Vocabulary(config.tokenizer.padded_vocab_size, "padded_vocab_size")
+    if config.data.padded_vocab_size:
+        return Vocabulary(config.data.padded_vocab_size, "padded_vocab_size")
     return Vocabulary(_ASSUMED_VOCABULARY, "assumed: no tokenizer file tells it")
 
 

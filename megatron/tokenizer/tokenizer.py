@@ -40,7 +40,7 @@ def build_tokenizer(settings: Any) -> AbstractTokenizer:
     Args:
         settings: Anything with `tokenizer_type`, `vocab_file` and, if they matter, `merge_file`
             and `tokenizer_adds_special_tokens`: parsed arguments, a flat configuration, or one with
-            groups (`settings.tokenizer.tokenizer_type`, `settings.training.vocab_file` ...).
+            a section `data` (`settings.data.tokenizer_type`, `settings.data.vocab_file` ...).
 
     Raises:
         TokenizerError: Unknown type, missing package, missing or foreign file, or special tokens
@@ -79,5 +79,4 @@ def padded_vocab_size(vocab_size: int, divisible_by: int) -> int:
 def _field(settings: Any, name: str) -> Any:
     if hasattr(settings, name):
         return getattr(settings, name)
-    groups = (getattr(settings, group, None) for group in ("tokenizer", "training", "other"))
-    return next((getattr(group, name) for group in groups if hasattr(group, name)), None)
+    return getattr(getattr(settings, "data", None), name, None)

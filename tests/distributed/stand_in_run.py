@@ -43,7 +43,7 @@ def main() -> None:
         handle_stop_signals()
     else:
         other = SimpleNamespace(seed=1, distributed_backend=None, distributed_timeout_minutes=1.0)
-        initialize_megatron(SimpleNamespace(other=other))
+        initialize_megatron(SimpleNamespace(launch=other))
     if behaviour == "child":
         child = subprocess.Popen(["sleep", "60"])
         (folder / f"child_{rank}").write_text(str(child.pid))

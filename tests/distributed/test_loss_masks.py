@@ -84,9 +84,9 @@ def test_losses_and_gradients_are_those_of_one_micro_batch(runs, name):
 def test_the_first_iteration_is_what_plain_torch_computes(runs):
     config = resolve(NeoXArgs.from_ymls([str(runs / "whole/run.yml")]), world_size=1)
     tokenizer = build_tokenizer(config)
-    model = GPT2Model(build_model_config(config, tokenizer), seed=config.other.seed)
+    model = GPT2Model(build_model_config(config, tokenizer), seed=config.launch.seed)
     source, mixture = build_train_source(config, dp_rank=0, dp_size=1, tokenizer_info=tokenizer)
-    draw = mixture.draw(1, source.global_batch_size, config.derived.mixing_run_length)
+    draw = mixture.draw(1, source.global_batch_size, config.mixing.run_length)
     (batch,) = source.batches(draw)
     counts = batch.tokens != EOD
     assert sorted(counts.sum(dim=1).tolist()) != [16] * 8  # the rows differ

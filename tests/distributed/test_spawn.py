@@ -22,7 +22,7 @@ def add_ranks(base: float) -> dict[str, float]:
     from megatron.runtime.initialize import initialize_megatron, set_timeout_on_all_groups
 
     other = SimpleNamespace(seed=5, distributed_backend="nccl", distributed_timeout_minutes=0.05)
-    config = SimpleNamespace(other=other)
+    config = SimpleNamespace(launch=other)
     info = initialize_megatron(config, handle_signals=False)
     dist.new_group([0])
     set_timeout_on_all_groups(config)

@@ -366,9 +366,10 @@ def test_an_index_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_plac
         ("mixture.json", put("mixer", "eps", 2.0**63), r"mixer\.eps"),
         ("mixture.json", put("planned", -1), "planned"),
         ("configs/resolved.json", put("model", ...), "lacks model"),
-        ("configs/resolved.json", put("derived", {}), "lacks derived"),
+        ("configs/resolved.json", put("model", {}), "lacks model"),
+        ("configs/resolved.json", put("version", 3), "version: .*got 3"),
         ("configs/resolved.json", put("model", "norm", 5), r"model\.norm: .*got 5"),
-        ("configs/resolved.json", put("derived", "learning_rate", "x"), "learning_rate"),
+        ("configs/resolved.json", put("optimizer", "learning_rate", "x"), "learning_rate"),
     ],
 )
 def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(

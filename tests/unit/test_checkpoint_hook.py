@@ -25,8 +25,10 @@ class Hook(CheckpointHook):
         mixture = SimpleNamespace(state_dict=dict)
         source = SimpleNamespace(samples_by_domain={})
         config = SimpleNamespace(
-            training=SimpleNamespace(),
-            derived=SimpleNamespace(save_path=None, is_save_step=lambda step: step % 2 == 0),
+            saving=SimpleNamespace(
+                save_path=None, is_save_step=lambda step, last_step: step % 2 == 0
+            ),
+            schedule=SimpleNamespace(train_iters=99),
             files={},
             to_dict=dict,
         )
@@ -51,9 +53,7 @@ def test_a_model_whose_loss_is_not_finite_takes_no_sound_checkpoints_place():
 
 
 def refuse(save: Path, *, load: Path | None = None, step: int = 0, finetune: bool = False) -> None:
-    config: Any = SimpleNamespace(
-        derived=SimpleNamespace(save_path=str(save)), training=SimpleNamespace(finetune=finetune)
-    )
+    config: Any = SimpleNamespace(saving=SimpleNamespace(save_path=str(save), finetune=finetune))
     loaded: Any = SimpleNamespace(state=TrainState(step=step), folder=load)
     refuse_to_replace(config, loaded)
 

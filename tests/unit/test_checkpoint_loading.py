@@ -253,8 +253,7 @@ def test_moments_that_the_optimizer_has_not_are_not_dropped_without_a_word(tmp_p
 
 def load_from(load: Path, save: Path, **options: Any) -> Path | None:
     config: Any = SimpleNamespace(
-        derived=SimpleNamespace(load_path=str(load), save_path=str(save)),
-        other=SimpleNamespace(iteration=None),
+        saving=SimpleNamespace(load_path=str(load), save_path=str(save), iteration=None)
     )
     with process_group_of_one():
         return checkpoint_to_load(config, lambda line: None, **options)

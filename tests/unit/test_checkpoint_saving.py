@@ -29,6 +29,7 @@ from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.mpu import RankGrid
+from megatron.neox_arguments.sections import Saving
 from tests.process_group import process_group_of_one
 from tools.benchmark.fuzz.state_kinds import checkpoint
 from tools.reshard_checkpoint import reshard
@@ -62,7 +63,7 @@ def contents(step: int, name: str = "") -> CheckpointContents:
         state=TrainState(step=step),
         mixture=None,
         config_files={},
-        resolved_config={"model": {"num_layers": 1}, "derived": {"head_dim": 4}},
+        resolved_config={"model": {"num_layers": 1}, "optimizer": {"learning_rate": 0.1}},
         extra={"name": name},
     )
 
@@ -218,14 +219,11 @@ def test_a_failure_in_the_background_does_not_cost_the_next_checkpoint(tmp_path,
 
 
 def make_hook(save: Path) -> CheckpointHook:
-    training = SimpleNamespace(
-        no_save_optim=False, no_save_rng=False, keep_last_n_checkpoints=None, async_save=False
-    )
-    derived = SimpleNamespace(
-        save_path=str(save), extra_save_steps=(), is_save_step=lambda step: False
-    )
     config: Any = SimpleNamespace(
-        training=training, derived=derived, files={"z.yml": "", "a.yml": ""}, to_dict=dict
+        saving=Saving(save_path=str(save), load_path=None, factor=None, extra_steps=()),
+        schedule=SimpleNamespace(train_iters=99),
+        files={"z.yml": "", "a.yml": ""},
+        to_dict=dict,
     )
     runner: Any = SimpleNamespace(
         topology=SimpleNamespace(rank=0, grid=RankGrid(pipe=1, data=1, model=1)),

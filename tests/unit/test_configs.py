@@ -29,9 +29,9 @@ def load(*names, world_size=None):
 @pytest.mark.parametrize("world_size", [1, 8])
 def test_a_model_file_with_local_setup_is_a_whole_run(name, world_size):
     config = load(name, "local_setup", world_size=world_size)
-    assert config.derived.save_path == "checkpoints"
-    assert config.derived.notes == ()
-    assert deepspeed_config(config)["train_batch_size"] == config.derived.train_batch_size
+    assert config.saving.save_path == "checkpoints"
+    assert config.notes == ()
+    assert deepspeed_config(config)["train_batch_size"] == config.batch.train_batch_size
 
 
 @pytest.mark.parametrize(
@@ -43,23 +43,23 @@ def test_a_model_file_goes_with_the_data_file_that_prepare_data_writes(name, tmp
     data |= {f"{split}_data_paths": [f"{split}/a"] for split in ("train", "valid", "test")}
     (tmp_path / "data.yml").write_text(json.dumps(data))
     config = resolve(NeoXArgs.from_ymls([CONFIGS / name, tmp_path / "data.yml"]), world_size=8)
-    assert config.derived.train_paths == ("train/a",)
+    assert config.data.train_paths == ("train/a",)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_text_generation_and_one_mock_process_go_with_a_model(name):
     config = load(name, "local_setup", "text_generation", "cpu_mock_config")
-    assert config.derived.text_gen_type == "unconditional"
-    assert config.derived.world_size == 1
+    assert config.generation.kind == "unconditional"
+    assert config.layout.world_size == 1
 
 
 def test_the_tasks_of_the_research_code_go_with_a_model():
     config = load("125M", "local_setup", "eval_tasks")
-    assert config.text_generation.eval_tasks == [
+    assert config.evaluation.tasks == [
         *("lambada_openai", "piqa", "winogrande", "arc_easy", "sciq", "wikitext", "openbookqa")
     ]
-    assert config.training.eval_harness_interval is None
-    assert config.derived.notes == ()
+    assert config.evaluation.tasks_interval is None
+    assert config.notes == ()
 
 
 def parameters_without_embeddings(config):
@@ -83,14 +83,13 @@ def test_models_have_the_size_of_their_name(name, millions):
 @pytest.mark.parametrize("name", PYTHIA)
 def test_pythia_is_trained_as_published(name):
     config = load(f"pythia/{name}", "local_setup", world_size=32)
-    derived = config.derived
-    assert derived.train_batch_size * derived.seq_length == 2_097_152
-    assert derived.train_iters == 143_000
-    assert derived.rotary_dim == int(0.25 * derived.head_dim)
-    assert config.lr_scheduler.min_lr == pytest.approx(derived.learning_rate / 10, rel=1e-12)
-    assert [step for step in range(1001) if derived.is_save_step(step)] == [
-        *(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-    ]
+    assert config.batch.train_batch_size * config.data.seq_length == 2_097_152
+    assert config.schedule.train_iters == 143_000
+    assert config.model.rotary_dim == int(0.25 * config.model.head_dim)
+    assert config.schedule.min_lr == pytest.approx(config.optimizer.learning_rate / 10, rel=1e-12)
+    assert [
+        step for step in range(1001) if config.saving.is_save_step(step, last_step=143_000)
+    ] == [*(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)]
 
 
 @pytest.mark.parametrize("model", ODM)
@@ -98,27 +97,31 @@ def test_pythia_is_trained_as_published(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_odm_run_resolves(model, weights, method):
     names = (f"odm/{model}", "odm/data_pile", f"odm/weights/{weights}", f"odm/method/{method}")
-    derived = load(*names, world_size=8).derived
-    assert derived.train_batch_size == 480
-    assert derived.domains == derived.valid_domains == derived.test_domains
-    assert len(derived.domains) == 22
-    assert derived.mixing_run_length == derived.micro_batch_size
-    assert sum(derived.train_weights) == pytest.approx(1.0, abs=2.5e-4)
+    config = load(*names, world_size=8)
+    assert config.batch.train_batch_size == 480
+    assert config.data.train_domains == config.data.valid_domains == config.data.test_domains
+    assert len(config.data.train_domains) == 22
+    assert config.mixing.run_length == config.batch.micro_batch_size
+    assert sum(config.data.train_weights) == pytest.approx(1.0, abs=2.5e-4)
 
 
 def test_the_papers_run_has_its_numbers():
     names = ("odm/1B", "odm/data_pile", "odm/weights/original_pile", "odm/method/smoothed_mean")
     config = load(*names, world_size=8)
-    assert config.derived.train_batch_size * 1024 * config.derived.train_iters == 49_152_000_000
-    assert config.derived.gradient_accumulation_steps == 1
+    assert config.batch.train_batch_size * 1024 * config.schedule.train_iters == 49_152_000_000
+    assert config.batch.gradient_accumulation_steps == 1
     assert (config.model.num_layers, config.model.hidden_size) == (16, 2048)
     assert config.model.num_attention_heads == 16
-    assert config.derived.learning_rate == 2.5e-4
-    assert config.derived.domains[:3] == ("Pile-CC", "PubMed_Central", "Books3")
-    assert config.derived.domains[10:13] == ("Gutenberg_(PG-19)", "OpenSubtitles", "Wikipedia_(en)")
-    assert config.derived.train_weights[:3] == (0.1811, 0.144, 0.1207)
-    assert config.data_sampling.data_sampling_warmup_steps == 2000
-    assert config.other.seed == 42
+    assert config.optimizer.learning_rate == 2.5e-4
+    assert config.data.train_domains[:3] == ("Pile-CC", "PubMed_Central", "Books3")
+    assert config.data.train_domains[10:13] == (
+        "Gutenberg_(PG-19)",
+        "OpenSubtitles",
+        "Wikipedia_(en)",
+    )
+    assert config.data.train_weights[:3] == (0.1811, 0.144, 0.1207)
+    assert config.mixing.warmup_steps == 2000
+    assert config.launch.seed == 42
 
 
 def test_the_cpu_model_has_about_a_million_parameters_and_takes_any_data():
@@ -127,8 +130,8 @@ def test_the_cpu_model_has_about_a_million_parameters_and_takes_any_data():
     for world_size in (1, 2, 4):
         config = resolve(args, world_size=world_size)
         assert 0.9e6 < parameters_without_embeddings(config) < 1.1e6
-        assert config.derived.precision == "fp32"
-        assert config.derived.train_batch_size == 16
+        assert config.precision.dtype == "fp32"
+        assert config.batch.train_batch_size == 16
 
 
 def test_every_shipped_file_is_covered_here():

@@ -34,27 +34,39 @@ PROCESSES = {
 }
 """Processes with which the published file has the batch it was trained with; 8 for the others."""
 
-COMPARED = (
-    *("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "norm"),
-    *("pos_emb", "rotary_pct", "rotary_emb_base", "no_weight_tying", "gpt_j_residual"),
-    *("gpt_j_tied", "init_method", "output_layer_init_method", "init_method_std"),
-    *("hidden_dropout", "attention_dropout", "layernorm_epsilon", "bias_gelu_fusion"),
-    *("seq_length", "head_dim", "num_kv_heads", "rotary_dim", "mlp_inner_size", "activation"),
-    *("optimizer_type", "optimizer_options", "learning_rate", "adam_betas", "adam_eps"),
-    *("weight_decay", "gradient_clipping", "min_lr", "lr_decay_style", "warmup", "warmup_iters"),
-    *("lr_decay_iters", "train_iters", "train_batch_size", "micro_batch_size", "split"),
-    *("precision", "fp16_options", "fp32_allreduce", "zero_stage", "model_parallel_size"),
-    *("pipe_parallel_size", "checkpoint_activations", "checkpoint_factor", "save_scale"),
-    *("extra_save_steps", "keep_last_n_checkpoints", "eval_interval", "eval_iters"),
-    "log_interval",
+COMPARED = tuple(
+    f"{section}.{name}"
+    for section, names in {
+        "model": (
+            "num_layers hidden_size num_attention_heads max_position_embeddings norm "
+            "pos_emb rotary_emb_base no_weight_tying gpt_j_residual gpt_j_tied init_method "
+            "output_layer_init_method init_method_std hidden_dropout attention_dropout "
+            "norm_epsilon bias_gelu_fusion head_dim num_kv_heads rotary_dim mlp_inner_size "
+            "activation checkpoint_num_layers"
+        ),
+        "data": "seq_length split",
+        "optimizer": "type options learning_rate betas eps weight_decay gradient_clipping",
+        "schedule": "min_lr decay_style warmup_iters decay_iters train_iters",
+        "batch": "train_batch_size micro_batch_size",
+        "precision": "dtype fp16_options communication_data_type",
+        "layout": "zero_stage model_parallel_size pipe_parallel_size",
+        "saving": "factor scale extra_steps keep_last_n_checkpoints",
+        "evaluation": "interval iters",
+        "logging": "interval",
+    }.items()
+    for name in names.split()
 )
 """What a training is: network, optimizer, schedule, precision, batch, layout."""
 
 ON_PURPOSE = {
-    **{name: {"zero_stage": (3, 1)} for name in ("13B", "175B")},
-    "20B": {"zero_stage": (3, 1), "model_parallel_size": (1, 2), "pipe_parallel_size": (1, 4)},
-    "pythia/6-9B": {"model_parallel_size": (1, 2)},
-    "pythia/12B": {"model_parallel_size": (1, 4)},
+    **{name: {"layout.zero_stage": (3, 1)} for name in ("13B", "175B")},
+    "20B": {
+        "layout.zero_stage": (3, 1),
+        "layout.model_parallel_size": (1, 2),
+        "layout.pipe_parallel_size": (1, 4),
+    },
+    "pythia/6-9B": {"layout.model_parallel_size": (1, 2)},
+    "pythia/12B": {"layout.model_parallel_size": (1, 4)},
 }
 """Differences that the comment at the top of a shipped file explains: (ours, theirs)."""
 
@@ -68,8 +80,12 @@ def load(paths, world_size):
         and not key.startswith(("use_named_", "data_sampling_", "max_validation_"))
     }
     config = resolve(NeoXArgs.from_dict({**kept, "data_path": "x"}), world_size=world_size)
-    values = {key: value for group in config.to_dict().values() for key, value in group.items()}
-    return {**values, **config.to_dict()["derived"]}
+    return {
+        f"{name}.{key}": value
+        for name, section in config.to_dict().items()
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -35,7 +35,7 @@ def converse(monkeypatch) -> Callable[..., list[str]]:
 
         monkeypatch.setattr("builtins.input", type_line)
         monkeypatch.setattr(conversation, "generate_samples_from_prompt", answer)
-        config: Any = SimpleNamespace(text_generation=SimpleNamespace(prompt_end=prompt_end))
+        config: Any = SimpleNamespace(generation=SimpleNamespace(prompt_end=prompt_end))
         model: Any = SimpleNamespace(tp=SINGLE)
         tokenizer: Any = None
         count = conversation.generate_samples_interactive(config, model, tokenizer)

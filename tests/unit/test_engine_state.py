@@ -112,7 +112,7 @@ def _settings() -> Any:
     from types import SimpleNamespace
 
     other = SimpleNamespace(seed=1, distributed_backend=None, distributed_timeout_minutes=1.0)
-    return SimpleNamespace(other=other)
+    return SimpleNamespace(launch=other)
 
 
 def build_module() -> Any:

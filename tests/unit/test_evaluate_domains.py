@@ -23,11 +23,11 @@ def parts(corpus, tmp_path, monkeypatch):
         values = tiny_config(corpus, tmp_path, eval_domains=list(entries) or None, **changes)
         found = {}
         for part in evaluation_parts(resolve(NeoXArgs.from_dict(values))):
-            derived = part.config.derived
-            names = getattr(derived, f"{part.split}_domains")
-            prefixes = getattr(derived, f"{part.split}_paths")
+            data = part.config.data
+            names = getattr(data, f"{part.split}_domains")
+            prefixes = getattr(data, f"{part.split}_paths")
             found[part.name] = dict(zip(names, prefixes, strict=True))
-            assert len(getattr(derived, f"{part.split}_weights")) == len(names)
+            assert len(getattr(data, f"{part.split}_weights")) == len(names)
         return found
 
     return find
@@ -63,9 +63,9 @@ def test_other_data_are_measured_whole_and_not_cut_by_documents(corpus, tmp_path
         values[key] = False
     config = resolve(NeoXArgs.from_dict({**values, "eval_domains": [f"x={corpus['test'][0]}"]}), 1)
     (part,) = evaluation_parts(config)
-    assert part.config.derived.split is None
-    assert part.config.training.use_named_eval_datasets
-    assert config.derived.split is not None
+    assert part.config.data.split is None
+    assert part.config.data.use_named_eval_datasets
+    assert config.data.split is not None
 
 
 def test_a_folder_means_the_data_sets_in_it(corpus, tmp_path):

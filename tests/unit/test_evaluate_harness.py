@@ -73,26 +73,27 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def config(folder):
-    def make(names=tuple(NAMES), *, seed=7, **changes):
+    def make(names=tuple(NAMES), *, run_seed=7, **changes):
         settings = {
-            "eval_tasks": list(names),
-            "eval_task_paths": [str(folder)],
+            "tasks": list(names),
+            "task_paths": [str(folder)],
             "trust_task_code": False,
-            "eval_num_fewshot": None,
-            "eval_task_limit": None,
-            "eval_seed": None,
-            "eval_bootstrap_iters": 100,
-            "eval_log_samples": False,
-            "eval_batch_tokens": None,
-            "eval_apply_chat_template": False,
-            "eval_system_instruction": None,
+            "num_fewshot": None,
+            "task_limit": None,
+            "seed": None,
+            "bootstrap_iters": 100,
+            "log_samples": False,
+            "batch_tokens": None,
+            "apply_chat_template": False,
+            "system_instruction": None,
         }
         return SimpleNamespace(
-            text_generation=SimpleNamespace(**{**settings, **changes}),
-            other=SimpleNamespace(seed=seed),
+            evaluation=SimpleNamespace(**{**settings, **changes}),
+            launch=SimpleNamespace(seed=run_seed),
             model=SimpleNamespace(max_position_embeddings=64),
-            derived=SimpleNamespace(micro_batch_size=4, data_parallel_size=2),
-            to_dict=lambda: {"model": {"hidden_size": 8}, "derived": {"x": 1}},
+            batch=SimpleNamespace(micro_batch_size=4),
+            layout=SimpleNamespace(data_parallel_size=2),
+            by_key=lambda: {"hidden_size": 8},
         )
 
     return make
@@ -108,7 +109,7 @@ def test_results_are_those_of_lm_eval_itself(config, folder, num_fewshot, limit)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    settings = config(eval_num_fewshot=num_fewshot, eval_task_limit=limit, eval_seed=5)
+    settings = config(num_fewshot=num_fewshot, task_limit=limit, seed=5)
     ours = run_tasks(Oracle(), settings, load_tasks(settings))
     theirs = simple_evaluate(
         model=Oracle(),
@@ -125,7 +126,7 @@ def test_results_are_those_of_lm_eval_itself(config, folder, num_fewshot, limit)
 
 
 def test_the_configuration_stands_beside_the_results(config):
-    settings = config(["tiny_text"], eval_num_fewshot=0, eval_task_limit=1)
+    settings = config(["tiny_text"], num_fewshot=0, task_limit=1)
     results = run_tasks(Oracle(), settings, load_tasks(settings))
     shown = {key: results["config"][key] for key in ("model", "model_args", "batch_size", "limit")}
     assert shown == {
@@ -140,7 +141,7 @@ def test_the_configuration_stands_beside_the_results(config):
 
 def test_the_same_tasks_run_twice_give_the_same_scores(config):
     """As in training, where they are loaded once."""
-    settings = config(eval_num_fewshot=1)
+    settings = config(num_fewshot=1)
     tasks = load_tasks(settings)
     first, second = Oracle(), Oracle()
     assert scores(run_tasks(first, settings, tasks)) == scores(run_tasks(second, settings, tasks))
@@ -149,7 +150,7 @@ def test_the_same_tasks_run_twice_give_the_same_scores(config):
 
 def test_the_seed_chooses_the_examples(config):
     def contexts(seed):
-        settings = config(["tiny_choice"], eval_num_fewshot=2, eval_seed=seed)
+        settings = config(["tiny_choice"], num_fewshot=2, seed=seed)
         oracle = Oracle()
         run_tasks(oracle, settings, load_tasks(settings))
         return oracle.contexts
@@ -159,8 +160,8 @@ def test_the_seed_chooses_the_examples(config):
 
 
 def test_runs_of_any_seed_are_asked_the_same(config):
-    assert evaluation_seed(config(seed=1)) == evaluation_seed(config(seed=2)) == 1234
-    assert evaluation_seed(config(seed=1, eval_seed=5)) == 5
+    assert evaluation_seed(config(run_seed=1)) == evaluation_seed(config(run_seed=2)) == 1234
+    assert evaluation_seed(config(run_seed=1, seed=5)) == 5
 
 
 def test_a_task_whose_file_says_zero_examples_keeps_them(config, folder, tmp_path):
@@ -172,13 +173,13 @@ def test_a_task_whose_file_says_zero_examples_keeps_them(config, folder, tmp_pat
 
 
 def test_samples_are_kept_when_asked_for(config):
-    settings = config(["tiny_choice"], eval_log_samples=True)
+    settings = config(["tiny_choice"], log_samples=True)
     results = run_tasks(Oracle(), settings, load_tasks(settings))
     assert [sample["doc_id"] for sample in results["samples"]["tiny_choice"]] == [0, 1, 2, 3, 4]
 
 
 def test_a_system_instruction_stands_before_each_question(config):
-    settings = config(["tiny_choice"], eval_system_instruction="Be brief.")
+    settings = config(["tiny_choice"], system_instruction="Be brief.")
     oracle = Oracle()
     run_tasks(oracle, settings, load_tasks(settings))
     assert all(context.startswith("Be brief.") for context in oracle.contexts)
@@ -242,7 +243,7 @@ def fail(*args, **options):
 )
 def test_a_task_that_fails_anywhere_costs_its_own_scores_alone(config, two_choices, step):
     names = ("tiny_group", "one_text")
-    settings = config(eval_log_samples=True)
+    settings = config(log_samples=True)
     whole = run_tasks(Oracle(), settings, local_tasks(two_choices, *names))
     tasks = local_tasks(two_choices, *names)
     setattr(tasks["tasks"]["two_choice"], step, fail)

@@ -79,9 +79,9 @@ def test_a_place_that_cannot_take_the_results_is_refused(tmp_path, monkeypatch):
 
 def test_an_evaluation_whose_results_have_no_place_does_not_begin(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    settings = SimpleNamespace(eval_results_prefix=str(tmp_path / "file/x"))
+    settings = SimpleNamespace(results_prefix=str(tmp_path / "file/x"))
     with process_group_of_one(), pytest.raises(ConfigError, match="is a file; name a folder"):
-        evaluate_checkpoint(SimpleNamespace(text_generation=settings))  # all else is missing
+        evaluate_checkpoint(SimpleNamespace(evaluation=settings))  # all else is missing
 
 
 def test_samples_stand_beside_the_results_in_the_form_of_lm_eval(tmp_path):
@@ -140,8 +140,8 @@ def make_logger(folder, **logging_args):
         "wandb_team": None,
     }
     config = SimpleNamespace(
-        logging=SimpleNamespace(**{**defaults, **logging_args}),
-        derived=SimpleNamespace(log_dir=str(folder), world_size=1),
+        logging=SimpleNamespace(**{**defaults, "log_dir": str(folder), **logging_args}),
+        layout=SimpleNamespace(world_size=1),
         to_dict=lambda: {},
     )
     return RunLogger(config, 0, console=ConsoleWriter(stream)), stream

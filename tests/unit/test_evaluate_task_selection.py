@@ -52,10 +52,10 @@ def config_of(names, folders, *, trust_task_code=False):
     paths = [str(path) for path in folders]
     return SimpleNamespace(
         model=SimpleNamespace(max_position_embeddings=64),
-        text_generation=SimpleNamespace(
-            eval_tasks=list(names),
-            eval_task_paths=paths,
-            eval_apply_chat_template=False,
+        evaluation=SimpleNamespace(
+            tasks=list(names),
+            task_paths=paths,
+            apply_chat_template=False,
             trust_task_code=trust_task_code,
         ),
     )

@@ -10,6 +10,7 @@ from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.sizing.flops import flops_per_token, forward_flops_per_token, model_flops_per_token
 from megatron.sizing.model_shape import ModelShape
 
+REST = {"pos_emb": "rotary", "rotary_dim": 0, "norm_epsilon": 1e-5, "checkpoint_num_layers": 0}
 TINY = ModelShape(
     num_layers=2,
     hidden_size=4,
@@ -21,6 +22,7 @@ TINY = ModelShape(
     max_position_embeddings=6,
     vocab_size=10,
     padded_vocab_size=12,
+    **REST,
 )
 LLAMA_3_8B = ModelShape(
     num_layers=32,
@@ -33,6 +35,7 @@ LLAMA_3_8B = ModelShape(
     max_position_embeddings=8192,
     vocab_size=128256,
     padded_vocab_size=128256,
+    **REST,
 )
 
 

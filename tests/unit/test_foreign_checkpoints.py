@@ -62,9 +62,9 @@ def test_our_own_folders_are_none_of_these(tmp_path, names):
 def test_load_refuses_it_even_where_a_run_could_start_fresh(tmp_path, names, kind, save):
     load = str(make(tmp_path, names))
     config = SimpleNamespace(
-        derived=SimpleNamespace(load_path=load, save_path=save and load),
-        training=SimpleNamespace(finetune=False),
-        other=SimpleNamespace(iteration=None),
+        saving=SimpleNamespace(
+            load_path=load, save_path=save and load, finetune=False, iteration=None
+        ),
     )
     with process_group_of_one(), pytest.raises(CheckpointError, match=kind):
         checkpoint_to_load(config, print)

@@ -130,7 +130,7 @@ def test_the_launcher_and_the_configuration_count_the_same_processes(tmp_path, m
     hostfile.write_text("alpha slots=4\nbeta slots=3\n")
     neox_args = NeoXArgs.from_dict({**CONFIG, **keys, "hostfile": str(hostfile)})
     planned = plan_launch(neox_args, {}, num_devices=0).num_processes
-    assert planned == resolve(neox_args).derived.world_size
+    assert planned == resolve(neox_args).layout.world_size
 
 
 def test_a_hostfile_that_is_no_text_is_refused(tmp_path):

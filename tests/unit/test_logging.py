@@ -37,9 +37,10 @@ def make_config(folder, **logging_args):
         "wandb_run_name": None,
         "wandb_team": None,
     }
+    log_dir = None if folder is None else str(folder)
     return SimpleNamespace(
-        logging=SimpleNamespace(**{**defaults, **logging_args}),
-        derived=SimpleNamespace(log_dir=None if folder is None else str(folder), world_size=2),
+        logging=SimpleNamespace(**{**defaults, "log_dir": log_dir, **logging_args}),
+        layout=SimpleNamespace(world_size=2),
         to_dict=lambda: {"hidden_size": 8},
     )
 

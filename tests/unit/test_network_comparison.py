@@ -80,8 +80,7 @@ def test_a_network_is_like_itself_whatever_has_no_effect_on_it(norm, pos_emb):
 def test_fields_that_an_older_version_lacks_are_accepted():
     groups = groups_of()
     for name in (field.name for field in fields(ModelConfig)):
-        for group in groups.values():
-            group.pop(name, None)
+        groups["model"].pop(name, None)
     assert first_difference(network_of(num_attention_heads=2), groups) is None
     assert first_difference(network_of(), {}) is None
 

@@ -76,7 +76,7 @@ def read_configuration(path: Path, *beside: Path, script: str | None = None) -> 
         deepspeed_config(config)
     except ConfigError as error:
         return Reading(path, problems=error.messages)
-    return Reading(path, notes=config.derived.notes)
+    return Reading(path, notes=config.notes)
 
 
 def _world_size(written: dict[str, Any]) -> int:

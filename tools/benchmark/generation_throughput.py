@@ -48,7 +48,10 @@ def network(shape_name: str):
         max_position_embeddings=512,
         vocab_size=VOCAB_SIZE,
         padded_vocab_size=VOCAB_SIZE,
+        pos_emb="rotary",
         rotary_dim=head_dim // 4,
+        norm_epsilon=1e-5,
+        checkpoint_num_layers=0,
         gpt_j_residual=True,
         no_weight_tying=True,
         init_method_std=0.05,  # texts that do not repeat one token

@@ -143,14 +143,13 @@ def mixed_source(run: Any, num_domains: int) -> tuple[Any, Any]:
     from odm import MixtureController, MixtureSchedule
 
     names = [f"domain_{k:04d}" for k in range(num_domains)]
-    derived = run.config.derived
     dataset = run.source._datasets[0]
     source = MixedBatches(
         [NamedData(dataset, name) for name in names],
         dp_rank=0,
         dp_size=1,
-        micro_batch_size=derived.micro_batch_size,
-        gradient_accumulation_steps=derived.gradient_accumulation_steps,
+        micro_batch_size=run.config.batch.micro_batch_size,
+        gradient_accumulation_steps=run.config.batch.gradient_accumulation_steps,
         eod_token=0,
         vocab_size=VOCAB_SIZE,
     )
@@ -192,7 +191,7 @@ def measure(run: Any, num_domains: int, *, iterations: int, with_model: bool) ->
         source.batches = lambda draw: draw
         runner = LossOnlyRunner(
             num_domains,
-            micro_batch_size=run.config.derived.micro_batch_size,
+            micro_batch_size=run.config.batch.micro_batch_size,
             seq_length=source.seq_length,
         )
     watch = Stopwatch()

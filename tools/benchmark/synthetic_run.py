@@ -45,7 +45,7 @@ class SyntheticRun:
             "runner": self.runner,
             "source": self.source,
             "mixture": self.mixture,
-            "run_length": self.config.derived.mixing_run_length,
+            "run_length": self.config.mixing.run_length,
             "state": self.state,
             "learning_rate_of": learning_rate_schedule(self.config),
         }

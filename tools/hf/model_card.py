@@ -24,16 +24,16 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("layers", "model", "num_layers"),
     ("width", "model", "hidden_size"),
     ("attention heads", "model", "num_attention_heads"),
-    ("MLP width", "derived", "mlp_inner_size"),
+    ("MLP width", "model", "mlp_inner_size"),
     ("positions", "model", "pos_emb"),
     ("context (tokens)", "model", "max_position_embeddings"),
-    ("training sequence (tokens)", "derived", "seq_length"),
-    ("batch (sequences)", "derived", "train_batch_size"),
-    ("optimizer", "derived", "optimizer_type"),
-    ("learning rate", "derived", "learning_rate"),
-    ("weight decay", "derived", "weight_decay"),
-    ("precision of training", "derived", "precision"),
-    ("tokenizer", "tokenizer", "tokenizer_type"),
+    ("training sequence (tokens)", "data", "seq_length"),
+    ("batch (sequences)", "batch", "train_batch_size"),
+    ("optimizer", "optimizer", "type"),
+    ("learning rate", "optimizer", "learning_rate"),
+    ("weight decay", "optimizer", "weight_decay"),
+    ("precision of training", "precision", "dtype"),
+    ("tokenizer", "data", "tokenizer_type"),
 )
 
 
@@ -122,7 +122,7 @@ def _mixture_section(run: RunFacts) -> str:
 
 
 def _settings_section(run: RunFacts) -> str:
-    facts = {title: run.setting(group, key) for title, group, key in _SETTINGS}
+    facts = {title: run.setting(section, field) for title, section, field in _SETTINGS}
     return f"## Network and optimizer\n\n{_two_columns(facts)}" if run.settings else ""
 
 

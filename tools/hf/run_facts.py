@@ -45,13 +45,13 @@ class RunFacts:
     mixture: Mapping[str, Any]
     """Configuration of the mixture; empty if the checkpoint has none."""
     settings: Mapping[str, Mapping[str, Any]]
-    """The resolved configuration, group by group; empty if the checkpoint has none."""
+    """The resolved configuration, section by section; empty if the checkpoint has none."""
     config_names: tuple[str, ...]
     """Names of the configuration files of the run, YAML and JSON, in the order of its command."""
 
-    def setting(self, group: str, key: str) -> Any:
+    def setting(self, section: str, field: str) -> Any:
         """A value of the resolved configuration, or None."""
-        return self.settings.get(group, {}).get(key)
+        return self.settings.get(section, {}).get(field)
 
 
 def read_run(run: Path, iteration: int | None = None) -> RunFacts:
@@ -120,7 +120,7 @@ def _domains(
 
 def _events(folder: Path, settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
     """Events up to ``step`` of the run log, which is in the run's folder or elsewhere."""
-    logged = settings.get("derived", {}).get("log_dir")
+    logged = settings.get("logging", {}).get("log_dir")
     for place in (folder.parent, *([Path(logged)] if logged else [])):
         try:
             events = read_run_log(place)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from megatron.checkpoint.schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig, model_config
+from megatron.model.config import ModelConfig
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
+from megatron.neox_arguments.resolved import in_current_form
+from megatron.neox_arguments.unsupported import UNSUPPORTED
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
-from odm.json_data import read_json, shown
+from odm.json_data import read_json
 
 __all__ = ["RunSettings", "resolve_model_fields", "settings_of"]
 
-_KEYS = ("vocab_file", "merge_file", "hidden_dropout", "attention_dropout", "neox_compat")
-"""Keys outside the groups of model and tokenizer that count here."""
+_TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_adds_special_tokens")
+_KEYS = (*_TOKENIZER, "padded_vocab_size", "seq_length", "neox_compat")
+"""Keys outside the section of the model that count here."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """A resolved configuration as plain data, group by group, as in ``resolved.json``."""
+    """A resolved configuration as plain data, section by section, as in ``resolved.json``."""
 
-    groups: Mapping[str, Mapping[str, Any]]
+    sections: Mapping[str, Any]
 
     def shape(self, vocab_size: int) -> ModelConfig:
         """Shape of the network without padding of the vocabulary.
@@ -34,21 +37,16 @@ class RunSettings:
         Raises:
             CheckpointError: If a field is missing, for example in a file of another version.
         """
-        groups = {name: SimpleNamespace(**values) for name, values in self.groups.items()}
-        config = cast(RunConfig, SimpleNamespace(**groups))
-        try:
-            shape = model_config(config, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-            missing = next((name for name, value in vars(shape).items() if value is None), None)
-        except AttributeError as error:
-            missing = error.name
-        except KeyError as error:  # as a kind of norm that is not known
-            missing = f"the meaning of {shown(error.args[0])}"
+        model = self.sections["model"]
+        vocabulary = {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
+        names = [field.name for field in fields(ModelConfig) if field.name not in vocabulary]
+        missing = next((name for name in names if model.get(name) is None), None)
         if missing is not None:
             raise CheckpointError(
                 f"configs/resolved.json: lacks {missing}; perhaps another version of this "
                 "program wrote it; give the files of the run with --config_file"
             )
-        return shape
+        return ModelConfig(**{name: model[name] for name in names}, **vocabulary)
 
     def tokenizer(self) -> AbstractTokenizer:
         """Builds the tokenizer of the run.
@@ -56,21 +54,13 @@ class RunSettings:
         Raises:
             TokenizerError: If its files are not where the configuration says.
         """
-        names = (
-            "tokenizer_type",
-            "vocab_file",
-            "merge_file",
-            "tokenizer_adds_special_tokens",
-        )
-        return build_tokenizer(SimpleNamespace(**{name: self._value(name) for name in names}))
+        data = self.sections.get("data", {})
+        return build_tokenizer(SimpleNamespace(**{name: data.get(name) for name in _TOKENIZER}))
 
     @property
     def vocab_file(self) -> str | None:
         """The field of this name."""
-        return self._value("vocab_file")
-
-    def _value(self, key: str) -> Any:
-        return next((values[key] for values in self.groups.values() if key in values), None)
+        return self.sections.get("data", {}).get("vocab_file")
 
 
 def settings_of(
@@ -91,8 +81,8 @@ def settings_of(
     """
     if config_files:
         args = NeoXArgs.from_ymls(config_files, overwrite_values)
-        fields = {key: getattr(args, key) for key in args.given if _counts(key)}
-        return RunSettings(resolve_model_fields(fields).to_dict())
+        given = {key: getattr(args, key) for key in args.given if _counts(key)}
+        return RunSettings(resolve_model_fields(given).to_dict())
     values = read_json(
         checkpoint / CONFIGS / "resolved.json",
         check_resolved,
@@ -100,15 +90,14 @@ def settings_of(
         what="configuration",
         advice="give the files of the run with --config_file",
     )
+    sections = in_current_form(values)
     for key, value in (overwrite_values or {}).items():
-        if _group(key) != "tokenizer" and key not in ("vocab_file", "merge_file"):
+        if key not in _TOKENIZER:
             raise CheckpointError(
                 f"{key}: only fields of the tokenizer can be replaced without --config_file"
             )
-        for group in values.values():
-            if key in group:
-                group[key] = value
-    return RunSettings(values)
+        sections.setdefault("data", {})[key] = value
+    return RunSettings(sections)
 
 
 def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
@@ -121,9 +110,6 @@ def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
 
 
 def _counts(key: str) -> bool:
-    return key in _KEYS or (_group(key) in ("model", "tokenizer") and key != "precision")
-
-
-def _group(key: str) -> str | None:
-    field = field_table().get(key)
-    return None if field is None else field.group
+    row = UNSUPPORTED.get(key)
+    is_of_network = row.is_of_network if row else field_table()[key].section == "model"
+    return is_of_network or key in _KEYS

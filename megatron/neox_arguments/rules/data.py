@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any
 
 from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
+from ..sections import Batch, Data, Mixing
 from .draft import Draft
 from .limits import resolve_limits
 
@@ -21,8 +21,8 @@ UNKNOWN = Method()
 """In the place of a method whose name is a problem already."""
 
 
-def resolve_data(draft: Draft) -> dict[str, Any]:
-    """Returns paths, weights and names of the three sets."""
+def resolve_data(draft: Draft) -> Data:
+    """Returns paths, weights and names of the three sets, and how text becomes samples."""
     paths = _paths(draft)
     weights = {name: _weights(draft, name, paths[name]) for name in ("valid", "test")}
     with draft.training_rules():
@@ -37,18 +37,6 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
         draft.notes.append(
             f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
         )
-    for key in HELD_OUT_LIMITS:
-        draft.require(
-            draft[key] is None or draft[key] >= 1,
-            key,
-            f"{key} must be at least 1, got {draft[key]}",
-        )
-    alpha = draft["weighted_sampler_alpha"]
-    draft.require(
-        math.isfinite(alpha) and alpha >= 0,
-        "weighted_sampler_alpha",
-        f"weighted_sampler_alpha must be at least 0, got {alpha}",
-    )
     unused = [f"{name}_data_weights" for name in SETS if draft[f"{name}_data_weights"]]
     if draft["weight_by_num_documents"] and unused:
         draft.notes.append(
@@ -61,16 +49,30 @@ def resolve_data(draft: Draft) -> dict[str, Any]:
             if key != "train_data_weights"
         ]
     _note_held_out(draft, is_split_off=is_split_off)
-    written = draft["eval_iters"] if draft.is_set("eval_iters") else None
-    result: dict[str, Any] = {
-        "split": split,
-        "domains": domains["train"],
-        "named_eval_iters": written,
-    }
-    for name in SETS:
-        result[f"{name}_paths"], result[f"{name}_weights"] = paths[name], weights[name]
-    result["valid_domains"], result["test_domains"] = domains["valid"], domains["test"]
-    return result
+    has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
+    if draft.is_set("padded_vocab_size") and has_tokenizer:
+        draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
+    return draft.section(
+        Data,
+        split=split,
+        seq_length=_seq_length(draft),
+        **{f"{name}_paths": paths[name] for name in SETS},
+        **{f"{name}_weights": weights[name] for name in SETS},
+        **{f"{name}_domains": domains[name] for name in SETS},
+    )
+
+
+def _seq_length(draft: Draft) -> int:
+    length, positions = draft["seq_length"], draft["max_position_embeddings"] or 1
+    if length in (None, draft["max_position_embeddings"]):  # that key has issues of its own
+        return max(positions, 1)
+    if draft.require(length >= 1, "seq_length", f"seq_length must be at least 1, got {length}"):
+        draft.require(
+            positions >= length,
+            "max_position_embeddings",
+            f"max_position_embeddings must be at least seq_length {length}, got {positions}",
+        )
+    return max(length, 1)
 
 
 def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
@@ -226,7 +228,7 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
         first.setdefault(domain, path)
 
 
-def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]) -> dict[str, Any]:
+def resolve_mixing(draft: Draft, domains: Sequence[str], batch: Batch) -> Mixing:
     """Returns the mixing method and how many consecutive samples share a domain."""
     method = draft["data_sampling_method"]
     facts = METHODS.get(method or "static", UNKNOWN)
@@ -259,9 +261,9 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
     is_named = bool(domains)
     run_length = 1
     if is_named and draft["mixed_minibatches"]:
-        run_length = batch["micro_batch_size"]
+        run_length = batch.micro_batch_size
     elif is_named and not draft["mixed_batches"]:
-        run_length = batch["train_batch_size"]
+        run_length = batch.train_batch_size
     if not is_named:
         for key in ("mixed_minibatches", "mixed_batches"):
             draft.require(
@@ -270,31 +272,21 @@ def resolve_sampling(draft: Draft, domains: Sequence[str], batch: dict[str, int]
                 f"{key} needs named datasets; set use_named_train_datasets: true",
             )
     weights = draft["train_data_weights"] or (1.0,) * len(domains)
-    return {
-        "sampling_method": method or "static",
-        "mixing_run_length": run_length,
+    return draft.section(
+        Mixing,
+        method=method or "static",
+        run_length=run_length,
         **resolve_limits(draft, domains, weights),
-    }
+    )
 
 
 def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
-    smoothing = draft["data_sampling_smoothing_factor"]
     smallest = 1 if learns else 0
     draft.require(
         frequency >= smallest,
         "data_sampling_update_frequency",
         f"data_sampling_update_frequency must be at least {smallest}, got {frequency}",
-    )
-    draft.require(
-        warmup >= 0,
-        "data_sampling_warmup_steps",
-        f"data_sampling_warmup_steps must be at least 0, got {warmup}",
-    )
-    draft.require(
-        0 <= smoothing < 1,
-        "data_sampling_smoothing_factor",
-        f"data_sampling_smoothing_factor must be in [0, 1), got {smoothing}; 1.0 would never learn",
     )
     if method is None and warmup > 0:
         draft.issues.add(

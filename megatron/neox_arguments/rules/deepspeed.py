@@ -9,8 +9,8 @@ from megatron.errors import name_hint
 
 from ..coerce import Mismatch, coerce, describe
 from ..errors import shown
-from ..fields import field_table
-from ..retired import hint_about, is_asked_for, refusal_about
+from ..fields import DEEPSPEED_KEYS, field_table
+from ..unsupported import UNSUPPORTED
 from .draft import Draft
 
 _FILES = {"enabled": bool, "output_path": str, "job_name": str}
@@ -78,19 +78,16 @@ def check_deepspeed(draft: Draft) -> None:
 def _check_extra(draft: Draft, key: str, value: Any) -> None:
     owner, name, field = "deepspeed_extra_args", f"deepspeed_extra_args.{key}", field_table()
     kind = field[key].type if key in field else EXTRA_KEYS.get(key, Any)
-    is_retired = refusal_about(key) is not None or hint_about(key) is not None
-    if (is_retired or key in EXTRA_KEYS) and not _check_type(draft, owner, name, value, kind):
+    row = UNSUPPORTED.get(key)
+    if (row or key in EXTRA_KEYS) and not _check_type(draft, owner, name, value, kind):
         return
-    if reason := refusal_about(key):
-        draft.require(
-            not is_asked_for(key, value),
-            owner,
-            f"{name} is not supported: {reason}; remove it",
-        )
-    elif hint := hint_about(key):
-        draft.notes.append(f"'{name}' has no effect: {hint}")
+    if row and row.verdict == "no effect":
+        draft.notes.append(f"'{name}' has no effect: {row.reason}")
+    elif row:
+        problem = f"{name} is not supported: {row.reason}; remove it"
+        draft.require(not row.is_asked_for(value), owner, problem)
     elif key in field:
-        fault = "would replace a computed value" if field[key].group == "deepspeed" else "is no key"
+        fault = "would replace a computed value" if key in DEEPSPEED_KEYS else "is no key"
         draft.issues.add(owner, f"{name} {fault}; set {key} itself")
     elif key in _COMPUTED:
         draft.issues.add(owner, f"{name} would replace a computed value; remove it")

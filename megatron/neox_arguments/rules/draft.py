@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import IssueList
+from ..fields import field_table
 from ..purpose import Purpose
+
+_Section = TypeVar("_Section")
 
 
 @dataclass
@@ -48,3 +52,22 @@ class Draft:
         if not condition:
             self.issues.add(key, problem)
         return condition
+
+    def check_bounds(self) -> None:
+        """Checks each value against the bounds of its declaration."""
+        for key, declared in field_table().items():
+            if declared.only_training and self.purpose is Purpose.READING:
+                continue
+            for bound in declared.bounds:
+                if problem := bound.problem(key, self[key]):
+                    self.issues.add(key, problem)
+
+    def section(self, kind: type[_Section], /, **answers: Any) -> _Section:
+        """Makes a section: ``answers`` of a rule, and the written values of all other fields."""
+        name = kind.__name__.lower()
+        written = {
+            declared.answer: copy.deepcopy(self[key])
+            for key, declared in field_table().items()
+            if declared.section == name and declared.answer and not declared.is_computed
+        }
+        return kind(**{**written, **answers})

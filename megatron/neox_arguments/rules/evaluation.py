@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..purpose import is_training_script
+from ..sections import Evaluation, Layout
 from .draft import Draft
 
-_SMALLEST = {
-    "eval_num_fewshot": 0,
-    "eval_task_limit": 1,
-    "eval_seed": 0,
-    "eval_bootstrap_iters": 0,
-    "eval_batch_tokens": 1,
-}
 
-
-def check_evaluation(draft: Draft) -> None:
-    """Checks the keys that say what is evaluated and how."""
-    draft.require(
-        draft["eval_iters"] is not None and draft["eval_iters"] >= 0,
-        "eval_iters",
-        f"eval_iters must be at least 0, got {draft['eval_iters']}",
-    )
-    for key, smallest in _SMALLEST.items():
-        value = draft[key]
-        draft.require(
-            value is None or value >= smallest,
-            key,
-            f"{key} must be at least {smallest}, got {value}",
-        )
+def resolve_evaluation(draft: Draft) -> Evaluation:
+    """Returns what is evaluated and how."""
     for entry in draft["eval_domains"] or ():
         name, equals, path = entry.partition("=")
         draft.require(
@@ -38,6 +16,8 @@ def check_evaluation(draft: Draft) -> None:
             "eval_domains",
             f"eval_domains must be names of domains, or name=path, got {entry!r}",
         )
+    written = draft["eval_iters"] if draft.is_set("eval_iters") else None
+    return draft.section(Evaluation, named_iters=written)
 
 
 def nothing_to_evaluate_problem(eval_iters: int | None) -> str:
@@ -49,13 +29,8 @@ def nothing_to_evaluate_problem(eval_iters: int | None) -> str:
     )
 
 
-def check_evaluation_in_training(draft: Draft, derived: Mapping[str, Any]) -> None:
-    """Checks the keys that say when a training scores tasks.
-
-    Args:
-        draft: The configuration.
-        derived: What topology and ZeRO rules returned.
-    """
+def check_evaluation_in_training(draft: Draft, layout: Layout) -> None:
+    """Checks the keys that say when a training scores tasks."""
     interval = draft["eval_harness_interval"]
     if interval is None:
         if draft["eval_tasks"] and is_training_script(draft["user_script"]):
@@ -65,20 +40,11 @@ def check_evaluation_in_training(draft: Draft, derived: Mapping[str, Any]) -> No
             )
         return
     draft.require(
-        interval >= 1,
-        "eval_harness_interval",
-        f"eval_harness_interval must be at least 1, got {interval}",
-    )
-    draft.require(
         bool(draft["eval_tasks"]),
         "eval_harness_interval",
         f"eval_harness_interval is {interval} but there are no eval_tasks; set them",
     )
-    in_pieces = pieces_of_the_model(
-        pipe=derived["pipe_parallel_size"],
-        zero_stage=derived["zero_stage"],
-        sequence_parallel=draft["sequence_parallel"] and derived["model_parallel_size"] > 1,
-    )
+    in_pieces = pieces_of_the_model(layout)
     draft.require(
         in_pieces is None or bool(draft["save"]),
         "eval_harness_interval",
@@ -87,10 +53,10 @@ def check_evaluation_in_training(draft: Draft, derived: Mapping[str, Any]) -> No
     )
 
 
-def pieces_of_the_model(*, pipe: int, zero_stage: int, sequence_parallel: bool) -> str | None:
+def pieces_of_the_model(layout: Layout) -> str | None:
     """Names the key for which a rank's module cannot read a text by itself; None where it can."""
-    if pipe > 1:
-        return f"pipe_parallel_size {pipe}"
-    if zero_stage == 3:
+    if layout.pipe_parallel_size > 1:
+        return f"pipe_parallel_size {layout.pipe_parallel_size}"
+    if layout.zero_stage == 3:
         return "zero_optimization.stage 3"
-    return "sequence_parallel" if sequence_parallel else None
+    return "sequence_parallel" if layout.sequence_parallel else None

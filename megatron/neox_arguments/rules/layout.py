@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..purpose import Purpose
+from ..sections import Layout, Model
 from .draft import Draft
 from .model import has_heads
-from .precision import written_as
 
 
-def check_layout(draft: Draft, derived: Mapping[str, Any]) -> None:
+def check_layout(draft: Draft, layout: Layout, model: Model, steps: int) -> None:
     """Checks degrees of parallelism against the model's sizes and the ZeRO stage.
 
     Args:
         draft: The configuration.
-        derived: What topology, batch, ZeRO and model rules returned.
+        layout: How the run is cut.
+        model: The network.
+        steps: Micro-batches of an optimizer step.
     """
-    _check_tensor_parallel(draft, derived, derived["model_parallel_size"])
-    if derived["pipe_parallel_size"] > 1:
+    _check_tensor_parallel(draft, layout.model_parallel_size, model)
+    if layout.pipe_parallel_size > 1:
         with draft.training_rules():  # a model that is only read has no stages
-            _check_stages(draft, derived, derived["pipe_parallel_size"])
+            _check_stages(draft, layout, steps)
 
 
-def _check_stages(draft: Draft, derived: Mapping[str, Any], stages: int) -> None:
+def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
+    stages = layout.pipe_parallel_size
     method = draft["pipe_partition_method"].lower()
     draft.require(
         method in ("uniform", "parameters") or method.startswith("type:"),
@@ -39,14 +39,12 @@ def _check_stages(draft: Draft, derived: Mapping[str, Any], stages: int) -> None
         f"pipe_parallel_size {stages} stages cannot share {layers} layers (num_layers); set "
         f"pipe_parallel_size to {layers} or less",
     )
-    owner, name = written_as(draft, "stage")
     draft.require(
-        derived["zero_stage"] < 2,
-        owner,
-        f"{name} {derived['zero_stage']} does not work with pipe_parallel_size "
+        layout.zero_stage < 2,
+        "zero_optimization.stage",
+        f"zero_optimization.stage {layout.zero_stage} does not work with pipe_parallel_size "
         f"{stages}: a pipeline keeps gradients between micro-batches; use stage 1 or 0",
     )
-    steps = derived["gradient_accumulation_steps"]
     if steps < stages:
         draft.notes.append(
             f"gradient_accumulation_steps {steps} micro-batches cannot fill {stages} pipeline "
@@ -54,7 +52,7 @@ def _check_stages(draft: Draft, derived: Mapping[str, Any], stages: int) -> None
         )
 
 
-def _check_tensor_parallel(draft: Draft, derived: Mapping[str, Any], size: int) -> None:
+def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
     if size == 1:
         if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
             draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
@@ -62,10 +60,10 @@ def _check_tensor_parallel(draft: Draft, derived: Mapping[str, Any], size: int) 
     counts = {}
     if has_heads(draft):
         counts["num_attention_heads"] = draft["num_attention_heads"] or size
-        counts["num_kv_heads"] = derived["num_kv_heads"]
-    counts["the inner width of the MLP"] = derived["mlp_inner_size"]
+        counts["num_kv_heads"] = model.num_kv_heads
+    counts["the inner width of the MLP"] = model.mlp_inner_size
     if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
-        counts["seq_length (with sequence_parallel)"] = derived["seq_length"]
+        counts["seq_length (with sequence_parallel)"] = draft["seq_length"]
     for what, count in counts.items():
         draft.require(
             count % size == 0,

@@ -15,8 +15,8 @@ _ROUNDING = 1e-9
 
 def resolve_limits(
     draft: Draft, domains: Sequence[str], initial_weights: Sequence[float]
-) -> dict[str, Any]:
-    """Returns the limits, one number a domain; an empty tuple for a key that is not set.
+) -> dict[str, tuple[Any, ...]]:
+    """Returns fields of `Mixing`, one number per domain; an empty tuple for a key that is not set.
 
     Whether `data_sampling_max_epochs` leaves enough samples for the run is known when the data are
     open.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-from ..groups.model import GATED_ACTIVATIONS
+from ..sections import Model
+from ..sections.model import GATED_ACTIVATIONS, MOST_LAYERS
 from .draft import Draft
-
-_MOST_LAYERS = 100_000
-"""More are a slip of the pen, and lists of them would fill the memory."""
 
 _WIDEST_MLP = 2**31
 
@@ -41,11 +38,18 @@ REFUSED_VALUES = {
 }
 
 
-def resolve_model(draft: Draft) -> dict[str, Any]:
-    """Returns the sizes that follow from the model's keys."""
+NORM_EPSILONS = {
+    "layernorm": "layernorm_epsilon",
+    "rmsnorm": "rms_norm_epsilon",
+    "scalenorm": "scalenorm_epsilon",
+}
+"""The key of each norm's epsilon."""
+
+
+def resolve_model(draft: Draft) -> Model:
+    """Returns the network."""
     hidden, heads, layers = _sizes(draft)
     head_dim = max(hidden // heads, 1)
-    seq_length = _seq_length(draft)
     for key, refused in REFUSED_VALUES.items():
         if draft[key] in refused:
             draft.issues.add(
@@ -57,43 +61,24 @@ def resolve_model(draft: Draft) -> dict[str, Any]:
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
         draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
-    padded = draft["padded_vocab_size"]
-    draft.require(
-        padded is None or padded >= 0,
-        "padded_vocab_size",
-        f"padded_vocab_size must be at least 1, got {padded}; remove it",
-    )
-    has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
-    if draft.is_set("padded_vocab_size") and has_tokenizer:
-        draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
     inner, is_gated = _mlp_width(draft, hidden)
-    return {
-        "seq_length": seq_length,
-        "head_dim": head_dim,
-        "num_kv_heads": _kv_heads(draft, heads),
-        "rotary_dim": _rotary_dim(draft, head_dim),
-        "mlp_inner_size": inner,
-        "is_gated_mlp": is_gated,
-        "activation": draft["activation"],
-    }
-
-
-def _seq_length(draft: Draft) -> int:
-    length, positions = draft["seq_length"], draft["max_position_embeddings"] or 1
-    if length in (None, draft["max_position_embeddings"]):  # that key has issues of its own
-        return max(int(positions), 1)
-    if draft.require(length >= 1, "seq_length", f"seq_length must be at least 1, got {length}"):
-        draft.require(
-            positions >= length,
-            "max_position_embeddings",
-            f"max_position_embeddings must be at least seq_length {length}, got {positions}",
-        )
-    return max(int(length), 1)
+    return draft.section(
+        Model,
+        head_dim=head_dim,
+        num_kv_heads=_kv_heads(draft, heads),
+        rotary_dim=_rotary_dim(draft, head_dim),
+        mlp_inner_size=inner,
+        is_gated_mlp=is_gated,
+        norm_epsilon=draft[NORM_EPSILONS.get(draft["norm"], "layernorm_epsilon")],
+        checkpoint_num_layers=(
+            draft["checkpoint_num_layers"] if draft["checkpoint_activations"] else 0
+        ),
+    )
 
 
 def _sizes(draft: Draft) -> tuple[int, int, int]:
     for key in ("hidden_size", "num_attention_heads", "num_layers", "max_position_embeddings"):
-        draft.require((draft[key] or 0) >= 1, key, f"{key} must be at least 1, got {draft[key]}")
+        draft.require(draft[key] is not None, key, f"{key} must be at least 1, got None")
     hidden = max(draft["hidden_size"] or 1, 1)
     heads = max(draft["num_attention_heads"] or 1, 1)
     draft.require(
@@ -102,27 +87,8 @@ def _sizes(draft: Draft) -> tuple[int, int, int]:
         f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; "
         f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads",
     )
-    positive = (
-        "make_vocab_size_divisible_by",
-        "mlp_multiple_of",
-        "rotary_emb_base",
-        "checkpoint_num_layers",
-    )
-    for key in positive:
-        draft.require(draft[key] >= 1, key, f"{key} must be at least 1, got {draft[key]}")
-    for key in ("layernorm_epsilon", "rms_norm_epsilon", "scalenorm_epsilon", "init_method_std"):
-        draft.require(
-            math.isfinite(draft[key]) and draft[key] > 0,
-            key,
-            f"{key} must be above 0, got {draft[key]}",
-        )
     layers = draft["num_layers"] or 1
-    draft.require(
-        layers <= _MOST_LAYERS,
-        "num_layers",
-        f"num_layers must be at most {_MOST_LAYERS}, got {layers}",
-    )
-    return hidden, heads, min(max(layers, 1), _MOST_LAYERS)
+    return hidden, heads, min(max(layers, 1), MOST_LAYERS)
 
 
 def _check_unbuilt(draft: Draft, layers: int) -> None:
@@ -133,17 +99,7 @@ def _check_unbuilt(draft: Draft, layers: int) -> None:
         "num_unique_layers",
         f"num_unique_layers is {unique}: layers cannot share weights; remove it",
     )
-    draft.require(
-        not draft["use_qk_layernorm"],
-        "use_qk_layernorm",
-        "use_qk_layernorm is not part of this version; remove it",
-    )
     _check_window(draft)
-    draft.require(
-        not draft["opt_pos_emb_offset"],
-        "opt_pos_emb_offset",
-        "opt_pos_emb_offset is not part of this version; remove it",
-    )
 
 
 def _check_window(draft: Draft) -> None:
@@ -204,7 +160,7 @@ def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:
             )
             return None
         names, repeats = entry
-        if repeats is not None and repeats > _MOST_LAYERS:
+        if repeats is not None and repeats > MOST_LAYERS:
             draft.issues.add(
                 "attention_config",
                 f"attention_config repeats types {repeats} times, num_layers is {layers}; make "
@@ -298,10 +254,6 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
         draft["expansion_factor"],
     )
     multiple = max(draft["mlp_multiple_of"], 1)
-    for key in ("mlp_inner_size", "intermediate_size", "expansion_factor"):
-        draft.require(
-            draft[key] is None or draft[key] > 0, key, f"{key} must be above 0, got {draft[key]}"
-        )
     if exact is not None:
         return _round_up(exact, multiple), is_gated
     key = "intermediate_size" if size else "expansion_factor"

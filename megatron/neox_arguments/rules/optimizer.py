@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..coerce import parse_number
+from ..sections import Optimizer, Schedule
 from .draft import Draft
 
 ADAM_NAMES = {"adam", "adamw", "cpu_adam", "cpu_torch_adam"}
@@ -29,8 +30,8 @@ ADAM_KEYS = {
 SGD_KEYS = {"lr", "momentum", "dampening", "nesterov", "weight_decay", "max_grad_norm"}
 
 
-def resolve_optimizer(draft: Draft) -> dict[str, Any]:
-    """Returns the optimizer's type and numbers, from its section and the keys beside it."""
+def resolve_optimizer(draft: Draft) -> Optimizer:
+    """Returns the optimizer, from its section and the keys beside it."""
     section = draft["optimizer"] or {}
     for key in section:
         draft.require(
@@ -59,15 +60,16 @@ def resolve_optimizer(draft: Draft) -> dict[str, Any]:
             "optimizer",
             f"optimizer.params.{key}: false is not supported; the optimizer is AdamW",
         )
-    return {
-        "optimizer_type": kind,
-        "optimizer_options": _sgd_options(draft, params) if kind == "sgd" else {},
-        "learning_rate": learning_rate,
-        "adam_betas": betas,
-        "adam_eps": eps,
-        "weight_decay": weight_decay,
-        "gradient_clipping": clipping,
-    }
+    return draft.section(
+        Optimizer,
+        type=kind,
+        options=_sgd_options(draft, params) if kind == "sgd" else {},
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        gradient_clipping=clipping,
+    )
 
 
 def _optimizer_type(draft: Draft, written: Any) -> str:
@@ -167,62 +169,41 @@ def _sgd_options(draft: Draft, params: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def resolve_learning_rate(draft: Draft, learning_rate: float) -> dict[str, Any]:
-    """Returns the lengths of the schedule and of its warm-up."""
-    train_iters, fraction = draft["train_iters"], draft["lr_decay_fraction"]
-    decay_iters = draft["lr_decay_iters"]
+def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
+    """Returns the length of the run, of the schedule and of its warm-up."""
+    if draft["train_iters"] is None:
+        draft.issues.add(
+            "train_iters", "train_iters is required; set the number of optimizer steps"
+        )
+    train_iters = draft["train_iters"] or 1
+    decay_iters, fraction = draft["lr_decay_iters"], draft["lr_decay_fraction"]
     if decay_iters is not None and fraction is not None:
         draft.issues.add(
             "lr_decay_fraction", "lr_decay_iters and lr_decay_fraction are both set; keep one"
         )
-    if fraction is not None and draft.require(
-        0 < fraction <= 1,
-        "lr_decay_fraction",
-        f"lr_decay_fraction must be in (0, 1], got {fraction}",
-    ):
-        decay_iters = math.floor((train_iters or 1) * fraction)
-        if decay_iters < 1 <= (train_iters or 1):
-            draft.issues.add(
-                "lr_decay_fraction",
-                f"lr_decay_fraction {fraction} of train_iters {train_iters} is less than one "
-                "iteration; raise it",
-            )
-        decay_iters = max(decay_iters, 1)
-    if decay_iters is None:
-        decay_iters = train_iters or 1
+    if fraction is not None:
+        decay_iters = max(math.floor(train_iters * fraction), 1)
+        draft.require(
+            train_iters * fraction >= 1 or fraction <= 0 or train_iters < 1,
+            "lr_decay_fraction",
+            f"lr_decay_fraction {fraction} of train_iters {train_iters} is less than one "
+            "iteration; raise it",
+        )
+    decay_iters = max(train_iters if decay_iters is None else decay_iters, 1)
     draft.require(
-        decay_iters >= 1, "lr_decay_iters", f"lr_decay_iters must be at least 1, got {decay_iters}"
-    )
-    warmup, min_lr = draft["warmup"], draft["min_lr"]
-    draft.require(
-        0 <= warmup <= 1, "warmup", f"warmup is a share of the schedule, in [0, 1], got {warmup}"
-    )
-    draft.require(
-        0 <= min_lr <= max(learning_rate, 0.0),
+        0 <= draft["min_lr"] <= max(learning_rate, 0.0),
         "min_lr",
-        f"min_lr must be between 0 and the learning rate {learning_rate:g}, got {min_lr:g}",
+        f"min_lr must be between 0 and the learning rate {learning_rate:g}, got "
+        f"{draft['min_lr']:g}",
     )
     if draft["override_lr_scheduler"] and draft["use_checkpoint_lr_scheduler"]:
         draft.issues.add(
             "override_lr_scheduler",
             "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
         )
-    return {"lr_decay_iters": max(int(decay_iters), 1), "warmup_iters": float(warmup * decay_iters)}
-
-
-def check_regularisation(draft: Draft) -> None:
-    """Checks dropout, z-loss and the divisor of gradients."""
-    divisor = draft["gradient_predivide_factor"]
-    draft.require(
-        divisor > 0,
-        "gradient_predivide_factor",
-        f"gradient_predivide_factor must be above 0, got {divisor}",
-    )
-    for key in ("attention_dropout", "hidden_dropout"):
-        draft.require(0 <= draft[key] < 1, key, f"{key} must be in [0, 1), got {draft[key]}")
-    z_loss = draft["z_loss"]
-    draft.require(
-        math.isfinite(z_loss) and z_loss >= 0,
-        "z_loss",
-        f"z_loss must be at least 0 (0 adds nothing), got {z_loss}",
+    return draft.section(
+        Schedule,
+        train_iters=train_iters,
+        decay_iters=decay_iters,
+        warmup_iters=float(draft["warmup"] * decay_iters),
     )

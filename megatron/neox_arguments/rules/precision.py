@@ -8,9 +8,10 @@ from typing import Any
 
 from megatron.errors import name_hint
 
+from ..aliases import ALIASES
 from ..coerce import parse_number
 from ..errors import shown
-from ..fields import field_table
+from ..sections import Precision
 from .draft import Draft
 
 FP16_KEYS = frozenset(
@@ -31,6 +32,15 @@ FP16_KEYS = frozenset(
 _LOSS_SCALE_KEYS = FP16_KEYS - {"enabled", "type"}
 """Keys that GPT-NeoX's files also write into the section bf16, where they do nothing."""
 _FP16_TYPES = {"fp16": "fp16", "float16": "fp16", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+_LOSS_SCALE: Mapping[str, Any] = {
+    "loss_scale": 0,
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000.0,
+    "hysteresis": 2,
+    "consecutive_hysteresis": False,
+    "min_loss_scale": 1.0,
+    "auto_cast": False,
+}
 BF16_KEYS = frozenset({"enabled", "bf16", "immediate_grad_update", "check_grad_overflow"})
 
 ZERO_DEFAULTS: Mapping[str, Any] = {
@@ -79,24 +89,10 @@ _ACCUMULATED = {
 }
 _SIZES = ("_size", "_threshold", "max_live_parameters", "max_reuse_distance")
 """Ends of the keys of the ZeRO section that count elements."""
-_OUTER_FP16 = {
-    "loss_scale": "loss_scale",
-    "loss_scale_window": "loss_scale_window",
-    "hysteresis": "hysteresis",
-    "min_loss_scale": "min_scale",
-}
-"""Keys of the loss scale that also stand beside the section, there perhaps under another name."""
-_COPIES = {
-    "zero_stage": "stage",
-    "zero_reduce_scatter": "reduce_scatter",
-    "zero_contiguous_gradients": "contiguous_gradients",
-    "zero_reduce_bucket_size": "reduce_bucket_size",
-    "zero_allgather_bucket_size": "allgather_bucket_size",
-}
 
 
-def resolve_precision(draft: Draft) -> dict[str, Any]:
-    """Returns the number format and the loss scale from `precision`, `fp16` and `bf16`."""
+def resolve_precision(draft: Draft) -> Precision:
+    """Returns number formats and the loss scale from `precision`, `fp16`, `bf16` and others."""
     fp16 = _section(draft, "fp16", FP16_KEYS)
     bf16 = _section(draft, "bf16", BF16_KEYS | _LOSS_SCALE_KEYS)
     unused = [f"bf16.{key}" for key in bf16 if key in _LOSS_SCALE_KEYS]
@@ -124,10 +120,24 @@ def resolve_precision(draft: Draft) -> dict[str, Any]:
     with draft.training_rules():
         options = _loss_scale(draft, fp16) if precision == "fp16" else {}
         if precision != "fp16":
-            for key in _OUTER_FP16.values():
-                if draft.is_set(key) and draft[key] != field_table()[key].default:
-                    draft.notes.append(f"{key} does nothing in {precision}; it belongs to fp16")
-    return {"precision": precision, "fp16_options": options}
+            _note_unused_loss_scale(draft, precision)
+    reduced = "fp32" if draft["fp32_allreduce"] else draft["communication_data_type"]
+    if reduced is not None:
+        reduced = COMMUNICATION_FORMATS.get(reduced.lower())
+    return draft.section(
+        Precision,
+        dtype=precision,
+        key=next(iter(enabled), "precision"),
+        fp16_options=options,
+        communication_data_type=reduced,
+    )
+
+
+def _note_unused_loss_scale(draft: Draft, precision: str) -> None:
+    for alias in ALIASES:
+        if alias.new.startswith("fp16.") and draft.is_set(alias.old):
+            if draft[alias.old] != alias.default:
+                draft.notes.append(f"{alias.old} does nothing in {precision}; it belongs to fp16")
 
 
 def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
@@ -136,7 +146,8 @@ def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
     section = {key: parse_number(value) for key, value in written.items() if value is not None}
     for key in section:
         draft.require(key in known, name, f"unknown key '{name}.{key}'; {name_hint(key, known)}")
-    if section and "enabled" not in section:
+    is_written = any(not draft.issues.is_read_as(f"{name}.{key}") for key in section)
+    if is_written and "enabled" not in section:
         draft.issues.add(name, f"{name} needs 'enabled: true' or 'enabled: false'")
     if not isinstance(section.get("enabled", False), bool):
         draft.issues.add(name, f"{name}.enabled must be true or false, got {section['enabled']!r}")
@@ -145,43 +156,27 @@ def _section(draft: Draft, name: str, known: Collection[str]) -> dict[str, Any]:
 
 
 def _loss_scale(draft: Draft, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the loss scale as DeepSpeed takes it; the section wins over the outer keys."""
-    options = {
-        "loss_scale": section.get("loss_scale", draft["loss_scale"] or 0),
-        "initial_scale_power": section.get("initial_scale_power", 16),
-        "loss_scale_window": section.get("loss_scale_window", draft["loss_scale_window"]),
-        "hysteresis": section.get("hysteresis", draft["hysteresis"]),
-        "consecutive_hysteresis": section.get("consecutive_hysteresis", False),
-        "min_loss_scale": section.get(
-            "min_loss_scale", section.get("min_scale", draft["min_scale"])
-        ),
-        "auto_cast": section.get("auto_cast", False),
-    }
+    """Returns the loss scale as DeepSpeed takes it."""
+    options = {**_LOSS_SCALE, **{key: section[key] for key in _LOSS_SCALE if key in section}}
+    if "min_scale" in section:
+        beside = "min_loss_scale" not in section or draft.issues.is_read_as("fp16.min_loss_scale")
+        options["min_loss_scale"] = section["min_scale" if beside else "min_loss_scale"]
     for key in ("consecutive_hysteresis", "auto_cast"):
         draft.require(isinstance(options[key], bool), "fp16", f"fp16.{key} must be true or false")
     for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
-        value = options[key]
+        value, name = options[key], f"fp16.{key}"
         if not _is_number(value) or value < 0:
-            owner, name = _owner(section, key)
-            draft.issues.add(owner, f"{name} must be a number of at least 0, got {value!r}")
+            draft.issues.add(name, f"{name} must be a number of at least 0, got {value!r}")
         else:
             options[key] = max(int(value), 1) if key == "min_loss_scale" else int(value)
     scale = options["loss_scale"]
     if not _is_number(scale) or scale < 0:
-        owner, name = _owner(section, "loss_scale")
-        draft.issues.add(owner, f"{name} must be 0 (adapts) or above, got {scale!r}")
+        name = "fp16.loss_scale"
+        draft.issues.add(name, f"{name} must be 0 (adapts) or above, got {scale!r}")
     return options
 
 
-def _owner(section: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Returns the key that gave a number of the loss scale, and its name in a message."""
-    outer = _OUTER_FP16.get(key, "fp16")
-    if key in section or outer == "fp16" or outer in section:
-        return "fp16", f"fp16.{key}"
-    return outer, outer
-
-
-def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
+def resolve_zero(draft: Draft, precision: str) -> tuple[int, dict[str, Any]]:
     """Returns the effective ZeRO stage and DeepSpeed's section for it."""
     section = {k: parse_number(v) for k, v in (draft["zero_optimization"] or {}).items()}
     for key in section:
@@ -190,23 +185,13 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
             "zero_optimization",
             f"unknown key 'zero_optimization.{key}'; {name_hint(key, ZERO_KEYS)}",
         )
-    for copy_key, key in _COPIES.items():
-        value = draft[copy_key]
-        if value is None:
-            continue
-        if section.get(key, value) != value:
-            draft.issues.add(
-                copy_key,
-                f"{copy_key} is {value}, zero_optimization.{key} is {section[key]}; keep one",
-            )
-        section[key] = value
     section = {key: value for key, value in section.items() if value is not None}
     _refuse_offloading(draft, section)
     stage = section.pop("stage", 0)
     _check_zero_types(draft, section)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        owner, name = written_as(draft, "stage")
-        draft.issues.add(owner, f"{name} must be 0, 1, 2 or 3, got {stage!r}")
+        name = "zero_optimization.stage"
+        draft.issues.add(name, f"{name} must be 0, 1, 2 or 3, got {stage!r}")
         stage = 0
     stage = int(stage)
     if stage == 0 and precision != "fp32":
@@ -222,7 +207,7 @@ def resolve_zero(draft: Draft, precision: str) -> dict[str, Any]:
         options["overlap_comm"] = True
     if stage < 3:
         options = {key: value for key, value in options.items() if key not in ZERO_STAGE_3}
-    return {"zero_stage": stage, "zero_options": options}
+    return stage, options
 
 
 def _check_formats(draft: Draft, stage: int) -> None:
@@ -269,17 +254,8 @@ def _check_zero_types(draft: Draft, section: Mapping[str, Any]) -> None:
             wanted = f"a whole number of at least {smallest}"
         else:
             is_good, wanted = isinstance(value, bool) or key not in ZERO_KEYS, "true or false"
-        owner, name = written_as(draft, key)
-        draft.require(is_good, owner, f"{name} must be {wanted}, got {shown(value)}")
-
-
-def written_as(draft: Draft, key: str) -> tuple[str, str]:
-    """Returns the outer key that holds ``key`` of the ZeRO section, and its name in a message."""
-    if key not in (draft["zero_optimization"] or {}):
-        for copy_key, copied in _COPIES.items():
-            if copied == key and draft[copy_key] is not None:
-                return copy_key, copy_key
-    return "zero_optimization", f"zero_optimization.{key}"
+        name = f"zero_optimization.{key}"
+        draft.require(is_good, name, f"{name} must be {wanted}, got {shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

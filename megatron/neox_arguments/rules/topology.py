@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..bounds import MOST_PROCESSES
 from ..errors import ConfigError, shown
@@ -15,6 +16,7 @@ from ..hostfile import (
     this_machines_names,
 )
 from ..purpose import Purpose
+from ..sections import Batch
 from .draft import Draft
 
 _YEAR_MINUTES = 525_600
@@ -65,10 +67,17 @@ def _slots_of_hostfile(draft: Draft) -> int | None:
     return None
 
 
-def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
-    """Returns the degrees of parallelism; their product is the world size."""
-    for key in ("model_parallel_size", "pipe_parallel_size"):
-        draft.require((draft[key] or 0) >= 0, key, f"{key} must be at least 0, got {draft[key]}")
+class Topology(NamedTuple):
+    """Degrees of parallelism; their product is the world size."""
+
+    world_size: int
+    data_parallel_size: int
+    model_parallel_size: int
+    pipe_parallel_size: int
+
+
+def resolve_topology(draft: Draft, world_size: int) -> Topology:
+    """Returns the degrees of parallelism."""
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
     data = world_size // (model * pipe)
@@ -79,28 +88,16 @@ def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
             f"pipe_parallel_size {pipe} has no whole solution; start a multiple of {model * pipe} "
             f"processes, or lower one of the two sizes",
         )
-    return {
-        "world_size": world_size,
-        "data_parallel_size": max(data, 1),
-        "model_parallel_size": model,
-        "pipe_parallel_size": pipe,
-    }
+    return Topology(world_size, max(data, 1), model, pipe)
 
 
-def resolve_batch(draft: Draft, data_parallel: int) -> dict[str, int]:
+def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
     """Solves train = micro * accumulation * data-parallel size for what is not set."""
     train: int | None = draft["train_batch_size"]
     micro: int | None = draft["train_micro_batch_size_per_gpu"]
     steps: int | None = draft["gradient_accumulation_steps"]
-    for key in (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-    ):
-        value = draft[key]
-        if value is not None and value < 1:
-            draft.issues.add(key, f"{key} must be at least 1, got {value}")
-            return _batch(1, 1, data_parallel)
+    if any(value is not None and value < 1 for value in (train, micro, steps)):
+        return _batch(1, 1, data_parallel)  # a bound is broken
     if train is None and micro is None:
         draft.issues.add(
             "train_batch_size",
@@ -119,16 +116,16 @@ def resolve_batch(draft: Draft, data_parallel: int) -> dict[str, int]:
         _add_batch_issue(draft, train, micro, steps, data_parallel)
         if draft.purpose is Purpose.READING:
             # `eval_iters` counts batches of the training, whatever the number of processes is now
-            return {**_batch(micro, steps, data_parallel), "train_batch_size": train}
+            return dataclasses.replace(_batch(micro, steps, data_parallel), train_batch_size=train)
     return _batch(micro, steps, data_parallel)
 
 
-def _batch(micro: int, steps: int, data_parallel: int) -> dict[str, int]:
-    return {
-        "train_batch_size": micro * steps * data_parallel,
-        "micro_batch_size": micro,
-        "gradient_accumulation_steps": steps,
-    }
+def _batch(micro: int, steps: int, data_parallel: int) -> Batch:
+    return Batch(
+        train_batch_size=micro * steps * data_parallel,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=steps,
+    )
 
 
 def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_parallel: int) -> None:
@@ -158,22 +155,16 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 
 def check_processes(draft: Draft) -> None:
-    """Checks numbers of processes, ports, time limits and seeds."""
+    """Checks numbers of processes and time limits."""
     for key, problem in count_problems(draft.__getitem__).items():
         draft.issues.add(key, problem)
         draft.knows_processes = False
-    draft.require(
-        0 < draft["master_port"] < 65536,
-        "master_port",
-        f"master_port must be 1 to 65535, got {draft['master_port']}",
-    )
     minutes: Any = draft["distributed_timeout_minutes"]
     draft.require(
         minutes is not None and 0 < minutes <= _YEAR_MINUTES,
         "distributed_timeout_minutes",
         f"distributed_timeout_minutes must be above 0, at most {_YEAR_MINUTES}, got {minutes}",
     )
-    draft.require(draft["seed"] > 0, "seed", f"seed must be at least 1, got {draft['seed']}")
     draft.require(
         bool(draft["deepspeed"]),
         "deepspeed",

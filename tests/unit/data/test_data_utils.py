@@ -73,7 +73,7 @@ def test_the_mode_decides_how_many_slots_share_a_domain(paths, keys, run_length)
     source, mixture = build_training(config)
     assert source.domains == tuple(mixture.domains) == DOMAINS
     assert source.global_batch_size == 8
-    assert config.derived.mixing_run_length == run_length
+    assert config.mixing.run_length == run_length
     batches = list(source.batches(mixture.draw(10, 8, run_length)))
     assert [tuple(batch.tokens.shape) for batch in batches] == [(2, 4), (2, 4)]
 
@@ -393,7 +393,7 @@ def test_no_document_is_in_two_parts_of_a_split():
 
 def boundaries_of(split: str, size: int) -> list[int]:
     """Cuts documents by the text of a configuration."""
-    return split_boundaries(make_config(data_path="d/text", split=split).derived.split, size)
+    return split_boundaries(make_config(data_path="d/text", split=split).data.split, size)
 
 
 def test_weights_by_number_of_documents_follow_the_formula():

@@ -62,7 +62,7 @@ def test_micro_batches_are_the_plan_in_order_and_masked_as_asked(masks, corpus, 
     """Of 8 samples in micro-batches of 2."""
     config = config_of(corpus, tmp_path, eod_mask_loss=masks)
     alone, mixture = train_source(config)
-    draw = mixture.draw(1, alone.global_batch_size, config.derived.mixing_run_length)
+    draw = mixture.draw(1, alone.global_batch_size, config.mixing.run_length)
     whole = list(alone.batches(draw))
     assert [batch.tokens.shape for batch in whole] == [(2, 16)] * 4
     domains = np.concatenate([batch.domain_ids for batch in whole])

@@ -59,7 +59,7 @@ def test_the_folder_of_a_chat_template_is_that_of_the_tokenizer(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
 
     def folder_for(vocab_file: str | None):
-        return template_folder(SimpleNamespace(training=SimpleNamespace(vocab_file=vocab_file)))
+        return template_folder(SimpleNamespace(data=SimpleNamespace(vocab_file=vocab_file)))
 
     assert folder_for(str(file)) == folder_for(str(tmp_path)) == tmp_path
     assert folder_for(None) is None

@@ -128,6 +128,8 @@ def tiny_model(pos_emb: str) -> GPT2Model:
         vocab_size=30,
         padded_vocab_size=32,
         pos_emb=pos_emb,
+        norm_epsilon=1e-5,
+        checkpoint_num_layers=0,
         rotary_dim=4,
         no_weight_tying=True,
     )

@@ -48,11 +48,9 @@ def broken_off(monkeypatch):
         module = torch.nn.Linear(2, 2).train()
         runner: Any = SimpleNamespace(engine=SimpleNamespace(module=module), topology=None)
         config: Any = SimpleNamespace(
-            training=SimpleNamespace(eval_harness_interval=2),
-            parallelism=SimpleNamespace(sequence_parallel=False),
-            derived=SimpleNamespace(
-                pipe_parallel_size=1, zero_stage=0, model_parallel_size=1, log_dir=None
-            ),
+            evaluation=SimpleNamespace(tasks_interval=2),
+            layout=SimpleNamespace(pipe_parallel_size=1, zero_stage=0, sequence_parallel=False),
+            logging=SimpleNamespace(log_dir=None),
         )
         nothing: Any = None
         logger: Any = said

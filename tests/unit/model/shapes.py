@@ -20,7 +20,10 @@ def small_model(**changes: Any) -> ModelConfig:
         "max_position_embeddings": 24,
         "vocab_size": 61,
         "padded_vocab_size": 64,
+        "pos_emb": "rotary",
         "rotary_dim": 4,
+        "norm_epsilon": 1e-5,
+        "checkpoint_num_layers": 0,
         "no_weight_tying": True,
     }
     settings.update(changes)

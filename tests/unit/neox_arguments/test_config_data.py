@@ -12,17 +12,19 @@ MIXED = {**NAMED, "data_sampling_method": "smoothed_mean"}
 
 
 def test_a_single_dataset_is_split(make_config):
-    derived = make_config(data_path="d/text", split="8/1/1").derived
-    assert derived.train_paths == derived.valid_paths == derived.test_paths == ("d/text",)
-    assert derived.split == (0.8, 0.1, 0.1)
-    assert derived.domains == ()
+    config = make_config(data_path="d/text", split="8/1/1")
+    assert (
+        config.data.train_paths == config.data.valid_paths == config.data.test_paths == ("d/text",)
+    )
+    assert config.data.split == (0.8, 0.1, 0.1)
+    assert config.data.train_domains == ()
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("1", (1, 0, 0)), ("3,1", (0.75, 0.25, 0)), ("969, 30, 1", None)]
 )
 def test_missing_shares_are_zero(make_config, text, expected):
-    split = make_config(data_path="d/text", split=text).derived.split
+    split = make_config(data_path="d/text", split=text).data.split
     assert split == (expected or (0.969, 0.03, 0.001))
 
 
@@ -33,8 +35,8 @@ def test_splits_that_are_not_shares_are_refused(make_config, text):
 
 
 def test_without_data_the_rest_is_still_checked(make_config):
-    derived = make_config().derived
-    assert (derived.train_paths, derived.split, derived.domains) == ((), None, ())
+    config = make_config()
+    assert (config.data.train_paths, config.data.split, config.data.train_domains) == ((), None, ())
 
 
 def test_training_needs_data(problem):
@@ -61,19 +63,31 @@ VALID = {"valid_data_paths": PATHS["valid_data_paths"]}
 def test_held_out_text_is_named_or_split_off_or_there_is_none(
     make_config, keys, valid, test, split
 ):
-    derived = make_config(**keys).derived
-    assert (derived.valid_paths, derived.test_paths, derived.split) == (valid, test, split)
-    assert (len(derived.valid_weights), len(derived.test_weights)) == (len(valid), len(test))
+    config = make_config(**keys)
+    assert (config.data.valid_paths, config.data.test_paths, config.data.split) == (
+        valid,
+        test,
+        split,
+    )
+    assert (len(config.data.valid_weights), len(config.data.test_weights)) == (
+        len(valid),
+        len(test),
+    )
 
 
 def test_what_is_split_off_has_the_names_and_weights_of_the_training_data(make_config):
     keys = {**TRAIN, "split": "8,1,1", "train_data_weights": [3, 1]}
-    derived = make_config(**keys, data_domain_names=["a", "b"]).derived
-    assert derived.domains == derived.valid_domains == derived.test_domains == ("a", "b")
-    assert derived.valid_weights == derived.test_weights == (3.0, 1.0)
-    derived = make_config(**keys, use_named_eval_datasets=True, valid_data_weights=[1, 2]).derived
-    assert (derived.domains, derived.valid_domains) == ((), ("wiki", "code"))
-    assert derived.valid_weights == (1.0, 2.0)
+    config = make_config(**keys, data_domain_names=["a", "b"])
+    assert (
+        config.data.train_domains
+        == config.data.valid_domains
+        == config.data.test_domains
+        == ("a", "b")
+    )
+    assert config.data.valid_weights == config.data.test_weights == (3.0, 1.0)
+    config = make_config(**keys, use_named_eval_datasets=True, valid_data_weights=[1, 2])
+    assert (config.data.train_domains, config.data.valid_domains) == ((), ("wiki", "code"))
+    assert config.data.valid_weights == (1.0, 2.0)
 
 
 LIMIT = {"max_validation_samples_per_dataset": 5}
@@ -97,42 +111,52 @@ LIMIT = {"max_validation_samples_per_dataset": 5}
     ],
 )
 def test_a_note_tells_what_becomes_of_held_out_text(make_config, keys, words):
-    notes = make_config(**keys).derived.notes
+    notes = make_config(**keys).notes
     assert (len(notes), bool(notes)) == ((1, True) if words else (0, False))
     if words:
         assert re.search(words, notes[0])
 
 
 def test_only_a_number_that_was_written_limits_named_data(make_config):
-    assert make_config(**NAMED).derived.named_eval_iters is None
-    assert make_config(**NAMED, eval_iters=3).derived.named_eval_iters == 3
+    assert make_config(**NAMED).evaluation.named_iters is None
+    assert make_config(**NAMED, eval_iters=3).evaluation.named_iters == 3
 
 
 def test_weights_are_kept_as_given_and_equal_without(make_config):
-    derived = make_config(**PATHS, train_data_weights=[2, "1e1"]).derived
-    assert derived.train_weights == (2.0, 10.0)
-    assert derived.valid_weights == derived.test_weights == (1.0, 1.0)
+    config = make_config(**PATHS, train_data_weights=[2, "1e1"])
+    assert config.data.train_weights == (2.0, 10.0)
+    assert config.data.valid_weights == config.data.test_weights == (1.0, 1.0)
 
 
 def test_domains_are_named_by_their_folders_or_by_the_user(make_config):
-    derived = make_config(**NAMED).derived
-    assert derived.domains == derived.valid_domains == derived.test_domains == ("wiki", "code")
-    derived = make_config(**PATHS, data_domain_names=["a", "b"]).derived
-    assert derived.domains == derived.valid_domains == derived.test_domains == ("a", "b")
-    assert make_config(**PATHS).derived.domains == ()
+    config = make_config(**NAMED)
+    assert (
+        config.data.train_domains
+        == config.data.valid_domains
+        == config.data.test_domains
+        == ("wiki", "code")
+    )
+    config = make_config(**PATHS, data_domain_names=["a", "b"])
+    assert (
+        config.data.train_domains
+        == config.data.valid_domains
+        == config.data.test_domains
+        == ("a", "b")
+    )
+    assert make_config(**PATHS).data.train_domains == ()
 
 
 def test_old_dataset_formats_are_read_as_memory_maps(make_config):
-    assert make_config(data_impl="mmap").derived.notes == ()
-    assert make_config(data_impl="lazy").derived.notes == (
+    assert make_config(data_impl="mmap").notes == ()
+    assert make_config(data_impl="lazy").notes == (
         "data_impl lazy is read as mmap: files are memory-mapped",
     )
 
 
 def test_a_mixing_method_names_its_domains(make_config):
-    derived = make_config(**PATHS, data_sampling_method="exp3").derived
-    assert derived.domains == ("wiki", "code")
-    assert derived.valid_domains == ()
+    config = make_config(**PATHS, data_sampling_method="exp3")
+    assert config.data.train_domains == ("wiki", "code")
+    assert config.data.valid_domains == ()
 
 
 @pytest.mark.parametrize(
@@ -140,17 +164,17 @@ def test_a_mixing_method_names_its_domains(make_config):
     [({}, 8), ({"mixed_minibatches": True}, 4), ({"mixed_batches": True}, 1)],
 )
 def test_the_mode_says_how_many_samples_share_a_domain(make_config, keys, length):
-    assert make_config(world_size=2, **MIXED, **keys).derived.mixing_run_length == length
+    assert make_config(world_size=2, **MIXED, **keys).mixing.run_length == length
 
 
 def test_a_method_that_does_not_learn_has_no_frequency(make_config):
     keys = {"data_sampling_method": "static", "data_sampling_update_frequency": 0}
-    assert make_config(**NAMED, **keys).derived.notes == ()
+    assert make_config(**NAMED, **keys).notes == ()
 
 
 def test_no_method_and_static_are_the_same(make_config):
-    assert make_config(**NAMED).derived.sampling_method == "static"
-    assert make_config(**NAMED, data_sampling_method="static").derived.sampling_method == "static"
+    assert make_config(**NAMED).mixing.method == "static"
+    assert make_config(**NAMED, data_sampling_method="static").mixing.method == "static"
 
 
 @pytest.mark.parametrize(
@@ -272,8 +296,12 @@ def test_wrong_data_is_refused(problem, keys, expected):
 )
 def test_limits_are_for_all_domains_or_by_name(make_config, keys, expected):
     for base in (MIXED, NAMED):
-        derived = make_config(**base, **keys).derived
-        assert (derived.min_weights, derived.max_weights, derived.max_epochs) == expected
+        config = make_config(**base, **keys)
+        assert (
+            config.mixing.min_weights,
+            config.mixing.max_weights,
+            config.mixing.max_epochs,
+        ) == expected
 
 
 @pytest.mark.parametrize(
@@ -373,4 +401,4 @@ def test_held_out_rewards_are_refused(problem, key):
     ],
 )
 def test_settings_that_do_nothing_are_noted(make_config, changes, note):
-    assert make_config(**{**MIXED, **changes}).derived.notes == (note,)
+    assert make_config(**{**MIXED, **changes}).notes == (note,)

@@ -99,7 +99,7 @@ def test_an_unknown_extra_key_is_refused_with_its_line_and_the_nearest_key(write
 
 def test_an_extra_key_without_effect_is_noted_and_left_out(make_config):
     config = make_config(deepspeed_extra_args={"aio": {"block_size": 1}})
-    assert config.derived.notes == (
+    assert config.notes == (
         "'deepspeed_extra_args.aio' has no effect: nothing is offloaded to a disk",
     )
     assert deepspeed_config(config) == deepspeed_config(make_config())
@@ -181,12 +181,11 @@ def test_deepspeed_accepts_it_for_every_precision_and_stage(make_config):
     assert process.returncode == 0, process.stderr[-2000:]
     line = next(row for row in process.stdout.splitlines() if row.startswith("RESULT "))
     for config, result in zip(configs, json.loads(line[len("RESULT ") :]), strict=True):
-        derived = config.derived
-        clips_in_runner = derived.zero_stage == 0 and derived.precision == "fp32"
+        clips_in_runner = config.layout.zero_stage == 0 and config.precision.dtype == "fp32"
         assert result == [
-            *(8, 4, 2, 0.0 if clips_in_runner else 1.0, derived.zero_stage),
-            derived.precision == "fp16",
-            derived.precision == "bfloat16",
+            *(8, 4, 2, 0.0 if clips_in_runner else 1.0, config.layout.zero_stage),
+            config.precision.dtype == "fp16",
+            config.precision.dtype == "bfloat16",
             1_000_000_000,
         ]
 
@@ -238,5 +237,5 @@ def test_another_format_of_accumulated_gradients_is_refused(problem, section, me
 )
 def test_what_deepspeed_would_not_show_is_noted_and_left_out(make_config, key, value):
     config = make_config(**{key: value})
-    assert any(note.startswith(f"'{key}' has no effect: ") for note in config.derived.notes)
+    assert any(note.startswith(f"'{key}' has no effect: ") for note in config.notes)
     assert deepspeed_config(config).get(key) == deepspeed_config(make_config()).get(key)

@@ -97,9 +97,9 @@ def adam(**params):
     ],
 )
 def test_lengths_of_the_schedule(values, expected, make_config):
-    derived = make_config(1, **values).derived
-    assert derived.lr_decay_iters == expected[0]
-    assert derived.warmup_iters == pytest.approx(expected[1])
+    config = make_config(1, **values)
+    assert config.schedule.decay_iters == expected[0]
+    assert config.schedule.warmup_iters == pytest.approx(expected[1])
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,14 @@ def test_lengths_of_the_schedule(values, expected, make_config):
 )
 def test_the_batch_is_completed_from_what_is_given(keys, expected, make_config):
     values = {"train_micro_batch_size_per_gpu": None, **keys}
-    derived = make_config(8, model_parallel_size=2, **values).derived
-    found = derived.train_batch_size, derived.micro_batch_size, derived.gradient_accumulation_steps
+    config = make_config(8, model_parallel_size=2, **values)
+    found = (
+        config.batch.train_batch_size,
+        config.batch.micro_batch_size,
+        config.batch.gradient_accumulation_steps,
+    )
     assert found == expected
-    assert derived.data_parallel_size == 4
+    assert config.layout.data_parallel_size == 4
 
 
 @pytest.mark.parametrize(
@@ -136,8 +140,8 @@ def test_the_batch_is_completed_from_what_is_given(keys, expected, make_config):
     ],
 )
 def test_the_iterations_that_are_saved(keys, saved, make_config, tmp_path):
-    derived = make_config(1, save=str(tmp_path), **keys).derived
-    assert [step for step in range(101) if derived.is_save_step(step)] == saved
+    config = make_config(1, save=str(tmp_path), **keys)
+    assert [step for step in range(101) if config.saving.is_save_step(step, last_step=100)] == saved
 
 
 @pytest.mark.parametrize(
@@ -157,4 +161,4 @@ def test_the_number_of_processes_is_the_first_that_is_told(
     if environment is not None:
         monkeypatch.setenv("WORLD_SIZE", environment)
     config = resolve(NeoXArgs.from_dict({**MINIMAL, **keys}), world_size=argument)
-    assert config.derived.world_size == expected
+    assert config.layout.world_size == expected

@@ -42,23 +42,23 @@ def test_a_pipeline_evaluates_tasks_where_there_is_a_save_folder(make_config, pr
     keys = {**TASKS, "eval_harness_interval": 10, "pipe_parallel_size": 2, "num_layers": 4}
     assert problem(2, **keys).startswith("eval_harness_interval with pipe_parallel_size 2 reads")
     config = make_config(2, **keys, save="out", checkpoint_factor=10)
-    assert config.training.eval_harness_interval == 10
+    assert config.evaluation.tasks_interval == 10
 
 
 def test_tasks_are_no_hint_any_more(make_config):
     keys = {"eval_task_paths": ["x"], "eval_num_fewshot": 5, "eval_task_limit": 3}
-    assert make_config(**TASKS, **keys).derived.notes == ()
+    assert make_config(**TASKS, **keys).notes == ()
 
 
 def test_tasks_that_a_training_does_not_run_are_noted(make_config):
     data = {"data_path": "x", **TASKS}
-    assert make_config(**data, user_script="a/train.py").derived.notes == (
+    assert make_config(**data, user_script="a/train.py").notes == (
         "train.py does not run eval_tasks without eval_harness_interval; set it, or use "
         "evaluate.py",
     )
-    assert make_config(**data, user_script="evaluate.py").derived.notes == ()
+    assert make_config(**data, user_script="evaluate.py").notes == ()
     config = make_config(**data, user_script="train.py", eval_harness_interval=10)
-    assert config.derived.notes == ()
+    assert config.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,6 @@ def test_the_command_line_names_tasks_and_domains(write, minimal, tmp_path, argu
     write("a.yml", json.dumps(minimal))
     values, *_ = read_script_command(arguments.format(d=tmp_path).split())
     config = resolve(NeoXArgs.from_dict(values))
-    generation = config.text_generation
-    assert generation.eval_tasks == ["x", "y*"]
-    assert generation.eval_results_prefix == "p"
-    assert generation.eval_domains == ["law=/data/law", "code"]
+    assert config.evaluation.tasks == ["x", "y*"]
+    assert config.evaluation.results_prefix == "p"
+    assert config.evaluation.domains == ["law=/data/law", "code"]

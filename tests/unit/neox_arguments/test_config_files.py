@@ -100,7 +100,7 @@ def test_a_replaced_key_is_noted_by_whoever_reads_the_files(write):
     paths = write("b.yml", '{"log_interval": 7}')
     args = NeoXArgs.from_ymls([model, paths])
     assert args.log_interval == 7
-    assert [note for note in resolve(args).derived.notes if "'log_interval' at" in note]
+    assert [note for note in resolve(args).notes if "'log_interval' at" in note]
 
 
 def test_a_key_twice_in_one_file_names_both_lines(write):

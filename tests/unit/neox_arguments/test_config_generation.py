@@ -45,10 +45,10 @@ def test_wrong_ways_to_generate_are_refused(problem, keys, expected):
 
 
 def test_prompts_decide_how_text_is_generated(make_config):
-    assert make_config().derived.text_gen_type == "unconditional"
-    assert make_config(sample_input_file="x").derived.text_gen_type == "input-file"
+    assert make_config().generation.kind == "unconditional"
+    assert make_config(sample_input_file="x").generation.kind == "input-file"
     mine = make_config(sample_input_file="x", text_gen_type="unconditional")
-    assert mine.derived.text_gen_type == "unconditional"
+    assert mine.generation.kind == "unconditional"
 
 
 def test_prompts_on_the_command_line_win_over_the_kind_in_a_file(tmp_path):

@@ -144,7 +144,7 @@ def own_list() -> list:
         ({"rotary_pct": 1e308, "pos_emb": "rotary"}, "rotary_pct must be above 0, at most 1, got"),
         ({"expansion_factor": 1e308}, "expansion_factor 1e+308 makes an MLP wider than 2147483648"),
         ({"intermediate_size": 2**62}, "intermediate_size 4.61169e+18 makes an MLP wider than"),
-        ({"padded_vocab_size": -1}, "padded_vocab_size must be at least 1, got -1"),
+        ({"padded_vocab_size": -1}, "padded_vocab_size must be at least 0, got -1"),
     ],
 )
 def test_hostile_values_from_python_are_one_message(minimal, values, problem):

@@ -52,7 +52,7 @@ def test_the_sequence_may_have_any_length_without_sequence_parallelism(problems)
 
 
 def test_sequence_parallelism_on_one_rank_is_noted(make_config):
-    assert make_config(sequence_parallel=True).derived.notes == (
+    assert make_config(sequence_parallel=True).notes == (
         "sequence_parallel does nothing with model_parallel_size 1",
     )
 
@@ -80,11 +80,11 @@ def test_a_pipeline_works_with_whole_gradients(problems, stage):
 
 def test_a_pipeline_with_too_few_micro_batches_is_noted(make_config):
     config = make_config(2, pipe_parallel_size=2, gradient_accumulation_steps=1)
-    assert config.derived.notes == (
+    assert config.notes == (
         "gradient_accumulation_steps 1 micro-batches cannot fill 2 pipeline stages; more of them "
         "waste less time",
     )
-    assert make_config(2, pipe_parallel_size=2, gradient_accumulation_steps=2).derived.notes == ()
+    assert make_config(2, pipe_parallel_size=2, gradient_accumulation_steps=2).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -118,17 +118,21 @@ def test_the_degrees_multiply_to_the_world_size(data, model, pipe, steps):
         "pipe_parallel_size": pipe,
     }
     world_size = data * model * max(pipe, 1)
-    derived = resolve(NeoXArgs.from_dict(settings), world_size=world_size).derived
-    degrees = (derived.data_parallel_size, derived.model_parallel_size, derived.pipe_parallel_size)
+    config = resolve(NeoXArgs.from_dict(settings), world_size=world_size)
+    degrees = (
+        config.layout.data_parallel_size,
+        config.layout.model_parallel_size,
+        config.layout.pipe_parallel_size,
+    )
     assert degrees == (data, model, max(pipe, 1))
-    assert derived.train_batch_size == 3 * steps * data
+    assert config.batch.train_batch_size == 3 * steps * data
 
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_zero_and_one_stages_are_no_pipeline(make_config, size):
     config = make_config(pipe_parallel_size=size, zero_optimization={"stage": 3})
-    assert config.derived == make_config(zero_optimization={"stage": 3}).derived
-    assert config.derived.pipe_parallel_size == 1
+    assert config == make_config(zero_optimization={"stage": 3})
+    assert config.layout.pipe_parallel_size == 1
 
 
 def test_an_unknown_rule_for_cutting_stages_is_refused(problem):

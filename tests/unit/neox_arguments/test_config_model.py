@@ -16,7 +16,7 @@ from megatron.neox_arguments import NeoXArgs, resolve
     ],
 )
 def test_attention_config_may_give_each_layer_a_type_that_is_built(make_config, written):
-    assert make_config(attention_config=written).model.attention_config == written
+    assert make_config(attention_config=written).model == make_config().model
 
 
 SHAPE = 'attention_config must look like [[["flash"], 12]] or [[["flash"], "all"]], got '
@@ -80,8 +80,8 @@ def test_attention_types_that_are_not_built_are_refused_with_the_reason(problem,
     ],
 )
 def test_the_mlp_has_the_width_that_gpt_neox_builds(make_config, keys, inner, is_gated):
-    derived = make_config(**keys).derived
-    assert (derived.mlp_inner_size, derived.is_gated_mlp) == (inner, is_gated)
+    config = make_config(**keys)
+    assert (config.model.mlp_inner_size, config.model.is_gated_mlp) == (inner, is_gated)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_gated_widths_of_published_files(minimal, hidden, size, multiple, inner)
         {**minimal, "hidden_size": hidden, "num_attention_heads": 32, "activation": "swiglu"}
         | {"intermediate_size": size, "mlp_multiple_of": multiple}
     )
-    assert resolve(args).derived.mlp_inner_size == inner
+    assert resolve(args).model.mlp_inner_size == inner
 
 
 def test_a_gated_intermediate_size_is_explained(make_config):
-    notes = make_config(activation="swiglu", intermediate_size=14336).derived.notes
+    notes = make_config(activation="swiglu", intermediate_size=14336).notes
     assert notes == (
         "the gated MLP is 4778 wide: GPT-NeoX builds a third of intermediate_size 14336. "
         "Set mlp_inner_size: 14336 if 14336 was meant",
@@ -111,7 +111,7 @@ def test_a_gated_intermediate_size_is_explained(make_config):
 
 
 def test_a_gated_width_without_a_size_is_explained(make_config):
-    assert make_config(activation="swiglu").derived.notes == (
+    assert make_config(activation="swiglu").notes == (
         "the gated MLP is 85 wide: GPT-NeoX builds a third of 256, 4 times hidden_size. "
         "Set mlp_inner_size: 256 if Llama's 256 was meant",
     )
@@ -124,10 +124,10 @@ def test_a_llama_mlp_of_old_files_has_the_width_of_llama_and_no_biases(
     values = {"hidden_size": hidden, "num_layers": layers, "num_attention_heads": 32}
     values |= {"mlp_type": "llama", "activation": "silu", "model_parallel_size": 2}
     config = resolve(NeoXArgs.from_dict({**minimal, **values}), world_size=2)
-    assert config.derived.mlp_inner_size == inner
-    assert config.derived.activation == "swiglu"
+    assert config.model.mlp_inner_size == inner
+    assert config.model.activation == "swiglu"
     assert not config.model.use_bias_in_mlp
-    assert config.derived.notes == (
+    assert config.notes == (
         "'mlp_type: llama' is an old spelling; read as 'activation: swiglu, "
         f"mlp_inner_size: {inner}, use_bias_in_mlp: false'",
     )
@@ -138,16 +138,16 @@ def test_biases_of_a_llama_mlp_are_kept_where_they_are_asked_for(make_config):
 
 
 def test_sizes_follow_from_the_model(make_config):
-    derived = make_config(pos_emb="rotary", rotary_pct=0.25, num_kv_heads=2).derived
-    assert (derived.head_dim, derived.num_kv_heads, derived.rotary_dim) == (16, 2, 4)
-    assert make_config().derived.rotary_dim == 0
-    assert make_config().derived.num_kv_heads == 4
+    config = make_config(pos_emb="rotary", rotary_pct=0.25, num_kv_heads=2)
+    assert (config.model.head_dim, config.model.num_kv_heads, config.model.rotary_dim) == (16, 2, 4)
+    assert make_config().model.rotary_dim == 0
+    assert make_config().model.num_kv_heads == 4
 
 
 def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
     config = make_config()
-    assert config.derived.seq_length == config.model.seq_length == 128
-    assert make_config(seq_length=32).derived.seq_length == 32
+    assert config.data.seq_length == config.data.seq_length == 128
+    assert make_config(seq_length=32).data.seq_length == 32
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,11 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"num_unique_layers": 1},
             "num_unique_layers is 1: layers cannot share weights; remove it",
         ),
-        ({"use_qk_layernorm": True}, "use_qk_layernorm is not part of this version; remove it"),
+        (
+            {"use_qk_layernorm": True},
+            "use_qk_layernorm: True is not supported: queries and keys are not normalised; remove "
+            "the key",
+        ),
         (
             {"mlp_type": "llama", "activation": "relu"},
             "mlp_type llama is a SiLU-gated MLP, activation is 'relu'; drop mlp_type",
@@ -217,14 +221,14 @@ def test_an_unknown_init_method_lists_the_known_ones(problem):
 
 
 def test_a_row_output_layer_is_read_as_column(make_config):
-    notes = make_config(output_layer_parallelism="row").derived.notes
+    notes = make_config(output_layer_parallelism="row").notes
     assert notes == ("'output_layer_parallelism: row' gave wrong losses; read as 'column'",)
 
 
 def test_a_sliding_window_of_the_whole_sample_is_noted(make_config, problem):
-    (note,) = make_config(sliding_window_width=128, seq_length=128).derived.notes
+    (note,) = make_config(sliding_window_width=128, seq_length=128).notes
     assert note.startswith("'sliding_window_width' has no effect: 128")
-    longer = make_config(sliding_window_width=100, seq_length=64).derived.notes
+    longer = make_config(sliding_window_width=100, seq_length=64).notes
     assert "longer texts are read without a window" in longer[0]
     assert "sliding_window_width 127 is less than seq_length 128" in problem(
         sliding_window_width=127

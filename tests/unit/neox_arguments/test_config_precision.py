@@ -22,7 +22,7 @@ HALF = "starts Adam one step ahead in half precision"
     ],
 )
 def test_the_precision_comes_from_any_of_its_spellings(make_config, keys, expected):
-    assert make_config(**keys).derived.precision == expected
+    assert make_config(**keys).precision.dtype == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_contradicting_or_wrong_precision_is_refused(problem, keys, expected):
 
 def test_the_loss_scale_follows_the_section_then_the_outer_keys(make_config):
     section = {"enabled": True, "loss_scale": "1e3", "hysteresis": 4}
-    options = make_config(fp16=section, min_loss_scale=2, hysteresis=9).derived.fp16_options
+    options = make_config(fp16=section, min_loss_scale=2, hysteresis=9).precision.fp16_options
     assert options == {
         "loss_scale": 1000.0,
         "initial_scale_power": 16,
@@ -68,8 +68,8 @@ def test_the_loss_scale_follows_the_section_then_the_outer_keys(make_config):
         "min_loss_scale": 2,
         "auto_cast": False,
     }
-    assert make_config(precision="fp16").derived.fp16_options["loss_scale"] == 0
-    assert make_config().derived.fp16_options == {}
+    assert make_config(precision="fp16").precision.fp16_options["loss_scale"] == 0
+    assert make_config().precision.fp16_options == {}
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_the_loss_scale_follows_the_section_then_the_outer_keys(make_config):
     ],
 )
 def test_half_precision_without_zero_is_run_as_zero_1(make_config, stage, keys, effective):
-    derived = make_config(zero_optimization={"stage": stage}, **keys).derived
-    assert derived.zero_stage == derived.zero_options["stage"] == effective
-    assert any(HALF in note for note in derived.notes) == (stage != effective)
+    config = make_config(zero_optimization={"stage": stage}, **keys)
+    assert config.layout.zero_stage == config.layout.zero_options["stage"] == effective
+    assert any(HALF in note for note in config.notes) == (stage != effective)
 
 
 def test_zero_options_are_kept_and_completed(make_config):
     section = {"stage": 1, "reduce_bucket_size": "5e7", "cpu_offload": False}
     section |= {"offload_optimizer": {"device": "none"}, "stage3_max_live_parameters": 5}
-    assert make_config(zero_optimization=section).derived.zero_options == {
+    assert make_config(zero_optimization=section).layout.zero_options == {
         "stage": 1,
         "contiguous_gradients": True,
         "reduce_scatter": True,
@@ -103,8 +103,8 @@ def test_zero_options_are_kept_and_completed(make_config):
 
 
 def test_the_copies_of_zero_keys_stand_in_for_the_section(make_config, problem):
-    derived = make_config(zero_stage=2, zero_reduce_bucket_size=100).derived
-    assert (derived.zero_stage, derived.zero_options["reduce_bucket_size"]) == (2, 100)
+    config = make_config(zero_stage=2, zero_reduce_bucket_size=100)
+    assert (config.layout.zero_stage, config.layout.zero_options["reduce_bucket_size"]) == (2, 100)
     assert problem(zero_stage=2, zero_optimization={"stage": 1}) == (
         "zero_stage is 2, zero_optimization.stage is 1; keep one"
     )
@@ -154,17 +154,20 @@ def test_a_zero_section_that_deepspeed_could_not_take_is_refused(problem, sectio
 
 def test_numeric_text_and_null_in_sections_are_numbers_and_defaults(make_config):
     written = {"stage": "1", "reduce_bucket_size": "5e8", "overlap_comm": None}
-    derived = make_config(
+    config = make_config(
         zero_optimization={**written, "offload_param": {"device": "none"}},
         fp16={"enabled": True, "hysteresis": None, "loss_scale": None, "type": None},
         optimizer={"type": "Adam", "params": {"lr": "1e-4", "betas": None, "eps": None}},
-    ).derived
-    assert derived.zero_stage == 1
-    assert type(derived.zero_stage) is int
-    assert derived.zero_options["reduce_bucket_size"] == 500_000_000
-    assert derived.zero_options["overlap_comm"] is False
-    assert (derived.fp16_options["hysteresis"], derived.fp16_options["loss_scale"]) == (2, 0)
-    assert (derived.adam_betas, derived.adam_eps) == ((0.9, 0.999), 1e-8)
+    )
+    assert config.layout.zero_stage == 1
+    assert type(config.layout.zero_stage) is int
+    assert config.layout.zero_options["reduce_bucket_size"] == 500_000_000
+    assert config.layout.zero_options["overlap_comm"] is False
+    assert (
+        config.precision.fp16_options["hysteresis"],
+        config.precision.fp16_options["loss_scale"],
+    ) == (2, 0)
+    assert (config.optimizer.betas, config.optimizer.eps) == ((0.9, 0.999), 1e-8)
 
 
 def test_an_unknown_half_precision_is_refused(problem):
@@ -197,8 +200,8 @@ BF16_OF_GPT_NEOX = {
 
 def test_a_bf16_section_with_the_keys_of_fp16_loads_with_one_note(make_config):
     config = make_config(bf16=BF16_OF_GPT_NEOX, zero_stage=1)
-    assert config.derived.precision == "bfloat16"
-    (note,) = config.derived.notes
+    assert config.precision.dtype == "bfloat16"
+    (note,) = config.notes
     for key in BF16_OF_GPT_NEOX.keys() - {"bf16", "enabled"}:
         assert f"bf16.{key}" in note
     assert deepspeed_config(config)["bf16"] == {"enabled": True}

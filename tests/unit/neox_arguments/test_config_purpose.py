@@ -70,7 +70,7 @@ def test_what_only_training_needs_is_refused_for_training_alone(values):
     assert isinstance(read(runnable), list)
     for script in ("evaluate.py", "path/generate.py"):
         config = read({**values, "user_script": script})
-        assert config.derived.world_size == 4
+        assert config.layout.world_size == 4
     assert read(values, purpose=Purpose.READING).to_dict()
 
 
@@ -109,7 +109,7 @@ def test_a_script_tells_the_purpose():
 def test_an_evaluation_of_unnamed_data_measures_the_samples_of_the_training():
     batch = {"train_batch_size": 480, "train_micro_batch_size_per_gpu": 60}
     config = read({**batch, "gradient_accumulation_steps": 8, "user_script": "evaluate.py"})
-    assert (config.derived.train_batch_size, config.derived.micro_batch_size) == (480, 60)
+    assert (config.batch.train_batch_size, config.batch.micro_batch_size) == (480, 60)
 
 
 def evaluation_steps():
@@ -132,4 +132,4 @@ def test_the_research_codes_models_are_evaluated_without_their_data_files(script
         method = {"data_sampling_method": "smoothed_mean", "data_sampling_warmup_steps": 2000}
         overwrites = {"user_script": script, "load": "outputs/x", **method}
         config = resolve(NeoXArgs.from_ymls(files, overwrites), world_size=1)
-        assert config.derived.load_path == "outputs/x"
+        assert config.saving.load_path == "outputs/x"

@@ -7,20 +7,24 @@ from pathlib import Path
 import pytest
 
 from megatron.neox_arguments.aliases import ALIASES
+from megatron.neox_arguments.coerce import coerce
 from megatron.neox_arguments.documentation import field_docs, reference_markdown
 from megatron.neox_arguments.fields import field_table
-from megatron.neox_arguments.groups import GROUPS
 from megatron.neox_arguments.presets import PRESETS
-from megatron.neox_arguments.retired import HINTS, PARENTS, REFUSED, SECTIONS
+from megatron.neox_arguments.sections import SECTIONS
+from megatron.neox_arguments.unsupported import UNSUPPORTED
 
 ROOT = Path(__file__).resolve().parents[3]
 FORK = ROOT / "../shared/spec/fork.md"
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_every_field_is_documented(name):
-    docs = field_docs(GROUPS[name])
-    assert list(docs) == [field.name for field in dataclasses.fields(GROUPS[name])]
+DECLARED = [c for section in SECTIONS.values() for c in (section.answers, section.keys) if c]
+
+
+@pytest.mark.parametrize("declared", DECLARED, ids=lambda declared: declared.__name__)
+def test_every_field_is_documented(declared):
+    docs = field_docs(declared)
+    assert list(docs) == [field.name for field in dataclasses.fields(declared)]
     assert all(text.endswith(".") and text.isascii() for text in docs.values())
 
 
@@ -36,12 +40,9 @@ def test_the_generator_checks_without_writing(tmp_path):
 
 def test_tables_name_only_known_keys():
     known = set(field_table())
-    assert set(REFUSED) <= known
-    assert set(HINTS) <= known
-    assert set(SECTIONS) <= known
-    assert {name for alias in ALIASES for name in (alias.old, alias.new)} <= known
+    targets = {alias.new.partition(".")[0] for alias in ALIASES}
+    assert {alias.old for alias in ALIASES} | targets <= known
     assert all(set(values) <= known for values in PRESETS.values())
-    assert all(any(key.startswith(start) for key in known) for start in PARENTS)
 
 
 def test_the_reference_says_what_has_no_effect():
@@ -63,13 +64,16 @@ def test_the_reference_says_what_is_refused_and_what_is_not():
     assert "efused" not in entry("async_save")
 
 
-def test_no_key_is_both_refused_and_a_hint():
-    assert not (set(REFUSED) | set(SECTIONS)) & set(HINTS)
+def test_every_key_that_is_not_supported_has_a_type_a_default_and_a_reason():
+    for key, row in UNSUPPORTED.items():
+        assert coerce(row.default, row.type) == row.default, key
+        assert row.reason
+        assert not any(row.is_asked_for(value) for value in (None, row.default)), key
 
 
 def words_of_the_program():
     """Words of all sources but the declarations of keys and the tables of what is not honoured."""
-    declarations = ("groups", "retired.py", "documentation.py", "presets.py")
+    declarations = ("sections", "unsupported.py", "documentation.py", "presets.py")
     sources = [*ROOT.glob("*.py"), *(ROOT / "megatron").rglob("*.py")]
     kept = [path for path in sources if not any(part in path.parts for part in declarations)]
     return set(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in kept)))
@@ -78,14 +82,13 @@ def words_of_the_program():
 def test_every_key_is_read_refused_or_noted():
     written_in_parts = {f"{name}_data_weights" for name in ("train", "valid", "test")}
     only_passed_on = {"no_ssh_check", "force_multi", "git_hash"}
+    words = words_of_the_program()
     silent = {
         field.name
         for field in field_table().values()
-        if field.group != "preference"
-        and field.name not in {*REFUSED, *SECTIONS, *HINTS}
-        and not field.name.startswith(tuple(PARENTS))
+        if field.name not in UNSUPPORTED and not {field.name, field.answer} & words
     }
-    silent -= words_of_the_program() | written_in_parts | only_passed_on
+    silent -= written_in_parts | only_passed_on | {alias.old for alias in ALIASES}
     assert not silent
 
 

@@ -10,7 +10,7 @@ ALONE = {"train_micro_batch_size_per_gpu": None}
 
 
 def batch(config):
-    return tuple(getattr(config.derived, name) for name in BATCH)
+    return tuple(getattr(config.batch, name) for name in BATCH)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,13 @@ def test_a_batch_size_below_one_is_refused(problem):
 def test_the_world_size_comes_from_the_first_that_says_it(make_config, monkeypatch, write):
     hostfile = write("hosts", "a slots=2\nb slots=3\n")
     keys = {"num_gpus": 2, "hostfile": "/none"}
-    assert make_config().derived.world_size == 1
-    assert make_config(**keys).derived.world_size == 2
-    assert make_config(**{**keys, "num_gpus": None, "hostfile": hostfile}).derived.world_size == 5
-    assert make_config(**keys, global_num_gpus=6).derived.world_size == 6
+    assert make_config().layout.world_size == 1
+    assert make_config(**keys).layout.world_size == 2
+    assert make_config(**{**keys, "num_gpus": None, "hostfile": hostfile}).layout.world_size == 5
+    assert make_config(**keys, global_num_gpus=6).layout.world_size == 6
     monkeypatch.setenv("WORLD_SIZE", "7")
-    assert make_config(**keys, global_num_gpus=6).derived.world_size == 7
-    assert make_config(8, **keys).derived.world_size == 8
+    assert make_config(**keys, global_num_gpus=6).layout.world_size == 7
+    assert make_config(8, **keys).layout.world_size == 8
 
 
 def test_a_world_size_beyond_any_machine_is_refused_wherever_it_comes_from(
@@ -123,12 +123,12 @@ def test_a_world_size_beyond_any_machine_is_refused_wherever_it_comes_from(
     with pytest.raises(ConfigError, match=r"^world_size must be 1 to 1048576, got 2147483648"):
         resolve(NeoXArgs.from_dict({**minimal, "world_size": 2**31, "train_batch_size": 6}))
     monkeypatch.setenv("WORLD_SIZE", "9" * 5000)
-    assert make_config().derived.world_size == 1
+    assert make_config().layout.world_size == 1
 
 
 def test_the_key_world_size_is_a_hint(minimal):
     args = NeoXArgs.from_dict({**minimal, "world_size": 3})
-    assert resolve(args).derived.world_size == 3
+    assert resolve(args).layout.world_size == 3
 
 
 @pytest.mark.parametrize(
@@ -143,17 +143,17 @@ def test_the_key_world_size_is_a_hint(minimal):
 )
 def test_filters_choose_slots_of_the_hostfile(make_config, write, filters, expected):
     path = write("hosts", "a slots=2\n\n# spare\nb slots=3  # new\nc slots=1\n")
-    assert make_config(hostfile=path, **filters).derived.world_size == expected
+    assert make_config(hostfile=path, **filters).layout.world_size == expected
 
 
 def test_include_counts_without_a_hostfile(make_config):
     config = make_config(hostfile="None", include="localhost:1")
-    assert config.derived.world_size == 1
-    assert make_config(include="localhost:0,1").derived.world_size == 2
+    assert config.layout.world_size == 1
+    assert make_config(include="localhost:0,1").layout.world_size == 2
 
 
 def test_a_missing_hostfile_is_noted(make_config):
-    assert make_config(hostfile="/mock_path").derived.notes == (
+    assert make_config(hostfile="/mock_path").notes == (
         "there is no hostfile /mock_path; the run uses this machine alone",
     )
 
@@ -206,7 +206,7 @@ def test_processes_are_checked(problem, key, value, expected):
 
 
 def test_a_backend_may_be_written_in_capitals(make_config):
-    assert make_config(distributed_backend="NCCL").other.distributed_backend == "nccl"
+    assert make_config(distributed_backend="NCCL").launch.distributed_backend == "nccl"
 
 
 def test_a_message_says_where_the_value_was_written(write, minimal):

@@ -175,7 +175,7 @@ def load_runner(monkeypatch: Any, **changes: Any) -> tuple[Any, Any]:
 def random_text(config: Any, method: str = "static") -> Any:
     """The data of a run, and their mixture: two domains."""
     mixture = MixtureController(("web", "code"), method, MixtureSchedule(1, 2))
-    return RandomText(mixture, config.derived.seq_length)
+    return RandomText(mixture, config.data.seq_length)
 
 
 def run_steps(

@@ -191,8 +191,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 def test_the_type_is_matched_without_regard_to_case_and_in_groups():
     assert build("charleveltokenizer").name == "CharLevelTokenizer"
     grouped = SimpleNamespace(
-        tokenizer=SimpleNamespace(tokenizer_type="CharLevelTokenizer"),
-        training=SimpleNamespace(vocab_file=None, merge_file=None),
+        data=SimpleNamespace(tokenizer_type="CharLevelTokenizer", vocab_file=None, merge_file=None)
     )
     assert build_tokenizer(grouped).name == "CharLevelTokenizer"
 

@@ -48,8 +48,10 @@ def run(tmp_path) -> Path:
         (folder / "configs/news_and_code.yml").write_text("{}")
         (folder / "configs/two words.json").write_text("{}")
         settings = {
-            "model": {"num_layers": 7, "num_attention_heads": None},
-            "derived": {"learning_rate": 0.002, "train_paths": ["/data/private/news"]},
+            "version": 2,
+            "model": {"num_layers": 7},
+            "optimizer": {"learning_rate": 0.002},
+            "data": {"train_paths": ["/data/private/news"]},
         }
         write_json_atomic(folder / "configs/resolved.json", settings)
         counters = TrainState(30, 30, 40, 123456).state_dict()

@@ -1,0 +1,217 @@
+"""Data and how it is mixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from odm.methods import METHODS
+
+from ..declarations import Key, at_least, in_range
+
+if TYPE_CHECKING:
+    MethodName: TypeAlias = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Datasets, their domains, and the tokenizer."""
+
+    train_domains: tuple[str, ...]
+    """Names of the training domains in order; empty for unnamed data."""
+
+    valid_domains: tuple[str, ...]
+    """Names of the validation datasets in order; empty for unnamed data."""
+
+    test_domains: tuple[str, ...]
+    """Names of the test datasets in order; empty for unnamed data."""
+
+    train_paths: tuple[str, ...]
+    """Prefixes of training data; those that `split` divides are in all three."""
+
+    valid_paths: tuple[str, ...]
+    """Prefixes of validation data; empty where there is none, as the next."""
+
+    test_paths: tuple[str, ...]
+    """Prefixes of test data."""
+
+    train_weights: tuple[float, ...]
+    """Weights of the training datasets, as given (they need not sum to 1)."""
+
+    valid_weights: tuple[float, ...]
+    """Weights of the validation datasets."""
+
+    test_weights: tuple[float, ...]
+    """Weights of the test datasets."""
+
+    split: Annotated[tuple[float, float, float] | None, Key("split", str, "969, 30, 1")]
+    """Shares for training, validation and test, in documents; separated by commas or slashes.
+    Divides `data_path`. Where it is written it divides each of `train_data_paths` too, unless
+    `valid_data_paths` or `test_data_paths` name the held-out text."""
+
+    seq_length: Annotated[int, Key("seq_length", int | None)]
+    """Tokens of a training sample. Not set: `max_position_embeddings`."""
+
+    eod_mask_loss: bool = False
+    """Leaves out the loss at positions whose input token ends a document. Loss and gradient are
+    means over the tokens of the global batch that are left, whatever the layout and accumulation;
+    in GPT-NeoX they are means of the means of micro-batches."""
+
+    use_named_eval_datasets: bool = False
+    """Evaluates every domain by itself: on the whole of its data, or on the samples that the two
+    keys below or `eval_iters` leave."""
+
+    max_validation_samples_per_dataset: Annotated[int | None, at_least(1)] = None
+    """Samples of each named validation dataset at most, spread evenly over it; the same text
+    whatever the seed."""
+
+    max_test_samples_per_dataset: Annotated[int | None, at_least(1)] = None
+    """Samples of each named test dataset at most, as `max_validation_samples_per_dataset`."""
+
+    weight_by_num_documents: bool = False
+    """Weights follow the numbers of documents n: proportional to n^alpha (1 - n/N). Replaces
+    weights of your own."""
+
+    weighted_sampler_alpha: Annotated[float, at_least(0)] = 1.0
+    """Exponent alpha of `weight_by_num_documents`. 0 makes datasets equal, 1 proportional."""
+
+    cache_dir: Annotated[str | None, Key("data_cache_dir")] = None
+    """Folder of index files. Not set: beside the data, or a cache folder where that cannot be
+    written."""
+
+    mmap_warmup: bool = False
+    """Reads dataset files once at start so that they are in memory."""
+
+    tokenizer_type: Literal[
+        "GPT2BPETokenizer",
+        "HFTokenizer",
+        "HFGPT2Tokenizer",
+        "SPMTokenizer",
+        "CharLevelTokenizer",
+        "TiktokenTokenizer",
+    ] = "GPT2BPETokenizer"
+    """GPT2BPETokenizer reads vocab.json and merges.txt, HFTokenizer a tokenizer.json,
+    HFGPT2Tokenizer a name or folder of transformers, SPMTokenizer a SentencePiece model,
+    TiktokenTokenizer an encoding's name; CharLevelTokenizer needs no file: its tokens are bytes."""
+
+    tokenizer_adds_special_tokens: bool = False
+    """Adds to each text what the `post_processor` of the tokenizer.json adds in transformers, such
+    as a begin-of-text token. Prepare the data with `--add-special-tokens` then. Prompts and
+    contexts of tasks get what comes before a text; an export keeps the `post_processor`."""
+
+    vocab_file: str | None = None
+    """File, folder or name of the tokenizer's vocabulary."""
+
+    merge_file: str | None = None
+    """File of merges, for GPT2BPETokenizer."""
+
+    padded_vocab_size: Annotated[int | None, at_least(0)] = None
+    """Vocabulary with padding. Computed from the tokenizer; read only by `--dry-run` where there is
+    no tokenizer to ask."""
+
+    @property
+    def split_text(self) -> str:
+        """The shares of `split` as a message shows them."""
+        return ", ".join(f"{share:.4g}" for share in self.split or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataKeys:
+    """Keys that decide fields of `Data` together."""
+
+    data_path: str | None = None
+    """Prefix of one dataset that `split` divides. Not together with lists of paths."""
+
+    train_data_paths: list[str] | None = None
+    """Prefixes of the training datasets, one a domain."""
+
+    valid_data_paths: list[str] | None = None
+    """Prefixes of the validation datasets. Optional, as the next: what is not named is not
+    measured. See `split`."""
+
+    test_data_paths: list[str] | None = None
+    """Prefixes of the test datasets."""
+
+    train_data_weights: list[float] | None = None
+    """Weight of each training dataset, in the order of the paths; they need not sum to 1. Not set:
+    equal. With a `data_sampling_method` these are the initial weights."""
+
+    valid_data_weights: list[float] | None = None
+    """Weight of each validation dataset. No effect with `use_named_eval_datasets`, which evaluates
+    each by itself."""
+
+    test_data_weights: list[float] | None = None
+    """Weight of each test dataset. No effect with `use_named_eval_datasets`."""
+
+    data_domain_names: list[str] | None = None
+    """Names of the domains, in the order of `train_data_paths`. Not set: the folder that holds the
+    dataset's files."""
+
+    use_named_train_datasets: bool = False
+    """Keeps training datasets apart by the names of their domains."""
+
+    data_impl: Literal["infer", "mmap", "cached", "lazy"] = "infer"
+    """Format of dataset files. All of them are memory-mapped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """Online data mixing: how domain weights are learnt, and how a batch is drawn."""
+
+    method: Annotated[
+        str,
+        Key("data_sampling_method", MethodName | None),
+    ]
+    """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
+    Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
+    `naive_validation` is refused."""
+
+    run_length: int
+    """Consecutive samples of the global batch that share a domain: 1, the micro-batch size or the
+    whole batch."""
+
+    warmup_steps: Annotated[int, Key("data_sampling_warmup_steps"), at_least(0)] = 0
+    """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
+
+    update_frequency: Annotated[int, Key("data_sampling_update_frequency")] = 1
+    """Iterations from one update of the weights to the next; losses in between are not used. At
+    least 1 for methods that learn."""
+
+    smoothing_factor: Annotated[
+        float, Key("data_sampling_smoothing_factor"), in_range("[0, 1)", "1.0 would never learn")
+    ] = 0.9
+    """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
+    smoothed_mean and odm_paper."""
+
+    stratified: Annotated[bool, Key("data_sampling_stratified")] = False
+    """Draws domains with as little chance as possible: counts differ from weight times draws by
+    less than one."""
+
+    min_weights: Annotated[tuple[float, ...], Key("data_sampling_min_weight", float | dict | None)]
+    """Smallest weight, in [0, 1]: one number for all domains, or a section of domain: number (other
+    domains have no such limit). Holds from the first iteration on, whatever the method."""
+
+    max_weights: Annotated[tuple[float, ...], Key("data_sampling_max_weight", float | dict | None)]
+    """Largest weight, in [0, 1], as `data_sampling_min_weight`."""
+
+    max_epochs: Annotated[
+        tuple[float | None, ...], Key("data_sampling_max_epochs", float | dict | None)
+    ]
+    """Times that a domain is read at most in the `train_iters` of the run, above 0, as
+    `data_sampling_min_weight`, over which it wins. Draws are random: the last iterations may
+    overshoot it a little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingKeys:
+    """Keys that decide fields of `Mixing` together."""
+
+    mixed_batches: bool = False
+    """Every sample of a batch draws its own domain."""
+
+    mixed_minibatches: bool = False
+    """Every micro-batch of every data-parallel process draws its own domain: Online Data Mixing as
+    published. With neither this nor `mixed_batches`, named datasets give one domain to a whole
+    iteration."""

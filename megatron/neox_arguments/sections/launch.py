@@ -1,0 +1,85 @@
+"""Where and how processes are started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ..declarations import at_least, between
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Machines, processes and what else a launcher needs; randomness."""
+
+    user_script: str | None = None
+    """Script that `deepy.py` starts."""
+
+    hostfile: str | None = None
+    """File of lines `host slots=N`. A file that is not there means this machine alone. The
+    environment variable DLTS_HOSTFILE is used when this is not set."""
+
+    include: str | None = None
+    """Hosts and slots to use, as in `host1@host2:0,2`. Not together with `exclude`."""
+
+    exclude: str | None = None
+    """Hosts and slots to leave out, written like `include`."""
+
+    num_nodes: int = -1
+    """Hosts to take from the top of the hostfile. -1 takes all."""
+
+    num_gpus: int | None = None
+    """Processes on each machine. On a machine without GPUs: CPU processes."""
+
+    master_port: Annotated[int, between(1, 65535)] = 29500
+    """TCP port where the processes of a run meet."""
+
+    master_addr: str | None = None
+    """Address of the first machine. Found from the hostfile or the environment when not set."""
+
+    launcher: Literal["pdsh", "openmpi", "mvapich", "slurm", "mpich", "impi"] = "pdsh"
+    """Program that starts processes on several machines. One machine needs none."""
+
+    force_multi: bool = False
+    """Uses the launcher for several machines even for a single remote one."""
+
+    no_ssh_check: bool = False
+    """Starts without testing that the first host answers to ssh."""
+
+    comment: str | None = None
+    """Text for Slurm's `--comment`."""
+
+    account: str | None = None
+    """Account to charge, for Slurm's `--account`."""
+
+    distributed_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl"] | None = None
+    """Backend of torch.distributed, one that this PyTorch has. Not set: nccl on GPUs, gloo on CPUs;
+    on CPUs nccl is read as gloo."""
+
+    distributed_timeout_minutes: float = 30.0
+    """Minutes after which a collective operation that does not finish ends the run."""
+
+    seed: Annotated[int, at_least(1)] = 1234
+    """Seed of all random numbers, at least 1."""
+
+    neox_compat: Literal["odm2024"] | None = None
+    """Defaults of another code base for keys that are not set. `odm2024`: those of the research
+    code of Online Data Mixing (weight decay 0.01, dropout 0.1, no gradient clipping,
+    `weighted_sampler_alpha` 0.3)."""
+
+    deepspeed_extra_args: dict[str, Any] | None = None
+    """More keys for DeepSpeed's configuration, added as they are; only such as have no key of their
+    own here. A secret, as `comet.api_key`, is better written `${COMET_API_KEY}`, which takes it
+    from the environment; what a run writes never holds one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchKeys:
+    """Keys that decide fields of `Launch` together."""
+
+    deepspeed: bool = True
+    """Always true: the engine is DeepSpeed's."""
+
+    config_files: dict[str, str] | None = None
+    """Texts of the files of this configuration by name, kept for the checkpoint. Set by the
+    program."""

@@ -1,0 +1,200 @@
+"""The network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, in_range
+
+MOST_LAYERS = 100_000
+"""More are a slip of the pen, and lists of them would fill the memory."""
+
+InitMethod = Literal[
+    "normal",
+    "scaled_normal",
+    "orthogonal",
+    "scaled_orthogonal",
+    "xavier_uniform",
+    "xavier_normal",
+    "wang_init",
+    "small_init",
+    "single_residual_scaled_normal",
+]
+
+Activation = Literal[
+    "gelu",
+    "geglu",
+    "relu",
+    "softsign",
+    "swish",
+    "mish",
+    "silu",
+    "reglu",
+    "swiglu",
+    "bilinear",
+    "glu",
+]
+
+GATED_ACTIVATIONS = frozenset({"geglu", "reglu", "swiglu", "bilinear", "glu"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What the network is: all that decides its parameters and what they compute."""
+
+    num_layers: Annotated[int, Key("num_layers"), at_least(1), at_most(MOST_LAYERS)]
+    """Transformer blocks. Required."""
+
+    hidden_size: Annotated[int, Key("hidden_size"), at_least(1)]
+    """Width of the residual stream. Required; a multiple of `num_attention_heads`."""
+
+    num_attention_heads: Annotated[int, Key("num_attention_heads"), at_least(1)]
+    """Query heads of each attention layer. Required."""
+
+    num_kv_heads: Annotated[int, Key("num_kv_heads", int | None)]
+    """Key and value heads. Not set: as many as query heads. Fewer, dividing them: grouped queries;
+    1: one for all."""
+
+    head_dim: int
+    """Width of an attention head."""
+
+    max_position_embeddings: Annotated[int, Key("max_position_embeddings"), at_least(1)]
+    """Longest sequence the model can take, in tokens. Required; at least `seq_length`."""
+
+    mlp_inner_size: Annotated[int, Key("mlp_inner_size", int | None), above(0)]
+    """Inner width of the MLP as built, for plain and gated activations alike. Wins over
+    `intermediate_size` and `expansion_factor`."""
+
+    is_gated_mlp: bool
+    """The activation multiplies two projections."""
+
+    activation: Activation = "gelu"
+    """Nonlinearity of the MLP. geglu, reglu, swiglu, bilinear and glu are gated: they multiply two
+    projections."""
+
+    bias_gelu_fusion: bool = False
+    """Uses the tanh form of gelu, as the fused kernel of GPT-NeoX does. Not only speed: the values
+    differ by 1e-3."""
+
+    norm: Literal[
+        "layernorm",
+        "rmsnorm",
+        "scalenorm",
+        "non_parametric_layernorm",
+        "te_rmsnorm",
+        "te_layernorm",
+    ] = "layernorm"
+    """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
+    are refused."""
+
+    norm_epsilon: float
+    """Added to the variance of the chosen `norm`."""
+
+    pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
+    """How positions enter the model. `rpe` and `alibi` are refused."""
+
+    rotary_dim: int
+    """Rotated dimensions of a head; 0 without rotary positions."""
+
+    rotary_emb_base: Annotated[int, at_least(1)] = 10000
+    """Base of the rotation's wavelengths."""
+
+    no_weight_tying: bool = False
+    """True gives the output layer a weight of its own; false shares the word embedding."""
+
+    make_vocab_size_divisible_by: Annotated[int, at_least(1)] = 128
+    """The vocabulary is padded to a multiple of this, for speed. Padding never leaves the program.
+    """
+
+    gpt_j_residual: bool = False
+    """Adds attention and MLP to the same input, `x + attention(norm1(x)) + mlp(norm2(x))`, instead
+    of in turn."""
+
+    gpt_j_tied: bool = False
+    """With `gpt_j_residual`: one norm feeds both attention and MLP. No effect without it."""
+
+    use_bias_in_norms: bool = True
+    """Gives norms a bias."""
+
+    use_bias_in_attn_linear: bool = True
+    """Gives the attention projections a bias."""
+
+    use_bias_in_mlp: bool = True
+    """Gives the MLP matrices a bias."""
+
+    init_method: InitMethod = "normal"
+    """First values of all weights but those that write into the residual stream."""
+
+    output_layer_init_method: InitMethod = "scaled_normal"
+    """First values of the weights that write into the residual stream: attention output and second
+    MLP matrix."""
+
+    init_method_std: Annotated[float, above(0)] = 0.02
+    """Standard deviation of `normal` and base of the scaled forms."""
+
+    hidden_dropout: Annotated[float, in_range("[0, 1)"), ONLY_TRAINING] = 0.0
+    """Chance that a value added to the residual stream is dropped, in [0, 1)."""
+
+    attention_dropout: Annotated[float, in_range("[0, 1)"), ONLY_TRAINING] = 0.0
+    """Chance that an attention weight is dropped, in [0, 1)."""
+
+    z_loss: Annotated[float, at_least(0), ONLY_TRAINING] = 0.0
+    """Adds this times the squared log-normaliser of each token's logits to the training loss, which
+    keeps logits small; 0.0001 is usual. Reported losses, and so the mixture's rewards, are without
+    it."""
+
+    checkpoint_num_layers: Annotated[int, Key("checkpoint_num_layers", int, 1), at_least(1)]
+    """Blocks of one stretch that is computed again in the backward pass, with
+    `checkpoint_activations`; 0 in the answer: all activations are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKeys:
+    """Keys that decide fields of `Model` together."""
+
+    layernorm_epsilon: Annotated[float, above(0)] = 1.0e-5
+    """Added to the variance in LayerNorm."""
+
+    rms_norm_epsilon: Annotated[float, above(0)] = 1.0e-8
+    """Added to the mean square in RMSNorm. Llama models use 1e-5 or 1e-6."""
+
+    scalenorm_epsilon: Annotated[float, above(0)] = 1.0e-8
+    """Smallest norm that ScaleNorm divides by."""
+
+    rotary_pct: float = 1.0
+    """Share of each head's dimensions that is rotated, in (0, 1]."""
+
+    intermediate_size: Annotated[int | None, above(0)] = None
+    """Width X from which GPT-NeoX computes the inner MLP width: X itself for plain activations,
+    about X/3 for gated ones. Prefer `mlp_inner_size`, which is the width itself."""
+
+    mlp_multiple_of: Annotated[int, at_least(1)] = 1
+    """The inner MLP width is rounded up to a multiple of this."""
+
+    expansion_factor: Annotated[float | None, above(0)] = None
+    """`intermediate_size` as a multiple of `hidden_size`. Not set: 4."""
+
+    mlp_type: str | None = None
+    """Spelling from before 2024: `regular`, or `llama` for a SiLU-gated MLP without biases whose
+    inner width is `intermediate_size`, else 8/3 of `hidden_size` rounded up to a multiple of 256.
+    Now `activation: swiglu`, `mlp_inner_size` and `use_bias_in_mlp: false`."""
+
+    attention_config: list | str | None = None
+    """Attention type of each layer, as `[[[types...], repeats or "all"], ...]`: `[[["flash"], 12]]`
+    or `[[["global", "flash"], "all"]]`; or a plain list of one type a layer. Not set: `global`
+    everywhere. `flash` and `global` compute the same; other types are refused."""
+
+    sliding_window_width: int | None = None
+    """Tokens that a position sees, itself included. Refused: a position sees all before it."""
+
+    num_unique_layers: int | None = None
+    """Planned weight sharing between layers; never did anything in GPT-NeoX. Refused unless equal
+    to `num_layers`."""
+
+    output_layer_parallelism: Literal["column", "row"] = "column"
+    """How tensor parallelism cuts the output layer. `row` of old files is read as `column`: with a
+    loss over parts of the vocabulary `row` gave wrong losses."""
+
+    checkpoint_activations: bool = False
+    """Computes activations again in the backward pass instead of keeping them."""

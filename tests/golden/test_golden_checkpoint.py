@@ -1,0 +1,44 @@
+"""A checkpoint of an earlier version resumes as it would have gone on there."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.golden.make_checkpoint import KEPT, LAST, SAVED, losses, train, write_run
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """A folder with the continued run, and what the run printed."""
+    folder = tmp_path_factory.mktemp("resumed")
+    write_run(folder)
+    saved = f"global_step{SAVED}"
+    shutil.copytree(KEPT / saved, folder / "run" / saved)
+    return folder, train(folder)
+
+
+def test_an_older_checkpoint_gives_the_losses_of_the_run_that_wrote_it(resumed):
+    folder, _ = resumed
+    expected = json.loads((KEPT / "losses.json").read_text())
+    found = losses(folder)
+    assert list(found) == [str(step) for step in range(SAVED + 1, LAST + 1)]
+    for step, event in expected.items():
+        # to the bit on the machine that made it; others add in another order
+        assert found[step] == {key: approximately(value) for key, value in event.items()}
+
+
+def approximately(value):
+    return pytest.approx(value, rel=1e-6, abs=1e-9)
+
+
+def test_network_and_schedule_of_an_older_checkpoint_are_those_of_the_run(resumed):
+    _, printed = resumed
+    assert f"global_step{SAVED}" in printed
+    for complaint in (
+        "another network",
+        "schedule is another",
+        "does not tell",
+        "but names",
+    ):
+        assert complaint not in printed
