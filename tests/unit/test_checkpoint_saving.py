@@ -63,7 +63,7 @@ def contents(step: int, name: str = "") -> CheckpointContents:
         state=TrainState(step=step),
         mixture=None,
         config_files={},
-        resolved_config={"model": {"num_layers": 1}, "optimizer": {"learning_rate": 0.1}},
+        resolved_config={"version": 2, "model": {"num_layers": 1}},
         extra={"name": name},
     )
 

@@ -35,7 +35,7 @@ def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_
         state=TrainState(step=3),
         mixture=None,
         config_files={"run.yml": "seed: 1\n"},
-        resolved_config={"model": {"num_layers": 1}, "optimizer": {"learning_rate": 0.1}},
+        resolved_config={"version": 2, "model": {"num_layers": 1}},
         extra={"loss_scaler": {}},
     )
     given = deepcopy((index, contents))

@@ -55,6 +55,7 @@ def resolve_data(draft: Draft) -> Data:
     return draft.section(
         Data,
         split=split,
+        split_text=draft["split"],
         seq_length=_seq_length(draft),
         **{f"{name}_paths": paths[name] for name in SETS},
         **{f"{name}_weights": weights[name] for name in SETS},

@@ -51,6 +51,9 @@ class Data:
     Divides `data_path`. Where it is written it divides each of `train_data_paths` too, unless
     `valid_data_paths` or `test_data_paths` name the held-out text."""
 
+    split_text: str
+    """`split` as it was written, for messages."""
+
     seq_length: Annotated[int, Key("seq_length", int | None)]
     """Tokens of a training sample. Not set: `max_position_embeddings`."""
 
@@ -110,11 +113,6 @@ class Data:
     padded_vocab_size: Annotated[int | None, at_least(0)] = None
     """Vocabulary with padding. Computed from the tokenizer; read only by `--dry-run` where there is
     no tokenizer to ask."""
-
-    @property
-    def split_text(self) -> str:
-        """The shares of `split` as a message shows them."""
-        return ", ".join(f"{share:.4g}" for share in self.split or ())
 
 
 @dataclass(frozen=True, kw_only=True)

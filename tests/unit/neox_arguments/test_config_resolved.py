@@ -19,7 +19,7 @@ OLDER = ROOT / "tests/golden/checkpoint/global_step4/configs"
 def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():
     found = in_current_form(json.loads((OLDER / "resolved.json").read_text()))
     run = resolve(NeoXArgs.from_ymls([OLDER / "run.yml"])).to_dict()
-    told_otherwise = {"precision.key", "precision.communication_data_type", "launch.user_script"}
+    told_otherwise = {"precision.key", "precision.communication_data_type", "data.split_text"}
     missing = set()
     for name in SECTIONS:
         for field, value in run[name].items():
