@@ -81,27 +81,24 @@ def train(
     while state.step < last_step and not state.stop:
         state.step += 1
         began = time.perf_counter()
-        weights = mixture.weights  # a probability for each domain, from losses of earlier steps
-        # the plan: a domain, and a sample of it, for every place of the global batch
-        draw = mixture.draw(state.step, source.global_batch_size, run_length)
+        draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
         result = runner.train_step(source.batches(draw))
         signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
-        now = time.perf_counter()
+        clock, before = time.perf_counter(), clock
         report = StepReport(
             draw=draw,
-            weights=weights,
+            weights=mixture.weights,  # from the losses of earlier steps
             signal=signal,
             lm_loss=lm_loss,
             grad_norm=None if result.grad_norm is None else float(result.grad_norm),
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
-            seconds=now - clock,
-            step_seconds=now - began,
+            seconds=clock - before,
+            step_seconds=clock - began,
         )
-        clock = now
         require_finite(state, report, mixture, is_last=state.step == last_step)
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
@@ -255,12 +252,10 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.training.eval_interval, config.derived.train_iters
-    settings = evaluation_settings(config.to_dict())
-    is_finished = state.step >= last_step
-    measured = measured_at(config.derived.log_dir, state.step, settings) if is_finished else {}
-    saving = CheckpointHook(
-        runner, source, mixture, config, logger, moment_names=moment_names(config)
-    )
+    log_dir, settings = config.derived.log_dir, evaluation_settings(config.to_dict())
+    measured = measured_at(log_dir, state.step, settings) if state.step >= last_step else {}
+    names = moment_names(config)
+    saving = CheckpointHook(runner, source, mixture, config, logger, moment_names=names)
     hooks: list[Hook] = [
         LoggingHook(
             logger, source, mixture, interval=config.logging.log_interval, last_step=last_step
