@@ -81,28 +81,28 @@ def train(
     while state.step < last_step and not state.stop:
         state.step += 1
         began = time.perf_counter()
-        weights = mixture.weights  # a probability for each domain, from losses of earlier steps
         draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
         learning_rate = learning_rate_of(state.applied_steps)
         runner.set_learning_rate(learning_rate)
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, state.stop = reduce_step(result, mixture)  # one all-reduce
-        last, clock = clock, time.perf_counter()
+        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
+        clock, before = time.perf_counter(), clock
         report = StepReport(
             draw=draw,
-            weights=weights,
+            weights=mixture.weights,  # from the losses of earlier steps
             signal=signal,
             lm_loss=lm_loss,
             grad_norm=None if result.grad_norm is None else float(result.grad_norm),
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
-            seconds=clock - last,
+            seconds=clock - before,
             step_seconds=clock - began,
         )
         require_finite(state, report, mixture, is_last=state.step == last_step)
         mixture.observe(state.step, signal)  # these losses decide the weights of the next step
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
+        state.stop = stop
         for hook in hooks:
             hook.after_step(state, report)
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:

@@ -240,10 +240,10 @@ def test_smoothed_mean_survives_losses_whose_exponential_overflows(huge):
 def test_nonfinite_losses_are_refused(method, bad):
     mixer = make_mixer(method)
     state = mixer.init(["a", "b"], [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"loss of domain 1 is -?inf, must be finite"):
+    with pytest.raises(ValueError, match=r"loss of domain 1 at step 1 is -?inf, must be finite"):
         mixer.update(state, 1, [1.0, bad], [0.5, 0.5])
     nan = Signal(*np.array([[np.nan, 1.0], [0, 0], [5, 5], [1, 1]]))
-    with pytest.raises(ValueError, match="loss of domain 0 is nan"):
+    with pytest.raises(ValueError, match="loss of domain 0 at step 1 is nan"):
         mixer.update(state, 1, nan, [0.5, 0.5])
 
 
