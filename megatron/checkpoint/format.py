@@ -46,7 +46,7 @@ from megatron.checkpoint.schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
-from megatron.model.parameters import ParameterFacts
+from megatron.model.parameters import ParameterSpec
 from odm.json_data import SchemaError, anything, fields, read_json, shown
 
 __all__ = [
@@ -79,11 +79,11 @@ _IN_CONTENT = {
 """Checks of the JSON files beside the index."""
 
 
-def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
+def parameter_info(spec: ParameterSpec, tp_size: int) -> ParameterInfo:
     """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
-    num_shards = 1 if facts.tp_dim is None else tp_size
-    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
-    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+    num_shards = 1 if spec.tp_dim is None else tp_size
+    extent = spec.shard_shape[spec.tp_dim or 0] * num_shards
+    return ParameterInfo(spec.logical_shape, spec.tp_dim, extent)
 
 
 def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:

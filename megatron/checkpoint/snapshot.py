@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron.checkpoint.format import file_facts, fragment_key, parameter_info
 from megatron.checkpoint.fragments import Fragment, iterate_fragments
 from megatron.checkpoint.tensor_files import write_tensors
-from megatron.model.parameters import ParameterFacts, facts_of
+from megatron.model.parameters import ParameterSpec, spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
@@ -44,14 +44,14 @@ def take_snapshot(
     parameters: dict[str, dict[str, Any]] = {}
     kinds: set[str] = set()
     for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
-        facts = facts_of(fragment.parameter)
+        spec = spec_of(fragment.parameter)
         if not _is_owner(fragment.parameter, topology):
             continue
-        tp_rank = 0 if facts.tp_dim is None else topology.model_rank
-        length = fragment.length - _padding(fragment, facts, tp_rank)
+        tp_rank = 0 if spec.tp_dim is None else topology.model_rank
+        length = fragment.length - _padding(fragment, spec, tp_rank)
         if length <= 0:
             continue
-        info = parameter_info(facts, topology.grid.model)
+        info = parameter_info(spec, topology.grid.model)
         entry = parameters.setdefault(fragment.name, {**asdict(info), "fragments": []})
         entry["fragments"].append((name, tp_rank, fragment.offset, length))
         kinds.update(fragment.values)
@@ -88,16 +88,16 @@ def _is_owner(parameter: Any, topology: Topology) -> bool:
     """Replicated parameters are written by one tensor rank, tied copies by the lowest stage."""
     if getattr(parameter, "ds_pipe_replicated", False):
         return False
-    return facts_of(parameter).tp_dim is not None or topology.model_rank == 0
+    return spec_of(parameter).tp_dim is not None or topology.model_rank == 0
 
 
-def _padding(fragment: Fragment, facts: ParameterFacts, tp_rank: int) -> int:
+def _padding(fragment: Fragment, spec: ParameterSpec, tp_rank: int) -> int:
     """Elements at the end of a fragment that are vocabulary padding, which is never written."""
-    if facts.tp_dim != 0:
+    if spec.tp_dim != 0:
         return 0
-    rows = facts.shard_shape[0]
-    known_rows = max(0, min(rows, facts.logical_shape[0] - tp_rank * rows))
-    known = known_rows * math.prod(facts.shard_shape[1:])
+    rows = spec.shard_shape[0]
+    known_rows = max(0, min(rows, spec.logical_shape[0] - tp_rank * rows))
+    known = known_rows * math.prod(spec.shard_shape[1:])
     return max(0, min(fragment.length, fragment.offset + fragment.length - known))
 
 
