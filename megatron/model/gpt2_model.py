@@ -206,6 +206,7 @@ def _run_blocks(
     context: ForwardContext | None,
     caches: Sequence[KeyValueCache] | None = None,
 ) -> Tensor:
-    for block, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
+    layer_caches: Sequence[KeyValueCache | None] = caches or [None] * len(blocks)
+    for block, cache in zip(blocks, layer_caches, strict=True):
         hidden = block(hidden, context, cache)
     return hidden
