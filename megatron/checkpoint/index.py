@@ -13,7 +13,7 @@ from megatron.checkpoint.foreign import foreign_checkpoint_problem
 from megatron.checkpoint.schema import CONFIGS, FORMAT_VERSION, ParameterInfo, check_index
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file, write_json_atomic
-from megatron.model.parameters import ParameterFacts
+from megatron.model.parameters import ParameterSpec
 from odm.json_data import SchemaError, anything, fields, read_json, shown
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
 _MAX_INDEX_BYTES = 1 << 32
 
 
-def parameter_info(facts: ParameterFacts, tp_size: int) -> ParameterInfo:
+def parameter_info(spec: ParameterSpec, tp_size: int) -> ParameterInfo:
     """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
-    num_shards = 1 if facts.tp_dim is None else tp_size
-    extent = facts.shard_shape[facts.tp_dim or 0] * num_shards
-    return ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+    num_shards = 1 if spec.tp_dim is None else tp_size
+    extent = spec.shard_shape[spec.tp_dim or 0] * num_shards
+    return ParameterInfo(spec.logical_shape, spec.tp_dim, extent)
 
 
 def config_names(folder: Path) -> list[str]:

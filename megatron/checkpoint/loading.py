@@ -30,7 +30,7 @@ from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpoint.schema import RUN_FILES
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
-from megatron.model.parameters import ParameterFacts, cut_shard, extremes, facts_of
+from megatron.model.parameters import ParameterSpec, cut_shard, extremes, spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 from megatron.runtime.agreement import agree, problem_of
@@ -130,7 +130,7 @@ def load_module_weights(
         CheckpointError: If names or shapes differ from the module's, or the network does.
     """
     reader = CheckpointReader(folder)
-    wanted = {name: (p, facts_of(p)) for name, p in module.named_parameters()}
+    wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
     network = getattr(module, "config", None)
     if isinstance(network, ModelConfig) and topology.rank == 0:
         if read_resolved_config(folder) is None:
@@ -142,16 +142,16 @@ def load_module_weights(
     problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
     if problem is not None and on_other_network is None:
         raise CheckpointError(problem)
-    shapes = {name: facts.logical_shape for name, (_, facts) in wanted.items()}
+    shapes = {name: spec.logical_shape for name, (_, spec) in wanted.items()}
     if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
         raise CheckpointError(problem or f"{folder}: {misfit}")
     if problem is not None and on_other_network is not None:
         on_other_network(problem)
     with torch.no_grad():
-        for name, (parameter, facts) in wanted.items():
-            length = math.prod(facts.shard_shape)
-            values = _read_own(reader, facts, topology, name=name, offset=0, length=length)
-            parameter.copy_(values.view(facts.shard_shape))
+        for name, (parameter, spec) in wanted.items():
+            length = math.prod(spec.shard_shape)
+            values = _read_own(reader, spec, topology, name=name, offset=0, length=length)
+            parameter.copy_(values.view(spec.shard_shape))
 
 
 def _misfit(
@@ -222,11 +222,11 @@ def load_engine_state(
         )
     if moment_names:
         prepare_moments(engine, moment_names, applied_steps)
-    facts = {name: facts_of(p) for name, p in engine.module.named_parameters()}
+    specs = {name: spec_of(p) for name, p in engine.module.named_parameters()}
 
     def read(name: str, kind: str, offset: int, length: int) -> Tensor:
         return _read_own(
-            reader, facts[name], topology, name=name, kind=kind, offset=offset, length=length
+            reader, specs[name], topology, name=name, kind=kind, offset=offset, length=length
         )
 
     load_fragments(engine, moment_names, read, with_weights=engine.zero_optimization_stage() != 0)
@@ -234,7 +234,7 @@ def load_engine_state(
 
 def _read_own(
     reader: CheckpointReader,
-    facts: ParameterFacts,
+    spec: ParameterSpec,
     topology: Topology,
     *,
     name: str,
@@ -247,16 +247,16 @@ def _read_own(
     Where the parameter was saved in these very shards, nothing else is read.
     """
     tp_rank, tp_size = topology.model_rank, topology.grid.model
-    if facts.tp_dim is None:
+    if spec.tp_dim is None:
         tp_rank, tp_size = 0, 1
     saved = reader.info(name)
     shape = saved.shard_shape(tp_rank, tp_size)
-    is_saved_so = saved == parameter_info(facts, tp_size) and (
-        facts.tp_dim is None or reader.layout["tp"] == tp_size
+    is_saved_so = saved == parameter_info(spec, tp_size) and (
+        spec.tp_dim is None or reader.layout["tp"] == tp_size
     )
     # padding must be what follows the saved elements, as it is where rows are cut
-    if not is_saved_so or shape[1:] != facts.shard_shape[1:]:
-        shard = cut_shard(reader.read_logical(name, kind), facts, tp_rank)
+    if not is_saved_so or shape[1:] != spec.shard_shape[1:]:
+        shard = cut_shard(reader.read_logical(name, kind), spec, tp_rank)
         return shard.flatten()[offset : offset + length]
     kept = max(0, min(length, math.prod(shape) - offset))
     own = reader.read_shard_range(name, kind, tp_rank, offset, kept)

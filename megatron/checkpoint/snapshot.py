@@ -14,7 +14,7 @@ from megatron.checkpoint.format import fragment_key
 from megatron.checkpoint.fragments import iterate_fragments
 from megatron.checkpoint.index import file_facts, index_entry, parameter_info
 from megatron.checkpoint.tensor_files import write_tensors
-from megatron.model.parameters import facts_of
+from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
@@ -45,11 +45,11 @@ def take_snapshot(
     parameters: dict[str, dict[str, Any]] = {}
     kinds: set[str] = set()
     for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
-        facts = facts_of(fragment.parameter)
+        spec = spec_of(fragment.parameter)
         if not _is_owner(fragment.parameter, topology):
             continue
-        tp_rank = 0 if facts.tp_dim is None else topology.model_rank
-        info = parameter_info(facts, topology.grid.model)
+        tp_rank = 0 if spec.tp_dim is None else topology.model_rank
+        info = parameter_info(spec, topology.grid.model)
         # vocabulary padding, which follows what is known, is never written
         known = math.prod(info.shard_shape(tp_rank, topology.grid.model))
         length = min(fragment.length, known - fragment.offset)
@@ -91,7 +91,7 @@ def _is_owner(parameter: Any, topology: Topology) -> bool:
     """Replicated parameters are written by one tensor rank, tied copies by the lowest stage."""
     if getattr(parameter, "ds_pipe_replicated", False):
         return False
-    return facts_of(parameter).tp_dim is not None or topology.model_rank == 0
+    return spec_of(parameter).tp_dim is not None or topology.model_rank == 0
 
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.model.parameters import facts_of
+from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 
 __all__ = ["GradientClipper", "clips_itself"]
@@ -63,7 +63,7 @@ class GradientClipper:
         """Replicated parameters and tied copies are counted on one rank of a replica."""
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
-        return facts_of(parameter).tp_dim is not None or self._topology.model_rank == 0
+        return spec_of(parameter).tp_dim is not None or self._topology.model_rank == 0
 
 
 def sum_of_squares(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from megatron.model.parameters import facts_of
+from megatron.model.parameters import spec_of
 from megatron.neox_arguments import RunConfig
 
 __all__ = ["build_optimizer", "moment_names", "parameter_groups"]
@@ -23,7 +23,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for parameter in module.parameters():
-        (decayed if facts_of(parameter).has_weight_decay else kept).append(parameter)
+        (decayed if spec_of(parameter).has_weight_decay else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},

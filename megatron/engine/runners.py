@@ -19,7 +19,7 @@ from megatron.data.batch import Batch
 from megatron.engine.domain_sums import DomainLossRecorder, DomainSums, all_reduce_sum
 from megatron.engine.gradient_norm import GradientClipper
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.parameters import facts_of
+from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 from megatron.runtime.process_life import stop_requested
@@ -228,7 +228,7 @@ def count_parameters(runner: StepRunner) -> int:
     """Logical parameters of the whole model, over all stages and parts of matrices."""
     topology = runner.topology
     count = sum(
-        math.prod(facts_of(p).logical_shape)
+        math.prod(spec_of(p).logical_shape)
         for p in runner.engine.module.parameters()
         if not getattr(p, "ds_pipe_replicated", False)
     )

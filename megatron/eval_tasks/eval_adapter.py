@@ -25,7 +25,7 @@ from megatron.eval_tasks.likelihood import Score, score_pairs
 from megatron.eval_tasks.packing import Pair
 from megatron.eval_tasks.sharing import check_same_requests, gather_results, own_share
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.parameters import facts_of
+from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError
 from megatron.reporting.progress_lines import ProgressLines
@@ -129,7 +129,7 @@ class NeoXEvalAdapter(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results."""
         parameters = list(self.model.parameters())
-        count = sum(math.prod(facts_of(parameter).logical_shape) for parameter in parameters)
+        count = sum(math.prod(spec_of(parameter).logical_shape) for parameter in parameters)
         return {"model_num_parameters": count, "model_dtype": str(parameters[0].dtype)}
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:

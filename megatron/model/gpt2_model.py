@@ -201,7 +201,7 @@ def _run_blocks(
     context: ForwardContext | None,
     caches: Sequence[KeyValueCache] | None = None,
 ) -> Tensor:
-    of_layers: Sequence[KeyValueCache | None] = caches or [None] * len(blocks)
-    for block, cache in zip(blocks, of_layers, strict=True):
+    layer_caches: Sequence[KeyValueCache | None] = caches or [None] * len(blocks)
+    for block, cache in zip(blocks, layer_caches, strict=True):
         hidden = block(hidden, context, cache)
     return hidden

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron.model.config import ModelConfig
-from megatron.model.parameters import InitMethod, cut_shard, facts_of
+from megatron.model.parameters import InitMethod, cut_shard, spec_of
 
 __all__ = [
     "INIT_METHODS",
@@ -98,15 +98,15 @@ def init_methods(config: ModelConfig) -> tuple[InitMethod, InitMethod]:
 def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> None:
     """Fills every parameter of ``module`` from (seed, name).
 
-    A parameter's `ParameterFacts` say how it wants to be filled.
+    A parameter's `ParameterSpec` says how it wants to be filled.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            facts = facts_of(parameter)
-            logical = torch.empty(facts.logical_shape, dtype=torch.float32)
+            spec = spec_of(parameter)
+            logical = torch.empty(spec.logical_shape, dtype=torch.float32)
             # a fused gated projection (2, f, h) is one matrix (2f, h) to every method
             flat = logical.flatten(0, -2) if logical.dim() > 2 else logical
-            facts.init_method(flat, generator)
-            parameter.copy_(cut_shard(logical, facts, tp_rank))
+            spec.init_method(flat, generator)
+            parameter.copy_(cut_shard(logical, spec, tp_rank))

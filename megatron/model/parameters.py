@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InitMethod", "ParameterFacts", "cut_shard", "extremes", "facts_of", "make_parameter"]
+__all__ = ["InitMethod", "ParameterSpec", "cut_shard", "extremes", "spec_of", "make_parameter"]
 
 InitMethod = Callable[[Tensor, torch.Generator], None]
 """Fills a float32 CPU tensor in place from a generator."""
 
 
 @dataclass(frozen=True)
-class ParameterFacts:
+class ParameterSpec:
     """Read by initialisation, checkpoints and the optimizer."""
 
     init_method: InitMethod
@@ -37,12 +37,12 @@ def make_parameter(
     tp_dim: int | None = None,
     has_weight_decay: bool = True,
 ) -> nn.Parameter:
-    """Allocates a parameter of ``shape`` on this rank, with its `ParameterFacts`.
+    """Allocates a parameter of ``shape`` on this rank, with its `ParameterSpec`.
 
     ``logical_shape`` is ``shape`` unless given.
     """
     parameter = nn.Parameter(torch.empty(*shape))
-    parameter.facts = ParameterFacts(  # type: ignore[attr-defined]
+    parameter.spec = ParameterSpec(  # type: ignore[attr-defined]
         init_method, tuple(logical_shape or shape), tp_dim, shape, has_weight_decay
     )
     # DeepSpeed counts the squares of parameters without this mark once a tensor group
@@ -50,20 +50,20 @@ def make_parameter(
     return parameter
 
 
-def facts_of(parameter: nn.Parameter) -> ParameterFacts:
-    """The facts that `make_parameter` attached."""
-    return parameter.facts  # type: ignore[attr-defined]
+def spec_of(parameter: nn.Parameter) -> ParameterSpec:
+    """The spec that `make_parameter` attached."""
+    return parameter.spec  # type: ignore[attr-defined]
 
 
-def cut_shard(logical: Tensor, facts: ParameterFacts, tp_rank: int) -> Tensor:
+def cut_shard(logical: Tensor, spec: ParameterSpec, tp_rank: int) -> Tensor:
     """The part of a logical tensor that a tensor-parallel rank holds; padding is zero."""
-    dim = 0 if facts.tp_dim is None else facts.tp_dim
-    length = facts.shard_shape[dim]
-    start = 0 if facts.tp_dim is None else tp_rank * length
+    dim = 0 if spec.tp_dim is None else spec.tp_dim
+    length = spec.shard_shape[dim]
+    start = 0 if spec.tp_dim is None else tp_rank * length
     known = max(0, min(length, logical.shape[dim] - start))
     if known == length:
         return logical.narrow(dim, start, length)
-    shard = logical.new_zeros(facts.shard_shape)
+    shard = logical.new_zeros(spec.shard_shape)
     if known:
         shard.narrow(dim, 0, known).copy_(logical.narrow(dim, start, known))
     return shard

@@ -29,7 +29,7 @@ from megatron.checkpoint.snapshot import Snapshot, write_snapshot
 from megatron.engine.build import checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
-from megatron.model.parameters import ParameterFacts, cut_shard, facts_of, make_parameter
+from megatron.model.parameters import ParameterSpec, cut_shard, make_parameter, spec_of
 from megatron.mpu import RankGrid
 from megatron.runtime import accelerator
 from tests.process_group import process_group_of_one
@@ -61,8 +61,8 @@ def make_module(tp: int, padding: int = 0) -> nn.Module:
     return module
 
 
-def expected_shard(name: str, kind: str, facts: ParameterFacts, tp_rank: int) -> Tensor:
-    return cut_shard(value_of(name, kind), facts, tp_rank)
+def expected_shard(name: str, kind: str, spec: ParameterSpec, tp_rank: int) -> Tensor:
+    return cut_shard(value_of(name, kind), spec, tp_rank)
 
 
 @given(
@@ -83,7 +83,7 @@ def test_any_layout_loads_on_any_other(
         module = make_module(tp, padding)
         load_module_weights(module, folder, topology_of(tp, tp_rank))
         for name, parameter in module.named_parameters():
-            wanted = expected_shard(name, "fp32", facts_of(parameter), tp_rank)
+            wanted = expected_shard(name, "fp32", spec_of(parameter), tp_rank)
             assert torch.equal(parameter, wanted), name
 
 
@@ -159,7 +159,7 @@ def load_ranges(folder: Path, *, tp: int, tp_rank: int, padding: int = 0) -> dic
             ("fp32", mapping.hp_fragment),
             ("exp_avg", mapping.optim_fragment["exp_avg"]),
         ):
-            whole = expected_shard(name, kind, facts_of(parameter), tp_rank).flatten()
+            whole = expected_shard(name, kind, spec_of(parameter), tp_rank).flatten()
             assert torch.equal(values, whole[offset : offset + length]), (name, kind)
             loaded[f"{kind} {name}"] = values
     return loaded

@@ -12,7 +12,7 @@ from megatron.checkpoint.format import CheckpointReader, ParameterInfo
 from megatron.errors import CheckpointError
 from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model, layer_list
-from megatron.model.parameters import cut_shard, facts_of
+from megatron.model.parameters import cut_shard, spec_of
 
 __all__ = ["check_parameters", "filled_model", "parameter_infos", "true_vocab_size"]
 
@@ -37,9 +37,9 @@ def parameter_infos(shape: ModelConfig) -> dict[str, ParameterInfo]:
     for number, layer in layers.items():
         prefix = str(number) if number or shape.no_weight_tying else "tied_modules.embed"
         for name, parameter in layer.named_parameters():
-            facts = facts_of(parameter)
-            extent = facts.shard_shape[facts.tp_dim or 0]
-            infos[f"{prefix}.{name}"] = ParameterInfo(facts.logical_shape, facts.tp_dim, extent)
+            spec = spec_of(parameter)
+            extent = spec.shard_shape[spec.tp_dim or 0]
+            infos[f"{prefix}.{name}"] = ParameterInfo(spec.logical_shape, spec.tp_dim, extent)
     return infos
 
 
@@ -71,5 +71,5 @@ def filled_model(shape: ModelConfig, read: Callable[[str], Tensor]) -> GPT2Model
     model = GPT2Model(shape, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(cut_shard(read(name), facts_of(parameter), 0))
+            parameter.copy_(cut_shard(read(name), spec_of(parameter), 0))
     return model.eval()

@@ -17,7 +17,7 @@ from megatron.model.init_functions import initialize_parameters
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy, token_losses
 from megatron.model.norms import LayerNorm
-from megatron.model.parameters import cut_shard, facts_of
+from megatron.model.parameters import cut_shard, spec_of
 from megatron.model.word_embeddings import VocabularyTable
 from megatron.mpu import SINGLE, TensorParallel
 from megatron.sizing import loss_chunks as loss_module
@@ -276,11 +276,11 @@ def compare(
         found["input"] = difference(given.grad, cut(whole_input.grad))
     wholes = dict(whole_module.named_parameters())
     for name, parameter in module.named_parameters():
-        facts, whole = facts_of(parameter), wholes[name]
+        spec, whole = spec_of(parameter), wholes[name]
         assert whole.grad is not None
         assert parameter.grad is not None
-        rows = slice(0, facts.logical_shape[0])
-        expected = cut_shard(whole.grad[rows], facts, tp.rank)
+        rows = slice(0, spec.logical_shape[0])
+        expected = cut_shard(whole.grad[rows], spec, tp.rank)
         found[name] = difference(parameter.grad, expected)
     return found
 

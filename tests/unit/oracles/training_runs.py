@@ -117,14 +117,14 @@ class Recording(Hook):
 
 def logical(tensor: Tensor, parameter: Any) -> Tensor:
     """Without the rows that pad the vocabulary."""
-    return tensor[: parameter.facts.logical_shape[0]]
+    return tensor[: parameter.spec.logical_shape[0]]
 
 
 def values(runner: Any, moments: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
     """Weights and moments of the engine."""
     found: dict[str, dict[str, Tensor]] = {}
     for fragment in iterate_fragments(runner.engine, moments, dp_rank=0):
-        parameter, shape = fragment.parameter, fragment.parameter.facts.shard_shape
+        parameter, shape = fragment.parameter, fragment.parameter.spec.shard_shape
         for kind, flat in fragment.values.items():
             whole = flat.detach().clone().view(shape)
             found.setdefault(kind, {})[fragment.name] = logical(whole, parameter)
