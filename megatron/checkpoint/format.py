@@ -294,7 +294,8 @@ class CheckpointReader:
             piece = self._open_files[file].get_slice(key)
             shape, dtype = list(piece.get_shape()), piece.get_dtype()
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: {key}: cannot be read ({error})") from error
+            reason = " ".join(str(error).split())  # names of tensors in it may hold line breaks
+            raise CheckpointError(f"{path}: {key}: cannot be read ({reason})") from error
         if dtype != "F32" or shape != [length]:
             raise CheckpointError(
                 f"{path}: {key}: is {dtype} of shape {shape}, index.json says F32 of [{length}]"

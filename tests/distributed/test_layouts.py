@@ -50,6 +50,7 @@ CUTS: dict[str, dict[str, Any]] = {
     },
     "tp2": {"model_parallel_size": 2},
     "tp2-zero1": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
+    "tp2-zero3": {"model_parallel_size": 2, "zero_optimization": {"stage": 3}},
     "tp2-sp": {"model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipe_parallel_size": 2},
     "pp2-zero1": {"pipe_parallel_size": 2, "zero_optimization": {"stage": 1}},

@@ -437,3 +437,14 @@ def test_weights_that_are_not_what_the_index_says_are_found_before_they_are_read
         listed_again(folder)
         with pytest.raises(CheckpointError, match=rf"rank_00000\.safetensors: .*{message}"):
             verify(folder)
+
+
+def test_a_damaged_header_is_told_in_one_line(tmp_path):
+    folder = checkpoint(tmp_path)
+    header = json.dumps({"a\nb": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
+    path = folder / "rank_00000.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8192))
+    listed_again(folder)
+    with pytest.raises(CheckpointError, match="cannot be read") as refused:
+        verify(folder)
+    assert "\n" not in str(refused.value)
