@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -17,13 +18,13 @@ def segments_of(pids: Iterable[int]) -> set[str]:
     """
     if not _FOLDER.is_dir():
         return set()
-    segments = set()
+    segments: set[str] = set()
     for pid in pids:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        segments |= set(re.findall(rf" {_FOLDER}/([^/\n]+?)(?: \(deleted\))?$", maps, re.M))
-        segments |= {
-            name for name in os.listdir(_FOLDER) if re.search(rf"(?<!\d){pid}(?!\d)", name)
-        }
+        with contextlib.suppress(OSError):  # it may have ended
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            segments |= set(re.findall(rf" {_FOLDER}/([^/\n]+?)(?: \(deleted\))?$", maps, re.M))
+        own = re.compile(rf"(?<!\d){pid}(?!\d)")
+        segments |= set(filter(own.search, os.listdir(_FOLDER)))
     return segments
 
 

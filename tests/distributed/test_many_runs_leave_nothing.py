@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.distributed.runs import REPOSITORY, output_of, start, write_config
-from tests.distributed.test_death import shared_memory, wait_for_iteration
+from tests.distributed.shared_memory import left_of, segments_of
+from tests.distributed.test_death import wait_for_iteration
 from tests.tiny import write_tiny_corpus
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -42,7 +43,6 @@ def processes_of(config: Path) -> list[psutil.Process]:
 def test_ten_runs_half_of_them_killed(tmp_path):
     generator = random.Random(8)
     corpus = write_tiny_corpus(tmp_path / "corpus", documents=400)
-    before = shared_memory()
     killed = set(generator.sample(range(RUNS), RUNS // 2))
     for number in range(RUNS):
         config = write_config(
@@ -54,10 +54,10 @@ def test_ten_runs_half_of_them_killed(tmp_path):
             **demo_model(),
         )
         process = start(config)
-        ranks: list[psutil.Process] = []
+        wait_for_iteration(config, 10 * number + generator.randint(1, 9))
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        segments = segments_of([process.pid, *(rank.pid for rank in ranks)])
         if number in killed:
-            wait_for_iteration(config, 10 * number + generator.randint(1, 9))
-            ranks = psutil.Process(process.pid).children(recursive=True)
             victim = generator.choice([psutil.Process(process.pid), *ranks])
             victim.send_signal(signal.SIGKILL)
         code = process.wait(120)
@@ -66,4 +66,4 @@ def test_ten_runs_half_of_them_killed(tmp_path):
         assert not alive
         time.sleep(0.1)
         assert not processes_of(config)
-        assert shared_memory() <= before
+        assert left_of(segments) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -240,9 +241,9 @@ def test_ranks_that_share_the_reading_find_what_one_would(tmp_path, name):
     folder = write_checkpoint(tmp_path / "c", ranks=2, cuts=(0.5,))
     flip(folder / name)
     found = 0
-    for part in range(2):
+    for part in range(3):
         try:
-            verify(folder, part=part, num_parts=2)
+            verify(folder, part=part, num_parts=3)
         except CheckpointError:
             found += 1
     assert found == 1
@@ -354,6 +355,20 @@ def test_an_index_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_plac
         CheckpointReader(folder)
 
 
+def test_a_file_has_room_for_the_four_bytes_of_each_element(tmp_path):
+    folder = checkpoint(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    elements = sum(math.prod(facts["shape"]) for facts in index["parameters"].values())
+    facts = index["files"]["rank_00000.safetensors"]
+    facts["size"] = 4 * elements
+    write_checksum(folder, index)
+    CheckpointReader(folder)
+    facts["size"] -= 1
+    write_checksum(folder, index)
+    with pytest.raises(CheckpointError, match=f"too small for {elements} float32 numbers"):
+        CheckpointReader(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -363,6 +378,7 @@ def test_an_index_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_plac
         ("state.json", put("loss_scaler", "cur_scale", None), r"loss_scaler\.cur_scale"),
         ("state.json", put("loss_scaler", "raise_error", 1), r"loss_scaler\.'raise_error'"),
         ("state.json", put("samples_per_epoch", "web", "x"), r"samples_per_epoch\.web"),
+        ("state.json", put("counters", "consecutive_skips", 6), "at most the step, 5"),
         ("mixture.json", put("mixer", "eps", 2.0**63), r"mixer\.eps"),
         ("mixture.json", put("planned", -1), "planned"),
         ("configs/resolved.json", put("model", ...), "lacks model"),
@@ -384,14 +400,15 @@ def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(
         verify(folder)
 
 
-def test_the_mixture_of_a_later_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize("step", [6, 9])
+def test_the_mixture_of_a_later_checkpoint_is_refused(tmp_path, step):
     folder = checkpoint(tmp_path)
     controller = mixture()
-    train(controller, 1, 9)
-    (folder / "mixture.json").write_text(json.dumps(controller.state_dict(completed_step=9)))
+    train(controller, 1, step)
+    (folder / "mixture.json").write_text(json.dumps(controller.state_dict(completed_step=step)))
     listed_again(folder)
     with pytest.raises(
-        CheckpointError, match=r"mixture\.json: is of step 9, state\.json of step 5"
+        CheckpointError, match=rf"mixture\.json: is of step {step}, state\.json of step 5"
     ):
         verify(folder)
 

@@ -72,6 +72,12 @@ def place(environ: dict[str, str]) -> tuple[int, int, int, int, str]:
     [
         (TORCHRUN, (5, 1, 8, 4, "torchrun")),
         (DEEPSPEED, (1, 1, 2, 2, "torchrun")),
+        # how many there are here is not said: all, unless rank 0 is on another machine
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (1, 1, 4, 4, "torchrun")),
+        (
+            {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1"},
+            (1, 1, 4, 2, "torchrun"),
+        ),
         (OPENMPI, (1, 1, 2, 2, "openmpi")),
         (MVAPICH, (3, 1, 4, 2, "mvapich")),
         (HYDRA, (1, 1, 2, 2, "pmi")),

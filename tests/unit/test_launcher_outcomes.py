@@ -145,6 +145,31 @@ def test_the_exit_code_and_the_words_are_those_of_the_rank_that_ended_the_run(
     assert run.seconds < 20
 
 
+def test_the_rank_where_an_error_began_speaks_although_another_failed_before(run, monkeypatch):
+    monkeypatch.setattr(supervisor, "_SETTLE_SECONDS", 20.0)
+    begins = (
+        "note('begun'); sys.stderr.write('Error: first\\n'); sys.stderr.flush(); "
+        "note('spoke'); time.sleep(1); sys.exit(1)"
+    )
+    follows = (
+        "note('begun'); other = os.environ['NOTES'][:-1] + '2'\n"
+        "while not os.path.exists(other) or 'spoke' not in open(other).read():\n"
+        "    time.sleep(0.01)\n"
+        "time.sleep(0.3); sys.stderr.write('Error: second\\n'); sys.exit(1)"
+    )
+    assert run.start(DONE, follows, begins) == 1
+    assert "rank 2 failed with exit code 1" in run.lines[0]
+    assert run.lines[1:] == ["[rank 2] Error: first"]
+
+
+def test_only_the_last_words_of_a_rank_that_says_much_are_kept(run):
+    program = "sys.stderr.write('x' * 300_000 + '\\nError: ' + '\\n'.join(map(str, range(100))))"
+    assert run.start(DONE, f"note('begun'); {program}; sys.exit(1)") == 1
+    assert run.lines[1:] == [f"[rank 1] {number}" for number in range(60, 100)]
+    assert run.start(DONE, "note('begun'); sys.stderr.write('x' * 300_000); sys.exit(1)") == 1
+    assert len(run.lines[-1]) < 70_000
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_reaches_every_rank_once_as_sigterm(run, number):
     # the second one comes at once: a terminal and a scheduler send theirs to everybody

@@ -87,6 +87,15 @@ def test_outer_keys_stand_in_for_the_section(make_config):
             "optimizer.params.nesterov needs momentum above 0 and dampening 0",
         ),
         (
+            {
+                "optimizer": {
+                    "type": "SGD",
+                    "params": {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+                }
+            },
+            "optimizer.params.nesterov needs momentum above 0 and dampening 0",
+        ),
+        (
             {"optimizer": {"type": "SGD", "params": {"momentum": 1}}},
             "optimizer.params.momentum must be in [0, 1), got 1",
         ),

@@ -19,6 +19,7 @@ from megatron.neox_arguments.secrets import (
     plain_secrets,
     redacted,
     redacted_text,
+    with_secrets,
 )
 from megatron.neox_arguments.sections import SECTIONS
 
@@ -170,3 +171,9 @@ def test_the_copy_in_a_checkpoint_can_be_run_again(secretive):
     secretive.write_text(files[secretive.name])
     config = resolve(NeoXArgs.from_ymls([secretive]), world_size=1)
     assert deepspeed_config(config)["comet"] == {"enabled": False, "project": "p"}
+
+
+def test_a_library_gets_its_section_without_secrets_that_a_copy_has_not():
+    section = {"api_key": REDACTED, "project": REDACTED, "hub": {"token": "$HUB", "name": "$HUB"}}
+    filled = with_secrets(section, {"HUB": "x"}, name="comet")
+    assert filled == {"project": REDACTED, "hub": {"token": "x", "name": "$HUB"}}
