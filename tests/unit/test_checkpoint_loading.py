@@ -25,6 +25,7 @@ from megatron.checkpoint.loading import (
     load_module_weights,
     restore_random_state,
 )
+from megatron.checkpoint.schema import check_random_state
 from megatron.checkpoint.snapshot import Snapshot, write_snapshot
 from megatron.engine.build import checkpoint_to_load
 from megatron.errors import CheckpointError
@@ -32,6 +33,7 @@ from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import ParameterSpec, cut_shard, make_parameter, spec_of
 from megatron.mpu import RankGrid
 from megatron.runtime import accelerator
+from odm.json_data import SchemaError
 from tests.process_group import process_group_of_one
 from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
 from tools.benchmark.fuzz.state_kinds import FIELDS, checkpoint, listed_again, write_index
@@ -402,3 +404,49 @@ def test_a_missing_configuration_is_said_for_the_network_is_not_compared(tmp_pat
     with caplog.at_level(logging.WARNING):
         load_module_weights(model, folder, topology_of(1))
     assert f"{folder}: has no configs/resolved.json" in caplog.text
+
+
+def test_what_is_beyond_latest_is_not_taken_for_a_damaged_latest(tmp_path):
+    folder = checkpoint(tmp_path)
+    shutil.copytree(folder, tmp_path / "global_step9")  # of a run that went back
+    (tmp_path / "latest").write_text("global_step0")
+    (folder / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"every checkpoint is damaged: global_step0$"):
+        found_in(tmp_path)
+
+
+def test_an_iteration_that_is_asked_for_and_damaged_is_refused_for_what_is_wrong(tmp_path):
+    folder = checkpoint(tmp_path)
+    (folder / "state.json").unlink()
+    said: list[str] = []
+    with process_group_of_one():
+        with pytest.raises(CheckpointError, match=r"state\.json: listed in index\.json but"):
+            find_checkpoint(tmp_path, 0, said.append)
+    assert said == []
+
+
+def test_random_states_of_another_layout_are_not_restored(tmp_path):
+    folder = checkpoint(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    index["layout"]["dp"] = 2
+    write_index(folder, index)
+    torch.manual_seed(3)
+    wanted, said = torch.random.get_rng_state(), []
+    restore_random_state(folder, topology_of(1), said.append)
+    assert torch.equal(torch.random.get_rng_state(), wanted)
+    (line,) = said
+    assert "saved on {'dp': 2, 'tp': 1, 'pp': 1}, now {'dp': 1, 'tp': 1, 'pp': 1}: dropout" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [("python", 624, 625), ("numpy", 624, 625), ("python", 625, 2), ("numpy", 625, 2)],
+)
+def test_a_random_state_beyond_its_numbers_is_refused(name, place, value):
+    state = accelerator.rng_state()
+    check_random_state(state)
+    state[name][place] = value - 1 if place == 624 else state[name][place]
+    check_random_state(state)
+    state[name][place] = value
+    with pytest.raises(SchemaError, match=f"{name}: must be a position and a version"):
+        check_random_state(state)
