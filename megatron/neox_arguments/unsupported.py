@@ -276,7 +276,8 @@ def _declared(form: str) -> list[Any]:
         return [Any, None]
     if default:
         return [union, ast.literal_eval(default)]
-    return [union | None, None, *{"bool": [False], "section": [{}]}.get(kinds, [])]
+    harmless: dict[str, list[Any]] = {"bool": [False], "section": [{}]}
+    return [union | None, None, *harmless.get(kinds, [])]
 
 
 UNSUPPORTED: Mapping[str, Unsupported] = {row.key: row for row in _rows()}
