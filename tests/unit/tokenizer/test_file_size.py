@@ -49,7 +49,7 @@ def whole_file(folder):
 
 
 def gpt2(folder):
-    bpe(folder / "t.json").saving.save_path(str(folder))
+    bpe(folder / "t.json").model.save(str(folder))
     return "GPT2BPETokenizer", folder / "vocab.json", folder / "merges.txt"
 
 
@@ -60,7 +60,7 @@ def transformers_folder(folder):
 
 
 def old_transformers_folder(folder):
-    bpe(folder / "t.json", special=()).saving.save_path(str(folder))
+    bpe(folder / "t.json", special=()).model.save(str(folder))
     return "HFGPT2Tokenizer", folder, None
 
 
