@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from dataclasses import replace
@@ -60,7 +59,7 @@ def test_a_run_log_becomes_a_picture(tmp_path, num_domains):
 
 def test_a_run_of_one_iteration_has_an_axis_with_a_length(tmp_path):
     write_log(tmp_path / "metrics.jsonl", num_domains=2, iterations=1)
-    history = dataclasses.replace(read_history(tmp_path), validation={})
+    history = replace(read_history(tmp_path), validation={})
     assert iteration_limits(history) == (1, 2)
 
 
