@@ -57,6 +57,12 @@ def test_a_run_log_becomes_a_picture(tmp_path, num_domains):
     assert [path.name for path in output.parent.iterdir()] == ["mixture.png"]
 
 
+def test_a_run_of_one_iteration_has_an_axis_with_a_length(tmp_path):
+    write_log(tmp_path / "metrics.jsonl", num_domains=2, iterations=1)
+    history = replace(read_history(tmp_path), validation={})
+    assert iteration_limits(history) == (1, 2)
+
+
 def test_validation_outside_the_logged_iterations_is_inside_the_picture(tmp_path):
     write_log(tmp_path / "metrics.jsonl", num_domains=3, iterations=1)
     assert iteration_limits(read_history(tmp_path)) == (1, 10)
@@ -191,3 +197,7 @@ def test_labels_keep_their_order_their_distance_and_the_panel(wanted, gap):
 
 def test_labels_that_have_room_stay_where_they_are():
     np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), gap=0.1), [0.1, 0.5, 0.9])
+
+
+def test_labels_that_are_moved_apart_keep_their_mean():
+    np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.56]), gap=0.1), [0.42, 0.52, 0.62])

@@ -83,3 +83,21 @@ def test_samples_have_random_numbers_of_their_own():
     first = [torch.rand(2, generator=sample_generator(1, n)).tolist() for n in (0, 1, 0)]
     assert first[0] == first[2] != first[1]
     assert torch.rand(2, generator=sample_generator(2, 0)).tolist() != first[0]
+
+
+def test_tokens_that_reach_the_mass_exactly_are_enough():
+    kept = filter_logits(torch.zeros(1, 4), top_p=0.5).isfinite().sum()
+    assert kept == 2  # of four with a quarter each
+
+
+def test_seeds_that_share_their_lower_bits_are_others():
+    firsts = {torch.rand((), generator=sample_generator(seed, 0)).item() for seed in (1, 1 + 2**32)}
+    assert len(firsts) == 2
+
+
+def test_the_temperature_does_not_round_logits_in_half_precision():
+    logits = torch.tensor([[100.0, 101.0]], dtype=torch.bfloat16)  # a third becomes 33.25 and 33.75
+    parameters = SamplingParameters(temperature=3.0, min_p=0.65)  # exp(-1 / 3) is 0.717
+    generators = [sample_generator(0, number) for number in range(40)]
+    tokens = next_tokens(logits.expand(40, 2), parameters, generators=generators)
+    assert set(tokens.tolist()) == {0, 1}

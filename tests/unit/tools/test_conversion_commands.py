@@ -229,7 +229,9 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
 
 
 def test_a_configuration_goes_both_ways():
-    fields = {"gpt_j_residual": False, "use_bias_in_attn_linear": False, "bias_gelu_fusion": True}
+    fields: dict = {"gpt_j_residual": False}
+    fields |= {"use_bias_in_attn_linear": False, "bias_gelu_fusion": True}
+    fields |= {"attention_dropout": 0.125, "hidden_dropout": 0.25, "init_method_std": 0.03}
     shape = shape_of({**FIELDS, "activation": "gelu", **fields}, 512)
     back = read_config(write_config(shape))
     expected = {
