@@ -23,6 +23,7 @@ from megatron.eval_tasks.report_files import (
 )
 from megatron.neox_arguments import ConfigError
 from megatron.neox_arguments.rules.evaluation import pieces_of_the_model
+from megatron.neox_arguments.sections import Layout
 from megatron.reporting.run_logger import RunLogger, read_run_log
 from megatron.reporting.writers import ConsoleWriter
 from tests.process_group import process_group_of_one
@@ -134,7 +135,10 @@ def test_only_numbers_are_metrics_and_the_plain_filter_has_no_name():
     ],
 )
 def test_a_module_that_is_not_the_whole_model_is_known(layout, expected):
-    assert pieces_of_the_model(SimpleNamespace(**layout)) == expected
+    cut = Layout(
+        world_size=2, data_parallel_size=1, model_parallel_size=2, zero_options={}, **layout
+    )
+    assert pieces_of_the_model(cut) == expected
 
 
 def make_logger(folder, **logging_args):
