@@ -1,8 +1,8 @@
 """Saves checkpoints: one code path for every layout and every ZeRO stage.
 
 Each rank writes the fragments it owns into ``global_step<N>.tmp``; rank 0 adds the index and
-renames the folder; ``latest`` is replaced last. Whatever is interrupted leaves the checkpoint
-before it in force. `megatron.checkpoint.loading` reads them.
+renames the folder; ``latest`` is replaced last. Whenever a save is interrupted, the previous
+checkpoint stays valid. `megatron.checkpoint.loading` reads checkpoints.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """What a checkpoint holds besides weights and moments."""
+    """What a checkpoint contains besides weights and moments."""
 
     state: TrainState
     mixture: dict[str, Any] | None
     """State of the mixture, plain JSON; None starts it from zero."""
     config_files: dict[str, str]
-    """{basename: text} of the YAML files as given."""
+    """{basename: text} of the YAML files, unchanged."""
     resolved_config: dict[str, Any]
     extra: dict[str, Any]
-    """Scheduler, loss scale and whatever else belongs to ``state.json``; plain JSON."""
+    """Further content of ``state.json``, such as the loss scale; plain JSON."""
 
 
 class CheckpointSaver:
@@ -53,15 +53,16 @@ class CheckpointSaver:
 
     Args:
         save: Folder of the run.
-        topology: Where this rank sits.
-        moment_names: Moments to save; empty for weights alone.
-        save_random_state: Whether a resumed run continues the random numbers.
+        topology: The grid of ranks, and this rank's place in it.
+        moment_names: Names of the moments to save; empty saves only weights.
+        save_random_state: Whether to save random states, so that a resumed run continues the same
+            random numbers.
         keep_last: Number of checkpoints to keep; None keeps all.
         protected_steps: Steps that are never deleted.
-        in_background: Copies at once and writes in a thread while training goes on.
-        on_saved: Called on every rank with step and folder when a checkpoint is in force; from the
-            thread when in the background.
-        on_failed: Called on every rank, from the thread, with what went wrong in the background.
+        in_background: Copies first, then writes in a thread while training continues.
+        on_saved: Called on every rank with step and folder when a checkpoint is complete; by the
+            thread if it saves in the background.
+        on_failed: Called on every rank, by the thread, with the error of a save in the background.
     """
 
     def __init__(
@@ -85,20 +86,20 @@ class CheckpointSaver:
         self._protected_steps = protected_steps
         self._on_saved = on_saved
         self._on_failed = on_failed
-        # a group of its own: the thread's messages must not mix with those of training
+        # a separate group, so that the thread's messages do not mix with those of training
         self._group = dist.new_group(backend="gloo") if in_background else None
         self._in_background = in_background
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, engine, contents: CheckpointContents) -> None:
-        """Saves, after the save before this one has ended.
+        """Saves, after waiting for the previous save to end.
 
         Raises:
-            CheckpointError: On every rank, if any rank could not write; nothing half-written stays
-                and the checkpoint before remains in force. In the background it is told to
-                ``on_failed`` and raised by `wait`; a `save` after it writes in the foreground, so
-                that what can be written is written, and what cannot ends the run.
+            CheckpointError: On every rank, if any rank could not write; what was written is
+                removed, and the previous checkpoint stays valid. An error in the background is
+                passed to ``on_failed`` and raised by `wait`. A `save` after such an error writes in
+                the foreground; if it fails as well, the run ends.
         """
         has_failed = self._join() is not None
         snapshot = take_snapshot(
@@ -107,7 +108,7 @@ class CheckpointSaver:
             moment_names=self._moment_names,
             with_random_state=self._save_random_state,
         )
-        contents = replace(contents, state=copy(contents.state))  # training counts on in its own
+        contents = replace(contents, state=copy(contents.state))  # training changes its own
         if not self._in_background or has_failed:
             self._finish(snapshot, contents)
             return
@@ -117,13 +118,13 @@ class CheckpointSaver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until the last save is in force; raises what went wrong in it."""
+        """Waits until the last save is complete; raises its error if it failed."""
         error = self._join()
         if error is not None:
             raise error
 
     def _join(self) -> Exception | None:
-        """Waits for the thread; returns what went wrong in it, once."""
+        """Waits for the thread; returns its error, only once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -156,22 +157,22 @@ class CheckpointSaver:
         self._raise_if_any(problem, final)
         if is_first and self._keep_last:
             problem = problem_of(lambda: self._prune(newest=contents.state.step))
-            if problem:  # the new checkpoint is in force all the same
-                logger.warning("keep_last_n_checkpoints: an old one could not go: %s", problem)
+            if problem:  # the new checkpoint is valid nevertheless
+                logger.warning("keep_last_n_checkpoints: could not delete an old one: %s", problem)
         self._on_saved(contents.state.step, final)
 
     def _prune(self, *, newest: int) -> None:
-        """Deletes all but the last checkpoints up to ``newest``; steps asked for by name stay.
+        """Deletes checkpoints up to ``newest`` except the last ones and the protected steps.
 
-        Those beyond it are of a run that went back to an earlier iteration: were they counted, the
-        one that has just been saved could be the first to go.
+        Later checkpoints were left by a run that then went back to an earlier iteration. They are
+        not counted; otherwise the one that has just been saved could be deleted first.
         """
         assert self._keep_last is not None
         steps = [step for step in checkpoint_steps(self._save) if step <= newest]
         candidates = [step for step in steps if step not in self._protected_steps]
         for step in candidates[: -self._keep_last]:
             doomed = step_folder(self._save, step)
-            # renamed first, so that a crash cannot leave half a checkpoint under a valid name
+            # renamed first, so that a crash leaves no incomplete checkpoint under a valid name
             retired = retired_name(doomed)
             os.replace(doomed, retired)
             shutil.rmtree(retired, ignore_errors=True)
@@ -179,12 +180,12 @@ class CheckpointSaver:
     def _raise_if_any(self, problem: str | None, folder: Path) -> None:
         if first := agree(problem, group=self._group):
             raise CheckpointError(
-                f"{folder}: could not save: {first}; the checkpoint before it remains in force"
+                f"{folder}: could not save: {first}; the previous checkpoint stays valid"
             )
 
 
 def _make_empty_folder(folder: Path) -> None:
-    """Makes ``folder``, and removes what a killed run left half-written beside it."""
+    """Creates ``folder``, empty; removes the incomplete files that a killed run left."""
     for left_over in folder.parent.glob("global_step*.tmp"):
         shutil.rmtree(left_over)
     folder.mkdir(parents=True)
@@ -196,7 +197,7 @@ def _publish(
     contents: CheckpointContents,
     index: dict[str, Any],
 ) -> None:
-    """Adds the files of rank 0, renames the folder and points ``latest`` at it."""
+    """Adds the files of rank 0, renames the folder, and writes its name into ``latest``."""
     configs = temporary / CONFIGS
     configs.mkdir()
     for name, text in contents.config_files.items():
@@ -206,15 +207,15 @@ def _publish(
     write_json_atomic(temporary / "state.json", state)
     write_json_atomic(temporary / "mixture.json", contents.mixture)
     write_index(temporary, **index, others=RUN_FILES)
-    replace_folder(temporary, final)  # which is there where a run went back to an earlier step
+    replace_folder(temporary, final)  # ``final`` exists if the run went back to an earlier step
     write_text_atomic(final.parent / "latest", final.name)
 
 
 def undo_interrupted_replacement(save: Path) -> None:
-    """Puts the checkpoint that ``latest`` names back, if a kill came while it was being replaced.
+    """Restores the checkpoint that ``latest`` names if the run was killed while replacing it.
 
-    Call it while the folder is locked and before a checkpoint is looked for: the next save removes
-    what is left over.
+    Call it with the folder locked, and before looking for a checkpoint, since the next save removes
+    the leftovers.
     """
     latest = latest_step(save)
     if latest is None:
@@ -227,7 +228,7 @@ def undo_interrupted_replacement(save: Path) -> None:
 def _index(
     reports: list[dict[str, Any]], grid: RankGrid, moment_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What `write_index` takes of the files of all ranks."""
+    """The arguments of `write_index`, from the facts of all ranks' files."""
     parameters: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, int]] = {}
     for report in reports:

@@ -1,4 +1,4 @@
-"""Exceptions that several layers raise and handle, and the hint in a message about a name."""
+"""Exceptions of several packages, and hints for messages about unknown names."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ __all__ = [
 
 
 class UserError(ValueError):
-    """What a user can set right; one line: where, what is wrong, the value, what to do.
+    """An error that a user can fix; one line: where, what is wrong, the value, what to do.
 
-    Programs turn it into this line and exit code 2.
+    Programs print this line and end with exit code 2.
     """
 
 
@@ -27,37 +27,37 @@ class CheckpointError(UserError):
 
 
 class NotFiniteError(UserError):
-    """A model's logits are not finite, so that they choose no token and give no score."""
+    """A model's logits are not finite, so no token can be chosen or scored."""
 
 
 class TaskError(UserError):
-    """A task of an evaluation asks for what cannot be answered, or has failed."""
+    """A task of an evaluation has a request that is not supported, or has failed."""
 
 
 class EvaluationStopped(Exception):
-    """An evaluation was broken off because the run was asked to stop."""
+    """An evaluation was stopped because the run was asked to stop."""
 
 
 class EvaluationBroken(Exception):
-    """A rank failed in the middle of what it computes together with others, who wait for it."""
+    """A rank failed in the middle of a computation with other ranks, which now wait for it."""
 
 
 def nearest(
     name: object, known: Iterable[str], *, most: int = 1, likeness: float = 0.6
 ) -> list[str]:
-    """Returns the known names that look most like ``name``, the nearest first.
+    """Returns the known names that are most similar to ``name``, most similar first.
 
     Args:
-        name: As the user wrote it.
-        known: Names that are there.
-        most: How many to return.
-        likeness: From 0 to 1; those below it are not near.
+        name: Name that the user wrote.
+        known: Names that exist.
+        most: Maximum number of names to return.
+        likeness: Least similarity, from 0 to 1.
     """
     return difflib.get_close_matches(str(name), list(known), n=most, cutoff=likeness)
 
 
 def name_hint(name: object, known: Iterable[str]) -> str:
-    """What a message about an unknown key ends with: the nearest, or all that there are."""
+    """The end of a message about an unknown key: the most similar known key, or all known keys."""
     known = sorted(known)
     near = nearest(name, known)
     return f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"

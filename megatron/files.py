@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old content or the new one, never half."""
+"""Writes files so that a crash leaves either the old content or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = [
 ]
 
 _BLOCK_BYTES = 1 << 22
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what some network file systems say
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # from some network file systems
 
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """Opens a stream whose content replaces ``path`` only if the block ends without an error.
+    """Opens a stream; its content replaces ``path`` only if the block ends without an error.
 
     Args:
-        path: The file to make or to replace; its folder must be there.
+        path: The file to create or replace; its folder must exist.
 
     Yields:
         A binary stream on a temporary file beside ``path``; it is removed if the block raises.
@@ -56,20 +56,20 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             flush_to_disk(stream)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
+        with contextlib.suppress(OSError):  # the folder itself may be the problem
             temporary.unlink()
         raise
     fsync_folder(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text`` in UTF-8, with the line ends that ``text`` has."""
+    """Replaces the content of ``path`` by ``text`` in UTF-8; line ends are not changed."""
     with atomic_writer(path) as stream:
         stream.write(text.encode("utf-8"))
 
 
 def write_json_atomic(path: Path, data: Any) -> None:
-    """`write_text_atomic` of JSON whose floats round-trip exactly; NaN is refused."""
+    """`write_text_atomic` for JSON; floats are written exactly, NaN is an error."""
     write_text_atomic(path, json.dumps(data, allow_nan=False, indent=1) + "\n")
 
 
@@ -79,17 +79,17 @@ def temporary_path(path: Path) -> Path:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Gives a finished folder its name, durably, and removes the folder that had it before.
+    """Gives a finished folder its final name, durably, and removes the folder that had this name.
 
-    A crash leaves one of the two under that name, or the old one as `retired_name`.
+    After a crash, one of the two has that name, or the old one has its `retired_name`.
 
     Raises:
-        OSError: If it cannot be renamed; the old folder is back then.
+        OSError: If the folder cannot be renamed; the old folder then has its name again.
     """
     fsync_folder(temporary)
     retired = retired_name(final)
     if final.exists():
-        shutil.rmtree(retired, ignore_errors=True)  # of a crash
+        shutil.rmtree(retired, ignore_errors=True)  # left by a crash
         os.replace(final, retired)
     try:
         os.replace(temporary, final)
@@ -102,20 +102,21 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def retired_name(folder: Path) -> Path:
-    """Name of a folder on its way out."""
+    """Name of a folder that is about to be removed."""
     return folder.with_name(f"{folder.name}.old.tmp")
 
 
 def take_lock(file: IO[Any], *, waits: bool = False) -> None:
-    """Locks an open file until it is closed or its process dies: a killed one blocks nobody.
+    """Locks an open file until it is closed or its process dies: a killed process blocks no other.
 
     Args:
-        file: Opened for reading or writing; its content does not matter.
-        waits: Whether to wait for another process that holds it.
+        file: A file opened for reading or writing; its content does not matter.
+        waits: Whether to wait for another process that has locked the file.
 
     Raises:
-        BlockingIOError: If another process holds it.
-        OSError: If the system or the file system has no locks: Windows, some network folders.
+        BlockingIOError: If another process has locked the file.
+        OSError: If the system or the file system does not support locks: Windows, some network
+            folders.
     """
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -123,21 +124,21 @@ def take_lock(file: IO[Any], *, waits: bool = False) -> None:
 
 
 def is_same_path(one: str | Path, other: str | Path) -> bool:
-    """Compares what two paths mean: one may be relative, or go through a link."""
+    """Whether two paths mean the same place; one may be relative, or contain a link."""
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def flush_to_disk(stream: BinaryIO) -> None:
-    """Empties Python's buffer and the system's: after it, a power cut loses nothing of the file."""
+    """Flushes Python's and the system's buffers; then a power cut loses nothing of the file."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames inside ``folder`` durable, where the system can do that to a folder."""
+    """Makes renames inside ``folder`` durable, if the system supports this for folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(descriptor)
@@ -149,10 +150,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """One line for the user; of an error of the system the path and the reason, without numbers."""
+    """One line for the user; for a system error the path and the reason, without error numbers."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
-    place = error.filename2 or error.filename or "input or output"  # the second is where to rename
+    place = error.filename2 or error.filename or "input or output"  # the second: a rename's target
     return f"{place}: {error.strerror}; check the path, the permissions and the free space"
 
 

@@ -1,7 +1,7 @@
 """Training with online data mixing, from the configuration to the last checkpoint.
 
-Read `train` first: it is the only loop. Weights of the domains decide the plan of a step, the step
-yields one loss a domain, and these losses decide the weights of the next step.
+Read `train` first: it is the only loop. The weights of the domains decide the plan of a step, the
+step yields one loss per domain, and these losses decide the weights of the next step.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def train(
     """Runs optimizer steps until ``last_step``; the only training loop of the project.
 
     Args:
-        runner: Runs a step on the engine.
-        source: Turns a plan into micro-batches of this rank.
-        mixture: Weights of the domains; plans the batches.
+        runner: Runs an optimizer step on the engine.
+        source: Turns a plan into this rank's micro-batches.
+        mixture: Has the weights of the domains and plans the batches.
         hooks: Called after each step, in this order, on every rank.
-        state: Counters, advanced in place.
+        state: Counters of the run, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
         run_length: Consecutive samples of a plan that share a domain.
-        exit_interval: Stop after an iteration that is a multiple of this, and its hooks.
+        exit_interval: Stop after each iteration that is a multiple of this; its hooks run first.
 
     Raises:
         FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
@@ -106,7 +106,7 @@ def train(
         for hook in hooks:
             hook.after_step(state, report)
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
-            state.stop = True  # only now: when asked to stop, hooks leave out what takes long
+            state.stop = True  # after the hooks, which skip what takes long once state.stop is set
     return state
 
 
@@ -115,19 +115,19 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
 
     The mean is over all tokens of the global batch that count.
 
-    A request to stop (SIGTERM reached some rank) travels in the same vector, so that all ranks
-    leave the loop after the same step. So does a fingerprint of the mixture, which every rank
-    must hold alike.
+    A request to stop (some rank got SIGTERM) is sent in the same vector, so that all ranks leave
+    the loop after the same step. So is a fingerprint of the mixture, which must be the same on
+    every rank.
 
     Raises:
-        RuntimeError: On every rank, if one of them has other weights or cursors.
+        RuntimeError: On every rank, if weights or cursors differ between ranks.
     """
     fingerprint = mixture.fingerprint()
     sums, (num_stopping, fingerprints) = result.sums.all_reduce(stop_requested(), fingerprint)
     if fingerprints != fingerprint * dist.get_world_size():
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
-            "the checkpoints before this step are sound, continue from the newest one"
+            "the checkpoints before this step are sound: continue from the newest one"
         )
     signal, _ = sums.signal().drop_nonfinite()
     return signal, sums.mean_loss(), bool(num_stopping)
@@ -138,21 +138,21 @@ def require_finite(
 ) -> None:
     """Ends a run whose loss or gradients are not finite, before a hook can save its weights.
 
-    A step that the optimizer skipped is no reason to end, unless no other follows it.
+    A step that the optimizer skipped does not end the run, unless it is the last step.
 
     Args:
-        state: Its counters; ``sound_step`` follows the losses that are finite.
-        report: The step; its gradient norm is nan, infinite or, where DeepSpeed computes it, -1 if
-            it is not finite.
-        mixture: Names the domains.
-        is_last: Whether the run ends with this step.
+        state: Counters of the run; ``sound_step`` is updated if the loss is finite.
+        report: Report of the step. A gradient norm that is not finite is nan, infinite, or -1 if
+            DeepSpeed computes it.
+        mixture: Has the names of the domains.
+        is_last: Whether this is the last step of the run.
 
     Raises:
         FloatingPointError: On every rank.
     """
     is_finite = math.isfinite(report.lm_loss)
     if is_finite:
-        state.sound_step = state.step - 1  # the loss is of the weights as that step left them
+        state.sound_step = state.step - 1  # the loss is that of the weights after that step
     if report.skipped and (is_finite or not is_last):
         return
     if not is_finite:
@@ -172,11 +172,11 @@ def _remedy(state: TrainState) -> str:
     changes = "with a lower learning rate, gradient_clipping or another seed"
     if state.sound_step is None:
         return (
-            "no loss since the program began was finite: begin again, or from an older checkpoint "
-            f"(iteration: N), {changes}"
+            "no loss since this program started was finite: start again, or from an older "
+            f"checkpoint (iteration: N), {changes}"
         )
     if state.sound_step == 0:
-        return f"begin again {changes}"
+        return f"start again {changes}"
     return (
         f"checkpoints up to iteration {state.sound_step} are sound: continue from one of them "
         f"(iteration: N) {changes}"
@@ -187,7 +187,7 @@ def advance(state: TrainState, report: StepReport, *, tokens: int) -> None:
     """Counts a finished step.
 
     Raises:
-        FloatingPointError: After too many steps in a row that an overflow made the optimizer skip.
+        FloatingPointError: If overflows made the optimizer skip too many steps in a row.
     """
     state.consumed_samples += len(report.draw.domains)
     state.consumed_tokens += tokens
@@ -196,7 +196,7 @@ def advance(state: TrainState, report: StepReport, *, tokens: int) -> None:
     if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
         raise FloatingPointError(
             f"iteration {state.step}: the gradients of {MAX_CONSECUTIVE_SKIPS} steps in a row were "
-            "not finite, and no weight has changed since; where it is fp16, use bf16; "
+            "not finite, and no weight has changed since; if precision is fp16, use bf16; "
             f"{_remedy(state)}"
         )
 
@@ -207,7 +207,7 @@ def pretrain(config: RunConfig) -> TrainState:
     Needs the process group of `initialize_megatron`. All ranks call it.
 
     Returns:
-        The counters at the end; ``stop`` is true when the run was asked to stop early.
+        The counters at the end; ``stop`` is true if the run was asked to stop early.
     """
     if not accelerator.supports(config.precision.dtype):
         raise ConfigError(
@@ -259,7 +259,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     )
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
-        saving,  # before what takes long or may go wrong
+        saving,  # before hooks that take long or may fail
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured
         ),
@@ -284,7 +284,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         )
     except FloatingPointError as error:
         logger.warning(str(error), iteration=state.step)
-        saving.wait()  # a save in the background is of an earlier step, and sound
+        saving.wait()  # a save in the background is of an earlier step, so it is sound
         raise
     for hook in hooks:
         hook.at_end(state)
@@ -301,10 +301,11 @@ def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str
 
 
 def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
-    """Refuses to begin at iteration 0 where the checkpoints of another run would be replaced.
+    """Raises an error if a run from iteration 0 would replace the checkpoints of another run.
 
     Raises:
-        ConfigError: If ``save`` holds checkpoints that were neither loaded nor gone back from.
+        ConfigError: If ``save`` contains checkpoints, and the run neither continues them nor goes
+            back to iteration 0 of them on purpose.
     """
     save, is_finetuning = config.saving.save_path, config.saving.finetune
     if save is None or loaded.state.step > 0:
@@ -316,8 +317,8 @@ def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
         return
     way = "set load to it and remove finetune" if is_finetuning else "set load to it"
     raise ConfigError(
-        f"save: {save} holds checkpoints up to iteration {last}, which this run would replace, for "
-        f"it begins at iteration 0; {way} to continue them, or name another folder"
+        f"save: {save} contains checkpoints up to iteration {last}, which this run would replace, "
+        f"because it begins at iteration 0; {way} to continue them, or name another folder"
     )
 
 
@@ -331,13 +332,13 @@ def restore_mixture(
     """Continues the mixture of a checkpoint; its domains and method must be those of this run.
 
     Args:
-        mixture: Continues.
-        loaded: What the checkpoint said.
-        samples_by_domain: Samples per epoch of the data of this run.
-        warn: Receives a line if the data are not those that the domains were read from.
+        mixture: The mixture of this run, which takes over the saved state.
+        loaded: The run that the checkpoint was loaded into.
+        samples_by_domain: Domain -> samples per epoch in this run.
+        warn: Called with a message if the data have changed since the checkpoint.
 
     Raises:
-        CheckpointError: If they are not.
+        CheckpointError: If domains or method differ.
     """
     if loaded.mixture_state is None:
         return
@@ -345,17 +346,17 @@ def restore_mixture(
         mixture.load_state_dict(loaded.mixture_state)
     except ValueError as error:
         raise CheckpointError(
-            f"{loaded.folder}: mixture.json: {error}; finetune: true takes the weights of the "
-            "model alone and starts mixture, optimizer and iteration from zero"
+            f"{loaded.folder}: mixture.json: {error}; finetune: true loads only the weights of "
+            "the model and starts mixture, optimizer and iteration from zero"
         ) from error
     now, before = samples_by_domain, loaded.samples_per_epoch
     changed = [name for name in now if now[name] != before.get(name, now[name])]
     if changed:
         first = changed[0]
         warn(
-            f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples an "
+            f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples per "
             f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
-            "continues at its old place in a new order, so some text comes again or late"
+            "continues at its old place in a new order, so some text is repeated or comes late"
         )
 
 
@@ -366,7 +367,7 @@ def announce(
     mixture: Mapping[str, Any],
     loaded: LoadedRun,
 ) -> None:
-    """Writes what the run is to the log, and the notes of the configuration to the console."""
+    """Logs what the run is, and prints the notes of the configuration."""
     parameters = count_parameters(loaded.runner)
     info = {
         "parameters": parameters,
@@ -381,7 +382,7 @@ def announce(
         logger.say(f"note: {note}")
     logger.say(
         f"{parameters:,} parameters, {len(source.domains)} domains, "
-        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens an iteration"
+        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens per iteration"
     )
     if loaded.state.step:
         logger.resume(loaded.state.step, info)
@@ -390,5 +391,5 @@ def announce(
     if loaded.state.step >= config.schedule.train_iters:
         logger.say(
             f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
-            f"is {config.schedule.train_iters}; raise it to train on"
+            f"is {config.schedule.train_iters}; to continue training, raise train_iters"
         )

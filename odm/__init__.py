@@ -1,7 +1,7 @@
-"""Online data mixing: decide at every training step how much of each domain to read.
+"""Online data mixing: decides at every training step how much of each domain to read.
 
-``MixtureController`` is the object a trainer needs; everything else is a part of it. numpy and
-the standard library only.
+A trainer needs only ``MixtureController``; everything else is a part of it. The package needs only
+numpy and the standard library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name on first use: the checks of JSON files are used where numpy is not loaded."""
+    """Imports a name on first use, since the checks of JSON files are also used without numpy."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

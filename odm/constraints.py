@@ -1,15 +1,15 @@
-"""Limits on the weights that any mixer may be given: floor, ceiling, epoch cap, trust region.
+"""Limits on the weights of any mixer: floor, ceiling, epoch cap, trust region.
 
 They are applied in a fixed order, whatever the order in which they are listed:
 
 1. **bounds**: all floors, ceilings and epoch caps at once. The weights w become
    ``clip(theta * w, lower, upper)`` with the one theta that makes them sum to 1, the closest
-   point in relative entropy. Where a floor and a cap contradict, the cap wins. Where draws, which
-   are random, used a domain up so fast that caps and ceilings no longer reach 1, all upper bounds
-   are raised in proportion, and dropped where nothing is left that the mixer draws.
-2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that
-   held before hold after it, since both ends keep them.
-3. **bounds** again, if an epoch cap has fallen below the last weights meanwhile.
+   point in relative entropy. If a floor contradicts a cap, the cap wins. Draws are random, so they
+   may use up a domain so fast that caps and ceilings sum to less than 1. Then all upper bounds are
+   raised in proportion, or dropped if no domain that the mixer draws has anything left.
+2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that both
+   ends satisfy are satisfied after the step too.
+3. **bounds** again, if an epoch cap has meanwhile fallen below the last weights.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _BISECTIONS = 50
 
 @dataclass(frozen=True, eq=False)
 class ConstraintContext:
-    """What a constraint may look at."""
+    """The information that a constraint may use."""
 
     previous: FloatArray
     """Weights of the last step, probabilities of shape (K,)."""
     consumed: IntArray
-    """Samples drawn of every domain so far, int64, shape (K,)."""
+    """Samples drawn from each domain so far, int64, shape (K,)."""
 
 
 class Constraint:
-    """A lower and an upper bound for every weight; subclasses are frozen dataclasses."""
+    """A lower and an upper bound per weight; subclasses are frozen dataclasses."""
 
     name: ClassVar[str] = ""
 
     def options(self) -> dict[str, Any]:
-        """The name and the fields as JSON data."""
+        """The constraint's name and fields as JSON data."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         values = {key: plain(value) for key, value in fields.items()}
         lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
@@ -63,52 +63,53 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Floor(Constraint):
-    """No weight below ``minimum``."""
+    """Keeps every weight at ``minimum`` or above."""
 
     name: ClassVar[str] = "floor"
     minimum: float | tuple[float, ...] = 0.0
-    """One number for all domains or one a domain, in [0, 1]; their sum at most 1."""
+    """One number for all domains or one per domain, in [0, 1]; their sum is at most 1."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "minimum", _fractions("floor: minimum", self.minimum))
 
     def lower(self, context: ConstraintContext) -> FloatArray:
-        """The minimum of every domain, shape (K,)."""
+        """The minimum per domain, shape (K,)."""
         return _spread("floor: minimum", self.minimum, context.previous.size)
 
 
 @dataclass(frozen=True)
 class Ceiling(Constraint):
-    """No weight above ``maximum``."""
+    """Keeps every weight at ``maximum`` or below."""
 
     name: ClassVar[str] = "ceiling"
     maximum: float | tuple[float, ...] = 1.0
-    """One number for all domains or one a domain, in [0, 1]; their sum at least 1."""
+    """One number for all domains or one per domain, in [0, 1]; their sum is at least 1."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maximum", _fractions("ceiling: maximum", self.maximum))
 
     def upper(self, context: ConstraintContext) -> FloatArray:
-        """The maximum of every domain, shape (K,)."""
+        """The maximum per domain, shape (K,)."""
         return _spread("ceiling: maximum", self.maximum, context.previous.size)
 
 
 @dataclass(frozen=True)
 class EpochCap(Constraint):
-    """No domain is read more than ``max_epochs`` times within a run of ``total_samples``.
+    """Reads no domain more than ``max_epochs`` times within a run of ``total_samples``.
 
-    A weight is at most what is left of the domain over what is left of the run. Draws are random,
-    so a domain may overshoot by the noise of its last steps (below one sample a step with
-    stratified draws). After ``total_samples`` only domains with something left are drawn.
+    A weight is at most the samples that are left of the domain, divided by those that are left of
+    the run. Draws are random, so a domain may overshoot by the noise of its last steps (below one
+    sample per step with stratified draws). After ``total_samples`` only domains with samples left
+    are drawn.
 
-    With equal weights from the mixer this is UniMax (arXiv:2304.09151), online.
+    With equal weights from the mixer this is an online form of UniMax (arXiv:2304.09151).
     """
 
     name: ClassVar[str] = "epoch_cap"
     max_epochs: float | tuple[float, ...]
-    """Passes over a domain, > 0: one number for all domains or one a domain."""
+    """Passes over a domain, > 0: one number for all domains or one per domain."""
     domain_sizes: tuple[int, ...]
-    """Samples of one epoch of every domain, in the order of the domains."""
+    """Samples per epoch of each domain, in the order of the domains."""
     total_samples: int
     """Samples that the whole run draws: steps times global batch size."""
 
@@ -141,7 +142,7 @@ class EpochCap(Constraint):
             )
 
     def upper(self, context: ConstraintContext) -> FloatArray | None:
-        """What is left of every domain over what is left of the run; None when all is used."""
+        """Samples left per domain, divided by those left of the run; None if none are left."""
         _expect("epoch_cap: domain_sizes", len(self.domain_sizes), context.previous.size)
         sizes = np.array(self.domain_sizes, dtype=np.float64)
         left = np.maximum(0.0, np.asarray(self.max_epochs) * sizes - context.consumed)
@@ -153,19 +154,19 @@ class EpochCap(Constraint):
 
 @dataclass(frozen=True)
 class TrustRegion(Constraint):
-    """Limits how far the weights move in a step. Give one of the two measures."""
+    """Limits how far the weights move per step. Give one of the two measures."""
 
     name: ClassVar[str] = "trust_region"
     max_kl: float | None = None
-    """Largest ``KL(previous || next)`` in nats; this way round a domain can come back from 0."""
+    """Largest ``KL(previous || next)`` in nats; in this direction a domain can come back from 0."""
     max_total_variation: float | None = None
-    """Largest share of draws that changes domain, in (0, 1]."""
+    """Largest share of draws that may change domain, in (0, 1]."""
 
     def __post_init__(self) -> None:
         limits = [x for x in (self.max_kl, self.max_total_variation) if x is not None]
         if len(limits) != 1 or not (is_number(limits[0]) and limits[0] > 0):
             raise ValueError(
-                "trust_region: give max_kl or max_total_variation, one of them and > 0, got "
+                "trust_region: give either max_kl or max_total_variation, above 0, got "
                 f"{self.max_kl} and {self.max_total_variation}"
             )
 
@@ -191,19 +192,20 @@ class TrustRegion(Constraint):
 def apply_constraints(
     constraints: Sequence[Constraint], target: FloatArray, *, context: ConstraintContext
 ) -> tuple[FloatArray, dict[str, Any]]:
-    """Brings a mixer's weights within all limits, in the order given at the top of this file.
+    """Changes a mixer's weights to satisfy all limits, in the order given at the top of this file.
 
     Args:
-        constraints: In any order.
+        constraints: The limits, in any order.
         target: Probabilities that the mixer proposes, shape (K,).
-        context: Last weights and consumed samples.
+        context: The last weights, and the samples drawn so far.
 
     Returns:
-        Probabilities, shape (K,), and what happened as JSON data: ``order`` lists the steps, a
-        bound lists the indices of the domains it holds, the trust region the fraction it allowed.
+        Probabilities, shape (K,), and the effects as JSON data: ``order`` lists the steps; a bound
+        has the indices of the domains that it limits, the trust region the fraction that it
+        allowed.
 
     Raises:
-        ValueError: If no weights can satisfy the bounds, with the sums.
+        ValueError: If no weights can satisfy the bounds; the message has the sums.
     """
     effects: dict[str, Any] = {"order": []}
     lower, upper = _bounds(constraints, context)
@@ -235,7 +237,7 @@ def _bounds(
 
 
 def _within_reach(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """Upper bounds that, if they had come to allow less than 1, are raised to allow just that."""
+    """Upper bounds, raised so that weights can sum to 1 if the bounds allow less."""
     used = weights > 0
     allowed, wanted = upper[used].sum(), 1.0 - lower[~used].sum()
     if allowed >= wanted:
@@ -260,31 +262,31 @@ def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> Float
     if free.any():
         rest = 1.0 - held[~free].sum() - lower[~used].sum()
         held[free] = rest * (share[free] / share[free].sum())
-    else:  # rounding brought all to a bound: those with room share what is off
+    else:  # rounding put all on a bound: the error is shared by those with room
         excess = held.sum() + lower[~used].sum() - 1.0
         room = held - low if excess > 0 else high - held
         if room.any():
             held -= excess * room / room.sum()
     projected = lower.copy()
     projected[used] = np.clip(held, low, high)
-    # bounds without slack, whose own sums are off by rounding
+    # bounds without slack, whose sums differ from 1 by rounding
     return projected if abs(projected.sum() - 1.0) < _SUM_ERROR else normalize(projected)
 
 
 def _between_corners(
     share: FloatArray, low: FloatArray, high: FloatArray, *, wanted: float
 ) -> tuple[FloatArray, BoolArray]:
-    """Finds the domains that no bound holds in ``clip(theta * share, low, high)``.
+    """Finds the domains that no bound limits in ``clip(theta * share, low, high)``.
 
     The sum is piecewise linear in theta, with a corner where a domain leaves its lower bound and
-    one where it reaches its upper bound. Each sum is made anew: a running one would lose shares
-    that are many decades smaller than others.
+    one where it reaches its upper bound. Each sum is computed from scratch: a running sum would
+    lose shares that are many orders of magnitude smaller than others.
 
     Returns:
-        The bound that holds each domain, and which ones are held by none, where the sum is
+        The bound that limits each domain, and which domains no bound limits, if the sum is
         ``wanted``.
     """
-    with np.errstate(over="ignore"):  # of shares near the smallest float
+    with np.errstate(over="ignore"):  # from shares near the smallest float
         leaves, reaches = low / share, high / share
         corners = np.sort(np.concatenate([leaves, reaches]))
         first, last = 0, corners.size - 1
@@ -310,18 +312,18 @@ def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintCon
 
 
 def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[float, ...]:
-    """Checks one fraction or one a domain; returns a float or a tuple of floats."""
+    """Checks one fraction, or one per domain; returns a float or a tuple of floats."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):  # text, lists of several lengths
         array = np.array(np.nan)
     if array.ndim > 1 or not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{where} must be in [0, 1], one number or one a domain, got {value}")
+        raise ValueError(f"{where} must be in [0, 1], one number or one per domain, got {value}")
     return float(array) if array.ndim == 0 else tuple(array.tolist())
 
 
 def _shown(value: float | Sequence[float]) -> str:
-    """Four digits of one number or of a list."""
+    """One number or a list, with four digits each."""
     if isinstance(value, Sequence):
         return f"[{', '.join(f'{number:.4g}' for number in value)}]"
     return f"{value:.4g}"

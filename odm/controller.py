@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 
 class Decision(NamedTuple):
-    """What a controller made of a step, or of its start (step 0); arrays are read-only, (K,)."""
+    """A controller's decision after a step or at the start (step 0); arrays are read-only, (K,)."""
 
     step: int
     updated: bool
-    """Whether the mixer was asked."""
+    """Whether the mixer was asked for new weights."""
     weights_before: FloatArray
     weights_after: FloatArray
     """Probabilities of the next draw."""
     proposal: FloatArray
     """The mixer's weights before constraints."""
     losses: FloatArray | None
-    """Mean losses in nats, nan where absent; None before the first step."""
+    """Mean losses in nats, nan for absent domains; None before the first step."""
     constraints: dict[str, Any]
-    """What each limit did, see ``apply_constraints``."""
+    """The effect of each limit, see ``apply_constraints``."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON data; a loss that is absent is null."""
@@ -59,24 +59,24 @@ class Decision(NamedTuple):
 
 
 def is_update_due(step: int, *, warmup_steps: int, update_frequency: int) -> bool:
-    """Whether the mixer is asked at a step, counted from 1: strictly after the warm-up."""
+    """Whether the mixer is asked at a step, counted from 1; only after the warm-up."""
     return step > warmup_steps and step % update_frequency == 0
 
 
 class MixtureController:
     """A mixer, constraints and a schedule, with warm-up, update frequency and an audit record.
 
-    Use it in the order draw(step), train, observe(step). Every rank holds one and feeds it the
-    same all-reduced signal, so that all ranks make the same plan without talking.
+    Use it in the order draw(step), train, observe(step). Every rank has one and gives it the same
+    all-reduced signal, so that all ranks make the same plan without communication.
 
     Args:
         domains: Unique names; their order is the order of every array of length K.
         mixer: The method, or its registered name with default options.
         schedule: Draws the plans; its ``num_domains`` must be K.
-        constraints: Limits on the weights, applied at every step, warm-up included.
-        initial_weights: Raw weights of the first draws, shape (K,); None: all equal.
-        warmup_steps: The mixer is not asked at steps up to and including this one.
-        update_frequency: The mixer is asked at steps that are a multiple of this one.
+        constraints: Limits on the weights, applied at every step, also during warm-up.
+        initial_weights: Raw weights of the first draws, shape (K,); None makes all equal.
+        warmup_steps: Up to and including this step, the mixer is not asked.
+        update_frequency: The mixer is asked at steps that are a multiple of this number.
 
     Raises:
         ValueError: If domains, weights, counts or constraints do not fit together.
@@ -101,7 +101,7 @@ class MixtureController:
         if schedule.num_domains != num_domains:
             raise ValueError(
                 f"controller: the schedule is for {schedule.num_domains} domains, "
-                f"{num_domains} are named"
+                f"the list has {num_domains}"
             )
         if warmup_steps < 0 or update_frequency < 1:
             raise ValueError(
@@ -113,7 +113,7 @@ class MixtureController:
         raw = np.ones(num_domains) if initial_weights is None else initial_weights
         self._initial = check_weights(raw, num_domains, where="controller: initial_weights")
         self._state = self.mixer.init(self.domains, self._initial)
-        self._updates = 0  # how often the mixer has learnt
+        self._updates = 0  # number of updates of the mixer
         self._ahead = ReadAhead()
         proposal = normalize(self._initial)
         weights, effects = self._constrain(proposal, previous=proposal)
@@ -136,16 +136,16 @@ class MixtureController:
 
     @property
     def cursors(self) -> IntArray:
-        """Copy of the next sample number of every domain, int64, shape (K,)."""
+        """Copy of the next sample number of each domain, int64, shape (K,)."""
         return self.schedule.cursors
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """`Decision` of the last ``observe``, or of the start or the load, as JSON data."""
+        """`Decision` of the last ``observe``, or of the start or last load, as JSON data."""
         return self._decision.to_dict()
 
     def is_update_due(self, step: int) -> bool:
-        """Whether the losses of this step move the weights; see ``warmup_steps``."""
+        """Whether the losses of this step change the weights; see ``warmup_steps``."""
         return is_update_due(
             step, warmup_steps=self.warmup_steps, update_frequency=self.update_frequency
         )
@@ -154,7 +154,7 @@ class MixtureController:
         """Plans a step and advances the cursors; see ``odm.schedule.plan_draw``.
 
         Args:
-            step: Step that will be trained on this plan, counted from 1.
+            step: Step that will train on this plan, counted from 1.
             num_slots: Samples of the global batch.
             run_length: Consecutive slots that share a domain.
         """
@@ -170,15 +170,16 @@ class MixtureController:
         Losses of steps without a due update are discarded, as in the research code.
 
         Args:
-            step: The step that made the losses, counted from 1.
-            observed: A signal summed over all ranks, or mean losses, shape (K,), nan = absent.
+            step: The step of the losses, counted from 1.
+            observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
+                domains.
 
         Returns:
-            What was decided; ``weights_after`` are the probabilities of the next draw.
+            The decision; its ``weights_after`` are the probabilities of the next draw.
 
         Raises:
-            ValueError: If a shape is wrong or a loss of a present domain is not finite, in warm-up
-                too: give ``Signal.drop_nonfinite()`` on steps that overflowed.
+            ValueError: If a shape is wrong or a loss of a present domain is not finite, also during
+                warm-up. On steps that overflowed, pass ``Signal.drop_nonfinite()``.
         """
         losses, present = mean_losses(
             observed, self.num_domains, where="controller", step=step, domains=self.domains
@@ -208,7 +209,7 @@ class MixtureController:
         return self._decision
 
     def describe(self) -> dict[str, Any]:
-        """What the run is configured to do, as JSON data, for the run log and for ``replay``."""
+        """The configuration as JSON data, for the run log and for ``replay``."""
         return {
             "domains": list(self.domains),
             "method": self.mixer.name,
@@ -222,23 +223,24 @@ class MixtureController:
         }
 
     def fingerprint(self) -> int:
-        """32-bit checksum of weights and cursors, to compare ranks that must hold them alike."""
+        """32-bit checksum of weights and cursors, to check that they are the same on all ranks."""
         return zlib.crc32(self.schedule.cursors.data, zlib.crc32(self._decision.weights_after.data))
 
     def mixer_state(self) -> dict[str, Any]:
-        """Copy of the mixer's numbers, JSON data whose fields depend on the method."""
+        """Copy of the mixer's state, JSON data whose fields depend on the method."""
         return copied(self._state)
 
     def state_dict(self, *, completed_step: int | None = None) -> dict[str, Any]:
-        """Everything that a restart needs, as JSON data; floats survive JSON exactly.
+        """Everything that a restart needs, as JSON data; JSON keeps floats exactly.
 
-        It does not depend on the number of ranks. ``configuration`` is what ``describe`` gives.
+        The state does not depend on the number of ranks. Its ``configuration`` is from
+        ``describe``.
 
         Args:
-            completed_step: Last trained step, for a trainer that draws ahead: plans drawn for
-                later steps are left out, so that their samples are read after a restart; of these
-                plans only the weights are kept, so that they are drawn again alike. None counts
-                every plan.
+            completed_step: Last trained step, for a trainer that draws ahead. Plans for later steps
+                do not count, so that their samples are read after a restart; only the weights of
+                these plans are saved, so that the same plans are drawn again. None counts every
+                plan.
         """
         cursors, planned = self._ahead.saved(self.schedule.cursors, completed_step)
         return {
@@ -254,17 +256,17 @@ class MixtureController:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where ``state_dict`` was taken; changes nothing if it raises.
+        """Continues from a state of ``state_dict``; changes nothing if it raises an error.
 
-        Domains, their order and the method must be the same. Another option, seed, constraint or
-        frequency is taken from this object, not from the state, and logged as a warning; limits
-        hold from the next draw on. Other initial weights count where the mixer has not learnt
-        anything yet, so with ``static`` always.
+        Domains, their order and the method must be the same. If an option, seed, constraint or
+        frequency differs, this object's value is used, not the state's, and a warning reports it;
+        limits apply from the next draw on. Different initial weights have an effect only if the
+        mixer has not learnt anything yet, so with ``static`` always.
 
         Raises:
-            ValueError: If the state is of another schema, method or list of domains, or torn (one
-                line that names the field), or its weights cannot keep the constraints of this
-                object.
+            ValueError: If the state is of another schema, method or list of domains, or damaged
+                (one line that names the field), or its weights cannot satisfy the constraints of
+                this object.
         """
         try:
             saved = check_saved_state(state, self.domains, self.mixer)
@@ -273,7 +275,7 @@ class MixtureController:
         weights, proposal = (
             np.array(state[name], dtype=np.float64) for name in ("weights", "proposal")
         )
-        plans = state.get("planned", {})  # states of early versions lack it
+        plans = state.get("planned", {})  # not in states of early versions
         planned = {int(step): np.array(plans[step], dtype=np.float64) for step in plans}
         mixer_state, updates = copied(state["mixer"]), count_updates(state, self.mixer)
         changed = self._changed(saved)
@@ -297,7 +299,7 @@ class MixtureController:
         self._decision = _decision(state["step"], weights, proposal=proposal, effects=effects)
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Settings that differ: as saved and as they are."""
+        """Settings that differ -> the saved value and the present one."""
         current = self.describe()
         return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
@@ -326,7 +328,7 @@ def _decision(
     losses: FloatArray | None = None,
     updated: bool = False,
 ) -> Decision:
-    """A decision whose arrays nobody can change; without an update the weights stay."""
+    """A decision with read-only arrays; without an update the weights stay the same."""
     for array in (weights, proposal, losses):
         if array is not None:
             array.flags.writeable = False

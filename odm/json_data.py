@@ -1,8 +1,8 @@
-"""JSON that other hands may have changed: read with bounds, checked field by field, copied.
+"""Reads, checks and copies JSON data that may be damaged or edited.
 
-A check is a function of a value and of its place, such as ``layout.tp``. It raises `SchemaError`
-with a line that names the place, what must be there and what is. Larger checks are made of small
-ones: ``fields({"step": integer(0), "weights": list_of(number(0, 1))})``.
+A check is a function of a value and its place, such as ``layout.tp``. It raises a `SchemaError`
+that names the place, the allowed values and the value. Larger checks are composed of small ones:
+``fields({"step": integer(0), "weights": list_of(number(0, 1))})``.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from typing import Any, NoReturn
 Check = Callable[[Any, str], None]
 
 MAX_DEPTH = 64
-"""Lists and objects within each other; what we write has less than ten."""
+"""Maximum depth of nested lists and objects; our own files have less than ten levels."""
 MAX_INTEGER = 2**63 - 1
 MAX_NUMBER = 1.7e308
 MAX_BYTES = 1 << 26
-"""Of a file, unless its reader says otherwise."""
+"""Maximum size of a file, unless its reader sets another."""
 
 _LARGEST_SHOWN = 80
 
 
 class SchemaError(ValueError):
-    """A value that is not what it must be; the message names its place."""
+    """A value is not allowed; the message names its place."""
 
 
 def refuse(where: str, must: str, value: Any) -> NoReturn:
-    """Raises the `SchemaError` of a value."""
+    """Raises the `SchemaError` for a value that is not allowed."""
     raise SchemaError(f"{where or 'the whole'}: must be {must}, got {shown(value)}")
 
 
 def shown(value: Any) -> str:
-    """A value on one line, cut where it is long."""
+    """A value on one line, shortened if it is long."""
     try:
         text = reprlib.repr(value)
-    except ValueError:  # Python shows no number of more than 4300 digits
-        return "a number of thousands of digits"
+    except ValueError:  # Python prints no number with more than 4300 digits
+        return "a number with thousands of digits"
     return text if len(text) <= _LARGEST_SHOWN else f"{text[:_LARGEST_SHOWN]}..."
 
 
 def anything(value: Any, where: str) -> None:
-    """Takes every value."""
+    """Accepts every value."""
 
 
 def boolean(value: Any, where: str) -> None:
-    """Takes true and false."""
+    """Accepts true and false."""
     if not isinstance(value, bool):
         refuse(where, "true or false", value)
 
 
 def integer(low: int = 0, high: int = MAX_INTEGER) -> Check:
-    """Takes whole numbers in [low, high]."""
+    """Makes a check that accepts whole numbers in [low, high]."""
 
     def check(value: Any, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -66,7 +66,7 @@ def integer(low: int = 0, high: int = MAX_INTEGER) -> Check:
 
 
 def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> Check:
-    """Takes finite numbers in [low, high]."""
+    """Makes a check that accepts finite numbers in [low, high]."""
 
     def check(value: Any, where: str) -> None:
         if type(value) not in (int, float) or not low <= value <= high:
@@ -76,7 +76,7 @@ def number(low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> Check:
 
 
 def logged_number(value: Any, where: str) -> None:
-    """Takes what a run log holds for a number: null, a number, or NaN and infinity as text."""
+    """Accepts a number of a run log: null, a number, or NaN and infinity as text."""
     if value is None or (type(value) in (int, float) and abs(value) <= MAX_NUMBER):
         return
     if not (isinstance(value, str) and value in ("nan", "inf", "-inf")):
@@ -84,12 +84,12 @@ def logged_number(value: Any, where: str) -> None:
 
 
 def text(pattern: str = ".+", *, must: str = "text", as_file: bool = False) -> Check:
-    """Takes text that fits a regular expression as a whole and can be written.
+    """Makes a check that accepts valid Unicode text that a regular expression matches as a whole.
 
     Args:
-        pattern: The expression; a dot takes line ends too.
-        must: What it is, for the message.
-        as_file: Takes names of files that are no UTF-8, as Python shows them.
+        pattern: The regular expression; a dot also matches line ends.
+        must: Description of the text, for the message.
+        as_file: Whether to accept file names that are not UTF-8, in Python's form.
     """
     expression = re.compile(pattern, re.DOTALL)
 
@@ -105,7 +105,7 @@ def text(pattern: str = ".+", *, must: str = "text", as_file: bool = False) -> C
 
 
 def one_of(*values: Any) -> Check:
-    """Takes one of some values of JSON, of the same type."""
+    """Makes a check that accepts one of the given JSON values, of the same type."""
 
     def check(value: Any, where: str) -> None:
         if not any(type(value) is type(known) and value == known for known in values):
@@ -115,7 +115,7 @@ def one_of(*values: Any) -> Check:
 
 
 def optional(inner: Check) -> Check:
-    """Takes null, and what ``inner`` takes."""
+    """Makes a check that accepts null and what ``inner`` accepts."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:
@@ -125,7 +125,7 @@ def optional(inner: Check) -> Check:
 
 
 def list_of(inner: Check, length: int | None = None) -> Check:
-    """Takes lists, of ``length`` values where it is given, each of which ``inner`` takes."""
+    """Makes a check for lists, optionally of ``length``, whose values ``inner`` accepts."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, (list, tuple)):
@@ -139,7 +139,7 @@ def list_of(inner: Check, length: int | None = None) -> Check:
 
 
 def mapping_of(inner: Check, key: Check | None = None) -> Check:
-    """Takes objects whose keys and values two checks take."""
+    """Makes a check for objects whose keys and values two checks accept."""
     of_key = text(must="a name") if key is None else key
 
     def check(value: Any, where: str) -> None:
@@ -155,11 +155,11 @@ def mapping_of(inner: Check, key: Check | None = None) -> Check:
 def fields(
     required: Mapping[str, Check], more: Mapping[str, Check] | None = None, *, closed: bool = False
 ) -> Check:
-    """Takes objects with certain fields.
+    """Makes a check for objects with certain fields.
 
     Args:
-        required: Checks of the fields that must be there.
-        more: Checks of fields that may be there.
+        required: Checks of required fields.
+        more: Checks of optional fields.
         closed: Whether other fields are refused.
     """
     known = {**required, **(more or {})}
@@ -172,7 +172,7 @@ def fields(
             raise SchemaError(f"lacks {', '.join(missing)}")
         unknown = [name for name in value if name not in known]
         if closed and unknown:
-            raise SchemaError(f"{_inside(where, shown(unknown[0]))}: is no field of this version")
+            raise SchemaError(f"{_inside(where, shown(unknown[0]))}: not a field of this version")
         for name, inner in known.items():
             if name in value:
                 inner(value[name], _inside(where, name))
@@ -181,7 +181,7 @@ def fields(
 
 
 def logged_numbers(value: Any, where: str) -> None:
-    """Takes objects of a `logged_number` by name; quick, for a run log has millions of them."""
+    """Accepts objects whose values are `logged_number`; fast: run logs have millions of them."""
     if not isinstance(value, dict) or not all(map(_is_plain_entry, value, value.values())):
         mapping_of(logged_number)(value, where)
 
@@ -192,10 +192,10 @@ def _is_plain_entry(name: str, value: Any) -> bool:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Parses JSON of bounded depth, without NaN and without a name twice in an object.
+    """Parses JSON of bounded depth, without NaN and without repeated names in an object.
 
     Raises:
-        SchemaError: If it is none.
+        SchemaError: If the content is not such JSON.
     """
     try:
         value = json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_object_of)
@@ -203,7 +203,7 @@ def parse_json(content: str | bytes) -> Any:
         raise SchemaError(f"is nested more than {MAX_DEPTH} levels deep") from None
     except SchemaError:
         raise
-    except ValueError as error:  # also bytes that are no text, and numbers of 5000 digits
+    except ValueError as error:  # also for bytes that are not text, and numbers of 5000 digits
         raise SchemaError(f"is not JSON ({error})") from None
     if _is_deeper(value, MAX_DEPTH):
         raise SchemaError(f"is nested more than {MAX_DEPTH} levels deep")
@@ -223,14 +223,14 @@ def read_json(
 
     Args:
         path: The file.
-        check: What it must hold.
-        error: Class of the error to raise, with one line.
-        what: What the file is, for the line.
-        advice: What to do, for the line.
+        check: Check of its content.
+        error: Class of the error to raise; its message has one line.
+        what: What the file is, for the message.
+        advice: What to do, for the message.
         max_bytes: Larger files are refused.
 
     Raises:
-        Exception: An ``error`` if the file cannot be read or holds something else.
+        Exception: An ``error``, if the file cannot be read or its content is wrong.
     """
     try:
         with open(path, "rb") as stream:
@@ -246,7 +246,7 @@ def read_json(
 
 
 def copied(value: Any) -> Any:
-    """Copies JSON data; several times as fast as ``copy.deepcopy``, and called for every record."""
+    """Copies JSON data for every record, several times faster than ``copy.deepcopy``."""
     if isinstance(value, Mapping):
         return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -255,29 +255,29 @@ def copied(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Turns numpy's numbers, also within tuples, into Python's, which JSON takes."""
+    """Turns numpy's numbers, also inside tuples, into Python's numbers, which JSON can store."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
-    # without numpy itself, so that a configuration is checked before anything large is loaded
+    # does not import numpy, so that a configuration is checked before anything large is loaded
     return value.item() if type(value).__module__ == "numpy" and not value.shape else value
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from Python, numpy's included, is a finite real number and no bool."""
+    """Whether a value of Python or numpy is a finite real number and not a bool."""
     value = plain(value)
     return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise SchemaError(f"holds {name}, which is no JSON")
+    raise SchemaError(f"contains {name}, which is not valid JSON")
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of a name that is there twice, readers would take one or the other."""
+    """A JSON object; refuses repeated names, of which readers may take either value."""
     value = dict(pairs)
     if len(value) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise SchemaError(f"holds {shown(twice)} twice in one object")
+        raise SchemaError(f"contains {shown(twice)} twice in one object")
     return value
 
 

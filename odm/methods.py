@@ -1,4 +1,4 @@
-"""What a trainer must know of a mixing method before it loads one: no numpy here."""
+"""What a trainer must know about a mixing method before it imports one; does not import numpy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Method:
-    """What a configuration, a log or a replay asks of a mixing method."""
+    """Facts about a mixing method that configuration, log and replay need."""
 
     learns: bool = True
-    """Whether losses move its weights."""
+    """Whether losses change its weights."""
     signal: Literal["training", "held_out"] = "training"
-    """What it learns from: training losses of the domains that a step drew, or losses on held-out
-    data of every domain, which the trainer has to measure."""
+    """The losses that it learns from: training losses of the domains in a step, or losses on
+    held-out data of every domain, which the trainer has to measure."""
     settings: tuple[str, ...] = ()
-    """Options that a trainer's configuration may set; the others keep their defaults."""
+    """Options that a trainer's configuration may set; other options keep their defaults."""
 
 
 METHODS: dict[str, Method] = {
@@ -27,4 +27,4 @@ METHODS: dict[str, Method] = {
     "static": Method(learns=False),
     "naive_validation": Method(signal="held_out"),
 }
-"""One row per method; its class is registered under the name by the file ``mixers/<name>.py``."""
+"""One row per method; the file ``mixers/<name>.py`` registers its class under this name."""

@@ -1,7 +1,7 @@
-"""The order in which a domain's samples are read: a keyed permutation in constant memory.
+"""The order in which a domain's samples are read: a keyed permutation with constant memory.
 
 ``sample_order(seed, domain, epoch, size)`` needs no earlier epoch and no table of all samples, so
-any position of any epoch is found at once, after a restart too.
+any position of any epoch is found at once, also after a restart.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from .simplex import IntArray
 
 # Rounds of the Feistel network. Over 2500 epochs of 1025 samples, a chi-square test of the
 # differences between neighbours gives z = 39 with four rounds and |z| < 2.2 with six. Small domains
-# have too few digits to mix, so they are shuffled outright.
+# have too few digits to mix, so they are simply shuffled.
 _NUM_ROUNDS = 6
 _MAX_TABLE_SIZE = 1024
 _MAX_SIZE = 2**62
 _MASK_64 = 2**64 - 1
-# Below this many positions plain integers are faster than numpy calls of half a microsecond.
+# For fewer positions plain integers are faster than numpy calls of half a microsecond.
 _MAX_SCALAR_POSITIONS = 8
 
 
 class SampleOrder:
     """A permutation of ``range(size)``; call it with positions to get samples.
 
-    Up to 1024 samples it holds a shuffled table. Above, it writes a position as two digits
+    For up to 1024 samples it is a shuffled table. For more, it writes a position as two digits
     (left, right) in bases a and b with ``a * b >= size``, ``a, b ~ sqrt(size)``, and runs an
     alternating Feistel network with addition modulo a and b, a bijection of ``range(a * b)``.
-    Results outside ``range(size)`` (at most one in sqrt(size)) are encrypted again until they
-    are inside, which keeps it a bijection (cycle walking).
+    Results outside ``range(size)`` (at most one in sqrt(size)) are encrypted again until they are
+    inside; the whole is still a bijection (cycle walking).
     """
 
     def __init__(self, size: int, key: bytes) -> None:
@@ -46,7 +46,7 @@ class SampleOrder:
             return
         self._left_base = math.isqrt(size - 1) + 1
         self._right_base = -(-size // self._left_base)
-        # One odd multiplier, one offset and one more odd multiplier a round.
+        # Per round: one odd multiplier, one offset and one more odd multiplier.
         self._rounds = tuple(
             (words[3 * i] | 1, words[3 * i + 1], words[3 * i + 2] | 1) for i in range(_NUM_ROUNDS)
         )
@@ -94,7 +94,7 @@ class SampleOrder:
         return sample
 
     def __iter__(self) -> Iterator[int]:
-        """Samples in reading order; for small domains and for looking at it."""
+        """Samples in reading order, for small domains and for inspection."""
         return (self[position] for position in range(self.size))
 
     def _walk(self, values: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ class SampleOrder:
         return samples
 
     def _encrypt(self, values: np.ndarray) -> np.ndarray:
-        """Feistel network on uint64 values in [0, a * b), as ``_encrypt_one``."""
+        """Feistel network on uint64 values in [0, a * b); per value as ``_encrypt_one``."""
         left_base, right_base = np.uint64(self._left_base), np.uint64(self._right_base)
         left, right = np.divmod(values, right_base)
         for multiply, offset, finish in self._array_rounds:
@@ -131,12 +131,12 @@ class SampleOrder:
 def sample_order(seed: int, domain: str, epoch: int, size: int) -> SampleOrder:
     """Order of one epoch of one domain: a function of (seed, domain name, epoch) and the size.
 
-    Building one costs 10 to 40 microseconds; keep it for as long as the epoch lasts.
+    Building an order takes 10 to 40 microseconds; keep it for the whole epoch.
 
     Args:
         seed: Run seed, any integer.
         domain: Name of the domain; its place in the list of domains does not matter.
-        epoch: Counted from 0.
+        epoch: Number of the epoch, counted from 0.
         size: Samples of an epoch, in [1, 2^62].
 
     Raises:
@@ -146,6 +146,6 @@ def sample_order(seed: int, domain: str, epoch: int, size: int) -> SampleOrder:
         raise ValueError(f"sample order: epoch of {domain!r} must be >= 0, got {epoch}")
     if not 1 <= size <= _MAX_SIZE:
         raise ValueError(f"sample order: size of {domain!r} must be in [1, 2^62], got {size}")
-    # The name comes last, so that no two (seed, epoch, name) share a text.
+    # The name comes last, so that different (seed, epoch, name) give different texts.
     text = f"odm sample order 1\0{int(seed)}\0{int(epoch)}\0{domain}"
     return SampleOrder(int(size), hashlib.shake_128(text.encode()).digest(24 * _NUM_ROUNDS))

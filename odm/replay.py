@@ -1,13 +1,13 @@
-"""Recomputes a run's mixture weights from its run log and compares them with those it used.
+"""Recomputes a run's mixture weights from its run log, and compares them with the logged ones.
 
-``python -m odm.replay metrics.jsonl`` prints the largest difference; exit code 0 when it is
-within the tolerance, 1 when it is not, 2 when the log cannot be replayed.
+``python -m odm.replay metrics.jsonl`` prints the largest difference. The exit code is 0 if it is
+within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 
-The log holds one JSON object a line. A line with ``"event": "start"`` carries ``"mixture"`` (what
-``MixtureController.describe`` gives); lines with ``"event": "train"`` carry ``iteration``,
-``weights`` (those that drew the iteration) and ``losses`` (null where absent), each by domain
-name. Where an iteration stands twice, the later line counts. A line with ``"event": "resume"`` and
-another ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
+The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
+``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
+``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
+name. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
+different ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
 """
 
 from __future__ import annotations
@@ -55,44 +55,44 @@ _REPLAYABLE: dict[str, type[Constraint]] = {
 
 
 class ReplayError(ValueError):
-    """The log cannot be replayed; the message says why."""
+    """The log cannot be replayed; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What replaying needs from a run log."""
+    """The part of a run log that a replay needs."""
 
     mixture: Mapping[str, Any]
-    """Configuration of the mixture, as in the last start line."""
+    """Configuration of the mixture in the last start line."""
     iterations: Mapping[int, Mapping[str, Any]]
-    """The train line that counts for every iteration, ascending."""
+    """The valid train line of each iteration, ascending."""
     resumptions: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Configuration that a resumed run had, by the iteration after which it went on, ascending."""
+    """Iteration after which a run resumed -> configuration of the resumed run, ascending."""
 
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How far recomputed and logged weights are apart."""
+    """How much recomputed and logged weights differ."""
 
     num_iterations: int
-    """Iterations compared."""
+    """Number of iterations that were compared."""
     largest_difference: float
     """Largest absolute difference of a weight."""
     iteration: int
-    """Iteration of the largest difference; 0 if there is none."""
+    """Iteration of the largest difference; 0 if there is no difference."""
     domain: str
-    """Its domain; empty if there is no difference."""
+    """Domain of the largest difference; empty if there is no difference."""
 
 
 def read_run_log(lines: Iterable[str]) -> RunLog:
     """Reads the lines of a run log.
 
-    A line that a killed run tore is left out: the last one, or one before the start or resume line
-    of the run that went on. A second start line begins anew; a resume line with an ``iteration``
-    discards later iterations of the run that it replaces.
+    A line that was cut because the run was killed is left out: the last line, or one before the
+    start or resume line of the next run. A second start line discards everything before it; a
+    resume line with an ``iteration`` discards the earlier lines about later iterations.
 
     Raises:
-        ReplayError: If another line is no event, or there is no mixture; names line and field.
+        ReplayError: If another line is not an event, or there is no mixture; names line and field.
     """
     mixture: Mapping[str, Any] | None = None
     iterations: dict[int, Mapping[str, Any]] = {}
@@ -125,12 +125,12 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
                 raise ReplayError(torn)
             iterations[iteration] = record
     if not mixture:
-        raise ReplayError("no start line with a mixture: the run was not mixed or the log is cut")
+        raise ReplayError("no start line with a mixture: the run had no mixture or the log is cut")
     return RunLog(mixture, dict(sorted(iterations.items())), resumptions)
 
 
 def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController:
-    """Builds the controller that ``MixtureController.describe`` described.
+    """Builds a controller from a description by ``MixtureController.describe``.
 
     Raises:
         ReplayError: If a constraint depends on cursors, which are not in the log.
@@ -139,7 +139,7 @@ def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController
     try:
         check_description(mixture, "mixture")
         return _controller_from(mixture)
-    except TypeError as error:  # an option of another type or name than the class takes
+    except TypeError as error:  # the class does not accept an option's name or type
         raise ReplayError(f"mixture: options that do not fit: {error}") from error
 
 
@@ -150,7 +150,7 @@ def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
         if kind is None:
             raise ReplayError(
                 f"constraint {options['name']!r} depends on the cursors of the run, which the log "
-                f"does not hold; replay knows {', '.join(sorted(_REPLAYABLE))}"
+                f"does not contain; replay supports {', '.join(sorted(_REPLAYABLE))}"
             )
         constraints.append(kind(**{key: v for key, v in options.items() if key != "name"}))
     domains = mixture["domains"]
@@ -189,7 +189,7 @@ def replay(log: RunLog) -> ReplayResult:
         if largest > result.largest_difference:
             result = ReplayResult(0, largest, iteration, controller.domains[worst])
         losses = _by_domain(record, "losses", controller.domains)
-        losses[np.isinf(losses)] = np.nan  # an overflowed step: the trainer dropped it as well
+        losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
         controller.observe(iteration, losses)
         previous = iteration
     return ReplayResult(
@@ -198,7 +198,7 @@ def replay(log: RunLog) -> ReplayResult:
 
 
 def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> MixtureController:
-    """The controller of a resumed run, with its settings and the state of the one before."""
+    """The controller of a resumed run: its settings, with the state of the previous controller."""
     if mixture == controller.describe():
         return controller
     resumed = controller_from_description(mixture)
@@ -210,13 +210,13 @@ def _require_no_gap(controller: MixtureController, previous: int, iteration: int
     if not (controller.mixer.method.learns or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
-    if not controller.constraints:  # the next step whose losses move the weights
+    if not controller.constraints:  # the next step whose losses change the weights
         frequency = controller.update_frequency
         skipped = -(-max(skipped, controller.warmup_steps + 1) // frequency) * frequency
     if skipped < iteration:
         raise ReplayError(
-            f"iteration {skipped} moved the weights but is not in the log (it goes from "
-            f"{previous} to {iteration}); log every iteration (log_interval 1) to replay a run"
+            f"iteration {skipped} changed the weights but is not in the log (it goes from "
+            f"{previous} to {iteration}); to replay a run, log every iteration (log_interval 1)"
         )
 
 
@@ -233,10 +233,10 @@ def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) ->
 
 
 def find_log(path: str) -> str:
-    """Returns the run log that ``path`` means: the file, or one in its folder or a save folder.
+    """Returns the run log that ``path`` means: the file itself, or the one in a log or save folder.
 
     Raises:
-        ReplayError: If the folder holds none.
+        ReplayError: If the folder contains no run log.
     """
     if not os.path.isdir(path):
         return path
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m odm.replay",
         description="Recompute a run's mixture weights from its run log and compare.",
     )
-    parser.add_argument("log", help="the run's metrics.jsonl, or a folder that holds it")
+    parser.add_argument("log", help="the run's metrics.jsonl, or its folder")
     parser.add_argument(
         "--tolerance", type=float, default=1e-12, help="largest difference allowed (%(default)s)"
     )

@@ -1,4 +1,4 @@
-"""Checks of a controller's saved state before anything of it is used."""
+"""Checks a controller's saved state before any part of it is used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 _ROUNDING = 1e-9
-"""Of a sum of K probabilities, and of weights that another machine worked out again."""
+"""Tolerance for a sum of K probabilities, and for weights recomputed on another machine."""
 
 _DESCRIPTION = fields(
     {"domains": list_of(text(must="a name")), "method": text(must="the name of a method")},
@@ -52,7 +52,7 @@ _DESCRIPTION = fields(
 
 
 def check_description(description: Any, where: str) -> None:
-    """Checks what ``MixtureController.describe`` gave; see `odm.json_data.Check`."""
+    """Checks a description by ``MixtureController.describe``; see `odm.json_data.Check`."""
     _DESCRIPTION(description, where)
     domains = description["domains"]
     try:
@@ -64,37 +64,38 @@ def check_description(description: Any, where: str) -> None:
 
 
 def check_saved_state(state: Any, domains: Sequence[str], mixer: Mixer) -> Mapping[str, Any]:
-    """Refuses a state that a controller cannot continue from.
+    """Raises an error for a state that a controller cannot continue from.
 
     Args:
-        state: What ``MixtureController.state_dict`` gave.
-        domains: Names of the controller, in its order.
-        mixer: Of the controller.
+        state: A state, as ``MixtureController.state_dict`` returns it.
+        domains: Names of the controller's domains, in its order.
+        mixer: The controller's mixer.
 
     Returns:
-        The configuration that made the state.
+        The configuration with which the state was made.
 
     Raises:
-        SchemaError: If the state is of another schema, method or list of domains, or torn.
+        SchemaError: If the state is of another schema, method or list of domains, or damaged.
     """
     configuration = _configuration(state)
     _refuse_other_domains(configuration["domains"], domains)
     if configuration["method"] != mixer.name:
         raise SchemaError(
             f"the state was made by method {configuration['method']!r}, this run uses "
-            f"{mixer.name!r}; go on with the same method or start without the state"
+            f"{mixer.name!r}; continue with the same method or start without the state"
         )
     _check_numbers(state, configuration, mixer)
     return configuration
 
 
 def check_stored_state(state: Any) -> None:
-    """Checks a state by itself, before it is known which controller will continue from it.
+    """Checks a state alone, before it is known which controller will continue from it.
 
-    A method that is not registered, as where the user's own module was not loaded, is not asked.
+    If the method is not registered (the user's own module may not be loaded), its part of the state
+    is not checked.
 
     Raises:
-        SchemaError: If the state is of another schema or torn.
+        SchemaError: If the state is of another schema or damaged.
     """
     configuration = _configuration(state)
     method = configuration["method"]
@@ -102,13 +103,13 @@ def check_stored_state(state: Any) -> None:
 
 
 def count_updates(state: Mapping[str, Any], mixer: Mixer) -> int:
-    """How often the mixer of a checked state has learnt; 0: it is as before its first update.
+    """Number of updates of the mixer in a checked state; 0 before the first.
 
-    Early versions did not count: of their states it is 1 where the mixer is not as it began.
+    Early versions did not count updates; for their states, 1 means that the mixer has changed.
 
     Args:
-        state: It has passed `check_saved_state`.
-        mixer: Of the controller.
+        state: A state that has passed `check_saved_state`.
+        mixer: The controller's mixer.
     """
     if "updates" in state:
         return state["updates"]
@@ -121,11 +122,11 @@ def count_updates(state: Mapping[str, Any], mixer: Mixer) -> int:
 
 
 def _configuration(state: Any) -> Mapping[str, Any]:
-    """The checked configuration of a state whose fields are there."""
+    """The configuration of a state, after a check that all fields exist."""
     fields({"schema_version": anything})(state, "")
     if state["schema_version"] != SCHEMA_VERSION or state["schema_version"] is True:
         raise SchemaError(
-            f"schema_version: is {state['schema_version']!r}, this version reads "
+            f"schema_version: is {state['schema_version']!r}, this version supports "
             f"{SCHEMA_VERSION}; load it with the version that wrote it"
         )
     fields({"configuration": check_description, "step": integer(0)})(state, "")
@@ -135,7 +136,7 @@ def _configuration(state: Any) -> Mapping[str, Any]:
 def _check_numbers(
     state: Mapping[str, Any], configuration: Mapping[str, Any], mixer: Mixer | None
 ) -> None:
-    """Types and ranges of all numbers, and that they can be of one and the same state."""
+    """Checks types and ranges of all numbers, and that they can belong to the same state."""
     num_domains = len(configuration["domains"])
     weights = _probabilities(num_domains)
     check = fields(
@@ -145,7 +146,7 @@ def _check_numbers(
             "mixer": mapping_of(anything),
             "cursors": list_of(integer(0, MAX_CURSOR), num_domains),
         },
-        {  # early versions lack them
+        {  # not written by early versions
             "planned": mapping_of(weights, _later_step(state["step"])),
             "updates": integer(0),
         },
@@ -169,7 +170,7 @@ def _probabilities(num_domains: int) -> Check:
     def check(value: Any, where: str) -> None:
         numbers(value, where)
         if abs(sum(value) - 1.0) > _ROUNDING:
-            raise SchemaError(f"{where}: must sum to 1, got {sum(value):.12g}; it is torn")
+            raise SchemaError(f"{where}: must sum to 1, got {sum(value):.12g}; it is damaged")
 
     return check
 
@@ -189,11 +190,11 @@ def _later_step(step: int) -> Check:
 def _refuse_difference(
     values: Sequence[float], candidates: Sequence[FloatArray | Sequence[float]], *names: str
 ) -> None:
-    """Refuses ``values`` that are none of the candidates; without a candidate nothing is known."""
+    """Raises an error if ``values`` are none of the candidates; not if there are none."""
     if not candidates:
         return
     if not any(np.allclose(values, known, rtol=0.0, atol=_ROUNDING) for known in candidates):
-        raise SchemaError(f"{names[0]}: does not follow from {names[1]}; the state is torn")
+        raise SchemaError(f"{names[0]}: does not follow from {names[1]}; the state is damaged")
 
 
 def _refuse_other_domains(saved: Sequence[str], current: Sequence[str]) -> None:
@@ -202,7 +203,7 @@ def _refuse_other_domains(saved: Sequence[str], current: Sequence[str]) -> None:
     gone = sorted(set(saved) - set(current))
     new = sorted(set(current) - set(saved))
     if gone or new:
-        what = f"the state has {gone} that this run lacks, this run has {new} that it lacks"
+        what = f"only the state has {gone}, only this run has {new}"
     else:
         what = f"the order was {list(saved)}, now {list(current)}"
     raise SchemaError(f"the state is for other domains: {what}")

@@ -1,8 +1,8 @@
-"""Which domain, and which sample of it, every slot of a global batch reads.
+"""Plans which domain, and which of its samples, each slot of a global batch reads.
 
 The plan of a step is a pure function of (seed, step, weights, cursors). Randomness is counter
-based (Philox keyed by seed and step), so there is no generator state: the only thing to save is
-one cursor a domain, and the plan does not depend on how slots are shared out over ranks.
+based (Philox keyed by seed and step), so there is no generator state: only one cursor per domain
+must be saved, and the plan does not depend on how slots are distributed over ranks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .simplex import FloatArray, IntArray, holds_everywhere
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
 _UNIT_53 = 2.0**-53
 MAX_KEY = 2**64
-"""Seeds and steps are below."""
+"""Seeds and steps are below this."""
 MAX_CURSOR = 2**62
-"""As many samples as an epoch may have, see `odm.order`."""
+"""The largest cursor, equal to the largest epoch in samples, see `odm.order`."""
 
 _FEW_SLOTS = 64
-"""Up to which a loop in Python takes less time than six functions of numpy."""
+"""For up to this many slots, a loop in Python is faster than six numpy functions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,9 @@ class Draw:
     step: int
     """Optimizer step that the plan is for."""
     domains: IntArray
-    """Domain index of every slot, int64, shape (num_slots,)."""
+    """Domain index of each slot, int64, shape (num_slots,)."""
     positions: IntArray
-    """Sample number inside the domain, counted from 0 over all its epochs, shape (num_slots,)."""
+    """Sample number within the domain, counted from 0 over all its epochs, shape (num_slots,)."""
 
     @property
     def num_slots(self) -> int:
@@ -43,15 +43,15 @@ class Draw:
         return int(self.domains.size)
 
     def counts(self, num_domains: int) -> IntArray:
-        """Slots a domain, int64, shape (num_domains,)."""
+        """Number of slots per domain, int64, shape (num_domains,)."""
         return np.bincount(self.domains, minlength=num_domains).astype(np.int64, copy=False)
 
 
 class _RandomSource:
-    """Random integers that are a function of seed and step: Philox, keyed by the two.
+    """Random integers as a function of seed and step: Philox, keyed by both.
 
-    Made once and set to a key: making one takes numpy several times as long, since it gathers
-    entropy from the system for a seed that it then does not use.
+    One generator is made once and then set to each key. Making one takes numpy several times
+    longer, since it collects system entropy for a seed that is not used.
     """
 
     def __init__(self) -> None:
@@ -80,14 +80,14 @@ def plan_draw(
     Args:
         seed: Non-negative run seed below 2^64.
         step: Non-negative step below 2^64.
-        weights: Shape (K,), not negative, some positive; normalised here.
-        cursors: Next sample number of every domain, int64, shape (K,).
+        weights: Shape (K,), not negative, at least one positive; normalised here.
+        cursors: Next sample number of each domain, int64, shape (K,).
         num_slots: Samples of the global batch.
-        run_length: Consecutive slots that share a domain (1: each its own; the micro-batch size:
-            one domain a micro-batch). Must divide ``num_slots``.
-        stratified: False draws every group independently: group i depends on (seed, step, i) and
-            the weights alone. True takes equally spaced quantiles with one random offset, in
-            random order: each domain gets its expected number of groups, give or take one.
+        run_length: Consecutive slots that share a domain (1: each slot has its own; the micro-batch
+            size: one domain per micro-batch). Must divide ``num_slots``.
+        stratified: False draws every group independently: group i depends only on (seed, step, i)
+            and the weights. True takes equally spaced quantiles with one random offset, in random
+            order: each domain's number of groups differs from its expectation by less than one.
 
     Raises:
         ValueError: If a value is out of range.
@@ -115,7 +115,7 @@ def _plan(
     run_length: int,
     stratified: bool,
 ) -> Draw:
-    """``plan_draw`` with a random source, on which the plan does not depend."""
+    """``plan_draw`` with a random source that is reused; its state does not affect the plan."""
     if not (0 <= seed < MAX_KEY and 0 <= step < MAX_KEY):
         raise ValueError(f"schedule: seed and step must be in [0, 2^64), got {seed} and {step}")
     if run_length < 1 or num_slots < 1 or num_slots % run_length:
@@ -132,19 +132,19 @@ def _plan(
     else:
         uniforms = (raw >> np.uint64(11)) * _UNIT_53
     groups = edges.searchsorted(uniforms, side="right")
-    if stratified:  # rounding can lift the last point to 1.0; the last edge is 1.0 as well
+    if stratified:  # rounding can raise the last point to 1.0, which is the last edge
         groups = np.minimum(groups, _last_used(edges))
     domains = groups if run_length == 1 else np.repeat(groups, run_length)
     return Draw(step, domains, cursors[domains] + _occurrences(domains, cursors.size))
 
 
 class MixtureSchedule:
-    """Draws plans and advances one cursor a domain; the cursors are its whole state.
+    """Draws plans and advances one cursor per domain; the cursors are its whole state.
 
     Args:
-        seed: Run seed, in [0, 2^64). Same on every rank.
-        num_domains: K.
-        stratified: See ``plan_draw``.
+        seed: Run seed, in [0, 2^64), the same on every rank.
+        num_domains: Number of domains K.
+        stratified: Whether each domain gets about its expected number of slots, see ``plan_draw``.
     """
 
     def __init__(self, seed: int, num_domains: int, *, stratified: bool = False) -> None:
@@ -164,7 +164,7 @@ class MixtureSchedule:
         return self._cursors.copy()
 
     def set_cursors(self, cursors: Sequence[int] | IntArray) -> None:
-        """Puts the cursors where a saved run left them.
+        """Sets the cursors, to those of a saved run.
 
         Raises:
             ValueError: If the number of cursors is wrong or one is not an integer in [0, 2^62].
@@ -199,7 +199,7 @@ def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (num_domains,):
         raise ValueError(
-            f"schedule: expected {num_domains} weights, one a domain, got shape {values.shape}"
+            f"schedule: expected {num_domains} weights, one per domain, got shape {values.shape}"
         )
     edges = values.cumsum()
     if not (holds_everywhere(values >= 0) and 0 < edges[-1] < np.inf):
@@ -216,14 +216,14 @@ def _last_used(edges: FloatArray) -> int:
 
 
 def _occurrences(domains: IntArray, num_domains: int) -> IntArray:
-    """How many earlier slots have the same domain, int64, shape (num_slots,)."""
+    """Number of earlier slots with the same domain, int64, shape (num_slots,)."""
     if domains.size <= _FEW_SLOTS:
         seen, earlier = [0] * num_domains, []
         for domain in domains.tolist():
             earlier.append(seen[domain])
             seen[domain] += 1
         return np.array(earlier, dtype=np.int64)
-    # numpy sorts 16-bit integers by radix, four times as fast as 64-bit ones.
+    # numpy uses radix sort for 16-bit integers, four times as fast as sorting 64-bit ones.
     keys = domains.astype(np.uint16) if num_domains <= 1 << 16 else domains
     order = keys.argsort(kind="stable")
     counts = np.bincount(domains, minlength=num_domains)

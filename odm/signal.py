@@ -1,4 +1,4 @@
-"""What one training step observed of every domain."""
+"""What one training step observed about each domain."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Signal:
 
     All fields are float64 arrays of shape (K,), copied and read-only. A domain that was not in
     the batch has count 0 and sums 0; it is *absent*, which is different from a loss of 0.
-    A loss may be infinite or not a number here, since a half-precision step can overflow;
-    ``drop_nonfinite`` removes such domains, and every mixer refuses them.
+    A loss may be infinite or nan here, since a half-precision step can overflow; ``drop_nonfinite``
+    removes such domains, and every mixer raises an error for them.
 
     Raises:
         ValueError: If shapes differ, a count is negative or not finite, or an absent domain has
@@ -30,11 +30,11 @@ class Signal:
     loss_sum: FloatArray
     """Sum of the loss over the domain's tokens, in nats."""
     loss_sq_sum: FloatArray
-    """Sum of the squared loss over the domain's tokens; zeros where nobody records it."""
+    """Sum of the squared loss over the domain's tokens; zeros if it is not recorded."""
     token_count: FloatArray
-    """Tokens that counted in the loss."""
+    """Number of tokens that counted in the loss."""
     sample_count: FloatArray
-    """Sequences these tokens came from."""
+    """Number of sequences with these tokens."""
 
     def __post_init__(self) -> None:
         fields = [getattr(self, name) for name in _FIELDS]
@@ -69,9 +69,9 @@ class Signal:
 
     @classmethod
     def from_sums(cls, table: FloatArray) -> Signal:
-        """Builds a signal from sums that a trainer added up itself: the values are not checked.
+        """Builds a signal from sums that a trainer computed itself; the values are not checked.
 
-        After a step of a model the caches are empty, and a check takes longer than it looks.
+        After a model's step the CPU caches are cold, so checks take longer than one expects.
 
         Args:
             table: The four fields as rows, in their order, float64, shape (4, K).
@@ -89,9 +89,9 @@ class Signal:
         """Builds a signal from token-weighted mean losses; entries with count 0 are ignored.
 
         Args:
-            mean_loss: Nats a token, shape (K,); anything where the count is 0.
-            token_count: Tokens behind each mean, shape (K,).
-            sample_count: Sequences behind each mean, shape (K,); defaults to 0.
+            mean_loss: Nats per token, shape (K,); ignored if the count is 0.
+            token_count: Number of tokens in each mean, shape (K,).
+            sample_count: Number of sequences in each mean, shape (K,); defaults to 0.
         """
         counts = np.array(token_count, dtype=np.float64)
         means = np.array(mean_loss, dtype=np.float64)
@@ -107,7 +107,7 @@ class Signal:
         return int(self.token_count.size)
 
     def mean_loss(self) -> FloatArray:
-        """Token-weighted mean loss in nats, shape (K,); nan where the domain is absent."""
+        """Token-weighted mean loss in nats, shape (K,); nan for absent domains."""
         return self.loss_sum / np.where(self.token_count > 0, self.token_count, np.nan)
 
     def merge(self, other: Signal) -> Signal:
@@ -119,7 +119,7 @@ class Signal:
         return Signal(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
 
     def drop_nonfinite(self) -> tuple[Signal, IntArray]:
-        """Makes every domain absent whose loss is infinite or not a number.
+        """Makes domains absent whose loss is infinite or nan.
 
         For steps that the optimizer skips because half precision overflowed.
 
@@ -144,14 +144,14 @@ def mean_losses(
     """Checks what a step observed.
 
     Args:
-        observed: A signal, or mean losses in nats, shape (K,), nan where a domain is absent.
-        num_domains: K.
-        where: Begins an error message.
-        step: Optimizer step that made the losses.
-        domains: Names for an error message; None: their numbers.
+        observed: A signal, or mean losses in nats, shape (K,), nan for absent domains.
+        num_domains: Number of domains K.
+        where: Beginning of an error message.
+        step: Optimizer step of the losses.
+        domains: Names of the domains, for an error message; None shows their numbers.
 
     Returns:
-        Mean losses, nan where absent, and which domains are present, both of shape (K,).
+        Mean losses, nan for absent domains, and whether each domain is present, both of shape (K,).
 
     Raises:
         ValueError: If the step is below 1, the shape is wrong or a loss is not finite.
@@ -174,6 +174,6 @@ def mean_losses(
         name = wrong if domains is None else repr(domains[wrong])
         raise ValueError(
             f"{where}: loss of domain {name} at step {step} is {losses[wrong]}, must be finite; "
-            "on steps that overflowed give Signal.drop_nonfinite()"
+            "on steps that overflowed, pass Signal.drop_nonfinite()"
         )
     return losses, present

@@ -13,7 +13,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 _SAFE_SUMMAND = 1e280
-"""So many of these as memory holds have a finite sum."""
+"""Numbers up to this have a finite sum, however many of them fit into memory."""
 
 
 def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
     values = np.array(weights, dtype=np.float64)
     if values.shape != (num_domains,):
         raise ValueError(
-            f"{where}: expected {num_domains} weights, one a domain, got shape {values.shape}"
+            f"{where}: expected {num_domains} weights, one per domain, got shape {values.shape}"
         )
     if not holds_everywhere((values >= 0) & (values < np.inf)):
         raise ValueError(f"{where}: must be finite and not negative, got {values.tolist()}")
@@ -63,7 +63,7 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
 
 
 def holds_everywhere(mask: BoolArray) -> bool:
-    """As ``mask.all()``, which takes several times as long for a few domains."""
+    """As ``mask.all()``, but several times faster for a few domains."""
     return int(np.count_nonzero(mask)) == mask.size
 
 
@@ -78,7 +78,7 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 def exploration_rate(step: int, num_domains: int) -> float:
-    """Uniform share of every domain at a step: ``min(1 / K, sqrt(ln K / (K * step)))``.
+    """Uniform share per domain at a step: ``min(1 / K, sqrt(ln K / (K * step)))``.
 
     Source: arXiv:2312.02406, which takes it from EXP3.
     """
@@ -86,14 +86,14 @@ def exploration_rate(step: int, num_domains: int) -> float:
 
 
 def mix_with_uniform(share: FloatArray, floor: float) -> FloatArray:
-    """Gives every domain at least ``floor`` and shares the rest as ``share``: sums to 1."""
-    # 1 - K * (1 / K) is 1.1e-16 for some K, and never negative enough to matter, but keep it out.
+    """Gives every domain at least ``floor``, and divides the rest by ``share``; the sum is 1."""
+    # 1 - K * (1 / K) is 1.1e-16 for some K, and never negative enough to matter; max excludes it.
     free = max(0.0, 1.0 - share.size * floor)
     return normalize(floor + free * share)
 
 
 def total_variation(first: FloatArray, second: FloatArray) -> float:
-    """Half of the summed absolute differences: the share of draws that changes domain."""
+    """Half of the sum of absolute differences: the share of draws that change domain."""
     return 0.5 * float(np.abs(first - second).sum())
 
 

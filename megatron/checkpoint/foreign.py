@@ -1,4 +1,4 @@
-"""Names checkpoints of other programs for what they are, by the files in a folder."""
+"""Recognises checkpoints of other programs by the files in a folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DISTRIBUTED = re.compile(r"__\d+_\d+\.distcp")
 
 
 def foreign_checkpoint_problem(folder: Path) -> str | None:
-    """Returns one line if ``folder``, or a folder in it, is another program's checkpoint.
+    """Returns a message if ``folder``, or a folder in it, is another program's checkpoint.
 
     Args:
-        folder: What `load` names, or a ``global_step<N>`` folder.
+        folder: The folder that `load` names, or a ``global_step<N>`` folder.
     """
     try:
         inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
@@ -33,7 +33,7 @@ def foreign_checkpoint_problem(folder: Path) -> str | None:
                 problem = problem or _model_problem(place, names)
             if problem:
                 return f"{place}: {problem}"
-    except OSError:  # not there, or not to be read: others say that
+    except OSError:  # missing, or not readable: other checks report that
         return None
     return None
 
@@ -41,7 +41,7 @@ def foreign_checkpoint_problem(folder: Path) -> str | None:
 def _model_problem(folder: Path, names: set[str]) -> str | None:
     if "config.json" in names and any(_WEIGHTS.fullmatch(name) for name in names):
         return (
-            "is a model of Hugging Face; import it with python tools/convert_from_hf.py "
+            "is a Hugging Face model; import it with python tools/convert_from_hf.py "
             f"--input_dir {folder}"
         )
     return None

@@ -1,4 +1,4 @@
-"""The layout-free checkpoint on disk: logical parameters, cut into fragments. No deepspeed here.
+"""The layout-free checkpoint on disk: logical parameters in fragments. Imports no deepspeed.
 
 ```
 global_step<N>/
@@ -9,7 +9,7 @@ global_step<N>/
   rng_00000.safetensors   random states of each rank
   configs/                the YAML files as given, and resolved.json
 ```
-`megatron.checkpoint.schema` says what each of them must hold.
+`megatron.checkpoint.schema` defines what each file must contain.
 
 A kind is ``fp32`` (master weights) or a moment of the optimizer. An offset counts elements in the
 flattened tensor-parallel shard. Vocabulary padding is never written.
@@ -61,7 +61,7 @@ __all__ = [
 
 _PREFIX = "global_step"
 _STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
-"""As we write it: a step that a 64-bit number holds, without zeros in front."""
+"""Names as we write them: a step that fits into 64 bits, without leading zeros."""
 _IN_CONTENT = {
     "state.json": check_state,
     "mixture.json": check_mixture,
@@ -71,7 +71,7 @@ _IN_CONTENT = {
 
 
 def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
-    """Name of a fragment inside a rank's file."""
+    """Key of a fragment inside a rank's file."""
     return f"{kind}|{name}|{tp_rank}|{offset}"
 
 
@@ -84,7 +84,7 @@ def read_content(folder: Path, name: str) -> Any:
     """Reads and checks ``state.json``, ``mixture.json`` or ``configs/resolved.json``.
 
     Raises:
-        CheckpointError: If the file cannot be read or holds something else; names the field.
+        CheckpointError: If the file cannot be read or its content is wrong; names the field.
     """
     return read_json(
         folder / name, _IN_CONTENT[name], error=CheckpointError, what="part of a checkpoint"
@@ -92,23 +92,23 @@ def read_content(folder: Path, name: str) -> Any:
 
 
 def read_resolved_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run that made a checkpoint, in today's form; None without one.
+    """The configuration of the run that saved a checkpoint, in today's form; None if it has none.
 
     Raises:
-        CheckpointError: If the file cannot be read or holds no network.
+        CheckpointError: If the file cannot be read or describes no network.
     """
     name = f"{CONFIGS}/resolved.json"
     return in_current_form(read_content(folder, name)) if (folder / name).exists() else None
 
 
 def checkpoint_steps(save: Path) -> list[int]:
-    """Steps of the complete checkpoints below ``save``, ascending; torn ones are named .tmp."""
+    """Steps of the complete checkpoints below ``save``, ascending; others end in ``.tmp``."""
     names = (entry.name for entry in save.glob(f"{_PREFIX}*") if entry.is_dir())
     return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
 
 
 def latest_step(save: Path) -> int | None:
-    """The step that ``<save>/latest`` names; None where it is missing or names none."""
+    """The step that ``<save>/latest`` names; None if it is missing or names no step."""
     try:
         with open(save / "latest", "rb") as file:
             name = file.read(256).decode("utf-8", "replace").strip()
@@ -119,17 +119,17 @@ def latest_step(save: Path) -> int | None:
 
 
 def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
-    """Checks all files of a checkpoint: presence, size, checksum, and what they hold.
+    """Checks all files of a checkpoint: presence, size, checksum and content.
 
     Args:
         folder: A ``global_step<N>`` folder.
-        part: With ``num_parts`` > 1, reads every ``num_parts``-th file only, so that ranks share
-            the reading; index and sizes are always checked.
+        part: Number of this part, from 0. With ``num_parts`` > 1 only every ``num_parts``-th file
+            is read, so that ranks share the work; index and sizes are always checked.
         num_parts: Number of ranks sharing the work.
 
     Raises:
-        CheckpointError: Naming the first file that is missing, cut, changed or wrong, and where it
-            is wrong the field.
+        CheckpointError: If a file is missing, cut, changed or wrong; names the first such file, and
+            the field if its content is wrong.
     """
     reader = CheckpointReader(folder)
     for number, name in enumerate(_names_to_check(reader)):
@@ -154,21 +154,21 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
 
 
 def _check_steps(folder: Path) -> None:
-    """A mixture that has seen later steps than the run is of another checkpoint."""
+    """Raises an error if the mixture is of a later step than the run, so of another checkpoint."""
     try:
         state, mixture = (read_content(folder, name) for name in RUN_FILES)
-    except CheckpointError:  # for the part that has the file to tell
+    except CheckpointError:  # reported by the rank that checks this file
         return
     step = state["counters"]["step"]
     if mixture is not None and mixture["step"] > step:
         raise CheckpointError(
             f"{folder / 'mixture.json'}: is of step {mixture['step']}, state.json of step {step}; "
-            "the two are of different checkpoints"
+            "the two files belong to different checkpoints"
         )
 
 
 def _names_to_check(reader: CheckpointReader) -> list[str]:
-    """Listed files, and a configuration that an older checkpoint holds without a checksum."""
+    """Listed files, and the configuration of an older checkpoint, which has no checksum."""
     unlisted = [name for name in _IN_CONTENT if (reader.folder / name).exists()]
     return sorted({*reader.files, *unlisted})
 
@@ -177,7 +177,7 @@ def read_random_state(path: Path) -> dict[str, Tensor]:
     """Reads the random states of a rank.
 
     Raises:
-        CheckpointError: If they cannot be read or are none.
+        CheckpointError: If the file cannot be read or does not contain random states.
     """
     try:
         state = load_file(path)
@@ -188,25 +188,25 @@ def read_random_state(path: Path) -> dict[str, Tensor]:
 
 
 class CheckpointReader:
-    """Random access to a checkpoint by parameter name, in one process, without deepspeed."""
+    """Reads a checkpoint by parameter name, in one process, without deepspeed."""
 
     def __init__(self, folder: Path):
         """Reads the index.
 
         Raises:
-            CheckpointError: If it is missing or wrong; names the field.
+            CheckpointError: If the index is missing or wrong; names the field.
         """
         self.folder = Path(folder)
         index = read_index(self.folder)
         self.layout: dict[str, int] = index["layout"]
         self.moment_names: tuple[str, ...] = tuple(index["moments"])
         self.files: dict[str, dict[str, int]] = index["files"]
-        """Size and checksum of each file, by its path below the folder."""
+        """Path of a file below the folder -> its size and checksum."""
         self.parameters = {
             name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
             for name, facts in index["parameters"].items()
         }
-        # {(name, tp_rank): [(offset, length, file)]}, by offset
+        # {(name, tp_rank): [(offset, length, file)]}, sorted by offset
         self._fragments: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
         for name, facts in index["parameters"].items():
             for file, tp_rank, offset, length in facts["fragments"]:
@@ -216,14 +216,16 @@ class CheckpointReader:
         self._open_files: dict[str, Any] = {}
 
     def check_fragments(self, *, part: int = 0, num_parts: int = 1) -> None:
-        """Checks that the weights that the index lists are in the files, as float32.
+        """Checks that all listed fragments of weights are in the files, as float32.
 
         Args:
-            part: With ``num_parts`` > 1, looks at every ``num_parts``-th file only.
+            part: Number of this part, from 0. With ``num_parts`` > 1 only every ``num_parts``-th
+                file is checked.
             num_parts: Number of ranks sharing the work.
 
         Raises:
-            CheckpointError: Naming the first file and fragment where it is not so.
+            CheckpointError: If a fragment is missing or wrong; names the first such file and
+                fragment.
         """
         own = set(sorted(self.files)[part::num_parts])
         for (name, tp_rank), pieces in self._fragments.items():
@@ -232,10 +234,10 @@ class CheckpointReader:
                     self._fragment(file, fragment_key("fp32", name, tp_rank, offset), length)
 
     def info(self, name: str) -> ParameterInfo:
-        """Shape and cut of a parameter.
+        """Shape of a parameter, and how it is cut into shards.
 
         Raises:
-            CheckpointError: If the checkpoint holds no such parameter.
+            CheckpointError: If the checkpoint has no such parameter.
         """
         try:
             return self.parameters[name]
@@ -247,14 +249,14 @@ class CheckpointReader:
     def read_shard_range(
         self, name: str, kind: str, tp_rank: int, offset: int, length: int
     ) -> Tensor:
-        """Elements [offset, offset + length) of a flattened shard as saved, float32.
+        """Elements [offset, offset + length) of a flattened saved shard, float32.
 
         Raises:
-            CheckpointError: If the checkpoint does not hold all of them.
+            CheckpointError: If the checkpoint does not have all of them.
         """
         if kind not in ("fp32", *self.moment_names):
             raise CheckpointError(
-                f"{self.folder}: holds no {kind}, only fp32 and {list(self.moment_names)}"
+                f"{self.folder}: has no {kind}, only fp32 and {list(self.moment_names)}"
             )
         pieces = self._fragments.get((name, tp_rank), [])
         result = torch.empty(length, dtype=torch.float32)
@@ -263,7 +265,7 @@ class CheckpointReader:
         while position < end:
             if number >= len(pieces) or not pieces[number][0] <= position:
                 raise CheckpointError(
-                    f"{self.folder}: {kind} of {name} lacks elements from {position} on"
+                    f"{self.folder}: {kind} of {name}: elements from {position} on are missing"
                 )
             start, size, file = pieces[number]
             stop = min(end, start + size)
@@ -286,7 +288,7 @@ class CheckpointReader:
         return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
 
     def _fragment(self, file: str, key: str, length: int) -> Any:
-        """A fragment of a file, to be read by ranges."""
+        """A fragment in a file, opened so that ranges of it can be read."""
         path = self.folder / file
         try:
             if file not in self._open_files:

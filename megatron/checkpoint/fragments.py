@@ -1,7 +1,7 @@
 """Reads and writes a DeepSpeed engine's float32 master weights and optimizer moments by name.
 
-Everything that touches DeepSpeed's private names is in this file. Each rank sees only what it owns:
-fragments of flattened parameters. No function here communicates.
+All uses of DeepSpeed's private names are in this file. Each rank sees only the fragments of
+flattened parameters that it owns. No function here communicates.
 
 | ZeRO stage | where the float32 values live |
 |---|---|
@@ -49,7 +49,7 @@ class Fragment:
 
     name: str
     parameter: Any
-    """The parameter that it is a piece of."""
+    """Name of the parameter that this is a piece of."""
     offset: int
     values: dict[str, Tensor]
 
@@ -62,9 +62,9 @@ class Fragment:
 def iterate_fragments(
     engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], *, dp_rank: int
 ) -> Iterator[Fragment]:
-    """Yields the fragments that this rank owns; over all ranks each element comes exactly once.
+    """Yields the fragments that this rank owns; all ranks together yield each element exactly once.
 
-    Moments are left out before the first optimizer step, when they do not exist yet.
+    Before the first optimizer step there are no moments, so they are left out.
     """
     stage = engine.zero_optimization_stage()
     if stage in (1, 2):
@@ -89,14 +89,14 @@ def iterate_fragments(
 
 
 def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Parameters as Any: DeepSpeed hangs attributes on them that torch does not declare."""
+    """Parameters, typed Any because DeepSpeed adds attributes that torch does not declare."""
     return iter(module.named_parameters())
 
 
 def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment:
     values = {"fp32": safe_get_local_fp32_param(parameter)}
     for key in keys:
-        with contextlib.suppress(KeyError):  # what DeepSpeed says before the first step
+        with contextlib.suppress(KeyError):  # raised by DeepSpeed before the first step
             values[key] = safe_get_local_optimizer_state(parameter, key)
     size = values["fp32"].numel()
     offset = size * torch.distributed.get_rank(parameter.ds_process_group)
@@ -119,8 +119,8 @@ def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fra
 def _link_moments(optimizer) -> None:
     """Rebuilds DeepSpeed's views of the moments.
 
-    It links them after the first parameter group's step, when the other groups have none yet; with
-    two groups most moments would be missing.
+    DeepSpeed makes them after the step of the first parameter group, when other groups have no
+    moments yet; with two groups most moments would be missing.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()
@@ -129,9 +129,9 @@ def _link_moments(optimizer) -> None:
 def prepare_moments(
     engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], applied_steps: int
 ) -> None:
-    """Creates the optimizer state that torch makes at the first step, so that it can be filled.
+    """Creates the optimizer state that torch creates at the first step, so that it can be filled.
 
-    Each tensor gets a step counter of its own: a shared one would be advanced once a group.
+    Each tensor gets its own step counter; a shared one would advance several times per step.
     """
     stage = engine.zero_optimization_stage()
     base = engine.optimizer.optimizer if stage else engine.optimizer
@@ -156,14 +156,15 @@ def load_fragments(
     *,
     with_weights: bool = True,
 ) -> None:
-    """Overwrites master weights and moments of everything this rank holds.
+    """Overwrites the master weights and moments that this rank holds.
 
     Args:
-        engine: The engine; `prepare_moments` must have run when ``moment_names`` is not empty.
+        engine: DeepSpeed's engine; `prepare_moments` must have run if ``moment_names`` is not
+            empty.
         moment_names: Moments to load; empty for the master weights alone.
         read: ``read(name, key, offset, length) -> Tensor``, flat float32 values in the shape of
             this tensor-parallel rank.
-        with_weights: False keeps the master weights that are there; for ZeRO 0 alone.
+        with_weights: False keeps the present master weights; only for ZeRO 0.
     """
     stage = engine.zero_optimization_stage()
     assert with_weights or stage == 0
@@ -214,7 +215,7 @@ def loss_scaler_state(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
 
 
 def load_loss_scaler(engine: deepspeed.DeepSpeedEngine, state: dict[str, float]) -> None:
-    """Takes over the numbers of `loss_scaler_state`."""
+    """Sets the loss scale to the numbers of `loss_scaler_state`."""
     if engine.fp16_enabled():
         for name, value in state.items():
             setattr(engine.optimizer.loss_scaler, name, value)

@@ -30,7 +30,7 @@ _MAX_INDEX_BYTES = 1 << 32
 
 
 def parameter_info(spec: ParameterSpec, tp_size: int) -> ParameterInfo:
-    """What an index says of a parameter that ``tp_size`` tensor-parallel ranks hold."""
+    """What an index says about a parameter that is cut over ``tp_size`` tensor-parallel ranks."""
     num_shards = 1 if spec.tp_dim is None else tp_size
     extent = spec.shard_shape[spec.tp_dim or 0] * num_shards
     return ParameterInfo(spec.logical_shape, spec.tp_dim, extent)
@@ -42,18 +42,18 @@ def config_names(folder: Path) -> list[str]:
 
 
 def file_facts(path: Path) -> dict[str, int]:
-    """What an index says of a file: its size in bytes and its CRC-32."""
+    """The index's facts about a file: its size in bytes and its CRC-32."""
     return {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
 
 
 def index_checksum(index: dict[str, Any]) -> int:
-    """CRC-32 of what an index says, its own checksum left out; layout of the text is free."""
+    """CRC-32 of the content of an index without its own checksum; JSON formatting has no effect."""
     content = {key: value for key, value in index.items() if key != "crc32"}
     return zlib.crc32(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
 
 def index_entry(info: ParameterInfo) -> dict[str, Any]:
-    """What an index says of a parameter, without its fragments (file, tp_rank, offset, length)."""
+    """The index entry of a parameter, without its fragments (file, tp_rank, offset, length)."""
     return {**asdict(info), "fragments": []}
 
 
@@ -69,12 +69,12 @@ def write_index(
     """Writes ``index.json``, the last file of a checkpoint.
 
     Args:
-        folder: Holds all other files.
+        folder: Folder of the checkpoint; it already contains all other files.
         layout: Numbers of ranks that saved it: ``dp``, ``tp``, ``pp``.
         moments: Names of the moments that are saved.
         parameters: `index_entry` of each, with the fragments of all ranks.
-        files: `file_facts` of the files that hold tensors.
-        others: Names of files that are listed beside these and those in ``configs/``.
+        files: `file_facts` of the files with tensors.
+        others: Names of further files to list; those in ``configs/`` are listed anyway.
     """
     facts = {name: file_facts(folder / name) for name in (*others, *config_names(folder))}
     index = {
@@ -91,7 +91,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Reads and checks ``index.json``.
 
     Raises:
-        CheckpointError: If it is missing, damaged or wrong; names the field.
+        CheckpointError: If the index is missing, damaged or wrong; names the field.
     """
     path = folder / "index.json"
     if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
@@ -106,7 +106,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     version = index["version"]
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {shown(version)}, this program reads {FORMAT_VERSION}"
+            f"{path}: has format version {shown(version)}, this program supports {FORMAT_VERSION}"
         )
     if index.get("crc32") != index_checksum(index):
         raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")

@@ -1,4 +1,4 @@
-"""Finds and loads checkpoints: each rank reads what its model needs, from any layout."""
+"""Finds and loads checkpoints of any layout; each rank reads what its part of the model needs."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
     """Finds the newest sound checkpoint below ``load``; all ranks call it and get the same answer.
 
     Args:
-        load: Folder that holds ``latest`` and ``global_step<N>`` folders.
-        iteration: Step to load; None for what ``latest`` names, or, when that one is damaged or
-            gone, the newest sound one before it.
-        say: Receives one line for each checkpoint that had to be passed over.
+        load: Folder with ``latest`` and the ``global_step<N>`` folders.
+        iteration: Step to load; None loads the checkpoint that ``latest`` names, or the newest
+            sound one before it if that one is damaged or missing.
+        say: Prints a message about each damaged checkpoint that is skipped.
 
     Returns:
         The folder, or None when there is no checkpoint at all.
 
     Raises:
-        CheckpointError: If ``iteration`` is not there or damaged, if all are damaged, or if
-            ``load`` is another program's.
+        CheckpointError: If the checkpoint of ``iteration`` is missing or damaged, if all are
+            damaged, or if ``load`` is another program's checkpoint.
     """
     shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(shared, src=0)
@@ -78,14 +78,14 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
             return load / name
         if iteration is not None:
             raise CheckpointError(problem)
-        say(f"passing over a damaged checkpoint: {problem}")
+        say(f"skipping a damaged checkpoint: {problem}")
     if names:
         raise CheckpointError(f"{load}: every checkpoint is damaged: {', '.join(names)}")
     return None
 
 
 def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
-    """Names of folders to try, in this order, and what is wrong with the choice itself."""
+    """Names of folders to try, in order, and a problem with the choice itself."""
     steps = checkpoint_steps(load) if load.is_dir() else []
     if not any((step_folder(load, step) / "index.json").is_file() for step in steps):
         if problem := foreign_checkpoint_problem(load):
@@ -103,13 +103,13 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
         )
     if latest is None or not steps:
         return newest_first, None
-    # what is beyond ``latest`` is of a run that went back to an earlier iteration
+    # checkpoints after ``latest`` were left by a run that then went back to an earlier iteration
     earlier = [step_folder(load, step).name for step in reversed(steps) if step < latest]
     return [step_folder(load, latest).name, *earlier], None
 
 
 def _verify_together(folder: Path) -> str | None:
-    """Splits the reading over the ranks; returns the first problem that any rank found."""
+    """Verifies a checkpoint on all ranks together; returns the first problem that one found."""
     part, num_parts = dist.get_rank(), dist.get_world_size()
     return agree(problem_of(lambda: verify(folder, part=part, num_parts=num_parts)))
 
@@ -120,11 +120,11 @@ def load_module_weights(
     """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
 
     Args:
-        module: A model, or what this rank holds of one.
+        module: A model, or this rank's part of one.
         folder: A ``global_step<N>`` folder.
-        topology: Where this rank sits.
-        on_other_network: Receives a line if the weights were trained in another network of the same
-            shapes; without it that is an error.
+        topology: The grid of ranks, and this rank's place in it.
+        on_other_network: Called with a message if the weights were trained in another network of
+            the same shapes; None makes that an error.
 
     Raises:
         CheckpointError: If names or shapes differ from the module's, or the network does.
@@ -135,8 +135,8 @@ def load_module_weights(
     if isinstance(network, ModelConfig) and topology.rank == 0:
         if read_resolved_config(folder) is None:
             logger.warning(
-                "%s: has no configs/resolved.json, so nothing but names and shapes tells whether "
-                "its weights belong to this network",
+                "%s: has no configs/resolved.json, so only names and shapes were compared with "
+                "this network",
                 folder,
             )
     problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
@@ -157,10 +157,10 @@ def load_module_weights(
 def _misfit(
     reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
 ) -> str | None:
-    """What a checkpoint has too much or too little, or in another shape; None where it fits."""
+    """The first parameter that is unknown, missing or of another shape; None if all fit."""
     unknown = sorted(reader.parameters.keys() - shapes.keys())
     if unknown and holds_whole_model:
-        return f"holds {unknown[0]!r}, which this model lacks; the configuration differs"
+        return f"has {unknown[0]!r}, which this model lacks; the configuration differs"
     for name, shape in shapes.items():
         if name not in reader.parameters:
             return f"no parameter {name!r}; the checkpoint belongs to another model"
@@ -168,7 +168,7 @@ def _misfit(
         if saved != shape and name.endswith("word_embeddings.weight") and saved[1:] == shape[1:]:
             return (
                 f"the model has {saved[0]} tokens, the tokenizer of this run has {shape[0]}; use "
-                "the one that it was trained with (tokenizer_type, vocab_file)"
+                "the tokenizer that the model was trained with (tokenizer_type, vocab_file)"
             )
         if saved != shape:
             return f"{name} has shape {saved}, this model needs {shape}; the configuration differs"
@@ -177,9 +177,9 @@ def _misfit(
 
 @torch.no_grad()
 def first_not_finite(module: nn.Module) -> str | None:
-    """Names the first parameter of this rank that holds nan or an infinity; one wait for a GPU.
+    """Name of this rank's first parameter with a nan or an infinity; waits for the GPU once.
 
-    Nobody would see it: such a model writes text and scores tasks like any other, at random.
+    Without this check nobody would notice: such a model generates text and scores, but at random.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.numel()}
     ends = torch.stack([extremes(p) for p in parameters.values()])
@@ -200,25 +200,25 @@ def load_engine_state(
     """Overwrites master weights and moments of this rank's part.
 
     The module must have been filled by `load_module_weights` before the engine was made. Without
-    ZeRO it holds the master weights itself, which are not read a second time.
+    ZeRO the module's parameters are the master weights, which are not read again.
 
     Args:
-        engine: Holds them.
+        engine: DeepSpeed's engine, whose state is overwritten.
         folder: A ``global_step<N>`` folder.
-        topology: Where this rank sits.
-        moment_names: Those of the optimizer; None starts it from zero.
-        applied_steps: Steps that it has made.
+        topology: The grid of ranks, and this rank's place in it.
+        moment_names: Names of the optimizer's moments; None starts the optimizer from zero.
+        applied_steps: Optimizer steps that the saved run had applied.
 
     Raises:
-        CheckpointError: If the moments of the checkpoint are others, once it has made a step.
+        CheckpointError: If optimizer steps were applied and the checkpoint has other moments.
     """
     reader = CheckpointReader(folder)
     if moment_names is None or (applied_steps == 0 and not reader.moment_names):
-        moment_names = ()  # to be left, or not there before the first step
+        moment_names = ()  # not wanted, or not existing before the first step
     elif set(moment_names) != set(reader.moment_names):
         raise CheckpointError(
-            f"{folder}: holds the moments {list(reader.moment_names)}, the optimizer needs "
-            f"{list(moment_names)}; set no_load_optim to start it from zero"
+            f"{folder}: has the moments {list(reader.moment_names)}, the optimizer needs "
+            f"{list(moment_names)}; set no_load_optim to start the optimizer from zero"
         )
     if moment_names:
         prepare_moments(engine, moment_names, applied_steps)
@@ -242,9 +242,9 @@ def _read_own(
     length: int,
     kind: str = "fp32",
 ) -> Tensor:
-    """Elements [offset, offset + length) of this rank's flat shard, zero where it is padding.
+    """Elements [offset, offset + length) of this rank's flat shard; padding is zero.
 
-    Where the parameter was saved in these very shards, nothing else is read.
+    If the parameter was saved in the same shards, only these elements are read.
     """
     tp_rank, tp_size = topology.model_rank, topology.grid.model
     if spec.tp_dim is None:
@@ -254,7 +254,7 @@ def _read_own(
     is_saved_so = saved == parameter_info(spec, tp_size) and (
         spec.tp_dim is None or reader.layout["tp"] == tp_size
     )
-    # padding must be what follows the saved elements, as it is where rows are cut
+    # padding must follow the saved elements, which is so if rows are cut
     if not is_saved_so or shape[1:] != spec.shard_shape[1:]:
         shard = cut_shard(reader.read_logical(name, kind), spec, tp_rank)
         return shard.flatten()[offset : offset + length]
@@ -267,17 +267,17 @@ def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]
     """Returns the contents of ``state.json`` and ``mixture.json``.
 
     Raises:
-        CheckpointError: If one of them cannot be read or holds something else; names the field.
+        CheckpointError: If one of them cannot be read or is wrong; names the field.
     """
     state, mixture = (read_content(folder, name) for name in RUN_FILES)
     return state, mixture
 
 
 def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> None:
-    """Restores this rank's random state if the checkpoint holds it and the layout is the same.
+    """Restores this rank's random state if the checkpoint has it and the layout is the same.
 
-    ``say`` receives a line where the random numbers of the run do not continue; None where nothing
-    draws any, as without dropout.
+    ``say`` prints a message if the run's random numbers do not continue. It is None if the run
+    needs no random numbers, for example without dropout.
     """
     path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid

@@ -1,4 +1,4 @@
-"""One run at a time in a save folder."""
+"""Locks a save folder, so that only one run at a time uses it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 def lock_save_folder(save: Path) -> IO[str]:
     """Creates ``save`` and locks it until the returned file is closed or the process dies.
 
-    The kernel drops the lock with the process, so that a killed run never blocks the next one. A
-    file system without locks is used without one, with a line.
+    The kernel releases the lock when the process ends, so a killed run never blocks the next one.
+    If the file system does not support locks, a warning reports it and no lock is taken.
 
     Raises:
-        CheckpointError: If the folder cannot be written, or another run holds it.
+        CheckpointError: If the folder cannot be written, or another run has locked it.
     """
     try:
         save.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def _lock(file: IO[str], save: Path) -> None:
         ) from None
     except OSError as error:
         logger.warning(
-            "save: %s is on a file system without locks (%s); two runs in it go unnoticed",
+            "save: %s is on a file system without locks (%s); do not start two runs in it",
             save,
             error.strerror,
         )

@@ -1,7 +1,8 @@
-"""Whether a checkpoint's weights were trained in the network that a run is about to put them in.
+"""Checks that a checkpoint's weights were trained in the network into which a run loads them.
 
-Names and shapes alone do not tell: with another number of heads, or without the parallel residual,
-the same parameters compute something else. Where they do, a key tells the user more.
+Names and shapes are not enough: with another number of heads, or without the parallel residual, the
+same parameters compute something else. Even where shapes differ too, the name of a key tells the
+user more.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ __all__ = ["first_difference", "network_problem"]
 
 _FREE = {
     "make_vocab_size_divisible_by",
-    "vocab_size",  # of the tokenizer; a shape
-    "padded_vocab_size",  # of the layout
-    "bias_gelu_fusion",  # a choice of speed in GPT-NeoX; moves an activation by 1e-3 at most
+    "vocab_size",  # follows from the tokenizer; compared as a shape
+    "padded_vocab_size",  # follows from the layout
+    "bias_gelu_fusion",  # for speed in GPT-NeoX; changes an activation by 1e-3 at most
     "hidden_dropout",
     "attention_dropout",
     "init_method",
@@ -34,30 +35,30 @@ _FREE = {
 """Fields of `ModelConfig` that may change between runs; a new one is compared."""
 
 _ONLY_WITH = {
-    "max_position_embeddings": ("pos_emb", "learned"),  # else how far to read
+    "max_position_embeddings": ("pos_emb", "learned"),  # otherwise only a limit on the context
     "rotary_dim": ("pos_emb", "rotary"),
     "rotary_emb_base": ("pos_emb", "rotary"),
     "gpt_j_tied": ("gpt_j_residual", True),
     "use_bias_in_norms": ("norm", "layernorm"),
 }
-"""{field: (another, its value)}: where the other has another value, the field has no effect."""
+"""{field: (other field, value)}: the field has an effect only if the other one has this value."""
 
 _LABELS = {
     "rotary_dim": "rotary_dim (from rotary_pct)",
     "mlp_inner_size": "mlp_inner_size (from intermediate_size)",
 }
-"""What follows from a key of another name."""
+"""Field -> its label in messages, if the user sets it by a key of another name."""
 
 
 def network_problem(network: ModelConfig, folder: Path) -> str | None:
-    """A line if a checkpoint's weights were trained in another network, else None.
+    """A message if a checkpoint's weights were trained in another network, otherwise None.
 
-    A checkpoint that does not say its network is accepted, and so is a field that is missing there,
-    as where an older version wrote it.
+    A checkpoint without a description of its network is accepted. So is a missing field, since an
+    older version may have written the checkpoint.
 
     Args:
-        network: What is about to be filled.
-        folder: The checkpoint.
+        network: The network that is to be filled with the weights.
+        folder: A ``global_step<N>`` folder.
 
     Raises:
         CheckpointError: If its configuration cannot be read.
@@ -75,10 +76,10 @@ def network_problem(network: ModelConfig, folder: Path) -> str | None:
 def first_difference(
     network: ModelConfig, sections: Mapping[str, Any]
 ) -> tuple[str, object, object] | None:
-    """The first field that changes what the weights compute: (its key, theirs, the network's).
+    """The first difference that changes the result: (key, checkpoint's value, network's value).
 
     Args:
-        network: What is about to be filled.
+        network: The network that is to be filled with the weights.
         sections: Contents of ``resolved.json`` in today's form.
     """
     known = sections.get("model", {})

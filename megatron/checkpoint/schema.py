@@ -1,4 +1,4 @@
-"""What the files of a checkpoint must hold; every reader asks here, and so does `verify`."""
+"""What the files of a checkpoint must contain; used by every reader and by `verify`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 CONFIGS = "configs"
-"""Folder of the configuration files; older checkpoints have no checksums of these."""
+"""Folder of the configuration files; older checkpoints have no checksums of them."""
 RUN_FILES = ("state.json", "mixture.json")
 """Files of the run as a whole, which every checkpoint has."""
 
@@ -53,19 +53,19 @@ _MAX_TENSOR_RANKS = 1 << 16
 _MAX_EXTENT = 1 << 40
 _FLOAT_BYTES = 4
 _WORDS = 626
-"""Of a Mersenne twister as `accelerator.rng_state` stores it: 624 numbers and two more."""
+"""Words of a Mersenne twister as `accelerator.rng_state` stores it: 624 and two more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
-    """What every rank must agree on about a parameter."""
+    """Facts about a parameter that are the same on every rank."""
 
     shape: tuple[int, ...]
     """Logical shape: unsharded, without vocabulary padding."""
     tp_dim: int | None
     """Dimension that tensor parallelism cuts; None when replicated."""
     extent: int
-    """Size of that dimension over all shards as saved, vocabulary padding included."""
+    """Size of that dimension over all saved shards, vocabulary padding included."""
 
     def shard_shape(self, tp_rank: int, tp_size: int) -> tuple[int, ...]:
         """Shape of a saved shard, without padding."""
@@ -160,7 +160,7 @@ def check_index(index: Any, where: str) -> None:
     files, filled = index["files"], dict.fromkeys(index["files"], 0)
     for name in RUN_FILES:
         if name not in files:
-            raise SchemaError(f"files: lacks {name}")
+            raise SchemaError(f"files: does not list {name}")
     for name, facts in index["parameters"].items():
         place = f"parameters.{name}"
         _check_shape(facts, index["layout"]["tp"], place)
@@ -183,7 +183,7 @@ def _check_shape(facts: Mapping[str, Any], tp_size: int, where: str) -> None:
 def _check_fragments(
     facts: Mapping[str, Any], tp_size: int, filled: dict[str, int], where: str
 ) -> None:
-    """Every element of every shard is in exactly one fragment; adds their lengths to ``filled``."""
+    """Checks that each element of a shard is in one fragment only; adds lengths to ``filled``."""
     info = ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
     num_shards = 1 if info.tp_dim is None else tp_size
     numbers = (integer(0, num_shards - 1), _COUNT, _COUNT)
@@ -249,7 +249,7 @@ def check_random_state(state: Mapping[str, Tensor]) -> None:
     """Checks the tensors of ``rng_<rank>.safetensors``, see `accelerator.rng_state`.
 
     Raises:
-        SchemaError: Naming the tensor.
+        SchemaError: If a tensor is missing or wrong; names it.
     """
     words = {name: (torch.int64, (_WORDS,)) for name in ("python", "numpy")}
     known = {**words, "numpy_gauss": (torch.float64, (1,))}
@@ -275,4 +275,4 @@ def check_random_state(state: Mapping[str, Tensor]) -> None:
     try:
         torch.Generator().set_state(state["torch"])
     except RuntimeError as error:
-        raise SchemaError(f"torch: is no state of its generator ({error})") from None
+        raise SchemaError(f"torch: is not a state of torch's generator ({error})") from None

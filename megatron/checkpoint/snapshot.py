@@ -1,4 +1,4 @@
-"""What a rank contributes to a checkpoint: copies on the CPU, and how they are written."""
+"""A rank's part of a checkpoint: copies on the CPU, and how they are written."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of what a rank owns: training may go on while they are written."""
+    """Copies of what a rank owns, so that training can continue while they are written."""
 
     rank: int
     tensors: dict[str, Tensor]
-    """Fragments by their key in the file."""
+    """Key in the file -> fragment."""
     random_state: dict[str, Tensor]
-    """Empty when random states are not saved."""
+    """Random states of this rank; empty if they are not saved."""
     parameters: dict[str, dict[str, Any]]
     """Entries of the index: shape, tp_dim, extent and this rank's fragments, by parameter."""
     moments: tuple[str, ...]
-    """Moments among the fragments."""
+    """Names of the moments among the fragments."""
 
 
 def take_snapshot(
@@ -50,7 +50,7 @@ def take_snapshot(
             continue
         tp_rank = 0 if spec.tp_dim is None else topology.model_rank
         info = parameter_info(spec, topology.grid.model)
-        # vocabulary padding, which follows what is known, is never written
+        # vocabulary padding, which comes after the known tokens, is never written
         known = math.prod(info.shard_shape(tp_rank, topology.grid.model))
         length = min(fragment.length, known - fragment.offset)
         if length <= 0:
@@ -71,7 +71,7 @@ def take_snapshot(
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
-    """Writes the files of a rank; returns what the index must know of them, as plain data."""
+    """Writes the files of a rank; returns the spec that the index needs, as plain data."""
     files = {
         _file_name(snapshot.rank): _save_tensors(
             folder / _file_name(snapshot.rank), snapshot.tensors

@@ -1,4 +1,4 @@
-"""Writing safetensors files: on the disk, and with the mode that every other file gets."""
+"""Writes safetensors files, flushed to disk and with the same mode as other files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file and flushes it to the disk.
 
-    Safetensors makes its files readable by their owner alone; here the umask decides, as for all
-    files beside it.
+    Safetensors makes its files readable by their owner only; here the umask decides, as for all
+    other files.
 
     Raises:
         CheckpointError: If the disk is full.
@@ -33,11 +33,11 @@ def write_tensors(
         mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
     try:
         save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:  # what a full disk becomes there
+    except SafetensorError as error:  # raised if the disk is full
         raise CheckpointError(
             f"{path}: {error}; check the free space; nothing was written"
         ) from error
-    with contextlib.suppress(PermissionError):  # file systems without modes
+    with contextlib.suppress(PermissionError):  # some file systems have no modes
         path.chmod(mode)
     with path.open("rb+") as stream:
         flush_to_disk(stream)

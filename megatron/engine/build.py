@@ -1,4 +1,4 @@
-"""From a configuration to a DeepSpeed engine, filled from a checkpoint where there is one."""
+"""Builds a DeepSpeed engine from a configuration, and loads a checkpoint if there is one."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A runner and what the checkpoint said besides weights and moments."""
+    """A runner, and what the checkpoint contained besides weights and moments."""
 
     runner: StepRunner
     state: TrainState
     mixture_state: dict[str, Any] | None = None
     """State of the mixture; None for a fresh start or ``finetune``."""
     samples_per_epoch: dict[str, int] = field(default_factory=dict)
-    """What the mixture counted its epochs in, by domain; empty where `mixture_state` is None."""
+    """Domain -> samples per epoch in the saved run; empty if `mixture_state` is None."""
     folder: Path | None = None
-    """Checkpoint that was loaded."""
+    """Folder of the checkpoint that was loaded."""
     saved_config: dict[str, Any] | None = None
-    """The resolved configuration in the checkpoint; None for a fresh start, for ``finetune`` and
-    where the checkpoint has none."""
+    """The resolved configuration in the checkpoint; None if there is none, for a fresh start, and
+    for ``finetune``."""
 
     def is_saved_in(self, save: str | None) -> bool:
-        """Whether ``save`` holds a checkpoint of this very state."""
+        """Whether ``save`` contains a checkpoint of exactly this state."""
         if self.folder is None or save is None or self.state.step == 0:
             return False
         return is_same_path(self.folder.parent, save)
 
 
 def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
-    """Shape of the network for a run; padding makes the vocabulary divisible by the layout."""
+    """Shape of the network for a run; the vocabulary is padded so that the layout can divide it."""
     divisor = math.lcm(config.model.make_vocab_size_divisible_by, config.layout.model_parallel_size)
     return model_config(
         config,
@@ -82,13 +82,14 @@ def build_model(
     *,
     for_training: bool = True,
 ) -> GPT2Model | GPT2PipelineModel:
-    """Builds what this rank holds of the network, in float32, with its initial values.
+    """Builds this rank's part of the network, in float32, with its initial values.
 
     Args:
         config: The resolved configuration.
         tokenizer: Its vocabulary size is the model's.
-        topology: Where this rank sits.
-        for_training: False keeps whole sequences on every rank, so that any length can be read.
+        topology: The grid of ranks, and this rank's place in it.
+        for_training: False keeps whole sequences on every rank (no sequence parallelism), so that
+            inputs of any length work.
     """
     shape = build_model_config(config, tokenizer)
     sequence_parallel = config.layout.sequence_parallel and for_training
@@ -110,20 +111,20 @@ def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True
 
     Args:
         config: The resolved configuration.
-        say: Receives lines for the user.
+        say: Prints a message for the user.
         for_training: Whether a run may begin without a checkpoint.
 
     Raises:
-        CheckpointError: If ``load`` holds none, unless it is also the ``save`` folder: then the run
-            starts fresh, which is how one command serves for starting and for resuming.
-        ConfigError: If there is no ``load`` for what says how to load.
+        CheckpointError: If ``load`` contains no checkpoint. But if ``load`` is also the ``save``
+            folder, the run starts from scratch, so that one command can start and resume a run.
+        ConfigError: If a key that says how to load is set, but ``load`` is not.
     """
     if config.saving.load_path is None:
         if config.saving.finetune or config.saving.iteration is not None:
             key = "finetune" if config.saving.finetune else "iteration"
             raise ConfigError(
-                f"{key}: there is no load, from which it would start; set load to the folder of "
-                f"the checkpoints, or remove {key}"
+                f"{key}: needs load, which is not set; set load to the folder of the checkpoints, "
+                f"or remove {key}"
             )
         return None
     load = Path(config.saving.load_path)
@@ -131,12 +132,12 @@ def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True
     if folder is None:
         if (load / "index.json").is_file():
             raise CheckpointError(
-                f"load: {load} is itself a checkpoint; name the folder that holds it, {load.parent}"
+                f"load: {load} is itself a checkpoint; set load to its parent, {load.parent}"
                 f", and choose it with iteration: {load.name.removeprefix('global_step')}"
             )
         if _is_hugging_face_model(load):
             raise CheckpointError(
-                f"load: {load} is a model of Hugging Face; make a checkpoint of it with python "
+                f"load: {load} is a Hugging Face model; convert it to a checkpoint with python "
                 f"tools/convert_from_hf.py --input_dir {load} --output_dir FOLDER, and load FOLDER"
             )
         if not for_training:
@@ -167,19 +168,19 @@ def build_runner(
     num_domains: int,
     say: Say,
 ) -> LoadedRun:
-    """Builds model, optimizer and engine, and continues from ``load`` where it is set.
+    """Builds model, optimizer and engine, and continues from ``load`` if it is set.
 
     Raises:
-        ConfigError: If DeepSpeed refuses a section that is passed to it as it is.
+        ConfigError: If DeepSpeed refuses a section that is passed to it unchanged.
     """
     mpu = DeepSpeedMpu(topology)
-    _check_deepspeed_sections(config, mpu)  # first: a large model takes minutes to build
+    _check_deepspeed_sections(config, mpu)  # first, since a large model takes minutes to build
     say("building the model")
     model = build_model(config, tokenizer, topology)
     folder = checkpoint_to_load(config, say)
     if folder is not None:
         say(f"loading {folder}")
-        may_differ = config.saving.finetune  # as with a rotary base for longer texts
+        may_differ = config.saving.finetune  # for example, a rotary base for longer texts
         load_module_weights(model, folder, topology, on_other_network=say if may_differ else None)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
@@ -190,7 +191,7 @@ def build_runner(
         dist_init_required=False,
     )
     if topology.grid.data == 1 and config.layout.zero_stage == 0:
-        # nothing to sum: DeepSpeed would copy all gradients into buckets and back
+        # one rank has nothing to sum, and DeepSpeed would copy all gradients into buckets and back
         engine.enable_backward_allreduce = False
     set_timeout_on_all_groups(config)
     accelerator.seed_everything(_dropout_seed(config.launch.seed, topology))
@@ -201,7 +202,7 @@ def build_runner(
 
 
 def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
-    """Turns what DeepSpeed says of the user's sections into one line."""
+    """Raises an error of one line if DeepSpeed refuses a section of the user."""
     if problem := missing_monitor_problem(config):
         raise ConfigError(problem)
     values = deepspeed_config(config)
@@ -218,7 +219,7 @@ def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Text of an error; pydantic's has lines of advice for programmers, and parts that have not."""
+    """Text of an error; of pydantic's only the parts, without its advice for programmers."""
     parts = getattr(error, "errors", None)
     if callable(parts):
         return ", ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in parts())
@@ -226,7 +227,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _refusal_of(values: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
-    """Returns what DeepSpeed raises for a configuration: it has no one class for that."""
+    """Returns what DeepSpeed raises for a configuration, which may be of any class."""
     try:
         deepspeed.DeepSpeedConfig(copy.deepcopy(values), mpu)
     except Exception as error:
@@ -235,7 +236,7 @@ def _refusal_of(values: dict[str, Any], mpu: DeepSpeedMpu) -> Exception | None:
 
 
 def _dropout_seed(seed: int, topology: Topology) -> int:
-    """Differs between replicas and stages; alike in a tensor group, whose ranks share tensors."""
+    """Differs between replicas and stages; equal in a tensor group, which shares activations."""
     return seed + topology.data_rank + topology.grid.data * topology.pipe_rank
 
 
@@ -249,7 +250,7 @@ def _make_runner(config: RunConfig, engine, topology: Topology, *, num_domains: 
 
 
 def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:
-    """Loads masters and moments into the engine, and returns it with counters and mixture."""
+    """Loads master weights and moments into the engine; returns it with counters and mixture."""
     saved_state, mixture_state = load_run_state(folder)
     state = TrainState()
     if not config.saving.finetune:

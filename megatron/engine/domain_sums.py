@@ -1,7 +1,7 @@
 """Per-domain sums of losses: recorded micro-batch by micro-batch, added up over the ranks.
 
-Nobody else knows how the sums are packed. Another quantity per domain, such as bytes of text, is a
-field of `DomainSums`, filled in `DomainLossRecorder.sums`.
+No other module knows how the sums are packed. To add a quantity per domain, such as bytes of text,
+add a field to `DomainSums` and fill it in `DomainLossRecorder.sums`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from odm import Signal
 __all__ = ["DomainLossRecorder", "DomainSums", "HeldOutSums", "all_reduce_sum"]
 
 Numbers = TypeVar("Numbers", Tensor, np.ndarray)
-"""Of one rank on its device; of all ranks on the host."""
+"""Tensors on the device for the sums of one rank, arrays on the host for those of all ranks."""
 
 
 @dataclass(frozen=True)
 class DomainSums(Generic[Numbers]):
-    """Sums over the tokens of one step, float64; each field is of one dimension."""
+    """Sums over the tokens of one step, float64; each field has one dimension."""
 
     loss_sum: Numbers
     """Sum of the losses in nats, shape (K,)."""
@@ -33,18 +33,18 @@ class DomainSums(Generic[Numbers]):
     token_count: Numbers
     """Tokens that count in the loss, shape (K,)."""
     sample_count: Numbers
-    """Samples with such a token, shape (K,)."""
+    """Samples with at least one such token, shape (K,)."""
     total: Numbers
     """Sum of the losses and number of tokens of all domains, shape (2,)."""
 
     def all_reduce(self: DomainSums[Tensor], *own: float) -> tuple[DomainSums[np.ndarray], Any]:
-        """Adds up all fields over the ranks: one collective, and the step's only wait.
+        """Adds up all fields over the ranks: one collective, and the only wait of a step.
 
         Args:
-            own: Numbers of this rank that travel along.
+            own: Other numbers of this rank, summed in the same collective.
 
         Returns:
-            The sums over all ranks, on the host, and an array of those of ``own``.
+            The sums over all ranks, on the host, and an array with the sums of ``own``.
         """
         fields: dict[str, Tensor] = vars(self)
         along = torch.from_numpy(np.array(own, dtype=np.float64)).to(self.total.device)
@@ -57,12 +57,12 @@ class DomainSums(Generic[Numbers]):
         return DomainSums(**reduced), numbers[first:]
 
     def signal(self: DomainSums[np.ndarray]) -> Signal:
-        """What the mixture learns from, of reduced sums."""
+        """The signal that the mixture learns from; only for reduced sums."""
         table = (self.loss_sum, self.loss_sq_sum, self.token_count, self.sample_count)
         return Signal.from_sums(np.array(table))
 
     def mean_loss(self: DomainSums[np.ndarray]) -> float:
-        """Mean over all tokens that count, in nats, of reduced sums; 0 where a mask left none."""
+        """Mean over all tokens that count, in nats, for reduced sums; 0 if no token counts."""
         loss, tokens = self.total
         return float(loss / max(tokens, 1.0))
 
@@ -70,7 +70,7 @@ class DomainSums(Generic[Numbers]):
 class HeldOutSums(NamedTuple):
     """Sums over held-out samples, float64, shape (K,): what a mean and its standard error need.
 
-    L is the loss sum and T the token count of a sample.
+    L is a sample's loss sum, and T its token count.
     """
 
     loss: Tensor
@@ -85,15 +85,15 @@ class HeldOutSums(NamedTuple):
     """T^2."""
 
     def all_reduce(self) -> HeldOutSums:
-        """Adds up all fields over the ranks; on the host."""
+        """Adds up all fields over the ranks; the result is on the host."""
         return HeldOutSums(*all_reduce_sum(torch.stack(self)).cpu())
 
 
 class DomainLossRecorder:
     """Per-domain sums of one optimizer step or one evaluation, kept on the device.
 
-    A micro-batch leaves three sums per sample; which domain they belong to is worked out once, at
-    the end, for every operation costs more than its arithmetic.
+    A micro-batch leaves three sums per sample; they are assigned to domains only once, at the end,
+    because each operation has a cost besides its arithmetic.
     """
 
     def __init__(self, num_domains: int, device: torch.device):
@@ -143,12 +143,13 @@ class DomainLossRecorder:
     def _micro_batches(self) -> list[Tensor]:
         """Sums of losses, of squared losses and of tokens of each sample, (3, b) per micro-batch.
 
-        Without any, as on a rank whose losses another one records, there is one of no samples.
+        If there are none, as on a rank whose losses another rank records, returns one without
+        samples.
         """
         return self._sums or [torch.zeros(3, 0, dtype=torch.float64, device=self.device)]
 
     def _by_domain(self, **of_samples: Tensor) -> dict[str, Tensor]:
-        """Adds up quantities of samples, each of shape (n,), to quantities of domains, (K,)."""
+        """Sums quantities per sample, each of shape (n,), to quantities per domain, (K,)."""
         rows = torch.stack([*of_samples.values()])
         table = rows.new_zeros(len(rows), self.num_domains)
         if self._domain_ids:

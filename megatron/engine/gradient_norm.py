@@ -1,7 +1,7 @@
-"""The global gradient norm where DeepSpeed computes none, or a wrong one: fp32 without ZeRO.
+"""The global gradient norm for fp32 without ZeRO, where DeepSpeed computes none or a wrong one.
 
-There its plain engine clips without telling the norm, and its pipeline engine clips each stage by
-the norm of that stage alone.
+DeepSpeed's plain engine then clips without returning the norm, and its pipeline engine clips each
+stage by the norm of that stage alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _PIECE = 1024
 
 
 class GradientClipper:
-    """Clips before each optimizer step, when all gradients are reduced.
+    """Clips before each optimizer step, after all gradients are reduced.
 
     Args:
-        engine: Its optimizer is torch's own; its ``gradient_clipping`` must be 0.
-        topology: Where this rank sits.
-        limit: Largest global norm; 0 measures only.
+        engine: The engine; its optimizer is torch's own, and its ``gradient_clipping`` must be 0.
+        topology: The grid of ranks, and this rank's place in it.
+        limit: Largest global norm; 0 measures without clipping.
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, topology: Topology, limit: float):
@@ -67,10 +67,10 @@ class GradientClipper:
 
 
 def sum_of_squares(tensor: Tensor) -> Tensor:
-    """Sum of squares, float64, right to float32 rounding however large the tensor is.
+    """Sum of squares, float64, exact to float32 rounding however large the tensor is.
 
-    A CPU adds up a whole tensor in float32, which costs five digits of the norm of an embedding
-    matrix: pieces are added in float32, and their sums in float64.
+    On a CPU, torch sums a whole tensor in float32, which loses five digits of the norm of an
+    embedding matrix. So pieces are summed in float32, and their sums in float64.
     """
     flat = tensor.detach().flatten()
     whole = flat.numel() // _PIECE * _PIECE

@@ -53,7 +53,7 @@ def learning_rate_at(
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """`learning_rate_at` bound to a run; called with the number of applied optimizer steps."""
+    """`learning_rate_at` with the settings of a run; called with the number of applied steps."""
 
     peak: float
     minimum: float
@@ -65,7 +65,7 @@ class LearningRateSchedule:
         return learning_rate_at(applied_steps, **vars(self))
 
     def differences(self, other: LearningRateSchedule) -> list[str]:
-        """What differs from ``other`` and changes a rate, as ``name here, there``."""
+        """Settings that differ from ``other`` and change a rate, as ``name here, there``."""
         ours, theirs = asdict(self), asdict(other)
         if self.decay_style == other.decay_style == "constant":
             without_use = ("minimum", "decay_steps")
@@ -89,13 +89,15 @@ def learning_rate_schedule(config: RunConfig) -> LearningRateSchedule:
 def continued_schedule(
     config: RunConfig, saved_config: Mapping[str, Any] | None, say: Callable[[str], None]
 ) -> LearningRateSchedule:
-    """The schedule of a run that goes on from a checkpoint.
+    """The schedule of a run that continues from a checkpoint.
 
     Args:
-        config: Its ``use_checkpoint_lr_scheduler`` takes the checkpoint's schedule; without
-            ``override_lr_scheduler`` another one than there is used all the same, with a line.
-        saved_config: The resolved configuration in the checkpoint; None where it has none.
-        say: Receives a line where the schedule is not the checkpoint's, or is not known.
+        config: The configuration of this run. ``use_checkpoint_lr_scheduler`` selects the
+            checkpoint's schedule. Otherwise this run's own schedule is used; if it differs from the
+            checkpoint's, a message reports it unless ``override_lr_scheduler`` is set.
+        saved_config: The resolved configuration in the checkpoint; None if it has none.
+        say: Prints a message if the schedule differs from the checkpoint's, or that one is not
+            known.
     """
     own = learning_rate_schedule(config)
     takes_saved = config.schedule.use_checkpoint_lr_scheduler
@@ -103,8 +105,8 @@ def continued_schedule(
     if saved is None:
         if takes_saved:
             say(
-                "use_checkpoint_lr_scheduler: the checkpoint does not tell its schedule; that of "
-                "the configuration is used"
+                "use_checkpoint_lr_scheduler: the checkpoint does not contain its schedule; the "
+                "configuration's schedule is used"
             )
         return own
     if takes_saved:
@@ -112,8 +114,8 @@ def continued_schedule(
     changed = own.differences(saved)
     if changed and not config.schedule.override_lr_scheduler:
         say(
-            "the learning-rate schedule is another than the checkpoint's (now, there): "
-            f"{'; '.join(changed)}; override_lr_scheduler: true says that it is meant, "
+            "the learning-rate schedule differs from the checkpoint's (now, checkpoint): "
+            f"{'; '.join(changed)}; override_lr_scheduler: true confirms the new schedule, "
             "use_checkpoint_lr_scheduler: true keeps the checkpoint's"
         )
     return own

@@ -19,7 +19,7 @@ def moment_names(config: RunConfig) -> tuple[str, ...]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay, biases and norms do not; a group without parameters is left out."""
+    """Weight decay for matrices, not for biases and norms; empty groups are left out."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for parameter in module.parameters():

@@ -1,4 +1,4 @@
-"""How one optimizer step and one evaluation run on an engine: the only callers of its methods."""
+"""How an optimizer step and an evaluation run on an engine; no other module calls its methods."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step left behind. Tensors stay on the device until somebody reads them."""
+    """The result of an optimizer step. Tensors stay on the device until they are read."""
 
     sums: DomainSums[Tensor]
-    """Of this rank; not yet reduced."""
+    """Sums of this rank, not reduced yet."""
     grad_norm: Tensor | float | None
     """Global gradient norm before clipping."""
     skipped: bool
@@ -49,15 +49,15 @@ class StepResult:
 
 
 class Evaluator(Protocol):
-    """What can evaluate: every runner."""
+    """The interface for evaluation, which every runner has."""
 
     device: torch.device
     topology: Topology
 
     def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
-        """Records the losses of ``batches``, except where another rank records the same.
+        """Records the losses of ``batches``, unless another rank records the same losses.
 
-        Every rank must bring the same number of batches: forward passes may communicate.
+        Every rank must pass the same number of batches, since forward passes may communicate.
         """
 
 
@@ -65,11 +65,11 @@ class StepRunner(ABC):
     """One optimizer step on a DeepSpeed engine, whatever its parallelism.
 
     Args:
-        engine: The engine.
-        topology: Where this rank sits.
-        clipper: Clips gradients where DeepSpeed does not; None where it does.
-        num_domains: K.
-        has_masks: Whether micro-batches may differ in the number of tokens that count.
+        engine: DeepSpeed's engine with model and optimizer.
+        topology: The grid of ranks, and this rank's place in it.
+        clipper: Clips gradients if DeepSpeed does not; otherwise None.
+        num_domains: Number of domains K.
+        has_masks: Whether the number of tokens that count may differ between micro-batches.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class StepRunner(ABC):
         """Runs all micro-batches of one optimizer step."""
         skipped_before = self.engine.skipped_steps
         if self.has_masks:
-            batches = list(batches)  # read ahead: the mean over all their tokens needs the number
+            batches = list(batches)  # all at once: the mean over their tokens needs their number
             self._share_mean_tokens(batches)
         recorder = DomainLossRecorder(self.num_domains, self.device)
         self._run(iter(batches), recorder)
@@ -117,7 +117,7 @@ class StepRunner(ABC):
         )
 
     def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
-        """See `Evaluator`; the model is back in training mode afterwards."""
+        """As in `Evaluator`; afterwards the model is in training mode again."""
         self.engine.eval()
         try:
             with torch.no_grad():
@@ -126,9 +126,9 @@ class StepRunner(ABC):
             self.engine.train()
 
     def _share_mean_tokens(self, batches: Sequence[Batch]) -> None:
-        """Tells the output layer how many tokens of a micro-batch count, on average over all ranks.
+        """Tells the output layer how many tokens per micro-batch count, on average over all ranks.
 
-        Ranks that share the samples of a replica count them alike, which leaves the mean as it is.
+        All ranks of a replica count the same samples, which does not change the mean.
         """
         tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
         counts = torch.tensor([tokens, len(batches)], dtype=torch.float64, device=self.device)
@@ -142,7 +142,7 @@ class StepRunner(ABC):
         """Current fp16 loss scale; None in other precisions."""
         if not self.engine.fp16_enabled():
             return None
-        # the engine's own method tells the configured scale, which is 0 for a dynamic one
+        # the engine's own method returns the configured scale, which is 0 for a dynamic scale
         return float(self.engine.optimizer.loss_scaler.loss_scale)
 
     def loss_scaler_state(self) -> dict[str, float]:
@@ -183,14 +183,14 @@ class PipelineRunner(StepRunner):
             self._record(recorder)
 
     def _record(self, recorder: DomainLossRecorder) -> None:
-        """Records the micro-batches that have run; on the last stage, where their losses are."""
+        """Records the losses of the micro-batches that have run; only the last stage has them."""
         for losses in self.engine.module.take_token_losses():
             if self.topology.model_rank == 0:
                 recorder.record(*losses)
 
 
 class InferenceRunner:
-    """Evaluates a bare model, without an engine."""
+    """Evaluates a model without an engine."""
 
     def __init__(self, model: GPT2Model, topology: Topology):
         self.model = model
@@ -220,12 +220,12 @@ def _forward(
 
 
 def _stage_inputs(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """What the first stage reads, and what the last one compares with."""
+    """The input of the first stage, and the targets of the last stage."""
     return batch.tokens, (batch.labels, batch.loss_mask, batch.domain_ids)
 
 
 def count_parameters(runner: StepRunner) -> int:
-    """Logical parameters of the whole model, over all stages and parts of matrices."""
+    """Number of logical parameters of the whole model, over all stages and shards."""
     topology = runner.topology
     count = sum(
         math.prod(spec_of(p).logical_shape)
@@ -238,7 +238,7 @@ def count_parameters(runner: StepRunner) -> int:
 
 
 def any_rank_asked_to_stop(device: torch.device) -> bool:
-    """Tells whether some rank was asked to stop; all ranks call it and hear the same."""
+    """Whether any rank was asked to stop; all ranks call it and get the same answer."""
     if dist.get_world_size() == 1:
         return stop_requested()
     return bool(all_reduce_sum(torch.tensor(float(stop_requested()), device=device)))

@@ -1,4 +1,4 @@
-"""What changes while a run goes on, apart from weights, optimizer and mixture."""
+"""The state of a run besides weights, optimizer and mixture."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TrainState:
     stop: bool = False
     """Set by a hook to leave the loop after this iteration. Not saved."""
     sound_step: int | None = None
-    """Newest iteration whose weights have given a finite loss; None: none in this process yet. Not
-    saved."""
+    """Newest iteration whose weights gave a finite loss; None if there is none in this process yet.
+    Not saved."""
 
     def state_dict(self) -> dict[str, int]:
-        """Plain numbers for ``state.json``."""
+        """The counters as plain numbers, for ``state.json``."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_SAVED}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Takes over the numbers of `state_dict`."""
+        """Sets the counters to those of `state_dict`."""
         for name in self.state_dict():
             setattr(self, name, int(state[name]))

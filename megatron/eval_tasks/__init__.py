@@ -1,1 +1,1 @@
-"""Tasks of lm-eval on our models; the only package that imports lm-eval."""
+"""Runs lm-eval's tasks on our models; no other package imports lm-eval."""

@@ -1,4 +1,4 @@
-"""Chat templates, from the folder that a tokenizer was saved in."""
+"""Chat templates, read from the folder that a tokenizer was saved in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILES = ("tokenizer_config.json", "chat_template.jinja")
 
 
 def template_folder(config: RunConfig) -> Path | None:
-    """Where the chat template of a run would be; None for a tokenizer that is a name on the Hub."""
+    """Folder where a run's chat template may be; None if the tokenizer is a name on the Hub."""
     path = Path(config.data.vocab_file or "")
     if not config.data.vocab_file or not path.exists():
         return None
@@ -22,11 +22,11 @@ def template_folder(config: RunConfig) -> Path | None:
 
 
 class ChatTemplate:
-    """The template of a folder that `transformers` can read as a tokenizer.
+    """The chat template in a folder that `transformers` can load as a tokenizer.
 
     Args:
-        folder: Holds ``tokenizer.json`` and the template, in ``tokenizer_config.json`` or in
-            ``chat_template.jinja``; None where there is no such folder.
+        folder: Contains ``tokenizer.json``, and the template in ``tokenizer_config.json`` or in
+            ``chat_template.jinja``; None if there is no such folder.
     """
 
     def __init__(self, folder: Path | None):
@@ -38,8 +38,8 @@ class ChatTemplate:
 
         Args:
             history: ``{"role": ..., "content": ...}``, oldest first.
-            add_generation_prompt: Whether an answer begins behind it; otherwise the last message
-                is to be continued.
+            add_generation_prompt: Whether to end with the start of an answer; otherwise the text
+                ends inside the last message, to be continued.
 
         Raises:
             ConfigError: If there is no template.
@@ -64,7 +64,7 @@ class ChatTemplate:
 
     @property
     def fingerprint(self) -> str:
-        """Tells templates apart; empty where there is none."""
+        """Hash that identifies the template; empty if there is none."""
         if self._folder is None:
             return ""
         paths = [self._folder / name for name in _FILES if (self._folder / name).is_file()]
@@ -80,8 +80,8 @@ class ChatTemplate:
         if not self.fingerprint:
             raise ConfigError(
                 "eval_apply_chat_template: the tokenizer has no chat template; use a "
-                "tokenizer.json whose folder holds tokenizer_config.json or chat_template.jinja, "
-                "or switch it off"
+                "tokenizer.json whose folder contains tokenizer_config.json or "
+                "chat_template.jinja, or switch it off"
             )
         from transformers import AutoTokenizer
 

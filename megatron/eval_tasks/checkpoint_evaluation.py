@@ -1,4 +1,4 @@
-"""What `evaluate.py` does: losses of domains and scores on tasks, of a checkpoint of any layout."""
+"""What `evaluate.py` does: measures per-domain losses and task scores of a checkpoint."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ __all__ = ["evaluate_checkpoint", "make_adapter"]
 def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     """Evaluates the checkpoint that ``load`` names, and writes the result file on rank 0.
 
-    All ranks call it. What the user may have got wrong is found before the model is loaded.
+    All ranks call it. Mistakes of the user are found before the model is loaded.
 
     Returns:
-        ``iteration``; losses of domains by part, see `evaluate_parts`; with ``eval_tasks`` what
-        `run_tasks` returns.
+        ``iteration``; the losses that `evaluate_parts` returns, under the names of the parts; with
+        ``eval_tasks`` also what `run_tasks` returns.
 
     Raises:
-        ConfigError: If a domain, a task or its data is not there, or the results cannot be written.
-        CheckpointError: If there is no checkpoint, or it is another model's.
-        TaskError: After the results of all others are written, with a line for each task that has
-            failed.
+        ConfigError: If a domain, a task or its data is missing, or the results cannot be written.
+        CheckpointError: If there is no checkpoint, or the checkpoint is of another model.
+        TaskError: If tasks failed, with one line per failed task; the results of all other tasks
+            are written before.
     """
     is_first = dist.get_rank() == 0
     run_together(
@@ -62,7 +62,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     logger.join()
     printer = RunLogger(config, dist.get_rank(), keeps_log=False)
     report: dict[str, Any] = {"iteration": loaded.iteration}
-    # training logs its held-out data itself, and all of them: some must not take their place
+    # training logs all its held-out data itself; results on part of them must not replace these
     report.update(evaluate_parts(loaded, [p for p in parts if p.is_configured], printer))
     report.update(evaluate_parts(loaded, [p for p in parts if not p.is_configured], logger))
     if tasks is not None:
@@ -73,7 +73,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
         num_fewshot = config.evaluation.num_fewshot if tasks is not None else None
         path = results_path(config.evaluation.results_prefix, moment, num_fewshot=num_fewshot)
-        path = unused_path(path)  # another evaluation may have ended in this second
+        path = unused_path(path)  # another evaluation may have ended in the same second
         write_report(path, report)
         logger.say(f"results in {path}")
     logger.close()
@@ -89,7 +89,7 @@ def make_adapter(
     max_batch_tokens: int | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> NeoXEvalAdapter:
-    """A model as lm-eval sees it; ``max_batch_tokens`` wins over ``eval_batch_tokens``."""
+    """Wraps a model for lm-eval; ``max_batch_tokens`` overrides ``eval_batch_tokens``."""
     from megatron.eval_tasks.eval_adapter import NeoXEvalAdapter
 
     configured = config.evaluation.batch_tokens
@@ -105,10 +105,10 @@ def make_adapter(
 
 
 def _is_log_of_the_model(config: RunConfig) -> bool:
-    """Whether numbers belong in the run log: that of the run that trained the model, if it is ours.
+    """Whether the run log is that of the run that trained the model, and can be written.
 
-    A ``log_dir`` that is written out is meant; the one that follows from ``save`` is meant when the
-    model comes from there.
+    An explicit ``log_dir`` is taken to be that log. A log folder that is derived from ``save`` is
+    used only if the model was loaded from ``save``.
     """
     if config.logging.log_dir is None:
         return False

@@ -1,8 +1,8 @@
-"""lm-eval's own command line on models of this program.
+"""lm-eval's own command line, with models of this program.
 
     python -m megatron.eval_tasks run --model neox --model_args config=model.yml load=run --tasks x
 
-lm-eval has no way to find models in other packages, so this imports ours and calls lm-eval.
+lm-eval cannot find models in other packages, so this module imports ours and then calls lm-eval.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Runs lm-eval's command with the model ``neox`` among its models.
+    """Runs lm-eval's command, which then knows the model ``neox`` too.
 
     Raises:
-        TaskError: After all others have their results, with a line for each task that has failed.
+        TaskError: If tasks failed, with one line per failed task; all other tasks have been
+            evaluated before.
     """
     prepare_process()  # before something imports deepspeed
     with lm_eval_surroundings():
@@ -39,7 +40,7 @@ def main() -> None:
         failures.extend(describe_failures(results))
         return results
 
-    evaluator.evaluate = evaluate  # what its command calls
+    evaluator.evaluate = evaluate  # the function that its command calls
     cli_evaluate()
     if failures:
         raise TaskError("\n".join(failures))

@@ -1,4 +1,4 @@
-"""Texts of requests to tokens and back, by lm-eval's rules."""
+"""Converts the texts of requests to tokens and back, by lm-eval's rules."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ __all__ = ["decode_text", "encode_pairs"]
 def encode_pairs(
     texts: Sequence[tuple[str, str]], tokenizer: AbstractTokenizer, *, prefix: int
 ) -> list[Pair]:
-    """Tokens of contexts and endings, as `lm_eval.api.model.TemplateLM` finds them, all at once.
+    """Tokenizes contexts and endings as `lm_eval.api.model.TemplateLM` does, all at once.
 
-    White space at the end of a context is moved to the ending; the ending is what the tokens of
-    both together have behind as many as the context alone has. An empty context is one ``prefix``
-    token, unless the ending begins with that token: then it is the context. Where the tokenizer
-    adds tokens before a text, these begin every context.
+    White space at the end of a context is moved to the ending. The context and both together are
+    tokenized; if the context alone has n tokens, the ending is all tokens of both after the first
+    n. An empty context becomes one ``prefix`` token; if the ending begins with that token, this
+    token is the context instead. If the tokenizer adds tokens before a text, every context begins
+    with them.
 
     Args:
-        texts: Contexts and endings.
-        tokenizer: Equal texts are given to it once.
-        prefix: The token that stands for an empty context.
+        texts: Pairs of a context and its ending.
+        tokenizer: Called once for equal texts.
+        prefix: Token that replaces an empty context.
 
     Raises:
-        TaskError: If nothing of an ending is left to be scored; lm-eval's own models cannot score
-            it either.
+        TaskError: If no token of an ending is left to score; lm-eval's own models cannot score it
+            either.
     """
     moved = [_move_spaces(context, ending) for context, ending in texts]
     strings = dict.fromkeys(
@@ -54,12 +55,12 @@ def _why_nothing_is_left(context: str, ending: str, tokenizer: AbstractTokenizer
     if not tokenizer.tokenize(ending):
         return (
             f"loglikelihood: {pair} have no more tokens than the context alone, since the ending "
-            "has none; correct doc_to_text or doc_to_choice of the task"
+            "has no tokens; correct doc_to_text or doc_to_choice of the task"
         )
     return (
         f"loglikelihood: the tokenizer joins {pair} to no more tokens than the context alone, so "
-        "none is left to score, for lm-eval's own models either; leave the task out, or end its "
-        "doc_to_text with a character that the tokenizer does not join"
+        "no token is left to score (lm-eval's own models cannot score it either); leave the task "
+        "out, or end its doc_to_text with a character that the tokenizer does not join"
     )
 
 
@@ -69,9 +70,9 @@ def _move_spaces(context: str, ending: str) -> tuple[str, str]:
 
 
 def decode_text(tokenizer: AbstractTokenizer, tokens: Sequence[int]) -> str:
-    """Text of written tokens, without those that stand for none: end of document, padding."""
+    """Text of generated tokens, without the tokens that have no text: end of document, padding."""
     backend: Any = getattr(tokenizer, "tokenizer", None)
-    if hasattr(backend, "token_to_id"):  # of the tokenizers library: it knows all special tokens
+    if hasattr(backend, "token_to_id"):  # a tokenizer of the tokenizers library
         text: str = backend.decode(list(tokens), skip_special_tokens=True)
         return text
     return tokenizer.detokenize([t for t in tokens if t not in (tokenizer.eod, tokenizer.pad)])

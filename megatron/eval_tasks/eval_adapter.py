@@ -1,4 +1,4 @@
-"""A model of this program as lm-eval sees it."""
+"""The interface through which lm-eval uses a model of this program."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ DEVICE_BATCH_TOKENS = 16384
 """`tools/benchmark/eval_throughput.py --batch_tokens` prints the alternatives."""
 
 Report = Callable[[int, Any], None]
-"""Takes the number of a request and its result."""
+"""Called with the number of a request and its result."""
 
 
 class NeoXEvalAdapter(TemplateLM):
-    """Scores and writes text for lm-eval.
+    """Scores and generates text for lm-eval.
 
     Every process gets all requests, computes the share of its data-parallel rank, and returns all
-    results, so lm-eval sees rank 0 of 1 everywhere; see `megatron.eval_tasks.sharing`. The ranks of
-    a tensor-parallel group compute together. A model that is only read has no pipeline stages.
+    results; so lm-eval sees rank 0 of 1 in every process, see `megatron.eval_tasks.sharing`. The
+    ranks of a tensor-parallel group compute together. Pipeline stages are not supported.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Of the model.
-        topology: Without pipeline stages.
-        max_batch_tokens: Most tokens that the model reads at once, padding included; None chooses
+        model: The model, in evaluation mode.
+        tokenizer: The tokenizer that the model was trained with.
+        topology: The ranks that compute together; it must have no pipeline stages.
+        max_batch_tokens: Maximum tokens per forward pass, padding included; None chooses a value
             for the device.
-        tokenizer_folder: Where a chat template may be; None where there is none.
-        seed: Of sampled texts, together with the request itself.
-        should_stop: Asked between two batches; see `gather_results` for what a yes does.
+        tokenizer_folder: Folder where a chat template is looked for; None if there is no folder.
+        seed: Sampled texts depend on it and on the request.
+        should_stop: Called between two batches; if it returns True, see `gather_results`.
     """
 
     def __init__(
@@ -92,29 +92,29 @@ class NeoXEvalAdapter(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is: what begins a text in training, or the end of the last one."""
+        """The token for an empty context: training's first token of a text, or end of document."""
         return next(iter(self._text.added.before), self._text.eod)
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model reads."""
+        """Length of the model's context in tokens."""
         return self.model.config.max_position_embeddings
 
     @property
     def max_gen_toks(self) -> int:
-        """Most tokens that are written where a task does not say."""
+        """Maximum number of tokens to generate if a task does not give it."""
         return DEFAULT_NEW_TOKENS
 
     @property
     def tokenizer_name(self) -> str:
-        """Tells tokenizers and chat templates apart in lm-eval's cache of requests."""
+        """Identifies tokenizer and chat template in lm-eval's cache of requests."""
         parts = (self._text.name, self._text.fingerprint[:12], self._chat.fingerprint)
         return "-".join(filter(None, parts))
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokens of a text with those that training adds before it, unless that is False."""
+        """Tokens of a text, with those that training adds before it unless the flag is False."""
         (tokens,) = self._text.tokenize_prompts([string])
         return tokens[self._num_added :] if add_special_tokens is False else tokens
 
@@ -127,13 +127,13 @@ class NeoXEvalAdapter(TemplateLM):
         return self._chat.text if chat_template else None
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside the results."""
+        """Information that lm-eval writes beside the results."""
         parameters = list(self.model.parameters())
         count = sum(math.prod(spec_of(parameter).logical_shape) for parameter in parameters)
         return {"model_num_parameters": count, "model_dtype": str(parameters[0].dtype)}
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
-        """Log-likelihoods of endings after their contexts, and whether each is the greedy one.
+        """Log-likelihoods of endings after their contexts, and whether each is the greedy ending.
 
         Raises:
             UserError: On every rank, if a request cannot be scored.
@@ -160,7 +160,7 @@ class NeoXEvalAdapter(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[Score]:
-        """`loglikelihood` of tokens; requests without texts are not cached."""
+        """As `loglikelihood`, of tokens; requests without texts are not cached."""
 
         def compute(mine: Sequence[int], report: Report) -> None:
             pairs = [requests[number][1:] for number in mine]
@@ -178,9 +178,9 @@ class NeoXEvalAdapter(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihoods of whole documents, in windows where one is too long.
+        """Log-likelihoods of whole documents; a document that is too long is cut into windows.
 
-        Each token is predicted once, with as much context as lm-eval's other models give it.
+        Each token is predicted once, with as much context as it gets from lm-eval's other models.
         """
         texts = [(request.args[0],) for request in requests]
 
@@ -191,7 +191,7 @@ class NeoXEvalAdapter(TemplateLM):
             missing = {number: len(own) for number, own in zip(mine, windows, strict=True)}
             totals = dict.fromkeys(mine, 0.0)
             for number in [number for number, count in missing.items() if not count]:
-                report(number, 0.0)  # an empty text is certain
+                report(number, 0.0)  # an empty text has probability 1
 
             def add(position: int, score: Score) -> None:
                 number = owners[position]
@@ -212,7 +212,7 @@ class NeoXEvalAdapter(TemplateLM):
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts that the model writes behind contexts; see `generate_texts`."""
+        """Texts that the model generates after contexts; see `generate_texts`."""
         calls = [(request.args[0], request.args[1]) for request in requests]
 
         def compute(mine: Sequence[int], report: Report) -> None:
@@ -254,7 +254,7 @@ class NeoXEvalAdapter(TemplateLM):
         )
 
     def _check_stop(self) -> None:
-        """Raises `EvaluationStopped` if one of the ranks that compute together is to stop."""
+        """Raises `EvaluationStopped` if a rank of the tensor-parallel group was asked to stop."""
         if self._should_stop is None:
             return
         is_wanted = torch.tensor(float(self._should_stop()), device=self._device)
@@ -273,15 +273,16 @@ class NeoXEvalAdapter(TemplateLM):
         costs: Sequence[float],
         disable_tqdm: bool,
     ) -> list[Any]:
-        """Lets ``compute`` do this rank's share; all results, in request order.
+        """Computes this rank's share with ``compute``; returns all results, in request order.
 
         Args:
-            kind: The method of lm-eval.
-            arguments: Of each request; None: it is not cached.
-            compute: Gets the numbers of requests, and what to call with each number and result.
-            keys: See `own_share`.
-            costs: See `own_share`.
-            disable_tqdm: Shows no progress.
+            kind: Name of lm-eval's method.
+            arguments: The arguments of each request; a request with None is not cached.
+            compute: Called with the numbers of this rank's requests, and a function to call with
+                each number and its result.
+            keys: One key per request; requests with equal keys are computed by the same rank.
+            costs: Cost of each request; all ranks get about the same sum.
+            disable_tqdm: Whether to hide the progress bar.
         """
         topology = self._topology
         check_same_requests(list(zip(arguments, keys, strict=True)), kind, topology)
@@ -290,7 +291,7 @@ class NeoXEvalAdapter(TemplateLM):
         # results of a killed run are worth keeping, but the caches of several ranks must not differ
         caches_at_once = topology.grid.size == 1
         is_hidden = disable_tqdm or topology.rank != 0
-        # a bar on a terminal, lines in a log file
+        # a progress bar on a terminal, lines in a log file
         say = None if is_hidden or sys.stderr.isatty() else print_rank_0
         lines = ProgressLines(say, kind, total=len(mine), unit="requests")
         with tqdm(total=len(mine), desc=kind, disable=True if is_hidden else None) as bar:
@@ -308,7 +309,7 @@ class NeoXEvalAdapter(TemplateLM):
             except (EvaluationStopped, UserError) as problem:
                 share = problem  # the other replicas are told when they have finished
             except Exception as problem:
-                if topology.model_group is not None:  # they may be waiting inside the model
+                if topology.model_group is not None:  # its ranks may be waiting inside the model
                     raise EvaluationBroken(kind) from problem
                 if topology.grid.size == 1:
                     raise

@@ -1,4 +1,4 @@
-"""Texts that a model writes for tasks of the type ``generate_until``."""
+"""Generates texts for tasks of the type ``generate_until``."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def generate_texts(
     on_text: Callable[[int, str], None],
     before_batch: Callable[[], None] | None = None,
 ) -> None:
-    """Writes a text for each request.
+    """Generates a text for each request.
 
-    A context that leaves too little room for the new tokens loses its beginning.
+    If a context leaves too little room for the new tokens, its beginning is cut off.
 
     Args:
-        model: In evaluation mode. The ranks of a tensor-parallel group call it with the same
-            requests.
-        tokenizer: Of the model.
+        model: The model, in evaluation mode. The ranks of a tensor-parallel group call this
+            function with the same requests.
+        tokenizer: The tokenizer that the model was trained with.
         requests: Number of a request -> its context and ``generation_kwargs``.
-        max_batch_tokens: Most positions of a batch, those of new tokens included.
-        seed: Decides what is sampled, together with the number of the request.
-        on_text: Called with the number of a request and its text as soon as it is known.
-        before_batch: Called before the model reads; what it raises ends the computation.
+        max_batch_tokens: Maximum positions per batch, including those of new tokens.
+        seed: Sampled texts depend on it and on the number of the request.
+        on_text: Called with the number of a request and its text as soon as the text is finished.
+        before_batch: Called before each batch; an exception that it raises ends the computation.
 
     Raises:
-        TaskError: If the settings of a request are wrong, or leave no room for a context; see
-            `generate_batch` too.
+        TaskError: If the settings of a request are wrong, or leave no room for a context; also what
+            `generate_batch` raises.
     """
     prompts = _prompts(tokenizer, {number: context for number, (context, _) in requests.items()})
     groups: dict[GenerationSettings, list[int]] = {}
@@ -67,7 +67,7 @@ def generate_texts(
                 stop=StopRules(tokens=frozenset({tokenizer.eod}), strings=settings.stop_strings),
                 sampling=settings.sampling,
                 generators=() if settings.sampling.is_greedy else generators,
-                decodes_alone=True,  # as lm-eval's own models look for stop strings
+                decodes_alone=True,  # lm-eval's own models look for stop strings in this text
             )
             for number, completion in zip(batch, completions, strict=True):
                 text = decode_text(tokenizer, completion.tokens)
@@ -75,7 +75,7 @@ def generate_texts(
 
 
 def _prompts(tokenizer: AbstractTokenizer, contexts: Mapping[int, str]) -> dict[int, list[int]]:
-    """Tokens of contexts; an empty one is the end of a document, behind which a text begins."""
+    """Tokens of contexts; an empty context becomes an end-of-document token, before a new text."""
     tokens = tokenizer.tokenize_prompts(list(contexts.values()))
     return {n: own or [tokenizer.eod] for n, own in zip(contexts, tokens, strict=True)}
 
@@ -83,7 +83,7 @@ def _prompts(tokenizer: AbstractTokenizer, contexts: Mapping[int, str]) -> dict[
 def _batches(
     prompts: Mapping[int, Sequence[int]], new_tokens: int, max_batch_tokens: int
 ) -> Iterator[list[int]]:
-    """Numbers of prompts of similar length, longest first."""
+    """Numbers of prompts in batches of similar length, the longest first."""
     ordered = sorted(prompts, key=lambda number: -len(prompts[number]))
     start = 0
     while start < len(ordered):

@@ -1,4 +1,4 @@
-"""How a task wants text to be written: lm-eval's ``generation_kwargs`` in our terms."""
+"""How a task wants text to be generated: lm-eval's ``generation_kwargs`` in our terms."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from megatron.generation.sampling import SamplingParameters
 __all__ = ["DEFAULT_NEW_TOKENS", "GenerationSettings", "cut_at_stop", "read_settings"]
 
 DEFAULT_NEW_TOKENS = 256
-"""Of lm-eval's own models."""
+"""Default of lm-eval's own models."""
 
 _MAXIMUM_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the same thing; the first one that is given counts."""
+"""Names of the same setting; the first one that is given counts."""
 
 _SAMPLING_KEYS: dict[str, tuple[Callable[[Any], float], Callable[[float], bool], str]] = {
     "top_k": (int, lambda value: value >= -1, "a whole number of at least 0, or -1 for all"),
@@ -24,35 +24,35 @@ _SAMPLING_KEYS: dict[str, tuple[Callable[[Any], float], Callable[[float], bool],
     "min_p": (float, lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
     "repetition_penalty": (float, lambda value: 0.0 < value < math.inf, "above 0"),
 }
-"""How each is read, what is allowed, and how that is said."""
+"""Per setting: its type, a check of its value, and the description of allowed values."""
 
 _GREEDY_SEARCH = {"num_beams": 1, "use_cache": True}
-"""Settings of transformers that are fine where they say what is done anyway."""
+"""Settings of transformers that are accepted if they ask for what is done anyway."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What requests must share to be computed together."""
+    """Settings that requests must have in common to be computed together."""
 
     stop_strings: tuple[str, ...]
-    """A text ends before the first of them."""
+    """A text ends before the first of these strings."""
     maximum_tokens: int
     sampling: SamplingParameters
 
     def longest_context(self, window: int) -> int:
-        """Most tokens of a context that leave room for the new ones.
+        """Maximum tokens of a context that leave room for the new tokens.
 
         Args:
-            window: Tokens that the model reads.
+            window: Length of the model's context in tokens.
 
         Raises:
-            TaskError: If there is no room for any.
+            TaskError: If there is no room for a context.
         """
         longest = window - self.maximum_tokens
         if longest < 1:
             raise TaskError(
                 f"generation_kwargs: {_MAXIMUM_KEYS[0]} {self.maximum_tokens} leaves no room for a "
-                f"context, the model reads {window} tokens; set a smaller one in the task"
+                f"prompt in the model's context of {window} tokens; set a smaller value in the task"
             )
         return longest
 
@@ -60,11 +60,11 @@ class GenerationSettings:
 def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
     """Reads a task's ``generation_kwargs`` as lm-eval's own models do.
 
-    ``do_sample`` false is greedy whatever the temperature; where it is not given, a temperature
-    above 0 samples. ``do_sample`` without a temperature samples at 1.
+    If ``do_sample`` is false, decoding is greedy at any temperature; if it is not given, a
+    temperature above 0 means sampling. ``do_sample: true`` without a temperature samples at 1.
 
     Raises:
-        TaskError: For a key that means something we do not do, or a value that makes no sense.
+        TaskError: If a setting is not supported, or a value is wrong.
     """
     values = dict(given)
     until = values.pop("until", None) or []
@@ -97,7 +97,7 @@ def read_settings(given: Mapping[str, Any]) -> GenerationSettings:
     if foreign:
         key, value = next(iter(foreign.items()))
         raise TaskError(
-            f"generation_kwargs: {key}: {value} is not supported; known are until, do_sample, "
+            f"generation_kwargs: {key}: {value} is not supported; supported: until, do_sample, "
             f"temperature, {', '.join(_SAMPLING_KEYS)} and {_MAXIMUM_KEYS[0]}"
         )
     stop_strings = tuple(str(stop) for stop in stops if stop != "")
@@ -113,7 +113,7 @@ def _number(
     is_allowed: Callable[[float], bool],
     wanted: str,
 ) -> float:
-    """``value`` as a number, or a `TaskError` that says which one is ``wanted``."""
+    """``value`` as a number; raises a `TaskError` that describes the ``wanted`` values."""
     try:
         number = read(value)
         if is_allowed(number):
@@ -124,7 +124,7 @@ def _number(
 
 
 def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string; stop strings are looked for one after the other."""
+    """The text before the first stop string; stop strings are searched for one by one."""
     for stop in stop_strings:
         text = text.split(stop)[0]
     return text

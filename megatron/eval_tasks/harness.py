@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluation_seed", "results_table", "run_tasks", "task_metrics"]
 
 DEFAULT_SEED = 1234
-"""Of lm-eval's own command too."""
+"""The same number as in lm-eval's own command."""
 
 _NO_METRICS = ("alias", "name", "sample_len", "sample_count")
 
@@ -31,17 +31,18 @@ _NO_METRICS = ("alias", "name", "sample_len", "sample_count")
 def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[str, Any]:
     """Evaluates a model on tasks; all ranks call it.
 
-    Random states are seeded with ``eval_seed``; who trains on restores them.
+    Random states are seeded with ``eval_seed``; a caller that continues training restores them.
 
     Args:
-        adapter: The model as lm-eval sees it.
-        config: Reads the ``eval_`` fields.
-        tasks: From `load_tasks`.
+        adapter: The model, wrapped for lm-eval.
+        config: The resolved configuration; its ``eval_`` fields are used.
+        tasks: The tasks, as `load_tasks` returns them.
 
     Returns:
         lm-eval's results: ``results``, ``configs``, ``versions``, ``n-shot``, ``n-samples`` and
-        others, ``failed_tasks`` (see `evaluate_each`), and ``config`` with the run's own
-        configuration; equal on all ranks. With ``eval_log_samples`` rank 0 has ``samples`` too.
+        others; ``failed_tasks`` (see `evaluate_each`); and ``config``, the settings of this
+        evaluation. The same on all ranks, except that with ``eval_log_samples`` rank 0 also has
+        ``samples``.
     """
     import lm_eval
 
@@ -63,7 +64,7 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
             fewshot_as_multiturn=config.evaluation.apply_chat_template,
         )
     samples = results.pop("samples", None)
-    results["configs"] = plain_json(results.get("configs", {}))  # may hold functions of a task
+    results["configs"] = plain_json(results.get("configs", {}))  # may contain functions of a task
     results["config"] = _config_of(config, seed)
     results["lm_eval_version"] = importlib.metadata.version("lm_eval")
     results["date"] = began
@@ -75,13 +76,13 @@ def run_tasks(adapter: TemplateLM, config: RunConfig, tasks: TaskDict) -> dict[s
 
 
 def evaluation_seed(config: RunConfig) -> int:
-    """Seed of everything random in an evaluation: runs of any seed are asked the same."""
+    """Seed of all randomness in an evaluation, the same for runs with different seeds."""
     seed = config.evaluation.seed
     return DEFAULT_SEED if seed is None else seed
 
 
 def task_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Picks the numbers of `run_tasks`.
+    """Extracts the numbers from the results of `run_tasks`.
 
     Returns:
         Task or group -> metric -> value; a metric after a filter is ``<metric>,<filter>``.
@@ -97,7 +98,7 @@ def task_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """lm-eval's own table of tasks, and of groups where there are any."""
+    """lm-eval's own table of tasks, and its table of groups if there are groups."""
     from lm_eval.utils import make_table
 
     columns = [column for column in ("results", "groups") if results.get(column)]
@@ -105,7 +106,7 @@ def results_table(results: Mapping[str, Any]) -> str:
 
 
 def _prepare(tasks: TaskDict, *, num_fewshot: int | None, seed: int) -> None:
-    """Sets examples and seed of each task, by the rules of lm-eval's own command."""
+    """Sets few-shot examples and seed of each task, by the rules of lm-eval's own command."""
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")
         if own is None or (own != 0 and num_fewshot is not None):
@@ -114,7 +115,7 @@ def _prepare(tasks: TaskDict, *, num_fewshot: int | None, seed: int) -> None:
 
 
 def _config_of(config: RunConfig, seed: int) -> dict[str, Any]:
-    """How the evaluation was done, under the names of the research code and of lm-eval."""
+    """Settings of the evaluation, under the names of the research code and of lm-eval."""
     return {
         "model": "neox",
         "model_args": config.by_key(),

@@ -1,4 +1,4 @@
-"""lm-eval tasks while a model is trained; the training is the same with and without them."""
+"""Runs lm-eval tasks during training; training itself is the same with and without them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 __all__ = ["TaskEvaluationHook", "tasks_of_training"]
 
 COPY_FOLDER = "evaluation.tmp"
-"""Folder below ``save`` that holds the weights while a model in pieces is read."""
+"""Folder below ``save`` for the weights of a distributed model while it is evaluated."""
 
 
 def tasks_of_training(config: RunConfig) -> TaskDict | None:
-    """The tasks that ``eval_harness_interval`` asks for, or None; all ranks call it.
+    """The tasks to run during training; None without ``eval_harness_interval``. All ranks call it.
 
     Raises:
-        ConfigError: If a task or its data is not there.
+        ConfigError: If a task or its data is missing.
     """
     return None if config.evaluation.tasks_interval is None else load_tasks(config)
 
@@ -52,19 +52,21 @@ def tasks_of_training(config: RunConfig) -> TaskDict | None:
 class TaskEvaluationHook(Hook):
     """Runs tasks every ``eval_harness_interval`` steps and at the end.
 
-    A module that is the whole model is read as it stands. Stages of a pipeline, parameters that
-    ZeRO 3 took apart and sequence parallelism cannot read a text of any length on one rank alone:
-    then the weights go through a temporary checkpoint into a model of their own. A request to stop
-    ends the tasks between two batches, without results. A task that fails, as where an ending is
-    longer than what the model reads, is a warning, and has no scores; training goes on.
+    A module that contains the whole model is used in place. With pipeline stages, ZeRO 3 or
+    sequence parallelism one rank cannot process a text of any length on its own; then the weights
+    are saved in a temporary checkpoint and loaded into a separate model. A request to stop ends the
+    tasks between two batches, without results. If a task fails, for example because an ending is
+    longer than the model's context, a warning reports it, the task gets no scores, and training
+    continues.
 
     Args:
-        runner: Holds the model.
+        runner: Contains the model.
         config: The resolved configuration.
-        tokenizer: Of the run.
-        tasks: From `tasks_of_training`.
+        tokenizer: The run's tokenizer.
+        tasks: The tasks to run, as `tasks_of_training` returns them.
         logger: Receives the scores.
-        measured: From `measured_at` of the last iteration; tasks in it are not run again there.
+        measured: Earlier results at the last iteration, from `measured_at`; tasks among them are
+            not run again at that iteration.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class TaskEvaluationHook(Hook):
         if state.stop or state.step == self._last_run:
             return
         if self._measured and self._measured.keys() >= self.tasks["tasks"].keys():
-            self.logger.say(f" tasks at iteration {state.step}: in the run log already")
+            self.logger.say(f" tasks at iteration {state.step}: already in the run log")
             return
         self._run(state)
 
@@ -107,13 +109,13 @@ class TaskEvaluationHook(Hook):
                 adapter = make_adapter(loaded, self.config, should_stop=stop_requested)
                 results = run_tasks(adapter, self.config, self.tasks)
         except EvaluationStopped:
-            self.logger.say(f" tasks at iteration {state.step} broken off: asked to stop")
+            self.logger.say(f" tasks at iteration {state.step} stopped: the run was asked to stop")
             state.stop = True
             return
         finally:
             accelerator.set_rng_state(random_state)
         for line in describe_failures(results):
-            message = f"{line}; training goes on without its scores"
+            message = f"{line}; training continues without its scores"
             self.logger.warning(message, iteration=state.step)
         if results["results"]:
             self.logger.tasks(state.step, task_metrics(results), table=results_table(results))
@@ -137,7 +139,7 @@ class TaskEvaluationHook(Hook):
             module.train()
 
     def _make_reading_topology(self) -> Topology | None:
-        """Groups of a copy for reading; None where the module can be read as it is."""
+        """Topology of a separate model for evaluation; None if the module can be used in place."""
         in_pieces = pieces_of_the_model(self.config.layout)
         if in_pieces is None:
             return None
@@ -146,11 +148,11 @@ class TaskEvaluationHook(Hook):
         return topology
 
     def _read_copy(self, state: TrainState, topology: Topology):
-        """Writes the weights as every rank holds them, and reads the whole model back."""
-        assert self.config.saving.save_path is not None  # a rule of the configuration
+        """Saves the weights that each rank holds, and loads the whole model from them."""
+        assert self.config.saving.save_path is not None  # the configuration requires it
         folder = Path(self.config.saving.save_path) / COPY_FOLDER
         if dist.get_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
         saver = CheckpointSaver(
             folder, self.runner.topology, moment_names=(), save_random_state=False
         )

@@ -1,4 +1,4 @@
-"""Tasks one after the other, so that one that fails costs its own scores alone."""
+"""Evaluates tasks one after the other, so that a failed task loses only its own scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["FAILED_TASKS", "describe_failures", "evaluate_each"]
 
 FAILED_TASKS = "failed_tasks"
-"""Key of results: task or group -> why it has no scores."""
+"""Key in the results; its value is a mapping: task or group -> why it has no scores."""
 
 
 def evaluate_each(
@@ -29,21 +29,21 @@ def evaluate_each(
 ) -> dict[str, Any]:
     """Evaluates each task on its own; all ranks call it.
 
-    A group has scores where all of its tasks have.
+    A group has scores if all of its tasks have scores.
 
     Args:
         evaluate: `lm_eval.evaluate`.
-        tasks: From lm-eval's task manager.
-        before_task: Called before each, for example to seed random states.
+        tasks: The tasks, as lm-eval's task manager loads them.
+        before_task: Called before each task, for example to seed random states.
         options: Further arguments of ``evaluate``, the model ``lm`` among them.
 
     Returns:
-        What ``evaluate`` returns for all tasks together, less those that fail; they are in
-        ``failed_tasks``.
+        What ``evaluate`` returns for all tasks together, without those that failed; these are
+        listed in ``failed_tasks``.
 
     Raises:
         EvaluationStopped: On every rank, if one was asked to stop.
-        EvaluationBroken: If ranks that compute together can no longer go on.
+        EvaluationBroken: If ranks that compute together cannot continue.
     """
     from lm_eval.evaluator_utils import EvalAcc, aggregate_groups
 
@@ -59,7 +59,7 @@ def evaluate_each(
             problem = None
         except (EvaluationStopped, EvaluationBroken):
             raise
-        except Exception as error:  # whatever a task's file, its code or its answers may do
+        except Exception as error:  # a task's file, code or answers may raise anything
             problem = _explain(error)
         problem = agree_on_end(problem)
         if problem is None:
@@ -78,12 +78,12 @@ def evaluate_each(
 
 
 def describe_failures(results: Mapping[str, Any]) -> list[str]:
-    """One line for each task that has no scores."""
+    """One line per task that has no scores."""
     return [f"eval_tasks: {name}: {why}" for name, why in results.get(FAILED_TASKS, {}).items()]
 
 
 def _explain(error: Exception) -> str:
-    """One line; for what nobody expects the place in the code comes first, on standard error."""
+    """One line about an error; prints the traceback first if the error was not expected."""
     if isinstance(error, UserError):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
@@ -92,7 +92,7 @@ def _explain(error: Exception) -> str:
 
 
 def _add(done: EvalAcc, found: Mapping[str, Any]) -> None:
-    """Moves the results of one task to those of all."""
+    """Moves the results of one task into the results of all tasks."""
     done.metrics.update(found["results"])
     done.configs.update(found["configs"])
     done.versions.update(found["versions"])

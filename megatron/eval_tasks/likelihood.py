@@ -1,4 +1,4 @@
-"""Log-likelihoods of endings after their contexts, in batches."""
+"""Computes log-likelihoods of endings after their contexts, in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron.model.gpt2_model import GPT2Model
 __all__ = ["Score", "score_pairs"]
 
 Score = tuple[float, bool]
-"""Log-likelihood of an ending in nats, and whether greedy decoding would have written it."""
+"""Log-likelihood of an ending in nats, and whether greedy decoding would generate it."""
 
 
 def score_pairs(
@@ -28,18 +28,21 @@ def score_pairs(
     """Scores each ending after its context; equal contexts are computed once.
 
     Args:
-        model: In evaluation mode. The ranks of a tensor-parallel group call it with the same pairs.
-        pairs: Contexts and endings; a context that is too long for the window loses its beginning.
-        max_batch_tokens: Most tokens of a forward pass, see `cut_batches`.
-        on_score: Called with the number of a pair and its score as soon as it is known.
-        before_batch: Called before each forward pass; what it raises ends the computation.
+        model: The model, in evaluation mode. The ranks of a tensor-parallel group call this
+            function with the same pairs.
+        pairs: Contexts and endings; if a context is too long for the model, its beginning is cut
+            off.
+        max_batch_tokens: Maximum tokens per forward pass, see `cut_batches`.
+        on_score: Called with the number of a pair and its score as soon as the score is known.
+        before_batch: Called before each forward pass; an exception that it raises ends the
+            computation.
 
     Returns:
         One score per pair, in the order of ``pairs``.
 
     Raises:
-        TaskError: See `fit_window`.
-        NotFiniteError: If logits are not finite, as where fp16 cannot hold what the model computes.
+        TaskError: If an ending is longer than the model's context.
+        NotFiniteError: If logits are not finite, for example because fp16 overflowed.
     """
     rows = make_rows(pairs, window=model.config.max_position_embeddings)
     scores: dict[int, Score] = {}
@@ -66,7 +69,7 @@ def _score_batch(model: GPT2Model, rows: Sequence[Row]) -> list[Score]:
     nll, is_greedy = model.output_layer.score(scored, packed.targets, counts=packed.counts)
     num_endings = sum(len(row.endings) for row in rows)
     sums = torch.zeros(2, num_endings, dtype=torch.float64)
-    values = torch.stack((-nll.double(), (~is_greedy).double())).cpu()  # one wait for the device
+    values = torch.stack((-nll.double(), (~is_greedy).double())).cpu()  # waits for the device once
     log_likelihoods, misses = sums.index_add_(1, packed.endings, values).tolist()
     if not all(map(math.isfinite, log_likelihoods)):
         raise NotFiniteError(

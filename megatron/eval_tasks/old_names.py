@@ -1,4 +1,4 @@
-"""Names that lm-eval gave its tasks until 0.3, which scripts for GPT-NeoX still pass."""
+"""Task names of lm-eval up to version 0.3, which scripts for GPT-NeoX still use."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _RENAMED = (
     (r"squad2", "squadv2"),
     (r"sst", "sst2"),
 )
-"""Old names, as regular expressions, and what they became."""
+"""Old names, as regular expressions, and the names that replaced them."""
 
 
 def current_name(request: str, known: Collection[str]) -> str | None:
-    """Returns what lm-eval calls a task or pattern of old, if it is among the ``known`` names."""
+    """Returns lm-eval's present name of a task or pattern with an old name, if it is ``known``."""
     for old, new in _RENAMED:
         found = re.fullmatch(old, request)
         if found and (name := found.expand(new)) in known:

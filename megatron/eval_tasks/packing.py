@@ -1,9 +1,10 @@
-"""Contexts with all their endings in rows, so that a context is computed once for all of them.
+"""Packs each context with all its endings into rows, so that the context is computed once.
 
-A row is a context and, behind it, the endings that are longer than one token, each less its last
-token, which is only predicted. Every ending continues at the position after the context, and a mask
-shows it the context and itself; the logits after the context's last token score the first tokens of
-all endings, so endings of one token cost nothing. Rows without two such endings need no mask.
+A row is a context followed by its endings of more than one token. The last token of each ending is
+left out, because it is only predicted. The positions of every ending begin right after the context,
+and a mask lets an ending see only the context and itself. The logits after the context's last token
+score the first tokens of all endings, so endings of one token cost nothing. A row with fewer than
+two longer endings needs no mask.
 
 Shapes: b rows, s tokens of the longest row, u scored positions, n scored tokens.
 """
@@ -21,13 +22,13 @@ from megatron.errors import TaskError
 __all__ = ["PackedRows", "Pair", "Row", "cut_batches", "fit_window", "make_rows", "pack_rows"]
 
 Pair = tuple[Sequence[int], Sequence[int]]
-"""Tokens of a context and of its ending, at least one each."""
+"""Tokens of a context and of its ending; each has at least one token."""
 
 SHORT_ROW = 512
-"""Rows may grow to this length whatever their context, and to twice the context's."""
+"""Rows may have up to this many tokens, or twice the tokens of their context if that is more."""
 
 MASK_ROW = 1024
-"""A masked row of this length counts once in a batch's budget, one of twice the length twice."""
+"""In a batch's budget, masked rows of this length count once, those of twice the length twice."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Row:
     context: tuple[int, ...]
     endings: tuple[tuple[int, ...], ...]
     owners: tuple[tuple[int, ...], ...]
-    """For each ending the numbers of the pairs that asked for it."""
+    """For each ending, the numbers of the pairs that contain it."""
 
     @property
     def length(self) -> int:
-        """Tokens that the model reads."""
+        """Number of tokens that are fed to the model."""
         return len(self.context) + sum(len(ending) - 1 for ending in self.endings)
 
     @property
@@ -52,29 +53,29 @@ class Row:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows as tensors, padded on the right."""
+    """Rows of a batch as tensors, padded on the right."""
 
     tokens: Tensor
     """(b, s) int64."""
     positions: Tensor | None
-    """(b, s) int64, where each token stands; None: 0, 1, ..."""
+    """(b, s) int64, position of each token; None: 0, 1, ..."""
     attention_mask: Tensor | None
     """(b, 1, s, s) bool, True where a token may attend; None is causal."""
     scored: Tensor
     """(u,) int64, places in the flattened (b * s) whose logits are needed."""
     counts: tuple[int, ...]
-    """How many targets each of these places has."""
+    """Number of targets at each of these places."""
     targets: Tensor
-    """(n,) int64 tokens to score, those of the first place first."""
+    """(n,) int64 tokens to score, in the order of the places."""
     endings: Tensor
-    """(n,) int64, which ending of the batch a target belongs to; ending by ending, row by row."""
+    """(n,) int64, ending that a target belongs to, counted over all rows of the batch."""
 
 
 def fit_window(context: Sequence[int], ending: Sequence[int], window: int) -> tuple[int, ...]:
-    """The context, cut on the left so that the model reads at most ``window`` tokens.
+    """The context, cut on the left so that at most ``window`` tokens are fed to the model.
 
-    The last token of the ending is predicted and not read. As lm-eval's own models do it: the last
-    ``window + 1`` tokens of both together, of which all but the last are read.
+    The last token of the ending is only predicted. As in lm-eval's own models, the last ``window +
+    1`` tokens of both together are used, and all of these but the last are fed to the model.
 
     Raises:
         TaskError: If the ending is longer than the window.
@@ -83,25 +84,25 @@ def fit_window(context: Sequence[int], ending: Sequence[int], window: int) -> tu
     assert ending, "an ending needs a token"
     if len(ending) > window:
         raise TaskError(
-            f"loglikelihood: an ending of {len(ending)} tokens, the model reads {window}; shorten "
-            "the answers of the task, or score it as a document (loglikelihood_rolling)"
+            f"loglikelihood: an ending has {len(ending)} tokens, the model's context {window}; "
+            "shorten the answers of the task, or score it as a document (loglikelihood_rolling)"
         )
     return tuple(context[-(window + 1 - len(ending)) :])
 
 
 def make_rows(pairs: Sequence[Pair], *, window: int) -> list[Row]:
-    """Sorts pairs into rows: equal contexts together, equal pairs once.
+    """Packs pairs into rows: equal contexts share rows, and equal pairs are scored once.
 
-    A row is no longer than `SHORT_ROW` or twice its context, whichever is more, since the mask
-    grows with its square: so many endings of one context take several rows, and its tokens are at
-    most half of what is computed again.
+    A row is no longer than `SHORT_ROW` or twice its context, whichever is more, since its mask
+    grows with the square of its length. Many endings of one context therefore take several rows.
+    The context is computed again in each, but it is at most half of the row.
 
     Args:
-        pairs: Contexts and endings; contexts that are the same after `fit_window` share rows.
-        window: Most tokens that the model reads.
+        pairs: Contexts and endings; contexts that are equal after `fit_window` share rows.
+        window: Length of the model's context in tokens.
 
     Raises:
-        TaskError: See `fit_window`.
+        TaskError: If an ending is longer than ``window``.
     """
     by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     for number, (context, ending) in enumerate(pairs):
@@ -117,7 +118,7 @@ def make_rows(pairs: Sequence[Pair], *, window: int) -> list[Row]:
 
 
 def _split(endings: Sequence[tuple[int, ...]], *, room: int) -> Iterator[list[tuple[int, ...]]]:
-    """Groups of at least one ending, with at most ``room`` tokens to read where there are two."""
+    """Groups of endings; a group of two or more feeds at most ``room`` tokens to the model."""
     group: list[tuple[int, ...]] = []
     used = 0
     for ending in endings:
@@ -130,12 +131,12 @@ def _split(endings: Sequence[tuple[int, ...]], *, room: int) -> Iterator[list[tu
 
 
 def cut_batches(rows: Sequence[Row], *, max_tokens: int) -> Iterator[list[Row]]:
-    """Batches of similar length, longest first: if memory is short, that shows at once.
+    """Batches of rows of similar length, longest first, so that a lack of memory shows at once.
 
     Args:
-        rows: In any order.
-        max_tokens: Most tokens of a batch, padding included, unless one row alone has more. Masked
-            rows count more the longer they are, see `MASK_ROW`.
+        rows: The rows, in any order.
+        max_tokens: Maximum tokens per batch, padding included; a row with more is a batch of its
+            own. The tokens of long masked rows count more than once, see `MASK_ROW`.
     """
     for needs_mask in (True, False):
         kind = [row for row in rows if row.needs_mask == needs_mask]
@@ -185,12 +186,12 @@ def pack_rows(rows: Sequence[Row], device: torch.device | str = "cpu") -> Packed
 
 @dataclass(frozen=True)
 class _Line:
-    """A row as lists; ``scored`` and what follows is as in `PackedRows`, counted in the row."""
+    """A row as lists; from ``scored`` on, the fields of `PackedRows` for this row alone."""
 
     tokens: list[int]
     positions: list[int]
     segments: list[int]
-    """0 for the context, then the number of the ending, counted from 1."""
+    """Per token: 0 in the context, otherwise the number of its ending, counted from 1."""
     scored: list[int]
     counts: list[int]
     targets: list[int]
@@ -222,9 +223,10 @@ def _lay_out(row: Row) -> _Line:
 
 
 def _mask(segments: Tensor) -> Tensor:
-    """(b, s) -> (b, 1, s, s): a token sees earlier ones of the context and of its own segment.
+    """(b, s) -> (b, 1, s, s): a token sees earlier tokens of the context and of its own segment.
 
-    Padding counts as context, which harms nobody: it comes last, so only padding sees it.
+    Padding counts as context. This is harmless, because padding comes last and only padding sees
+    it.
     """
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril_()

@@ -1,4 +1,4 @@
-"""The model ``neox`` of lm-eval's own command: importing this registers it."""
+"""The model ``neox`` for lm-eval's own command; importing this module registers it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from megatron.runtime.initialize import initialize_megatron, prepare_process
 __all__ = ["CommandLineAdapter", "open_adapter"]
 
 _FREE_BATCH_SIZES = (None, 1, "1", "auto")
-"""What lm-eval's command hands over where the user does not say anything."""
+"""What lm-eval's command passes if the user sets nothing."""
 
 
 @register_model("neox")
 class CommandLineAdapter(NeoXEvalAdapter):
-    """How lm-eval's command makes a `NeoXEvalAdapter`; see `open_adapter`."""
+    """A `NeoXEvalAdapter` that lm-eval's command can construct; see `open_adapter`."""
 
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict | None = None
     ) -> NeoXEvalAdapter:
-        """`create_from_arg_obj` with ``key=value,key=value``."""
+        """As `create_from_arg_obj`, from a text ``key=value,key=value``."""
         arguments = utils.simple_parse_args_string(arg_string)
         return cls.create_from_arg_obj(arguments, additional_config)
 
@@ -43,18 +43,18 @@ class CommandLineAdapter(NeoXEvalAdapter):
 
 
 def open_adapter(arguments: Mapping[str, Any], surroundings: Mapping[str, Any]) -> NeoXEvalAdapter:
-    """Joins the run that a configuration describes and loads its model; all ranks call it.
+    """Starts this process as a rank of a configured run and loads the model; all ranks call it.
 
     Args:
         arguments: ``config``, the YAML files of the run, separated by `os.pathsep` (a colon);
-            ``max_batch_tokens``, which wins over ``eval_batch_tokens``; all others are keys of the
+            ``max_batch_tokens``, which overrides ``eval_batch_tokens``; all others are keys of the
             configuration, such as ``load``.
-        surroundings: lm-eval's ``batch_size`` and ``max_batch_size``, which must be left alone,
-            since batches are cut by tokens. Its ``device`` is not read: it names a GPU on every
-            machine where the user says nothing.
+        surroundings: lm-eval's ``batch_size`` and ``max_batch_size``, which must have their
+            defaults, since batches are cut by tokens. Its ``device`` is not used: by default it
+            names a GPU, even on a machine without one.
 
     Raises:
-        ConfigError: If the configuration or one of these is wrong.
+        ConfigError: If the configuration or one of the arguments is wrong.
         CheckpointError: If there is no checkpoint.
     """
     values = dict(arguments)

@@ -1,4 +1,4 @@
-"""Files of an evaluation: one JSON of results, one JSON Lines file of samples a task."""
+"""Files of an evaluation: results as JSON, and the samples of each task as JSON Lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["check_results_place", "results_path", "unused_path", "write_report"]
 
 
 def check_results_place(prefix: str) -> None:
-    """Refuses a place that could not take the results, before they are computed.
+    """Checks, before results are computed, that they can be written.
 
     Args:
-        prefix: ``eval_results_prefix``; its folders may be missing.
+        prefix: ``eval_results_prefix``; missing folders will be created.
 
     Raises:
-        ConfigError: If the first of its folders that is there is none, or may not be written.
+        ConfigError: If its nearest existing folder is a file, or may not be written.
     """
     folder = results_path(prefix, "", num_fewshot=None).parent
     nearest = next(p for p in (folder, *folder.parents) if os.path.exists(p))
@@ -43,16 +43,17 @@ def results_path(prefix: str, moment: str, *, num_fewshot: int | None) -> Path:
 
 
 def unused_path(path: Path) -> Path:
-    """``path``, or the first of ``<name>_2.json``, ``_3`` ... that is not there yet."""
+    """``path``, or the first of ``<name>_2.json``, ``_3`` ... that does not exist yet."""
     candidates = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
     return path if not path.exists() else next(c for c in candidates if not c.exists())
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes ``path``, and ``samples`` of the report beside it; folders are made.
+    """Writes ``path``, and the report's ``samples`` beside it; missing folders are created.
 
-    ``x_eval_results_y.json`` has its samples in ``x_samples_<task>_y.jsonl``, a line a question
-    in lm-eval's form, so that its tools read them. A number that is not finite stands as text.
+    The samples of ``x_eval_results_y.json`` are in ``x_samples_<task>_y.jsonl``, one line per
+    question in lm-eval's format, so that lm-eval's tools can read them. A number that is not finite
+    is written as text.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for task, lines in report.get("samples", {}).items():
@@ -65,7 +66,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def _sample(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A logged question; arguments are named as lm-eval's files name them."""
+    """A logged question; its arguments get the names that lm-eval uses in its files."""
     arguments: Sequence[Sequence[Any]] = line["arguments"]
     named = {
         f"gen_args_{request}": {f"arg_{place}": value for place, value in enumerate(values)}

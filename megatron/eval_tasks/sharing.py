@@ -1,8 +1,9 @@
-"""Requests shared out among data-parallel replicas, and results brought back to all of them.
+"""Distributes requests over data-parallel replicas, and brings the results back to all of them.
 
-lm-eval can give each rank its own documents, but then the few-shot examples of a document depend on
-the number of ranks, since they come from one stream of random numbers a rank, and a task with fewer
-documents than ranks is refused. Here every rank sees all requests and computes a share of them.
+lm-eval can give each rank its own documents. But then the few-shot examples of a document depend on
+the number of ranks, since each rank has its own stream of random numbers, and lm-eval refuses a
+task with fewer documents than ranks. Here every rank sees all requests and computes a share of
+them.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from megatron.runtime.agreement import agree, gather, problem_of
 __all__ = ["agree_on_end", "check_same_requests", "gather_results", "own_share", "run_together"]
 
 _REQUESTS, _END = "requests", "end"
-"""What a rank comes with where all of them meet: to have requests answered, or with no more."""
+"""The states in which a rank may be when all ranks meet: it has requests to compute, or no more."""
 
 
 def own_share(
     keys: Sequence[Hashable], costs: Sequence[float], *, rank: int, size: int
 ) -> list[int]:
-    """The requests that one of ``size`` replicas computes, about the same cost for each.
+    """The requests that one of ``size`` replicas computes; all replicas get about the same cost.
 
     Args:
-        keys: One a request; requests with equal keys go to the same replica.
-        costs: One a request, at least 0.
-        rank: The replica.
+        keys: One key per request; requests with equal keys go to the same replica.
+        costs: One cost per request, at least 0.
+        rank: Number of the replica, from 0.
         size: Number of replicas.
 
     Returns:
@@ -44,7 +45,7 @@ def own_share(
         groups.setdefault(key, []).append(number)
     if size == 1:
         return list(range(len(keys)))
-    # the most expensive first, each to the replica with the least so far (Graham 1969)
+    # the most expensive first; each goes to the replica with the lowest cost so far (Graham 1969)
     ordered = sorted(groups.values(), key=lambda numbers: -sum(costs[n] for n in numbers))
     loads = [(0.0, replica) for replica in range(size)]
     mine: list[int] = []
@@ -60,9 +61,9 @@ def gather_results(own: Mapping[int, Any] | Exception, topology: Topology) -> li
     """Results of all requests in request order, on every rank.
 
     Args:
-        own: Request number -> result, for the share of this rank; plain Python objects. Or what has
-            kept this rank from them.
-        topology: Its data-parallel replicas each bring a share.
+        own: Request number -> result, for this rank's share, as plain Python objects; or the
+            exception that prevented them.
+        topology: Each of its data-parallel replicas contributes a share.
 
     Raises:
         UserError: On every rank, if one has a request that cannot be answered.
@@ -82,8 +83,8 @@ def check_same_requests(requests: Sequence[Any], what: str, topology: Topology) 
     """Compares the requests of all ranks; all of them call it.
 
     Raises:
-        TaskError: If they differ: ranks would wait for each other, or mix up their results. Or if
-            another rank has none to compare, because the task has failed there.
+        TaskError: If the requests differ: ranks would wait for each other, or mix up their results.
+            Also if another rank has no requests, because the task failed there.
     """
     if topology.grid.size == 1:
         return

@@ -1,4 +1,4 @@
-"""What lm-eval finds around it while it works for this program."""
+"""The process state that lm-eval needs while it works for this program."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from megatron.neox_arguments import ConfigError
 __all__ = ["import_huggingface_evaluate", "lm_eval_surroundings"]
 
 _VARIABLES = {
-    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # reading a local file would tell the hub
-    "DISABLE_MULTIPROC": "1",  # forks for standard errors: unsound beside communication threads
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # otherwise loading a local file is reported to the hub
+    "DISABLE_MULTIPROC": "1",  # no forks for standard errors: unsafe with communication threads
     "TOKENIZERS_PARALLELISM": "false",
 }
 _SHADOWED = "evaluate"
@@ -26,11 +26,11 @@ _SHADOWED = "evaluate"
 
 @contextlib.contextmanager
 def lm_eval_surroundings() -> Iterator[None]:
-    """Holds while lm-eval is imported, loads tasks or evaluates.
+    """The context in which lm-eval is imported, loads tasks and evaluates.
 
-    Standard output stays this program's own, and templates of tasks run in a sandbox. lm-eval's
-    tasks import Hugging Face's library ``evaluate``; a script of ours has the same name, so its
-    folder is taken off the import path.
+    Nothing but this program prints to standard output, and templates of tasks run in a sandbox.
+    lm-eval's tasks import Hugging Face's library ``evaluate``; because a script of ours has the
+    same name, the folder of that script is removed from the import path.
 
     Raises:
         ConfigError: If lm-eval is not installed.
@@ -42,7 +42,7 @@ def lm_eval_surroundings() -> Iterator[None]:
         )
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # repeats our own settings
+    logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # it repeats our own settings
     with _without_our_script(), contextlib.redirect_stdout(sys.stderr), _quiet_bars():
         with _sandboxed_templates():
             yield
@@ -51,7 +51,7 @@ def lm_eval_surroundings() -> Iterator[None]:
 def import_huggingface_evaluate() -> None:
     """Imports the library ``evaluate``, inside `lm_eval_surroundings`.
 
-    Later its name would mean the script of ours.
+    Outside, the same name would import our script.
     """
     importlib.import_module(_SHADOWED)
 
@@ -74,7 +74,7 @@ def _without_our_script() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sandboxed_templates() -> Iterator[None]:
-    """Jinja reaches every class of Python from a text, ``{{ x.__class__ }}``, save in a sandbox."""
+    """Without a sandbox, a Jinja text reaches every class of Python: ``{{ x.__class__ }}``."""
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
@@ -94,7 +94,7 @@ def _sandboxed_templates() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_bars() -> Iterator[None]:
-    """Shows the bars of data sets and requests to a person only, and once for all ranks."""
+    """Shows progress bars of data sets and requests only on a terminal, and only on one rank."""
     if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
         yield
         return

@@ -1,7 +1,7 @@
-"""Finds the Python code that task files of a user would run, without running it.
+"""Finds the Python code that a user's task files would run, without running it.
 
 A task file may name functions (``!function utils.process``), a class, or a metric that Hugging
-Face's library ``evaluate`` fetches as a script. lm-eval runs them with all that the user may do.
+Face's library ``evaluate`` fetches as a script. lm-eval runs them with all permissions of the user.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["refuse_task_code"]
 
-_TRUE = ("true", "yes", "on")  # of YAML
+_TRUE = ("true", "yes", "on")  # in YAML
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def refuse_task_code(manager: TaskManager, names: Sequence[str], folders: Sequence[str]) -> None:
-    """Refuses tasks whose files run code of their own; lm-eval's own tasks may.
+    """Refuses tasks whose files run code; lm-eval's own task files may do so.
 
     Args:
-        manager: Has read the files of ``folders``.
+        manager: Task manager that has read the files in ``folders``.
         names: Tasks, groups, tags and YAML files to load from it.
         folders: Folders with task files of the user.
 
     Raises:
-        ConfigError: With the file, the line and the code.
+        ConfigError: If there is such code; names the file, the line and the code.
     """
     for file in _files(manager, names, folders):
         for where, code in _code_in(file, set()):
@@ -43,19 +43,19 @@ def refuse_task_code(manager: TaskManager, names: Sequence[str], folders: Sequen
 
 
 def _files(manager: TaskManager, names: Sequence[str], folders: Sequence[str]) -> Iterator[Path]:
-    """The files that hold ``names``; all of ``folders`` where one is no single task."""
+    """The files that define ``names``; all files in ``folders`` if a name is not a single task."""
     for name in names:
         entry = manager.task_index.get(name)
         path = Path(name) if entry is None else entry.yaml_path
         if path is not None:
             yield Path(path)
-        if name not in manager.all_subtasks:  # a group, a tag, or a file that may hold a group
+        if name not in manager.all_subtasks:  # a group, a tag, or a file that may define a group
             for folder in folders:
                 yield from sorted(Path(folder).glob("**/*.yaml"))
 
 
 def _code_in(file: Path, done: set[Path]) -> Iterator[tuple[str, str]]:
-    """Yields place and text of the code that a file and what it includes would run."""
+    """Yields the place and text of code that a file, or a file that it includes, would run."""
     file = file.expanduser().resolve()
     if file in done or _is_of_lm_eval(file):
         return
@@ -63,7 +63,7 @@ def _code_in(file: Path, done: set[Path]) -> Iterator[tuple[str, str]]:
     try:
         node = yaml.compose(file.read_bytes(), Loader=_LOADER)
     except (OSError, yaml.YAMLError, UnicodeError, RecursionError):
-        return  # lm-eval reads it no more than this does, and says why
+        return  # lm-eval cannot read it either, and reports why
     yield from ((f"{file}:{n.start_mark.line + 1}", code) for n, code in _code_nodes(node, set()))
     for key, value in _entries(node, set()):
         if key.value == "class" and value.tag != "!function":
@@ -93,7 +93,7 @@ def _code_nodes(node: Any, done: set[int]) -> Iterator[tuple[Any, str]]:
 
 
 def _entries(node: Any, done: set[int]) -> Iterator[tuple[Any, Any]]:
-    """Keys and values of a mapping as they are read: merged ones (``<<``) first, own ones win."""
+    """Keys and values of a mapping: merged ones (``<<``) first, so that own ones override them."""
     if not isinstance(node, yaml.MappingNode) or id(node) in done:
         return
     done.add(id(node))
@@ -109,7 +109,7 @@ def _is_fetched(metric: yaml.ScalarNode, hf_evaluate: Any) -> bool:
     from lm_eval.api.registry import metric_registry
 
     if metric.tag == "!function":
-        return False  # named as such
+        return False  # reported as a !function already
     asks = isinstance(hf_evaluate, yaml.ScalarNode) and hf_evaluate.value.lower() in _TRUE
     return asks or metric.value not in metric_registry
 

@@ -1,4 +1,4 @@
-"""From the names that a user gives to lm-eval's tasks with their data, before a model is loaded."""
+"""Finds the tasks that a user names, and loads their data, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NO_NETWORK = ("offline", "couldn't reach", "connection", "localentrynotfound", 
 
 
 def load_tasks(config: RunConfig) -> TaskDict:
-    """Finds the tasks that ``eval_tasks`` means, with their data; all ranks call it.
+    """Loads the tasks that ``eval_tasks`` names, with their data; all ranks call it.
 
-    One process a machine fetches the data first, so that the others find them on disk.
+    One process per machine downloads the data first, so that the others find them on disk.
 
     Raises:
-        ConfigError: On every rank: if lm-eval is not installed, a task is unknown, its data cannot
-            be read, it runs code that is not trusted, it wants text written as this program does
-            not, or there is no chat template where one is asked for.
+        ConfigError: On every rank: if lm-eval is not installed; if a task is unknown, its data
+            cannot be read, it runs code that is not trusted, or its settings for generated text are
+            not supported; or if a chat template is needed and there is none.
     """
     if config.evaluation.apply_chat_template:
-        _ = ChatTemplate(template_folder(config)).text  # raises where there is none
+        _ = ChatTemplate(template_folder(config)).text  # raises if there is none
     with lm_eval_surroundings():
         folders = config.evaluation.task_paths or ()
         manager, names = find_tasks(config.evaluation.tasks or (), folders)
@@ -57,18 +57,19 @@ def load_tasks(config: RunConfig) -> TaskDict:
 def find_tasks(requests: Sequence[str], folders: Sequence[str]) -> tuple[TaskManager, list[str]]:
     """Finds tasks by name, pattern or file.
 
-    lm-eval's own 14,000 files are read, which takes ten seconds, only where ``folders`` and named
-    files do not hold everything.
+    Reading lm-eval's own 14,000 files takes ten seconds, so they are read only if ``folders`` and
+    named files do not define everything.
 
     Args:
-        requests: Names of tasks, groups and tags; patterns, which mean single tasks; YAML files.
+        requests: Names of tasks, groups and tags; patterns, which match single tasks only; YAML
+            files.
         folders: Folders with task files.
 
     Returns:
-        lm-eval's manager, and what to load from it.
+        lm-eval's task manager, and the names to load from it.
 
     Raises:
-        ConfigError: If a folder or file is missing, or a name or pattern means nothing.
+        ConfigError: If a folder or file is missing, or a name or pattern matches nothing.
     """
     from lm_eval.tasks import TaskManager
 
@@ -99,7 +100,7 @@ def _is_file(request: str) -> bool:
 
 
 def _is_complete(request: str, local: TaskManager) -> bool:
-    """Whether the user's own files hold all that ``request`` means."""
+    """Whether the user's own files define everything that ``request`` names."""
     if _is_file(request):
         text = Path(request).read_text(encoding="utf-8", errors="replace")
         return re.search(r"^\W*group\W*:", text, flags=re.MULTILINE) is None
@@ -109,7 +110,7 @@ def _is_complete(request: str, local: TaskManager) -> bool:
 def _matches(request: str, manager: TaskManager) -> list[str]:
     if _is_file(request) or request in manager.all_tasks:
         return [request]
-    # a pattern that took groups too would count their tasks twice
+    # if a pattern matched groups too, their tasks would be evaluated twice
     return fnmatch.filter(manager.all_subtasks, request) or fnmatch.filter(
         manager.all_tasks, request
     )
@@ -117,22 +118,22 @@ def _matches(request: str, manager: TaskManager) -> list[str]:
 
 def _describe_unknown(request: str, manager: TaskManager) -> str:
     if renamed := current_name(request, manager.all_tasks):
-        return f"eval_tasks: {request!r} is an old name; lm-eval calls it {renamed}: write that"
+        return f"eval_tasks: {request!r} is an old name; use lm-eval's present name, {renamed}"
     near = nearest(request, manager.all_tasks, most=3)
-    advice = f"near: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's"
+    advice = f"similar: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's tasks"
     return (
-        f"eval_tasks: there is no task {request!r}; {advice}; your own are looked for in "
+        f"eval_tasks: there is no task {request!r}; {advice}; your own tasks are looked for in "
         "eval_task_paths"
     )
 
 
 def _build(manager: TaskManager, names: Sequence[str]) -> TaskDict:
-    """Makes the tasks, which reads their data."""
+    """Creates the tasks, which loads their data."""
     objects: list[Any] = []
     for name in names:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # whatever a task's file, its code or a download may do
+        except Exception as error:  # a task's file or code, or a download, may raise anything
             raise ConfigError(f"eval_tasks: {name}: {_explain(error)}") from error
         groups = loaded.get("groups", {})
         inner = {child for children in loaded.get("group_map", {}).values() for child in children}
@@ -148,15 +149,15 @@ def _build(manager: TaskManager, names: Sequence[str]) -> TaskDict:
         if getattr(task, "UNSAFE_CODE", False):
             raise ConfigError(
                 f"eval_tasks: {name} runs code that the model writes, which this program does "
-                "not; export the model and run lm-eval where that is safe"
+                "not support; export the model and run lm-eval where that is safe"
             )
         if getattr(task, "MULTIMODAL", False):
-            raise ConfigError(f"eval_tasks: {name} needs more than text; leave it out")
+            raise ConfigError(f"eval_tasks: {name} needs input other than text; leave it out")
     return tasks
 
 
 def _check_generation(tasks: TaskDict, *, window: int) -> None:
-    """Refuses what would end an evaluation, or a training, when the first text is to be written."""
+    """Refuses settings that would end an evaluation or a training at the first generated text."""
     for name, task in tasks["tasks"].items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
@@ -167,13 +168,13 @@ def _check_generation(tasks: TaskDict, *, window: int) -> None:
 
 
 def _explain(error: BaseException) -> str:
-    """One line about data that cannot be read."""
+    """One line about a task whose file or data cannot be read."""
     chain = f"{type(error).__name__} {error} {error.__cause__!r} {error.__context__!r}".lower()
     problem = f"{type(error).__name__}: {_one_line(error)}"
     if any(word in chain for word in _NO_NETWORK):
         return (
-            f"its data are not on this machine and cannot be fetched ({problem}); run once with "
-            "a network and the same HF_HOME, or name a local task"
+            f"its data are not on this machine and cannot be downloaded ({problem}); run once "
+            "with a network and the same HF_HOME, or name a local task"
         )
     return f"its file or data cannot be read ({problem}); correct the task's file"
 

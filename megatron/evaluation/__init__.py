@@ -1,1 +1,1 @@
-"""Losses on held-out text, per domain, and models that are read from a checkpoint."""
+"""Per-domain losses on held-out text, and models that are loaded from a checkpoint."""

@@ -1,4 +1,4 @@
-"""Which data an evaluation measures: configured domains, some of them, or any tokenized data."""
+"""Chooses the data of an evaluation: all or some configured domains, or any tokenized data."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from megatron.tokenizer.inputs import files_below
 __all__ = ["EvaluationPart", "evaluation_parts", "nothing_to_evaluate"]
 
 SPLITS: tuple[tuple[str, SplitName], ...] = (("validation", "valid"), ("test", "test"))
-"""Name in reports and metrics, and the split of the data that it means."""
+"""Names of the parts in reports and metrics, and the split of the data that each measures."""
 
 Dataset = tuple[str, str]
-"""Name of a domain and prefix of its files."""
+"""Name of a domain, and prefix of its files."""
 
 
 @dataclass(frozen=True)
 class EvaluationPart:
-    """Some domains that are evaluated and averaged together."""
+    """Domains that are evaluated and averaged together."""
 
     name: str
     """``validation``, ``test``, or ``datasets`` for data that the configuration does not have."""
@@ -36,17 +36,17 @@ class EvaluationPart:
 
     @property
     def is_configured(self) -> bool:
-        """Whether these are held-out data of the run itself."""
+        """Whether this part is held-out data of the run itself."""
         return self.name != "datasets"
 
 
 def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
-    """Reads ``eval_domains``.
+    """The parts that ``eval_domains`` asks for.
 
-    Without it all configured domains are evaluated, or none where there are ``eval_tasks``.
+    Without it, all configured domains are evaluated, or none if ``eval_tasks`` is set.
 
     Raises:
-        ConfigError: If a name is unknown, there are no data at a path, or there is nothing to do.
+        ConfigError: If a name is unknown, a path has no data, or there is nothing to do.
     """
     entries = config.evaluation.domains
     if not entries and config.evaluation.tasks:
@@ -69,22 +69,22 @@ def evaluation_parts(config: RunConfig) -> list[EvaluationPart]:
 
 
 def nothing_to_evaluate(config: RunConfig) -> ConfigError:
-    """The error of a configuration without held-out data."""
+    """The error for a configuration without held-out data."""
     return ConfigError(nothing_to_evaluate_problem(config.evaluation.iters))
 
 
 def find_datasets(entry: str) -> list[Dataset]:
-    """Finds the data that ``name=path`` or ``path`` means: a prefix, or a folder of them.
+    """Finds the data sets that ``name=path`` or ``path`` means: a prefix, or a folder of prefixes.
 
-    The only data set of a folder has the name; several have ``<name>/<their folder>``. Without a
-    name, each is called by its folder.
+    If a folder has one data set, it gets the name; several are named ``<name>/<their folder>``.
+    Without a name, each is named after its folder.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If there are no data.
     """
     name, equals, path = entry.partition("=")
     if not equals or Path(entry).exists() or Path(f"{entry}.idx").is_file():
-        name, path = "", entry  # what exists as a whole is one path
+        name, path = "", entry  # if it exists as written, it is a path
     prefix = path.removesuffix(".idx").removesuffix(".bin")
     if Path(f"{prefix}.idx").is_file():
         return [(name or domain_name(prefix), prefix)]
@@ -93,7 +93,7 @@ def find_datasets(entry: str) -> list[Dataset]:
     if not prefixes:
         raise ConfigError(
             f"eval_domains: {entry}: no tokenized data at {path} (.idx and .bin), nor in a folder "
-            "of this name; make them with tools/preprocess_data.py"
+            "of this name; create them with tools/preprocess_data.py"
         )
     if len(prefixes) == 1:
         return [(name or domain_name(prefixes[0]), prefixes[0])]
@@ -101,7 +101,7 @@ def find_datasets(entry: str) -> list[Dataset]:
 
 
 def _choose(entries: Sequence[str], names: Sequence[str]) -> tuple[set[str], list[Dataset]]:
-    """Splits entries into some of the configured ``names``, and other data sets."""
+    """Splits entries into those among the configured ``names``, and other data sets."""
     chosen: set[str] = set()
     others: list[Dataset] = []
     for entry in entries:
@@ -126,19 +126,19 @@ def _check_names(datasets: Sequence[Dataset]) -> None:
         if first.setdefault(name, prefix) != prefix:
             raise ConfigError(
                 f"eval_domains: {name!r} names two data sets: {first[name]} and {prefix}; give "
-                "them names of their own"
+                "each its own name"
             )
 
 
 def _datasets_of(config: RunConfig, split: SplitName) -> list[Dataset]:
-    """Configured domains of a split; unnamed data are called by their folders."""
+    """Configured domains of a split; unnamed data are named after their folders."""
     prefixes = getattr(config.data, f"{split}_paths")
     names = getattr(config.data, f"{split}_domains") or map(domain_name, prefixes)
     return list(zip(names, prefixes, strict=True))
 
 
 def _with_domains(config: RunConfig, split: SplitName, picked: Sequence[int]) -> RunConfig:
-    """Leaves only the ``picked`` entries of a split."""
+    """The configuration with only the ``picked`` entries of a split."""
     changes: dict[str, Any] = {}
     for key in (f"{split}_paths", f"{split}_weights", f"{split}_domains"):
         values = getattr(config.data, key)
@@ -147,7 +147,7 @@ def _with_domains(config: RunConfig, split: SplitName, picked: Sequence[int]) ->
 
 
 def _with_datasets(config: RunConfig, datasets: Sequence[Dataset]) -> RunConfig:
-    """Puts ``datasets`` in the place of the test data, evaluated whole and one by one."""
+    """The configuration with ``datasets`` in place of the test data, each evaluated as a whole."""
     names, prefixes = zip(*datasets, strict=True)
     data = dataclasses.replace(
         config.data,

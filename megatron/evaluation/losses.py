@@ -28,15 +28,15 @@ class DomainResult:
     """Held-out loss of one domain."""
 
     loss: float
-    """Nats a token, the mean over all tokens evaluated."""
+    """Mean over all evaluated tokens, in nats per token."""
     standard_error: float | None
-    """Of ``loss``, in nats a token; None for a single sample, which tells of no spread."""
+    """Standard error of ``loss``, in nats per token; None if there is only one sample."""
     perplexity: float
     bits_per_byte: float | None
-    """Loss in bits a byte of text; None where the number of bytes is not known."""
+    """Loss in bits per byte of text; None if the number of bytes is not known."""
     num_samples: int
     num_tokens: int
-    """Tokens that ``loss`` is the mean of."""
+    """Number of tokens that ``loss`` is the mean of."""
 
 
 def evaluate_domains(
@@ -51,13 +51,13 @@ def evaluate_domains(
 
     Args:
         runner: Computes the losses.
-        source: The samples.
-        name: What is evaluated, for lines of progress.
-        say: Receives the lines of progress, see `ProgressLines`; None keeps silent.
-        should_stop: Asked before each batch, on every rank, and answers alike on all of them.
+        source: Batches of the fixed samples of every domain.
+        name: What is evaluated, for progress lines.
+        say: Prints the progress lines, see `ProgressLines`; None prints nothing.
+        should_stop: Called before each batch on every rank; returns the same on all of them.
 
     Raises:
-        EvaluationStopped: On every rank, if ``should_stop`` said so.
+        EvaluationStopped: On every rank, if ``should_stop`` returned True.
     """
     progress = ProgressLines(say, name, total=sum(source.num_samples), unit="samples")
     batches = _batches(source, should_stop, progress)
@@ -84,23 +84,23 @@ def evaluate_domains(
 def standard_error(sums: HeldOutSums, *, num_samples: int) -> float | None:
     """Standard error of a mean loss per token, with samples as the units that vary.
 
-    Tokens of one sample are alike, so counting them one by one would promise too much. The mean is
-    a ratio of sums over samples; its linearised variance is n / (n - 1) sum((L - mean T)^2) /
-    sum(T)^2 (Cochran 1977, Sampling Techniques, section 6.4).
+    Losses within a sample are correlated, so with tokens as units the error would be too small. The
+    mean is a ratio of sums over samples; its linearised variance is n / (n - 1) sum((L - mean T)^2)
+    / sum(T)^2 (Cochran 1977, Sampling Techniques, section 6.4).
 
     Args:
-        sums: Over the samples, shape ().
+        sums: Sums over the samples of one domain, shape ().
         num_samples: Number n of samples.
 
     Returns:
-        Nats a token; None for fewer than two samples and where no token counts.
+        Nats per token; None if there are fewer than two samples or no token counts.
     """
     loss, tokens, loss_squares, products, token_squares = map(float, sums)
     if num_samples < 2 or not tokens:
         return None
     mean = loss / tokens
     squares = loss_squares - 2.0 * mean * products + mean * mean * token_squares
-    # rounding may leave less than 0; max keeps nan, which a loss that is not finite leaves
+    # rounding may give less than 0; max keeps nan, the result of a loss that is not finite
     return math.sqrt(max(squares, 0.0) * num_samples / (num_samples - 1)) / tokens
 
 
@@ -119,9 +119,9 @@ def _batches(
 
 
 def averages(results: dict[str, DomainResult]) -> dict[str, float]:
-    """Means over domains under the research code's names, plain and weighted by samples.
+    """Means over domains, plain and weighted by samples, under the research code's names.
 
-    ``avg_ppl`` is the mean of perplexities, not the perplexity of the mean loss: the two rank
+    ``avg_ppl`` is the mean of perplexities, not the perplexity of the mean loss: they can rank two
     mixtures differently, so both are reported.
     """
     losses = np.array([r.loss for r in results.values()])
@@ -156,7 +156,7 @@ def evaluate_parts(
     Args:
         loaded: The model and its iteration.
         parts: What to evaluate; all ranks pass the same.
-        logger: Receives the losses.
+        logger: Logs the losses.
 
     Returns:
         {name of the part: {"domains": {domain: losses}, "averages": ...}}.

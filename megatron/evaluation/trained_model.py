@@ -1,4 +1,4 @@
-"""A trained model for reading only: no optimizer, no engine."""
+"""A trained model for inference: no optimizer, no engine."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloa
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that a checkpoint filled."""
+    """A model with the weights of a checkpoint."""
 
     model: GPT2Model
-    """In evaluation mode."""
+    """The model, in evaluation mode."""
     tokenizer: AbstractTokenizer
     topology: Topology
     iteration: int
-    """Training iterations that the checkpoint has seen."""
+    """Training iterations done when the checkpoint was saved."""
     train_batch_size: int | None = None
-    """Samples of an iteration of the run that saved it; None where the checkpoint does not say."""
+    """Samples per iteration of the run that saved it; None if the checkpoint does not tell."""
 
 
 def load_for_inference(
     config: RunConfig, topology: Topology
 ) -> tuple[GPT2Model, AbstractTokenizer]:
-    """Model and tokenizer of `open_checkpoint`."""
+    """The model that `open_checkpoint` loads, and its tokenizer."""
     loaded = open_checkpoint(config, topology)
     return loaded.model, loaded.tokenizer
 
@@ -51,10 +51,10 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
 
     Raises:
         ConfigError: If ``load`` is not set.
-        CheckpointError: If there is no checkpoint, or it is another model's.
+        CheckpointError: If there is no checkpoint, or the checkpoint is of another model.
     """
     if config.saving.load_path is None:
-        raise ConfigError("load: set it to the checkpoint folder of the model to read")
+        raise ConfigError("load: is not set; set it to the checkpoint folder of the model")
     tokenizer = build_tokenizer(config)
     folder = checkpoint_to_load(config, print_rank_0, for_training=False)
     assert folder is not None
@@ -75,13 +75,13 @@ def read_model(
 ) -> GPT2Model:
     """Builds the model and fills it from the checkpoint ``folder``.
 
-    It is in evaluation mode and in the precision of the configuration; where the device has no
-    fp16 it is float32.
+    The model is in evaluation mode and in the precision of the configuration; fp16 becomes float32
+    if the device does not support it.
 
     Args:
         config: The resolved configuration.
-        tokenizer: Must have the tokens that the model was trained with.
-        topology: Without pipeline stages, see `make_topology`.
+        tokenizer: The tokenizer that the model was trained with.
+        topology: The ranks that share the model; no pipeline stages, see `make_topology`.
         folder: A ``global_step<N>`` folder.
 
     Raises:
@@ -99,13 +99,13 @@ def read_model(
 
 
 def _check_finite(model: GPT2Model, folder: Path, dtype: torch.dtype) -> None:
-    """Looks at the weights as they will be used: one too large for fp16 is infinite by now.
+    """Checks the weights after the cast: a weight that is too large for fp16 has become infinite.
 
-    Of a model that is cut one rank alone may hold such a value, and all have to raise.
+    With tensor parallelism only one rank may hold such a value, but all ranks have to raise.
     """
     if name := agree(first_not_finite(model)):
         fp16 = ", or too large for fp16" if dtype == torch.float16 else ""
         raise CheckpointError(
-            f"{folder}: {name} holds values that are not finite{fp16}; the model has diverged: "
+            f"{folder}: {name} has values that are not finite{fp16}; the model has diverged: "
             "choose an earlier checkpoint with iteration, or another model"
         )

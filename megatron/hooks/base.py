@@ -22,7 +22,7 @@ class StepReport:
     signal: Signal
     """Per-domain loss sums and token counts of the batch."""
     lm_loss: float
-    """Mean over the tokens of the global batch that count, in nats; 0 where none does."""
+    """Mean over the tokens of the global batch that count, in nats; 0 if none counts."""
     grad_norm: float | None
     learning_rate: float
     loss_scale: float | None
@@ -30,7 +30,7 @@ class StepReport:
     seconds: float
     """Wall time since the previous report."""
     step_seconds: float
-    """Wall time of the step alone, without what hooks did since the previous report."""
+    """Wall time of the step alone, without the hooks that ran since the previous report."""
 
 
 class Hook:
@@ -40,4 +40,4 @@ class Hook:
         """Runs after the optimizer step and the update of the mixture."""
 
     def at_end(self, state: TrainState) -> None:
-        """Runs once after the loop, however it ended."""
+        """Runs once after the loop, also if a stop was requested."""

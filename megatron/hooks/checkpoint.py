@@ -1,4 +1,4 @@
-"""Saves checkpoints at the steps that the configuration names, and when the run is stopped."""
+"""Saves checkpoints at the configured steps, and when the run is stopped."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["CheckpointHook"]
 
 
 class CheckpointHook(Hook):
-    """Writes ``<save>/global_step<N>``; does nothing without ``save``.
+    """Writes checkpoints ``<save>/global_step<N>``; does nothing without ``save``.
 
-    A model whose loss is not finite is not saved: it would take the place of a sound checkpoint.
+    A model whose loss is not finite is not saved, so that it cannot replace a sound checkpoint.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class CheckpointHook(Hook):
 
         Args:
             state: Counters before the first step.
-            is_saved: Whether the save folder holds a checkpoint of this very step: a run that has
-                nothing left to do does not write it again.
+            is_saved: Whether the save folder already contains a checkpoint of exactly this step,
+                which is then not written again.
         """
         if is_saved:
             self._last_saved = state.step
@@ -86,12 +86,12 @@ class CheckpointHook(Hook):
         self.wait()
 
     def wait(self) -> None:
-        """Waits for a save in the background; raises what went wrong in it."""
+        """Waits for a save in the background, and raises its error if it failed."""
         if self._saver is not None:
             self._saver.wait()
 
     def save(self, state: TrainState) -> None:
-        """Saves now; with ``async_save`` copies now and writes while training goes on."""
+        """Saves now; with ``async_save`` copies now, and writes while training continues."""
         if self._saver is None:
             return
         if not math.isfinite(self._loss):

@@ -19,8 +19,9 @@ __all__ = ["EvaluationHook"]
 class EvaluationHook(Hook):
     """Evaluates validation sets every ``interval`` steps and at the end, test sets at the end.
 
-    A request to stop ends an evaluation between two batches, without results. What ``measured``
-    holds, from `measured_at` of the last iteration, is not measured again on the same samples.
+    A request to stop ends an evaluation between two batches, without results. ``measured`` contains
+    the evaluations of the last iteration that `measured_at` found; they are not repeated on the
+    same samples.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class EvaluationHook(Hook):
         self._evaluate("validation", self.validation, state)
 
     def _evaluate(self, name: str, source: EvaluationBatches | None, state: TrainState) -> None:
-        if source is None or state.stop:  # evaluation can be had later, with evaluate.py
+        if source is None or state.stop:  # evaluate.py can evaluate the checkpoint later
             return
         if _samples_of(self._measured.get(name, {})) == _samples_of_source(source):
-            self.logger.say(f" {name} at iteration {state.step}: in the run log already")
+            self.logger.say(f" {name} at iteration {state.step}: already in the run log")
             return
         try:
             results = evaluate_domains(
@@ -69,14 +70,14 @@ class EvaluationHook(Hook):
                 should_stop=lambda: any_rank_asked_to_stop(self.runner.device),
             )
         except EvaluationStopped:
-            self.logger.say(f" {name} at iteration {state.step} broken off: asked to stop")
+            self.logger.say(f" {name} at iteration {state.step} stopped: the run was asked to stop")
             state.stop = True
             return
         self.logger.evaluation(name, state.step, results, averages(results))
 
 
 def _samples_of(event: Mapping[str, Any]) -> dict[str, int | None]:
-    """Samples that an event of the run log measured, by domain."""
+    """Number of samples per domain that an event of the run log measured."""
     domains = event.get("domains", {})
     return {name: result.get("num_samples") for name, result in domains.items()}
 

@@ -1,4 +1,4 @@
-"""Writes a record of every logged iteration."""
+"""Logs training iterations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TIMED_STEPS = 64
 class LoggingHook(Hook):
     """Logs every ``interval``-th iteration and the last one.
 
-    The ``last_step`` of the run is logged before the hooks that save and evaluate: a run that is
-    killed then has nothing left to do when it is started again, and no other chance to log it.
+    The run's ``last_step`` is logged before other hooks save and evaluate. If the run is killed
+    after that save, a restart has nothing left to train and could not log this step any more.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class LoggingHook(Hook):
             mean_losses=mean_losses(Signal.from_sums(self._sums)),
             tokens=by_domain(report.signal.token_count.astype(np.int64).tolist()),
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
-            # not divided by the batch: its size may have changed since the start
+            # not divided by the batch size, which may have changed since the start
             iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),
             rewards=by_domain(state_of_mixer[mixer.estimate]) if mixer.estimate else {},
             reward_name=mixer.curve,

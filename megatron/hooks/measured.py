@@ -1,4 +1,4 @@
-"""What a run has measured before, from its log, so that a finished run does not do it again."""
+"""Finds earlier evaluations in the run log, so that a finished run does not repeat them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _DECIDES = {
         )
     },
 }
-"""Event -> what decides what is measured, beside the number of samples and the tasks.
+"""Event -> what decides what is measured, besides the number of samples and the tasks.
 
-Names in the run log, which are those of its first version -> places in the configuration.
+The names in the run log, which are those of its first version -> places in the configuration.
 """
 
 
 def evaluation_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What decides the figures of each kind of evaluation, for the run log's start and resume.
+    """Settings that affect the results of each kind of evaluation, for start and resume events.
 
     Args:
         config: The resolved configuration, as plain data.
@@ -60,15 +60,15 @@ def measured_at(
 ) -> dict[str, dict[str, Any]]:
     """Finds the evaluations of an iteration in the run log.
 
-    All ranks call it and get what rank 0 read: the log may be on a disk of its machine.
+    All ranks call it and get what rank 0 read, since only rank 0's machine may have the log.
 
     Args:
-        log_dir: Folder of the run log; None where the run has none.
+        log_dir: Folder of the run log; None if the run has none.
         step: The iteration.
-        settings: `evaluation_settings` of now; what was measured with others does not count.
+        settings: Present `evaluation_settings`; evaluations with other settings do not count.
 
     Returns:
-        Event name -> the event; empty where there is no sound log.
+        Event name -> the event; empty if there is no readable log.
     """
     found: list[dict[str, dict[str, Any]]] = [{}]
     if dist.get_rank() == 0 and log_dir is not None:

@@ -215,7 +215,7 @@ def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[Co
     is_finetuning = is_training and config.saving.finetune
     if load is None:
         if not is_training:
-            yield ConfigError("load: set it to the checkpoint folder of the model to read")
+            yield ConfigError("load: is not set; set it to the checkpoint folder of the model")
         elif is_finetuning or step is not None:
             key = "finetune" if is_finetuning else "iteration"
             yield ConfigError(

@@ -39,11 +39,11 @@ GATED_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def get_activation(name: str, *, tanh_gelu: bool) -> Callable[[Tensor], Tensor]:
-    """Returns the pointwise function of a plain activation, or of the gate of a gated one.
+    """Returns the pointwise function of a plain activation, or of the gate in a gated activation.
 
     Args:
         name: A key of `ACTIVATIONS` or `GATED_ACTIVATIONS`.
-        tanh_gelu: Use the tanh approximation where the function is gelu.
+        tanh_gelu: Whether gelu is computed by its tanh approximation.
     """
     function = ACTIVATIONS.get(name) or GATED_ACTIVATIONS[name]
     return _gelu_tanh if tanh_gelu and function is F.gelu else function

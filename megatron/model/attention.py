@@ -59,12 +59,13 @@ class SelfAttention(nn.Module):
         context: ForwardContext | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Attends from each position to itself and the ones before it, or as ``context`` says.
+        """Attends from each position to itself and earlier positions, or as ``context`` defines.
 
         Args:
             hidden: (b, s, h), or this rank's part of the sequence with sequence parallelism.
-            context: Positions and mask of this pass; None is a causal pass from position 0.
-            cache: Keys and values of earlier positions; extended by the new ones.
+            context: Positions and mask of this pass; None is a causal pass that starts at position
+                0.
+            cache: Keys and values of earlier positions; those of the new positions are added.
 
         Returns:
             Partial sums (b, s, h) for `RowParallelLinear.finish` of ``dense``.

@@ -1,4 +1,4 @@
-"""What all layers share in a forward pass: angles of the rotation, mask, causality.
+"""What all layers share in a forward pass: rotation angles, mask, causality.
 
 Shapes: b batch, s new positions, t all positions, r rotated part of the head.
 """
@@ -17,14 +17,14 @@ __all__ = ["ForwardContext", "make_context"]
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """Made once per pass of inference; in training each layer makes the same one of views."""
+    """Made once per pass in inference; in training each layer makes an equal one from views."""
 
     angles: tuple[Tensor, Tensor] | None
-    """cos and sin as `rotate_` takes them; None without rotary positions."""
+    """cos and sin, in the form that `rotate_` takes; None without rotary positions."""
     bias: Tensor | None
     """Added to the scores, broadcastable to (b, 1, s, t): 0 or -inf; None adds nothing."""
     is_causal: bool
-    """Whether query i attends to the first i + 1 keys; for a pass without earlier positions."""
+    """Whether query i attends to the first i + 1 keys; False after earlier positions."""
 
 
 def make_context(
@@ -37,22 +37,22 @@ def make_context(
     positions: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> ForwardContext:
-    """Prepares a pass over ``length`` new positions behind ``start`` earlier ones.
+    """Prepares a pass over ``length`` new positions after ``start`` earlier ones.
 
     Args:
-        rotary: The angles; None for other positions.
-        length: s.
+        rotary: The table of angles; None without rotary positions.
+        length: Number of new positions s.
         like: A tensor of the model's dtype and device.
-        start: Positions in the caches.
-        longest: Positions that the model has; ``positions`` are below it.
-        positions: (b, s) int64, where each token is; None: start, start + 1, ...
+        start: Number of positions in the caches.
+        longest: Number of positions that the model supports; ``positions`` are below it.
+        positions: (b, s) int64, position of each token; None: start, start + 1, ...
         attention_mask: bool, broadcastable to (b, 1, s, t), True where a query may attend; None is
-            causal. A query that may attend nowhere gets the mean of all values instead of NaN.
+            causal. A query that may attend to nothing gets the mean of all values instead of NaN.
     """
     end = start + length
     angles = bias = None
     if rotary is not None:
-        # the whole table at once: a longer one for each token would be made again each time
+        # the whole table at once: growing it token by token would compute it again each time
         cos, sin = rotary.get(max(longest, end), like=like)
         rows = slice(start, end) if positions is None else positions
         angles = _angles(cos[rows]), _angles(sin[rows])

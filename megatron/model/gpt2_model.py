@@ -1,8 +1,8 @@
-"""The GPT-NeoX network as one list of layers, and the plain (not pipelined) module made of it.
+"""The GPT-NeoX network as one list of layers, and the module without pipeline stages made of it.
 
 Parameters are named by GPT-NeoX's layer numbers, on every layout: ``0`` embedding, ``2 .. L+1``
-blocks, ``L+3`` final norm, ``L+4`` output matrix (1 and L+2 were transpositions in GPT-NeoX and
-hold nothing here). With tied embeddings layer 0 is ``tied_modules.embed`` and there is no L+4.
+blocks, ``L+3`` final norm, ``L+4`` output matrix (1 and L+2 were transpositions in GPT-NeoX and are
+empty here). With tied embeddings layer 0 is ``tied_modules.embed`` and there is no L+4.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 __all__ = ["GPT2Model", "layer_list"]
 
 LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
-"""A class and its positional arguments."""
+"""Class of a layer, and its positional arguments."""
 
 
 def layer_list(config: ModelConfig, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
-    """The network as classes and their arguments, by GPT-NeoX's layer numbers.
+    """GPT-NeoX's layer numbers -> class and arguments of the layer.
 
-    The layer above the final norm is missing where it has no matrix of its own (tied embeddings).
+    With tied embeddings the layer after the final norm is missing, since it has no matrix.
     """
     rotary = make_rotary(config)
     top = config.num_layers + 2
@@ -100,11 +100,12 @@ class GPT2Model(nn.Module):
         Args:
             tokens: (b, s) int64.
             labels: (b, s) int64, the next tokens.
-            loss_mask: (b, s), 0 where a token does not count.
-            caches: See `hidden_states`.
-            positions: See `hidden_states`.
-            attention_mask: See `hidden_states`.
-            last_logits_only: Return logits of the last position only, (b, 1, vocab_size).
+            loss_mask: (b, s), 0 for tokens that do not count.
+            caches: One cache per layer, as for `hidden_states`; None keeps no keys and values.
+            positions: (b, s) int64, position of each token, as for `hidden_states`.
+            attention_mask: True where a token may attend, as for `hidden_states`.
+            last_logits_only: Whether to return only the logits of the last position, (b, 1,
+                vocab_size).
 
         Returns:
             Logits (b, s, vocab_size); with labels see `OutputLayer`.
@@ -132,20 +133,20 @@ class GPT2Model(nn.Module):
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Activations above the final norm, (b, s, h); with caches without gradients.
+        """Activations after the final norm, (b, s, h); with caches they have no gradients.
 
-        Rows of different lengths are padded on the left and masked there; several texts after one
-        context share a row, each with the positions after the context, and a mask that hides the
-        others.
+        Rows of different lengths are padded on the left, and the padding is masked. Several texts
+        after one context may share a row; the positions of each start after the context, and a mask
+        hides the other texts from it.
 
         Args:
             tokens: (b, s) int64.
-            caches: One per layer, from `make_caches`; ``tokens`` continue what they hold, and are
-                added to them.
-            positions: (b, s) int64 below ``max_position_embeddings``, where each token is; None:
-                behind what the caches hold.
-            attention_mask: bool, broadcastable to (b, 1, s, t), t with the cached positions; True
-                where a token may attend. None is causal.
+            caches: One cache per layer, from `make_caches`. ``tokens`` come after the positions in
+                the caches, and are added to them.
+            positions: (b, s) int64 below ``max_position_embeddings``, position of each token; None:
+                the positions after those in the caches.
+            attention_mask: bool, broadcastable to (b, 1, s, t), where t includes the cached
+                positions; True where a token may attend. None is causal.
         """
         embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
@@ -174,11 +175,11 @@ class GPT2Model(nn.Module):
             return norm(hidden)
 
     def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
-        """Empty caches, one a layer, for the heads of this tensor-parallel rank.
+        """Empty caches, one per layer, for the heads of this tensor-parallel rank.
 
         Args:
             batch_size: Rows of the batch.
-            capacity: Most positions of a row, padding included.
+            capacity: Maximum positions per row, padding included.
         """
         weight = next(self.parameters())
         heads = self.tp.divide(self.config.num_kv_heads, "num_kv_heads")

@@ -1,8 +1,8 @@
 """Initial values of parameters, the same on every parallel layout.
 
-Each parameter draws from a generator of its own, seeded by the run's seed and the parameter's name,
-in the parameter's logical (unsharded) shape. So neither the number of ranks nor the order in which
-modules are built can change a single initial value.
+Each parameter has its own random generator, seeded by the run's seed and the parameter's name, and
+is drawn in its logical (unsharded) shape. So neither the number of ranks nor the order in which
+modules are built changes any initial value.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def init_methods(config: ModelConfig) -> tuple[InitMethod, InitMethod]:
 def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> None:
     """Fills every parameter of ``module`` from (seed, name).
 
-    A parameter's `ParameterSpec` says how it wants to be filled.
+    Its `ParameterSpec` define how a parameter is filled.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -106,7 +106,7 @@ def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> 
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             spec = spec_of(parameter)
             logical = torch.empty(spec.logical_shape, dtype=torch.float32)
-            # a fused gated projection (2, f, h) is one matrix (2f, h) to every method
+            # every method treats a fused gated projection (2, f, h) as one matrix (2f, h)
             flat = logical.flatten(0, -2) if logical.dim() > 2 else logical
             spec.init_method(flat, generator)
             parameter.copy_(cut_shard(logical, spec, tp_rank))

@@ -1,4 +1,4 @@
-"""Keys and values of the positions that a model has processed, kept in tensors made once.
+"""Keys and values of the positions that a model has processed, in tensors allocated once.
 
 Shapes: b batch, s new positions, t all positions, g key-value heads of this rank, d head size.
 """
@@ -12,11 +12,11 @@ __all__ = ["KeyValueCache"]
 
 
 class KeyValueCache:
-    """Room for the keys and values of one layer of one batch.
+    """The keys and values of one layer for one batch.
 
     Args:
         num_kv_heads: Key-value heads of this tensor-parallel rank.
-        capacity: Most positions that fit.
+        capacity: Maximum number of positions.
     """
 
     def __init__(
@@ -36,20 +36,19 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Number of positions that are filled."""
+        """Number of filled positions."""
         return self._length
 
     @property
     def capacity(self) -> int:
-        """Number of positions that there is room for."""
+        """Maximum number of positions."""
         return self._keys.shape[2]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies (b, g, s, d) of new positions behind the others.
+        """Copies keys and values of new positions, (b, g, s, d), after the filled ones.
 
         Returns:
-            Keys and values of all positions, (b, g, t, d) each: views that the next call extends,
-            nothing is concatenated.
+            Keys and values of all positions, (b, g, t, d) each, as views: nothing is concatenated.
         """
         start, end = self._length, self._length + keys.shape[2]
         assert end <= self.capacity, f"{end} positions in a cache of {self.capacity}"
@@ -59,7 +58,7 @@ class KeyValueCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def select(self, rows: Tensor) -> KeyValueCache:
-        """A new cache of some rows, (n,) int64; one may be left out, or be taken several times."""
+        """A new cache of the given rows, (n,) int64, which may leave out or repeat rows."""
         chosen = object.__new__(KeyValueCache)
         chosen._keys = self._keys.index_select(0, rows)
         chosen._values = self._values.index_select(0, rows)
@@ -67,6 +66,6 @@ class KeyValueCache:
         return chosen
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first ``length`` positions: another ending follows the same text."""
+        """Forgets all but the first ``length`` positions, so that other text can follow them."""
         assert 0 <= length <= self._length, f"rewind to {length} of {self._length} positions"
         self._length = length

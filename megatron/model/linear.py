@@ -1,7 +1,7 @@
-"""Linear layers cut over a tensor-parallel group, along their output or along their input.
+"""Linear layers that are cut over a tensor-parallel group, along their output or their input.
 
-Megatron's pair (Shoeybi et al. 2019, arXiv:1909.08053): the first product needs no communication in
-the forward pass, the second one sum. With a group of one both are plain linear layers.
+Megatron's pair (Shoeybi et al. 2019, arXiv:1909.08053): in the forward pass the first product needs
+no communication, the second needs one sum. With a group of one both are plain linear layers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["ColumnParallelLinear", "RowParallelLinear"]
 
 
 class ColumnParallelLinear(nn.Module):
-    """``x @ weight.T + bias``, each rank computing its part of the output features.
+    """``x @ weight.T + bias``; each rank computes its part of the output features.
 
     Args:
-        out_features: Logical width of the output, over all ranks.
-        num_fused: Number of equally wide projections in one matrix, each of which is cut. Above 1
-            the weight has the shape (num_fused, out_features / num_fused, in_features).
+        out_features: Width of the output, over all ranks.
+        num_fused: Number of equally wide projections in one matrix; each of them is cut. If it is
+            above 1, the weight has the shape (num_fused, out_features / num_fused, in_features).
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ColumnParallelLinear(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in) -> (..., out / size); ``features`` are those of `TensorParallel.enter`."""
+        """(..., in) -> (..., out / size); ``features`` come from `TensorParallel.enter`."""
         if self.product is not None:
             return self.product(features)
         return F.linear(features, *self.product_operands())
@@ -76,7 +76,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """``x @ weight.T + bias``, each rank holding a part of the input features.
+    """``x @ weight.T + bias``; each rank has a part of the input features.
 
     The product alone is a partial sum: `finish` adds the parts of all ranks, then the bias once.
     """
@@ -107,13 +107,13 @@ class RowParallelLinear(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in / size) -> partial sums (..., out); with a group of one the bias is in them."""
+        """(..., in / size) -> partial sums (..., out); a group of one includes the bias."""
         if self.product is not None:
             return self.product(features)
         return F.linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
-        """Weight, and bias where `forward` adds it; `frozen_weights` sets ``product`` from them."""
+        """Weight, and bias if `forward` adds it; `frozen_weights` sets ``product`` from them."""
         return self.weight, self.bias if self.tp.size == 1 else None
 
     def finish(self, partial: Tensor) -> Tensor:
@@ -121,6 +121,6 @@ class RowParallelLinear(nn.Module):
         return self.add_bias(self.tp.leave(partial))
 
     def add_bias(self, total: Tensor) -> Tensor:
-        """For callers that sum several partial products at once."""
+        """Adds the bias, for callers that sum several partial products at once."""
         bias = self.tp.shared(self.bias)
         return total if bias is None or self.tp.size == 1 else total + bias

@@ -1,11 +1,11 @@
 """Unembedding and cross entropy in one pass.
 
-A language model's largest activation is the (tokens, vocabulary) matrix of logits. Here it never
-outlives a chunk of tokens: for each chunk the forward pass computes logits, per-token losses *and*
-the gradients of the hidden states and of the unembedding matrix, then forgets the logits. The
-backward pass only scales these gradients.
+A language model's largest activation is the (tokens, vocabulary) matrix of logits. Here it exists
+for one chunk of tokens at a time: for each chunk the forward pass computes logits, per-token losses
+*and* the gradients of the hidden states and of the unembedding matrix, and then frees the logits.
+The backward pass only scales these gradients.
 
-Shapes: n tokens, h hidden size, v tokens of the vocabulary on this rank, c tokens a chunk.
+Shapes: n tokens, h hidden size, v tokens of the vocabulary on this rank, c tokens per chunk.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = [
 ]
 
 _SMALLEST_LIKELIHOOD = 1e-30
-"""Below it float32 probabilities lose digits; the loss is then computed from the logits."""
+"""Below it, float32 probabilities lose digits, so the loss is computed from the logits."""
 
 
 @dataclass(frozen=True)
 class VocabularyPart:
-    """The tokens whose rows of the unembedding a rank holds."""
+    """The tokens whose rows of the unembedding are on a rank."""
 
     first: int
     """First token of the part."""
     size: int
-    """Number of tokens; rows of the matrix beyond it are padding."""
+    """Number of tokens; further rows of the matrix are padding."""
     tp: TensorParallel = SINGLE
 
     def localize(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Row numbers (c,) that are always valid, and whether the label is in this part (c,)."""
+        """A valid row number per label (c,), and whether the label is in this part (c,)."""
         local = labels - self.first
         is_here = (local >= 0) & (local < self.size)
         return local.clamp(0, max(0, self.size - 1)), is_here
@@ -62,11 +62,11 @@ def chunked_cross_entropy(
         hidden: (n, h), any floating dtype; the same on all ranks of the tensor-parallel group. Its
             gradient is this rank's part of the sum.
         weight: (rows >= part.size, h), same dtype; rows beyond ``part.size`` are padding.
-        labels: (n,) int64 tokens; anything where ``token_weight`` is 0.
-        token_weight: (n,) float; the loss is ``sum(token_weight * nll)``. Not differentiated.
-        part: The tokens of ``weight``.
-        z_loss: Adds ``z_loss * logsumexp(logits)^2`` a token (Chowdhery et al. 2022,
-            arXiv:2204.02311), weighted alike.
+        labels: (n,) int64 tokens; labels with ``token_weight`` 0 have no effect.
+        token_weight: (n,) float; the loss is ``sum(token_weight * nll)``. It gets no gradient.
+        part: The tokens to which the rows of ``weight`` belong.
+        z_loss: Adds ``z_loss * logsumexp(logits)^2`` per token (Chowdhery et al. 2022,
+            arXiv:2204.02311), with the same token weights.
 
     Returns:
         The scalar loss, and the negative log-likelihoods (n,) in nats without z-loss, float32
@@ -105,14 +105,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 log_normalizer = chosen + nll[rows]
                 loss += z_loss * torch.dot(log_normalizer.square(), chunk_weight)
                 probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
-            # d loss / d logits, still without the token's weight, which scales the small operand
+            # d loss / d logits without the token's weight, by which the smaller operand is scaled
             grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mul(grad_logits @ valid, scale, out=grad_hidden[rows])
             if wants_weight:
                 grad_weight = _add_product(grad_weight, grad_logits, chunk * scale)
-            del logits, probabilities, grad_logits  # the next chunk takes the same memory
+            del logits, probabilities, grad_logits  # the next chunk uses the same memory
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_like = (weight.shape, weight.dtype)
         ctx.mark_non_differentiable(nll)
@@ -122,7 +122,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, *grads):
         grad_hidden, grad_valid = ctx.saved_tensors
         scale, grad_weight = grads[0], None
-        # reading the scale would wait for another device; a CPU is spared a copy of the gradients
+        # only on a CPU, which saves a copy of the gradients: elsewhere reading the scale would wait
         is_one = scale.device.type == "cpu" and scale.item() == 1.0
         if grad_hidden is not None and not is_one:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
@@ -147,7 +147,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
-    """Takes 1 from the probability of each label of this part, in place."""
+    """Subtracts 1 from the probability of each label in this part, in place."""
     if part.size:
         local, is_here = part.localize(labels)
         ones = is_here.to(probabilities.dtype).neg_()
@@ -160,18 +160,18 @@ def _softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (c, v) of this part, the labels' logits (c,), negative log-likelihoods (c,).
 
-    The probabilities take the place of the logits ``chunk @ weight.T``, so that a chunk has one
+    The probabilities overwrite the logits ``chunk @ weight.T``, so that a chunk needs only one
     large buffer.
     """
     if part.tp.size > 1:
         return _parallel_softmax(logits, labels, part)
     local, _ = part.localize(labels)
     chosen = logits.gather(1, local[:, None]).squeeze(1)
-    if logits.device.type != "cpu":  # looking for underflow would wait for the device
+    if logits.device.type != "cpu":  # checking for underflow would wait for the device
         nll = logits.logsumexp(dim=1) - chosen
         return torch.softmax(logits, dim=1, out=logits), chosen, nll
-    # On a CPU reading the logits once less is worth more: the likelihood of a label is read from
-    # the probabilities, except where it underflowed.
+    # On a CPU it is faster to read the logits one time less: the likelihood of a label is taken
+    # from the probabilities, unless it underflowed.
     probabilities = torch.softmax(logits, dim=1, out=logits)
     likelihood = probabilities.gather(1, local[:, None]).squeeze(1)
     nll = -likelihood.log()
@@ -184,13 +184,13 @@ def _softmax(
 def _parallel_softmax(
     logits: Tensor, labels: Tensor, part: VocabularyPart
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_softmax` where each rank holds the logits of its part: two small all-reduces a chunk."""
+    """`_softmax` with the logits distributed over ranks: two small all-reduces per chunk."""
     count = logits.shape[0]
     if part.size:
         largest = logits.amax(dim=1)
         local, is_here = part.localize(labels)
         chosen = logits.gather(1, local[:, None]).squeeze(1) * is_here
-    else:  # a rank that holds nothing but padding
+    else:  # a rank that has only padding
         largest = logits.new_full((count,), float("-inf"))
         chosen = logits.new_zeros(count)
     part.tp.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -205,5 +205,5 @@ def _upcast_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """In float32, or in float64 if it is that: what losses are computed in."""
+    """The tensor in the precision of losses: float32, or float64 if it already is."""
     return tensor.to(_upcast_dtype(tensor.dtype))

@@ -1,4 +1,4 @@
-"""Feed-forward layers: h -> f -> h, plain or gated (then the first projection holds two of f)."""
+"""Feed-forward layers: h -> f -> h, plain or gated (with 2 f features in the first projection)."""
 
 from __future__ import annotations
 

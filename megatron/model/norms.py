@@ -66,7 +66,7 @@ class ScaleNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, tp: TensorParallel = SINGLE) -> nn.Module:
-    """Builds the norm that ``norm`` names, for the width of the residual stream."""
+    """Builds the configured norm, for the width of the residual stream."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)
     if config.norm == "scalenorm":

@@ -30,10 +30,10 @@ class FinalNorm(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Unembedding: losses without storing the logits, or logits where somebody asks for them.
+    """Unembedding: computes losses without storing all logits, or returns logits.
 
     Args:
-        tied: The embedding whose rows are used; None gives the layer a matrix of its own.
+        tied: The embedding whose rows are used; None gives the layer its own matrix.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class OutputLayer(nn.Module):
         self.tp = tp
         self.product: Callable[[Tensor], Tensor] | None = None
         self.mean_tokens: Tensor | None = None
-        """What sums of losses are divided by, shape (): the mean number of tokens that count in a
-        micro-batch of the global batch. None where every micro-batch has the same number."""
-        self._tied = () if tied is None else (tied,)  # a tuple: not registered a second time
+        """Divisor of sums of losses, shape (): the mean number of tokens that count, per
+        micro-batch of the global batch. None if all micro-batches have the same number."""
+        self._tied = () if tied is None else (tied,)  # a tuple, so not registered twice
         if tied is None:
             self.final_linear = VocabularyTable(config, tp)
 
     @property
     def table(self) -> VocabularyTable:
-        """The rows that hidden states are compared with."""
+        """The table whose rows are multiplied with the hidden states."""
         return self._tied[0] if self._tied else self.final_linear
 
     def forward(
@@ -64,9 +64,10 @@ class OutputLayer(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (b, s, vocab_size), or with labels the pair (loss, losses (b, s)).
 
-        The loss is the sum over the tokens whose ``loss_mask`` is not 0, divided by their number
-        or by ``mean_tokens``. The mean of the latter over the micro-batches of a global batch is
-        the mean over all its tokens, however unevenly they are spread.
+        The loss is the sum over the tokens whose ``loss_mask`` is not 0, divided by
+        ``mean_tokens``, or by their number if that is None. With ``mean_tokens``, the mean of these
+        losses over the micro-batches of a global batch is the mean over all its tokens, however
+        unevenly the tokens are distributed.
         """
         if labels is None or loss_mask is None:
             return self._logits(self.tp.enter(hidden))
@@ -86,12 +87,12 @@ class OutputLayer(nn.Module):
     def score(
         self, hidden: Tensor, targets: Tensor, *, counts: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """How likely tokens are, and whether each is the likeliest; see `score_targets`."""
+        """Log-likelihoods of tokens, and whether each is the likeliest; see `score_targets`."""
         table = self.table
         return score_targets(hidden, table.weight, targets, part=table.part, counts=counts)
 
     def product_operands(self) -> tuple[Tensor, None]:
-        """The rows that make logits; `frozen_weights` sets ``product`` from them."""
+        """The rows of the matrix; `frozen_weights` sets ``product`` from them."""
         table = self.table
         return (table.weight[: table.part.size] if self.tp.size == 1 else table.weight), None
 

@@ -1,4 +1,4 @@
-"""What a parameter must say about itself: shape in every layout, initial value, weight decay."""
+"""Facts about each parameter: its shape in every layout, initial value, weight decay."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 __all__ = ["InitMethod", "ParameterSpec", "cut_shard", "extremes", "spec_of", "make_parameter"]
 
 InitMethod = Callable[[Tensor, torch.Generator], None]
-"""Fills a float32 CPU tensor in place from a generator."""
+"""Fills a float32 CPU tensor in place, with numbers from a generator."""
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Read by initialisation, checkpoints and the optimizer."""
+    """Facts that initialisation, checkpoints and the optimizer need."""
 
     init_method: InitMethod
-    """Fills the logical tensor."""
+    """Fills the logical tensor with initial values."""
     logical_shape: tuple[int, ...]
     """Shape without vocabulary padding and without sharding."""
     tp_dim: int | None
-    """Dimension cut by tensor parallelism; None for a replicated parameter."""
+    """Dimension that tensor parallelism cuts; None for a replicated parameter."""
     shard_shape: tuple[int, ...]
-    """Shape on a rank, vocabulary padding included. ZeRO 3 empties the parameter itself."""
+    """Shape on a rank, vocabulary padding included; stored because ZeRO 3 empties the parameter."""
     has_weight_decay: bool
-    """False for biases and norms."""
+    """Whether weight decay applies; False for biases and norms."""
 
 
 def make_parameter(
@@ -39,13 +39,13 @@ def make_parameter(
 ) -> nn.Parameter:
     """Allocates a parameter of ``shape`` on this rank, with its `ParameterSpec`.
 
-    ``logical_shape`` is ``shape`` unless given.
+    ``logical_shape`` defaults to ``shape``.
     """
     parameter = nn.Parameter(torch.empty(*shape))
     parameter.spec = ParameterSpec(  # type: ignore[attr-defined]
         init_method, tuple(logical_shape or shape), tp_dim, shape, has_weight_decay
     )
-    # DeepSpeed counts the squares of parameters without this mark once a tensor group
+    # DeepSpeed counts the squares of parameters without this mark once per tensor group
     parameter.tensor_model_parallel = tp_dim is not None  # type: ignore[attr-defined]
     return parameter
 
@@ -56,7 +56,7 @@ def spec_of(parameter: nn.Parameter) -> ParameterSpec:
 
 
 def cut_shard(logical: Tensor, spec: ParameterSpec, tp_rank: int) -> Tensor:
-    """The part of a logical tensor that a tensor-parallel rank holds; padding is zero."""
+    """The part of a logical tensor that belongs to a tensor-parallel rank; padding is zero."""
     dim = 0 if spec.tp_dim is None else spec.tp_dim
     length = spec.shard_shape[dim]
     start = 0 if spec.tp_dim is None else tp_rank * length
@@ -72,6 +72,6 @@ def cut_shard(logical: Tensor, spec: ParameterSpec, tp_rank: int) -> Tensor:
 def extremes(tensor: Tensor) -> Tensor:
     """Smallest and largest element, (2,); a nan anywhere makes both nan.
 
-    Whether a tensor is finite shows in them, ten times as fast as in the mask of ``isfinite``.
+    They show whether a tensor is finite, ten times as fast as the mask of ``isfinite``.
     """
     return torch.stack(torch.aminmax(tensor))

@@ -22,28 +22,28 @@ __all__ = ["GPT2PipelineModel", "TokenLosses"]
 
 
 class TokenLosses(NamedTuple):
-    """What the last stage found in one micro-batch."""
+    """Result of the last stage for one micro-batch."""
 
     nll: Tensor
     """Negative log-likelihoods in nats, (b, s)."""
     loss_mask: Tensor
-    """0 where a token does not count, (b, s)."""
+    """Mask of the tokens, (b, s): 0 for tokens that do not count."""
     domain_ids: Tensor
     """Domain of each sample, (b,) int64."""
 
 
 class PipelineOutputLayer(OutputLayer):
-    """Holds the unembedding on the last stage; the loss function uses it on the hidden states."""
+    """The unembedding on the last stage; the loss function applies it to the hidden states."""
 
     def forward(self, hidden: Tensor, *args: Any) -> Tensor | tuple[Tensor, Tensor]:
-        """Without labels hands the hidden states on: the loss must not see logits."""
+        """Without labels returns the hidden states, since the loss function needs no logits."""
         return super().forward(hidden, *args) if args else hidden
 
 
 class _StageLoss:
     """Loss of a micro-batch on the last stage.
 
-    The engine hands on a scalar alone, so the losses of tokens stay here until they are taken.
+    The engine passes on only a scalar, so the losses of tokens are kept here until they are taken.
     """
 
     def __init__(self) -> None:
@@ -64,15 +64,15 @@ def _pass_through(hidden: Tensor) -> Tensor:
 
 
 def _keep_hidden(module: nn.Module, hidden: Tensor) -> Tensor:
-    """The tied embedding at the top: its rows are used by the loss function."""
+    """The tied embedding on the last stage, whose rows the loss function uses."""
     return hidden
 
 
 class GPT2PipelineModel(PipelineModule):
-    """The stage of the network that this rank holds.
+    """This rank's stage of the network.
 
     Args:
-        seed: Seed of the initial values; they are those of `GPT2Model`.
+        seed: Seed of the initial values, which equal those of `GPT2Model`.
         partition_method: DeepSpeed's rule for cutting the list of layers.
     """
 
@@ -88,7 +88,7 @@ class GPT2PipelineModel(PipelineModule):
         self.config = config
         self._stage_loss = _StageLoss()
         grid = topology.grid
-        with contextlib.redirect_stdout(io.StringIO()):  # tables of stages, on every rank
+        with contextlib.redirect_stdout(io.StringIO()):  # every rank prints tables of stages
             super().__init__(
                 layers=_layer_specs(config, tp),
                 topology=PipeModelDataParallelTopology(
@@ -105,13 +105,13 @@ class GPT2PipelineModel(PipelineModule):
             self._stage_loss.layer = self._find_output_layer(tp)
 
     def take_token_losses(self) -> list[TokenLosses]:
-        """Losses of the micro-batches since the last call; empty but on the last stage."""
+        """Losses of the micro-batches since the last call; empty except on the last stage."""
         taken, self._stage_loss.token_losses = self._stage_loss.token_losses, []
         return taken
 
     @property
     def output_layer(self) -> OutputLayer | None:
-        """What the loss is computed with; None but on the last stage."""
+        """The layer that computes the loss; None except on the last stage."""
         return self._stage_loss.layer
 
     def _find_output_layer(self, tp: TensorParallel) -> OutputLayer:
@@ -123,7 +123,7 @@ class GPT2PipelineModel(PipelineModule):
 
 
 def _layer_specs(config: ModelConfig, tp: TensorParallel) -> list[Any]:
-    """Layers 0 .. L+4; the position in the list is the layer's name."""
+    """Layers 0 .. L+4; a layer's position in the list is its name."""
     recipes = layer_list(config, tp)
     specs: list[Any] = [_pass_through] * (config.num_layers + 5)
     for index, (kind, args) in recipes.items():

@@ -16,10 +16,10 @@ __all__ = ["RotaryTable", "make_rotary", "rotate_", "sinusoidal_positions"]
 
 
 class RotaryTable:
-    """cos and sin of the rotation angles, grown on demand, one copy per device and precision.
+    """cos and sin of the rotation angles; grows on demand; one copy per device and precision.
 
-    Not a module buffer on purpose: ``module.bfloat16()`` would round the angles, which is why
-    models trained with older code differ from their exports at long contexts.
+    It is not a module buffer, since ``module.bfloat16()`` would round the angles. (Older code did
+    this, so models trained with it differ from their exports at long contexts.)
     """
 
     def __init__(self, rotary_dim: int, base: float):
@@ -28,15 +28,15 @@ class RotaryTable:
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def get(self, length: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles of positions 0 .. ``length`` - 1, laid out for `rotate_`.
+        """Angles of positions 0 .. ``length`` - 1, in the form that `rotate_` takes.
 
         Args:
-            length: s.
+            length: Number of positions s.
             like: A tensor of the features' dtype and device.
 
         Returns:
-            cos and sin, (s, r) each, float32 values (in float64 for features of that), those of a
-            pair twice: at i and, for sin with the other sign, at i + r / 2.
+            cos and sin, (s, r) each, with float32 values (float64 for float64 features). The value
+            of a pair appears twice: at i, and at i + r / 2, where sin has the other sign.
         """
         key = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
         table = self._tables.get(key)
@@ -51,7 +51,7 @@ class RotaryTable:
 
 
 def make_rotary(config: ModelConfig) -> RotaryTable | None:
-    """The table that all layers share; None for other positions."""
+    """The table that all layers share; None without rotary positions."""
     if config.pos_emb != "rotary":
         return None
     return RotaryTable(config.rotary_dim, config.rotary_emb_base)
@@ -61,8 +61,8 @@ def rotate_(features: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates queries and keys of a fused projection in place (GPT-NeoX's half-rotation layout).
 
     Args:
-        features: (b, s, groups, q.. k v, d), overwritten; the caller must not need the old values.
-            The last slot of dimension 3, the value, stays as it is.
+        features: (b, s, groups, q.. k v, d), overwritten in place. The last slot of dimension 3,
+            the value, is not changed.
         angles: cos and sin of `RotaryTable.get` at the positions, (b or 1, s, 1, 1, r).
 
     Source: Su et al. 2021, arXiv:2104.09864.
@@ -97,7 +97,7 @@ def _rotate_(features: Tensor, cos: Tensor, sin: Tensor) -> None:
     if rotated.dtype == cos.dtype:
         swapped = rotated.roll(size // 2, dims=-1)
         rotated.mul_(cos).addcmul_(swapped, sin)
-    else:  # float32 for half precision: the cast comes last
+    else:  # half precision is rotated in float32 and cast at the end
         exact = rotated.to(cos.dtype)
         rotated.copy_(torch.addcmul(exact * cos, exact.roll(size // 2, dims=-1), sin))
 

@@ -1,9 +1,9 @@
-"""What an evaluation asks of the output matrix: how likely given tokens are, and the likeliest one.
+"""Scores of given tokens: their log-likelihood, and whether they are the likeliest token.
 
-Logits of padding rows are never made, and those of a chunk of positions are forgotten before the
+Logits of padding rows are never computed, and those of one chunk of positions are freed before the
 next chunk begins.
 
-Shapes: u positions, h hidden size, n targets, c positions a chunk, m its targets, v tokens of the
+Shapes: u positions, h hidden size, n targets, c positions per chunk, m its targets, v tokens of the
 vocabulary on this rank.
 """
 
@@ -30,19 +30,19 @@ def score_targets(
     part: VocabularyPart,
     counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compares each target with all tokens of the vocabulary.
+    """Scores each target against all tokens of the vocabulary.
 
     Args:
         hidden: (u, h), any floating dtype; the same on all ranks of the tensor-parallel group.
         weight: (rows >= part.size, h), same dtype; rows beyond ``part.size`` are padding.
-        targets: (n,) int64 tokens, those of the first position first.
-        part: The tokens of ``weight``.
-        counts: How many targets each position has, u numbers with the sum n; None is one each.
+        targets: (n,) int64 tokens, in the order of the positions.
+        part: The tokens to which the rows of ``weight`` belong.
+        counts: Number of targets of each position, u numbers with the sum n; None: one each.
 
     Returns:
         The negative log-likelihoods (n,) in nats, float32 (float64 for float64 input), and whether
-        each target is the likeliest token (n,) bool: of equals the one with the lowest id, as
-        ``argmax`` has it. The same on all ranks of the group.
+        each target is the likeliest token (n,) bool; of equally likely tokens this is the one with
+        the lowest id, as in ``argmax``. Equal on all ranks of the group.
     """
     if not hidden.shape[0]:
         empty = hidden.new_empty(0)
@@ -72,8 +72,8 @@ def _score_chunk(
 ) -> tuple[Tensor, Tensor]:
     """(c, v), overwritten, (m,) rows of it, (m,) -> (m,), (m,)."""
     if logits.device.type == "cpu":
-        # argmax reads each logit with its index, several times slower than the largest value alone;
-        # only where a target has that value may the index decide
+        # argmax handles an index per logit and is several times slower than max; the index is
+        # needed only if a target has the largest value
         largest = logits.amax(dim=1)
         is_greedy = logits[rows, targets] == largest[rows]
         (candidates,) = torch.where(is_greedy)
@@ -88,18 +88,18 @@ def _score_chunk(
 def _score_chunk_in_parallel(
     logits: Tensor, rows: Tensor, targets: Tensor, part: VocabularyPart
 ) -> tuple[Tensor, Tensor]:
-    """`_score_chunk` where each rank holds the logits of its part: two small all-reduces."""
+    """`_score_chunk` with the logits distributed over ranks: two small all-reduces."""
     count = logits.shape[0]
     if part.size:
         own_largest, own_first = logits.max(dim=1)
         local, is_here = part.localize(targets)
         chosen = logits[rows, local] * is_here
-    else:  # a rank that holds nothing but padding
+    else:  # a rank that has only padding
         own_largest = logits.new_full((count,), float("-inf"))
         own_first = torch.zeros_like(own_largest, dtype=torch.int64)
         chosen = logits.new_zeros(len(targets))
     largest = part.tp.all_reduce(own_largest.clone(), op=dist.ReduceOp.MAX)
-    # the likeliest token before the target, if any, has the largest value on the rank that holds it
+    # true on ranks where the largest value appears at a lower token id than the target's
     comes_before = (own_largest == largest)[rows] & (own_first[rows] + part.first < targets)
     normalizer = logits.sub_(largest[:, None]).exp_().sum(dim=1)
     sums = part.tp.all_reduce(torch.cat((normalizer, chosen, comes_before.to(chosen.dtype))))

@@ -45,7 +45,7 @@ class TransformerLayer(nn.Module):
         context: ForwardContext | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """``context`` and ``cache`` are those of `SelfAttention.forward`."""
+        """``context`` and ``cache`` are passed to `SelfAttention.forward`."""
         normed = self.input_layernorm(hidden)
         attention = self.attention(normed, context, cache)
         if self.is_parallel:
@@ -56,7 +56,7 @@ class TransformerLayer(nn.Module):
         return hidden + self._drop(self.mlp.dense_4h_to_h.finish(mlp))
 
     def _add_both(self, hidden: Tensor, attention: Tensor, mlp: Tensor) -> Tensor:
-        """Adds both partial sums to the residual, with one sum over ranks where dropout allows."""
+        """Adds both partial sums to the residual; without dropout one sum over ranks is enough."""
         first, second = self.attention.dense, self.mlp.dense_4h_to_h
         if self._drops:
             return hidden + self._drop(first.finish(attention)) + self._drop(second.finish(mlp))

@@ -28,9 +28,9 @@ class EmbeddingTable(nn.Module):
 
 
 class VocabularyTable(nn.Module):
-    """One row a token, cut over the tensor-parallel group.
+    """One row per token, cut over the tensor-parallel group.
 
-    Padding rows exist in memory only, never in a checkpoint; ``part`` says which are tokens.
+    Padding rows exist only in memory, never in a checkpoint; ``part`` tells which rows are tokens.
     """
 
     def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
@@ -56,7 +56,7 @@ class VocabularyTable(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids (b, s) -> (b, s, h), with learned or sinusoidal positions where configured.
+    """Token ids (b, s) -> (b, s, h), with learned or sinusoidal positions if configured.
 
     With sequence parallelism the result is this rank's part of the sequence.
     """
@@ -66,12 +66,12 @@ class Embedding(nn.Module):
         self.config = config
         self.tp = tp
         self.word_embeddings = VocabularyTable(config, tp)
-        self._sinusoids: Tensor | None = None  # float32 and no buffer, as `RotaryTable`
+        self._sinusoids: Tensor | None = None  # float32 and not a buffer, as in `RotaryTable`
         if config.pos_emb == "learned":
             self.position_embeddings = EmbeddingTable(config, config.max_position_embeddings)
 
     def forward(self, tokens: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
-        """Embeds tokens that stand at ``positions`` (b, s), or at ``start, start + 1, ...``."""
+        """Embeds tokens at ``positions`` (b, s), or at ``start, start + 1, ...``."""
         hidden = self.tp.leave(self.word_embeddings(tokens))
         vectors = self._positions(tokens, start, positions)
         if vectors is not None:
@@ -82,7 +82,7 @@ class Embedding(nn.Module):
         return hidden
 
     def _positions(self, tokens: Tensor, start: int, positions: Tensor | None) -> Tensor | None:
-        """Vectors (b or 1, s, h) to add, or None."""
+        """Position vectors (b or 1, s, h) to add, or None."""
         kind, width, device = self.config.pos_emb, self.config.hidden_size, tokens.device
         end = start + tokens.shape[1]
         if kind == "learned":

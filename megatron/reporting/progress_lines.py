@@ -1,4 +1,4 @@
-"""A line every some seconds that says how far a long evaluation is, in a log file too."""
+"""Progress of a long evaluation: a line every few seconds, also in a log file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 __all__ = ["SECONDS_BETWEEN_LINES", "ProgressLines"]
 
 SECONDS_BETWEEN_LINES = 10.0
-"""What ends sooner prints no line."""
+"""Work that ends sooner prints no line."""
 
 
 class ProgressLines:
-    """Counts time from its making on.
+    """Prints progress lines; time counts from its creation.
 
     Args:
-        say: Receives the lines; None keeps silent.
-        label: What is being done, in front of each line.
-        total: How much there is to do.
-        unit: Of what, in the plural.
+        say: Prints a line; None prints nothing.
+        label: What is being done; each line begins with it.
+        total: Number of units to do.
+        unit: Name of the units, in the plural.
     """
 
     def __init__(self, say: Callable[[str], None] | None, label: str, *, total: int, unit: str):
@@ -29,11 +29,11 @@ class ProgressLines:
         self._began_s = self._told_s = time.monotonic()
 
     def tell(self, done: int, *, now_at: str = "") -> None:
-        """Says that ``done`` of the total are finished, if it is time for a line.
+        """Prints that ``done`` of the total are finished, if it is time for a line.
 
         Args:
-            done: Number finished.
-            now_at: What is being worked on.
+            done: Number of finished units.
+            now_at: What is being done now.
         """
         now_s = time.monotonic()
         if self._say is None or now_s - self._told_s < SECONDS_BETWEEN_LINES:

@@ -1,4 +1,4 @@
-"""What is known of a logged iteration, and the names of its numbers."""
+"""The numbers of a logged iteration, and their names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NOT_IN_THE_LOG = {"where": "in curves or on the console alone"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecord:
-    """A logged training iteration: the line of the run log, and what only curves and console show.
+    """A logged training iteration: its line in the run log, and what only curves and console show.
 
-    A number that is added here is logged under its name; `CURVES` gives it a curve. Dictionaries
-    are keyed by domain and empty for unnamed data.
+    A number that is added here is logged under its name; an entry in `CURVES` adds a curve. Keys of
+    dictionaries are domains; for unnamed data the dictionaries are empty.
     """
 
     iteration: int
@@ -27,36 +27,36 @@ class TrainRecord:
     grad_norm: float | None = None
     learning_rate: float
     loss_scale: float | None = None
-    """fp16 only."""
+    """Loss scale; None unless the precision is fp16."""
     tokens_per_second: float
-    """Tokens of the whole run, all ranks together."""
+    """Tokens trained on since the start of the run, over all ranks."""
     seconds: float
-    """Wall time of an iteration, the mean since the last record."""
+    """Wall time per iteration, mean since the last record."""
     step_seconds: float
-    """Wall time of a training step alone: `typical_seconds` of the newest steps."""
+    """Wall time of a training step without hooks: `typical_seconds` of the newest steps."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Probability of each domain that this iteration drew with."""
+    """Probability of each domain with which this iteration's samples were drawn."""
     losses: Mapping[str, float | None] = field(default_factory=dict)
-    """Token-weighted mean loss; None for a domain that was not drawn."""
+    """Token-weighted mean loss in this iteration; None for a domain that was not drawn."""
     mean_losses: Mapping[str, float | None] = field(default_factory=dict)
     """Token-weighted mean loss since the last record; None for a domain not drawn since then."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """Tokens of this iteration."""
     epochs: Mapping[str, float] = field(default_factory=dict)
-    """Passes over the domain's data since the start, fractions included."""
+    """Passes over the domain's data since the start, with fractions."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """The mixer's estimate; empty for mixers without one."""
     reward_name: str = field(default="_estimated_reward", metadata=_NOT_IN_THE_LOG)
-    """What the research code calls the estimate of this mixer."""
+    """Name of this mixer's estimate in the research code."""
     samples_per_second: float = field(metadata=_NOT_IN_THE_LOG)
     iterations: Mapping[str, float] = field(default_factory=dict, metadata=_NOT_IN_THE_LOG)
-    """Share of all batches since the start, counted in whole batches."""
+    """The domain's share of all batches since the start, counted in whole batches."""
     skipped_iterations: int = field(default=0, metadata=_NOT_IN_THE_LOG)
-    """Iterations since the start that an fp16 overflow skipped."""
+    """Iterations since the start whose optimizer step was skipped after an fp16 overflow."""
     nan_iterations: int = field(default=0, metadata=_NOT_IN_THE_LOG)
 
     def event(self) -> dict[str, Any]:
-        """The line of the run log; a mixer without an estimate leaves no ``rewards``."""
+        """The line of the run log; without ``rewards`` if the mixer has no estimate."""
         numbers = {name: getattr(self, name) for name in _LOGGED}
         if not self.rewards:
             del numbers["rewards"]
@@ -80,26 +80,26 @@ CURVES = {
     "epochs": "train/epochs",
     "weights": "train/_probabilities",
 }
-"""Number of a record -> its curve, as GPT-NeoX and the research code name it; a number per domain
-has a curve per domain below that name."""
+"""Field of a record -> name of its curve in GPT-NeoX and the research code. A field with a number
+per domain has a curve per domain below that name."""
 
 
 def typical_seconds(times: Sequence[float]) -> float:
-    """Mean of the middle half of ``times``: one slow step, as the first, does not move it."""
+    """Mean of the middle half of ``times``; one slow step, such as the first, has no effect."""
     cut = (len(times) + 1) // 4
     middle = sorted(times)[cut : len(times) - cut]
     return sum(middle) / len(middle)
 
 
 def train_scalars(record: TrainRecord, *, flops_per_second: float | None) -> dict[str, float]:
-    """The curves of a record, by the names that GPT-NeoX and the research code use.
+    """The points of a record's curves, under the names of GPT-NeoX and the research code.
 
     Args:
-        record: The iteration.
-        flops_per_second: Of one device; left out when None.
+        record: Record of the iteration.
+        flops_per_second: FLOPS per device; None leaves this curve out.
 
     Returns:
-        Metric name -> value. Times are in seconds; ``train/percent`` is a fraction, as ever.
+        Metric name -> value. Times are in seconds; ``train/percent`` is a fraction, as in GPT-NeoX.
     """
     values = {curve: getattr(record, name) for name, curve in CURVES.items()}
     values[f"train/{record.reward_name}"] = record.rewards

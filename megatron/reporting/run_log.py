@@ -1,7 +1,7 @@
-"""The run log ``metrics.jsonl``: one JSON object a line, readable after any crash.
+"""The run log ``metrics.jsonl``: one JSON object per line, readable after any crash.
 
-Floats stand in their shortest exact form, so two runs are compared bit for bit. JSON has no NaN:
-``"nan"``, ``"inf"`` and ``"-inf"`` stand for what a diverging run computes.
+Floats are written in their shortest exact form, so two runs can be compared bit for bit. JSON has
+no NaN and no infinity: a diverging run's are written as ``"nan"``, ``"inf"`` and ``"-inf"``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _EVENTS: dict[str, Check] = {
     "validation": _MEASURED,
     "test": _MEASURED,
 }
-"""What is read of the events; other fields are for people."""
+"""The fields of events that programs read; other fields are for people."""
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -65,20 +65,20 @@ class RunLogFile:
     """Appends events to a run log."""
 
     def __init__(self, path: Path) -> None:
-        """Opens ``path``, made with its folder where missing; closes a line that a crash tore."""
+        """Opens ``path``, and creates it if it is missing; ends a line that a crash cut."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab", buffering=0)
         if _ends_inside_line(path):
             self._file.write(b"\n")
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Writes one line in one call: a kill leaves the line or its start, never a mixture.
+        """Writes one line in one call: after a kill, the line or only its beginning is in the file.
 
         Raises:
-            OSError: If the disk is full; a part of the line may have been written then.
+            OSError: If the disk is full; part of the line may have been written.
         """
         line = _line(event)
-        while line:  # a disk that fills up takes a part, and refuses the rest with an error
+        while line:  # a full disk accepts part of the line, and raises an error for the rest
             line = line[self._file.write(line) :]
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ def find_run_log(path: Path) -> Path:
     """Returns the run log that ``path`` means: the file, its folder, or a ``save`` folder.
 
     Raises:
-        FileNotFoundError: With the places that were looked at.
+        FileNotFoundError: If there is none; names the places where it was looked for.
     """
     places = [path, path / RUN_LOG_NAME, path / "logs" / RUN_LOG_NAME]
     for place in places:
@@ -103,21 +103,21 @@ def find_run_log(path: Path) -> Path:
 
 
 def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a run log as one history.
+    """Reads a run log, and removes what a later line replaces.
 
-    The later line of a repeated iteration counts. A ``start`` or ``resume`` event at iteration N
-    takes back everything after N: these iterations were lost with the process that ran them. A
-    line that a crash tore is left out.
+    If an iteration is repeated, its later line counts. A ``start`` or ``resume`` event at iteration
+    N cancels every earlier event after N: these iterations were lost with the process that ran
+    them. A line that a crash cut is left out.
 
     Args:
-        path: The file, or a folder that `find_run_log` understands.
+        path: The file, or a folder in which `find_run_log` finds it.
 
     Returns:
         The events, in the order of the file.
 
     Raises:
         FileNotFoundError: If there is no run log.
-        ValueError: If a line that no crash can explain is no event; names line and field.
+        ValueError: If a line is not an event and no crash explains it; names line and field.
     """
     file = find_run_log(Path(path))
     history: dict[tuple[str, int], dict[str, Any]] = {}
@@ -137,9 +137,9 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
-    """Parses a line; None for an empty one and for one that a crash cut short.
+    """Parses a line; None if it is empty or was cut by a crash.
 
-    Nothing follows the last line of a file whose process was killed, not even the line's end.
+    A killed process leaves at most one cut line: the last one, without a line end.
     """
     line = line.strip(b" \r\0")  # a file system may fill the end with zeros after a power cut
     if not line:
@@ -150,14 +150,14 @@ def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
         if is_last or (line.startswith(b"{") and line.count(b"{") > line.count(b"}")):
             return None
         raise ValueError(
-            f"{where}: no event of a run log ({error}); the file is damaged here, remove this line"
+            f"{where}: not an event of a run log ({error}); the file is damaged: remove this line"
         ) from None
     try:
         _EVENT(event, "")
         _EVENTS.get(event["event"], anything)(event, "")
     except SchemaError as error:
         raise ValueError(
-            f"{where}: no event of a run log: {error}; the file is damaged here, remove this line"
+            f"{where}: not an event of a run log: {error}; the file is damaged: remove this line"
         ) from None
     return _restored(event)
 
@@ -165,13 +165,13 @@ def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
 def _line(event: Mapping[str, Any]) -> bytes:
     try:
         text = _ENCODER.encode(event)
-    except (TypeError, ValueError):  # numpy's numbers, or not finite: rare, and ten times as slow
+    except (TypeError, ValueError):  # numpy's numbers, or not finite: rare, and ten times slower
         text = _ENCODER.encode(plain_json(event))
     return text.encode() + b"\n"
 
 
 def plain_json(value: Any) -> Any:
-    """Turns ``value`` into what JSON can hold: numpy's numbers, NaN and the rest as text."""
+    """Turns ``value`` into JSON data: numpy's numbers into Python's, NaN and the rest into text."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,8 @@
-"""What a run says about itself: the run log, the console, TensorBoard, Weights & Biases.
+"""Everything that a run reports: the run log, the console, TensorBoard, Weights & Biases.
 
-Rank 0 writes; on other ranks every method returns at once. The run log comes first and is always
-on where the run has a folder. A writer that fails says so once, and training goes on without it.
+Rank 0 writes; on other ranks every method returns at once. The run log is written first, and always
+if the run has a log folder. If a writer fails, one warning reports it, and training continues
+without the writer.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class RunLogger:
         """Opens the run log; the other writers open at `start` or `resume`.
 
         Args:
-            config: The ``RunConfig``; reads ``logging`` and ``layout``.
-            rank: This process; only rank 0 writes.
-            train_iters: Last iteration, for the console's ``n/N`` and the time that is left.
-            flops_per_token: See ``megatron.sizing.flops``; without it no FLOPS are logged.
-            device_kind: What a rank computes on, for the console.
-            console: Replaces standard output.
-            keeps_log: False prints only, for programs that read a run and are none.
+            config: The resolved configuration; ``logging`` and ``layout`` are used.
+            rank: Global rank of this process; only rank 0 writes.
+            train_iters: Last iteration, for the console's ``n/N`` and the remaining time.
+            flops_per_token: From ``megatron.sizing.flops``; without it no FLOPS are logged.
+            device_kind: Kind of device that a rank computes on, for the console.
+            console: Stream to print to instead of standard output.
+            keeps_log: False only prints; for programs that use a run but are not one.
 
         Raises:
             ConfigError: If the log folder cannot be written.
@@ -77,25 +78,25 @@ class RunLogger:
             except OSError as error:
                 raise ConfigError(
                     f"log_dir: cannot write the run log in {folder} ({error.strerror}); set "
-                    "log_dir or save to a folder that you may write"
+                    "log_dir or save to a writable folder"
                 ) from None
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Notes that training begins at iteration 0; ``info`` says what the run is."""
+        """Logs that training begins at iteration 0; ``info`` describes the run."""
         self._open_writers(0)
         self._append({"event": "start", "iteration": 0, "time": time.time(), **info})
 
     def resume(self, iteration: int, info: Mapping[str, Any] | None = None) -> None:
-        """Notes that training goes on after ``iteration``; lines beyond it no longer count."""
+        """Logs that training continues after ``iteration``; lines beyond it no longer count."""
         self._open_writers(iteration)
         self._append(
             {"event": "resume", "iteration": iteration, "time": time.time(), **(info or {})}
         )
 
     def join(self) -> None:
-        """Opens the writers for a program that adds to what is known of a run and does not train.
+        """Opens the writers for a program that adds results to a run without training it.
 
-        Curves of the run stay whole, and Weights & Biases gets a run of its own.
+        Existing curves of the run are kept, and Weights & Biases gets a separate run.
         """
         self._open_writers(0, wandb_folder="evaluation")
 
@@ -120,10 +121,10 @@ class RunLogger:
         """Logs losses on held-out data.
 
         Args:
-            split: ``validation``, ``test``, or ``datasets`` that the run does not have.
+            split: ``validation``, ``test``, or ``datasets`` for data that are not the run's.
             iteration: Training iterations done.
             results: Domain -> `DomainResult`.
-            averages: Name, as ``avg_lm_loss``, -> value.
+            averages: Name, such as ``avg_lm_loss`` -> value.
         """
         if not self._is_writer:
             return
@@ -155,7 +156,7 @@ class RunLogger:
         Args:
             iteration: Training iterations done.
             results: Task -> metric -> value.
-            table: The same for the console.
+            table: The results as a table, for the console.
         """
         self._append({"event": "tasks", "iteration": iteration, "results": results})
         self._scalars(
@@ -169,12 +170,12 @@ class RunLogger:
         self.say(f" tasks at iteration {iteration}\n{table}")
 
     def save(self, iteration: int, folder: str) -> None:
-        """Notes a finished checkpoint."""
+        """Logs a finished checkpoint."""
         self._append({"event": "save", "iteration": iteration, "folder": folder})
         self.say(f" saved {folder}")
 
     def stop(self, iteration: int, reason: str) -> None:
-        """Notes the end of the run and finishes the writers."""
+        """Logs the end of the run and closes the writers."""
         self._append(
             {"event": "stop", "iteration": iteration, "reason": reason, "time": time.time()}
         )
@@ -193,13 +194,13 @@ class RunLogger:
             self._console.line(text)
 
     def close(self) -> None:
-        """Finishes the writers other than the run log; may be called twice."""
+        """Closes the writers other than the run log; may be called twice."""
         writers, self._writers = self._writers, []
         for writer in writers:
             self._guard(writer.name, writer.close)
 
     def _note_silent_console(self, reason: str) -> None:
-        message = f"the console cannot be written any more ({reason})"
+        message = f"printing to the console failed and is switched off ({reason})"
         self._append({"event": "warning", "message": message})
 
     def _append(self, event: Mapping[str, Any]) -> None:
@@ -211,7 +212,7 @@ class RunLogger:
             self._file = None
             self.say(
                 f" warning: the run log cannot be written any more ({error.strerror}); "
-                "training goes on without it"
+                "training continues without it"
             )
 
     def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -251,7 +252,7 @@ class RunLogger:
         self._guard(name, add)
 
     def _guard(self, name: str, action: Callable[[], None]) -> bool:
-        """Runs ``action`` of a writer; its failure becomes a warning: no logger may end a run."""
+        """Runs ``action`` of a writer; a failure becomes a warning and does not end the run."""
         try:
             action()
         except ImportError as error:
@@ -291,7 +292,7 @@ class RunLogger:
 
 
 def print_rank_0(*values: object) -> None:
-    """Prints a line on rank 0 of the run; before a run is joined, the launcher's RANK decides."""
+    """Prints a line on rank 0; before the process group exists, the launcher's RANK decides."""
     if int(os.environ.get("RANK", "0")) == 0:
         ConsoleWriter().line(" ".join(map(str, values)))
 
@@ -313,7 +314,7 @@ def _evaluation_cell(result: Any) -> str:
 
 
 def _plain(value: float) -> str:
-    """Four digits, and all of those before the point: 1.234e+04 is hard to compare by eye."""
+    """Four digits or more, without an exponent: 1.234e+04 is hard to compare by eye."""
     return f"{value:.0f}" if 1e3 <= value < 1e9 else f"{value:.4g}"
 
 

@@ -28,7 +28,7 @@ _FINISH_SECONDS = 20.0  # well within the launcher's grace period
 
 
 class ScalarWriter(Protocol):
-    """Takes named numbers of an iteration."""
+    """Writes named numbers of an iteration."""
 
     name: str
 
@@ -36,25 +36,25 @@ class ScalarWriter(Protocol):
         """Writes ``values``."""
 
     def close(self) -> None:
-        """Finishes what is buffered."""
+        """Writes what is buffered and closes the writer."""
 
 
 class ConsoleWriter:
-    """Prints a line for each logged iteration, and the domains below it.
+    """Prints a line per logged iteration, and its domains below it.
 
-    Nothing is printed any more once the output is gone, as behind ``| head``, or full.
+    Stops printing when the output is closed, as by ``| head``, or its disk is full.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._fixed_columns: int | None = None
         self.failure: str | None = None
-        """Why nothing is printed any more."""
+        """Why printing has stopped; None while it works."""
         self.on_failure: Callable[[str], None] | None = None
-        """Receives the reason, once."""
+        """Called once, with the reason, when printing stops."""
 
     def line(self, text: str) -> None:
-        """Prints one line at once."""
+        """Prints one line and flushes."""
         stream = self._stream or sys.stdout
         if self.failure is not None:
             return
@@ -75,7 +75,7 @@ class ConsoleWriter:
             return
         name_width = max(map(len, cells))
         text_width = max(map(len, cells.values()))
-        # a terminal may be resized; asking where there is none takes longest
+        # asked each time, as a terminal may be resized; without a terminal, asking takes longest
         if self._fixed_columns is None and not (self._stream or sys.stdout).isatty():
             self._fixed_columns = _columns()
         width = self._fixed_columns or _columns()
@@ -87,13 +87,13 @@ class ConsoleWriter:
 
 
 def drop_standard_output() -> None:
-    """Sends what is printed from here on nowhere, also what waits in the buffer."""
+    """Discards everything that is printed from now on, and what is still in the buffer."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _columns() -> int:
-    """Columns of the terminal; ``COLUMNS`` or 120 where there is none."""
+    """Columns of the terminal; ``COLUMNS`` or 120 without a terminal."""
     return shutil.get_terminal_size((120, 24)).columns
 
 
@@ -107,7 +107,8 @@ class TensorBoardWriter:
 
         Args:
             folder: Folder of the event files.
-            first_iteration: Points of an earlier process beyond it are hidden: they were lost.
+            first_iteration: Points of an earlier process beyond it are hidden: these iterations
+                were lost.
 
         Raises:
             ImportError: If the package is missing.
@@ -130,20 +131,20 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Sends metrics to Weights & Biases; works offline where there is no account."""
+    """Sends metrics to Weights & Biases; works offline without an account."""
 
     name = "Weights & Biases"
 
     def __init__(
         self, logging_args: Any, *, folder: Path, run_config: Mapping[str, Any], local_rank: int = 0
     ) -> None:
-        """Opens a run, or goes on with the run that ``folder`` names.
+        """Opens a run, or continues the run whose id is in ``folder``.
 
         Args:
             logging_args: The ``logging`` group of the configuration.
-            folder: Where wandb keeps its files, and our note of the run's id.
+            folder: Folder for wandb's files and for our file with the run's id.
             run_config: The resolved configuration.
-            local_rank: Part of the run's name.
+            local_rank: Rank on this machine; part of the run's name.
 
         Raises:
             ImportError: If the package is missing.
@@ -171,20 +172,20 @@ class WandbWriter:
         note.write_text(f"{self._run.id}\n", encoding="utf-8")
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Hands the numbers to wandb's own process."""
+        """Passes the numbers to wandb's own process."""
         self._run.log(dict(values), step=iteration)
 
     def close(self) -> None:
-        """Waits until wandb has sent everything, but not for ever on a network that is gone."""
+        """Waits until wandb has sent everything, with a time limit in case the network is down."""
         sender = threading.Thread(target=self._run.finish, daemon=True)
         sender.start()
         sender.join(_FINISH_SECONDS)
         if sender.is_alive():
-            raise TimeoutError(f"still sending after {_FINISH_SECONDS:g} s; `wandb sync` does it")
+            raise TimeoutError(f"still sending after {_FINISH_SECONDS:g} s; run `wandb sync`")
 
 
 def has_wandb_key(host: str) -> bool:
-    """Tells whether the environment or ``~/.netrc`` holds a key for ``host``."""
+    """Whether the environment or ``~/.netrc`` contains a key for ``host``."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -196,7 +197,7 @@ def has_wandb_key(host: str) -> bool:
 def wandb_run_name(logging_args: Any, *, local_rank: int) -> str | None:
     """Names a run as the research code does: run name, host and local rank within a group."""
     if not logging_args.wandb_group:
-        # a name without a group was dropped there; a user who gives one wants to see it
+        # the research code dropped a name without a group; a user who gives one wants to see it
         return logging_args.wandb_run_name
     place = f"{socket.gethostname()}-{local_rank}"
     return f"{logging_args.wandb_run_name}-{place}" if logging_args.wandb_run_name else place

@@ -79,7 +79,7 @@ def plan_stages(
     """Cuts the list of layers as ``pipe_partition_method`` says.
 
     Args:
-        layers: See `network_layers`.
+        layers: Layers of the network, as `network_layers` returns them.
         num_stages: Pipeline stages.
         method: ``uniform``, ``parameters`` or ``type:REGEX``; capitals do not matter.
 

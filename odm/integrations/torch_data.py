@@ -2,7 +2,7 @@
 
 ``MixtureBatchSampler`` gives a ``DataLoader`` over a ``ConcatDataset`` its indices;
 ``MixtureIterableDataset`` reads several map-style datasets itself. Both count steps from
-``first_step``, so a restart needs the controller's state and the next step only.
+``first_step``, so a restart needs only the controller's state and the number of the next step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..simplex import IntArray
 
 
 class DomainOrders:
-    """Maps the positions of a draw to samples; keeps the order of one epoch a domain.
+    """Maps the positions of a draw to samples; keeps the order of one epoch per domain.
 
     Args:
-        domains: Names, in the controller's order.
-        sizes: Samples of every domain, each >= 1.
-        seed: Seed of the orders.
+        domains: Names of the domains, in the controller's order.
+        sizes: Number of samples per domain, each >= 1.
+        seed: Seed of the sample orders.
     """
 
     def __init__(self, domains: Sequence[str], sizes: Sequence[int], *, seed: int) -> None:
@@ -38,7 +38,7 @@ class DomainOrders:
         self._orders: dict[int, tuple[int, SampleOrder]] = {}
 
     def samples(self, draw: Draw) -> IntArray:
-        """Sample number inside its domain for every slot, int64, shape (num_slots,)."""
+        """Sample number within the domain for each slot, int64, shape (num_slots,)."""
         samples = np.empty(draw.num_slots, dtype=np.int64)
         slots = zip(draw.domains.tolist(), draw.positions.tolist(), strict=True)
         for slot, (domain, position) in enumerate(slots):
@@ -56,14 +56,14 @@ class DomainOrders:
 
 
 class MixtureBatchSampler(Sampler[list[int]]):
-    """Yields one list of indices into a ``ConcatDataset`` a step; pass as ``batch_sampler``.
+    """Yields one list of indices into a ``ConcatDataset`` per step; pass as ``batch_sampler``.
 
-    With ``num_workers=0`` every batch uses the weights of the step before. Workers read ahead by
-    ``num_workers * prefetch_factor`` batches, and the weights lag by as many steps.
+    With ``num_workers=0`` every batch uses the weights of the previous step. Workers read ahead by
+    ``num_workers * prefetch_factor`` batches, so the weights lag by as many steps.
 
     Args:
         controller: Draws the plans; its cursors advance as batches are drawn.
-        domain_sizes: ``len`` of every dataset of the ``ConcatDataset``, in the controller's order.
+        domain_sizes: ``len`` of each dataset of the ``ConcatDataset``, in the controller's order.
         batch_size: Samples a step.
         num_steps: Batches to yield.
         first_step: Number of the first step, counted from 1.
@@ -101,16 +101,16 @@ class MixtureBatchSampler(Sampler[list[int]]):
             yield (self._offsets[draw.domains] + self._orders.samples(draw)).tolist()
 
     def domain_of(self, indices: Sequence[int]) -> IntArray:
-        """Domain of every index of a batch, int64."""
+        """Domain of each index of a batch, int64."""
         return np.searchsorted(self._offsets, np.asarray(indices), side="right") - 1
 
 
 class MixtureIterableDataset(IterableDataset):
-    """Yields ``{"domain_ids": k, **sample}`` one by one; ``DataLoader`` puts batches together.
+    """Yields samples ``{"domain_ids": k, **sample}``; ``DataLoader`` makes batches of them.
 
-    ``batch_size`` is that of an optimizer step; the loader's must divide it. Worker processes
-    would each hold a controller of their own, so ``num_workers`` must be 0; for workers use the
-    batch sampler.
+    ``batch_size`` is that of an optimizer step; the loader's batch size must divide it.
+    ``num_workers`` must be 0, since each worker process would have its own controller; with
+    workers, use the batch sampler.
 
     Args:
         controller: Draws the plans.
@@ -149,7 +149,7 @@ class MixtureIterableDataset(IterableDataset):
         if get_worker_info() is not None:
             raise ValueError(
                 "torch: MixtureIterableDataset needs num_workers=0, since every worker would draw "
-                "from its own copy of the controller; use MixtureBatchSampler with workers"
+                "from its own copy of the controller; with workers, use MixtureBatchSampler"
             )
         for step in self._steps:
             draw = self._controller.draw(step, self._batch_size, self._run_length)

@@ -1,9 +1,9 @@
-"""Online data mixing inside ``transformers.Trainer``: per-domain losses in, weights out.
+"""Online data mixing inside ``transformers.Trainer``.
 
-A training script reads data through ``MixtureIterableDataset`` (or the batch sampler), makes the
+A training script reads data through ``MixtureIterableDataset`` (or the batch sampler), creates the
 trainer with ``data_collator=recorder.collate, compute_loss_func=recorder.loss_function`` and
-``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. Causal language
-models; every process does the same.
+``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. Only causal
+language models are supported; every process runs the same code.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ STATE_FILE = "mixture.json"
 
 
 class DomainLossRecorder:
-    """Adds up the losses of every domain between two optimizer steps of a ``Trainer``.
+    """Sums the losses per domain between two optimizer steps of a ``Trainer``.
 
-    The domain of a sequence travels in ``labels[:, 0]``: a causal model predicts token 1 from
-    token 0 on, so that label is never a target. Sums stay on the device of the loss until
-    ``take`` copies them, once a step.
+    The domain of a sequence is stored in ``labels[:, 0]``: a causal model predicts the tokens from
+    token 1 on, so this label is never a target. Sums stay on the device of the loss until ``take``
+    copies them, once per step.
 
     Args:
-        num_domains: K.
-        collate: Makes a batch with ``labels`` from samples without ``domain_ids``.
-        ignore_index: Label that does not count.
+        num_domains: Number of domains K.
+        collate: Function that makes a batch with ``labels`` from samples without ``domain_ids``.
+        ignore_index: Label of tokens that do not count.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class DomainLossRecorder:
         self._sums: torch.Tensor | None = None
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates samples with ``domain_ids`` and ``labels``; the ``data_collator``."""
+        """Collates samples with ``domain_ids`` and ``labels``; pass it as ``data_collator``."""
         if any("domain_ids" not in sample for sample in samples):
             raise ValueError(
                 "transformers: a sample has no domain_ids; set remove_unused_columns=False in the "
@@ -65,16 +65,16 @@ class DomainLossRecorder:
     def loss_function(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Causal language-model loss that records every domain; the ``compute_loss_func``.
+        """Causal language-model loss, recorded per domain; pass it as ``compute_loss_func``.
 
         Args:
             outputs: Model outputs with ``logits`` of shape (batch, sequence, vocabulary).
-            labels: From ``collate``, shape (batch, sequence), not shifted.
+            labels: Labels from ``collate``, shape (batch, sequence), not shifted.
             num_items_in_batch: Tokens of the whole optimizer step, or None.
 
         Returns:
             Scalar: summed loss over ``num_items_in_batch``, or over this batch's tokens. Only
-            losses with gradients are recorded, so evaluation leaves the mixture alone.
+            losses with gradients are recorded, so evaluation does not affect the mixture.
         """
         logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
         losses = torch.nn.functional.cross_entropy(
@@ -97,7 +97,7 @@ class DomainLossRecorder:
         self._sums.index_add_(1, domain_ids, rows)
 
     def take(self) -> Signal:
-        """Returns the sums since the last call, over all processes, and starts anew."""
+        """Returns the sums since the last call, over all processes, and resets them."""
         if self._sums is None:
             raise ValueError(
                 "transformers: no loss was recorded in this step; give the trainer "
@@ -111,16 +111,16 @@ class DomainLossRecorder:
 
 
 class MixtureCallback(TrainerCallback):
-    """Feeds a controller after every optimizer step, logs its weights and saves its state.
+    """Updates a controller after every optimizer step, logs its weights and saves its state.
 
-    The state is ``mixture.json`` in every checkpoint folder, taken as if plans that the trainer
-    has read ahead had not been drawn. To resume: ``load`` it, make the dataset with
-    ``first_step=global_step + 1`` and set ``ignore_data_skip=True``. The trainer reads one batch
-    ahead, so weights reach the draws one step later than in a loop without read-ahead.
+    The state is saved as ``mixture.json`` in every checkpoint folder, without the plans that the
+    trainer has read ahead. To resume, ``load`` it, create the dataset with ``first_step=global_step
+    + 1`` and set ``ignore_data_skip=True``. The trainer reads one batch ahead, so new weights
+    affect draws one step later than in a loop without read-ahead.
 
     Args:
         controller: The controller that the training data is drawn from.
-        recorder: Its recorder.
+        recorder: The recorder whose ``collate`` and ``loss_function`` the trainer uses.
     """
 
     def __init__(self, controller: MixtureController, recorder: DomainLossRecorder) -> None:
@@ -134,7 +134,7 @@ class MixtureCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Adds ``mixture/<domain>`` to the trainer's history and to what later callbacks see."""
+        """Adds ``mixture/<domain>`` to the trainer's history and to later callbacks' logs."""
         weights = self._controller.weights.tolist()
         pairs = zip(self._controller.domains, weights, strict=True)
         metrics = {f"mixture/{name}": weight for name, weight in pairs}
@@ -152,7 +152,7 @@ class MixtureCallback(TrainerCallback):
             _write_json(folder / STATE_FILE, mixture)
 
     def load(self, checkpoint: str | os.PathLike[str]) -> None:
-        """Continues from the state in a checkpoint folder; call before the dataset is made."""
+        """Continues from the state in a checkpoint folder; call it before creating the dataset."""
         self._controller.load_state_dict(read_json(Path(checkpoint) / STATE_FILE))
 
 

@@ -1,4 +1,4 @@
-"""Mixing methods, one file a method, registered by name."""
+"""Mixing methods, one file per method, registered by name."""
 
 from .base import Mixer, State, known_mixers, make_mixer, register
 from .ema import Ema

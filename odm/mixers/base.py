@@ -2,7 +2,7 @@
 
 A mixer is two pure functions on plain data. ``init`` makes a state, ``update`` turns a state and
 one step's losses into the next state and the next weights. A state is JSON data (numbers, lists,
-None), so that saving, comparing and replaying need no code of ours.
+None), so that saving, comparing and replaying need no further code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..simplex import (
 
 State = dict[str, Any]
 
-# Far beyond any loss over any weight. A softmax of rewards that overflow would give nan.
+# Far above any loss divided by any weight. If rewards overflowed, their softmax would be nan.
 MAX_REWARD = 1e290
 
 
@@ -39,18 +39,18 @@ class Mixer(ABC):
 
     name: ClassVar[str] = ""
     method: ClassVar[Method] = Method()
-    """What a trainer must know of it; for the methods of this library their row of `METHODS`."""
+    """Facts that a trainer needs; for the methods of this library, their row in `METHODS`."""
     min_domains: ClassVar[int] = 2
     estimate: ClassVar[str | None] = None
-    """Entry of the state, one number per domain, that a run log shows as the method's estimate."""
+    """Entry of the state, one number per domain, that the run log shows as the estimate."""
 
     @property
     def curve(self) -> str:
-        """Name of the curves of the estimate: that of the research code."""
+        """Name of the estimate's curves, as in the research code."""
         return f"_{self.estimate}"
 
     def options(self) -> dict[str, Any]:
-        """Options as JSON data; ``make_mixer(name, **options)`` gives the same mixer."""
+        """Options as JSON data; ``make_mixer(name, **options)`` makes the same mixer."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
         return {key: plain(value) for key, value in fields.items()}
 
@@ -59,10 +59,11 @@ class Mixer(ABC):
 
         Args:
             domains: Unique names; their order is the order of every array of length K.
-            weights: Raw initial weights, shape (K,), not necessarily normalised; not kept.
+            weights: Raw initial weights, shape (K,), not necessarily normalised; no reference to
+                them is kept.
 
         Raises:
-            ValueError: If a name or a weight is not usable, or K is too small for the method.
+            ValueError: If a name or a weight is not valid, or K is too small for the method.
         """
         names = check_domains(domains)
         if len(names) < self.min_domains:
@@ -79,17 +80,17 @@ class Mixer(ABC):
         observed: Signal | ArrayLike,
         weights_used: ArrayLike,
     ) -> tuple[State, FloatArray]:
-        """Turns one step's losses into the next weights; neither argument is changed.
+        """Turns one step's losses into the next weights; no argument is changed.
 
         Args:
             state: What ``init`` or the last ``update`` returned.
-            step: Optimizer step that made the losses, counted from 1.
-            observed: A signal, or mean losses in nats, shape (K,), nan where a domain is absent.
-            weights_used: Weights that drew this step's samples, shape (K,).
+            step: Optimizer step of the losses, counted from 1.
+            observed: A signal, or mean losses in nats, shape (K,), nan for absent domains.
+            weights_used: Weights with which this step's samples were drawn, shape (K,).
 
         Returns:
-            The next state and probabilities, shape (K,), float64. When every domain is absent
-            the state is returned as it is and the weights are those used.
+            The next state and probabilities, shape (K,), float64. If every domain is absent, the
+            state and the weights used are returned unchanged.
 
         Raises:
             ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
@@ -107,39 +108,40 @@ class Mixer(ABC):
         present: BoolArray,
         weights_used: FloatArray,
     ) -> tuple[State, FloatArray]:
-        """``update`` for a caller that has checked the arguments already.
+        """As ``update``, for a caller that has already checked the arguments.
 
         Args:
-            state: See ``update``.
-            step: See ``update``.
-            losses: Finite, 0 where absent, shape (K,).
-            present: Which domains have a loss, shape (K,).
-            weights_used: Probabilities that drew this step's samples, shape (K,).
+            state: What ``init`` or the last update returned.
+            step: Optimizer step of the losses, counted from 1.
+            losses: Mean losses in nats, finite, 0 for absent domains, shape (K,).
+            present: Whether each domain has a loss, shape (K,).
+            weights_used: Probabilities with which this step's samples were drawn, shape (K,).
         """
         if not np.count_nonzero(present):
             return state, weights_used
         return self._update(state, step, losses, present, weights_used)
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
-        """Checks of the fields of a saved state; by default the form of a fresh one.
+        """Checks of a saved state's fields; by default they require the form of a new state.
 
         Args:
             initial: Raw initial weights of the run, shape (K,).
-            step: Last step that the state has seen, from 0 on.
+            step: Last step that the state includes; 0 before the first.
         """
         return {name: _like(value) for name, value in self._init(initial).items()}
 
     def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
-        """Weights that a saved state can have given, each of shape (K,).
+        """Weights that may have been returned with a saved state, each of shape (K,).
 
-        Options may have changed since; no entry: the state does not tell.
+        There may be several, since options may have changed. An empty list means that they do not
+        follow from the state.
 
         Args:
-            state: Its fields have passed their checks.
+            state: A state whose fields have passed their checks.
             initial: Raw initial weights of the run, shape (K,).
 
         Raises:
-            ValueError: If the fields cannot be of one and the same state.
+            ValueError: If the fields cannot belong to the same state.
         """
         return []
 
@@ -156,12 +158,12 @@ class Mixer(ABC):
         present: BoolArray,
         weights_used: FloatArray,
     ) -> tuple[State, FloatArray]:
-        """Updates on checked input: finite losses (0 where absent), at least one present."""
+        """Updates from checked input: finite losses, 0 for absent domains, at least one present."""
 
     def _over_weights(
         self, losses: FloatArray, present: BoolArray, weights_used: FloatArray
     ) -> FloatArray:
-        """Losses divided by the weights that drew them, shape (K,), 0 where absent; finite.
+        """Losses divided by the weights of their draw, shape (K,), finite, 0 for absent domains.
 
         Raises:
             ValueError: If a domain has a loss that could not have been drawn.
@@ -178,7 +180,7 @@ class Mixer(ABC):
 
 
 def _like(value: Any) -> Check:
-    """Takes what has the form of ``value``: as many finite numbers."""
+    """Makes a check for data in the form of ``value``: as many finite numbers."""
     if isinstance(value, list):
         is_alike = len({type(item) for item in value}) == 1
         return list_of(_like(value[0]) if is_alike else anything, len(value))
@@ -217,7 +219,7 @@ def make_mixer(name: str, **options: Any) -> Mixer:
     """Builds a mixer by name.
 
     Raises:
-        ValueError: If the name or an option is unknown (the nearest known one is named), or a
+        ValueError: If the name or an option is unknown (the message suggests a known one), or a
             value is out of range.
     """
     if name in METHODS and name not in _REGISTRY:
@@ -233,7 +235,7 @@ def make_mixer(name: str, **options: Any) -> Mixer:
 
 
 def check_smoothing_factor(where: str, value: float) -> None:
-    """Refuses a coefficient outside [0, 1): 1 would never learn."""
+    """Raises an error for a coefficient outside [0, 1), since 1 would never learn."""
     if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
             f"{where}: smoothing_factor must be in [0, 1), got {value}; it is the weight of the "

@@ -18,8 +18,8 @@ from .base import Mixer, State, register
 class Ema(Mixer):
     """``w_i = c * loss_i + (1 - c) * w_i`` with ``c = 2 / (1 + t)``; probabilities are w / sum(w).
 
-    The average starts at the raw initial weights, and c falls with the global step: after a long
-    warm-up the weights hardly move. There is no floor; add one as a constraint.
+    The average starts at the raw initial weights. c decreases with the global step, so after a long
+    warm-up the weights hardly change. There is no floor; add one as a constraint.
 
     Source: ``EMAWeightUpdater`` of the released code of arXiv:2312.02406.
     """

@@ -17,8 +17,8 @@ from .exploring import ExploringMixer
 class Exp3(ExploringMixer):
     """Cumulative reward C of (loss / scale) / weight, and a softmax of it plus a floor.
 
-    ``p = eps_t + (1 - K eps_t) softmax(eps_{t-1} C)``; ``eps_{t-1}`` is that of the update before.
-    C moves only for domains that the step saw, once a step however many draws they had.
+    ``p = eps_t + (1 - K eps_t) softmax(eps_{t-1} C)``; ``eps_{t-1}`` is that of the previous
+    update. C changes only for domains in the step, once per step however many samples they had.
 
     Source: the released research code of arXiv:2312.02406, which fixes the scale at 10.
     """

@@ -1,4 +1,4 @@
-"""What the methods with rewards and a shrinking floor share: their state, and how it is checked."""
+"""The common part of methods with rewards and a decreasing floor: their state and its checks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ROUNDING = 1e-9
 
 
 class ExploringMixer(Mixer):
-    """Mixes shares that follow rewards with a uniform part ``eps`` of every domain.
+    """Mixes shares that follow rewards with a uniform share ``eps`` for every domain.
 
-    The state holds ``eps`` of the last weights, ``prev_eps`` of those before (null before the first
-    update) and a reward of every domain.
+    The state has ``eps`` of the last weights, ``prev_eps`` of the weights before them (null before
+    the first update), and a reward per domain.
     """
 
     estimate: ClassVar[str] = "estimated_reward"
@@ -32,35 +32,35 @@ class ExploringMixer(Mixer):
         }
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
-        """As in `Mixer`: ``eps`` only shrinks, and is known from the step of the last update."""
+        """As in `Mixer`; ``eps`` only decreases, and follows from the step of the last update."""
         low = exploration_rate(step + 1, initial.size) * (1 - _ROUNDING)
         eps = number(low, 1.0 / initial.size)
         rewards = list_of(number(*self._reward_range(step)), initial.size)
         return {"eps": eps, "prev_eps": optional(eps), self.estimate: rewards}
 
     def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
-        """As in `Mixer`: the state tells the weights but for the way of sharing, an option."""
+        """As in `Mixer`; the weights follow from the state and from ``share``, an option."""
         if state["prev_eps"] is None:
             if state != self._init(initial):
-                raise SchemaError("mixer.prev_eps: is null, but there are rewards; it is torn")
+                raise SchemaError("mixer.prev_eps: is null, but there are rewards; it is damaged")
             return [normalize(initial)]
         reward = np.array(state[self.estimate], dtype=np.float64)
-        with np.errstate(all="ignore"):  # of numbers that cannot be of one state
+        with np.errstate(all="ignore"):  # for numbers that cannot belong to one state
             shares = self._shares(reward, state["prev_eps"])
             return [mix_with_uniform(share, state["eps"]) for share in shares]
 
     def _shares(self, reward: FloatArray, previous: float) -> tuple[FloatArray, ...]:
-        """Shares of the domains, each of shape (K,), under every option that the method has."""
+        """Shares of the domains, each of shape (K,), for every value of the method's options."""
         return (softmax(previous * reward),)
 
     def _mixed(
         self, reward: FloatArray, eps: float, previous: float, share: FloatArray | None = None
     ) -> tuple[State, FloatArray]:
-        """The state after an update, and its weights; the share of a domain is by softmax."""
+        """The state and the weights after an update; shares are a softmax of the rewards."""
         following = {"eps": eps, "prev_eps": previous, self.estimate: reward.tolist()}
         share = softmax(previous * reward) if share is None else share
         return following, mix_with_uniform(share, eps)
 
     @abstractmethod
     def _reward_range(self, step: int) -> tuple[float, float]:
-        """Smallest and largest reward that a state of a step can hold."""
+        """Smallest and largest reward that is possible after a number of steps."""

@@ -14,10 +14,10 @@ from .exploring import ExploringMixer
 @register("naive_validation")
 @dataclass(frozen=True)
 class NaiveValidation(ExploringMixer):
-    """Adds (loss - min) / (max - min) to a cumulative reward; then as EXP3.
+    """Adds (loss - min) / (max - min) to a cumulative reward; the rest is as in EXP3.
 
-    Its losses are measured on held-out data for **every** domain at every update; training
-    losses will not do, and a missing domain is an error. Equal losses add nothing.
+    It needs losses on held-out data of **every** domain at every update, not training losses; a
+    missing domain is an error. If all losses are equal, nothing is added.
 
     Source: ``NaiveValidationWeightUpdater`` of the released code of arXiv:2312.02406.
     """
@@ -25,7 +25,7 @@ class NaiveValidation(ExploringMixer):
     estimate = "cumulative_estimated_reward"
 
     def _reward_range(self, step: int) -> tuple[float, float]:
-        return 0.0, float(step)  # 1 an update at most
+        return 0.0, float(step)  # at most 1 per update
 
     def _update(
         self,

@@ -1,4 +1,4 @@
-"""Online data mixing as its paper prints it: a softmax of importance-weighted mean losses."""
+"""Online data mixing as published in its paper: a softmax of importance-weighted mean losses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class OdmPaper(ExploringMixer):
     """Moving average R of loss / weight, and ``p = eps_t + (1 - K eps_t) softmax(eps_{t-1} R)``.
 
     The weights returned for the losses of step t are the policy of step t + 1, so they use
-    ``eps_{t+1}`` and ``eps_t``. R starts at 0 and only moves for domains that the step saw.
+    ``eps_{t+1}`` and ``eps_t``. R starts at 0 and changes only for domains in the step.
 
     The method decays to uniform: R is bounded, and ``eps``, which is also the inverse
     temperature, tends to 0. With 22 domains and losses that differ by one nat, all weights are
-    within a few percent of 1/22 after 10,000 steps. It is here to reproduce and compare; train
-    with ``smoothed_mean``.
+    within a few percent of 1/22 after 10,000 steps. Use it to reproduce and compare; for training
+    use ``smoothed_mean``.
 
-    Source: arXiv:2312.02406. Whether the average of an unseen domain stands
-    still, and the value of alpha, are not settled by the sources that we could read.
+    Source: arXiv:2312.02406. The sources that we could read do not tell the value of alpha, nor
+    whether the average of an unseen domain stays the same.
     """
 
     smoothing_factor: float = 0.9
@@ -49,7 +49,8 @@ class OdmPaper(ExploringMixer):
         weighted = self._over_weights(losses, present, weights_used)
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * weighted
         reward = np.where(present, new, old)
-        # Stateless in eps: with an update frequency above 1 the published index still holds.
+        # From the step, not from stored values: so an update frequency above 1 keeps the published
+        # index.
         previous = exploration_rate(step, losses.size)
         eps = exploration_rate(step + 1, losses.size)
         return self._mixed(reward, eps, previous)

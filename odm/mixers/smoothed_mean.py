@@ -17,8 +17,8 @@ from ..simplex import (
 from .base import State, check_smoothing_factor, register
 from .exploring import ExploringMixer
 
-# exp(700) = 1e304: a thousand domains at this loss still sum to a finite number. A loss this high
-# is a diverged run; beyond it domains count as equally bad instead of raising in mid-training.
+# exp(700) = 1e304: the sum over a thousand domains with this loss is still finite. A loss this high
+# means that the run has diverged; higher losses are treated as equal to it, which raises no error.
 _MAX_LOSS_NATS = 700.0
 _MAX_PERPLEXITY = 1.1e304
 
@@ -29,18 +29,18 @@ class SmoothedMean(ExploringMixer):
     """Moving average R of exp(mean loss); the weights are its shares plus a shrinking floor.
 
     ``p_i = eps_t + (1 - K * eps_t) * R_i / sum(R)`` with
-    ``eps_t = min(1 / K, sqrt(ln K / (K * t)))``; R starts at 0 and only moves for domains that
-    the step saw. A domain that was never seen gets exactly ``eps_t``.
+    ``eps_t = min(1 / K, sqrt(ln K / (K * t)))``; R starts at 0 and changes only for domains in the
+    step. A domain that has never been in a step gets exactly ``eps_t``.
 
     Source: the released research code of arXiv:2312.02406 (``group_update``). The published
-    equation is another one: see ``odm_paper``.
+    equation is different: see ``odm_paper``.
     """
 
     smoothing_factor: float = 0.9
     """Weight of the old value in the moving average, in [0, 1)."""
     share: Literal["linear", "softmax"] = "linear"
     """``linear`` is ``group_update``. ``softmax`` is the released one-domain ``update``:
-    ``softmax(eps_{t-1} * R)`` takes the place of ``R / sum(R)``, a different method."""
+    ``softmax(eps_{t-1} * R)`` replaces ``R / sum(R)``; this is a different method."""
 
     def __post_init__(self) -> None:
         check_smoothing_factor(self.name, self.smoothing_factor)

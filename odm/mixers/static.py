@@ -1,4 +1,4 @@
-"""Constant weights: the plain multi-domain run, as the same object as every other method."""
+"""Constant weights: plain training on several domains, with the interface of all methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Mixer, State, register
 @register("static")
 @dataclass(frozen=True)
 class Static(Mixer):
-    """Keeps the initial weights, normalised, whatever the losses are. Works with one domain."""
+    """Keeps the normalised initial weights, whatever the losses are. Works with one domain too."""
 
     min_domains: ClassVar[int] = 1
 
@@ -30,7 +30,7 @@ class Static(Mixer):
     def proposals(self, state: Mapping[str, Any], initial: FloatArray) -> list[FloatArray]:
         """As in `Mixer`."""
         if not np.array_equal(state["weights"], initial):
-            raise SchemaError("mixer.weights: are not the initial_weights; the state is torn")
+            raise SchemaError("mixer.weights: differ from initial_weights; the state is damaged")
         return [normalize(initial)]
 
     def _update(

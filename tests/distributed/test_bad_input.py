@@ -239,7 +239,7 @@ def train_on_a_full_disk(config: str) -> None:
 def test_a_full_disk_while_saving_leaves_the_checkpoint_before_it_in_force(resumable, tmp_path):
     config = resumable(train_iters=ITERATIONS + 1)
     result = run_rank(config, "tests.distributed.test_bad_input:train_on_a_full_disk")
-    assert_refused(result, "global_step41: could not save", "remains in force")
+    assert_refused(result, "global_step41: could not save", "stays valid")
     assert_nothing_half_written(tmp_path)
     assert (tmp_path / "run/latest").read_text() == "global_step40"
     assert 41 not in checkpoint_steps(tmp_path / "run")
@@ -269,7 +269,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(trained, resumable, tm
     flip_a_byte(tmp_path / "run/global_step40/rank_00000.safetensors")
     result = run_rank(config)
     assert result.returncode == 0, result.stderr
-    assert "passing over a damaged checkpoint" in result.stdout
+    assert "a damaged checkpoint" in result.stdout
     assert f"loading {tmp_path}/run/global_step30" in result.stdout
     assert curve(config) == curve(trained)
     assert_nothing_half_written(tmp_path)

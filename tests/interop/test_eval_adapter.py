@@ -202,7 +202,7 @@ def test_a_text_longer_than_the_window_is_refused_with_the_numbers(ours):
     with pytest.raises(TaskError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
         ours.generate_until([instance("generate_until", "a", {"max_gen_toks": 48})], True)
     long = "0" * 60
-    with pytest.raises(TaskError, match="ending of 60 tokens, the model reads 48"):
+    with pytest.raises(TaskError, match="ending has 60 tokens, the model's context 48"):
         ours.loglikelihood([instance("loglikelihood", "a", long)], disable_tqdm=True)
 
 

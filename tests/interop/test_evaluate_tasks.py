@@ -148,7 +148,7 @@ def test_a_task_that_fails_costs_neither_other_scores_nor_the_losses(
     names = ("--eval_tasks", "too_long.yaml", str(tasks / "tiny_text.yaml"))
     result = evaluate(config, environ, *names, "--domains", "digits")
     assert result.returncode == 2, result.stderr
-    message = "eval_tasks: too_long: loglikelihood: an ending of"
+    message = "eval_tasks: too_long: loglikelihood: an ending"
     assert [line for line in result.stderr.splitlines() if message in line] != []
     report = report_of(tmp_path)
     assert set(report["results"]) == {"tiny_text"}
@@ -297,7 +297,7 @@ def assert_scores(got: dict[str, Any], want: dict[str, Any], *, relative: float 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": ({"load": "no/such"}, "load: no checkpoint in no/such; correct the path"),
-    "no load": ({"load": None}, "load: set it to the checkpoint folder"),
+    "no load": ({"load": None}, "load: is not set"),
     "no iteration": ({"iteration": 7}, "no checkpoint of iteration 7; found: 20, 30"),
     "another model": (
         {"hidden_size": 48},
@@ -305,7 +305,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "more tokens": (
         {"tokenizer_type": "HFTokenizer", "vocab_file": "big.json"},
-        "the model has 512 tokens, the tokenizer of this run has 600; use the one",
+        "the model has 512 tokens, the tokenizer of this run has 600",
     ),
     "no task file": ({"eval_tasks": ["x.yaml"]}, "eval_tasks: there is no task file x.yaml"),
     "no task folder": (
@@ -315,7 +315,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     # before the model is loaded, which would fail
     "unknown task": (
         {"load": "torn", "eval_tasks": ["tiny_choise"]},
-        "eval_tasks: there is no task 'tiny_choise'; near: tiny",
+        "eval_tasks: there is no task 'tiny_choise'; similar: tiny",
     ),
     "no chat template": (
         {"eval_tasks": ["tiny_text"], "eval_apply_chat_template": True},

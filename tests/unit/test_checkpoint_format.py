@@ -151,10 +151,10 @@ def test_every_range_of_a_shard_can_be_read(tmp_path_factory, one, other):
 @pytest.mark.parametrize(
     ("name", "kind", "tp_rank", "offset", "length", "message"),
     [
-        ("layer.bias", "fp32", 0, 5, 3, "lacks elements from 7 on"),
-        ("layer.bias", "fp32", 1, 0, 1, "lacks elements from 0 on"),
-        ("other.bias", "fp32", 0, 0, 1, "lacks elements from 0 on"),
-        ("layer.bias", "exp_avg_sq", 0, 0, 1, "holds no exp_avg_sq"),
+        ("layer.bias", "fp32", 0, 5, 3, "elements from 7 on"),
+        ("layer.bias", "fp32", 1, 0, 1, "elements from 0 on"),
+        ("other.bias", "fp32", 0, 0, 1, "elements from 0 on"),
+        ("layer.bias", "exp_avg_sq", 0, 0, 1, "has no exp_avg_sq"),
     ],
 )
 def test_what_the_checkpoint_does_not_hold_is_an_error(
@@ -215,13 +215,13 @@ def change_index(folder: Path, old: str, new: str) -> None:
         (lambda c: (c / "index.json").write_bytes(b"\xff{}"), "not a readable checkpoint index"),
         (lambda c: (c / "index.json").write_text("[]"), "the whole: must be an object"),
         (lambda c: (c / "index.json").write_text("[" * 100_000), "more than 64 levels"),
-        (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "holds NaN"),
+        (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "contains NaN"),
         (lambda c: change_index(c, '"version": 1', '"version": ' + "9" * 5000), "is not JSON"),
         (
             lambda c: change_index(c, '"version"', '"version": 2, "version"'),
-            "holds 'version' twice",
+            "contains 'version' twice",
         ),
-        (lambda c: change_index(c, '"dp"', '"dp": 1, "dp"'), "holds 'dp' twice in one object"),
+        (lambda c: change_index(c, '"dp"', '"dp": 1, "dp"'), "contains 'dp' twice"),
         (lambda c: change_index(c, '"version": 1', '"version": true'), "format version True"),
         (lambda c: (c / "index.json").write_text('{"version": 1}'), "its own checksum"),
         (lambda c: change_index(c, "[7, 5]", "[5, 7]"), "does not match its own checksum"),
@@ -319,7 +319,7 @@ WEIGHT = ("parameters", "layer.weight")
         (put("moments", "exp_avg"), "moments: must be a list"),
         (put("moments", ["fp32"]), r"moments\[0\]: must be the name of a moment"),
         (put("files", []), "files: must be an object"),
-        (put("files", "state.json", ...), r"files: lacks state\.json"),
+        (put("files", "state.json", ...), r"files: does not list state.json"),
         (put("files", "state.json", "size", -1), r"files\.state\.json\.size: .*got -1"),
         (put("files", "state.json", "crc32", None), r"state\.json\.crc32: .*got None"),
         (put("files", "../x", {"size": 0, "crc32": 0}), r"files: a key: .*got '\.\./x'"),

@@ -65,7 +65,7 @@ def test_a_run_that_begins_anew_does_not_replace_another(tmp_path):
     (mine / "global_step0").mkdir(parents=True)
     refuse(mine)  # imported weights
     (mine / "global_step12").mkdir()
-    with pytest.raises(ConfigError, match=r"save: .*mine holds checkpoints up to iteration 12"):
+    with pytest.raises(ConfigError, match=r"save: .*mine contains checkpoints up to iteration 12"):
         refuse(mine)
     with pytest.raises(ConfigError, match="set load to it and remove finetune to continue"):
         refuse(mine, load=other / "global_step0", finetune=True)

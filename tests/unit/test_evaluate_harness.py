@@ -263,7 +263,7 @@ class Picky(Oracle):
     """Does not answer some requests."""
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        raise TaskError("loglikelihood: an ending of 65 tokens")
+        raise TaskError("loglikelihood: an ending has 65 tokens")
 
 
 def test_no_task_with_scores_is_no_reason_to_end_in_a_traceback(config, capsys):
@@ -271,6 +271,6 @@ def test_no_task_with_scores_is_no_reason_to_end_in_a_traceback(config, capsys):
     results = run_tasks(Picky(), settings, load_tasks(settings))
     assert results["results"] == {}
     assert describe_failures(results) == [
-        "eval_tasks: tiny_choice: loglikelihood: an ending of 65 tokens"
+        "eval_tasks: tiny_choice: loglikelihood: an ending has 65 tokens"
     ]
     assert "Traceback" not in capsys.readouterr().err

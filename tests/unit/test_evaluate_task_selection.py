@@ -102,7 +102,7 @@ def test_an_unknown_task_is_refused_with_near_names(folder):
     with pytest.raises(ConfigError) as error:
         find_tasks(["tiny_choise", "zzz"], [str(folder)])
     near, far = error.value.messages
-    assert near.startswith("eval_tasks: there is no task 'tiny_choise'; near: tiny_choice")
+    assert near.startswith("eval_tasks: there is no task 'tiny_choise'; similar: tiny_choice")
     assert "`lm-eval ls tasks`" in far
 
 
@@ -127,7 +127,7 @@ def test_a_name_of_an_earlier_lm_eval_leads_to_its_own(old, new):
 def test_an_old_name_is_refused_with_the_new_one(tmp_path):
     task = {"task": "mmlu", "dataset_path": "json", "output_type": "loglikelihood"}
     (tmp_path / "mmlu.yaml").write_text(yaml.safe_dump(task))
-    with pytest.raises(ConfigError, match=r"^eval_tasks: 'hendrycksTest-\*' .* calls it mmlu"):
+    with pytest.raises(ConfigError, match=r"^eval_tasks: 'hendrycksTest-\*' .* name, mmlu"):
         find_tasks(["hendrycksTest-*"], [str(tmp_path)])
 
 
@@ -264,7 +264,7 @@ def test_data_of_the_hub_that_are_not_here_are_told_in_one_line_without_a_networ
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError) as error:
         load_tasks(config_of(["tiny_text"], [tmp_path]))
-    assert "tiny_text: its data are not on this machine and cannot be fetched" in str(error.value)
+    assert "tiny_text: its data are not on this machine" in str(error.value)
     assert "HF_HOME" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -283,7 +283,7 @@ def test_code_written_by_the_model_is_not_run(folder, monkeypatch):
     ("wanted", "message"),
     [
         ({"num_beams": 4}, "num_beams: 4 is not supported"),
-        ({"max_gen_toks": 64}, "max_gen_toks 64 leaves no room for a context, the model reads 64"),
+        ({"max_gen_toks": 64}, "max_gen_toks 64 leaves no room .*context of 64"),
         ({"do_sample": True, "top_p": 5}, r"top_p must be in \[0, 1\], got 5"),
     ],
 )

@@ -11,7 +11,7 @@ from megatron.errors import CheckpointError
 from tests.process_group import process_group_of_one
 from tools.checkpoints.single_process import find_source
 
-GPT_NEOX, HUGGING_FACE, MEGATRON = "checkpoint of GPT-NeoX", "model of Hugging Face", "Megatron-LM"
+GPT_NEOX, HUGGING_FACE, MEGATRON = "checkpoint of GPT-NeoX", "Hugging Face model", "Megatron-LM"
 
 FOREIGN = [
     (["global_step10/mp_rank_00_model_states.pt", "latest"], GPT_NEOX),

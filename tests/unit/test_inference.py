@@ -50,7 +50,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
     with pytest.raises(CheckpointError) as error:
         read(folder)
     assert str(error.value) == (
-        f"{folder}: {BIAS} holds values that are not finite; the model has diverged: choose an "
+        f"{folder}: {BIAS} has values that are not finite; the model has diverged: choose an "
         "earlier checkpoint with iteration, or another model"
     )
 
@@ -68,7 +68,7 @@ def test_all_ranks_refuse_what_one_of_them_holds(tmp_path, monkeypatch):
         found[:] = [own, BIAS]
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    with pytest.raises(CheckpointError, match=f"{BIAS} holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=f"{BIAS} has values that are not finite"):
         read(folder)
 
 

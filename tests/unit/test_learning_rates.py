@@ -124,7 +124,7 @@ def test_the_checkpoints_schedule_is_kept_when_asked_for():
     assert continued(old, new) == (learning_rate_schedule(old), [])
     schedule, (line,) = continued(None, new)
     assert schedule == learning_rate_schedule(new)
-    assert "does not tell its schedule" in line
+    assert "does not contain its schedule" in line
 
 
 def test_a_constant_rate_has_no_length_that_could_change():

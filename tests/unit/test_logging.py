@@ -293,7 +293,7 @@ def test_a_resume_takes_back_what_came_after_its_checkpoint(tmp_path):
 
 def test_a_damaged_line_names_itself(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "start"}\nrubbish\n{"event": "stop"}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl:2: no event"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: not an event"):
         read_run_log(tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_a_damaged_line_names_itself(tmp_path):
             '{"event": "train", "iteration": 7, "weights": {"a": "x"}}',
             r"weights\.a: must be a number.*got 'x'",
         ),
-        ('{"event": "train", "iteration": 7, "weights": {"a": NaN}}', "holds NaN"),
+        ('{"event": "train", "iteration": 7, "weights": {"a": NaN}}', "contains NaN"),
         ('{"event": "validation", "iteration": 7, "domains": {"a": 2}}', r"domains\.a: .*got 2"),
         (
             '{"event": "validation", "iteration": 7, "domains": {"a": {}}}',
@@ -324,7 +324,7 @@ def test_a_damaged_line_names_itself(tmp_path):
 )
 def test_a_wrong_field_of_a_line_is_named_with_the_line(tmp_path, line, message):
     (tmp_path / "metrics.jsonl").write_text(f'{{"event": "start"}}\n{line}\n{{"event": "stop"}}\n')
-    with pytest.raises(ValueError, match=rf"metrics\.jsonl:2: no event .*{message}"):
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl:2: not an event .*{message}"):
         read_run_log(tmp_path)
 
 
@@ -379,7 +379,8 @@ def test_a_console_that_nobody_reads_any_more_is_noted_once_and_training_goes_on
     logger.say("more")
     events = read_run_log(tmp_path)
     assert [event["event"] for event in events] == ["train", "warning", "train"]
-    assert events[1]["message"] == "the console cannot be written any more (Broken pipe)"
+    assert "console" in events[1]["message"]
+    assert "(Broken pipe)" in events[1]["message"]
 
 
 def test_a_program_behind_head_goes_on_to_its_end():

@@ -14,15 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("*.md", "docs", "configs", "odm/README.md", "requirements/*.md")
 """Where text is searched as a whole; in a folder, its .md and .yml files."""
 
-NOT_CLEAN_YET = (
-    "megatron/eval_tasks",
-    "megatron/evaluation",
-    "megatron/model",
-    "megatron/neox_arguments",
-    "megatron/reporting",
-    "megatron/training.py",
-    "odm",
-)
+NOT_CLEAN_YET = ("megatron/neox_arguments",)
 """Code whose strings are not searched yet; nothing may be added here."""
 
 NOT_SEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "configs/neox_arguments.md")
@@ -42,6 +34,9 @@ BANNED = {
     "reports or warns": r"\baloud\b|\b(?:is|are|and) said\b|\b(?:says|said|say) so\b",
     "fix": r"\bmend(?:s|ed|ing)?\b",
     "does not support": r"\bthis version has not\b|\b(?:has|have) not (?:a|an|the)\b",
+    "continues": r"\b(?:training|a run|the run|program) goes on\b",
+    "previous checkpoint stays valid": r"\bin force\b",
+    "what the argument is": r"\w: (?-i:Of the \w+|See `\w+`)\.(?=\s|$)",
     "is or appears": r"\b(?:stands|lies) (?:at|on|behind|beside|there|ready)\b",
 }
 """What the glossary asks for -> what it replaces, as far as a pattern can tell."""
@@ -121,6 +116,9 @@ def test_strings_of_the_code_are_in_plain_english():
         "is run as stage 1, and said",
         "RWKV layers, which this version has not; remove it",
         "the folder lies on a disk",
+        "a warning, and training goes on without it",
+        "the checkpoint before it remains in force",
+        "Args:\n    tokenizer: Of the run.\n    seed: A number.",
     ],
 )
 def test_a_banned_form_is_found(text):
@@ -136,6 +134,7 @@ def test_a_banned_form_is_found(text):
         "ranks that have not ended",
         "one of a domain's samples",
         "a stand-in; between the lines",
+        "forces a stop; see `update`; one of the run",
     ],
 )
 def test_other_sentences_are_left_alone(text):

@@ -191,7 +191,7 @@ def test_a_folder_that_may_not_be_written_is_named(values, monkeypatch):
 
 def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
     ((_, problem),) = problems_of(values, "generate.py", save="train.py", precision="fp16")
-    assert problem.startswith("load: set it")
+    assert problem.startswith("load: is not set")
     ((_, problem),) = problems_of(values, "evaluate.py", load="nowhere", save="nowhere")
     assert problem.startswith("load: no checkpoint in nowhere")
 

@@ -120,9 +120,9 @@ def test_the_end_of_a_diverged_run_names_the_checkpoints_that_are_sound():
         run(Runner(loss=math.nan))  # step 2 still saw what step 1 had left
     with pytest.raises(FloatingPointError, match="up to iteration 2 are sound"):
         run(Runner(grad_norm=math.nan))
-    with pytest.raises(FloatingPointError, match="diverged; begin again with a lower"):
+    with pytest.raises(FloatingPointError, match="diverged; start again with a lower"):
         run(Runner(step=2, loss=math.nan))
-    with pytest.raises(FloatingPointError, match="no loss since the program began was finite"):
+    with pytest.raises(FloatingPointError, match="no loss since this program started was finite"):
         run(Runner(step=1, loss=math.nan))
 
 

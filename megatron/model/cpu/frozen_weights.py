@@ -1,9 +1,9 @@
-"""Weights that do not change for a while, laid out once for the products that read them.
+"""Stores weights that do not change for a while in the layout that a CPU multiplies fastest.
 
-A few rows at a time, a product is as fast as its weight is read. On a CPU oneDNN reads its own
-blocks faster than MKL reads rows, and making them costs about as much as five such products.
-``python -m tools.benchmark.generation_throughput --without frozen`` prints what they are worth.
-Training multiplies many rows by weights that change each step: there oneDNN wins nothing over MKL.
+The time of a product with few rows is the time to read its weight. On a CPU oneDNN reads its own
+blocks faster than MKL reads rows; making the blocks costs as much as about five such products.
+``python -m tools.benchmark.generation_throughput --without frozen`` measures the gain. Training
+multiplies many rows by weights that change at each step; there oneDNN is no faster than MKL.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from megatron.model.output_layer import OutputLayer
 __all__ = ["frozen_weights"]
 
 _SMALLEST = 1 << 18
-"""Elements from which on the blocks win, measured: below, oneDNN's 20 us a call decide."""
+"""Elements from which blocks were measured faster; below, oneDNN's 20 us per call dominate."""
 
 _NUM_ROWS = 64
-"""What the blocks are laid out for; blocks for one row are rows, and twice as slow for it."""
+"""Rows that the blocks are made for; blocks made for one row would be rows, and twice as slow."""
 
 
 def _has_blocks() -> bool:
@@ -39,14 +39,14 @@ _HAS_BLOCKS = _has_blocks()
 
 @contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Copies the large weights of a model into blocks, where this is quicker, for the block's time.
+    """Inside the ``with`` block, products use copies of large weights in oneDNN's layout if faster.
 
-    The results stay the same but for rounding. The memory of the copied weights is needed twice.
-    Inside another such block, and where the device or the precision has no use for it, nothing
-    happens.
+    Results are the same except for rounding. The copied weights need their memory twice. Nothing
+    happens inside another such block, or if the device or the precision gains nothing.
 
     Args:
-        model: Its weights must not change, and it must not train, inside the block.
+        model: The model; inside the ``with`` block it must not train and its weights must not
+            change.
     """
     changed: list[ColumnParallelLinear | RowParallelLinear | OutputLayer] = []
     for module in model.modules():
@@ -68,7 +68,7 @@ def _is_worth_it(weight: Tensor) -> bool:
         _HAS_BLOCKS
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"
-        and weight.numel() >= max(1, _SMALLEST)  # a rank may hold no token of the vocabulary
+        and weight.numel() >= max(1, _SMALLEST)  # a rank may have no token of the vocabulary
     )
 
 

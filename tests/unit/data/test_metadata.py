@@ -65,7 +65,7 @@ def test_a_damaged_sidecar_is_named(tmp_path, text, message):
         ("tokenizer", {"type": "x", "vocab_size": None}, r"tokenizer\.vocab_size: .*got None"),
         ("tokenizer", {"type": "x"}, r"lacks tokenizer\.vocab_size"),
         ("tokenizer", {"type": "x", "vocab_size": 9, "sha256": 5}, r"tokenizer\.sha256: .*got 5"),
-        ("more", 1, "'more': is no field"),
+        ("more", 1, "'more': not a field"),
     ],
 )
 def test_a_wrong_field_of_a_sidecar_is_named_with_its_value(tmp_path, field, value, message):

@@ -100,7 +100,7 @@ class Pairs(CharLevelTokenizer):
 @pytest.mark.parametrize(
     ("tokenizer", "ending", "reason"),
     [
-        (CharLevelTokenizer(), "", "since the ending has none; correct doc_to_text"),
+        (CharLevelTokenizer(), "", "has no tokens; correct doc_to_text"),
         (Pairs(), "d", "the tokenizer joins the ending 'd' and its context"),
     ],
 )

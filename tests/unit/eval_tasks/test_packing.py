@@ -111,7 +111,7 @@ def test_a_long_masked_row_counts_more_than_once(monkeypatch):
 def test_contexts_lose_their_beginning_and_endings_are_never_cut():
     assert fit_window([1, 2, 3, 4], [5, 6], 4) == (2, 3, 4)
     assert fit_window([1, 2], [5, 6, 7, 8], 4) == (2,)
-    with pytest.raises(TaskError, match="ending of 5 tokens, the model reads 4"):
+    with pytest.raises(TaskError, match="ending has 5 tokens, the model's context 4"):
         fit_window([1], [5, 6, 7, 8, 9], 4)
 
 

@@ -69,19 +69,19 @@ def broken_off(monkeypatch):
 def test_broken_off_tasks_stop_the_run_and_leave_the_model_in_training(broken_off):
     state, said, hook = broken_off(EvaluationStopped())
     assert state.stop
-    assert said == [" tasks at iteration 2 broken off: asked to stop"]
+    assert said == [" tasks at iteration 2 stopped: the run was asked to stop"]
     hook.at_end(state)  # not again
     assert len(said) == 1
 
 
 @pytest.mark.parametrize("others", [{}, {"good": {"acc,none": 0.5}}])
 def test_a_task_that_fails_is_a_warning_and_training_goes_on(broken_off, others):
-    failed = {"long": "loglikelihood: an ending of 65 tokens"}
+    failed = {"long": "loglikelihood: an ending has 65 tokens"}
     state, said, hook = broken_off({"results": others, "failed_tasks": failed})
     assert not state.stop
     assert said == [
-        "warning at 2: eval_tasks: long: loglikelihood: an ending of 65 tokens; training goes on "
-        "without its scores",
+        "warning at 2: eval_tasks: long: loglikelihood: an ending has 65 tokens; training "
+        "continues without its scores",
         *(f"scores at 2: {task} {{'acc': 0.5}}" for task in others),
     ]
     hook.at_end(state)  # the same iteration: not again

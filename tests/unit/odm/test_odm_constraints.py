@@ -260,9 +260,9 @@ def test_bounds_that_cannot_hold_are_refused_with_the_sums():
     [
         (lambda: Floor(-0.1), r"floor: minimum must be in \[0, 1\]"),
         (lambda: Ceiling(1.5), r"ceiling: maximum must be in \[0, 1\]"),
-        (lambda: TrustRegion(), "give max_kl or max_total_variation"),
-        (lambda: TrustRegion(max_kl=0.1, max_total_variation=0.1), "one of them"),
-        (lambda: TrustRegion(max_kl=0.0), "> 0"),
+        (lambda: TrustRegion(), "give either max_kl or max_total_variation"),
+        (lambda: TrustRegion(max_kl=0.1, max_total_variation=0.1), "either max_kl or"),
+        (lambda: TrustRegion(max_kl=0.0), "above 0"),
         (lambda: EpochCap(0, (10,), 5), "must be positive"),
         (lambda: EpochCap((1, float("inf")), (10, 10), 5), "must be positive"),
         (lambda: EpochCap((1, 1), (10, 10, 10), 5), "max_epochs has 2 entries, .* 3 domains"),

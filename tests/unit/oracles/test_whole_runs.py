@@ -158,7 +158,7 @@ def test_data_that_changed_since_the_checkpoint_are_told(corpus, tmp_path):
 @pytest.mark.parametrize("keys", [{"load": None}, {"finetune": True}])
 def test_a_run_from_the_start_does_not_replace_checkpoints(keys, corpus, tmp_path):
     run(corpus, tmp_path, exit_interval=1)
-    with pytest.raises(ConfigError, match="holds checkpoints up to iteration 1"):
+    with pytest.raises(ConfigError, match="checkpoints up to iteration 1"):
         run(corpus, tmp_path, **keys)
     assert checkpoint_steps(tmp_path / "run") == [1]
 
