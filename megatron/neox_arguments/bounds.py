@@ -59,11 +59,11 @@ def check_plain(value: Any, where: str) -> None:
                 f"{where} is nested more than {DEEPEST_NESTING} deep; make it flatter"
             )
         if count > MOST_VALUES:
-            raise ConfigError(f"{where} holds more than {MOST_VALUES} values; shorten it")
+            raise ConfigError(f"{where} contains more than {MOST_VALUES} values; shorten it")
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, (str, int, float)):  # a bool is an int
-                    raise ConfigError(f"{where}: holds the key {shown(key)}; put it in quotes")
+                    raise ConfigError(f"{where}: contains the key {shown(key)}; put it in quotes")
                 if problem := _scalar_problem(key):
                     raise ConfigError(f"{where}: a key {problem}")
                 pending.append((item, f"{where}.{shown_key(str(key))}", depth + 1))
@@ -82,7 +82,7 @@ def _scalar_problem(value: Any) -> str | None:
     """Returns what is wrong with a value that is neither a list nor a section, or None."""
     if isinstance(value, str):
         if "\0" in value:
-            return "holds the character NUL; remove it"
+            return "contains the character NUL; remove it"
         if not value.isascii() and not _is_utf8(value):
             return "holds half a character (a surrogate); write it whole"
     elif isinstance(value, float):

@@ -58,7 +58,7 @@ def reference_markdown() -> str:
             if field.section == name:
                 parts.append(_entry(field, docs[field.answer or field.name]))
     parts.append(
-        "\n## Other names\n\nOld names, and keys beside a section that stand for its own.\n"
+        "\n## Other names\n\nOld names, and keys outside a section that set one of its keys.\n"
     )
     parts += [
         f"\n- **{alias.old}**: {describe(alias.type)}. Default: {_default(alias.default)}."

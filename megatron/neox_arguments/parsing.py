@@ -44,12 +44,12 @@ def parse_text(text: str, source: str) -> list[Entry]:
     if match := _NOT_TEXT.search(text):
         where = f"{source}:{_line_at(text, match.start())}"
         raise ConfigError(
-            f"{where}: holds the character U+{ord(match.group()):04X}, which text cannot hold; "
+            f"{where}: contains the character U+{ord(match.group()):04X}, which text cannot have; "
             "save the file as UTF-8, or remove the character"
         )
     if text.count("\n") + text.count(",") > MOST_LINES:
         raise ConfigError(
-            f"{source}:1: holds more than {MOST_LINES} lines and commas; is this a configuration?"
+            f"{source}:1: contains more than {MOST_LINES} lines and commas; is it a configuration?"
         )
     loader = _BoundedLoader(text)
     try:
@@ -149,9 +149,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._require_depth(self._depth + height, event.start_mark)
         self._count += size
         if self._count > MOST_VALUES:
-            problem = (
-                f"holds more than {MOST_VALUES} values, with those that aliases repeat; shorten it"
-            )
+            problem = f"contains more than {MOST_VALUES} values, with those that aliases repeat; shorten it"
             raise _BeyondBound(problem, event.start_mark)
         return node
 

@@ -16,7 +16,7 @@ def resolve_saving(draft: Draft) -> Saving:
     draft.require(
         save is None or factor is not None or bool(extra),
         "save",
-        "save is set but neither checkpoint_factor nor extra_save_iters says when; set one of them",
+        "save is set, but neither checkpoint_factor nor extra_save_iters is; set one of them",
     )
     draft.require(
         all(step >= 0 for step in extra),

@@ -123,7 +123,7 @@ class DataKeys:
     """Prefix of one dataset that `split` divides. Not together with lists of paths."""
 
     train_data_paths: list[str] | None = None
-    """Prefixes of the training datasets, one a domain."""
+    """Prefixes of the training datasets, one per domain."""
 
     valid_data_paths: list[str] | None = None
     """Prefixes of the validation datasets. Optional, as the next: what is not named is not

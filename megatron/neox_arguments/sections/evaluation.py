@@ -129,7 +129,7 @@ class Generation:
     """File of prompts, separated by `prompt_end`. `-i` sets it, and `text_gen_type: input-file`."""
 
     output_file: Annotated[str | None, Key("sample_output_file")] = "samples.txt"
-    """File that gets one JSON object a sample; it ends in `.part` until all are there. Empty or
+    """File that gets one JSON object per sample; it ends in `.part` until all are there. Empty or
     null prints instead."""
 
     num_samples: Annotated[int, at_least(1)] = 1

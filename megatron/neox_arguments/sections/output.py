@@ -38,7 +38,7 @@ class Saving:
     """Deletes older checkpoints. Not set: keeps all."""
 
     async_save: bool = False
-    """Copies weights and optimizer to memory and writes the checkpoint while training goes on.
+    """Copies weights and optimizer to memory and writes the checkpoint while training continues.
     False: training waits until the files are on disk."""
 
     no_save_optim: bool = False
@@ -129,5 +129,5 @@ class Logging:
     """DeepSpeed's own CSV monitor, passed through."""
 
     def is_beside_checkpoints(self, save_path: str | None) -> bool:
-        """Tells whether the run log is where it is when nothing else is said."""
+        """Tells whether the run log is in its default place, beside the checkpoints."""
         return save_path is not None and self.log_dir == str(Path(save_path) / "logs")

@@ -34,8 +34,8 @@ def message_of(call, *arguments, **keywords) -> str:
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
-        ("seed: 1\nlr: \0\n", "2", "holds the character U+0000"),
-        ("seed: 1\nlr: \x07\n", "2", "holds the character U+0007"),
+        ("seed: 1\nlr: \0\n", "2", "contains the character U+0000"),
+        ("seed: 1\nlr: \x07\n", "2", "contains the character U+0007"),
         ('seed: 1\nlr: !!int ""\n', "2", "a value does not fit its tag"),
         ("lr: !!float x\n", "1", "a value does not fit its tag"),
         ("lr: !!bool x\n", "1", "a value does not fit its tag"),
@@ -47,7 +47,7 @@ def message_of(call, *arguments, **keywords) -> str:
         ("lr: =\n", "1:5", "has the tag"),
         ('seed: 1\n"\\U00110000": 1\n', "2:4", "malformed YAML: no such character"),
         ('lr: "\\ud800"\n', "1:5", "holds half a character"),
-        ('lr: "\\0"\n', "1", "lr holds the character NUL"),
+        ('lr: "\\0"\n', "1", "lr contains the character NUL"),
         ("fp16: {a: 1, b: .inf}\n", "1", "fp16.b holds inf; write a finite number"),
         (f"seed: 1\nlr: {'9' * 5000}\n", "2:5", "a number of 5000 characters is too long"),
         (f"lr: 0x{'f' * 101}\n", "1:5", "a number of 103 characters is too long"),
@@ -58,8 +58,8 @@ def message_of(call, *arguments, **keywords) -> str:
         (f"lr:\n{'- ' * 100_000}", "2:101", DEEP),
         ("? " * 100_000, "1:103", DEEP),
         ("".join(f"{' ' * n}a:\n" for n in range(900)), "50:50", DEEP),
-        (f"a0: &a0 [{', '.join('x' * 9)}]\n{NINE}", "6:10", "holds more than 100000 values"),
-        (f"a0: &a0 {{x: 1}}\n{MERGED}", "6:30", "holds more than 100000 values"),
+        (f"a0: &a0 [{', '.join('x' * 9)}]\n{NINE}", "6:10", "contains more than 100000 values"),
+        (f"a0: &a0 {{x: 1}}\n{MERGED}", "6:30", "contains more than 100000 values"),
         (f"a0: &a0 [x]\n{CHAIN}", "49:12", DEEP),
         ("lr: &a [1, *a]\n", "1:12", "*a holds itself"),
         ("lr: &a {b: {c: *a}}\n", "1:16", "*a holds itself"),
@@ -69,7 +69,7 @@ def message_of(call, *arguments, **keywords) -> str:
         ("null: 1\n", "1", "a key must be text, got None"),
         ("<<: 1\n", "1:5", "malformed YAML: expected a mapping"),
         ("%YAML " + "9" * 5000 + ".1\n---\nlr: 1\n", "1:7", "malformed YAML: no such character"),
-        ("lr:\n" + "- x\n" * 100_000, "1", "holds more than 20000 lines and commas"),
+        ("lr:\n" + "- x\n" * 100_000, "1", "contains more than 20000 lines and commas"),
         ("".join(f"k{n}: 1\n" for n in range(1001)), "1", "has 1001 keys, must be at most 1000"),
         (f"lr: *{'a' * 5000}\n", "1:5", "malformed YAML: found undefined alias 'aaa"),
     ],
@@ -86,7 +86,7 @@ def test_a_hostile_yaml_file_is_one_message_with_its_line(text, place, problem):
         ('{\n\t"a": ' + "9" * 5000 + "}", "2", "a number of 5000 characters is too long"),
         ('{\n\t"a": {"b": NaN}}', "2", "a.b holds nan; write a finite number"),
         ('{\n\t"a": "\\ud800"}', "2", "a holds half a character"),
-        ('{\n\t"a": "\\u0000"}', "2", "a holds the character NUL"),
+        ('{\n\t"a": "\\u0000"}', "2", "a contains the character NUL"),
         ('{\n\t"a": ' + '"\\"' * 50_000, "2:11", "malformed JSON"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_is_just_within_the_bounds_is_read():
     [
         ("seed: 1\n".encode("utf-16"), ":1: is not UTF-8 text"),
         ("seed: 1\n".encode("utf-32"), ":1: is not UTF-8 text"),
-        ("seed: 1\n".encode("utf-16-le"), ":1: holds the character U+0000"),
+        ("seed: 1\n".encode("utf-16-le"), ":1: contains the character U+0000"),
         (b"seed: 1\nlr: \xe9\n", ":2: is not UTF-8 text"),
         (b"#" * 2**20, ": is larger than 524288 bytes"),
     ],
@@ -133,7 +133,7 @@ def own_list() -> list:
     [
         ({"fp16": {"enabled": own_list()}}, f"fp16.enabled {DEEP}"),
         ({"wandb": {"group": "\ud800"}}, "wandb.group holds half a character"),
-        ({"save": "a\0b"}, "save holds the character NUL"),
+        ({"save": "a\0b"}, "save contains the character NUL"),
         ({"zero_optimization": {"stage": 10**400}}, "zero_optimization.stage holds a number above"),
         ({"lr": "9" * 5000}, "lr must be a number, got '999"),
         ({"seed": "0" * 5000 + "1"}, "seed must be a whole number, got '000"),
@@ -185,7 +185,7 @@ def test_deepy_says_where_a_hostile_file_is_wrong(tmp_path, monkeypatch, capsys)
     (tmp_path / "train.py").write_text("")
     (tmp_path / "x.yml").write_bytes(b"num_layers: 2\nhidden_size: 8\0\n")
     assert main(["train.py", "x.yml", "--check"]) == 2
-    assert capsys.readouterr().err.startswith("x.yml:2: holds the character U+0000")
+    assert capsys.readouterr().err.startswith("x.yml:2: contains the character U+0000")
 
 
 @pytest.mark.parametrize("kind", KINDS)

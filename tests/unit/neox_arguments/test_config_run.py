@@ -38,8 +38,7 @@ def test_without_a_folder_nothing_is_saved(make_config):
     [
         (
             {"save": "x"},
-            "save is set but neither checkpoint_factor nor extra_save_iters says when; "
-            "set one of them",
+            "save is set, but neither checkpoint_factor nor extra_save_iters is; set one of them",
         ),
         (
             {"checkpoint_factor": 0.5},
