@@ -97,7 +97,7 @@ def test_seeds_that_share_their_lower_bits_are_others():
 
 def test_the_temperature_does_not_round_logits_in_half_precision():
     logits = torch.tensor([[100.0, 101.0]], dtype=torch.bfloat16)  # a third becomes 33.25 and 33.75
-    parameters = SamplingParameters(temperature=3.0, min_p=0.65)  # exp(-1 / 3) is 0.717
+    parameters = SamplingParameters(temperature=3.0, min_p=0.7)  # exp(-1 / 3) is 0.717
     generators = [sample_generator(0, number) for number in range(40)]
     tokens = next_tokens(logits.expand(40, 2), parameters, generators=generators)
     assert set(tokens.tolist()) == {0, 1}
