@@ -334,9 +334,9 @@ def test_local_tasks_ask_no_network(folder, tmp_path):
         "socket.getaddrinfo = refuse\n"
         "from megatron.eval_tasks.task_selection import load_tasks\n"
         f"folders = [{str(folder)!r}]\n"
-        "settings = Space(eval_tasks=['tiny_text'], eval_task_paths=folders)\n"
-        "settings.eval_apply_chat_template = settings.trust_task_code = False\n"
-        "load_tasks(Space(text_generation=settings, model=Space(max_position_embeddings=64)))\n"
+        "settings = Space(tasks=['tiny_text'], task_paths=folders)\n"
+        "settings.apply_chat_template = settings.trust_task_code = False\n"
+        "load_tasks(Space(evaluation=settings, model=Space(max_position_embeddings=64)))\n"
         "print(json.dumps(asked))\n"
     )
     environ = {k: v for k, v in os.environ.items() if k not in OFFLINE}
