@@ -149,7 +149,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._require_depth(self._depth + height, event.start_mark)
         self._count += size
         if self._count > MOST_VALUES:
-            problem = f"contains more than {MOST_VALUES} values, with what aliases repeat; shorten it"
+            problem = f"contains more than {MOST_VALUES} values, aliases included; shorten it"
             raise _BeyondBound(problem, event.start_mark)
         return node
 
