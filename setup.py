@@ -46,7 +46,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["odm", "odm.*", "megatron", "megatron.*"]),
-    package_data={"odm": ["py.typed"]},
+    package_data={"odm": ["py.typed"], "odm.gym": ["*.json"]},
     install_requires=["numpy>=1.24"],  # as odm/pyproject.toml says
     extras_require={extra: requirements(file_name) for extra, file_name in EXTRAS.items()},
     entry_points={"console_scripts": ["odm-replay = odm.replay:main"]},
