@@ -108,7 +108,6 @@ class Data:
     no tokenizer to ask."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataKeys:
     """Keys that decide fields of `Data` together."""
 
@@ -199,7 +198,6 @@ class Mixing:
     overshoot it a little."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MixingKeys:
     """Keys that decide fields of `Mixing` together."""
 
