@@ -34,6 +34,9 @@ RUNNER_KEYS = (
 """Keys of DeepSpeed's runner."""
 
 
+_MISSING = object()
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A configuration key.
@@ -81,21 +84,22 @@ def _all_fields() -> Iterator[Field]:
 def _fields_of(name: str, declared: type[Any]) -> Iterator[Field]:
     hints = get_type_hints(declared, include_extras=True)
     is_answer = declared is SECTIONS[name].answers
-    for field in dataclasses.fields(declared):
-        kind, extras = hints[field.name], list[Any]()
+    for attribute in declared.__annotations__:
+        kind, extras = hints[attribute], list[Any]()
         if get_origin(kind) is Annotated:
             kind, *extras = get_args(kind)
         key = next((extra for extra in extras if isinstance(extra, Key)), None)
-        has_default = field.default is not dataclasses.MISSING
+        default = vars(declared).get(attribute, _MISSING)
+        has_default = default is not _MISSING
         if key is None and not has_default:
             continue  # a rule gives it
         is_written_otherwise = key is not None and key.type is not SAME
         yield Field(
-            name=key.name if key else field.name,
+            name=key.name if key else attribute,
             section=name,
-            answer=field.name if is_answer else None,
+            answer=attribute if is_answer else None,
             type=key.type if key and is_written_otherwise else kind,
-            default=field.default if has_default else key.default if key else None,
+            default=default if has_default else key.default if key else None,
             bounds=tuple(extra for extra in extras if isinstance(extra, Bound)),
             only_training=SECTIONS[name].only_training or ONLY_TRAINING in extras,
             is_computed=is_written_otherwise,

@@ -2,7 +2,7 @@
 
 A field with a default, or with a `Key`, is a key of the configuration files; other fields follow
 from keys by a rule (see `rules`). A string under a field is its documentation. The classes that end
-in `Keys` declare keys of which no section has the written value.
+in `Keys` only declare keys: no section has the written value of these.
 """
 
 from __future__ import annotations

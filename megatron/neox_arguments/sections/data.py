@@ -115,7 +115,6 @@ class Data:
     no tokenizer to ask."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataKeys:
     """Keys that decide fields of `Data` together."""
 
@@ -202,7 +201,6 @@ class Mixing:
     overshoot it a little."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MixingKeys:
     """Keys that decide fields of `Mixing` together."""
 

@@ -73,7 +73,6 @@ class Launch:
     from the environment; what a run writes never holds one."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LaunchKeys:
     """Keys that decide fields of `Launch` together."""
 

@@ -40,7 +40,6 @@ class Layout:
     """The ZeRO section as DeepSpeed takes it, with the effective stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LayoutKeys:
     """Keys that decide fields of `Layout` together."""
 

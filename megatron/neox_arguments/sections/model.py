@@ -149,7 +149,6 @@ class Model:
     `checkpoint_activations`; 0 in the answer: all activations are kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelKeys:
     """Keys that decide fields of `Model` together."""
 

@@ -39,7 +39,6 @@ class Precision:
     """`{"grad_accum_dtype": "fp32"}`: number format in which gradients are accumulated."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PrecisionKeys:
     """Keys that decide fields of `Precision` together."""
 
@@ -82,7 +81,6 @@ class Optimizer:
     """Largest global norm of the gradient. 0 clips nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class OptimizerKeys:
     """Keys that decide fields of `Optimizer` together."""
 
@@ -125,7 +123,6 @@ class Schedule:
     """Saves and ends the program at every multiple of this."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ScheduleKeys:
     """Keys that decide fields of `Schedule` together."""
 
