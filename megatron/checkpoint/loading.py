@@ -29,11 +29,11 @@ from megatron.checkpoint.index import parameter_info
 from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpoint.schema import RUN_FILES
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig
 from megatron.model.parameters import ParameterSpec, cut_shard, extremes, spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 from megatron.runtime.agreement import agree, problem_of
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
     "find_checkpoint",
@@ -132,14 +132,14 @@ def load_module_weights(
     reader = CheckpointReader(folder)
     wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
     network = getattr(module, "config", None)
-    if isinstance(network, ModelConfig) and topology.rank == 0:
+    if isinstance(network, ModelShape) and topology.rank == 0:
         if read_resolved_config(folder) is None:
             logger.warning(
                 "%s: has no configs/resolved.json, so only names and shapes were compared with "
                 "this network",
                 folder,
             )
-    problem = network_problem(network, folder) if isinstance(network, ModelConfig) else None
+    problem = network_problem(network, folder) if isinstance(network, ModelShape) else None
     if problem is not None and on_other_network is None:
         raise CheckpointError(problem)
     shapes = {name: spec.logical_shape for name, (_, spec) in wanted.items()}

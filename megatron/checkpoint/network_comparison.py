@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint.format import read_resolved_config
-from megatron.model.config import ModelConfig
 from megatron.neox_arguments.rules.model import NORM_EPSILONS
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["first_difference", "network_problem"]
 
@@ -32,7 +32,7 @@ _FREE = {
     "checkpoint_num_layers",
     "z_loss",
 }
-"""Fields of `ModelConfig` that may change between runs; a new one is compared."""
+"""Fields of `ModelShape` that may change between runs; a new one is compared."""
 
 _ONLY_WITH = {
     "max_position_embeddings": ("pos_emb", "learned"),  # otherwise only a limit on the context
@@ -50,7 +50,7 @@ _LABELS = {
 """Field -> its label in messages, if the user sets it by a key of another name."""
 
 
-def network_problem(network: ModelConfig, folder: Path) -> str | None:
+def network_problem(network: ModelShape, folder: Path) -> str | None:
     """A message if a checkpoint's weights were trained in another network, otherwise None.
 
     A checkpoint without a description of its network is accepted. So is a missing field, since an
@@ -74,7 +74,7 @@ def network_problem(network: ModelConfig, folder: Path) -> str | None:
 
 
 def first_difference(
-    network: ModelConfig, sections: Mapping[str, Any]
+    network: ModelShape, sections: Mapping[str, Any]
 ) -> tuple[str, object, object] | None:
     """The first difference that changes the result: (key, checkpoint's value, network's value).
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from megatron.engine.state import TrainState
-from megatron.model.config import ModelConfig
 from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.run_config import SCHEMA_VERSION
+from megatron.sizing.model_shape import ModelShape
 from odm.json_data import (
     Check,
     SchemaError,
@@ -130,7 +130,7 @@ _STATE = fields(
 _SECTION = mapping_of(anything)
 _OF_TYPE = {int: integer(0, 1 << 19), float: number(), bool: boolean}
 _NETWORK: dict[str, Check] = {
-    **{name: _OF_TYPE.get(kind, text()) for name, kind in get_type_hints(ModelConfig).items()},
+    **{name: _OF_TYPE.get(kind, text()) for name, kind in get_type_hints(ModelShape).items()},
     "norm_epsilon": number(0),
     "num_layers": integer(1, 10_000),
     "max_position_embeddings": integer(1, 1 << 31),

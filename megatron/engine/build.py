@@ -26,7 +26,6 @@ from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunn
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import is_same_path
-from megatron.model.config import ModelConfig, model_config
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.pipeline_model import GPT2PipelineModel
 from megatron.mpu import Topology
@@ -35,6 +34,7 @@ from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem, passed_sections
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import set_timeout_on_all_groups
+from megatron.sizing.model_shape import ModelShape, model_shape
 from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
 
 __all__ = ["LoadedRun", "build_model", "build_runner", "checkpoint_to_load"]
@@ -65,10 +65,10 @@ class LoadedRun:
         return is_same_path(self.folder.parent, save)
 
 
-def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelConfig:
+def build_model_config(config: RunConfig, tokenizer: AbstractTokenizer) -> ModelShape:
     """Shape of the network for a run; the vocabulary is padded so that the layout can divide it."""
     divisor = math.lcm(config.model.make_vocab_size_divisible_by, config.layout.model_parallel_size)
-    return model_config(
+    return model_shape(
         config,
         vocab_size=tokenizer.vocab_size,
         padded_vocab_size=padded_vocab_size(tokenizer.vocab_size, divisor),

@@ -12,13 +12,13 @@ from contextlib import nullcontext
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.config import ModelConfig
 from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.positional_embeddings import RotaryTable, rotate_
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["SelfAttention"]
 
@@ -26,9 +26,7 @@ __all__ = ["SelfAttention"]
 class SelfAttention(nn.Module):
     """Attention by ``scaled_dot_product_attention``: no (s, s) mask or score matrix is stored."""
 
-    def __init__(
-        self, config: ModelConfig, rotary: RotaryTable | None, tp: TensorParallel = SINGLE
-    ):
+    def __init__(self, config: ModelShape, rotary: RotaryTable | None, tp: TensorParallel = SINGLE):
         super().__init__()
         self.tp = tp
         self.num_kv_heads = tp.divide(config.num_kv_heads, "num_kv_heads")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.config import ModelConfig
 from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
@@ -23,6 +22,7 @@ from megatron.model.positional_embeddings import make_rotary
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["GPT2Model", "layer_list"]
 
@@ -30,7 +30,7 @@ LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
 """Class of a layer, and its positional arguments."""
 
 
-def layer_list(config: ModelConfig, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
+def layer_list(config: ModelShape, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
     """GPT-NeoX's layer numbers -> class and arguments of the layer.
 
     With tied embeddings the layer after the final norm is missing, since it has no matrix.
@@ -55,7 +55,7 @@ class GPT2Model(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         *,
         seed: int,
         tp: TensorParallel = SINGLE,

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from megatron.model.config import ModelConfig
 from megatron.model.parameters import InitMethod, cut_shard, spec_of
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
     "INIT_METHODS",
@@ -81,7 +81,7 @@ def resolve_init_method(name: str, *, std: float, num_layers: int, hidden_size: 
     return INIT_METHODS[name](std, num_layers, hidden_size)
 
 
-def init_methods(config: ModelConfig) -> tuple[InitMethod, InitMethod]:
+def init_methods(config: ModelShape) -> tuple[InitMethod, InitMethod]:
     """``init_method``, and ``output_layer_init_method`` for layers that write into the residual."""
     first, output = (
         resolve_init_method(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from megatron.model.activations import get_activation
-from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["MLP"]
 
@@ -16,7 +16,7 @@ __all__ = ["MLP"]
 class MLP(nn.Module):
     """``dense_4h_to_h(act(dense_h_to_4h(x)))``; gated: ``act(gate) * x`` with the gate first."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+    def __init__(self, config: ModelShape, tp: TensorParallel = SINGLE):
         super().__init__()
         self.tp = tp
         self.is_gated = config.is_gated_mlp

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.config import ModelConfig
 from megatron.model.init_functions import ones, zeros
 from megatron.model.parameters import make_parameter
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["LayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
 
@@ -65,7 +65,7 @@ class ScaleNorm(nn.Module):
         return hidden / norm * self.tp.shared(self.g)
 
 
-def make_norm(config: ModelConfig, tp: TensorParallel = SINGLE) -> nn.Module:
+def make_norm(config: ModelShape, tp: TensorParallel = SINGLE) -> nn.Module:
     """Builds the configured norm, for the width of the residual stream."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)

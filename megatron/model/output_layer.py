@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.model.config import ModelConfig
 from megatron.model.loss import chunked_cross_entropy, token_losses
 from megatron.model.norms import make_norm
 from megatron.model.scoring import score_targets
 from megatron.model.word_embeddings import VocabularyTable
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["FinalNorm", "OutputLayer"]
 
@@ -21,7 +21,7 @@ __all__ = ["FinalNorm", "OutputLayer"]
 class FinalNorm(nn.Module):
     """The norm above the last block."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+    def __init__(self, config: ModelShape, tp: TensorParallel = SINGLE):
         super().__init__()
         self.norm = make_norm(config, tp)
 
@@ -38,7 +38,7 @@ class OutputLayer(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         tp: TensorParallel = SINGLE,
         *,
         tied: VocabularyTable | None = None,

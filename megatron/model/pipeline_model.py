@@ -11,12 +11,12 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import layer_list
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
 from megatron.model.transformer import TransformerLayer
 from megatron.mpu import TensorParallel, Topology
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["GPT2PipelineModel", "TokenLosses"]
 
@@ -78,7 +78,7 @@ class GPT2PipelineModel(PipelineModule):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelShape,
         topology: Topology,
         tp: TensorParallel,
         *,
@@ -122,7 +122,7 @@ class GPT2PipelineModel(PipelineModule):
         return OutputLayer(self.config, tp, tied=self.tied_modules["embed"].word_embeddings)
 
 
-def _layer_specs(config: ModelConfig, tp: TensorParallel) -> list[Any]:
+def _layer_specs(config: ModelShape, tp: TensorParallel) -> list[Any]:
     """Layers 0 .. L+4; a layer's position in the list is its name."""
     recipes = layer_list(config, tp)
     specs: list[Any] = [_pass_through] * (config.num_layers + 5)

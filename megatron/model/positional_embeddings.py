@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from megatron.model.config import ModelConfig
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["RotaryTable", "make_rotary", "rotate_", "sinusoidal_positions"]
 
@@ -50,7 +50,7 @@ class RotaryTable:
         return table[0][:length], table[1][:length]
 
 
-def make_rotary(config: ModelConfig) -> RotaryTable | None:
+def make_rotary(config: ModelShape) -> RotaryTable | None:
     """The table that all layers share; None without rotary positions."""
     if config.pos_emb != "rotary":
         return None

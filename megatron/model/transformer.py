@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.attention import SelfAttention
-from megatron.model.config import ModelConfig
 from megatron.model.forward_context import ForwardContext
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.mlp import MLP
 from megatron.model.norms import make_norm
 from megatron.model.positional_embeddings import RotaryTable
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["TransformerLayer"]
 
@@ -25,9 +25,7 @@ class TransformerLayer(nn.Module):
     ``gpt_j_tied``.
     """
 
-    def __init__(
-        self, config: ModelConfig, rotary: RotaryTable | None, tp: TensorParallel = SINGLE
-    ):
+    def __init__(self, config: ModelShape, rotary: RotaryTable | None, tp: TensorParallel = SINGLE):
         super().__init__()
         self.tp = tp
         self.is_parallel = config.gpt_j_residual

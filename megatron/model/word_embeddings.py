@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatron.model.config import ModelConfig
 from megatron.model.init_functions import init_methods
 from megatron.model.loss import VocabularyPart
 from megatron.model.parameters import make_parameter
 from megatron.model.positional_embeddings import sinusoidal_positions
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["Embedding", "EmbeddingTable", "VocabularyTable"]
 
@@ -19,7 +19,7 @@ __all__ = ["Embedding", "EmbeddingTable", "VocabularyTable"]
 class EmbeddingTable(nn.Module):
     """A lookup table (rows, h), the same on every rank."""
 
-    def __init__(self, config: ModelConfig, rows: int):
+    def __init__(self, config: ModelShape, rows: int):
         super().__init__()
         self.weight = make_parameter(rows, config.hidden_size, init_method=init_methods(config)[0])
 
@@ -33,7 +33,7 @@ class VocabularyTable(nn.Module):
     Padding rows exist only in memory, never in a checkpoint; ``part`` tells which rows are tokens.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+    def __init__(self, config: ModelShape, tp: TensorParallel = SINGLE):
         super().__init__()
         self.tp = tp
         rows = tp.divide(config.padded_vocab_size, "padded_vocab_size")
@@ -61,7 +61,7 @@ class Embedding(nn.Module):
     With sequence parallelism the result is this rank's part of the sequence.
     """
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel = SINGLE):
+    def __init__(self, config: ModelShape, tp: TensorParallel = SINGLE):
         super().__init__()
         self.config = config
         self.tp = tp

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megatron.checkpoint.loading import load_module_weights
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import RankGrid, Topology
+from megatron.sizing.model_shape import ModelShape
 from tools.convert_to_hf import main as export_main
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.network import parameter_infos
@@ -56,11 +56,11 @@ def model_fields(tokenizer_file: Path, **changes: Any) -> dict[str, Any]:
     return {**fields, **changes}
 
 
-def shape_of(fields: dict[str, Any], vocab_size: int = VOCAB_SIZE) -> ModelConfig:
+def shape_of(fields: dict[str, Any], vocab_size: int = VOCAB_SIZE) -> ModelShape:
     return RunSettings(resolve_model_fields(fields).to_dict()).shape(vocab_size)
 
 
-def random_weights(shape: ModelConfig) -> dict[str, torch.Tensor]:
+def random_weights(shape: ModelShape) -> dict[str, torch.Tensor]:
     """Far from initial values: matrices of 0.3, norms and biases spread by 0.5."""
     generator = torch.Generator().manual_seed(5)
     return {

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from megatron.launcher.dry_run import describe_run
-from megatron.model.config import ModelConfig
 from megatron.model.positional_embeddings import make_rotary
 from megatron.model.transformer import TransformerLayer
 from megatron.neox_arguments import NeoXArgs, resolve
@@ -26,11 +25,12 @@ from megatron.sizing.memory import (
     memory_plan,
     savings,
 )
+from megatron.sizing.model_shape import ModelShape
 from tests.unit.model.shapes import small_model
 from tests.unit.test_stage_plan import MODELS
 
 
-def plan_of(config: ModelConfig | None = None, **changes: Any) -> MemoryPlan:
+def plan_of(config: ModelShape | None = None, **changes: Any) -> MemoryPlan:
     shape = config or small_model()
     settings: dict[str, Any] = {
         "pipe": 1,
@@ -53,7 +53,7 @@ def plan_of(config: ModelConfig | None = None, **changes: Any) -> MemoryPlan:
     return MemoryPlan(shape=shape, vocabulary=Vocabulary(61, "given"), **{**settings, **changes})
 
 
-def kept_bytes(config: ModelConfig, batch: int, length: int) -> int:
+def kept_bytes(config: ModelShape, batch: int, length: int) -> int:
     """Bytes that autograd keeps for a block's backward pass, each piece of memory once."""
     layer = TransformerLayer(config, make_rotary(config)).train()
     for parameter in layer.parameters():

@@ -13,8 +13,8 @@ import pytest
 from megatron.checkpoint.loading import load_module_weights
 from megatron.checkpoint.network_comparison import first_difference
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
+from megatron.sizing.model_shape import ModelShape
 from tests.interop.conversions import ALONE, VOCAB_SIZE, random_weights
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import RunSettings, resolve_model_fields
@@ -35,7 +35,7 @@ def groups_of(**changes: Any) -> dict[str, dict[str, Any]]:
     return resolve_model_fields({**FIELDS, **changes}).to_dict()
 
 
-def network_of(**changes: Any) -> ModelConfig:
+def network_of(**changes: Any) -> ModelShape:
     return RunSettings(groups_of(**changes)).shape(VOCAB_SIZE)
 
 
@@ -79,7 +79,7 @@ def test_a_network_is_like_itself_whatever_has_no_effect_on_it(norm, pos_emb):
 
 def test_fields_that_an_older_version_lacks_are_accepted():
     groups = groups_of()
-    for name in (field.name for field in fields(ModelConfig)):
+    for name in (field.name for field in fields(ModelShape)):
         groups["model"].pop(name, None)
     assert first_difference(network_of(num_attention_heads=2), groups) is None
     assert first_difference(network_of(), {}) is None

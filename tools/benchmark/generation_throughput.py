@@ -32,12 +32,12 @@ READ_BYTES = 1 << 29
 
 def network(shape_name: str):
     """Our network of this shape, in evaluation mode; the same weights in every process."""
-    from megatron.model.config import ModelConfig
     from megatron.model.gpt2_model import GPT2Model
+    from megatron.sizing.model_shape import ModelShape
 
     shape = SHAPES[shape_name]
     head_dim = shape.hidden_size // shape.num_attention_heads
-    config = ModelConfig(
+    config = ModelShape(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         num_attention_heads=shape.num_attention_heads,

@@ -17,7 +17,7 @@ from megatron.checkpoint.format import CheckpointReader, verify
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.errors import CheckpointError
 from megatron.files import flush_to_disk, replace_folder, write_json_atomic
-from megatron.model.config import ModelConfig
+from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import AbstractTokenizer
 from tools.checkpoints.single_process import groups_by_size
 from tools.checkpoints.tensor_sources import CheckpointSource, row_blocks
@@ -125,7 +125,7 @@ class _Source:
     """What is exported."""
 
     reader: CheckpointReader
-    shape: ModelConfig
+    shape: ModelShape
     family: Family
     tokenizer: AbstractTokenizer
 

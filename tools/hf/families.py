@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.model.config import ModelConfig
 from megatron.neox_arguments import ConfigError
+from megatron.sizing.model_shape import ModelShape
 from odm.json_data import shown
 from tools.hf import gpt_neox
 
@@ -30,14 +30,14 @@ class Family:
     """Other names that some files use for a weight."""
     ignored: str
     """Regular expression for tensors of theirs that are not weights."""
-    refusals: Callable[[ModelConfig], list[str]]
+    refusals: Callable[[ModelShape], list[str]]
     """Messages about what the class cannot express."""
-    write_config: Callable[[ModelConfig], dict[str, Any]]
+    write_config: Callable[[ModelShape], dict[str, Any]]
     """Fields of config.json that describe the network."""
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     """Fields of our YAML files; ValueError for what we cannot express."""
 
-    def names(self, shape: ModelConfig) -> dict[str, str]:
+    def names(self, shape: ModelShape) -> dict[str, str]:
         """Our parameter names and theirs; includes the names of biases that are switched off."""
         fixed = {
             "embedding": "0" if shape.no_weight_tying else "tied_modules.embed",
@@ -74,7 +74,7 @@ FAMILIES = {
 }
 
 
-def family_for(shape: ModelConfig) -> Family:
+def family_for(shape: ModelShape) -> Family:
     """The first family that expresses a network.
 
     Raises:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from megatron.model.config import ModelConfig
+from megatron.sizing.model_shape import ModelShape
 from odm.json_data import boolean, fields, integer, number, optional, shown, text
 
 __all__ = ["IGNORED", "OTHER_NAMES", "WEIGHTS", "read_config", "refusals", "write_config"]
@@ -59,13 +59,13 @@ _FROM_HIDDEN_ACT = {
 }
 
 
-def _hidden_act(shape: ModelConfig) -> str | None:
+def _hidden_act(shape: ModelShape) -> str | None:
     """None if the class has no such activation."""
     is_tanh = shape.activation == "gelu" and shape.bias_gelu_fusion
     return _TO_HIDDEN_ACT.get((shape.activation, is_tanh))
 
 
-_CONDITIONS: tuple[tuple[str, Callable[[ModelConfig], bool], str], ...] = (
+_CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
     ("norm", lambda s: s.norm == "layernorm", "it has layernorm"),
     ("pos_emb", lambda s: s.pos_emb == "rotary", "it has rotary positions"),
     (
@@ -88,7 +88,7 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelConfig], bool], str], ...] = (
 )
 
 
-def refusals(shape: ModelConfig) -> list[str]:
+def refusals(shape: ModelShape) -> list[str]:
     """What the class cannot express, as ``field: value, reason``; may be empty."""
     return [
         f"{field}: GPTNeoXForCausalLM cannot express {getattr(shape, field)!r}; {reason}"
@@ -97,7 +97,7 @@ def refusals(shape: ModelConfig) -> list[str]:
     ]
 
 
-def write_config(shape: ModelConfig) -> dict[str, Any]:
+def write_config(shape: ModelShape) -> dict[str, Any]:
     """Fields of config.json that describe the network, for transformers 4 and 5.
 
     Version 4 reads ``rotary_pct`` and ``rotary_emb_base``, version 5 ``rope_parameters``.

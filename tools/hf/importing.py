@@ -14,9 +14,9 @@ from megatron.checkpoint.format import ParameterInfo, checkpoint_steps
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
-from megatron.model.config import ModelConfig
 from megatron.model.parameters import extremes
 from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
 from odm.json_data import fields, read_json
@@ -88,7 +88,7 @@ def convert_from_hf(
 
 def write_model_checkpoint(
     output: Path,
-    shape: ModelConfig,
+    shape: ModelShape,
     *,
     run_config: RunConfig,
     read: Callable[[str], Tensor],
@@ -213,7 +213,7 @@ def _settings_that_add(source: Path) -> list[str]:
 
 
 def _reader(
-    files: WeightFiles, family: Family, shape: ModelConfig, rows: int
+    files: WeightFiles, family: Family, shape: ModelShape, rows: int
 ) -> Callable[[str], Tensor]:
     """Checks the names in ``files``; returns a function that reads a parameter by our name."""
     infos = parameter_infos(shape)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from megatron.checkpoint.format import CheckpointReader, ParameterInfo
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import cut_shard, spec_of
+from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["check_parameters", "filled_model", "parameter_infos", "true_vocab_size"]
 
@@ -29,7 +29,7 @@ def true_vocab_size(reader: CheckpointReader) -> int:
     raise CheckpointError(f"{reader.folder}: holds no word embedding")
 
 
-def parameter_infos(shape: ModelConfig) -> dict[str, ParameterInfo]:
+def parameter_infos(shape: ModelShape) -> dict[str, ParameterInfo]:
     """Description of every parameter as one process saves it; allocates nothing."""
     infos: dict[str, ParameterInfo] = {}
     with torch.device("meta"):
@@ -66,7 +66,7 @@ def check_parameters(
             )
 
 
-def filled_model(shape: ModelConfig, read: Callable[[str], Tensor]) -> GPT2Model:
+def filled_model(shape: ModelShape, read: Callable[[str], Tensor]) -> GPT2Model:
     """Our network in evaluation mode, float32; ``read`` returns weights in their logical shape."""
     model = GPT2Model(shape, seed=0)
     with torch.no_grad():

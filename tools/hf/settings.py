@@ -10,11 +10,11 @@ from typing import Any
 
 from megatron.checkpoint.schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.unsupported import UNSUPPORTED
+from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm.json_data import read_json
 
@@ -31,7 +31,7 @@ class RunSettings:
 
     sections: Mapping[str, Any]
 
-    def shape(self, vocab_size: int) -> ModelConfig:
+    def shape(self, vocab_size: int) -> ModelShape:
         """Shape of the network without padding of the vocabulary.
 
         Raises:
@@ -39,14 +39,14 @@ class RunSettings:
         """
         model = self.sections["model"]
         vocabulary = {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
-        names = [field.name for field in fields(ModelConfig) if field.name not in vocabulary]
+        names = [field.name for field in fields(ModelShape) if field.name not in vocabulary]
         missing = next((name for name in names if model.get(name) is None), None)
         if missing is not None:
             raise CheckpointError(
                 f"configs/resolved.json: lacks {missing}; perhaps another version of this "
                 "program wrote it; give the files of the run with --config_file"
             )
-        return ModelConfig(**{name: model[name] for name in names}, **vocabulary)
+        return ModelShape(**{name: model[name] for name in names}, **vocabulary)
 
     def tokenizer(self) -> AbstractTokenizer:
         """Builds the tokenizer of the run.

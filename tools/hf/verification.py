@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron.errors import CheckpointError
-from megatron.model.config import ModelConfig
+from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import AbstractTokenizer
 from tools.hf.network import filled_model
 from tools.hf.tokenizer_files import TOKENIZER_FILE
@@ -41,7 +41,7 @@ def real_text() -> str:
 
 def compare(
     folder: Path,
-    shape: ModelConfig,
+    shape: ModelShape,
     tokenizer: AbstractTokenizer,
     *,
     read: Callable[[str], Tensor],

@@ -11,8 +11,8 @@ from megatron.errors import NotFiniteError, TaskError
 from megatron.eval_tasks import packing
 from megatron.eval_tasks.likelihood import score_pairs
 from megatron.eval_tasks.packing import cut_batches, fit_window, make_rows, pack_rows
-from megatron.model.config import ModelConfig
 from megatron.model.gpt2_model import GPT2Model
+from megatron.sizing.model_shape import ModelShape
 from tests.unit.model.shapes import small_model
 
 WINDOW = 12
@@ -116,7 +116,7 @@ def test_contexts_lose_their_beginning_and_endings_are_never_cut():
 
 
 def tiny_model(pos_emb: str) -> GPT2Model:
-    config = ModelConfig(
+    config = ModelShape(
         num_layers=2,
         hidden_size=16,
         num_attention_heads=4,

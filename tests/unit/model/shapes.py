@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron.model.config import ModelConfig
+from megatron.sizing.model_shape import ModelShape
 
 
-def small_model(**changes: Any) -> ModelConfig:
+def small_model(**changes: Any) -> ModelShape:
     """Two layers of width 32 with four heads; ``changes`` win."""
     settings: dict[str, Any] = {
         "num_layers": 2,
@@ -27,4 +27,4 @@ def small_model(**changes: Any) -> ModelConfig:
         "no_weight_tying": True,
     }
     settings.update(changes)
-    return ModelConfig(**settings)
+    return ModelShape(**settings)

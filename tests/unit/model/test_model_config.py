@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.model.config import ModelConfig, model_config
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import NeoXArgs, resolve
+from megatron.sizing.model_shape import ModelShape, model_shape
 
 Z_LOSS = 0.01
 
 
-def configured(**values: Any) -> ModelConfig:
+def configured(**values: Any) -> ModelShape:
     keys = {
         "num_layers": 1,
         "hidden_size": 16,
@@ -25,7 +25,7 @@ def configured(**values: Any) -> ModelConfig:
         "train_micro_batch_size_per_gpu": 1,
         **values,
     }
-    return model_config(resolve(NeoXArgs.from_dict(keys)), vocab_size=11, padded_vocab_size=12)
+    return model_shape(resolve(NeoXArgs.from_dict(keys)), vocab_size=11, padded_vocab_size=12)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
