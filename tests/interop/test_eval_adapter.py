@@ -199,7 +199,7 @@ def test_an_empty_prompt_is_continued(ours):
 
 
 def test_a_text_longer_than_the_window_is_refused_with_the_numbers(ours):
-    with pytest.raises(TaskError, match=r"max_gen_toks 48 leaves no room.*reads 48 tokens"):
+    with pytest.raises(TaskError, match=r"max_gen_toks 48 leaves no room.*context of 48 tokens"):
         ours.generate_until([instance("generate_until", "a", {"max_gen_toks": 48})], True)
     long = "0" * 60
     with pytest.raises(TaskError, match="ending has 60 tokens, the model's context 48"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
-from megatron.neox_arguments.deepspeed_json import deepspeed_config
+from megatron.neox_arguments.deepspeed_json import deepspeed_config, with_secrets
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.secrets import (
     REDACTED,
@@ -19,7 +19,6 @@ from megatron.neox_arguments.secrets import (
     plain_secrets,
     redacted,
     redacted_text,
-    with_secrets,
 )
 from megatron.neox_arguments.sections import SECTIONS
 

@@ -69,7 +69,7 @@ def test_a_wrong_field_of_config_json_is_named_with_its_value(source, capsys, ch
     ("content", "place"),
     [
         ("[" * 100_000, "64 levels"),
-        ('{"vocab_size": NaN}', "holds NaN"),
+        ('{"vocab_size": NaN}', "contains NaN"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "is not JSON"),
         ("[]", "must be an object"),
         ("{}", "model_type: None is not supported"),
