@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from megatron.data.splits import SPLITS
 from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
@@ -14,7 +15,6 @@ from ..sections import Batch, Data, Mixing
 from .draft import Draft
 from .limits import resolve_limits
 
-SETS = ("train", "valid", "test")
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
 HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
 UNKNOWN = Method()
@@ -29,7 +29,9 @@ def resolve_data(draft: Draft) -> Data:
         weights["train"] = _weights(draft, "train", paths["train"])
     is_split_off = _is_split_off(draft)
     if is_split_off:  # what is held out is weighted as the rest
-        held_out = {name: weights["train"] for name in SETS if not draft[f"{name}_data_weights"]}
+        held_out: dict[str, tuple[float, ...]] = {
+            name: weights["train"] for name in SPLITS if not draft[f"{name}_data_weights"]
+        }
         weights |= held_out
     split = _split(draft) if draft["data_path"] or is_split_off else None
     domains = _all_domains(draft, paths)
@@ -37,7 +39,7 @@ def resolve_data(draft: Draft) -> Data:
         draft.notes.append(
             f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
         )
-    unused = [f"{name}_data_weights" for name in SETS if draft[f"{name}_data_weights"]]
+    unused = [f"{name}_data_weights" for name in SPLITS if draft[f"{name}_data_weights"]]
     if draft["weight_by_num_documents"] and unused:
         draft.notes.append(
             f"weight_by_num_documents computes the weights: {', '.join(unused)} not used"
@@ -57,9 +59,9 @@ def resolve_data(draft: Draft) -> Data:
         split=split,
         split_text=draft["split"],
         seq_length=_seq_length(draft),
-        **{f"{name}_paths": paths[name] for name in SETS},
-        **{f"{name}_weights": weights[name] for name in SETS},
-        **{f"{name}_domains": domains[name] for name in SETS},
+        **{f"{name}_paths": paths[name] for name in SPLITS},
+        **{f"{name}_weights": weights[name] for name in SPLITS},
+        **{f"{name}_domains": domains[name] for name in SPLITS},
     )
 
 
@@ -84,10 +86,10 @@ def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
             f"data_path and {listed[0]}_data_paths are both set; keep one of the two ways",
         )
     elif draft["data_path"]:
-        return {name: (draft["data_path"],) for name in SETS}
+        return {name: (draft["data_path"],) for name in SPLITS}
     elif _is_split_off(draft):
-        return {name: tuple(draft["train_data_paths"]) for name in SETS}
-    return {name: tuple(draft[f"{name}_data_paths"] or ()) for name in SETS}
+        return {name: tuple(draft["train_data_paths"]) for name in SPLITS}
+    return {name: tuple(draft[f"{name}_data_paths"] or ()) for name in SPLITS}
 
 
 def _is_split_off(draft: Draft) -> bool:
@@ -126,7 +128,7 @@ def _note_eval_iters(draft: Draft) -> None:
 
 def _sets_in_use(draft: Draft) -> tuple[str, ...]:
     """Sets that the program opens: the training data of a model that is read may be gone."""
-    return SETS if draft.purpose is Purpose.TRAINING else ("valid", "test")
+    return SPLITS if draft.purpose is Purpose.TRAINING else ("valid", "test")
 
 
 def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
@@ -171,7 +173,7 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
     """Names the datasets of each set, or leaves the names empty where nobody needs them."""
     has_names = bool(draft["data_domain_names"])
     trains_named = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
-    named = dict.fromkeys(SETS, draft["use_named_eval_datasets"] or has_names)
+    named: dict[str, bool] = dict.fromkeys(SPLITS, draft["use_named_eval_datasets"] or has_names)
     named["train"] = trains_named or has_names
     if draft["data_path"] and any(named[name] for name in _sets_in_use(draft)):
         draft.issues.add(
@@ -179,9 +181,9 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
             "data_path is one dataset without domains; for named datasets or a mixing method set "
             "train_data_paths",
         )
-        return dict.fromkeys(SETS, ())
+        return dict.fromkeys(SPLITS, ())
     of_train = _is_split_off(draft)  # all three have the datasets, and so the names, of training
-    domains: dict[str, tuple[str, ...]] = dict.fromkeys(SETS, ())
+    domains: dict[str, tuple[str, ...]] = dict.fromkeys(SPLITS, ())
     for name in _sets_in_use(draft):
         if named[name]:
             domains[name] = _domains(draft, "train" if of_train else name, paths[name])
