@@ -6,7 +6,6 @@ step yields one loss per domain, and these losses decide the weights of the next
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
-from megatron.engine.runners import StepResult, StepRunner, count_parameters
+from megatron.engine.runners import StepResult, StepRunner
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
@@ -36,6 +35,7 @@ from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.reporting.announcement import announce
 from megatron.reporting.run_logger import RunLogger
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import stop_requested
@@ -268,7 +268,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hooks.append(
             TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
         )
-    announce(logger, config, source, mixture.describe(), loaded)
+    announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
     try:
         train(
@@ -357,39 +357,4 @@ def restore_mixture(
             f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples per "
             f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
             "continues at its old place in a new order, so some text is repeated or comes late"
-        )
-
-
-def announce(
-    logger: RunLogger,
-    config: RunConfig,
-    source: MixedBatches,
-    mixture: Mapping[str, Any],
-    loaded: LoadedRun,
-) -> None:
-    """Logs what the run is, and prints the notes of the configuration."""
-    parameters = count_parameters(loaded.runner)
-    info = {
-        "parameters": parameters,
-        "layout": dataclasses.asdict(loaded.runner.topology.grid),
-        "zero_stage": config.layout.zero_stage,
-        "precision": config.precision.dtype,
-        "mixture": mixture,
-        "samples_per_epoch": source.samples_by_domain,
-        "evaluation": evaluation_settings(config.to_dict()),
-    }
-    for note in config.notes:
-        logger.say(f"note: {note}")
-    logger.say(
-        f"{parameters:,} parameters, {len(source.domains)} domains, "
-        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens per iteration"
-    )
-    if loaded.state.step:
-        logger.resume(loaded.state.step, info)
-    else:
-        logger.start(info)
-    if loaded.state.step >= config.schedule.train_iters:
-        logger.say(
-            f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
-            f"is {config.schedule.train_iters}; to continue training, raise train_iters"
         )
