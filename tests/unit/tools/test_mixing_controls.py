@@ -17,6 +17,7 @@ from megatron.reporting.run_log import read_run_log
 from megatron.training import pretrain
 from tests.process_group import engine_of_one
 from tests.tiny import DOMAINS, tiny_config, write_tiny_corpus
+from tools.compare_runs import main as compare
 from tools.freeze_mixture import main as freeze
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -144,3 +145,35 @@ def test_what_cannot_be_frozen_is_one_line(folder, capsys, monkeypatch, run, arg
     assert error.count("\n") == 1
     assert not (folder / "x.yml").exists()
     assert (folder / "model.yml").read_text() == before
+
+
+def test_the_run_and_its_control_differ_in_the_mixing_alone(folder, tmp_path, capsys):
+    run, control = folder / "logs", folder / "logs-frozen"
+    picture = tmp_path / "made" / "pair.png"
+    assert compare([str(control), str(run), "--json", "-o", str(picture)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["iteration"] == 12
+    assert found["notes"] == [
+        "one seed: differences below the noise between seeds mean nothing; give runs with other "
+        "seeds too"
+    ]
+    last = {
+        name: [event for event in read_run_log(log) if event["event"] == "validation"][-1]
+        for name, log in (("control", control), ("run", run))
+    }
+    losses = {
+        name: [result["loss"] for result in event["domains"].values()]
+        for name, event in last.items()
+    }
+    expected = {
+        name: one - other
+        for name, one, other in zip(DOMAINS, losses["run"], losses["control"], strict=True)
+    }
+    arm = found["arms"][1]
+    assert {name: d["mean"] for name, d in arm["domains"].items()} == pytest.approx(expected)
+    assert arm["seeds"] == [7]
+    mean = last["run"]["averages"]["avg_lm_loss"] - last["control"]["averages"]["avg_lm_loss"]
+    assert arm["differences"]["mean_loss"]["mean"] == pytest.approx(mean)
+    assert arm["mean_perplexity"] == pytest.approx(last["run"]["averages"]["avg_ppl"])
+    assert found["arms"][0]["iterations_to_target"]["mean_loss"][0] <= 12
+    assert picture.read_bytes().startswith(b"\x89PNG")
