@@ -173,6 +173,22 @@ class MixtureController:
         self._ahead.add(step, weights, cursors)
         return draw
 
+    def adopt_draw(
+        self, step: int, *, weights: FloatArray | None = None, cursors: IntArray | None = None
+    ) -> None:
+        """Takes over a draw that was made elsewhere, for replays; use it in the place of ``draw``.
+
+        Args:
+            step: The step that trained on the draw, counted from 1.
+            weights: Probabilities with which it was drawn, shape (K,); None: this object's own.
+            cursors: Cursors after it, shape (K,); None leaves them as they are.
+        """
+        before = self.schedule.cursors
+        if cursors is not None:
+            self.schedule.set_cursors(cursors)
+        if weights is not None:
+            self._ahead.add(step, weights, before)
+
     def observe(
         self, step: int, observed: Signal | ArrayLike, *, held_out: HeldOut | None = None
     ) -> Decision:
