@@ -53,6 +53,13 @@ _EVENTS: dict[str, Check] = {
             optional(logged_numbers),
         ),
     ),
+    "update": fields(
+        {"iteration": integer(0)},
+        {
+            **dict.fromkeys(("losses", "tokens", "proposal", "weights"), optional(logged_numbers)),
+            "limits": optional(mapping_of(anything)),
+        },
+    ),
     "validation": _MEASURED,
     "test": _MEASURED,
 }
@@ -130,7 +137,7 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if event["event"] in ("start", "resume"):
             first = event.get("iteration", 0)
             history = {key: old for key, old in history.items() if old.get("iteration", 0) <= first}
-        is_measured = event["event"] in ("train", "validation", "test")
+        is_measured = event["event"] in ("train", "update", "validation", "test")
         key = (event["event"], event["iteration"]) if is_measured else ("line", number)
         history.pop(key, None)
         history[key] = event

@@ -115,6 +115,10 @@ class RunLogger:
             self._scalars(record.iteration, scalars)
         self._print_train(record, flops_per_second)
 
+    def update(self, iteration: int, fields: Mapping[str, Any]) -> None:
+        """Logs an update of the mixture: the mixer's proposal and what became of it."""
+        self._append({"event": "update", "iteration": iteration, **fields})
+
     def evaluation(
         self, split: str, iteration: int, results: Mapping[str, Any], averages: Mapping[str, float]
     ) -> None:
