@@ -15,6 +15,8 @@ class Method:
     signal: Literal["training", "held_out"] = "training"
     """The losses that it learns from: training losses of the domains in a step, or losses on
     held-out data of every domain, which the trainer has to measure."""
+    follows_steps: bool = False
+    """Whether its weights change with the steps alone, whatever the losses are."""
     settings: tuple[str, ...] = ()
     """Options that a trainer's configuration may set; other options keep their defaults."""
 
@@ -25,6 +27,7 @@ METHODS: dict[str, Method] = {
     "exp3": Method(),
     "ema": Method(),
     "static": Method(learns=False),
+    "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),
 }
 """One row per method; the file ``mixers/<name>.py`` registers its class under this name."""

@@ -207,7 +207,8 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if not (controller.mixer.method.learns or controller.constraints):
+    method = controller.mixer.method
+    if not (method.learns or method.follows_steps or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
     if not controller.constraints:  # the next step whose losses change the weights
