@@ -14,9 +14,14 @@ _ROUNDING = 1e-9
 
 
 def resolve_limits(
-    draft: Draft, domains: Sequence[str], initial_weights: Sequence[float]
+    draft: Draft, domains: Sequence[str], initial_weights: Sequence[Sequence[float]]
 ) -> dict[str, tuple[Any, ...]]:
     """Returns fields of `Mixing`, one number per domain; an empty tuple for a key that is not set.
+
+    Args:
+        draft: The configuration.
+        domains: Names of the training domains.
+        initial_weights: Weights before the limits, one per domain; several of a schedule.
 
     Whether `data_sampling_max_epochs` leaves enough samples for the run is known when the data are
     open.
@@ -30,7 +35,8 @@ def resolve_limits(
     maximum = read("data_sampling_max_weight", 1.0, is_share, "in [0, 1]")
     epochs = read("data_sampling_max_epochs", None, lambda value: value > 0, "above 0")
     if (minimum or maximum) and not draft.issues:
-        _check_sums(draft, domains, minimum, maximum, initial_weights)
+        for weights in initial_weights:
+            _check_sums(draft, domains, minimum, maximum, weights)
     return {"min_weights": minimum, "max_weights": maximum, "max_epochs": epochs}
 
 
