@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..json_data import is_number
-from ..simplex import BoolArray, FloatArray, check_weights, normalize
+from ..observation import Observation
+from ..simplex import FloatArray, check_weights, normalize
 from .base import State, register
 from .static import Static
 
@@ -79,12 +80,6 @@ class Schedule(Static):
             check_weights(given, weights.size, where="schedule: points")
         return super()._init(weights)
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
-        return state, self.weights_at(step, np.array(state["weights"], dtype=np.float64))
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        initial = np.array(state["weights"], dtype=np.float64)
+        return state, self.weights_at(observation.step, initial)
