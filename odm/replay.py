@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .constraints import Ceiling, Constraint, Floor, TrustRegion
+from .constraints import Ceiling, Constraint, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .json_data import (
     Check,
@@ -51,7 +51,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, GroupLimits, TrustRegion)
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from megatron.data.index_header import leading_tokens, read_header, stored_tokens
@@ -101,7 +102,7 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
     Raises:
         ConfigError: If ``data_sampling_max_epochs`` allows fewer samples than the run draws.
     """
-    from odm.constraints import Ceiling, EpochCap, Floor
+    from odm.constraints import Ceiling, EpochCap, Floor, GroupLimits, TrustRegion
 
     mixing = config.mixing
     found: list[Constraint] = []
@@ -109,6 +110,20 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
         found.append(Floor(mixing.min_weights))
     if mixing.max_weights:
         found.append(Ceiling(mixing.max_weights))
+    if mixing.groups:
+        found.append(
+            GroupLimits(
+                tuple(group.name for group in mixing.groups),
+                tuple(
+                    tuple(config.data.train_domains.index(name) for name in group.domains)
+                    for group in mixing.groups
+                ),
+                tuple(group.minimum for group in mixing.groups),
+                tuple(group.maximum for group in mixing.groups),
+            )
+        )
+    if mixing.trust_region:
+        found.append(TrustRegion(**{f"max_{k}": x for k, x in mixing.trust_region.items()}))
     if mixing.max_epochs:
         total = config.schedule.train_iters * config.batch.train_batch_size
         limits = zip(mixing.max_epochs, samples_per_epoch, strict=True)
@@ -191,7 +206,7 @@ def _mean_shares(
     end = float(max(1, config.schedule.train_iters))
     corners = [0.0, *(at for at, _ in config.mixing.points if 0 < at < end), end]
     mean = np.zeros(len(sizes))
-    for first, last in zip(corners, corners[1:], strict=False):
+    for first, last in pairwise(corners):
         later = shares(last) if config.mixing.interpolation == "linear" else shares(first)
         mean += (shares(first) + later) * 0.5 * (last - first) / end
     return mean

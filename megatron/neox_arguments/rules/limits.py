@@ -1,4 +1,4 @@
-"""Limits on the weights of domains: smallest and largest weight, passes over a domain."""
+"""Limits on the weights of domains: smallest and largest weight, passes over a domain, groups."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..coerce import parse_number
 from .draft import Draft
+from .group_limits import resolve_groups, resolve_trust_region
 
 _ROUNDING = 1e-9
 """Sums of decimal fractions are off by some units in the last place."""
@@ -15,8 +16,8 @@ _ROUNDING = 1e-9
 
 def resolve_limits(
     draft: Draft, domains: Sequence[str], initial_weights: Sequence[Sequence[float]]
-) -> dict[str, tuple[Any, ...]]:
-    """Returns fields of `Mixing`, one number per domain; an empty tuple for a key that is not set.
+) -> dict[str, Any]:
+    """Returns fields of `Mixing` for all limits; those of a key that is not set are empty.
 
     Args:
         draft: The configuration.
@@ -37,7 +38,9 @@ def resolve_limits(
     if (minimum or maximum) and not draft.issues:
         for weights in initial_weights:
             _check_sums(draft, domains, minimum, maximum, weights)
-    return {"min_weights": minimum, "max_weights": maximum, "max_epochs": epochs}
+    found = {"min_weights": minimum, "max_weights": maximum, "max_epochs": epochs}
+    groups = resolve_groups(draft, domains, found, initial_weights)
+    return {**found, "groups": groups, "trust_region": resolve_trust_region(draft)}
 
 
 class _Reader:

@@ -178,6 +178,16 @@ class DataKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainGroup:
+    """Limits on the sum of the weights of some domains."""
+
+    name: str
+    domains: tuple[str, ...]
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixing:
     """Online data mixing: how domain weights are learnt, and how a batch is drawn."""
 
@@ -231,6 +241,15 @@ class Mixing:
     """Times that a domain is read at most in the `train_iters` of the run, above 0, as
     `data_sampling_min_weight`, over which it wins. Draws are random: the last iterations may
     overshoot it a little."""
+
+    groups: Annotated[tuple[DomainGroup, ...], Key("data_sampling_groups", dict | None)]
+    """Limits on the sum of the weights of some domains, by a name of your choice: `{code: {domains:
+    [python, c], min: 0.1, max: 0.3}}`, where min is 0 and max 1 if they are not written. A domain
+    is in one group at most. The ratios within a group that is limited stay as they are."""
+
+    trust_region: Annotated[Mapping[str, float], Key("data_sampling_trust_region", dict | None)]
+    """How far the weights move per iteration: `{kl: x}`, at most x nats of relative entropy from
+    the last to the next weights, or `{total_variation: x}`, at most the share x of the draws."""
 
 
 class MixingKeys:
