@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .constraints import Ceiling, Constraint, EpochCap, Floor, TrustRegion
+from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .json_data import (
     Check,
@@ -58,7 +58,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, EpochCap, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, EpochCap, GroupLimits, TrustRegion)
 }
 
 
@@ -246,10 +246,11 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if not (controller.mixer.method.learns or controller.constraints):
+    method = controller.mixer.method
+    if not (method.learns or method.follows_steps or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
-    every_step = controller.constraints or controller.mixer.method.every_step
+    every_step = controller.constraints or method.every_step
     if not every_step:  # the next step whose losses change the weights
         frequency = controller.update_frequency
         skipped = -(-max(skipped, controller.warmup_steps + 1) // frequency) * frequency

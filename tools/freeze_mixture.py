@@ -51,7 +51,7 @@ KINDS = {
 
 _KEPT = (
     *("data_sampling_stratified", "data_sampling_min_weight", "data_sampling_max_weight"),
-    "data_sampling_max_epochs",
+    *("data_sampling_max_epochs", "data_sampling_groups"),
 )
 """Keys of mixing that also apply to constant weights: how domains are drawn, and the limits."""
 
