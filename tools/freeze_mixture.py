@@ -83,7 +83,9 @@ class FinishedRun:
     drawn: Mapping[str, int]
     """Samples drawn from each domain, in the order of the paths."""
     sizes: Mapping[str, int]
-    """Samples per epoch of each domain; empty if an early version saved the checkpoint."""
+    """Samples per epoch of each domain; all 0 if an early version saved the checkpoint."""
+    initial: tuple[float, ...]
+    """The run's own weights as it understood them, in the order of the paths."""
 
 
 def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
@@ -114,13 +116,16 @@ def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
             f"{folder}: the run has {len(domains)} named domains, mixing needs at least 2; see "
             "train_data_paths and use_named_train_datasets"
         )
-    drawn = dict(zip(mixture["configuration"]["domains"], mixture["cursors"], strict=True))
+    configuration = mixture["configuration"]
+    drawn = dict(zip(configuration["domains"], mixture["cursors"], strict=True))
     sizes = state.get("samples_per_epoch") or dict.fromkeys(domains, 0)
     if not set(drawn) == set(sizes) == set(domains):
         raise CheckpointError(
             f"{folder}: mixture.json and state.json have the domains {sorted({*drawn, *sizes})}, "
             f"the files in {CONFIGS} {sorted(domains)}; they belong to different checkpoints"
         )
+    raw = configuration.get("initial_weights", [1.0] * len(domains))
+    weights = dict(zip(configuration["domains"], raw, strict=True))
     return FinishedRun(
         folder=folder,
         values=values,
@@ -128,9 +133,10 @@ def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
         stored=stored,
         world_size=world_size,
         iteration=state["counters"]["step"],
-        method=mixture["configuration"]["method"],
+        method=configuration["method"],
         drawn={name: drawn[name] for name in domains},
         sizes={name: sizes[name] for name in domains},
+        initial=tuple(weights[name] for name in domains),
     )
 
 
@@ -191,7 +197,7 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
     for split in ("valid", "test"):  # documents split off are weighted as those of training
         before, now = (getattr(c.data, f"{split}_weights") for c in (run.config, config))
         if before != now and not config.data.use_named_eval_datasets:
-            values[f"{split}_data_weights"] = list(before)
+            values[f"{split}_data_weights"] = list(before or run.initial)  # empty: from a rule
     _resolved(values, run.world_size)  # raises an error rather than write what cannot be trained
     return values
 

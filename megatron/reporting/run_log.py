@@ -48,10 +48,13 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"samples_per_epoch": mapping_of(integer(0)), "iteration": integer(0)}),
     "train": fields(
         {"iteration": integer(0)},
-        dict.fromkeys(
-            ("weights", "losses", "mean_losses", "tokens", "epochs", "rewards"),
-            optional(logged_numbers),
-        ),
+        {
+            **dict.fromkeys(
+                ("weights", "losses", "mean_losses", "tokens", "epochs", "rewards"),
+                optional(logged_numbers),
+            ),
+            "consumed_tokens": optional(integer(0)),
+        },
     ),
     "update": fields(
         {"iteration": integer(0)},

@@ -41,7 +41,9 @@ def write_run(folder: Path, *, drawn=(30, 10), sizes=True, stored=None, **change
     for section, fields in (stored or {}).items():
         resolved[section].update(fields)
     (checkpoint / "configs" / "resolved.json").write_text(json.dumps(resolved))
-    mixture = MixtureController(["web", "code"], "smoothed_mean", MixtureSchedule(0, 2))
+    mixture = MixtureController(
+        ["web", "code"], "smoothed_mean", MixtureSchedule(0, 2), initial_weights=[3.0, 1.0]
+    )
     mixture.schedule.set_cursors(list(drawn))
     (checkpoint / "mixture.json").write_text(json.dumps(mixture.state_dict()))
     state = {"counters": TrainState(10, 10, 40, 320).state_dict(), "config_files": ["run.yml"]}
@@ -67,6 +69,12 @@ def refused(capsys, run: Path, *arguments: str) -> str:
 
 def test_held_out_text_keeps_its_weights_where_those_of_training_are_its_own(tmp_path):
     values = frozen(write_run(tmp_path, drawn=(20, 20)))
+    assert values["train_data_weights"] == [0.5, 0.5]
+    assert values["valid_data_weights"] == values["test_data_weights"] == [3.0, 1.0]
+
+
+def test_held_out_text_keeps_the_weights_of_a_rule_too(tmp_path):
+    values = frozen(write_run(tmp_path, drawn=(20, 20), train_data_weights="natural"))
     assert values["train_data_weights"] == [0.5, 0.5]
     assert values["valid_data_weights"] == values["test_data_weights"] == [3.0, 1.0]
 
