@@ -52,6 +52,7 @@ _EVENTS: dict[str, Check] = {
             ("weights", "losses", "tokens", "epochs", "rewards"), optional(logged_numbers)
         ),
     ),
+    "held_out": fields({"iteration": integer(0)}, {"mean_loss": logged_numbers}),
     "validation": _MEASURED,
     "test": _MEASURED,
 }
@@ -129,7 +130,7 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if event["event"] in ("start", "resume"):
             first = event.get("iteration", 0)
             history = {key: old for key, old in history.items() if old.get("iteration", 0) <= first}
-        is_measured = event["event"] in ("train", "validation", "test")
+        is_measured = event["event"] in ("train", "held_out", "validation", "test")
         key = (event["event"], event["iteration"]) if is_measured else ("line", number)
         history.pop(key, None)
         history[key] = event

@@ -13,6 +13,7 @@ from odm.methods import METHODS, Method
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing
 from .draft import Draft
+from .held_out import resolve_reward
 from .limits import resolve_limits
 
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
@@ -231,19 +232,14 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
         first.setdefault(domain, path)
 
 
-def resolve_mixing(draft: Draft, domains: Sequence[str], batch: Batch) -> Mixing:
+def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     """Returns the mixing method and how many consecutive samples share a domain."""
+    domains = data.train_domains
     method = draft["data_sampling_method"]
     facts = METHODS.get(method or "static", UNKNOWN)
-    learns = facts.learns and facts.signal == "training"
+    learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
     _note_unused_settings(draft, method, facts)
-    if facts.signal != "training":
-        draft.issues.add(
-            "data_sampling_method",
-            f"data_sampling_method: {method} takes its reward from held-out losses, which is not "
-            "part of this version; use smoothed_mean",
-        )
     if learns:
         draft.require(
             len(domains) >= 2 or bool(draft["data_path"]),
@@ -279,6 +275,7 @@ def resolve_mixing(draft: Draft, domains: Sequence[str], batch: Batch) -> Mixing
         Mixing,
         method=method or "static",
         run_length=run_length,
+        **resolve_reward(draft, method or "static", facts, data, batch),
         **resolve_limits(draft, domains, weights),
     )
 
