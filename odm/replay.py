@@ -6,13 +6,16 @@ within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
 ``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
-name. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
-different ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
+name, and for methods that count them ``tokens`` of the iteration. Where weights follow held-out
+losses, lines with ``"event": "held_out"`` have what ``HeldOut.by_domain`` returns. If an iteration
+appears twice, the later line counts. A line with ``"event": "resume"`` and a different
+``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -24,6 +27,7 @@ import numpy as np
 
 from .constraints import Ceiling, Constraint, Floor, TrustRegion
 from .controller import MixtureController
+from .held_out import HeldOut
 from .json_data import (
     Check,
     SchemaError,
@@ -36,8 +40,10 @@ from .json_data import (
     text,
 )
 from .mixers import make_mixer
+from .rewards import Reward
 from .saved_state import check_description
 from .schedule import MixtureSchedule
+from .signal import Signal
 from .simplex import FloatArray
 
 _MIXTURE = {"mixture": optional(check_description)}
@@ -46,7 +52,13 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"iteration": integer(0), **_MIXTURE}),
     "train": fields(
         {"iteration": integer(1)},
-        {"weights": logged_numbers, "losses": logged_numbers},
+        {"weights": logged_numbers, "losses": logged_numbers, "tokens": logged_numbers},
+    ),
+    "held_out": fields(
+        {
+            "iteration": integer(1),
+            **dict.fromkeys((f.name for f in dataclasses.fields(HeldOut)), logged_numbers),
+        }
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
@@ -66,6 +78,8 @@ class RunLog:
     """Configuration of the mixture in the last start line."""
     iterations: Mapping[int, Mapping[str, Any]]
     """The valid train line of each iteration, ascending."""
+    held_out: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Iteration -> the line of the measurement of held-out losses after it."""
     resumptions: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Iteration after which a run resumed -> configuration of the resumed run, ascending."""
 
@@ -96,6 +110,7 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
     """
     mixture: Mapping[str, Any] | None = None
     iterations: dict[int, Mapping[str, Any]] = {}
+    held_out: dict[int, Mapping[str, Any]] = {}
     resumptions: dict[int, Mapping[str, Any]] = {}
     torn: str | None = None
     for number, line in enumerate(lines, start=1):
@@ -114,19 +129,21 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
         event, iteration = record["event"], record.get("iteration")
         if event == "start":
             mixture, iterations, resumptions, torn = record.get("mixture"), {}, {}, None
+            held_out = {}
         elif event == "resume" and iteration is not None:
             iterations = {n: kept for n, kept in iterations.items() if n <= iteration}
+            held_out = {n: kept for n, kept in held_out.items() if n <= iteration}
             resumptions = {n: kept for n, kept in resumptions.items() if n < iteration}
             if record.get("mixture"):
                 resumptions[iteration] = record["mixture"]
             torn = None
-        elif event == "train":
+        elif event in ("train", "held_out"):
             if torn is not None:
                 raise ReplayError(torn)
-            iterations[iteration] = record
+            (iterations if event == "train" else held_out)[iteration] = record
     if not mixture:
         raise ReplayError("no start line with a mixture: the run had no mixture or the log is cut")
-    return RunLog(mixture, dict(sorted(iterations.items())), resumptions)
+    return RunLog(mixture, dict(sorted(iterations.items())), held_out, resumptions)
 
 
 def controller_from_description(mixture: Mapping[str, Any]) -> MixtureController:
@@ -159,9 +176,11 @@ def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
         make_mixer(mixture["method"], **mixture.get("options", {})),
         MixtureSchedule(mixture.get("seed", 0), len(domains)),
         constraints,
+        reward=Reward(**mixture.get("reward", {})),
         initial_weights=mixture.get("initial_weights"),
         warmup_steps=mixture.get("warmup_steps", 0),
         update_frequency=mixture.get("update_frequency", 1),
+        total_steps=mixture.get("total_steps"),
     )
 
 
@@ -188,9 +207,8 @@ def replay(log: RunLog) -> ReplayResult:
         largest = math.inf if np.isnan(difference[worst]) else float(difference[worst])
         if largest > result.largest_difference:
             result = ReplayResult(0, largest, iteration, controller.domains[worst])
-        losses = _by_domain(record, "losses", controller.domains)
-        losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
-        controller.observe(iteration, losses)
+        measured = _measured(log.held_out.get(iteration), controller.domains)
+        controller.observe(iteration, _observed(record, controller), held_out=measured)
         previous = iteration
     return ReplayResult(
         len(log.iterations), result.largest_difference, result.iteration, result.domain
@@ -210,7 +228,8 @@ def _require_no_gap(controller: MixtureController, previous: int, iteration: int
     if not (controller.mixer.method.learns or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
-    if not controller.constraints:  # the next step whose losses change the weights
+    every_step = controller.constraints or controller.mixer.method.every_step
+    if not every_step:  # the next step whose losses change the weights
         frequency = controller.update_frequency
         skipped = -(-max(skipped, controller.warmup_steps + 1) // frequency) * frequency
     if skipped < iteration:
@@ -218,6 +237,26 @@ def _require_no_gap(controller: MixtureController, previous: int, iteration: int
             f"iteration {skipped} changed the weights but is not in the log (it goes from "
             f"{previous} to {iteration}); to replay a run, log every iteration (log_interval 1)"
         )
+
+
+def _observed(record: Mapping[str, Any], controller: MixtureController) -> Signal | FloatArray:
+    """What the trainer observed in a logged iteration."""
+    losses = _by_domain(record, "losses", controller.domains)
+    losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
+    if "tokens" not in record or not controller.mixer.method.every_step:
+        return losses
+    tokens = _by_domain(record, "tokens", controller.domains)
+    return Signal.from_means(losses, np.where(np.isnan(losses), 0.0, tokens))
+
+
+def _measured(record: Mapping[str, Any] | None, domains: Sequence[str]) -> HeldOut | None:
+    """The held-out losses that the trainer measured after a logged iteration, if it did."""
+    if record is None:
+        return None
+    try:
+        return HeldOut.from_domains(record, domains)
+    except ValueError as error:
+        raise ReplayError(f"iteration {record['iteration']}: held_out: {error}") from None
 
 
 def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> FloatArray:

@@ -2,9 +2,10 @@
 
 A training script reads data through ``MixtureIterableDataset`` (or the batch sampler), creates the
 trainer with ``data_collator=recorder.collate, compute_loss_func=recorder.loss_function`` and
-``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. Only causal
-language models are supported; every process runs the same code. With ``reward="heldout"`` in the
-controller, give the callback ``held_out=HeldOutSamples(datasets)`` of `odm.integrations.torch_data`.
+``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. If the
+controller's reward needs held-out losses, the callback also gets ``held_out=HeldOutSamples(...)``
+of `odm.integrations.torch_data`. Only causal language models are supported; every process runs the
+same code.
 """
 
 from __future__ import annotations

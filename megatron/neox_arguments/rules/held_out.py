@@ -38,7 +38,9 @@ def resolve_reward(
     is_measured = source != "train" or interval is not None
     if not is_measured:
         draft.notes += [
-            f"{key} is not used: data_sampling_reward is train" for key in OPTIONS if draft.is_set(key)
+            f"{key} is not used: data_sampling_reward is train"
+            for key in OPTIONS
+            if draft.is_set(key)
         ]
         return {"reward": source, "heldout_interval": None}
     parts, samples = draft["data_sampling_heldout_parts"], draft["data_sampling_heldout_samples"]

@@ -17,7 +17,9 @@ def test_training_losses_are_the_default_and_measure_nothing(make_config):
     assert (mixing.reward, mixing.heldout_interval) == ("train", None)
 
 
-@pytest.mark.parametrize("method", ["smoothed_mean", "odm_paper", "exp3", "ema", "naive_validation"])
+@pytest.mark.parametrize(
+    "method", ["smoothed_mean", "odm_paper", "exp3", "ema", "naive_validation"]
+)
 def test_methods_that_learn_can_follow_held_out_losses(make_config, method):
     mixing = make_config(**{**HELD_OUT, "data_sampling_method": method}).mixing
     assert (mixing.method, mixing.reward) == (method, "heldout")

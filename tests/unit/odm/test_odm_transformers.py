@@ -160,7 +160,5 @@ def test_trainer_follows_held_out_losses_and_saves_what_was_measured(tmp_path):
     assert saved["held_out"]["visits"] == 5
     again = HeldOutSamples(datasets()[::-1], num_samples=4, num_parts=2)
     resumed = controller(reward="heldout")
-    MixtureCallback(resumed, DomainLossRecorder(2), held_out=again).load(
-        tmp_path / "checkpoint-10"
-    )
+    MixtureCallback(resumed, DomainLossRecorder(2), held_out=again).load(tmp_path / "checkpoint-10")
     assert again.state_dict() == saved["held_out"]
