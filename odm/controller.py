@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .json_data import SchemaError, copied
+from .methods import RewardSource
 from .mixers import Mixer, make_mixer
 from .observation import Observation
 from .read_ahead import ReadAhead
+from .rewards import Reward
 from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
@@ -77,6 +79,7 @@ class MixtureController:
         mixer: The method, or its registered name with default options.
         schedule: Draws the plans; its ``num_domains`` must be K.
         constraints: Limits on the weights, applied at every step, also during warm-up.
+        reward: The losses that the mixer learns from, or the name of their source.
         initial_weights: Raw weights of the first draws, shape (K,); None makes all equal.
         warmup_steps: Up to and including this step, the mixer is not asked.
         update_frequency: The mixer is asked at steps that are a multiple of this number.
@@ -93,6 +96,7 @@ class MixtureController:
         schedule: MixtureSchedule,
         constraints: Sequence[Constraint] = (),
         *,
+        reward: Reward | RewardSource = "train",
         initial_weights: ArrayLike | None = None,
         warmup_steps: int = 0,
         update_frequency: int = 1,
@@ -102,6 +106,8 @@ class MixtureController:
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
         self.schedule = schedule
         self.constraints = tuple(constraints)
+        self.reward = Reward(reward) if isinstance(reward, str) else reward
+        self.reward.check_method(self.mixer.name, self.mixer.method)
         num_domains = len(self.domains)
         if schedule.num_domains != num_domains:
             raise ValueError(
@@ -201,6 +207,7 @@ class MixtureController:
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
                 domains.
             held_out: Losses on held-out data, summed over all ranks, if this step measured them.
+                Without them, a step changes no weights that follow held-out losses.
 
         Returns:
             The decision; its ``weights_after`` are the probabilities of the next draw.
@@ -215,21 +222,24 @@ class MixtureController:
         last = self._decision
         before, proposal = last.weights_after, last.proposal
         drew = self._ahead.complete(step)
-        is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
+        is_due = self.is_update_due(step)
         if is_due or self.mixer.method.every_step:
+            rewards, has_reward = self.reward.losses(losses, present, held_out)
+            is_due = is_due and bool(np.count_nonzero(has_reward))
+            from_training = not self.reward.needs_held_out
             observation = Observation(
                 int(step),
-                np.where(present, losses, 0.0),
-                present,
+                rewards,
+                has_reward,
                 before if drew is None else drew,
-                signal=observed if isinstance(observed, Signal) else None,
-                held_out=held_out,
+                signal=observed if from_training and isinstance(observed, Signal) else None,
+                held_out=None if from_training else held_out,
                 total_steps=self.total_steps,
             )
             if is_due:
                 self._state, proposal = self.mixer.update_checked(self._state, observation)
                 self._updates += self.mixer.method.learns
-            else:
+            elif self.mixer.method.every_step:
                 self._state = self.mixer.observe_checked(self._state, observation)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
@@ -248,6 +258,7 @@ class MixtureController:
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""
         length = {"total_steps": self.total_steps} if self.mixer.method.uses_length else {}
+        reward = {"reward": self.reward.options()} if self.reward.needs_held_out else {}
         return {
             "domains": list(self.domains),
             "method": self.mixer.name,
@@ -256,6 +267,7 @@ class MixtureController:
             "warmup_steps": self.warmup_steps,
             "update_frequency": self.update_frequency,
             **length,
+            **reward,
             "constraints": [constraint.options() for constraint in self.constraints],
             "seed": self.schedule.seed,
             "stratified": self.schedule.stratified,
@@ -342,7 +354,7 @@ class MixtureController:
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ -> the saved value and the present one."""
-        current = self.describe()
+        current = {"reward": None, **self.describe()}  # both leave out the reward of training
         return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
     def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:

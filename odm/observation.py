@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .signal import Signal
 from .simplex import BoolArray, FloatArray
@@ -23,15 +26,17 @@ class Observation:
     step: int
     """Optimizer step, counted from 1."""
     losses: FloatArray
-    """Mean training losses in nats per token, 0 for absent domains."""
+    """Mean losses in nats per token, 0 for absent domains: of training, or what else the
+    controller's `Reward` makes the mixer learn from."""
     present: BoolArray
-    """Whether the step had tokens of each domain."""
+    """Whether each domain has a loss."""
     weights_used: FloatArray
     """Probabilities with which the step's samples were drawn."""
     signal: Signal | None = None
-    """The sums behind the losses; None if the caller knows only means."""
+    """The sums behind the losses; None if the caller knows only means, or they are held out."""
     held_out: HeldOut | None = None
-    """Losses on held-out data; None in a step that measured none."""
+    """What is behind losses on held-out data; None if the losses are others, or in a step that
+    measured none."""
     total_steps: int | None = None
     """Steps of the whole run; None if that is not known."""
 
@@ -41,6 +46,18 @@ class Observation:
 
         Tokens; without a signal the expected share of the draw, times the number of domains.
         """
+        if self.held_out is not None:
+            return np.where(self.present, np.nan_to_num(self.held_out.token_count, nan=1.0), 0.0)
         if self.signal is not None:
             return self.signal.token_count
         return self.present * self.weights_used * self.losses.size
+
+    @property
+    def log_step(self) -> FloatArray:
+        """Logarithm of the step that each loss belongs to, shape (K,), nan where it has none.
+
+        For held-out losses the mean over the steps at which their windows were measured.
+        """
+        if self.held_out is not None:
+            return self.held_out.log_step
+        return np.full(self.losses.size, math.log(self.step))

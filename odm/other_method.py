@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .mixers import make_mixer
+from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
+from .rewards import Reward
 from .simplex import FloatArray
 
 CAVEAT = (
@@ -80,7 +81,12 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
     mixer = make_mixer(method, **(options or {}))
     if not log.iterations:
         raise ReplayError("the log has no training iteration")
-    changes = {"method": method, "options": mixer.options(), "total_steps": log.train_iters}
+    changes = {
+        "method": method,
+        "options": mixer.options(),
+        "total_steps": log.train_iters,
+        "reward": _reward(log, mixer),
+    }
     iterations, run, other = [], [], []
     for iteration, record, controller in replayed(log, changes=changes):
         iterations.append(iteration)
@@ -94,6 +100,19 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
         np.array(run),
         np.array(other),
     )
+
+
+def _reward(log: RunLog, mixer: Mixer) -> dict[str, Any]:
+    """The losses that the other method learns from: those of the run, if the method can."""
+    of_run, signal = log.mixture.get("reward", Reward().options()), mixer.method.signal
+    if signal == "held_out" and not log.held_out:
+        raise ReplayError(
+            f"{mixer.name} learns from held-out losses, and the log has none; measure them in the "
+            "run (data_sampling_heldout_interval)"
+        )
+    if signal == "held_out" and of_run["source"] == "train":
+        return Reward("heldout").options()
+    return of_run if mixer.method.learns and signal != "training" else Reward().options()
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ The log has one JSON object per line. A line with ``"event": "start"`` has ``"mi
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
 name, and ``tokens`` of the iteration for methods that count them. Limits that depend on what has
 been drawn need ``cursors``, samples drawn so far by domain, or ``epochs`` with
-``samples_per_epoch`` in the start line. If an iteration appears twice, the later line counts. A
-line with ``"event": "resume"`` and a different ``"mixture"`` changes the settings from there on, as
-``load_state_dict`` does.
+``samples_per_epoch`` in the start line. Where weights follow held-out losses, lines with ``"event":
+"held_out"`` have what ``HeldOut.by_domain`` returns. If an iteration appears twice, the later line
+counts. A line with ``"event": "resume"`` and a different ``"mixture"`` changes the settings from
+there on, as ``load_state_dict`` does.
 
 With ``--mixer OTHER`` it shows the weights that another method would have chosen on these losses;
 see `odm.other_method`.

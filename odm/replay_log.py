@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
+from .held_out import HeldOut
 from .json_data import (
     Check,
     SchemaError,
@@ -25,6 +27,7 @@ from .json_data import (
     text,
 )
 from .mixers import make_mixer
+from .rewards import Reward
 from .saved_state import check_description
 from .schedule import MAX_CURSOR, MixtureSchedule
 from .signal import Signal
@@ -56,6 +59,12 @@ _EVENTS: dict[str, Check] = {
             "cursors": optional(mapping_of(integer(0, MAX_CURSOR))),
         },
     ),
+    "held_out": fields(
+        {
+            "iteration": integer(1),
+            **dict.fromkeys((f.name for f in dataclasses.fields(HeldOut)), logged_numbers),
+        }
+    ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
     kind.name: kind for kind in (Floor, Ceiling, EpochCap, GroupLimits, TrustRegion)
@@ -80,6 +89,8 @@ class RunLog:
     """Iteration after which a run began or resumed -> samples per epoch of its domains."""
     train_iters: int | None = None
     """Length of the run, if the log has it."""
+    held_out: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Iteration -> the line of the measurement of held-out losses after it."""
 
 
 def read_run_log(lines: Iterable[str]) -> RunLog:
@@ -94,6 +105,7 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
     """
     start: Mapping[str, Any] = {}
     iterations: dict[int, Mapping[str, Any]] = {}
+    held_out: dict[int, Mapping[str, Any]] = {}
     resumptions: dict[int, Mapping[str, Any]] = {}
     torn: str | None = None
     for number, line in enumerate(lines, start=1):
@@ -111,16 +123,17 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
             raise ReplayError(f"line {number}: {error}") from None
         event, iteration = record["event"], record.get("iteration")
         if event == "start":
-            start, iterations, resumptions, torn = record, {}, {}, None
+            start, iterations, held_out, resumptions, torn = record, {}, {}, {}, None
         elif event == "resume" and iteration is not None:
             iterations = {n: kept for n, kept in iterations.items() if n <= iteration}
+            held_out = {n: kept for n, kept in held_out.items() if n <= iteration}
             resumptions = {n: kept for n, kept in resumptions.items() if n < iteration}
             resumptions[iteration] = record
             torn = None
-        elif event == "train":
+        elif event in ("train", "held_out"):
             if torn is not None:
                 raise ReplayError(torn)
-            iterations[iteration] = record
+            (iterations if event == "train" else held_out)[iteration] = record
     if not start.get("mixture"):
         raise ReplayError("no start line with a mixture: the run had no mixture or the log is cut")
     begun = {0: start, **resumptions}
@@ -135,6 +148,7 @@ def read_run_log(lines: Iterable[str]) -> RunLog:
             if line.get("samples_per_epoch")
         },
         lengths[-1] if lengths else None,
+        held_out,
     )
 
 
@@ -168,6 +182,7 @@ def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
         make_mixer(mixture["method"], **mixture.get("options", {})),
         MixtureSchedule(mixture.get("seed", 0), len(domains)),
         constraints,
+        reward=Reward(**mixture.get("reward", {})),
         initial_weights=mixture.get("initial_weights"),
         warmup_steps=mixture.get("warmup_steps", 0),
         update_frequency=mixture.get("update_frequency", 1),
@@ -206,7 +221,8 @@ def replayed(
         cursors = _cursors(record, sizes, controller)
         drawn_with = by_domain(record, "weights", controller.domains) if changes else None
         controller.adopt_draw(iteration, weights=drawn_with, cursors=cursors)
-        controller.observe(iteration, _observed(record, controller))
+        measured = _measured(log.held_out.get(iteration), controller.domains)
+        controller.observe(iteration, _observed(record, controller), held_out=measured)
         previous = iteration
 
 
@@ -269,6 +285,16 @@ def _observed(record: Mapping[str, Any], controller: MixtureController) -> Signa
         return losses
     tokens = by_domain(record, "tokens", controller.domains)
     return Signal.from_means(losses, np.where(np.isnan(losses), 0.0, tokens))
+
+
+def _measured(record: Mapping[str, Any] | None, domains: Sequence[str]) -> HeldOut | None:
+    """The held-out losses that the trainer measured after a logged iteration, if it did."""
+    if record is None:
+        return None
+    try:
+        return HeldOut.from_domains(record, domains)
+    except ValueError as error:
+        raise ReplayError(f"iteration {record['iteration']}: held_out: {error}") from None
 
 
 def by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> FloatArray:

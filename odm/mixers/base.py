@@ -173,12 +173,17 @@ class Mixer(ABC):
     def _over_weights(self, losses: FloatArray, observation: Observation) -> FloatArray:
         """Losses divided by the weights of their draw, shape (K,), finite, 0 for absent domains.
 
+        A domain of weight 0 may have a held-out loss; it counts as absent.
+
         Raises:
-            ValueError: If a domain has a loss that could not have been drawn.
+            ValueError: If a domain has a training loss that could not have been drawn.
         """
         present, used = observation.present, observation.weights_used
         wrong = np.flatnonzero(present & (used <= 0))
-        if wrong.size:
+        if wrong.size and observation.held_out is not None:
+            present = present & (used > 0)
+            losses = np.where(present, losses, 0.0)
+        elif wrong.size:
             raise ValueError(
                 f"{self.name}: domain {wrong[0]} has a loss but its weight was 0, and the reward "
                 "is divided by the weight; pass the weights that drew this step"

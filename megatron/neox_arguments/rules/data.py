@@ -13,6 +13,7 @@ from odm.methods import METHODS, Method
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
 from .draft import Draft
+from .held_out import resolve_reward
 from .limits import resolve_limits
 from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
 
@@ -253,15 +254,9 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     """Returns the mixing method and how many consecutive samples share a domain."""
     domains, method = data.train_domains, _method(draft, data.train_weighting)
     facts = METHODS.get(method or "static", UNKNOWN)
-    learns = facts.learns and facts.signal == "training"
+    learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
     _note_unused_settings(draft, method, facts)
-    if facts.signal != "training":
-        draft.issues.add(
-            "data_sampling_method",
-            f"data_sampling_method: {method} takes its reward from held-out losses, which is not "
-            "part of this version; use smoothed_mean",
-        )
     if learns:
         draft.require(
             len(domains) >= 2 or bool(draft["data_path"]),
@@ -306,6 +301,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         run_length=run_length,
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
+        **resolve_reward(draft, method or "static", facts, data, batch),
         **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
 

@@ -198,7 +198,7 @@ class Mixing:
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
     Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
     `schedule` is what `static` becomes by `train_data_weights: {schedule: FILE}`;
-    `naive_validation` is refused."""
+    `naive_validation` needs `data_sampling_reward: heldout`."""
 
     run_length: int
     """Consecutive samples of the global batch that share a domain: 1, the micro-batch size or the
@@ -223,6 +223,31 @@ class Mixing:
     ] = 0.9
     """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
     smoothed_mean and odm_paper."""
+
+    reward: Annotated[str, Key("data_sampling_reward", Literal["train", "heldout"], "train")]
+    """The losses that the weights follow: of the training samples, or of held-out windows, fixed
+    samples of each domain's validation data. Methods that learn accept both."""
+
+    heldout_interval: Annotated[
+        int | None, Key("data_sampling_heldout_interval", int | None), at_least(1)
+    ]
+    """Iterations from one measurement of held-out losses to the next, a multiple of
+    `data_sampling_update_frequency`. Not set: as many as keep the cost at about 1 % of the training
+    time. With `data_sampling_reward: train` they are measured and logged only if this is set."""
+
+    heldout_samples: Annotated[int, Key("data_sampling_heldout_samples"), at_least(1)] = 16
+    """Held-out windows of each domain, or as many as its validation data have."""
+
+    heldout_parts: Annotated[int, Key("data_sampling_heldout_parts"), at_least(1)] = 8
+    """Parts into which the windows of a domain are divided. The first measurement is of all
+    windows, each later one of the next part."""
+
+    batch_normalized_reward: bool = False
+    """Maps the generalization rewards of an iteration to [0, 1]. See `validation_based_reward`."""
+
+    scale_by_reward_loss_diff: bool = False
+    """Multiplies generalization rewards by the decrease of the held-out loss. See
+    `validation_based_reward`."""
 
     stratified: Annotated[bool, Key("data_sampling_stratified")] = False
     """Draws domains with as little chance as possible: counts differ from weight times draws by
@@ -262,3 +287,8 @@ class MixingKeys:
     """Every micro-batch of every data-parallel process draws its own domain: Online Data Mixing as
     published. With neither this nor `mixed_batches`, named datasets give one domain to a whole
     iteration."""
+
+    validation_based_reward: bool = False
+    """The research code's key for rewards from held-out losses. With `mixed_minibatches` and `exp3`
+    a reward is the held-out loss less the training loss (generalization); with `mixed_batches` and
+    `naive_validation` it is the held-out loss, as with `data_sampling_reward: heldout`."""
