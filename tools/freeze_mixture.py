@@ -51,7 +51,7 @@ KINDS = {
 
 _KEPT = (
     *("data_sampling_stratified", "data_sampling_min_weight", "data_sampling_max_weight"),
-    *("data_sampling_max_epochs", "data_sampling_groups"),
+    *("data_sampling_max_epochs", "data_sampling_groups", "mixed_batches", "mixed_minibatches"),
 )
 """Keys of mixing that also apply to constant weights: how domains are drawn, and the limits."""
 
@@ -185,7 +185,7 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
     values = {
         key: value
         for key, value in run.values.items()
-        if (not key.startswith("data_sampling_") or key in _KEPT) and key not in _LEFT_OUT
+        if key not in _LEFT_OUT and (field_table()[key].section != "mixing" or key in _KEPT)
     }
     values["data_sampling_method"] = "static"
     values["train_data_weights"] = weights

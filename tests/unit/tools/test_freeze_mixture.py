@@ -29,6 +29,7 @@ SETTINGS = {
     "train_data_weights": [3.0, 1.0],
     "checkpoint_factor": 5,
 }
+GROUPS = {"text": {"domains": ["web"], "max": 0.9}}
 
 
 def write_run(folder: Path, *, drawn=(30, 10), sizes=True, stored=None, **changes: Any) -> Path:
@@ -82,6 +83,20 @@ def test_held_out_text_keeps_the_weights_of_a_rule_too(tmp_path):
 def test_domains_evaluated_by_themselves_need_no_such_weights(tmp_path):
     values = frozen(write_run(tmp_path, drawn=(20, 20), use_named_eval_datasets=True))
     assert "valid_data_weights" not in values
+
+
+def test_keys_that_only_a_method_that_learns_may_have_are_left_out(tmp_path):
+    rewards = {"validation_based_reward": True, "batch_normalized_reward": True}
+    exp3 = {"data_sampling_method": "exp3", "mixed_minibatches": True, **rewards}
+    run = write_run(tmp_path, **exp3, data_sampling_heldout_interval=4, data_sampling_groups=GROUPS)
+    values = frozen(run)
+    assert not rewards.keys() & values.keys()
+    assert values["data_sampling_groups"] == GROUPS
+    assert values["mixed_minibatches"] is True
+    assert {key for key in values if key.startswith("data_sampling_")} == {
+        "data_sampling_method",
+        "data_sampling_groups",
+    }
 
 
 def test_a_run_that_began_with_the_weights_of_another_does_so_again(tmp_path):

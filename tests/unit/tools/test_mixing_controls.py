@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,10 +16,12 @@ from megatron.checkpoint.format import read_content
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.reporting.run_log import read_run_log
 from megatron.training import pretrain
+from odm.replay import main as replay
 from tests.process_group import engine_of_one
 from tests.tiny import DOMAINS, tiny_config, write_tiny_corpus
 from tools.compare_runs import main as compare
 from tools.freeze_mixture import main as freeze
+from tools.plot_mixture import main as plot
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,6 +45,7 @@ def folder(tmp_path_factory) -> Path:
         log_dir=str(folder / "logs"),
         data_sampling_max_epochs={"noise": 3},
         data_sampling_warmup_steps=2,
+        data_sampling_heldout_interval=4,
     )
     paths = [key for key in settings if key.endswith("_paths")]
     (folder / "data.yml").write_text(json.dumps({key: settings.pop(key) for key in paths}))
@@ -78,6 +82,7 @@ def test_the_control_has_everything_else_of_the_run(folder):
     assert {key for key in original if original[key] != written.get(key)} == {
         *("save", "load", "log_dir", "data_sampling_method", "data_sampling_warmup_steps"),
         *("data_sampling_update_frequency", "data_sampling_smoothing_factor"),
+        "data_sampling_heldout_interval",
     }
     assert written.keys() - original.keys() == {"train_data_weights"}
     assert written["save"] == written["load"] == str(folder / "run-frozen")
@@ -176,4 +181,47 @@ def test_the_run_and_its_control_differ_in_the_mixing_alone(folder, tmp_path, ca
     assert arm["differences"]["mean_loss"]["mean"] == pytest.approx(mean)
     assert arm["mean_perplexity"] == pytest.approx(last["run"]["averages"]["avg_ppl"])
     assert found["arms"][0]["iterations_to_target"]["mean_loss"][0] <= 12
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_run_is_replayed_although_epochs_limit_its_weights(folder, capsys):
+    limits = [limit["name"] for limit in start_of(folder / "logs")["mixture"]["constraints"]]
+    assert limits == ["epoch_cap"]
+    assert replay([str(folder / "logs")]) == 0
+    assert "12 iterations replayed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["exp3", "naive_validation", "static"])
+def test_other_methods_answer_to_the_losses_of_the_run(folder, capsys, method):
+    assert replay([str(folder / "logs"), "--mixer", method, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["iterations"] == list(range(1, 13))
+    answers = np.array([found["other"][name] for name in DOMAINS])
+    np.testing.assert_allclose(answers.sum(axis=0), 1.0)
+    is_constant = np.allclose(answers, answers[:, :1])
+    assert is_constant == (method == "static")
+
+
+def test_every_update_is_in_the_log_with_what_the_limit_did(folder):
+    events = read_run_log(folder / "logs")
+    updates = {event["iteration"]: event for event in events if event["event"] == "update"}
+    trained = {event["iteration"]: event for event in events if event["event"] == "train"}
+    assert list(updates) == list(range(3, 13))  # after a warm-up of two iterations
+    for step, update in updates.items():
+        assert list(update["proposal"]) == list(DOMAINS)
+        assert set(update["limits"]["epoch_cap"]) <= set(DOMAINS)
+        after = update.get("weights", update["proposal"])
+        if step < 12:
+            assert after == trained[step + 1]["weights"]
+    assert not [
+        event for event in read_run_log(folder / "logs-frozen") if event["event"] == "update"
+    ]
+
+
+def test_the_learning_curves_of_the_run_are_numbers_and_a_picture(folder, tmp_path, capsys):
+    picture = tmp_path / "curves.png"
+    assert plot([str(folder / "logs"), "--json", "-o", str(picture)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 12 * 8 * 16
+    assert found["domains"]["letters"]["slope_per_doubling"] < 0
     assert picture.read_bytes().startswith(b"\x89PNG")
