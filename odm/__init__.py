@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .constraints import Ceiling, Constraint, EpochCap, Floor, TrustRegion
+    from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
     from .controller import MixtureController
+    from .held_out import HeldOut, HeldOutRecord
     from .mixers import Mixer, known_mixers, make_mixer, register
     from .order import SampleOrder, sample_order
+    from .rewards import Reward
     from .schedule import Draw, MixtureSchedule, plan_draw
     from .signal import Signal
 
@@ -24,6 +26,9 @@ __all__ = [
     "Draw",
     "plan_draw",
     "Signal",
+    "HeldOut",
+    "HeldOutRecord",
+    "Reward",
     "Mixer",
     "make_mixer",
     "known_mixers",
@@ -32,6 +37,7 @@ __all__ = [
     "Floor",
     "Ceiling",
     "EpochCap",
+    "GroupLimits",
     "TrustRegion",
     "SampleOrder",
     "sample_order",
@@ -39,9 +45,11 @@ __all__ = [
 
 _NAMES = {
     "controller": ("MixtureController",),
-    "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "TrustRegion"),
+    "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "GroupLimits", "TrustRegion"),
+    "held_out": ("HeldOut", "HeldOutRecord"),
     "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
     "order": ("SampleOrder", "sample_order"),
+    "rewards": ("Reward",),
     "schedule": ("Draw", "MixtureSchedule", "plan_draw"),
     "signal": ("Signal",),
 }

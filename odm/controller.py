@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .json_data import SchemaError, copied
+from .methods import RewardSource
 from .mixers import Mixer, make_mixer
+from .observation import Observation
 from .read_ahead import ReadAhead
+from .rewards import Reward
 from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
@@ -22,8 +25,10 @@ from .simplex import (
     IntArray,
     check_domains,
     check_weights,
-    normalize,
 )
+
+if TYPE_CHECKING:
+    from .held_out import HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +79,11 @@ class MixtureController:
         mixer: The method, or its registered name with default options.
         schedule: Draws the plans; its ``num_domains`` must be K.
         constraints: Limits on the weights, applied at every step, also during warm-up.
+        reward: The losses that the mixer learns from, or the name of their source.
         initial_weights: Raw weights of the first draws, shape (K,); None makes all equal.
         warmup_steps: Up to and including this step, the mixer is not asked.
         update_frequency: The mixer is asked at steps that are a multiple of this number.
+        total_steps: Steps of the whole run, for methods that plan ahead; None if it is not known.
 
     Raises:
         ValueError: If domains, weights, counts or constraints do not fit together.
@@ -89,14 +96,18 @@ class MixtureController:
         schedule: MixtureSchedule,
         constraints: Sequence[Constraint] = (),
         *,
+        reward: Reward | RewardSource = "train",
         initial_weights: ArrayLike | None = None,
         warmup_steps: int = 0,
         update_frequency: int = 1,
+        total_steps: int | None = None,
     ) -> None:
         self.domains = check_domains(domains)
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
         self.schedule = schedule
         self.constraints = tuple(constraints)
+        self.reward = Reward(reward) if isinstance(reward, str) else reward
+        self.reward.check_method(self.mixer.name, self.mixer.method)
         num_domains = len(self.domains)
         if schedule.num_domains != num_domains:
             raise ValueError(
@@ -108,6 +119,9 @@ class MixtureController:
                 "controller: warmup_steps must be >= 0 and update_frequency >= 1, got "
                 f"{warmup_steps} and {update_frequency}"
             )
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"controller: total_steps must be >= 1, got {total_steps}")
+        self.total_steps = None if total_steps is None else int(total_steps)
         self.warmup_steps = int(warmup_steps)
         self.update_frequency = int(update_frequency)
         raw = np.ones(num_domains) if initial_weights is None else initial_weights
@@ -115,7 +129,7 @@ class MixtureController:
         self._state = self.mixer.init(self.domains, self._initial)
         self._updates = 0  # number of updates of the mixer
         self._ahead = ReadAhead()
-        proposal = normalize(self._initial)
+        proposal = self.mixer.weights_at(0, self._initial)
         weights, effects = self._constrain(proposal, previous=proposal)
         self._decision = _decision(0, weights, proposal=proposal, effects=effects)
 
@@ -164,15 +178,36 @@ class MixtureController:
         self._ahead.add(step, weights, cursors)
         return draw
 
-    def observe(self, step: int, observed: Signal | ArrayLike) -> Decision:
+    def adopt_draw(
+        self, step: int, *, weights: FloatArray | None = None, cursors: IntArray | None = None
+    ) -> None:
+        """Takes over a draw that was made elsewhere, for replays; use it in the place of ``draw``.
+
+        Args:
+            step: The step that trained on the draw, counted from 1.
+            weights: Probabilities with which it was drawn, shape (K,); None: this object's own.
+            cursors: Cursors after it, shape (K,); None leaves them as they are.
+        """
+        before = self.schedule.cursors
+        if cursors is not None:
+            self.schedule.set_cursors(cursors)
+        if weights is not None:
+            self._ahead.add(step, weights, before)
+
+    def observe(
+        self, step: int, observed: Signal | ArrayLike, *, held_out: HeldOut | None = None
+    ) -> Decision:
         """Learns from the losses of a step.
 
-        Losses of steps without a due update are discarded, as in the research code.
+        Losses of steps without a due update are discarded, as in the research code, unless the
+        method asks for every step (``Method.every_step``).
 
         Args:
             step: The step of the losses, counted from 1.
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
                 domains.
+            held_out: Losses on held-out data, summed over all ranks, if this step measured them.
+                Without them, a step changes no weights that follow held-out losses.
 
         Returns:
             The decision; its ``weights_after`` are the probabilities of the next draw.
@@ -187,13 +222,25 @@ class MixtureController:
         last = self._decision
         before, proposal = last.weights_after, last.proposal
         drew = self._ahead.complete(step)
-        is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
-        if is_due:
-            known, used = np.where(present, losses, 0.0), before if drew is None else drew
-            self._state, proposal = self.mixer.update_checked(
-                self._state, step, known, present, used
+        is_due = self.is_update_due(step)
+        if is_due or self.mixer.method.every_step:
+            rewards, has_reward = self.reward.losses(losses, present, held_out)
+            is_due = is_due and bool(np.count_nonzero(has_reward))
+            from_training = not self.reward.needs_held_out
+            observation = Observation(
+                int(step),
+                rewards,
+                has_reward,
+                before if drew is None else drew,
+                signal=observed if from_training and isinstance(observed, Signal) else None,
+                held_out=None if from_training else held_out,
+                total_steps=self.total_steps,
             )
-            self._updates += self.mixer.method.learns
+            if is_due:
+                self._state, proposal = self.mixer.update_checked(self._state, observation)
+                self._updates += self.mixer.method.learns
+            elif self.mixer.method.every_step:
+                self._state = self.mixer.observe_checked(self._state, observation)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
@@ -210,6 +257,8 @@ class MixtureController:
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""
+        length = {"total_steps": self.total_steps} if self.mixer.method.uses_length else {}
+        reward = {"reward": self.reward.options()} if self.reward.needs_held_out else {}
         return {
             "domains": list(self.domains),
             "method": self.mixer.name,
@@ -217,6 +266,8 @@ class MixtureController:
             "initial_weights": self._initial.tolist(),
             "warmup_steps": self.warmup_steps,
             "update_frequency": self.update_frequency,
+            **length,
+            **reward,
             "constraints": [constraint.options() for constraint in self.constraints],
             "seed": self.schedule.seed,
             "stratified": self.schedule.stratified,
@@ -261,7 +312,8 @@ class MixtureController:
         Domains, their order and the method must be the same. If an option, seed, constraint or
         frequency differs, this object's value is used, not the state's, and a warning reports it;
         limits apply from the next draw on. Different initial weights have an effect only if the
-        mixer has not learnt anything yet, so with ``static`` always.
+        mixer has not learnt anything yet, so with ``static`` always. A different schedule applies
+        from the next draw on.
 
         Raises:
             ValueError: If the state is of another schema, method or list of domains, or damaged
@@ -279,10 +331,12 @@ class MixtureController:
         planned = {int(step): np.array(plans[step], dtype=np.float64) for step in plans}
         mixer_state, updates = copied(state["mixer"]), count_updates(state, self.mixer)
         changed = self._changed(saved)
-        restarts = "initial_weights" in changed and updates == 0
+        follows_steps = self.mixer.method.follows_steps
+        restarts = updates == 0 and "initial_weights" in changed
+        restarts = restarts or (follows_steps and bool({"options", "initial_weights"} & {*changed}))
         if restarts:
             mixer_state = self.mixer.init(self.domains, self._initial)
-            proposal = normalize(self._initial)
+            proposal = self.mixer.weights_at(state["step"], self._initial)
         effects: dict[str, Any] = {}
         cursors = self.schedule.cursors
         self.schedule.set_cursors(state["cursors"])
@@ -300,7 +354,7 @@ class MixtureController:
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ -> the saved value and the present one."""
-        current = self.describe()
+        current = {"reward": None, **self.describe()}  # both leave out the reward of training
         return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
     def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:

@@ -17,10 +17,12 @@ from .json_data import (
     list_of,
     mapping_of,
     number,
+    optional,
     refuse,
     text,
 )
 from .mixers import Mixer, known_mixers, make_mixer
+from .rewards import check_reward
 from .schedule import MAX_CURSOR, MAX_KEY
 from .simplex import FloatArray, check_domains, check_weights, normalize
 
@@ -44,6 +46,8 @@ _DESCRIPTION = fields(
         "initial_weights": list_of(number(0)),
         "warmup_steps": integer(0),
         "update_frequency": integer(1),
+        "total_steps": optional(integer(1)),
+        "reward": check_reward,
         "constraints": list_of(fields({"name": text(must="the name of a constraint")})),
         "seed": integer(0, MAX_KEY - 1),
         "stratified": boolean,

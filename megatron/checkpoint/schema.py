@@ -14,6 +14,7 @@ from megatron.engine.state import TrainState
 from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.run_config import SCHEMA_VERSION
 from megatron.sizing.model_shape import ModelShape
+from odm.held_out import check_record
 from odm.json_data import (
     Check,
     SchemaError,
@@ -239,6 +240,7 @@ def check_mixture(mixture: Any, where: str) -> None:
     """Checks the content of ``mixture.json``: a state, or null to start from zero."""
     if mixture is not None:
         check_stored_state(mixture)
+        fields({}, {"held_out": check_record})(mixture, "")
 
 
 def check_resolved(values: Any, where: str) -> None:

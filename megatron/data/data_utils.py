@@ -12,16 +12,19 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import weights_by_num_docs
 from megatron.data.splits import SplitName
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
-from odm.constraints import Ceiling, Constraint, EpochCap, Floor
+from megatron.neox_arguments.rules.held_out import no_held_out_text_problem
+from megatron.sizing.mixture import DomainSize, mixing_limits, shares_of_sizes, train_weights
 from odm.controller import MixtureController
 from odm.methods import METHODS
 from odm.mixers import make_mixer
+from odm.rewards import Reward
 from odm.schedule import MixtureSchedule
 
 __all__ = [
     "build_train_source",
     "build_evaluation_source",
     "build_controller",
+    "build_held_out_source",
 ]
 
 
@@ -69,11 +72,13 @@ def build_train_source(
         eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
+    samples_per_epoch = source.samples_per_epoch.tolist()
+    sizes = [
+        DomainSize(domain.name, len(domain.dataset), samples)
+        for domain, samples in zip(domains, samples_per_epoch, strict=True)
+    ]
     mixture = build_controller(
-        config,
-        source.domains,
-        _weights(config, config.data.train_weights, domains),
-        samples_per_epoch=source.samples_per_epoch.tolist(),
+        config, source.domains, train_weights(config, sizes), samples_per_epoch=samples_per_epoch
     )
     return source, mixture
 
@@ -121,7 +126,8 @@ def build_evaluation_source(
     limits = _evaluation_limits(
         config, split, domains, batch_size=batch_size or config.batch.train_batch_size
     )
-    return EvaluationBatches(
+    return _evaluation_batches(
+        config,
         [
             _evaluation_domain(config, domain, limit)
             for domain, limit in zip(domains, limits, strict=True)
@@ -129,10 +135,55 @@ def build_evaluation_source(
         ],
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.data.eod_mask_loss,
-        vocab_size=tokenizer_info.vocab_size,
+        tokenizer_info=tokenizer_info,
+    )
+
+
+def build_held_out_source(
+    config: RunConfig,
+    domains: Sequence[str],
+    *,
+    dp_rank: int,
+    dp_size: int,
+    tokenizer_info: TokenizerInfo,
+) -> EvaluationBatches | None:
+    """Builds the held-out windows of every training domain, for one data-parallel rank.
+
+    The windows are samples of the validation data, spread evenly over each domain. They depend on
+    nothing else, so they are the same in the whole run and on every layout.
+
+    Args:
+        config: The resolved configuration.
+        domains: Names of the training domains; the windows have the same order.
+        dp_rank: Rank among the ``dp_size`` that read different data.
+        dp_size: Number of data-parallel ranks.
+        tokenizer_info: End-of-document id and vocabulary size.
+
+    Returns:
+        Up to ``data_sampling_heldout_samples`` samples per domain; None if nothing is measured.
+
+    Raises:
+        ConfigError: If a domain has no validation data.
+        DataError: As ``build_train_source``.
+    """
+    if config.mixing.heldout_interval is None:
+        return None
+    # where training evaluates, the same files are opened for that, and what is wrong is reported
+    is_first = dp_rank == 0 and not config.evaluation.iters
+    files = _open_split(config, "valid", tokenizer_info, is_first=is_first)
+    found = {domain.name: domain for domain in files}
+    missing = [name for name in domains if name not in found]
+    if missing:
+        raise ConfigError(no_held_out_text_problem(missing))
+    return _evaluation_batches(
+        config,
+        [
+            _evaluation_domain(config, found[name], config.mixing.heldout_samples)
+            for name in domains
+        ],
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        tokenizer_info=tokenizer_info,
     )
 
 
@@ -160,17 +211,23 @@ def build_controller(
     schedule = MixtureSchedule(
         config.launch.seed, len(domains), stratified=config.mixing.stratified
     )
-    constraints = _constraints(config, samples_per_epoch)
+    constraints = mixing_limits(config, samples_per_epoch)
     try:
         return MixtureController(
             domains,
             make_mixer(method, **options),
             schedule,
             constraints,
+            reward=Reward(
+                config.mixing.reward,
+                batch_normalized=config.mixing.batch_normalized_reward,
+                scaled_by_loss_diff=config.mixing.scale_by_reward_loss_diff,
+            ),
             initial_weights=weights,
             warmup_steps=config.mixing.warmup_steps,
             # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
             update_frequency=max(1, config.mixing.update_frequency),
+            total_steps=config.schedule.train_iters,
         )
     except ValueError as error:
         if not config.mixing.max_epochs:  # all other limits were checked without the data
@@ -192,24 +249,23 @@ def _open_split(
     )
 
 
-def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
-    """The limits on weights that the configuration sets."""
-    found: list[Constraint] = []
-    if config.mixing.min_weights:
-        found.append(Floor(config.mixing.min_weights))
-    if config.mixing.max_weights:
-        found.append(Ceiling(config.mixing.max_weights))
-    if config.mixing.max_epochs:
-        total = config.schedule.train_iters * config.batch.train_batch_size
-        limits = zip(config.mixing.max_epochs, samples_per_epoch, strict=True)
-        # without a limit a domain may serve the whole run
-        epochs = tuple(total / size if limit is None else limit for limit, size in limits)
-        try:
-            cap = epochs[0] if len(set(epochs)) == 1 else epochs
-            found.append(EpochCap(cap, tuple(samples_per_epoch), total))
-        except ValueError as error:
-            raise ConfigError(f"data_sampling_max_epochs: {error}") from error
-    return found
+def _evaluation_batches(
+    config: RunConfig,
+    domains: Sequence[EvaluationDomain],
+    *,
+    dp_rank: int,
+    dp_size: int,
+    tokenizer_info: TokenizerInfo,
+) -> EvaluationBatches:
+    return EvaluationBatches(
+        domains,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        eod_token=tokenizer_info.eod,
+        eod_mask_loss=config.data.eod_mask_loss,
+        vocab_size=tokenizer_info.vocab_size,
+    )
 
 
 def _evaluation_domain(
@@ -246,14 +302,20 @@ def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
     )
 
 
-def _weights(
-    config: RunConfig, given: Sequence[float], domains: Sequence[DomainFiles]
+def _held_out_weights(
+    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> list[float]:
-    """Takes the weights of the configuration, or computes them from the numbers of documents."""
-    if not config.data.weight_by_num_documents:
+    """Takes the weights of the configuration, or computes them from the sizes of the data."""
+    if config.data.weight_by_num_documents:
+        counts = [len(domain.dataset) for domain in domains]
+        return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
+    given = getattr(config.data, f"{split}_weights")
+    if given:
         return [given[domain.number] for domain in domains]
-    counts = [len(domain.dataset) for domain in domains]
-    return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
+    if config.data.train_weighting.rule == "unimax":  # nothing is repeated in an evaluation
+        return [1.0] * len(domains)
+    tokens = [domain.num_tokens for domain in domains]
+    return shares_of_sizes(config, tokens, total_samples=sum(tokens))
 
 
 def _evaluation_limits(
@@ -270,6 +332,6 @@ def _evaluation_limits(
         otherwise = written * batch_size if written else None
         limit = limits[split] if limits[split] is not None else otherwise
         return [limit] * len(domains)
-    weights = _weights(config, getattr(config.data, f"{split}_weights"), domains)
+    weights = _held_out_weights(config, split, domains)
     total = config.evaluation.iters * batch_size
     return [math.ceil(total * weight / sum(weights)) for weight in weights]

@@ -89,8 +89,6 @@ part of: serve_model_weights
     weight_server_port:int|ints=6000
 refused: precomputed probabilities serve preference training only
     precompute_model_name:text
-refused: held-out rewards are not part of this version; rewards are training losses
-    {validation_based_reward,batch_normalized_reward,scale_by_reward_loss_diff}=False
 refused: documents follow each other without gaps; only 'packed' is supported
     pack_impl:packed|pack_until_overflow|unpacked
 part of: pack_impl

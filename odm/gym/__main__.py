@@ -40,7 +40,7 @@ class Score:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     methods = [
-        name for name, method in METHODS.items() if method.learns and method.signal == "training"
+        name for name, method in METHODS.items() if method.learns and method.signal != "held_out"
     ]
     parser = argparse.ArgumentParser(
         prog="python -m odm.gym", description=(__doc__ or "").partition("\n")[0]
