@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .constraints import Ceiling, Constraint, Floor, TrustRegion
+from .constraints import Ceiling, Constraint, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .json_data import (
     Check,
@@ -52,7 +52,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, GroupLimits, TrustRegion)
 }
 
 
@@ -208,7 +208,8 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if not (controller.mixer.method.learns or controller.constraints):
+    method = controller.mixer.method
+    if not (method.learns or method.follows_steps or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
     every_step = controller.constraints or controller.mixer.method.every_step
