@@ -45,7 +45,13 @@ def train(world: World, mixer: Mixer | str, *, seed: int, warmup_steps: int = 0)
         warmup_steps: See `odm.MixtureController`.
     """
     schedule = MixtureSchedule(seed, world.num_domains)
-    controller = MixtureController(world.domains, mixer, schedule, warmup_steps=warmup_steps)
+    controller = MixtureController(
+        world.domains,
+        mixer,
+        schedule,
+        warmup_steps=warmup_steps,
+        total_steps=world.num_steps,
+    )
     noise = np.random.default_rng([seed, SEED_OF_LOSSES])
     samples = np.zeros(world.num_domains)
     for step in range(1, world.num_steps + 1):
