@@ -184,9 +184,7 @@ class GroupLimits(Constraint):
         numbers = [number for part in self.members for number in part]
         lengths = {len(getattr(self, field.name)) for field in dataclasses.fields(self)}
         if len(lengths) != 1 or not all(self.members) or min(numbers, default=0) < 0:
-            raise ValueError(
-                f"{where}: each group needs a name, domains and two bounds, got {self}"
-            )
+            raise ValueError(f"{where}: a group needs a name, domains and two bounds, got {self}")
         if len(set(numbers)) < len(numbers):
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise ValueError(f"{where}: domain {twice} is in two groups; leave it in one")
