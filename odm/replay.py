@@ -6,8 +6,9 @@ within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
 ``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
-name, and for methods that count them ``tokens`` of the iteration. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
-different ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
+name, and ``tokens`` of the iteration for methods that count them. If an iteration appears twice,
+the later line counts. A line with ``"event": "resume"`` and a different ``"mixture"`` changes the
+settings from there on, as ``load_state_dict`` does.
 """
 
 from __future__ import annotations
