@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
+from .guard import Guard, GuardedRun
 from .json_data import SchemaError, copied
 from .mixers import Mixer, make_mixer
 from .observation import Observation
@@ -102,6 +103,7 @@ class MixtureController:
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
         self.schedule = schedule
         self.constraints = tuple(constraints)
+        self._limits = tuple(limit for limit in constraints if not isinstance(limit, Guard))
         num_domains = len(self.domains)
         if schedule.num_domains != num_domains:
             raise ValueError(
@@ -124,7 +126,14 @@ class MixtureController:
         self._updates = 0  # number of updates of the mixer
         self._ahead = ReadAhead()
         proposal = self.mixer.weights_at(0, self._initial)
+        self._guard: GuardedRun | None = None
         weights, effects = self._constrain(proposal, previous=proposal)
+        guards = [limit for limit in constraints if isinstance(limit, Guard)]
+        if len(guards) > 1:
+            raise ValueError(f"controller: {len(guards)} guards; give one")
+        if guards:
+            self._guard = GuardedRun(guards[0], weights)
+            weights, effects = self._constrain(proposal, previous=proposal)
         self._decision = _decision(0, weights, proposal=proposal, effects=effects)
 
     @property
@@ -168,7 +177,12 @@ class MixtureController:
         """
         weights = self._ahead.weights_of(step, self._decision.weights_after)
         cursors = self.schedule.cursors
-        draw = self.schedule.draw(step, weights, num_slots, run_length=run_length)
+        quotas = None
+        if self._guard is not None:
+            quotas = self._guard.groups_left(
+                step, cursors, num_slots=num_slots, run_length=run_length
+            )
+        draw = self.schedule.draw(step, weights, num_slots, run_length, groups_left=quotas)
         self._ahead.add(step, weights, cursors)
         return draw
 
@@ -215,6 +229,11 @@ class MixtureController:
                 self._updates += self.mixer.method.learns
             else:
                 self._state = self.mixer.observe_checked(self._state, observation)
+        if self._guard is not None:
+            counts = present.astype(np.float64)
+            if isinstance(observed, Signal):
+                counts = observed.token_count
+            self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
@@ -275,6 +294,7 @@ class MixtureController:
             "proposal": self._decision.proposal.tolist(),
             "mixer": copied(self._state),
             "cursors": cursors.tolist(),
+            **({} if self._guard is None else {"guard": self._guard.state_dict()}),
             "planned": {str(step): weights.tolist() for step, weights in planned.items()},
         }
 
@@ -310,14 +330,19 @@ class MixtureController:
             mixer_state = self.mixer.init(self.domains, self._initial)
             proposal = self.mixer.weights_at(state["step"], self._initial)
         effects: dict[str, Any] = {}
-        cursors = self.schedule.cursors
+        cursors, guard = self.schedule.cursors, self._guard
         self.schedule.set_cursors(state["cursors"])
+        if guard is not None:
+            self._guard = guard.loaded(
+                state.get("guard"), cursors=self.schedule.cursors, step=state["step"]
+            )
         if restarts or "constraints" in changed:
             planned = {}
             try:
                 weights, effects = self._constrain(proposal, previous=weights)
             except ValueError:
                 self.schedule.set_cursors(cursors)
+                self._guard = guard
                 raise
         self._say_changed(changed, restarts=restarts)
         self._state, self._updates = mixer_state, updates
@@ -341,7 +366,15 @@ class MixtureController:
         if not self.constraints:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
-        return apply_constraints(self.constraints, proposal, context=context)
+        if self._guard is None:
+            return apply_constraints(self._limits, proposal, context=context)
+        effect = self._guard.effect()
+        restoring = self._guard.restoring_weights(context.consumed)
+        if restoring is not None:
+            return restoring, {"order": ["guard"], "guard": effect}
+        limits = (*self._limits, *self._guard.limits(context.consumed))
+        weights, effects = apply_constraints(limits, proposal, context=context)
+        return weights, {**effects, "order": [*effects["order"], "guard"], "guard": effect}
 
 
 def _decision(

@@ -176,9 +176,7 @@ def test_weights_follow_the_samples_of_the_domains(paths, value, shares):
 
 def test_unimax_needs_samples_for_the_whole_run(paths):
     config = make_config(**paths, train_data_weights={"unimax": 0.5})
-    with pytest.raises(
-        ConfigError, match=r"train_data_weights: unimax: .* 19 samples.* 24"
-    ):
+    with pytest.raises(ConfigError, match=r"train_data_weights: unimax: .* 19 samples.* 24"):
         build(config)
 
 
@@ -196,6 +194,20 @@ def test_a_schedule_plans_the_iterations_that_its_file_names(paths, tmp_path):
         mixture.draw(step, 8)
         found.append(mixture.observe(step, [1.0, 1.0]).weights_after.tolist())
     assert found == [[0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
+
+
+def test_a_guarded_run_ends_with_the_counts_of_its_initial_weights(paths):
+    keys = {**NAMED, "mixed_minibatches": True, "data_sampling_method": "smoothed_mean"}
+    keys |= {"train_data_weights": [1, 3], "data_sampling_guard": "anchor", "train_iters": 20}
+    _, mixture = build_training(make_config(**paths, **keys))
+    assert mixture.describe()["constraints"][0] == {
+        **{"name": "guard", "total_steps": 20, "samples_per_step": 8, "run_length": 2},
+        **{"decision_point": 0.6, "first_look": 0.1, "confidence": 1.64, "perplexity_share": 0.5},
+    }
+    for step in range(1, 21):
+        mixture.draw(step, 8, 2)
+        mixture.observe(step, [9.0, 1.0])
+    assert mixture.cursors.tolist() == [40, 120]
 
 
 def test_the_table_before_a_run_is_what_the_run_reads(paths):

@@ -214,3 +214,12 @@ def test_limits_of_groups_and_of_their_domains_must_fit(problem):
 def test_trust_regions_without_a_meaning_are_refused(problem, value):
     message = problem(**NAMED, data_sampling_trust_region=value)
     assert message.startswith("data_sampling_trust_region must be {kl: x} with x above 0")
+
+
+def test_the_guard_needs_a_method_that_learns(make_config, problem):
+    config = make_config(**NAMED, data_sampling_method="exp3", data_sampling_guard="anchor")
+    assert config.mixing.guard == "anchor"
+    message = problem(**NAMED, data_sampling_guard="anchor")
+    assert "no data_sampling_method learns none; remove it or set a method that learns" in message
+    message = problem(**NAMED, data_sampling_guard="other")
+    assert "data_sampling_guard must be one of anchor, got 'other'" in message
