@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
+from .decision import Decision, make_decision
 from .guard import Guard, GuardedRun
 from .json_data import SchemaError, copied
 from .mixers import Mixer, make_mixer
@@ -30,36 +31,6 @@ if TYPE_CHECKING:
     from .held_out import HeldOut
 
 logger = logging.getLogger(__name__)
-
-
-class Decision(NamedTuple):
-    """A controller's decision after a step or at the start (step 0); arrays are read-only, (K,)."""
-
-    step: int
-    updated: bool
-    """Whether the mixer was asked for new weights."""
-    weights_before: FloatArray
-    weights_after: FloatArray
-    """Probabilities of the next draw."""
-    proposal: FloatArray
-    """The mixer's weights before constraints."""
-    losses: FloatArray | None
-    """Mean losses in nats, nan for absent domains; None before the first step."""
-    constraints: dict[str, Any]
-    """The effect of each limit, see ``apply_constraints``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON data; a loss that is absent is null."""
-        losses = None if self.losses is None else self.losses.tolist()
-        return {
-            "step": self.step,
-            "updated": self.updated,
-            "weights_before": self.weights_before.tolist(),
-            "weights_after": self.weights_after.tolist(),
-            "proposal": self.proposal.tolist(),
-            "losses": losses and [None if loss != loss else loss for loss in losses],
-            "constraints": self.constraints,
-        }
 
 
 def is_update_due(step: int, *, warmup_steps: int, update_frequency: int) -> bool:
@@ -134,7 +105,7 @@ class MixtureController:
         if guards:
             self._guard = GuardedRun(guards[0], weights)
             weights, effects = self._constrain(proposal, previous=proposal)
-        self._decision = _decision(0, weights, proposal=proposal, effects=effects)
+        self._decision = make_decision(0, weights, proposal=proposal, effects=effects)
 
     @property
     def num_domains(self) -> int:
@@ -237,7 +208,7 @@ class MixtureController:
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
-        self._decision = _decision(
+        self._decision = make_decision(
             int(step),
             weights,
             before=before,
@@ -347,7 +318,7 @@ class MixtureController:
         self._say_changed(changed, restarts=restarts)
         self._state, self._updates = mixer_state, updates
         self._ahead = ReadAhead(planned)
-        self._decision = _decision(state["step"], weights, proposal=proposal, effects=effects)
+        self._decision = make_decision(state["step"], weights, proposal=proposal, effects=effects)
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ -> the saved value and the present one."""
@@ -366,31 +337,6 @@ class MixtureController:
         if not self.constraints:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
-        if self._guard is None:
-            return apply_constraints(self._limits, proposal, context=context)
-        effect = self._guard.effect()
-        restoring = self._guard.restoring_weights(context.consumed)
-        if restoring is not None:
-            return restoring, {"order": ["guard"], "guard": effect}
-        limits = (*self._limits, *self._guard.limits(context.consumed))
-        weights, effects = apply_constraints(limits, proposal, context=context)
-        return weights, {**effects, "order": [*effects["order"], "guard"], "guard": effect}
-
-
-def _decision(
-    step: int,
-    weights: FloatArray,
-    *,
-    proposal: FloatArray,
-    effects: dict[str, Any],
-    before: FloatArray | None = None,
-    losses: FloatArray | None = None,
-    updated: bool = False,
-) -> Decision:
-    """A decision with read-only arrays; without an update the weights stay the same."""
-    for array in (weights, proposal, losses):
-        if array is not None:
-            array.flags.writeable = False
-    return Decision(
-        step, updated, weights if before is None else before, weights, proposal, losses, effects
-    )
+        if self._guard is not None:
+            return self._guard.constrained(self._limits, proposal, context=context)
+        return apply_constraints(self._limits, proposal, context=context)

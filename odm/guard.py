@@ -19,13 +19,13 @@ promise about what was read, not about the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .constraints import Constraint, ConstraintContext
+from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import CurveSums, LossPoints, middle_of_block
 from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
 from .simplex import FloatArray, IntArray, normalize
@@ -49,6 +49,7 @@ class Guard(Constraint):
     """
 
     name: ClassVar[str] = "guard"
+    depends_on_cursors: ClassVar[bool] = True
     total_steps: int
     """Steps of the whole run."""
     samples_per_step: int
@@ -146,16 +147,22 @@ class GuardedRun:
         # more steps than total_steps, or a shorter run than before: quotas cannot be kept
         return left if left.sum() >= num_slots // run_length else None
 
-    def limits(self, cursors: IntArray) -> tuple[Constraint, ...]:
-        """Limits of the present phase beside those of the user; none before the first draw."""
-        return (_Unspent(self._quotas),) if self.phase == "open" and cursors.any() else ()
+    def constrained(
+        self, limits: Sequence[Constraint], proposal: FloatArray, *, context: ConstraintContext
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Weights within the limits of the user and of the present phase, shape (K,).
 
-    def restoring_weights(self, cursors: IntArray) -> FloatArray | None:
-        """Weights that lead to the anchor's counts, shape (K,); None if it is not restored."""
-        if self.phase != "restoring":
-            return None
-        left = np.maximum(self._quotas - cursors, 0).astype(np.float64)
-        return normalize(left) if left.any() else self.anchor.copy()
+        Returns:
+            The weights, and the effects as ``apply_constraints`` returns them.
+        """
+        if self.phase == "restoring":
+            left = np.maximum(self._quotas - context.consumed, 0).astype(np.float64)
+            weights = normalize(left) if left.any() else self.anchor.copy()
+            return weights, {"order": ["guard"], "guard": self.effect()}
+        if self.phase == "open" and context.consumed.any():
+            limits = (*limits, _Unspent(self._quotas))
+        weights, effects = apply_constraints(limits, proposal, context=context)
+        return weights, {**effects, "order": [*effects["order"], "guard"], "guard": self.effect()}
 
     def observe(
         self, step: int, losses: FloatArray, counts: FloatArray, *, cursors: IntArray
