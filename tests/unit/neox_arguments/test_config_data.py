@@ -270,7 +270,7 @@ def test_no_method_and_static_are_the_same(make_config):
         (
             {**NAMED, "data_sampling_method": "smooth"},
             "data_sampling_method must be one of smoothed_mean, odm_paper, exp3, ema, static, "
-            "naive_validation, got 'smooth'",
+            "schedule, naive_validation, got 'smooth'",
         ),
     ],
 )
