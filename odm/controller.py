@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .json_data import SchemaError, copied
 from .mixers import Mixer, make_mixer
+from .observation import Observation
 from .read_ahead import ReadAhead
 from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
@@ -24,6 +25,9 @@ from .simplex import (
     check_weights,
     normalize,
 )
+
+if TYPE_CHECKING:
+    from .held_out import HeldOut
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class MixtureController:
         initial_weights: Raw weights of the first draws, shape (K,); None makes all equal.
         warmup_steps: Up to and including this step, the mixer is not asked.
         update_frequency: The mixer is asked at steps that are a multiple of this number.
+        total_steps: Steps of the whole run, for methods that plan ahead; None if it is not known.
 
     Raises:
         ValueError: If domains, weights, counts or constraints do not fit together.
@@ -92,6 +97,7 @@ class MixtureController:
         initial_weights: ArrayLike | None = None,
         warmup_steps: int = 0,
         update_frequency: int = 1,
+        total_steps: int | None = None,
     ) -> None:
         self.domains = check_domains(domains)
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
@@ -108,6 +114,9 @@ class MixtureController:
                 "controller: warmup_steps must be >= 0 and update_frequency >= 1, got "
                 f"{warmup_steps} and {update_frequency}"
             )
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"controller: total_steps must be >= 1, got {total_steps}")
+        self.total_steps = None if total_steps is None else int(total_steps)
         self.warmup_steps = int(warmup_steps)
         self.update_frequency = int(update_frequency)
         raw = np.ones(num_domains) if initial_weights is None else initial_weights
@@ -164,15 +173,19 @@ class MixtureController:
         self._ahead.add(step, weights, cursors)
         return draw
 
-    def observe(self, step: int, observed: Signal | ArrayLike) -> Decision:
+    def observe(
+        self, step: int, observed: Signal | ArrayLike, *, held_out: HeldOut | None = None
+    ) -> Decision:
         """Learns from the losses of a step.
 
-        Losses of steps without a due update are discarded, as in the research code.
+        Losses of steps without a due update are discarded, as in the research code, unless the
+        method asks for every step (``Method.every_step``).
 
         Args:
             step: The step of the losses, counted from 1.
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
                 domains.
+            held_out: Losses on held-out data, summed over all ranks, if this step measured them.
 
         Returns:
             The decision; its ``weights_after`` are the probabilities of the next draw.
@@ -188,12 +201,21 @@ class MixtureController:
         before, proposal = last.weights_after, last.proposal
         drew = self._ahead.complete(step)
         is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
-        if is_due:
-            known, used = np.where(present, losses, 0.0), before if drew is None else drew
-            self._state, proposal = self.mixer.update_checked(
-                self._state, step, known, present, used
+        if is_due or self.mixer.method.every_step:
+            observation = Observation(
+                int(step),
+                np.where(present, losses, 0.0),
+                present,
+                before if drew is None else drew,
+                signal=observed if isinstance(observed, Signal) else None,
+                held_out=held_out,
+                total_steps=self.total_steps,
             )
-            self._updates += self.mixer.method.learns
+            if is_due:
+                self._state, proposal = self.mixer.update_checked(self._state, observation)
+                self._updates += self.mixer.method.learns
+            else:
+                self._state = self.mixer.observe_checked(self._state, observation)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
@@ -210,6 +232,7 @@ class MixtureController:
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""
+        length = {"total_steps": self.total_steps} if self.mixer.method.uses_length else {}
         return {
             "domains": list(self.domains),
             "method": self.mixer.name,
@@ -217,6 +240,7 @@ class MixtureController:
             "initial_weights": self._initial.tolist(),
             "warmup_steps": self.warmup_steps,
             "update_frequency": self.update_frequency,
+            **length,
             "constraints": [constraint.options() for constraint in self.constraints],
             "seed": self.schedule.seed,
             "stratified": self.schedule.stratified,

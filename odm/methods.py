@@ -15,6 +15,11 @@ class Method:
     signal: Literal["training", "held_out"] = "training"
     """The losses that it learns from: training losses of the domains in a step, or losses on
     held-out data of every domain, which the trainer has to measure."""
+    every_step: bool = False
+    """Whether it is given the losses of every step, also of steps after which its weights stay the
+    same: those of the warm-up, and between two updates. Other methods never see these losses."""
+    uses_length: bool = False
+    """Whether its weights depend on the number of steps of the whole run."""
     settings: tuple[str, ...] = ()
     """Options that a trainer's configuration may set; other options keep their defaults."""
 

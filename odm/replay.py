@@ -6,7 +6,7 @@ within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
 ``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
-name. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
+name, and for methods that count them ``tokens`` of the iteration. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
 different ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
 """
 
@@ -38,6 +38,7 @@ from .json_data import (
 from .mixers import make_mixer
 from .saved_state import check_description
 from .schedule import MixtureSchedule
+from .signal import Signal
 from .simplex import FloatArray
 
 _MIXTURE = {"mixture": optional(check_description)}
@@ -46,7 +47,7 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"iteration": integer(0), **_MIXTURE}),
     "train": fields(
         {"iteration": integer(1)},
-        {"weights": logged_numbers, "losses": logged_numbers},
+        {"weights": logged_numbers, "losses": logged_numbers, "tokens": logged_numbers},
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
@@ -162,6 +163,7 @@ def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
         initial_weights=mixture.get("initial_weights"),
         warmup_steps=mixture.get("warmup_steps", 0),
         update_frequency=mixture.get("update_frequency", 1),
+        total_steps=mixture.get("total_steps"),
     )
 
 
@@ -188,9 +190,7 @@ def replay(log: RunLog) -> ReplayResult:
         largest = math.inf if np.isnan(difference[worst]) else float(difference[worst])
         if largest > result.largest_difference:
             result = ReplayResult(0, largest, iteration, controller.domains[worst])
-        losses = _by_domain(record, "losses", controller.domains)
-        losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
-        controller.observe(iteration, losses)
+        controller.observe(iteration, _observed(record, controller))
         previous = iteration
     return ReplayResult(
         len(log.iterations), result.largest_difference, result.iteration, result.domain
@@ -210,7 +210,8 @@ def _require_no_gap(controller: MixtureController, previous: int, iteration: int
     if not (controller.mixer.method.learns or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
-    if not controller.constraints:  # the next step whose losses change the weights
+    every_step = controller.constraints or controller.mixer.method.every_step
+    if not every_step:  # the next step whose losses change the weights
         frequency = controller.update_frequency
         skipped = -(-max(skipped, controller.warmup_steps + 1) // frequency) * frequency
     if skipped < iteration:
@@ -218,6 +219,16 @@ def _require_no_gap(controller: MixtureController, previous: int, iteration: int
             f"iteration {skipped} changed the weights but is not in the log (it goes from "
             f"{previous} to {iteration}); to replay a run, log every iteration (log_interval 1)"
         )
+
+
+def _observed(record: Mapping[str, Any], controller: MixtureController) -> Signal | FloatArray:
+    """What the trainer observed in a logged iteration."""
+    losses = _by_domain(record, "losses", controller.domains)
+    losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
+    if "tokens" not in record or not controller.mixer.method.every_step:
+        return losses
+    tokens = _by_domain(record, "tokens", controller.domains)
+    return Signal.from_means(losses, np.where(np.isnan(losses), 0.0, tokens))
 
 
 def _by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> FloatArray:

@@ -17,6 +17,7 @@ from .json_data import (
     list_of,
     mapping_of,
     number,
+    optional,
     refuse,
     text,
 )
@@ -44,6 +45,7 @@ _DESCRIPTION = fields(
         "initial_weights": list_of(number(0)),
         "warmup_steps": integer(0),
         "update_frequency": integer(1),
+        "total_steps": optional(integer(1)),
         "constraints": list_of(fields({"name": text(must="the name of a constraint")})),
         "seed": integer(0, MAX_KEY - 1),
         "stratified": boolean,

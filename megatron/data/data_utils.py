@@ -171,6 +171,7 @@ def build_controller(
             warmup_steps=config.mixing.warmup_steps,
             # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
             update_frequency=max(1, config.mixing.update_frequency),
+            total_steps=config.schedule.train_iters,
         )
     except ValueError as error:
         if not config.mixing.max_epochs:  # all other limits were checked without the data

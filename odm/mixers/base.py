@@ -12,21 +12,19 @@ import difflib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
+from ..observation import Observation
 from ..signal import Signal, mean_losses
-from ..simplex import (
-    BoolArray,
-    FloatArray,
-    check_domains,
-    check_weights,
-    normalize,
-)
+from ..simplex import FloatArray, check_domains, check_weights, normalize
+
+if TYPE_CHECKING:
+    from ..held_out import HeldOut
 
 State = dict[str, Any]
 
@@ -79,6 +77,9 @@ class Mixer(ABC):
         step: int,
         observed: Signal | ArrayLike,
         weights_used: ArrayLike,
+        *,
+        held_out: HeldOut | None = None,
+        total_steps: int | None = None,
     ) -> tuple[State, FloatArray]:
         """Turns one step's losses into the next weights; no argument is changed.
 
@@ -87,6 +88,8 @@ class Mixer(ABC):
             step: Optimizer step of the losses, counted from 1.
             observed: A signal, or mean losses in nats, shape (K,), nan for absent domains.
             weights_used: Weights with which this step's samples were drawn, shape (K,).
+            held_out: Losses on held-out data, in a step that measured them.
+            total_steps: Steps of the whole run, if that is known.
 
         Returns:
             The next state and probabilities, shape (K,), float64. If every domain is absent, the
@@ -97,29 +100,30 @@ class Mixer(ABC):
         """
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
         losses, present = mean_losses(observed, used.size, where=self.name, step=step)
-        losses = np.where(present, losses, 0.0)
-        return self.update_checked(state, step, losses, present, used)
+        observation = Observation(
+            step,
+            np.where(present, losses, 0.0),
+            present,
+            used,
+            signal=observed if isinstance(observed, Signal) else None,
+            held_out=held_out,
+            total_steps=total_steps,
+        )
+        return self.update_checked(state, observation)
 
-    def update_checked(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
-        """As ``update``, for a caller that has already checked the arguments.
+    def update_checked(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        """As ``update``, for a caller that has already checked the observation."""
+        if not np.count_nonzero(observation.present):
+            return state, observation.weights_used
+        return self._update(state, observation)
 
-        Args:
-            state: What ``init`` or the last update returned.
-            step: Optimizer step of the losses, counted from 1.
-            losses: Mean losses in nats, finite, 0 for absent domains, shape (K,).
-            present: Whether each domain has a loss, shape (K,).
-            weights_used: Probabilities with which this step's samples were drawn, shape (K,).
+    def observe_checked(self, state: State, observation: Observation) -> State:
+        """Takes in a step whose weights stay the same, for methods with ``every_step``.
+
+        A step is given either to this function or to ``update_checked``, in their order. By default
+        nothing is learnt from it.
         """
-        if not np.count_nonzero(present):
-            return state, weights_used
-        return self._update(state, step, losses, present, weights_used)
+        return state
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
         """Checks of a saved state's fields; by default they require the form of a new state.
@@ -150,32 +154,28 @@ class Mixer(ABC):
         """Makes the state from checked raw weights, shape (K,)."""
 
     @abstractmethod
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
-        """Updates from checked input: finite losses, 0 for absent domains, at least one present."""
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        """Updates from checked input: finite losses, 0 for absent domains, at least one present.
 
-    def _over_weights(
-        self, losses: FloatArray, present: BoolArray, weights_used: FloatArray
-    ) -> FloatArray:
+        Returns:
+            The next state and probabilities, shape (K,), float64.
+        """
+
+    def _over_weights(self, losses: FloatArray, observation: Observation) -> FloatArray:
         """Losses divided by the weights of their draw, shape (K,), finite, 0 for absent domains.
 
         Raises:
             ValueError: If a domain has a loss that could not have been drawn.
         """
-        wrong = np.flatnonzero(present & (weights_used <= 0))
+        present, used = observation.present, observation.weights_used
+        wrong = np.flatnonzero(present & (used <= 0))
         if wrong.size:
             raise ValueError(
                 f"{self.name}: domain {wrong[0]} has a loss but its weight was 0, and the reward "
                 "is divided by the weight; pass the weights that drew this step"
             )
         with np.errstate(over="ignore"):
-            ratio = losses / np.where(present, weights_used, 1.0)
+            ratio = losses / np.where(present, used, 1.0)
         return np.clip(ratio, -MAX_REWARD, MAX_REWARD)
 
 

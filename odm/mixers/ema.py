@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..json_data import Check, list_of, number
-from ..simplex import BoolArray, FloatArray, check_weights, normalize
+from ..observation import Observation
+from ..simplex import FloatArray, check_weights, normalize
 from .base import Mixer, State, register
 
 
@@ -43,14 +44,8 @@ class Ema(Mixer):
         where = "mixer.weights"
         return [normalize(check_weights(state["weights"], initial.size, where=where))]
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        step, losses = observation.step, observation.losses
         if (losses < 0).any():
             wrong = int(np.flatnonzero(losses < 0)[0])
             raise ValueError(
@@ -59,6 +54,6 @@ class Ema(Mixer):
             )
         coefficient = 2.0 / (1 + step)
         old = np.array(state["weights"], dtype=np.float64)
-        new = np.where(present, coefficient * losses + (1.0 - coefficient) * old, old)
+        new = np.where(observation.present, coefficient * losses + (1.0 - coefficient) * old, old)
         where = f"{self.name}: averages after step {step}"
         return {"weights": new.tolist()}, normalize(check_weights(new, new.size, where=where))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..json_data import is_number
-from ..simplex import BoolArray, FloatArray, exploration_rate
+from ..observation import Observation
+from ..simplex import FloatArray, exploration_rate
 from .base import MAX_REWARD, State, register
 from .exploring import ExploringMixer
 
@@ -35,14 +36,7 @@ class Exp3(ExploringMixer):
     def _reward_range(self, step: int) -> tuple[float, float]:
         return -MAX_REWARD * max(1, step), MAX_REWARD * max(1, step)
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
-        gain = self._over_weights(losses / self.reward_scale, present, weights_used)
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        gain = self._over_weights(observation.losses / self.reward_scale, observation)
         reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
-        return self._mixed(reward, exploration_rate(step, reward.size), state["eps"])
+        return self._mixed(reward, exploration_rate(observation.step, reward.size), state["eps"])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray, exploration_rate
+from ..observation import Observation
+from ..simplex import FloatArray, exploration_rate
 from .base import State, register
 from .exploring import ExploringMixer
 
@@ -27,14 +28,8 @@ class NaiveValidation(ExploringMixer):
     def _reward_range(self, step: int) -> tuple[float, float]:
         return 0.0, float(step)  # at most 1 per update
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        step, losses, present = observation.step, observation.losses, observation.present
         if not present.all():
             missing = int(np.flatnonzero(~present)[0])
             raise ValueError(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..simplex import BoolArray, FloatArray, exploration_rate
+from ..observation import Observation
+from ..simplex import FloatArray, exploration_rate
 from .base import MAX_REWARD, State, check_smoothing_factor, register
 from .exploring import ExploringMixer
 
@@ -37,20 +38,13 @@ class OdmPaper(ExploringMixer):
     def _reward_range(self, step: int) -> tuple[float, float]:
         return -MAX_REWARD, MAX_REWARD
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         old = np.array(state["estimated_reward"], dtype=np.float64)
-        weighted = self._over_weights(losses, present, weights_used)
+        weighted = self._over_weights(observation.losses, observation)
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * weighted
-        reward = np.where(present, new, old)
+        reward = np.where(observation.present, new, old)
         # From the step, not from stored values: so an update frequency above 1 keeps the published
         # index.
-        previous = exploration_rate(step, losses.size)
-        eps = exploration_rate(step + 1, losses.size)
+        previous = exploration_rate(observation.step, reward.size)
+        eps = exploration_rate(observation.step + 1, reward.size)
         return self._mixed(reward, eps, previous)

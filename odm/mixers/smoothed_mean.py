@@ -7,13 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..simplex import (
-    BoolArray,
-    FloatArray,
-    exploration_rate,
-    normalize,
-    softmax,
-)
+from ..observation import Observation
+from ..simplex import FloatArray, exploration_rate, normalize, softmax
 from .base import State, check_smoothing_factor, register
 from .exploring import ExploringMixer
 
@@ -53,18 +48,12 @@ class SmoothedMean(ExploringMixer):
     def _shares(self, reward: FloatArray, previous: float) -> tuple[FloatArray, ...]:
         return normalize(reward), softmax(reward * previous)
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
+        losses = observation.losses
         perplexity = np.exp(np.minimum(np.maximum(losses, -_MAX_LOSS_NATS), _MAX_LOSS_NATS))
         old = np.array(state["estimated_reward"], dtype=np.float64)
         new = self.smoothing_factor * old + (1.0 - self.smoothing_factor) * perplexity
-        reward = np.where(present, new, old)
-        previous, eps = state["eps"], exploration_rate(step, losses.size)
+        reward = np.where(observation.present, new, old)
+        previous, eps = state["eps"], exploration_rate(observation.step, losses.size)
         share = normalize(reward) if self.share == "linear" else None
         return self._mixed(reward, eps, previous, share)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..json_data import Check, SchemaError, list_of, number
-from ..simplex import BoolArray, FloatArray, normalize
+from ..observation import Observation
+from ..simplex import FloatArray, normalize
 from .base import Mixer, State, register
 
 
@@ -33,12 +34,5 @@ class Static(Mixer):
             raise SchemaError("mixer.weights: differ from initial_weights; the state is damaged")
         return [normalize(initial)]
 
-    def _update(
-        self,
-        state: State,
-        step: int,
-        losses: FloatArray,
-        present: BoolArray,
-        weights_used: FloatArray,
-    ) -> tuple[State, FloatArray]:
+    def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         return state, normalize(np.array(state["weights"], dtype=np.float64))

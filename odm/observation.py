@@ -1,0 +1,46 @@
+"""What a mixer may know about one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .signal import Signal
+from .simplex import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from .held_out import HeldOut
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one step has shown, checked; arrays have shape (K,) and must not be changed.
+
+    The caller of `Mixer.update_checked` answers for the checks: losses are finite, weights are
+    probabilities.
+    """
+
+    step: int
+    """Optimizer step, counted from 1."""
+    losses: FloatArray
+    """Mean training losses in nats per token, 0 for absent domains."""
+    present: BoolArray
+    """Whether the step had tokens of each domain."""
+    weights_used: FloatArray
+    """Probabilities with which the step's samples were drawn."""
+    signal: Signal | None = None
+    """The sums behind the losses; None if the caller knows only means."""
+    held_out: HeldOut | None = None
+    """Losses on held-out data; None in a step that measured none."""
+    total_steps: int | None = None
+    """Steps of the whole run; None if that is not known."""
+
+    @property
+    def counts(self) -> FloatArray:
+        """How much the mean loss of each domain tells, 0 for absent domains.
+
+        Tokens; without a signal the expected share of the draw, times the number of domains.
+        """
+        if self.signal is not None:
+            return self.signal.token_count
+        return self.present * self.weights_used * self.losses.size
