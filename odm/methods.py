@@ -22,6 +22,8 @@ class Method:
     """Whether its weights depend on the number of steps of the whole run."""
     settings: tuple[str, ...] = ()
     """Options that a trainer's configuration may set; other options keep their defaults."""
+    required: tuple[str, ...] = ()
+    """Those of ``settings`` that have no default."""
 
 
 METHODS: dict[str, Method] = {
@@ -29,6 +31,14 @@ METHODS: dict[str, Method] = {
     "odm_paper": Method(settings=("smoothing_factor",)),
     "exp3": Method(),
     "ema": Method(),
+    "ado": Method(every_step=True),
+    "doremi": Method(settings=("reference_losses", "step_size"), required=("reference_losses",)),
+    "dynamic_batch_loading": Method(
+        settings=("target_losses", "step_size"), required=("target_losses",)
+    ),
+    "skill_graph": Method(
+        settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
+    ),
     "static": Method(learns=False),
     "naive_validation": Method(signal="held_out"),
 }
