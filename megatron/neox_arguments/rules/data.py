@@ -12,6 +12,7 @@ from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing
+from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .limits import resolve_limits
 
@@ -279,6 +280,7 @@ def resolve_mixing(draft: Draft, domains: Sequence[str], batch: Batch) -> Mixing
         Mixing,
         method=method or "static",
         run_length=run_length,
+        **resolve_domain_numbers(draft, domains, facts),
         **resolve_limits(draft, domains, weights),
     )
 
