@@ -1,6 +1,7 @@
 """Compares mixing methods in worlds of known learning curves.
 
-    python -m odm.gym                              all methods that learn, all worlds
+    python -m odm.gym                              all methods that learn, all worlds, without
+                                                   those that need losses or a matrix
     python -m odm.gym --mixer smoothed_mean --world plain noise_1 --seeds 5
 
 One line per world and method: how far the run ends from one with uniform weights that drew from
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..methods import METHODS
+from ..mixers import make_mixer
+from .required_options import required_options
 from .training import Outcome, best_static, outcome, train, train_static
 from .worlds import WORLDS, World, make_world
 
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m odm.gym", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--mixer", nargs="+", choices=methods, default=methods)
+    alone = [name for name in methods if not METHODS[name].required]
+    parser.add_argument("--mixer", nargs="+", choices=methods, default=alone)
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
     options = parser.parse_args(arguments)
@@ -73,7 +77,8 @@ def _report(world: World, mixers: Sequence[str], num_seeds: int) -> list[str]:
     at_best = score([outcome(world, best * world.num_samples, best)] * num_seeds, base)
     lines.append(_line(world.name, "best for perplexity", at_best, oracle.loss))
     for mixer in mixers:
-        runs = [train(world, mixer, seed=seed) for seed in seeds]
+        method = make_mixer(mixer, **required_options(mixer, world))
+        runs = [train(world, method, seed=seed) for seed in seeds]
         lines.append(_line(world.name, mixer, score(runs, base), oracle.loss))
         frozen = [
             train_static(world, run.samples, seed=seed)
