@@ -15,6 +15,8 @@ class Method:
     signal: Literal["training", "held_out"] = "training"
     """The losses that it learns from: training losses of the domains in a step, or losses on
     held-out data of every domain, which the trainer has to measure."""
+    follows_steps: bool = False
+    """Whether its weights change with the steps alone, whatever the losses are."""
     every_step: bool = False
     """Whether it is given the losses of every step, also of steps after which its weights stay the
     same: those of the warm-up, and between two updates. Other methods never see these losses."""
@@ -40,6 +42,7 @@ METHODS: dict[str, Method] = {
         settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
     ),
     "static": Method(learns=False),
+    "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),
 }
 """One row per method; the file ``mixers/<name>.py`` registers its class under this name."""

@@ -6,8 +6,9 @@ within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
 ``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
-name, and for methods that count them ``tokens`` of the iteration. If an iteration appears twice, the later line counts. A line with ``"event": "resume"`` and a
-different ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
+name, and ``tokens`` of the iteration for methods that count them. If an iteration appears twice,
+the later line counts. A line with ``"event": "resume"`` and a different ``"mixture"`` changes the
+settings from there on, as ``load_state_dict`` does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .constraints import Ceiling, Constraint, Floor, TrustRegion
+from .constraints import Ceiling, Constraint, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .json_data import (
     Check,
@@ -51,7 +52,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, GroupLimits, TrustRegion)
 }
 
 
@@ -207,7 +208,8 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if not (controller.mixer.method.learns or controller.constraints):
+    method = controller.mixer.method
+    if not (method.learns or method.follows_steps or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
     every_step = controller.constraints or controller.mixer.method.every_step

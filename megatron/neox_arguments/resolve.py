@@ -117,7 +117,7 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
         optimizer = resolve_optimizer(draft)
         schedule = resolve_schedule(draft, optimizer.learning_rate)
         check_evaluation_in_training(draft, layout)
-        mixing = resolve_mixing(draft, data.train_domains, batch)
+        mixing = resolve_mixing(draft, data, batch)
         saving = resolve_saving(draft)
         logging = resolve_logging(draft, saving.save_path)
     check_layout(draft, layout, model, batch.gradient_accumulation_steps)

@@ -5,6 +5,7 @@ from .ema import Ema
 from .exp3 import Exp3
 from .naive_validation import NaiveValidation
 from .odm_paper import OdmPaper
+from .schedule import Schedule
 from .smoothed_mean import SmoothedMean
 from .static import Static
 
@@ -19,5 +20,6 @@ __all__ = [
     "Exp3",
     "Ema",
     "Static",
+    "Schedule",
     "NaiveValidation",
 ]

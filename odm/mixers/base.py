@@ -71,6 +71,15 @@ class Mixer(ABC):
             )
         return self._init(check_weights(weights, len(names), where=f"{self.name}: weights"))
 
+    def weights_at(self, step: int, initial: FloatArray) -> FloatArray:
+        """Probabilities of the draw after ``step`` if nothing has been learnt, shape (K,).
+
+        Args:
+            step: Last trained step; 0 before the first.
+            initial: Raw initial weights, shape (K,).
+        """
+        return normalize(initial)
+
     def update(
         self,
         state: State,
