@@ -231,7 +231,7 @@ def _merged(
     log_steps: list[float], means: list[list[float]], counts: list[list[float]]
 ) -> tuple[list[float], list[list[float]], list[list[float]]]:
     """Each two neighbouring points as one."""
-    place, mean, count = map(_array, (log_steps, means, counts))
+    place, mean, count = _array(log_steps), _array(means), _array(counts)
     total = count[::2] + count[1::2]
     share = count[1::2] / np.maximum(total, 1.0)
     joined = mean[::2] + share * (mean[1::2] - mean[::2])
