@@ -12,6 +12,7 @@ from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
+from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
 from .limits import resolve_limits
@@ -288,6 +289,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         Mixing,
         method=method or "static",
         run_length=_run_length(draft, batch, is_named=bool(domains)),
+        **resolve_domain_numbers(draft, domains, facts),
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
         **resolve_reward(draft, method or "static", facts, data, batch),
