@@ -117,6 +117,13 @@ def write_report(
     results = {run: result for run in runs if (result := campaign.result(run))}
     if not results:
         raise PlanError(f"{campaign.results}: no result of this plan and text; use run first")
+    for suite in dict.fromkeys(run.suite for run in results):
+        of_suite = {r["text_digest"] for run, r in results.items() if run.suite == suite}
+        if len(of_suite) > 1:
+            raise PlanError(
+                f"{campaign.results}: results of suite {suite} come from {len(of_suite)} different "
+                "texts; prepare the text that counts, then those of the other are left out"
+            )
     files = len(list(campaign.results.glob("*.json")))
     text = report(campaign.plan, results, left_out=files - len(results))
     if output is None:

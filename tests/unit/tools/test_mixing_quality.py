@@ -345,6 +345,18 @@ def test_a_result_survives_its_file_and_one_of_other_settings_is_left_out(tmp_pa
     assert "1 results of other settings" in (tmp_path / "report.md").read_text()
 
 
+def test_a_report_needs_no_corpus_but_one_text(tmp_path, plan, capsys):
+    results = tmp_path / "results"
+    options = ["--plan", str(tmp_path / "plan.yml"), "--results", str(results)]
+    options += ["--work", str(tmp_path / "nothing")]
+    for seed, text_digest in ((1, "t"), (2, "another")):
+        run = Run("S", "uniform", seed)
+        result = result_of(run, digest=plan.digest(run, text_digest))
+        write_result(result_path(results, run), {**result, "text_digest": text_digest})
+        assert main(["report", *options]) == (0 if seed == 1 else 2)
+    assert "results of suite S come from 2 different texts" in capsys.readouterr().err
+
+
 def test_words_of_a_real_tokenizer_are_one_token_each(corpus):
     file = str(corpus / "tokenizer-8k.json")
     tokenizer = build_tokenizer(SimpleNamespace(tokenizer_type="HFTokenizer", vocab_file=file))

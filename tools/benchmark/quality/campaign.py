@@ -20,7 +20,7 @@ from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
 from megatron.runtime.process_life import die_with_parent
 from tools.benchmark.quality.plan import Plan, Run
 from tools.benchmark.quality.results import collect, read_result, result_path, write_result
-from tools.benchmark.quality.suites import PreparedText, prepared_text
+from tools.benchmark.quality.suites import PreparedText, prepared_text, text_manifest
 
 __all__ = ["Campaign"]
 
@@ -52,8 +52,11 @@ class Campaign:
         """
         name = self.plan.suites[run.suite].text
         if name not in self._texts:
-            self._texts[name] = prepared_text(self.work / "texts" / name)
+            self._texts[name] = prepared_text(self._text_folder(run))
         return self._texts[name]
+
+    def _text_folder(self, run: Run) -> Path:
+        return self.work / "texts" / self.plan.suites[run.suite].text
 
     def digest(self, run: Run) -> str:
         """See `Plan.digest`."""
@@ -64,10 +67,17 @@ class Campaign:
         return self.work / "runs" / run.suite / f"{run.arm}-{run.seed}-{self.digest(run)}"
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """The result of exactly this run; None if there is none, or one of other settings."""
+        """The result of exactly this run; None if there is none, or one of other settings.
+
+        Where the text is not prepared, that of the result counts: a report needs no corpus.
+        """
         path = result_path(self.results, run)
-        result = read_result(path) if path.exists() else None
-        return result if result and result["digest"] == self.digest(run) else None
+        if not path.exists():
+            return None
+        result = read_result(path)
+        is_prepared = text_manifest(self._text_folder(run)).exists()
+        text_digest = self.text_of(run).digest if is_prepared else result["text_digest"]
+        return result if result["digest"] == self.plan.digest(run, text_digest) else None
 
     def state(self, run: Run) -> str:
         """``done``, ``begun``, ``to do``, or ``refused`` with the reason in brackets."""

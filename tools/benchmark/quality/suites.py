@@ -22,7 +22,7 @@ from tools.benchmark.quality.plan import DomainText, PlanError, TextSet
 from tools.benchmark.quality.texts import WordList, made_documents, whole_words
 from tools.datasets import preprocess_data
 
-__all__ = ["Corpus", "PreparedText", "prepare", "prepared_text"]
+__all__ = ["Corpus", "PreparedText", "prepare", "prepared_text", "text_manifest"]
 
 HELD_OUT_BYTES = 200_000
 """Size of made held-out text."""
@@ -87,7 +87,7 @@ def prepare(name: str, texts: TextSet, *, corpus: Corpus, folder: Path) -> Prepa
         "spec": json.loads(json.dumps(asdict(texts))),
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_file.read_bytes()).hexdigest(),
     }
-    manifest = folder / "text.json"
+    manifest = text_manifest(folder)
     if manifest.exists() and _read(manifest).get("made_from") == description:
         return prepared_text(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -119,13 +119,18 @@ def prepare(name: str, texts: TextSet, *, corpus: Corpus, folder: Path) -> Prepa
     return prepared_text(folder)
 
 
+def text_manifest(folder: Path) -> Path:
+    """The file that describes a text; it is written last."""
+    return folder / "text.json"
+
+
 def prepared_text(folder: Path) -> PreparedText:
     """Reads what `prepare` made.
 
     Raises:
         PlanError: If nothing was prepared here.
     """
-    manifest = folder / "text.json"
+    manifest = text_manifest(folder)
     if not manifest.exists():
         raise PlanError(f"{manifest}: the text is not prepared; run the command prepare first")
     record = _read(manifest)
