@@ -201,9 +201,41 @@ def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
             "override_lr_scheduler",
             "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
         )
+    warmup_iters = float(draft["warmup"] * decay_iters)
     return draft.section(
         Schedule,
         train_iters=train_iters,
         decay_iters=decay_iters,
-        warmup_iters=float(draft["warmup"] * decay_iters),
+        warmup_iters=warmup_iters,
+        wsd_decay_iters=_wsd_decay_iters(draft, decay_iters, warmup_iters),
     )
+
+
+def _wsd_decay_iters(draft: Draft, schedule_iters: int, warmup_iters: float) -> int | None:
+    """Length of the decay of ``lr_decay_style: wsd``; None with another style."""
+    iters, fraction = draft["lr_wsd_decay_iters"], draft["lr_wsd_decay_fraction"]
+    if draft["lr_decay_style"] != "wsd":
+        for key in ("lr_wsd_decay_iters", "lr_wsd_decay_fraction", "lr_wsd_decay_style"):
+            draft.require(
+                not draft.is_set(key),
+                key,
+                f"{key} needs lr_decay_style wsd, got {draft['lr_decay_style']}; remove the key",
+            )
+        return None
+    if not draft.require(
+        (iters is None) != (fraction is None),
+        "lr_wsd_decay_iters",
+        "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
+        f"{'neither' if iters is None else 'both'}",
+    ):
+        return iters
+    key = "lr_wsd_decay_fraction" if iters is None else "lr_wsd_decay_iters"
+    if iters is None:
+        iters = max(round(schedule_iters * fraction), 1)
+    draft.require(
+        warmup_iters + iters <= schedule_iters or max(fraction or 0, draft["warmup"]) > 1,
+        key,
+        f"{key}: the decay of {iters} iterations and the warm-up of {warmup_iters:g} are longer "
+        f"than the schedule of {schedule_iters} (lr_decay_iters); shorten one",
+    )
+    return iters

@@ -98,12 +98,22 @@ class Schedule:
     """Optimizer steps of the run. Required."""
 
     decay_style: Annotated[
-        Literal["constant", "linear", "cosine", "exponential"], Key("lr_decay_style")
+        Literal["constant", "linear", "cosine", "exponential", "wsd"], Key("lr_decay_style")
     ] = "linear"
-    """Shape of the decay after warm-up."""
+    """Shape of the decay after warm-up. `wsd` (warm-up, stable, decay) keeps the peak rate until
+    the last `lr_wsd_decay_iters` of the schedule."""
 
     decay_iters: Annotated[int, Key("lr_decay_iters", int | None), at_least(1)]
     """Iterations of the whole schedule. Not set: `train_iters`."""
+
+    wsd_decay_iters: Annotated[int | None, Key("lr_wsd_decay_iters"), at_least(1)] = None
+    """Iterations of the decay of `lr_decay_style: wsd`, at the end of the schedule. `wsd` needs
+    this or `lr_wsd_decay_fraction`."""
+
+    wsd_decay_style: Annotated[
+        Literal["exponential", "linear", "cosine", "minus_sqrt"], Key("lr_wsd_decay_style")
+    ] = "exponential"
+    """How `lr_decay_style: wsd` falls from `lr` to `min_lr`, with Megatron-LM's formulas."""
 
     warmup_iters: float
     """Iterations of warm-up, not rounded."""
@@ -131,3 +141,6 @@ class ScheduleKeys:
 
     lr_decay_fraction: Annotated[float | None, in_range("(0, 1]")] = None
     """`lr_decay_iters` as a share of `train_iters`, in (0, 1]. Set one of the two."""
+
+    lr_wsd_decay_fraction: Annotated[float | None, in_range("(0, 1]")] = None
+    """`lr_wsd_decay_iters` as a share of the schedule, in (0, 1]. Set one of the two."""

@@ -153,3 +153,53 @@ def test_the_schedule_follows_its_keys(make_config, keys, decay_iters, warmup_it
 )
 def test_wrong_schedules_are_refused(problem, keys, expected):
     assert problem(**keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "decay_iters"),
+    [
+        ({"lr_wsd_decay_iters": 30}, 30),
+        ({"lr_wsd_decay_fraction": 0.25}, 25),
+        ({"lr_wsd_decay_fraction": 0.25, "lr_decay_iters": 50}, 12),
+        ({"lr_wsd_decay_fraction": 0.001}, 1),
+        ({"lr_wsd_decay_iters": 99, "warmup": 0.01}, 99),
+    ],
+)
+def test_wsd_decays_at_the_end_of_the_schedule(make_config, keys, decay_iters):
+    config = make_config(lr_decay_style="wsd", **keys)
+    assert config.schedule.wsd_decay_iters == decay_iters
+    assert config.schedule.wsd_decay_style == "exponential"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {},
+            "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
+            "neither",
+        ),
+        (
+            {"lr_wsd_decay_iters": 5, "lr_wsd_decay_fraction": 0.5},
+            "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
+            "both",
+        ),
+        ({"lr_wsd_decay_iters": 0}, "lr_wsd_decay_iters must be at least 1, got 0"),
+        ({"lr_wsd_decay_fraction": 1.5}, "lr_wsd_decay_fraction must be in (0, 1], got 1.5"),
+        (
+            {"lr_wsd_decay_fraction": 0.95, "warmup": 0.1},
+            "lr_wsd_decay_fraction: the decay of 95 iterations and the warm-up of 10 are longer "
+            "than the schedule of 100 (lr_decay_iters); shorten one",
+        ),
+        (
+            {"lr_decay_style": "cosine", "lr_wsd_decay_iters": 5},
+            "lr_wsd_decay_iters needs lr_decay_style wsd, got cosine; remove the key",
+        ),
+        (
+            {"lr_decay_style": "linear", "lr_wsd_decay_style": "linear"},
+            "lr_wsd_decay_style needs lr_decay_style wsd, got linear; remove the key",
+        ),
+    ],
+)
+def test_wrong_wsd_schedules_are_refused(problem, keys, expected):
+    assert problem(**{"lr_decay_style": "wsd", **keys}) == expected
