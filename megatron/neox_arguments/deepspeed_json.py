@@ -12,7 +12,7 @@ from .coerce import coerce
 from .errors import ConfigError
 from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
 from .run_config import RunConfig
-from .secrets import REDACTED, is_secret_key, referenced_variable
+from .secrets import LEFT_OUT, REDACTED, referenced_variable, with_secrets_as
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 """What DeepSpeed's monitors import, by section."""
@@ -90,47 +90,33 @@ def missing_monitor_problem(config: RunConfig) -> str | None:
     sections = deepspeed_config(config)
     for key, package in _MONITOR_PACKAGES.items():
         if sections.get(key, {}).get("enabled") and find_spec(package) is None:
+            fault = f"is true and the package {package} is not installed"
             name = passed_sections(config)[key]
-            return (
-                f"{name}.enabled is true and the package {package} is not installed; install it, "
-                f"or remove the section {key}"
-            )
+            return f"{name}.enabled {fault}; install it, or remove the section {key}"
     return None
 
 
-def with_secrets(
-    value: Any, environ: Mapping[str, str], *, name: str, is_secret: bool = False
-) -> Any:
+def with_secrets(value: Any, environ: Mapping[str, str], *, name: str) -> Any:
     """Returns a section for the library that it is meant for.
 
     Args:
         value: As the user wrote it, or a redacted copy, whose secrets are left out.
         environ: Gives the values of ``${NAME}`` and ``$NAME``.
         name: Of ``value``, for messages.
-        is_secret: Whether that name is one of a secret.
 
     Raises:
         ConfigError: If such a variable is not set.
     """
-    if isinstance(value, Mapping):
-        items = ((key, item, is_secret or is_secret_key(key)) for key, item in value.items())
-        return {
-            key: with_secrets(item, environ, name=f"{name}.{key}", is_secret=below)
-            for key, item, below in items
-            if not (below and item == REDACTED)
-        }
-    if isinstance(value, (list, tuple)):
-        return [with_secrets(item, environ, name=name, is_secret=is_secret) for item in value]
-    return _filled(value, environ, name) if is_secret else value
 
+    def filled(item: Any, place: str) -> Any:
+        if item == REDACTED:
+            return LEFT_OUT
+        variable = referenced_variable(item)
+        if variable is not None and variable not in environ:
+            raise ConfigError(
+                f"{place}: takes its value from the environment variable {variable}, which is not "
+                "set; set it, or remove the key"
+            )
+        return item if variable is None else environ[variable]
 
-def _filled(value: Any, environ: Mapping[str, str], name: str) -> Any:
-    variable = referenced_variable(value)
-    if variable is None:
-        return value
-    if variable not in environ:
-        raise ConfigError(
-            f"{name}: takes its value from the environment variable {variable}, which is not set; "
-            "set it, or remove the key"
-        )
-    return environ[variable]
+    return with_secrets_as(value, filled, name)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .aliases import apply_aliases
-from .coerce import Mismatch
-from .errors import ConfigError, IssueList, shown
+from .errors import ConfigError, IssueList
 from .fields import field_table
-from .neox_args import NeoXArgs, typed_value
+from .neox_args import NeoXArgs, typed_values
 from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
 from .rules.data import resolve_data, resolve_mixing, training_data_problem
@@ -79,20 +76,13 @@ def require_training_data(config: RunConfig) -> None:
 
 def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     """Returns all values with their types and under their current names."""
-    issues = IssueList(args.origins)
-    values: dict[str, Any] = {}
-    for field in field_table().values():
-        try:
-            values[field.name] = typed_value(args, field.name)
-        except Mismatch as error:  # only after an assignment that went past update_value
-            value = shown(getattr(args, field.name))
-            issues.add(field.name, f"{field.name} must be {error}, got {value}")
-    issues.raise_if_any()
+    values = typed_values(args, field_table())
     if values["seq_length"] is None:
         values["seq_length"] = values["max_position_embeddings"]
-    values, given, notes = apply_aliases(values, args.given, issues)
-    notes = [*args.notes, *notes]
-    return Draft(values, given, issues, notes, purpose or purpose_of(values["user_script"]))
+    purpose = purpose or purpose_of(values["user_script"])
+    draft = Draft(values, set(args.given), IssueList(args.origins), [*args.notes], purpose)
+    apply_aliases(draft)
+    return draft
 
 
 def _resolved(draft: Draft, world_size: int | None) -> RunConfig:

@@ -7,8 +7,7 @@ from typing import Any
 
 from megatron.errors import name_hint
 
-from ..coerce import Mismatch, coerce, describe
-from ..errors import shown
+from ..coerce import coerce
 from ..fields import DEEPSPEED_KEYS, field_table
 from ..unsupported import UNSUPPORTED
 from .draft import Draft
@@ -66,39 +65,25 @@ def typed_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
 def check_deepspeed(draft: Draft) -> None:
     """Checks the sections that are passed through, and `deepspeed_extra_args`."""
     for name, kinds in SECTION_KEYS.items():
-        for key, value in (draft[name] or {}).items():
-            if key in kinds:
-                _check_type(draft, name, f"{name}.{key}", value, kinds[key])
-            else:
-                draft.issues.add(name, f"unknown key '{name}.{key}'; {name_hint(key, kinds)}")
+        draft.typed(name, draft[name], kinds)
     for key, value in (draft["deepspeed_extra_args"] or {}).items():
         _check_extra(draft, str(key), value)
 
 
 def _check_extra(draft: Draft, key: str, value: Any) -> None:
-    owner, name, field = "deepspeed_extra_args", f"deepspeed_extra_args.{key}", field_table()
-    kind = field[key].type if key in field else EXTRA_KEYS.get(key, Any)
-    row = UNSUPPORTED.get(key)
-    if (row or key in EXTRA_KEYS) and not _check_type(draft, owner, name, value, kind):
-        return
-    if row and row.verdict == "no effect":
-        draft.notes.append(f"'{name}' has no effect: {row.reason}")
-    elif row:
-        problem = f"{name} is not supported: {row.reason}; remove it"
-        draft.require(not row.is_asked_for(value), owner, problem)
+    name, field, row = f"deepspeed_extra_args.{key}", field_table(), UNSUPPORTED.get(key)
+    if row:
+        typed = draft.typed_value(name, value, row.type)
+        if typed is not None and row.verdict == "no effect":
+            draft.notes.append(f"'{name}' has no effect: {row.reason}")
+        elif typed is not None and row.is_asked_for(typed):
+            draft.refuse(name, f"is not supported: {row.reason}; remove it")
+    elif key in EXTRA_KEYS:
+        draft.typed_value(name, value, EXTRA_KEYS[key])
     elif key in field:
         fault = "would replace a computed value" if key in DEEPSPEED_KEYS else "is no key"
-        draft.issues.add(owner, f"{name} {fault}; set {key} itself")
+        draft.refuse(name, f"{fault}; set {key} itself")
     elif key in _COMPUTED:
-        draft.issues.add(owner, f"{name} would replace a computed value; remove it")
-    elif key not in EXTRA_KEYS:
-        draft.issues.add(owner, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")
-
-
-def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> bool:
-    try:
-        coerce(value, kind)
-    except Mismatch:
-        draft.issues.add(owner, f"{name} must be {describe(kind)}, got {shown(value)}")
-        return False
-    return True
+        draft.refuse(name, "would replace a computed value; remove it")
+    else:
+        draft.issues.add(name, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")

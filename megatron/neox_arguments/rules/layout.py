@@ -26,24 +26,21 @@ def check_layout(draft: Draft, layout: Layout, model: Model, steps: int) -> None
 def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
     stages = layout.pipe_parallel_size
     method = draft["pipe_partition_method"].lower()
-    draft.require(
-        method in ("uniform", "parameters") or method.startswith("type:"),
-        "pipe_partition_method",
-        f"pipe_partition_method must be uniform, parameters or type:<regex>, got "
-        f"{draft['pipe_partition_method']!r}",
-    )
+    problem = f"must be uniform, parameters or type:<regex>, got {draft['pipe_partition_method']!r}"
+    is_known = method in ("uniform", "parameters") or method.startswith("type:")
+    draft.require(is_known, "pipe_partition_method", problem)
     layers = draft["num_layers"] or stages
     draft.require(
         layers >= stages,
         "pipe_parallel_size",
-        f"pipe_parallel_size {stages} stages cannot share {layers} layers (num_layers); set "
-        f"pipe_parallel_size to {layers} or less",
+        f"{stages} stages cannot share {layers} layers (num_layers); set pipe_parallel_size to "
+        f"{layers} or less",
     )
     draft.require(
         layout.zero_stage < 2,
         "zero_optimization.stage",
-        f"zero_optimization.stage {layout.zero_stage} does not work with pipe_parallel_size "
-        f"{stages}: a pipeline keeps gradients between micro-batches; use stage 1 or 0",
+        f"{layout.zero_stage} does not work with pipe_parallel_size {stages}: a pipeline keeps "
+        "gradients between micro-batches; use stage 1 or 0",
     )
     if steps < stages:
         draft.notes.append(
@@ -53,8 +50,9 @@ def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
 
 
 def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
+    is_sequence_cut = draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING
     if size == 1:
-        if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
+        if is_sequence_cut:
             draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
         return
     counts = {}
@@ -62,15 +60,11 @@ def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
         counts["num_attention_heads"] = draft["num_attention_heads"] or size
         counts["num_kv_heads"] = model.num_kv_heads
     counts["the inner width of the MLP"] = model.mlp_inner_size
-    if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
+    if is_sequence_cut:
         counts["seq_length (with sequence_parallel)"] = draft["seq_length"]
     for what, count in counts.items():
-        draft.require(
-            count % size == 0,
-            "model_parallel_size",
-            f"model_parallel_size {size} does not divide {what} {count}; set it to one of "
-            f"{_divisors(count, 16)}",
-        )
+        problem = f"{size} does not divide {what} {count}; set it to one of {_divisors(count, 16)}"
+        draft.require(count % size == 0, "model_parallel_size", problem)
 
 
 def _divisors(number: int, limit: int) -> str:

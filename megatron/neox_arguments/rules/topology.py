@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..bounds import MOST_PROCESSES
 from ..errors import ConfigError, shown
+from ..fields import field_table
 from ..hostfile import (
-    count_problems,
+    BOTH_FILTERS,
     hostfile_slots,
     missing_hostfile,
     parse_filter,
@@ -19,7 +20,7 @@ from ..purpose import Purpose
 from ..sections import Batch
 from .draft import Draft
 
-_YEAR_MINUTES = 525_600
+_COUNTS = ("num_gpus", "num_nodes", "world_size", "global_num_gpus", "master_addr")
 
 
 def resolve_world_size(draft: Draft, world_size: int | None) -> int:
@@ -31,9 +32,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
     if world_size is not None:
         if world_size <= MOST_PROCESSES:
             return world_size
-        draft.issues.add(
-            "world_size", f"world_size must be at most {MOST_PROCESSES}, got {shown(world_size)}"
-        )
+        draft.refuse("world_size", f"must be at most {MOST_PROCESSES}, got {shown(world_size)}")
         draft.knows_processes = False
         return 1
     text = os.environ.get("WORLD_SIZE", "")
@@ -99,10 +98,8 @@ def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
     if any(value is not None and value < 1 for value in (train, micro, steps)):
         return _batch(1, 1, data_parallel)  # a bound is broken
     if train is None and micro is None:
-        draft.issues.add(
-            "train_batch_size",
-            "train_batch_size and train_micro_batch_size_per_gpu are both missing; set one of them",
-        )
+        problem = "and train_micro_batch_size_per_gpu are both missing; set one of them"
+        draft.refuse("train_batch_size", problem)
         return _batch(1, 1, data_parallel)
     if train is None:
         assert micro is not None
@@ -137,36 +134,22 @@ def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_para
     elif train % (steps * data_parallel) == 0:
         second = f"train_micro_batch_size_per_gpu: {train // (steps * data_parallel)}"
     else:
-        divisor = _largest_divisor(train, data_parallel)
+        divisor = max(d for d in range(1, data_parallel + 1) if train % d == 0)
         second = (
             f"start {divisor} data-parallel processes with train_micro_batch_size_per_gpu: "
             f"{train // divisor} and gradient_accumulation_steps: 1"
         )
-    draft.issues.add(
+    draft.refuse(
         "train_batch_size",
-        f"train_batch_size {train} = train_micro_batch_size_per_gpu {micro} x "
+        f"{train} = train_micro_batch_size_per_gpu {micro} x "
         f"gradient_accumulation_steps {steps} x data-parallel processes {data_parallel} does not "
         f"hold (the right side is {product}); set {first}, or {second}",
     )
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, limit + 1) if number % d == 0)
-
-
 def check_processes(draft: Draft) -> None:
-    """Checks numbers of processes and time limits."""
-    for key, problem in count_problems(draft.__getitem__).items():
-        draft.issues.add(key, problem)
+    """Checks the keys that choose machines beyond their bounds."""
+    draft.knows_processes = not any(field_table()[key].problems(draft[key]) for key in _COUNTS)
+    if draft["include"] and draft["exclude"]:
+        draft.issues.add("exclude", BOTH_FILTERS)
         draft.knows_processes = False
-    minutes: Any = draft["distributed_timeout_minutes"]
-    draft.require(
-        minutes is not None and 0 < minutes <= _YEAR_MINUTES,
-        "distributed_timeout_minutes",
-        f"distributed_timeout_minutes must be above 0, at most {_YEAR_MINUTES}, got {minutes}",
-    )
-    draft.require(
-        bool(draft["deepspeed"]),
-        "deepspeed",
-        "deepspeed must stay true: it is the engine; remove the key",
-    )

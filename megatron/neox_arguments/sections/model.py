@@ -174,7 +174,7 @@ class ModelKeys:
     expansion_factor: Annotated[float | None, above(0)] = None
     """`intermediate_size` as a multiple of `hidden_size`. Not set: 4."""
 
-    mlp_type: str | None = None
+    mlp_type: Literal["regular", "llama"] | None = None
     """Spelling from before 2024: `regular`, or `llama` for a SiLU-gated MLP without biases whose
     inner width is `intermediate_size`, else 8/3 of `hidden_size` rounded up to a multiple of 256.
     Now `activation: swiglu`, `mlp_inner_size` and `use_bias_in_mlp: false`."""

@@ -24,9 +24,9 @@ TASKS = {"eval_tasks": ["piqa"]}
         ),
         (
             {"eval_domains": ["law="]},
-            "eval_domains must be names of domains, or name=path, got 'law='",
+            "eval_domains must be names of domains, or name=path, got ['law=']",
         ),
-        ({"eval_domains": ["=x"]}, "eval_domains must be names of domains, or name=path, got '=x'"),
+        ({"eval_domains": ["=x"]}, "eval_domains must be names of domains, or name=path"),
         (
             {**TASKS, "eval_harness_interval": 10, "zero_optimization": {"stage": 3}},
             "eval_harness_interval with zero_optimization.stage 3 reads the model from a temporary "
