@@ -51,11 +51,8 @@ class _Parser(argparse.ArgumentParser):
 
 def deepy_parser() -> argparse.ArgumentParser:
     """Returns the parser of ``deepy.py``."""
-    parser = _Parser(
-        prog="deepy.py",
-        description="Starts train.py, evaluate.py or generate.py on all processes of a run.",
-        allow_abbrev=False,
-    )
+    purpose = "Starts train.py, evaluate.py or generate.py on all processes of a run."
+    parser = _Parser("deepy.py", description=purpose, allow_abbrev=False)
     parser.add_argument("user_script", help="script to start")
     _add_configuration_flags(parser)
     group = parser.add_argument_group("instead of starting")
@@ -68,11 +65,8 @@ def deepy_parser() -> argparse.ArgumentParser:
 
 def script_parser(name: str = "train.py") -> argparse.ArgumentParser:
     """Returns the parser of a script that a person or torchrun starts without ``deepy.py``."""
-    parser = _Parser(
-        prog=name,
-        description="Runs one process. `deepy.py` starts all processes of a run.",
-        allow_abbrev=False,
-    )
+    purpose = "Runs one process. `deepy.py` starts all processes of a run."
+    parser = _Parser(name, description=purpose, allow_abbrev=False)
     _add_configuration_flags(parser)
     parser.add_argument("--megatron_config", help="path, JSON or base64 of the configuration")
     parser.add_argument("--deepspeed_config", help="not read; launchers of GPT-NeoX pass it")
@@ -86,36 +80,23 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--conf_dir", help="folder of the configuration files")
     parser.add_argument("-H", "--hostfile", help="file of lines `host slots=N`")
     parser.add_argument("--iteration", type=int, help="checkpoint to load (default: the latest)")
-    group = parser.add_argument_group("Weights & Biases")
-    group.add_argument("--wandb_group", help="group of the run")
-    group.add_argument("--wandb_run_name", help="name of the run")
-    group.add_argument("--wandb_team", help="team that owns the run")
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--eval_tasks", "--eval-tasks", nargs="+", help="lm-eval tasks: names, patterns, YAML files"
-    )
-    group.add_argument(
-        "--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names"
-    )
-    group.add_argument(
-        "--trust_task_code",
-        "--trust-task-code",
-        action="store_true",
-        default=None,
-        help="run the Python code that task files of your own name",
-    )
-    group.add_argument(
-        "--domains",
-        nargs="+",
-        dest="eval_domains",
-        metavar="NAME[=PATH]",
-        help="measure losses on these configured domains, or on tokenized data at a path",
-    )
-    group = parser.add_argument_group("generation")
-    group.add_argument("-i", "--sample_input_file", help="file of prompts to continue")
-    group.add_argument("-o", "--sample_output_file", help="file for the samples")
-    group = parser.add_argument_group("tuning")
-    group.add_argument("--autotuning", choices=["tune", "run"], dest="autotuning_run")
+    add = parser.add_argument_group("Weights & Biases").add_argument
+    add("--wandb_group", help="group of the run")
+    add("--wandb_run_name", help="name of the run")
+    add("--wandb_team", help="team that owns the run")
+    add = parser.add_argument_group("evaluation").add_argument
+    tasks = "lm-eval tasks: names, patterns, YAML files"
+    add("--eval_tasks", "--eval-tasks", nargs="+", help=tasks)
+    add("--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names")
+    trust = "run the Python code that task files of your own name"
+    add("--trust_task_code", "--trust-task-code", action="store_true", default=None, help=trust)
+    domains = "measure losses on these configured domains, or on tokenized data at a path"
+    add("--domains", nargs="+", dest="eval_domains", metavar="NAME[=PATH]", help=domains)
+    add = parser.add_argument_group("generation").add_argument
+    add("-i", "--sample_input_file", help="file of prompts to continue")
+    add("-o", "--sample_output_file", help="file for the samples")
+    add = parser.add_argument_group("tuning").add_argument
+    add("--autotuning", choices=["tune", "run"], dest="autotuning_run")
 
 
 def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:

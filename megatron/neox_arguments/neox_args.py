@@ -329,10 +329,4 @@ def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-__all__ = [
-    "NeoXArgs",
-    "launch_values",
-    "placed",
-    "runner_arguments",
-    "typed_values",
-]
+__all__ = ["NeoXArgs", "launch_values", "placed", "runner_arguments", "typed_values"]

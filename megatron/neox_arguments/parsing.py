@@ -8,15 +8,8 @@ from typing import Any
 
 import yaml
 
-from .bounds import (
-    DEEPEST_NESTING,
-    LONGEST_NUMBER,
-    MOST_KEYS,
-    MOST_LINES,
-    MOST_VALUES,
-    check_plain,
-    shown_key,
-)
+from . import bounds
+from .bounds import DEEPEST_NESTING, LONGEST_NUMBER, check_plain, shown_key
 from .errors import ConfigError, shown
 
 Entry = tuple[str, Any, int]
@@ -41,14 +34,12 @@ def parse_text(text: str, source: str) -> list[Entry]:
     """
     if match := _NOT_TEXT.search(text):
         where = f"{source}:{_line_at(text, match.start())}"
-        raise ConfigError(
-            f"{where}: contains the character U+{ord(match.group()):04X}, which text cannot have; "
-            "save the file as UTF-8, or remove the character"
-        )
-    if text.count("\n") + text.count(",") > MOST_LINES:
-        raise ConfigError(
-            f"{source}:1: contains more than {MOST_LINES} lines and commas; is it a configuration?"
-        )
+        problem = f"contains the character U+{ord(match.group()):04X}, which text cannot have"
+        advice = "save the file as UTF-8, or remove the character"
+        raise ConfigError(f"{where}: {problem}; {advice}")
+    if text.count("\n") + text.count(",") > bounds.MOST_LINES:
+        problem = f"contains more than {bounds.MOST_LINES} lines and commas"
+        raise ConfigError(f"{source}:1: {problem}; is it a configuration?")
     loader = _BoundedLoader(text, source)
     try:
         node = loader.get_single_node()
@@ -58,8 +49,8 @@ def parse_text(text: str, source: str) -> list[Entry]:
             kind = type(node).__name__
             raise ConfigError(f"{source}:1: must be a section (key: value pairs), got {kind}")
         loader.flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:
-            words = f"has {len(node.value)} keys, must be at most {MOST_KEYS}"
+        if len(node.value) > bounds.MOST_KEYS:
+            words = f"has {len(node.value)} keys, must be at most {bounds.MOST_KEYS}"
             raise ConfigError(f"{source}:1: {words}; is this a configuration?")
         return [_entry(loader, key, value, source) for key, value in node.value]
     except yaml.MarkedYAMLError as error:
@@ -71,11 +62,8 @@ def parse_text(text: str, source: str) -> list[Entry]:
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError):  # an escape such as \U00110000
-        mark = loader.get_mark()
-        raise ConfigError(
-            f"{source}:{mark.line + 1}:{mark.column + 1}: malformed YAML: no such character or "
-            "number; correct it there"
-        ) from None
+        problem = "malformed YAML: no such character or number; correct it there"
+        raise loader.error(problem, loader.get_mark()) from None
     finally:
         loader.dispose()
 
@@ -133,7 +121,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise self._error(f"*{event.anchor} holds itself; remove it", event.start_mark)
+                raise self.error(f"*{event.anchor} holds itself; remove it", event.start_mark)
             size, height = self._sizes[id(node)]
         else:
             self._check_node(node)
@@ -142,12 +130,15 @@ class _BoundedLoader(yaml.SafeLoader):
             size = 1  # its children are counted already
         self._require_depth(self._depth + height, event.start_mark)
         self._count += size
-        if self._count > MOST_VALUES:
-            problem = f"contains more than {MOST_VALUES} values, aliases included; shorten it"
-            raise self._error(problem, event.start_mark)
+        if self._count > bounds.MOST_VALUES:
+            problem = (
+                f"contains more than {bounds.MOST_VALUES} values, aliases included; shorten it"
+            )
+            raise self.error(problem, event.start_mark)
         return node
 
-    def _error(self, problem: str, mark: Any) -> ConfigError:
+    def error(self, problem: str, mark: Any) -> ConfigError:
+        """Returns an error with the file, line and column of ``mark``."""
         return ConfigError(f"{self._source}:{mark.line + 1}:{mark.column + 1}: {problem}")
 
     def _measure(self, node: Any) -> tuple[int, int]:
@@ -159,7 +150,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def _require_depth(self, depth: int, mark: Any) -> None:
         if depth > DEEPEST_NESTING:
-            raise self._error(f"is nested more than {DEEPEST_NESTING} deep; make it flatter", mark)
+            raise self.error(f"is nested more than {DEEPEST_NESTING} deep; make it flatter", mark)
 
     def _check_node(self, node: Any) -> None:
         """Refuses other kinds of values, long numbers, keys that are set twice in a section.
@@ -167,22 +158,22 @@ class _BoundedLoader(yaml.SafeLoader):
         It joins the halves of characters.
         """
         if node.tag == _DATE_TAG:
-            raise self._error("is read as a date; put it in quotes", node.start_mark)
+            raise self.error("is read as a date; put it in quotes", node.start_mark)
         if node.tag not in _TAGS:
             problem = f"has the tag {shown(node.tag)}, which a configuration cannot hold; "
-            raise self._error(f"{problem}remove it, or put the value in quotes", node.start_mark)
+            raise self.error(f"{problem}remove it, or put the value in quotes", node.start_mark)
         if isinstance(node, yaml.MappingNode) and self._depth:  # the merge sees the outer keys
             self._refuse_duplicates(node)
         if not isinstance(node, yaml.ScalarNode):
             return
         if node.tag in _NUMBER_TAGS and len(node.value) > LONGEST_NUMBER:
-            raise self._error(_long_number(len(node.value)), node.start_mark)
+            raise self.error(_long_number(len(node.value)), node.start_mark)
         if not node.value.isascii():
             try:  # JSON writes an emoji as two escapes
                 node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
             except UnicodeDecodeError:
                 problem = "holds half a character (a surrogate); write it whole"
-                raise self._error(problem, node.start_mark) from None
+                raise self.error(problem, node.start_mark) from None
 
     def _refuse_duplicates(self, node: Any) -> None:
         lines: dict[str, int] = {}
@@ -197,10 +188,8 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _long_number(length: int) -> str:
-    return (
-        f"a number of {length} characters is too long; write at most {LONGEST_NUMBER}, or put it "
-        "in quotes"
-    )
+    limit = f"write at most {LONGEST_NUMBER}, or put it in quotes"
+    return f"a number of {length} characters is too long; {limit}"
 
 
 def _entry(loader: Any, key_node: Any, value_node: Any, source: str) -> Entry:

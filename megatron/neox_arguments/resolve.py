@@ -8,7 +8,7 @@ from .fields import field_table
 from .neox_args import NeoXArgs, typed_values
 from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
-from .rules.data import resolve_data, resolve_mixing, training_data_problem
+from .rules.data import NO_TRAINING_DATA, resolve_data, resolve_mixing
 from .rules.deepspeed import check_deepspeed
 from .rules.evaluation import check_evaluation_in_training, resolve_evaluation
 from .rules.generation import resolve_generation
@@ -60,18 +60,15 @@ def resolve_with_issues(
     check_unsupported(draft)
     draft.check_bounds()
     config = _resolved(draft, world_size)
-    if is_training_script(draft["user_script"]):
-        problem = training_data_problem(config.data.train_paths)
-        if problem:
-            draft.issues.add("train_data_paths", problem)
+    if is_training_script(draft["user_script"]) and not config.data.train_paths:
+        draft.issues.add("train_data_paths", NO_TRAINING_DATA)
     return config, draft.issues
 
 
 def require_training_data(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless there is training data; scripts that train call it first."""
-    problem = training_data_problem(config.data.train_paths)
-    if problem:
-        raise ConfigError(problem)
+    if not config.data.train_paths:
+        raise ConfigError(NO_TRAINING_DATA)
 
 
 def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
@@ -95,14 +92,14 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
     generation = resolve_generation(draft)
     with draft.training_rules():  # for a model that is read, what follows has no meaning
         check_deepspeed(draft)
-        batch = resolve_batch(draft, topology.data_parallel_size)
+        batch = resolve_batch(draft, topology["data_parallel_size"])
         zero_stage, zero_options = resolve_zero(draft, precision.dtype)
         layout = draft.section(
             Layout,
-            **topology._asdict(),
+            **topology,
             zero_stage=zero_stage,
             zero_options=zero_options,
-            sequence_parallel=draft["sequence_parallel"] and topology.model_parallel_size > 1,
+            sequence_parallel=draft["sequence_parallel"] and topology["model_parallel_size"] > 1,
         )
         optimizer = resolve_optimizer(draft)
         schedule = resolve_schedule(draft, optimizer.learning_rate)

@@ -55,7 +55,7 @@ def find_file(name: str, folder: str | None = None) -> Path:
     if os.path.exists(path):
         raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
     if os.path.isdir(path.parent):
-        names = _configuration_names(path.parent)
+        names = [p.name for p in path.parent.glob("*.*") if p.suffix in SUFFIXES]
         near = nearest(path.name, names) or nearest(path.name, [Path(n).stem for n in names])
         hint = f"did you mean {path.parent / near[0]}?" if near else "check its name and --conf_dir"
     elif os.path.exists(path.parent):
@@ -63,13 +63,6 @@ def find_file(name: str, folder: str | None = None) -> Path:
     else:
         hint = f"the folder {path.parent} does not exist"
     raise ConfigError(f"{path}: no such configuration file; {hint}")
-
-
-def _configuration_names(folder: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if name.endswith(SUFFIXES)]
-    except OSError:  # a folder that may be entered and not read
-        return []
 
 
 def read_text(path: str | Path, what: str = "") -> str:

@@ -7,7 +7,6 @@ files hold `REDACTED` in its place. Better still, a file names an environment va
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -76,11 +75,15 @@ def redacted_text(text: str) -> str:
     """
     if not _IN_TEXT.search(_SEPARATORS.sub("_", text).lower()):
         return text  # nearly always, and parsing takes time
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        comments = list(_comments(text))
-    except yaml.YAMLError:
-        return _redacted_json(text)
+    for parsed in (text, text.replace("\t", " ")):  # JSON has tabs where YAML takes none
+        try:
+            node = yaml.compose(parsed, Loader=yaml.SafeLoader)
+            comments = list(_comments(parsed))
+            break
+        except yaml.YAMLError:
+            continue
+    else:
+        return text  # nothing can read it, and no run begins with it
     spans = {(n.start_mark.index, n.end_mark.index) for n in _secret_nodes(node, set())}
     for start, end in sorted({*spans, *comments}, reverse=True):
         written = text[start:end]
@@ -132,13 +135,6 @@ def _secret_nodes(node: Any, done: set[int], *, is_secret: bool = False) -> Iter
             yield from _secret_nodes(item, done, is_secret=is_secret)
     elif is_secret and node.tag not in _HARMLESS_TAGS and _is_written_out(node.value):
         yield node
-
-
-def _redacted_json(text: str) -> str:
-    try:
-        return json.dumps(redacted(json.loads(text)), indent=2)
-    except (ValueError, RecursionError):
-        return text  # nothing can read it, and no run begins with it
 
 
 def _comments(text: str) -> Iterator[tuple[int, int]]:

@@ -15,13 +15,8 @@ from .draft import Draft
 _FILES = {"enabled": bool, "output_path": str, "job_name": str}
 SECTION_KEYS: Mapping[str, Mapping[str, Any]] = {
     "flops_profiler": {
-        "enabled": bool,
-        "recompute_fwd_factor": float,
-        "profile_step": int,
-        "module_depth": int,
-        "top_modules": int,
-        "detailed": bool,
-        "output_file": str,
+        **{"enabled": bool, "detailed": bool, "recompute_fwd_factor": float, "output_file": str},
+        **dict.fromkeys(("profile_step", "module_depth", "top_modules"), int),
     },
     "tensorboard": _FILES,
     "csv_monitor": _FILES,
@@ -29,25 +24,19 @@ SECTION_KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keys and types of DeepSpeed's sections that are passed through."""
 
+_SECTIONS = (
+    *("comet", "compile", "expert_parallel", "hybrid_engine"),
+    *("tensor_parallel", "timers", "torch_autocast", "weight_quantization"),
+)
+_SWITCHES = (
+    *("dataloader_drop_last", "disable_allgather", "disable_python_gc", "memory_breakdown"),
+    *("managed_gradient_accumulation", "use_data_before_expert_parallelism"),
+)
+_TEXTS = ("gradient_allreduce_op", "log_level", "seq_parallel_communication_data_type")
 EXTRA_KEYS: Mapping[str, Any] = {
-    **dict.fromkeys(
-        (
-            *("comet", "compile", "expert_parallel", "hybrid_engine"),
-            *("tensor_parallel", "timers", "torch_autocast", "weight_quantization"),
-        ),
-        dict[str, Any],
-    ),
-    **dict.fromkeys(
-        (
-            *("dataloader_drop_last", "disable_allgather", "disable_python_gc"),
-            *("managed_gradient_accumulation", "memory_breakdown"),
-            "use_data_before_expert_parallelism",
-        ),
-        bool,
-    ),
-    **dict.fromkeys(
-        ("gradient_allreduce_op", "log_level", "seq_parallel_communication_data_type"), str
-    ),
+    **dict.fromkeys(_SECTIONS, dict[str, Any]),
+    **dict.fromkeys(_SWITCHES, bool),
+    **dict.fromkeys(_TEXTS, str),
     "vocabulary_size": int,
 }
 """Keys of DeepSpeed's configuration that are none of ours, with their types."""

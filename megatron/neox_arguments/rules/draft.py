@@ -51,13 +51,13 @@ class Draft:
             self.issues, self.notes = kept
 
     def refuse(self, key: str, problem: str) -> None:
-        """Adds what is wrong with ``key``, whose name is put before a text without it."""
-        self.issues.add(key, problem if problem.startswith(key) else f"{key} {problem}")
+        """Adds a message that begins with ``key`` and goes on with what is wrong with it."""
+        self.issues.add(key, f"{key} {problem}")
 
-    def require(self, condition: bool, key: str, problem: str) -> bool:
-        """Refuses ``key`` unless ``condition`` holds; returns the condition."""
+    def require(self, condition: bool, key: str, message: str) -> bool:
+        """Adds a message about ``key`` unless ``condition`` holds; returns the condition."""
         if not condition:
-            self.refuse(key, problem)
+            self.issues.add(key, message)
         return condition
 
     def typed(
@@ -88,9 +88,11 @@ class Draft:
             is_good = typed is None or bound is None or bound.holds(typed)
         except Mismatch:
             is_good = False
+        if is_good:
+            return typed
         words = f"{describe(kind)}, {bound.words}" if bound else describe(kind)
-        self.require(is_good, name, f"must be {words}, got {shown(value)}")
-        return typed if is_good else None
+        self.refuse(name, f"must be {words}, got {shown(value)}")
+        return None
 
     def check_bounds(self) -> None:
         """Checks each value against the bounds of its declaration."""

@@ -11,6 +11,7 @@ def resolve_generation(draft: Draft) -> Generation:
     kind, has_file = draft["text_gen_type"], bool(draft["sample_input_file"])
     if kind is None:
         kind = "input-file" if has_file else "unconditional"
-    problem = "is input-file but there is no sample_input_file; set it or pass -i"
-    draft.require(kind != "input-file" or has_file, "text_gen_type", problem)
+    if kind == "input-file" and not has_file:
+        problem = "is input-file but there is no sample_input_file; set it or pass -i"
+        draft.refuse("text_gen_type", problem)
     return draft.section(Generation, kind=kind)

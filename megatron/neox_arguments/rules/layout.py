@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..purpose import Purpose
 from ..sections import Layout, Model
 from .draft import Draft
@@ -25,23 +27,21 @@ def check_layout(draft: Draft, layout: Layout, model: Model, steps: int) -> None
 
 def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
     stages = layout.pipe_parallel_size
-    method = draft["pipe_partition_method"].lower()
-    problem = f"must be uniform, parameters or type:<regex>, got {draft['pipe_partition_method']!r}"
-    is_known = method in ("uniform", "parameters") or method.startswith("type:")
-    draft.require(is_known, "pipe_partition_method", problem)
+    method = draft["pipe_partition_method"]
+    if not re.match("uniform$|parameters$|type:", method, re.IGNORECASE):
+        problem = f"must be uniform, parameters or type:<regex>, got {method!r}"
+        draft.refuse("pipe_partition_method", problem)
     layers = draft["num_layers"] or stages
-    draft.require(
-        layers >= stages,
-        "pipe_parallel_size",
-        f"{stages} stages cannot share {layers} layers (num_layers); set pipe_parallel_size to "
-        f"{layers} or less",
-    )
-    draft.require(
-        layout.zero_stage < 2,
-        "zero_optimization.stage",
-        f"{layout.zero_stage} does not work with pipe_parallel_size {stages}: a pipeline keeps "
-        "gradients between micro-batches; use stage 1 or 0",
-    )
+    if layers < stages:
+        advice = f"set pipe_parallel_size to {layers} or less"
+        problem = f"{stages} stages cannot share {layers} layers (num_layers); {advice}"
+        draft.refuse("pipe_parallel_size", problem)
+    if layout.zero_stage > 1:
+        draft.refuse(
+            "zero_optimization.stage",
+            f"{layout.zero_stage} does not work with pipe_parallel_size {stages}: a pipeline keeps "
+            "gradients between micro-batches; use stage 1 or 0",
+        )
     if steps < stages:
         draft.notes.append(
             f"gradient_accumulation_steps {steps} micro-batches cannot fill {stages} pipeline "
@@ -63,9 +63,7 @@ def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
     if is_sequence_cut:
         counts["seq_length (with sequence_parallel)"] = draft["seq_length"]
     for what, count in counts.items():
-        problem = f"{size} does not divide {what} {count}; set it to one of {_divisors(count, 16)}"
-        draft.require(count % size == 0, "model_parallel_size", problem)
-
-
-def _divisors(number: int, limit: int) -> str:
-    return ", ".join(str(d) for d in range(1, min(number, limit) + 1) if number % d == 0)
+        if count % size:
+            divisors = ", ".join(str(n) for n in range(1, min(count, 16) + 1) if count % n == 0)
+            problem = f"{size} does not divide {what} {count}; set it to one of {divisors}"
+            draft.refuse("model_parallel_size", problem)

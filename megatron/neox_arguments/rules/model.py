@@ -43,12 +43,13 @@ def resolve_model(draft: Draft) -> Model:
     hidden, heads, layers = _sizes(draft)
     head_dim = max(hidden // heads, 1)
     for key, refused in _REFUSED_VALUES.items():
-        value, advice = draft[key], refused.get(draft[key])
-        problem = f"{key}: {value!r} is not part of this version; use {advice}"
-        draft.require(advice is None, key, problem)
+        if draft[key] in refused:
+            advice = f"use {refused[draft[key]]}"
+            problem = f"{key}: {draft[key]!r} is not part of this version; {advice}"
+            draft.issues.add(key, problem)
     unique = draft["num_unique_layers"]
-    problem = f"is {unique}: layers cannot share weights; remove it"
-    draft.require(unique in (None, layers), "num_unique_layers", problem)
+    if unique not in (None, layers):
+        draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")
     _check_window(draft)
     _check_attention(draft, layers)
     if draft["output_layer_parallelism"] == "row":
@@ -72,15 +73,14 @@ def resolve_model(draft: Draft) -> Model:
 
 def _sizes(draft: Draft) -> tuple[int, int, int]:
     for key in ("hidden_size", "num_attention_heads", "num_layers", "max_position_embeddings"):
-        draft.require(draft[key] is not None, key, "must be at least 1, got None")
+        if draft[key] is None:
+            draft.refuse(key, "must be at least 1, got None")
     hidden = max(draft["hidden_size"] or 1, 1)
     heads = max(draft["num_attention_heads"] or 1, 1)
-    draft.require(
-        hidden % heads == 0 or not has_heads(draft),
-        "hidden_size",
-        f"{hidden} is not a multiple of num_attention_heads {heads}; set hidden_size to "
-        f"{heads * max(round(hidden / heads), 1)} or change the heads",
-    )
+    if hidden % heads and has_heads(draft):
+        advice = f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads"
+        problem = f"{hidden} is not a multiple of num_attention_heads {heads}; {advice}"
+        draft.refuse("hidden_size", problem)
     return hidden, heads, min(max(draft["num_layers"] or 1, 1), MOST_LAYERS)
 
 
@@ -90,18 +90,13 @@ def _check_window(draft: Draft) -> None:
     if width is None:
         return
     if width < (length or 1):
-        draft.refuse(
-            "sliding_window_width",
-            f"{width} is less than seq_length {length}: sliding windows are not part of this "
-            "version; remove it, or lower seq_length",
-        )
+        reason = "sliding windows are not part of this version; remove it, or lower seq_length"
+        draft.refuse("sliding_window_width", f"{width} is less than seq_length {length}: {reason}")
         return
     positions = draft["max_position_embeddings"] or length
     beyond = " (longer texts are read without a window)" if positions > width else ""
-    draft.notes.append(
-        f"'sliding_window_width' has no effect: {width} is not less than seq_length {length}"
-        f"{beyond}"
-    )
+    reason = f"{width} is not less than seq_length {length}{beyond}"
+    draft.notes.append(f"'sliding_window_width' has no effect: {reason}")
 
 
 def _check_attention(draft: Draft, layers: int) -> None:
@@ -115,10 +110,9 @@ def _check_attention(draft: Draft, layers: int) -> None:
             refused = _REFUSED_ATTENTION.get(name)
             reason = f"{refused} not part of this version" if refused else "it is unknown"
             draft.issues.add(key, f"{key}: {name!r}: {reason}; use 'global' or 'flash'")
-    problem = (
-        f"gives {counts.total()} layers, num_layers is {layers}; make them equal or write 'all'"
-    )
-    draft.require(counts.total() == layers, key, problem)
+    if counts.total() != layers:
+        advice = "make them equal or write 'all'"
+        draft.refuse(key, f"gives {counts.total()} layers, num_layers is {layers}; {advice}")
 
 
 def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | None:
@@ -127,11 +121,11 @@ def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | N
         return Counter({written: layers})
     if written and all(isinstance(item, str) for item in written):
         return Counter(written)
-    counts: Counter[str] = Counter()
+    key, counts = "attention_config", Counter[str]()
     for item in written:
         if not _is_entry(item):
             form = '[[["flash"], 12]] or [[["flash"], "all"]]'
-            draft.refuse("attention_config", f"must look like {form}, got {written!r}")
+            draft.refuse(key, f"must look like {form}, got {written!r}")
             return None
         names, repeats = item
         if repeats != "all":
@@ -139,11 +133,9 @@ def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | N
         elif layers % len(names) == 0:
             return Counter(names * (layers // len(names)))
         else:
-            draft.issues.add(
-                "attention_config",
-                f"attention_config: 'all' repeats {len(names)} types, num_layers is {layers}, "
-                "which is no multiple of it; write the number of repeats",
-            )
+            problem = f"repeats {len(names)} types, num_layers is {layers}, which is no multiple"
+            advice = "write the number of repeats"
+            draft.issues.add(key, f"{key}: 'all' {problem} of it; {advice}")
             return None
     return counts
 
@@ -168,11 +160,8 @@ def _kv_heads(draft: Draft, heads: int) -> int:
     count = draft["num_kv_heads"]
     if count is None or not has_heads(draft):
         return heads
-    draft.require(
-        1 <= count <= heads and heads % count == 0,
-        "num_kv_heads",
-        f"must divide num_attention_heads {heads}, got {count}",
-    )
+    if not 1 <= count <= heads or heads % count:
+        draft.refuse("num_kv_heads", f"must divide num_attention_heads {heads}, got {count}")
     return max(count, 1)
 
 
@@ -180,16 +169,13 @@ def _rotary_dim(draft: Draft, head_dim: int) -> int:
     if draft["pos_emb"] != "rotary" or not has_heads(draft):
         return 0
     share = draft["rotary_pct"]
-    problem = f"must be above 0, at most 1, got {share:g}"
-    if not draft.require(0 < share <= 1, "rotary_pct", problem):
+    if not 0 < share <= 1:
+        draft.refuse("rotary_pct", f"must be above 0, at most 1, got {share:g}")
         return 0
     size = int(head_dim * share)
-    draft.require(
-        size >= 2 and size % 2 == 0,
-        "rotary_pct",
-        f"{share:g} rotates {size} of {head_dim} dimensions of a head; their number must be even "
-        "and at least 2",
-    )
+    if size < 2 or size % 2:
+        rotated = f"{share:g} rotates {size} of {head_dim} dimensions of a head"
+        draft.refuse("rotary_pct", f"{rotated}; their number must be even and at least 2")
     return size
 
 
@@ -207,13 +193,14 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
     size, factor = draft["intermediate_size"], draft["expansion_factor"] or 4
     key, written = ("intermediate_size", size) if size else ("expansion_factor", factor)
     wanted = size or factor * hidden
-    problem = f"{written:g} makes an MLP wider than {_WIDEST_MLP}; lower it"
-    if not draft.require(abs(wanted) <= _WIDEST_MLP, key, problem):
+    if abs(wanted) > _WIDEST_MLP:
+        draft.refuse(key, f"{written:g} makes an MLP wider than {_WIDEST_MLP}; lower it")
         return 1, is_gated
     base = int(wanted)
     inner = _round_up(int(2 * base / 3) // 2 if is_gated else base, multiple)
-    problem = f"{written} makes an MLP of width 0; raise it, or set mlp_inner_size"
-    draft.require(inner >= 1 or written <= 0, key, problem)  # a bound is broken
+    if inner < 1 and written > 0:  # else a bound is broken
+        advice = "raise it, or set mlp_inner_size"
+        draft.refuse(key, f"{written} makes an MLP of width 0; {advice}")
     if is_gated:
         _explain_gated_width(draft, inner, base, hidden)
     return max(inner, 1), is_gated

@@ -38,9 +38,10 @@ def resolve_optimizer(draft: Draft) -> Optimizer:
     kind = _optimizer_type(draft, section.get("type"))
     params = draft.typed("optimizer.params", section.get("params"), _PARAMS_OF[kind])
     for key in ("adam_w_mode", "bias_correction"):
-        name = f"optimizer.params.{key}"
-        problem = f"{name}: false is not supported; the optimizer is AdamW"
-        draft.require(bool(params.get(key, True)), name, problem)
+        if not params.get(key, True):
+            name = f"optimizer.params.{key}"
+            problem = f"{name}: false is not supported; the optimizer is AdamW"
+            draft.issues.add(name, problem)
     return draft.section(
         Optimizer,
         type=kind,

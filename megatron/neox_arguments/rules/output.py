@@ -16,11 +16,12 @@ def resolve_saving(draft: Draft) -> Saving:
         problem = "is set, but neither checkpoint_factor nor extra_save_iters is; set one of them"
         draft.refuse("save", problem)
     if factor is not None and draft["checkpoint_scale"] == "log":
-        problem = f"must be above 1 with checkpoint_scale log, got {factor}"
-        draft.require(factor > 1, "checkpoint_factor", problem)
-    elif factor is not None:
+        if factor <= 1:
+            problem = f"must be above 1 with checkpoint_scale log, got {factor}"
+            draft.refuse("checkpoint_factor", problem)
+    elif factor is not None and (factor < 1 or factor != int(factor)):
         problem = f"must be a whole number of at least 1, got {factor}"
-        draft.require(factor >= 1 and factor == int(factor), "checkpoint_factor", problem)
+        draft.refuse("checkpoint_factor", problem)
     return draft.section(
         Saving,
         save_path=save,

@@ -82,8 +82,9 @@ def resolve_precision(draft: Draft) -> Precision:
     enabled = {}
     if fp16.get("enabled"):
         kind = str(fp16.get("type") or "fp16").lower()
-        words = f"must be one of {', '.join(_FP16_TYPES)}, got {fp16.get('type')!r}"
-        draft.require(kind in _FP16_TYPES, "fp16.type", words)
+        if kind not in _FP16_TYPES:
+            words = f"must be one of {', '.join(_FP16_TYPES)}"
+            draft.refuse("fp16.type", f"{words}, got {fp16.get('type')!r}")
         enabled["fp16"] = _FP16_TYPES.get(kind, "fp16")
     if bf16.get("enabled"):
         enabled["bf16"] = "bfloat16"
@@ -163,11 +164,9 @@ def resolve_zero(draft: Draft, precision: str) -> tuple[int, dict[str, Any]]:
 def _check_formats(draft: Draft, stage: int) -> None:
     """Checks the number formats in which gradients are reduced and accumulated."""
     reduced = draft["communication_data_type"]
-    draft.require(
-        not draft["fp32_allreduce"] or reduced in (None, "fp32"),
-        "communication_data_type",
-        f"is {reduced}, and fp32_allreduce reduces in fp32; keep one",
-    )
+    if draft["fp32_allreduce"] and reduced not in (None, "fp32"):
+        problem = f"is {reduced}, and fp32_allreduce reduces in fp32; keep one"
+        draft.refuse("communication_data_type", problem)
     section = draft.typed("data_types", draft["data_types"], {"grad_accum_dtype": Any})
     written, name = section.get("grad_accum_dtype"), "data_types.grad_accum_dtype"
     kind = _ACCUMULATED.get(str(written).lower())

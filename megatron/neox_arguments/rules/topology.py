@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import NamedTuple
 
+from .. import hostfile
 from ..bounds import MOST_PROCESSES
 from ..errors import ConfigError, shown
 from ..fields import field_table
-from ..hostfile import (
-    BOTH_FILTERS,
-    hostfile_slots,
-    missing_hostfile,
-    parse_filter,
-    this_machines_names,
-)
 from ..purpose import Purpose
 from ..sections import Batch
 from .draft import Draft
@@ -53,33 +46,24 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
 
 def _slots_of_hostfile(draft: Draft) -> int | None:
     """Counts slots of the hostfile or, without one, of `include`; None when neither says."""
-    hosts = hostfile_slots(draft.__getitem__, os.environ)
+    hosts = hostfile.hostfile_slots(draft.__getitem__, os.environ)
     if hosts is not None:
         return sum(len(slots) for slots in hosts.values())
-    path = missing_hostfile(draft.__getitem__, os.environ)
+    path = hostfile.missing_hostfile(draft.__getitem__, os.environ)
     if path is not None:
         draft.notes.append(f"there is no hostfile {path}; the run uses this machine alone")
     if draft["include"]:
-        listed = parse_filter(draft["include"], "include", this_machines_names())
+        listed = hostfile.parse_filter(draft["include"], "include", hostfile.this_machines_names())
         counts = [len(slots) for slots in listed.values() if slots is not None]
         return min(sum(counts), draft["num_gpus"] or MOST_PROCESSES) or None
     return None
 
 
-class Topology(NamedTuple):
-    """Degrees of parallelism; their product is the world size."""
-
-    world_size: int
-    data_parallel_size: int
-    model_parallel_size: int
-    pipe_parallel_size: int
-
-
-def resolve_topology(draft: Draft, world_size: int) -> Topology:
-    """Returns the degrees of parallelism."""
+def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
+    """Returns the degrees of parallelism as fields of `Layout`, with their product."""
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
-    data = world_size // (model * pipe)
+    data = max(world_size // (model * pipe), 1)
     if draft.knows_processes and (world_size < 1 or world_size % (model * pipe)):
         draft.issues.add(
             "model_parallel_size",
@@ -87,7 +71,8 @@ def resolve_topology(draft: Draft, world_size: int) -> Topology:
             f"pipe_parallel_size {pipe} has no whole solution; start a multiple of {model * pipe} "
             f"processes, or lower one of the two sizes",
         )
-    return Topology(world_size, max(data, 1), model, pipe)
+    sizes = {"data_parallel_size": data, "model_parallel_size": model, "pipe_parallel_size": pipe}
+    return {"world_size": world_size, **sizes}
 
 
 def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
@@ -95,12 +80,12 @@ def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
     train: int | None = draft["train_batch_size"]
     micro: int | None = draft["train_micro_batch_size_per_gpu"]
     steps: int | None = draft["gradient_accumulation_steps"]
-    if any(value is not None and value < 1 for value in (train, micro, steps)):
-        return _batch(1, 1, data_parallel)  # a bound is broken
-    if train is None and micro is None:
+    is_missing = train is None and micro is None
+    if is_missing:
         problem = "and train_micro_batch_size_per_gpu are both missing; set one of them"
         draft.refuse("train_batch_size", problem)
-        return _batch(1, 1, data_parallel)
+    if is_missing or any(value is not None and value < 1 for value in (train, micro, steps)):
+        return _batch(1, 1, data_parallel)  # or a bound is broken
     if train is None:
         assert micro is not None
         return _batch(micro, steps or 1, data_parallel)
@@ -151,5 +136,5 @@ def check_processes(draft: Draft) -> None:
     """Checks the keys that choose machines beyond their bounds."""
     draft.knows_processes = not any(field_table()[key].problems(draft[key]) for key in _COUNTS)
     if draft["include"] and draft["exclude"]:
-        draft.issues.add("exclude", BOTH_FILTERS)
+        draft.issues.add("exclude", hostfile.BOTH_FILTERS)
         draft.knows_processes = False
