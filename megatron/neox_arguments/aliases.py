@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from .rules import Draft
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
 @dataclass(frozen=True)
 class Alias:
     """Another name of a key, or a key beside a section that stands for one inside it."""
@@ -25,7 +21,7 @@ class Alias:
     """A key, or ``section.key``."""
     type: Any
     default: Any = None
-    convert: Callable[[Any], Any] = _unchanged
+    convert: Callable[[Any], Any] = lambda value: value
     """From its value to that of ``new``."""
     must_agree: bool = True
     """Whether two different values are refused; else the new key wins."""
@@ -40,10 +36,6 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _old(old: str, new: str, kind: Any, convert: Callable[[Any], Any] = _unchanged) -> Alias:
-    return Alias(old, new, kind | None, None, convert)
-
-
 def _beside(section: str, old: str, key: str, kind: Any, default: Any = None) -> Alias:
     kind = kind | None if default is None else kind
     return Alias(old, f"{section}.{key}", kind, default, must_agree=section != "fp16")
@@ -52,15 +44,15 @@ def _beside(section: str, old: str, key: str, kind: Any, default: Any = None) ->
 _LLAMA_STEP = 256
 
 ALIASES = (
-    _old("gas", "gradient_accumulation_steps", int),
-    _old("batch_size", "train_micro_batch_size_per_gpu", int),
-    _old("clip_grad", "gradient_clipping", float),
-    _old("save_interval", "checkpoint_factor", int),
-    _old("save_iters", "extra_save_iters", list[int]),
-    _old("train_data_path", "train_data_paths", str | list[str], _as_list),
-    _old("valid_data_path", "valid_data_paths", str | list[str], _as_list),
-    _old("test_data_path", "test_data_paths", str | list[str], _as_list),
-    _old("min_loss_scale", "min_scale", float),
+    Alias("gas", "gradient_accumulation_steps", int | None),
+    Alias("batch_size", "train_micro_batch_size_per_gpu", int | None),
+    Alias("clip_grad", "gradient_clipping", float | None),
+    Alias("save_interval", "checkpoint_factor", int | None),
+    Alias("save_iters", "extra_save_iters", list[int] | None),
+    Alias("train_data_path", "train_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("valid_data_path", "valid_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("test_data_path", "test_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("min_loss_scale", "min_scale", float | None),
     _beside("fp16", "loss_scale", "loss_scale", float),
     _beside("fp16", "loss_scale_window", "loss_scale_window", float, 1000.0),
     _beside("fp16", "hysteresis", "hysteresis", int, 2),

@@ -109,10 +109,9 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
     parsed = deepy_parser().parse_intermixed_args(input_args)
     _check_script(parsed.user_script, parsed.conf_dir)
     if parsed.elsewhere and not (parsed.check or parsed.dry_run):
-        raise ConfigError(
-            "the command line: --elsewhere has no effect on a run that starts here; add --check or "
-            "--dry-run, or remove it"
-        )
+        problem = "--elsewhere has no effect on a run that starts here"
+        advice = "add --check or --dry-run, or remove it"
+        raise ConfigError(f"the command line: {problem}; {advice}")
     actions = (parsed.check, parsed.dry_run, parsed.elsewhere)
     return DeepyCommand(*_read_configuration(parsed), *actions)
 

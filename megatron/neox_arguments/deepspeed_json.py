@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,18 +53,13 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     if precision.communication_data_type is not None:
         result["communication_data_type"] = precision.communication_data_type
-    for key, value in _passed_through(config).items():
-        value = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
-        result[key] = with_secrets(value, os.environ, name=key)
-    for key, value in (config.launch.deepspeed_extra_args or {}).items():
-        if key in EXTRA_KEYS:  # others were refused, or have no effect
-            value = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
-            result[key] = with_secrets(value, os.environ, name=f"deepspeed_extra_args.{key}")
+    for key, name, value in _passed_through(config):
+        result[key] = with_secrets(value, os.environ, name=name)
     return result
 
 
-def _passed_through(config: RunConfig) -> dict[str, Any]:
-    """Sections that DeepSpeed gets as the user wrote them."""
+def _passed_through(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
+    """What DeepSpeed gets as the user wrote it: a key, its name in messages, and its value."""
     sections = {
         "flops_profiler": config.logging.flops_profiler,
         "tensorboard": config.logging.tensorboard,
@@ -73,16 +67,17 @@ def _passed_through(config: RunConfig) -> dict[str, Any]:
         "csv_monitor": config.logging.csv_monitor,
         "data_types": config.precision.data_types,
     }
-    return {key: section for key, section in sections.items() if section is not None}
+    for key, section in sections.items():
+        if section is not None:
+            yield key, key, typed_section(key, section) if key in SECTION_KEYS else section
+    for key, value in (config.launch.deepspeed_extra_args or {}).items():
+        if key in EXTRA_KEYS:  # others were refused, or have no effect
+            yield key, f"deepspeed_extra_args.{key}", coerce(value, EXTRA_KEYS[key])
 
 
 def passed_sections(config: RunConfig) -> dict[str, str]:
     """Keys of ``deepspeed_config`` that the user wrote, with their names in a message."""
-    extra = config.launch.deepspeed_extra_args or {}
-    return {
-        **{key: key for key, section in _passed_through(config).items() if section},
-        **{key: f"deepspeed_extra_args.{key}" for key in extra if key in EXTRA_KEYS},
-    }
+    return {key: name for key, name, value in _passed_through(config) if value != {}}
 
 
 def missing_monitor_problem(config: RunConfig) -> str | None:

@@ -51,7 +51,7 @@ class NeoXArgs(_FlatFields):
     """
 
     def __init__(self, **values: Any) -> None:
-        self._fill(values, origins={})
+        self._fill(values, {}, ())
 
     @classmethod
     def from_ymls(
@@ -169,11 +169,12 @@ class NeoXArgs(_FlatFields):
     ) -> NeoXArgs:
         """Makes it from values, where they were written, and notes on how they were merged."""
         args = cls.__new__(cls)
-        args._fill(values, origins)
-        object.__setattr__(args, "_notes", tuple(notes))
+        args._fill(values, origins, notes)
         return args
 
-    def _fill(self, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
+    def _fill(
+        self, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str]
+    ) -> None:
         issues = IssueList(origins)
         for key, value in values.items():
             _check_entry(key, value, issues)
@@ -183,7 +184,7 @@ class NeoXArgs(_FlatFields):
         issues.raise_if_any()
         object.__setattr__(self, "_given", set(values))
         object.__setattr__(self, "_origins", dict(origins))
-        object.__setattr__(self, "_notes", ())
+        object.__setattr__(self, "_notes", tuple(notes))
         self._set_all({key: copy.deepcopy(value) for key, value in values.items()})
 
     def _set_all(self, values: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ _TAGS = frozenset(
     f"tag:yaml.org,2002:{name}"
     for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 )
+_TOO_DEEP = f"is nested more than {DEEPEST_NESTING} deep; make it flatter"
 _DATE_TAG = "tag:yaml.org,2002:timestamp"
 _NOT_TEXT = yaml.reader.Reader.NON_PRINTABLE
 
@@ -54,10 +54,13 @@ def parse_text(text: str, source: str) -> list[Entry]:
             raise ConfigError(f"{source}:1: {words}; is this a configuration?")
         return [_entry(loader, key, value, source) for key, value in node.value]
     except yaml.MarkedYAMLError as error:
+        if source.endswith(".json") and "\t" in text:
+            # JSON has tabs between values alone, where YAML takes none
+            entries = parse_text(text.replace("\t", " "), source)
+            load_json(text, source)
+            return entries
         if source.endswith(".json"):
             load_json(text, source)  # tells in the words of JSON what is wrong
-            if "\t" in text:  # JSON has tabs between values alone, where YAML takes none
-                return parse_text(text.replace("\t", " "), source)
         raise ConfigError(_describe_yaml_error(error, source)) from None
     except ConfigError:
         raise
@@ -69,32 +72,27 @@ def parse_text(text: str, source: str) -> list[Entry]:
 
 
 def load_json(text: str, source: str) -> Any:
-    """Parses JSON within the bounds.
+    """Parses JSON.
 
     Raises:
         ConfigError: With ``source`` and the line of what is wrong.
     """
 
-    def number(word: str) -> int:
-        problem = None
-        if not word.lstrip("-").isdecimal():
-            problem = f"{word} is no finite number; write one"
-        elif len(word) > LONGEST_NUMBER:
-            problem = _long_number(len(word))
-        if problem:
-            raise ConfigError(f"{source}:{_line_at(text, text.find(word))}: {problem}")
-        return int(word)
+    def refuse(word: str) -> None:
+        where = f"{source}:{_line_at(text, text.find(word))}"
+        raise ConfigError(f"{where}: {word} is no finite number; write one")
 
-    deep = _position_beyond_depth(text)
-    if deep is not None:
-        where = f"{source}:{_line_at(text, deep)}"
-        raise ConfigError(f"{where}: is nested more than {DEEPEST_NESTING} deep; make it flatter")
+    def number(word: str) -> float:  # Python reads no whole number of thousands of digits
+        return int(word) if len(word) <= LONGEST_NUMBER else float(word)
+
     try:
-        return json.loads(text, parse_int=number, parse_constant=number)
+        return json.loads(text, parse_int=number, parse_constant=refuse)
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}:{error.colno}"
         problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
         raise ConfigError(f"{where}: malformed JSON: {problem}; correct it there") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: {_TOO_DEEP}") from None
 
 
 class _BoundedLoader(yaml.SafeLoader):
@@ -150,7 +148,7 @@ class _BoundedLoader(yaml.SafeLoader):
 
     def _require_depth(self, depth: int, mark: Any) -> None:
         if depth > DEEPEST_NESTING:
-            raise self.error(f"is nested more than {DEEPEST_NESTING} deep; make it flatter", mark)
+            raise self.error(_TOO_DEEP, mark)
 
     def _check_node(self, node: Any) -> None:
         """Refuses other kinds of values, long numbers, keys that are set twice in a section.
@@ -218,19 +216,5 @@ def _describe_yaml_error(error: yaml.MarkedYAMLError, source: str) -> str:
     return f"{where}: malformed YAML: {problem}; {hint}"
 
 
-def _position_beyond_depth(text: str) -> int | None:
-    """Position of the bracket that opens one level too many, outside quoted text; or None."""
-    depth = 0
-    # a quote that does not end reaches to the end: no place is looked at twice
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[\[\]{}]', text, re.DOTALL):
-        if match.group() in "[{":
-            depth += 1
-            if depth > DEEPEST_NESTING:
-                return match.start()
-        elif match.group() in "]}":
-            depth -= 1
-    return None
-
-
 def _line_at(text: str, position: int) -> int:
-    return text.count("\n", 0, max(position, 0)) + 1
+    return text.count("\n", 0, position) + 1

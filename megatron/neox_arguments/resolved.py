@@ -55,7 +55,8 @@ def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
         answer.name: f"{section}.{answer.name}"
         for section, declared in SECTIONS.items()
         for answer in dataclasses.fields(declared.answers)
-    } | _RENAMED
+    }
+    homes.update(_RENAMED)
     for name, value in values.get("derived", {}).items():
         section, _, answer_name = homes.get(name, "").partition(".")
         if section:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from ..sections import Model
-from ..sections.model import GATED_ACTIVATIONS, MOST_LAYERS
+from ..sections.model import MOST_LAYERS, GatedActivation
 from .draft import Draft
 
 _WIDEST_MLP = 2**31
@@ -186,7 +186,7 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
     expansion_factor * hidden or 4 * hidden: X rounded up to `mlp_multiple_of` for plain
     activations; for gated ones half of int(2X/3), rounded up, even where X was written out.
     """
-    is_gated = draft["activation"] in GATED_ACTIVATIONS
+    is_gated = draft["activation"] in get_args(GatedActivation)
     multiple = max(draft["mlp_multiple_of"], 1)
     if draft["mlp_inner_size"] is not None:
         return _round_up(draft["mlp_inner_size"], multiple), is_gated

@@ -22,21 +22,9 @@ InitMethod = Literal[
     "single_residual_scaled_normal",
 ]
 
-Activation = Literal[
-    "gelu",
-    "geglu",
-    "relu",
-    "softsign",
-    "swish",
-    "mish",
-    "silu",
-    "reglu",
-    "swiglu",
-    "bilinear",
-    "glu",
-]
-
-GATED_ACTIVATIONS = frozenset({"geglu", "reglu", "swiglu", "bilinear", "glu"})
+GatedActivation = Literal["geglu", "reglu", "swiglu", "bilinear", "glu"]
+Activation = Literal["gelu", "relu", "softsign", "swish", "mish", "silu", GatedActivation]
+UnbuiltNorm = Literal["non_parametric_layernorm", "te_rmsnorm", "te_layernorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +65,7 @@ class Model:
     """Uses the tanh form of gelu, as the fused kernel of GPT-NeoX does. Not only speed: the values
     differ by 1e-3."""
 
-    norm: Literal[
-        "layernorm",
-        "rmsnorm",
-        "scalenorm",
-        "non_parametric_layernorm",
-        "te_rmsnorm",
-        "te_layernorm",
-    ] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "scalenorm", UnbuiltNorm] = "layernorm"
     """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
     are refused."""
 
