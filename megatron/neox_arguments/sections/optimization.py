@@ -25,7 +25,10 @@ class Precision:
     fp16_options: Mapping[str, Any]
     """The loss scale as DeepSpeed takes it; empty unless the precision is fp16."""
 
-    communication_data_type: Annotated[str | None, Key("communication_data_type", str | None)]
+    communication_data_type: Annotated[
+        str | None,
+        Key("communication_data_type", Literal["fp32", "fp16", "bf16", "bfp16"] | None),
+    ]
     """Number format in which gradients are reduced: fp32, fp16 or bf16. Not set: that of the
     gradients."""
 
@@ -65,7 +68,7 @@ class Optimizer:
     """Settings of the optimizer beside those that have a name here: momentum, dampening, nesterov.
     """
 
-    learning_rate: Annotated[float, Key("lr", float | None)]
+    learning_rate: Annotated[float, Key("lr", float | None), at_least(0)]
     """Peak learning rate when the `optimizer` section has none. Not set anywhere: 0.001."""
 
     betas: tuple[float, float]
@@ -74,10 +77,10 @@ class Optimizer:
     eps: float
     """Added to the root of the second moment."""
 
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decay of matrices and embeddings; biases and norms have none."""
 
-    gradient_clipping: float = 1.0
+    gradient_clipping: Annotated[float, at_least(0, "0 clips nothing")] = 1.0
     """Largest global norm of the gradient. 0 clips nothing."""
 
 
