@@ -19,6 +19,7 @@ from tools.benchmark.quality.campaign import Campaign
 from tools.benchmark.quality.plan import Plan, PlanError, Run, read_plan
 from tools.benchmark.quality.report import curve, iterations_ratio, measures, report
 from tools.benchmark.quality.results import read_result, result_path, write_result
+from tools.benchmark.quality.suites import Corpus
 from tools.benchmark.quality.texts import made_documents, whole_words
 
 DOMAINS = {
@@ -26,6 +27,7 @@ DOMAINS = {
     "half": {"corpus": ["prose"], "part": [1, 2]},
     "counting": {"made": "counting", "train_bytes": 4000},
     "base64": {"made": "base64", "train_bytes": 4000, "noise": True},
+    "words": {"made": "words", "train_bytes": 4000, "noise": True},
 }
 
 
@@ -220,12 +222,23 @@ def test_text_is_prepared_once_and_described(tmp_path, prepared, corpus):
     assert (folder / "train/prose/prose_text_document.bin").stat().st_mtime_ns == before
 
 
-def test_the_entropy_of_base64_is_six_bits_per_byte(tmp_path, prepared):
-    entry = json.loads((tmp_path / "work/texts/S/text.json").read_text())["domains"]["base64"]
-    metadata = tmp_path / "work/texts/S/test/base64/base64_text_document.meta.json"
-    facts = json.loads(metadata.read_text())
-    bits = entry["nats_per_token"] * facts["tokens"] / facts["text_bytes"] / math.log(2)
-    assert bits == pytest.approx(6.0, rel=1e-12)
+def test_the_entropy_of_noise_is_a_bound_over_all_tokens(tmp_path, prepared, corpus):
+    folder = tmp_path / "work/texts/S"
+    described = json.loads((folder / "text.json").read_text())["domains"]
+
+    def entropy(domain: str) -> tuple[float, dict[str, Any]]:
+        """Nats in all test documents, and the counts of the dataset."""
+        metadata = folder / f"test/{domain}/{domain}_text_document.meta.json"
+        facts = json.loads(metadata.read_text())
+        return described[domain]["nats_per_token"] * facts["tokens"], facts
+
+    nats, facts = entropy("base64")
+    assert nats == pytest.approx(6 * math.log(2) * facts["text_bytes"], rel=1e-12)
+    nats, facts = entropy("words")
+    words = len(Corpus(corpus, corpus / "tokenizer-8k.json").words())
+    assert facts["tokens"] == 401 * facts["documents"]  # an end after 400 words
+    assert nats == pytest.approx(400 * facts["documents"] * math.log(words), rel=1e-12)
+    assert "nats_per_token" not in described["counting"]
 
 
 def test_an_arm_that_does_not_exist_yet_is_refused_by_its_key(tmp_path, prepared, capsys):
