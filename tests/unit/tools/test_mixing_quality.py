@@ -354,8 +354,14 @@ def test_a_result_survives_its_file_and_one_of_other_settings_is_left_out(tmp_pa
     write_result(result_path(campaign.results, other), result_of(other, digest="older"))
     assert read_result(result_path(campaign.results, one)) == kept
     assert (campaign.state(one), campaign.state(other)) == ("done", "to do")
+    large = Run("L", "uniform", 1)  # of a suite on request
+    write_result(
+        result_path(campaign.results, large), result_of(large, digest=campaign.digest(large))
+    )
     assert main(["report", *prepared, "-o", str(tmp_path / "report.md")]) == 0
-    assert "1 results of other settings" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "\n1 results of other settings" in text
+    assert "## Suite L" in text
 
 
 def test_a_report_needs_no_corpus_but_one_text(tmp_path, plan, capsys):
