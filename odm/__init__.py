@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
     from .controller import MixtureController
+    from .guard import Guard
     from .mixers import Mixer, known_mixers, make_mixer, register
     from .order import SampleOrder, sample_order
     from .schedule import Draw, MixtureSchedule, plan_draw
@@ -34,6 +35,7 @@ __all__ = [
     "EpochCap",
     "GroupLimits",
     "TrustRegion",
+    "Guard",
     "SampleOrder",
     "sample_order",
 ]
@@ -41,6 +43,7 @@ __all__ = [
 _NAMES = {
     "controller": ("MixtureController",),
     "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "GroupLimits", "TrustRegion"),
+    "guard": ("Guard",),
     "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
     "order": ("SampleOrder", "sample_order"),
     "schedule": ("Draw", "MixtureSchedule", "plan_draw"),

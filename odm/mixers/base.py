@@ -71,7 +71,7 @@ class Mixer(ABC):
             )
         return self._init(check_weights(weights, len(names), where=f"{self.name}: weights"))
 
-    def weights_at(self, step: int, initial: FloatArray) -> FloatArray:
+    def weights_at(self, step: float, initial: FloatArray) -> FloatArray:
         """Probabilities of the draw after ``step`` if nothing has been learnt, shape (K,).
 
         Args:

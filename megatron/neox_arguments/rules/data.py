@@ -263,6 +263,12 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
             f"data_sampling_method: {method} takes its reward from held-out losses, which is not "
             "part of this version; use smoothed_mean",
         )
+    draft.require(
+        learns or draft["data_sampling_guard"] is None,
+        "data_sampling_guard",
+        "data_sampling_guard compares learnt weights with the initial ones, but "
+        f"{method or 'no data_sampling_method'} learns none; remove it or set a method that learns",
+    )
     if learns:
         draft.require(
             len(domains) >= 2 or bool(draft["data_path"]),
@@ -276,23 +282,6 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
             f"weight_by_num_documents fixes the weights, data_sampling_method {method} learns "
             "them; keep one",
         )
-    if draft["mixed_batches"] and draft["mixed_minibatches"]:
-        draft.issues.add(
-            "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
-        )
-    is_named = bool(domains)
-    run_length = 1
-    if is_named and draft["mixed_minibatches"]:
-        run_length = batch.micro_batch_size
-    elif is_named and not draft["mixed_batches"]:
-        run_length = batch.train_batch_size
-    if not is_named:
-        for key in ("mixed_minibatches", "mixed_batches"):
-            draft.require(
-                not draft[key] or not draft["train_data_paths"],
-                key,
-                f"{key} needs named datasets; set use_named_train_datasets: true",
-            )
     points = schedule_points(
         draft,
         data.train_weighting,
@@ -304,12 +293,32 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     return draft.section(
         Mixing,
         method=method or "static",
-        run_length=run_length,
         **resolve_domain_numbers(draft, domains, facts),
+        run_length=_run_length(draft, batch, is_named=bool(domains)),
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
         **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
+
+
+def _run_length(draft: Draft, batch: Batch, *, is_named: bool) -> int:
+    """Consecutive samples that share a domain."""
+    if draft["mixed_batches"] and draft["mixed_minibatches"]:
+        draft.issues.add(
+            "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
+        )
+    if is_named and draft["mixed_minibatches"]:
+        return batch.micro_batch_size
+    if is_named and not draft["mixed_batches"]:
+        return batch.train_batch_size
+    if not is_named:
+        for key in ("mixed_minibatches", "mixed_batches"):
+            draft.require(
+                not draft[key] or not draft["train_data_paths"],
+                key,
+                f"{key} needs named datasets; set use_named_train_datasets: true",
+            )
+    return 1
 
 
 def _method(draft: Draft, weighting: TrainWeighting) -> str | None:

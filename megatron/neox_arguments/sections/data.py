@@ -273,6 +273,11 @@ class Mixing:
     [python, c], min: 0.1, max: 0.3}}`, where min is 0 and max 1 if they are not written. A domain
     is in one group at most. The ratios within a group that is limited stay as they are."""
 
+    guard: Annotated[Literal["anchor"] | None, Key("data_sampling_guard")] = None
+    """`anchor`: a run whose learnt mixture does not help ends with the counts of its anchor, the
+    initial weights, exactly. Until 60 % of the run no domain is read more than the anchor reads it
+    in the whole run; the estimated gain over the anchor, with its error, decides."""
+
     trust_region: Annotated[Mapping[str, float], Key("data_sampling_trust_region", dict | None)]
     """How far the weights move per iteration: `{kl: x}`, at most x nats of relative entropy from
     the last to the next weights, or `{total_variation: x}`, at most the share x of the draws."""

@@ -173,7 +173,7 @@ def test_a_run_resumes_without_the_file(make_config, problem, tmp_path):
     keys = {KEY: "gone.json", "load": str(tmp_path)}
     config = make_config(**DOREMI, **keys)
     assert config.mixing.reference_losses == (3.0, 1.25)
-    assert any(note.startswith(f"{KEY}: the file is gone") for note in config.notes)
+    assert any(note.startswith(f"{KEY}: the file is missing") for note in config.notes)
     others = {"train_data_paths": ["d/wiki/text", "d/web/text"]}
     assert "has no entry for domain 'web'" in problem(**{**DOREMI, **keys, **others})
 
