@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..json_data import Check, is_number, list_of, number
+from ..json_data import Check, list_of, number
 from ..observation import Observation
 from ..simplex import FloatArray, normalize, softmax
 from .base import Mixer, State, check_step_size, finite_numbers, register
@@ -58,7 +58,7 @@ class SkillGraph(Mixer):
             )
         object.__setattr__(self, name, matrix)
         check_step_size(self.name, self.step_size)
-        if type(self.window) is not int or not is_number(self.window) or self.window < 1:
+        if type(self.window) is not int or self.window < 1:
             raise ValueError(
                 f"{self.name}: window must be a whole number from 1 on, got {self.window}"
             )
@@ -88,10 +88,9 @@ class SkillGraph(Mixer):
     def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         rows = [*state["losses"], self._losses(state, observation).tolist()][-self.window :]
         with np.errstate(over="ignore", invalid="ignore"):
-            pull = np.nan_to_num(
-                self._matrix @ np.sum(rows, axis=0), posinf=_MAX_PULL, neginf=-_MAX_PULL
-            )
-            pull = np.clip(pull, -_MAX_PULL, _MAX_PULL)
+            # einsum rounds alike with any number of threads
+            pull = np.einsum("ij,j->i", self._matrix, np.sum(rows, axis=0))
+        pull = np.clip(np.nan_to_num(pull), -_MAX_PULL, _MAX_PULL)
         with np.errstate(divide="ignore"):  # a weight of 0 stays 0
             logits = np.log(state["prior"]) + np.clip(self.step_size * pull, -_MAX_PULL, _MAX_PULL)
         return {"prior": state["prior"], "losses": rows, "pull": pull.tolist()}, softmax(logits)

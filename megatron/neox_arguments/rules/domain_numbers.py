@@ -139,13 +139,14 @@ def _losses(content: Any, domains: Sequence[str]) -> Any:
     found = content
     for name in _PARTS_OF_A_REPORT:
         part = content.get(name)
-        if isinstance(part, Mapping) and isinstance(part.get("domains"), Mapping):
-            entries = part["domains"]
-            found = {
-                domain: entries[domain].get("loss")
-                for domain in domains
-                if isinstance(entries.get(domain), Mapping)
-            }
+        if not isinstance(part, Mapping) or not isinstance(part.get("domains"), Mapping):
+            continue
+        entries = part["domains"]
+        found = {
+            domain: entries[domain].get("loss")
+            for domain in domains
+            if isinstance(entries.get(domain), Mapping)
+        }
         if len(found) == len(domains):
             break
     return found

@@ -53,6 +53,9 @@ def test_targets_come_from_a_report_of_evaluate(make_config, write):
     assert config.mixing.step_size == 0.5
     del report["validation"]["domains"]["code"]
     path = write("report.json", json.dumps(report))
+    mixing = make_config(**method, data_sampling_target_losses=path).mixing
+    assert mixing.target_losses == (2.6, 1.1)
+    path = write("report.json", json.dumps({"iteration": 100, "test": report["test"]}))
     assert make_config(**method, data_sampling_target_losses=path).mixing.target_losses == (
         2.6,
         1.1,
