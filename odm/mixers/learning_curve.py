@@ -65,7 +65,7 @@ class LearningCurve(Mixer):
     anchor: str | tuple[float, ...] = "initial"
     """u: ``initial`` (the initial weights), ``uniform``, or one number per domain."""
     max_ratio: float = 3.0
-    """rho, above 1: a share is between that of the anchor divided by rho and multiplied by rho."""
+    """rho, in (1, 1000]: a share is between u / rho and rho u."""
     exponent: float = 0.5
     """gamma, in (0, 1]: 0 would keep the anchor, 1 follows the estimates in full."""
 
@@ -73,7 +73,7 @@ class LearningCurve(Mixer):
 
     def __post_init__(self) -> None:
         self._require("perplexity_share", "in [0, 1]", lambda value: 0 <= value <= 1)
-        self._require("max_ratio", "above 1", lambda value: 1 < value <= 1e6)
+        self._require("max_ratio", "in (1, 1000]", lambda value: 1 < value <= 1000)
         self._require("exponent", "in (0, 1]", lambda value: 0 < value <= 1)
         for name in ("objective_weights", "anchor"):
             values = getattr(self, name)
