@@ -2,6 +2,7 @@
 
     python -m odm.gym                              all methods that learn, all worlds
     python -m odm.gym --mixer smoothed_mean --world plain noise_1 --seeds 5
+    python -m odm.gym --mixer learning_curve --option exponent=1
     python -m odm.gym --gates                      what learning_curve promises; 1 if a check fails
 
 One line per world and method: how far the run ends from one with uniform weights that drew from
@@ -13,6 +14,7 @@ in which each method did worst.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=methods,
         help="methods, with their default options; not set: all that need no others",
     )
+    parser.add_argument(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the methods of --mixer; a value is JSON",
+    )
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
     parser.add_argument(
@@ -47,21 +56,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.gates:
         return _check(worlds, seeds)
     try:
-        mixers = _mixers(options.mixer or methods, is_chosen=options.mixer is not None)
+        mixers = _mixers(options.mixer, methods, options.option)
     except ValueError as error:
         parser.error(str(error))
     _compare(worlds, mixers, seeds)
     return 0
 
 
-def _mixers(names: Sequence[str], *, is_chosen: bool) -> dict[str, Mixer]:
-    """Mixers with default options; those that need more are left out unless they were chosen."""
-    found = {}
-    for name in names:
+def _mixers(
+    chosen: Sequence[str] | None, methods: Sequence[str], options: Sequence[str]
+) -> dict[str, Mixer]:
+    """The chosen methods, or all of ``methods`` that need no options."""
+    given = {}
+    for text in options:
+        name, _, value = text.partition("=")
         try:
-            found[name] = make_mixer(name)
+            given[name] = json.loads(value)
         except ValueError:
-            if is_chosen:
+            raise ValueError(f"--option {text}: expected NAME=VALUE with a JSON value") from None
+    if given and not chosen:
+        raise ValueError("--option needs --mixer; name the methods that have these options")
+    found = {}
+    for name in chosen or methods:
+        try:
+            found[name] = make_mixer(name, **given)
+        except ValueError:
+            if chosen:
                 raise
     return found
 
