@@ -41,6 +41,11 @@ METHODS: dict[str, Method] = {
     "skill_graph": Method(
         settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
     ),
+    "learning_curve": Method(
+        every_step=True,
+        uses_length=True,
+        settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),
+    ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),
