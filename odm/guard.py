@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import CurveSums, LossPoints, middle_of_block
@@ -165,7 +166,7 @@ class GuardedRun:
         return weights, {**effects, "order": [*effects["order"], "guard"], "guard": self.effect()}
 
     def observe(
-        self, step: int, losses: FloatArray, counts: FloatArray, *, cursors: IntArray
+        self, step: int, losses: FloatArray, counts: ArrayLike, *, cursors: IntArray
     ) -> None:
         """Learns from a step and decides, if it is time.
 
@@ -176,7 +177,8 @@ class GuardedRun:
             cursors: Samples drawn from each domain so far, shape (K,).
         """
         guard = self.guard
-        self._block = self._block.plus(LossPoints.of_step(losses, counts))
+        weights = np.asarray(counts, dtype=np.float64)
+        self._block = self._block.plus(LossPoints.of_step(losses, weights))
         is_last_look = self.phase == "open" and step >= guard.decision_point * guard.total_steps
         if not is_last_look and step < self._block_start + guard.total_steps // _BLOCKS - 1:
             return
