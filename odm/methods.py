@@ -31,6 +31,11 @@ METHODS: dict[str, Method] = {
     "odm_paper": Method(settings=("smoothing_factor",)),
     "exp3": Method(),
     "ema": Method(),
+    "learning_curve": Method(
+        every_step=True,
+        uses_length=True,
+        settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),
+    ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),

@@ -36,11 +36,13 @@ class Observation:
     """Steps of the whole run; None if that is not known."""
 
     @property
-    def counts(self) -> FloatArray:
-        """How much the mean loss of each domain tells, 0 for absent domains.
+    def token_shares(self) -> FloatArray:
+        """Share of each domain in the tokens of the step, shape (K,); 0 for absent domains.
 
-        Tokens; without a signal the expected share of the draw, times the number of domains.
+        Without a signal, the shares that the weights of the draw lead to expect.
         """
+        counts = self.present * self.weights_used
         if self.signal is not None:
-            return self.signal.token_count
-        return self.present * self.weights_used * self.losses.size
+            counts = self.signal.token_count
+        total = counts.sum()
+        return counts / total if total > 0 else counts

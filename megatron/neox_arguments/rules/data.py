@@ -14,6 +14,7 @@ from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
 from .draft import Draft
 from .limits import resolve_limits
+from .objective import OBJECTIVE, resolve_objective
 from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
 
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
@@ -295,6 +296,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         run_length=_run_length(draft, batch, is_named=bool(domains)),
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
+        **resolve_objective(draft, domains),
         **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
 
@@ -372,6 +374,8 @@ def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> No
         key = f"data_sampling_{setting}"
         if setting not in facts.settings and draft.is_set(key):
             draft.notes.append(f"{key} is not used by {method}")
+    if "objective_weights" not in facts.settings and draft.is_set(OBJECTIVE):
+        draft.notes.append(f"{OBJECTIVE} is not used by {method}")
 
 
 def training_data_problem(train_paths: Sequence[str]) -> str | None:
