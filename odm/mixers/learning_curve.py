@@ -11,6 +11,7 @@ import numpy as np
 
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
 from ..json_data import Check, integer, is_number, list_of, number
+from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
 from ..simplex import FloatArray, IntArray, check_weights, normalize
@@ -21,7 +22,6 @@ _NUM_BLOCKS = 80
 _BLOCK_STEPS, _ANCHOR_STEPS = 25, 100  # where the length of the run is not known
 _WINDOW = 1.0
 _INERTIA = 0.5
-_MAX_PERPLEXITY_RATIO = 2.5
 _SMALLEST_ERROR = 1e-5
 _SMALLEST_GAIN = 1e-12
 _MAX_LOG = 50.0
@@ -180,24 +180,13 @@ class LearningCurve(Mixer):
         fall = expected_falls(-fit.slope, np.maximum(fit.slope_error, _SMALLEST_ERROR))
         if fall is None:
             return anchor
-        gain = fall * self._worth(fit.mean)
+        gain = fall * worth_of_a_nat(
+            fit.mean, perplexity_share=self.perplexity_share, weights=self.objective_weights
+        )
         if not gain.max() > 0:
             return anchor
         score = anchor * np.maximum(gain / gain.max(), _SMALLEST_GAIN) ** self.exponent
         return project(normalize(score), anchor / self.max_ratio, anchor * self.max_ratio)
-
-    def _worth(self, losses: FloatArray) -> FloatArray:
-        """What a nat of each domain is worth, shape (K,): the gradient of the objective.
-
-        Args:
-            losses: Nats, shape (K,), nan for domains without one, not for all.
-        """
-        counts = np.array(self.objective_weights or np.ones(losses.size))
-        known = np.where(np.isnan(losses), np.nanmedian(losses), losses)
-        perplexity = np.exp(np.clip(known, -_MAX_LOG, _MAX_LOG))
-        perplexity = np.minimum(perplexity, _MAX_PERPLEXITY_RATIO * np.median(perplexity))
-        mean = (counts * perplexity).sum() / counts.sum()
-        return counts * (1.0 - self.perplexity_share + self.perplexity_share * perplexity / mean)
 
 
 def _with_held_out(
