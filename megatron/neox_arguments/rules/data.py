@@ -376,7 +376,8 @@ def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> No
         key = f"data_sampling_{setting}"
         if setting not in facts.settings and draft.is_set(key):
             draft.notes.append(f"{key} is not used by {method}")
-    if "objective_weights" not in facts.settings and draft.is_set(OBJECTIVE):
+    has_objective = "objective_weights" in facts.settings or draft["data_sampling_guard"]
+    if draft.is_set(OBJECTIVE) and not has_objective:
         draft.notes.append(f"{OBJECTIVE} is not used by {method}")
 
 

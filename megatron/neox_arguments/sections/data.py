@@ -305,9 +305,9 @@ class MixingKeys:
     """Keys that decide fields of `Mixing` together."""
 
     data_sampling_objective: dict | None = None
-    """What learning_curve makes small: `{perplexity: 0.5, weights: {code: 2.0}}`. `perplexity` is
-    the share of mean perplexity, in [0, 1]; the rest is mean loss. `weights` is what domains count
-    in both means, 1 for domains that are not named."""
+    """What learning_curve makes small, and what the guard judges by: `{perplexity: 0.5, weights:
+    {code: 2.0}}`. `perplexity` is the share of mean perplexity, in [0, 1]; the rest is mean loss.
+    `weights` is what domains count in both means, 1 for domains that are not named."""
 
     mixed_batches: bool = False
     """Every sample of a batch draws its own domain."""
