@@ -227,9 +227,7 @@ class MixtureController:
             elif self.mixer.method.every_step:
                 self._state = self.mixer.observe_checked(self._state, observation)
         if self._guard is not None:
-            counts = present.astype(np.float64)
-            if isinstance(observed, Signal):
-                counts = observed.token_count
+            counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present
             self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:

@@ -4,13 +4,14 @@ Until the decision point no domain is read more often than the anchor would read
 run, so the run can still end with exactly the anchor's counts. At each look the gain over the
 anchor so far is estimated to first order, from the slopes of the learning curves::
 
-    G = mean over domains of  f_i g_i ln(n_i / (u_i n))
+    G = weighted mean over domains of  f_i g_i ln(n_i / (u_i n))
 
 with the slope g_i (nats per e-fold of steps, positive while the loss falls), the samples n_i of n,
-the anchor's shares u_i, and the gradient f_i = 1 - b + b P_i / mean P of a mix of mean loss and
-mean perplexity. If G is below zero by more than its error allows, or is not above zero by more than
-its error at the decision point, the rest of the run restores the anchor: domain i is drawn with the
-weight (u_i N - n_i) / (N - n). Quotas of whole samples in each draw make the final counts exact.
+the anchor's shares u_i, and the gradient f_i = 1 - b + b P_i / mean P of the objective, a mix of
+mean loss and mean perplexity. If G is below zero by more than its error allows, or is not above
+zero by more than its error at the decision point, the rest of the run restores the anchor: domain i
+is drawn with the weight (u_i N - n_i) / (N - n). Quotas of whole samples in each draw make the
+final counts exact.
 
 The order of the samples differs from a run of the anchor; the totals do not. Restored counts are a
 promise about what was read, not about the loss.
@@ -24,21 +25,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
-from .curves import CurveSums, LossPoints, middle_of_block
+from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
 from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
+from .objective import worth_of_a_nat
 from .simplex import FloatArray, IntArray, normalize
 
 _BLOCKS = 200
 """Points of a learning curve in a whole run."""
 _WINDOW = 1.0
 """Length of the window of the curves in ln(step)."""
-_LARGEST_PERPLEXITY = 2.5
-"""Perplexities above this multiple of the median count as that much."""
+_LARGEST_LOSS = 1e4
+"""Losses count as this many nats at most; a run with such losses has diverged."""
 _NOTHING = 1e-9
 """A gain in nats that is only rounding."""
-_CURVE_ROWS, _BLOCK_ROWS = 11, 4
+_BLOCK_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,11 @@ class Guard(Constraint):
     """Standard errors by which the gain must differ from zero, at least 0."""
     perplexity_share: float = 0.5
     """b above: 0 looks at the mean loss only, 1 at the mean perplexity only."""
+    objective_weights: tuple[float, ...] = ()
+    """What each domain counts in both means; empty if all count alike."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective_weights", tuple(self.objective_weights))
         for key in ("total_steps", "samples_per_step", "run_length"):
             value = getattr(self, key)
             if not is_number(value) or value < 1 or value != int(value):
@@ -108,6 +114,11 @@ class GuardedRun:
     """
 
     def __init__(self, guard: Guard, anchor: FloatArray) -> None:
+        if len(guard.objective_weights) not in (0, anchor.size):
+            raise ValueError(
+                f"guard: objective_weights has {len(guard.objective_weights)} entries, the run has "
+                f"{anchor.size} domains"
+            )
         self.guard, self.anchor = guard, anchor
         self.phase = "open"
         """``open`` until the decision, then ``free`` or ``restoring``."""
@@ -165,7 +176,7 @@ class GuardedRun:
         return weights, {**effects, "order": [*effects["order"], "guard"], "guard": self.effect()}
 
     def observe(
-        self, step: int, losses: FloatArray, counts: FloatArray, *, cursors: IntArray
+        self, step: int, losses: FloatArray, counts: ArrayLike, *, cursors: IntArray
     ) -> None:
         """Learns from a step and decides, if it is time.
 
@@ -176,7 +187,9 @@ class GuardedRun:
             cursors: Samples drawn from each domain so far, shape (K,).
         """
         guard = self.guard
-        self._block = self._block.plus(LossPoints.of_step(losses, counts))
+        clipped = np.clip(losses, -_LARGEST_LOSS, _LARGEST_LOSS)
+        weights = np.asarray(counts, dtype=np.float64)
+        self._block = self._block.plus(LossPoints.of_step(clipped, weights))
         is_last_look = self.phase == "open" and step >= guard.decision_point * guard.total_steps
         if not is_last_look and step < self._block_start + guard.total_steps // _BLOCKS - 1:
             return
@@ -202,23 +215,21 @@ class GuardedRun:
 
     def _estimate(self, step: int, cursors: IntArray) -> tuple[float | None, float | None]:
         """First-order gain over the anchor in nats, and its standard error; None if not known."""
-        used = self.anchor > 0
-        fit = self._curves.fit()
-        level = fit.level(math.log(step))[0][used]
-        if np.isnan(level).any() or not cursors.any():
+        guard, fit = self.guard, self._curves.fit()
+        level = fit.level(math.log(step))[0]
+        if np.isnan(level[self.anchor > 0]).any() or not cursors.any():
             return None, None
-        perplexity = np.exp(np.minimum(level - level.max(), 0.0))
-        perplexity = np.minimum(perplexity, _LARGEST_PERPLEXITY * np.median(perplexity))
-        share = self.guard.perplexity_share
-        mean = max(perplexity.mean(), np.finfo(float).tiny)
-        gradient = 1.0 - share + share * perplexity / mean
+        counts = guard.objective_weights or (1.0,) * level.size
+        worth = worth_of_a_nat(level, perplexity_share=guard.perplexity_share, weights=counts)
         # half a sample stands for none, whose logarithm is infinite
-        ratio = np.maximum(cursors[used], 0.5) / (self.anchor[used] * cursors.sum())
-        factor = gradient * np.log(ratio) / ratio.size
-        gain = -(factor * fit.slope[used]).sum()
-        errors = np.where(factor == 0, 0.0, fit.slope_error[used])  # 0 times infinity is 0 here
+        share = np.maximum(cursors, 0.5) / cursors.sum()
+        used = self.anchor > 0  # other domains are not read before the decision
+        ratio = np.log(np.where(used, share / np.where(used, self.anchor, 1.0), 1.0))
+        factor = worth / sum(counts) * ratio
+        gain = -float((factor * fit.slope).sum())
+        errors = np.where(factor == 0, 0.0, fit.slope_error)  # 0 times infinity is 0 here
         error = math.sqrt(((factor * errors) ** 2).sum())
-        return (float(gain), error) if math.isfinite(error) else (None, None)
+        return (gain, error) if math.isfinite(error) else (None, None)
 
     def effect(self) -> dict[str, Any]:
         """Phase, estimated gain in nats with its error, and step of the decision, as JSON data."""
@@ -275,7 +286,7 @@ def check_guard_state(num_domains: int) -> Check:
             "error": optional(number(0)),
             "decided_at": optional(integer(1)),
             "uncapped_from": optional(integer(1)),
-            "curves": list_of(row, _CURVE_ROWS),
+            "curves": list_of(row, NUM_ROWS),
             "block": list_of(list_of(number(0), num_domains), _BLOCK_ROWS),
             "block_start": integer(1),
         },

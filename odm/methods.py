@@ -44,7 +44,6 @@ METHODS: dict[str, Method] = {
     "odm_paper": Method(settings=("smoothing_factor",)),
     "exp3": Method(),
     "ema": Method(),
-    "learning_curve": Method(every_step=True, uses_length=True),
     "ado": Method(every_step=True),
     "doremi": Method(settings=("reference_losses", "step_size"), required=("reference_losses",)),
     "dynamic_batch_loading": Method(
@@ -52,6 +51,11 @@ METHODS: dict[str, Method] = {
     ),
     "skill_graph": Method(
         settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
+    ),
+    "learning_curve": Method(
+        every_step=True,
+        uses_length=True,
+        settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),
     ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),

@@ -22,6 +22,7 @@ from .json_data import (
     refuse,
     text,
 )
+from .methods import METHODS
 from .mixers import Mixer, known_mixers, make_mixer
 from .rewards import check_reward
 from .schedule import MAX_CURSOR, MAX_KEY
@@ -103,8 +104,8 @@ def check_stored_state(state: Any) -> None:
         SchemaError: If the state is of another schema or damaged.
     """
     configuration = _configuration(state)
-    method = configuration["method"]
-    _check_numbers(state, configuration, make_mixer(method) if method in known_mixers() else None)
+    is_known = configuration["method"] in known_mixers()
+    _check_numbers(state, configuration, _saved_mixer(configuration) if is_known else None)
 
 
 def count_updates(state: Mapping[str, Any], mixer: Mixer) -> int:
@@ -124,6 +125,16 @@ def count_updates(state: Mapping[str, Any], mixer: Mixer) -> int:
     initial = np.array(configuration["initial_weights"], dtype=np.float64)
     is_fresh = state["mixer"] == mixer.init(configuration["domains"], initial)
     return int(not (is_fresh and np.array_equal(state["proposal"], normalize(initial))))
+
+
+def _saved_mixer(configuration: Mapping[str, Any]) -> Mixer:
+    """The mixer of a state; options that have defaults do not matter for its checks."""
+    method, options = configuration["method"], configuration.get("options", {})
+    required = METHODS[method].required if method in METHODS else ()
+    try:
+        return make_mixer(method, **{name: options[name] for name in required if name in options})
+    except ValueError as error:
+        raise SchemaError(f"configuration.options: {error}") from None
 
 
 def _configuration(state: Any) -> Mapping[str, Any]:

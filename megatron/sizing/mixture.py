@@ -127,7 +127,15 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
         found.append(TrustRegion(**{f"max_{k}": x for k, x in mixing.trust_region.items()}))
     if mixing.guard is not None:
         steps, batch = max(1, config.schedule.train_iters), config.batch.train_batch_size
-        found.append(Guard(steps, batch, mixing.run_length))
+        found.append(
+            Guard(
+                steps,
+                batch,
+                mixing.run_length,
+                perplexity_share=mixing.perplexity_share,
+                objective_weights=mixing.objective_weights,
+            )
+        )
     if mixing.max_epochs:
         total = config.schedule.train_iters * config.batch.train_batch_size
         limits = zip(mixing.max_epochs, samples_per_epoch, strict=True)

@@ -3,6 +3,7 @@
     python -m odm.gym                              all methods that learn, all worlds, without
                                                    those that need losses or a matrix
     python -m odm.gym --mixer smoothed_mean --world plain noise_1 --seeds 5
+    python -m odm.gym --mixer learning_curve --option exponent=1
     python -m odm.gym --gates                      what learning_curve promises; 1 if a check fails
 
 One line per world and method: how far the run ends from one with uniform weights that drew from
@@ -14,11 +15,13 @@ in which each method did worst.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..methods import METHODS
-from ..mixers import make_mixer
+from ..mixers import Mixer, make_mixer
 from .gates import gates
 from .required_options import required_options
 from .scores import Score, best_scores, method_scores, uniform_runs
@@ -33,8 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m odm.gym", description=(__doc__ or "").partition("\n")[0]
     )
-    alone = [name for name in methods if not METHODS[name].required]
-    parser.add_argument("--mixer", nargs="+", choices=methods, default=alone)
+    parser.add_argument(
+        "--mixer",
+        nargs="+",
+        choices=methods,
+        help="methods, with their default options; not set: all that need no losses or matrix",
+    )
+    parser.add_argument(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the methods of --mixer; a value is JSON",
+    )
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
     parser.add_argument(
@@ -46,8 +60,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worlds, seeds = [make_world(name) for name in options.world], range(1, options.seeds + 1)
     if options.gates:
         return _check(worlds, seeds)
-    _compare(worlds, options.mixer, seeds)
+    names = options.mixer or [name for name in methods if not METHODS[name].required]
+    try:
+        given = _given_options(options.option)
+        if given and not options.mixer:
+            raise ValueError("--option needs --mixer; name the methods that have these options")
+        for name in names:
+            _mixer(name, given, worlds[0])
+    except ValueError as error:
+        parser.error(str(error))
+    _compare(worlds, names, given, seeds)
     return 0
+
+
+def _given_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options by name from texts such as ``exponent=1``."""
+    given = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            raise ValueError(f"--option {text}: expected NAME=VALUE with a JSON value") from None
+    return given
+
+
+def _mixer(name: str, given: Mapping[str, Any], world: World) -> Mixer:
+    """A method with the given options, and with what it cannot do without in a world."""
+    return make_mixer(name, **{**required_options(name, world), **given})
 
 
 def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:
@@ -59,7 +99,9 @@ def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:
     return 0 if is_right else 1
 
 
-def _compare(worlds: Sequence[World], methods: Sequence[str], seeds: Sequence[int]) -> None:
+def _compare(
+    worlds: Sequence[World], names: Sequence[str], given: Mapping[str, Any], seeds: Sequence[int]
+) -> None:
     _print(
         f"{'world':<12} {'weights':<22} {'loss':>8} {'worst':>8} {'headroom':>8} "
         f"{'ppl %':>7} {'worst':>7} {'noise':>6}"
@@ -70,9 +112,8 @@ def _compare(worlds: Sequence[World], methods: Sequence[str], seeds: Sequence[in
         for_loss, for_perplexity = best_scores(world, base)
         _print(_line(world.name, "best for loss", for_loss, for_loss.loss))
         _print(_line(world.name, "best for perplexity", for_perplexity, for_loss.loss))
-        for name in methods:
-            mixer = make_mixer(name, **required_options(name, world))
-            found, frozen = method_scores(world, mixer, base, seeds)
+        for name in names:
+            found, frozen = method_scores(world, _mixer(name, given, world), base, seeds)
             _print(_line(world.name, name, found, for_loss.loss))
             _print(_line(world.name, "  its mean, frozen", frozen, for_loss.loss))
             worst[name] = max(worst.get(name, (found.loss, world.name)), (found.loss, world.name))

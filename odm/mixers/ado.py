@@ -54,8 +54,8 @@ class Ado(Mixer):
       original: every 1,000 steps, with the losses smoothed by a Savitzky-Golay filter).
     - Least squares of relative errors on a grid of exponents, in closed form (the original: a Huber
       loss of logarithms, L-BFGS from 512 starting points). The exponent is in [0.05, 0.8]; the
-      original raises it to 0.05 only when it computes the speed. There is no lower bound on the
-      floor (the original: a penalty below 1.65 nats, which is above the loss of some code).
+      original raises it to 0.05 only when it computes the speed. The floor may be as
+      low as 0 (the original: a penalty below 1.65 nats, which is above the loss of some code).
     - A domain without loss in a step adds nothing to its mean (the original repeats the last loss).
       A domain that has too few points for a law gets the mean speed of the others.
     - h follows the probabilities of the draw, as in the paper, not the counts; the credit is h^s,

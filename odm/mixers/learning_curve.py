@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
-from ..json_data import Check, integer, is_number, list_of, number
+from ..json_data import Check, integer, is_number, list_of, number, optional
+from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
 from ..simplex import FloatArray, IntArray, check_weights, normalize
@@ -21,7 +22,6 @@ _NUM_BLOCKS = 80
 _BLOCK_STEPS, _ANCHOR_STEPS = 25, 100  # where the length of the run is not known
 _WINDOW = 1.0
 _INERTIA = 0.5
-_MAX_PERPLEXITY_RATIO = 2.5
 _SMALLEST_ERROR = 1e-5
 _SMALLEST_GAIN = 1e-12
 _MAX_LOG = 50.0
@@ -65,7 +65,7 @@ class LearningCurve(Mixer):
     anchor: str | tuple[float, ...] = "initial"
     """u: ``initial`` (the initial weights), ``uniform``, or one number per domain."""
     max_ratio: float = 3.0
-    """rho, above 1: a share is between that of the anchor divided by rho and multiplied by rho."""
+    """rho, in (1, 1000]: a share is between u / rho and rho u."""
     exponent: float = 0.5
     """gamma, in (0, 1]: 0 would keep the anchor, 1 follows the estimates in full."""
 
@@ -73,7 +73,7 @@ class LearningCurve(Mixer):
 
     def __post_init__(self) -> None:
         self._require("perplexity_share", "in [0, 1]", lambda value: 0 <= value <= 1)
-        self._require("max_ratio", "above 1", lambda value: 1 < value <= 1e6)
+        self._require("max_ratio", "in (1, 1000]", lambda value: 1 < value <= 1000)
         self._require("exponent", "in (0, 1]", lambda value: 0 < value <= 1)
         for name in ("objective_weights", "anchor"):
             values = getattr(self, name)
@@ -107,7 +107,7 @@ class LearningCurve(Mixer):
             "block_start": 1,
             "block": [list(zeros) for _ in LossPoints._fields],
             "sums": CurveSums.empty(count, window=_WINDOW).to_rows(),
-            "held_out_step": [0] * count,
+            "held_out_step": None,
             "new_points": 0,
         }
 
@@ -122,7 +122,7 @@ class LearningCurve(Mixer):
             "block_start": integer(1, step + 1),
             "block": list_of(any_number, len(LossPoints._fields)),
             "sums": list_of(any_number, NUM_ROWS),
-            "held_out_step": list_of(integer(0, step), count),
+            "held_out_step": optional(list_of(integer(0, step), count)),
             "new_points": integer(0, step),
         }
 
@@ -133,13 +133,14 @@ class LearningCurve(Mixer):
     def observe_checked(self, state: State, observation: Observation) -> State:
         """As in `Mixer`: the losses become part of the curves."""
         step, total = observation.step, observation.total_steps
-        block, held_step = np.array(state["block"]), np.array(state["held_out_step"])
+        block, shares = np.array(state["block"]), observation.token_shares
         following = dict(state)
         if observation.held_out is not None:
-            sums, now = _with_held_out(self._sums(following), observation, held_step)
-            following.update(sums=sums.to_rows(), held_out_step=now.tolist())
-            block, held_step = np.where(now > 0, 0.0, block), now
-        shares = np.where(held_step > 0, 0.0, observation.token_shares)
+            sums, held_step = self._with_held_out(state, observation)
+            following.update(sums=sums.to_rows(), held_out_step=held_step.tolist())
+        if following["held_out_step"] is not None:
+            by_training = np.array(following["held_out_step"]) == 0
+            block, shares = block * by_training, shares * by_training
         losses = np.minimum(np.maximum(observation.losses, -_MAX_LOSS), _MAX_LOSS)
         block = block + np.array(LossPoints.of_step(losses, shares))
         length = _BLOCK_STEPS if total is None else max(1, round(total / _NUM_BLOCKS))
@@ -165,6 +166,27 @@ class LearningCurve(Mixer):
         numbers = {"weights": weights.tolist(), "slope": fit.slope.tolist()}
         return {**state, **numbers, "new_points": 0}, weights
 
+    def _with_held_out(self, state: State, observation: Observation) -> tuple[CurveSums, IntArray]:
+        """Adds a held-out measurement; a domain's first one replaces its training losses.
+
+        A measurement repeats the losses of all windows but its own part. How many measurements it
+        takes to go round follows from the mean age of the losses.
+
+        Returns:
+            The curves, and the step of each domain's last measurement, 0 before the first, (K,).
+        """
+        held_out, step = observation.held_out, observation.step
+        assert held_out is not None
+        known = np.isfinite(held_out.mean_loss)
+        last = np.array(state["held_out_step"] or np.zeros(known.size, dtype=np.int64))
+        log_step = np.where(known, held_out.log_step, 0.0)
+        age_in_measurements = (step - np.exp(log_step)) / np.maximum(step - last, 1)
+        repeats = np.where(last > 0, np.maximum(1.0 + 2.0 * age_in_measurements, 1.0), 1.0)
+        losses = np.minimum(np.maximum(held_out.mean_loss, -_MAX_LOSS), _MAX_LOSS)
+        points = LossPoints.of_step(losses, known * 1.0)
+        sums = self._sums(state).forget(known & (last == 0))
+        return sums.add(log_step, points, repeats=repeats), np.where(known, step, last)
+
     def _sums(self, state: State) -> CurveSums:
         return CurveSums.from_rows(state["sums"], window=_WINDOW)
 
@@ -180,50 +202,13 @@ class LearningCurve(Mixer):
         fall = expected_falls(-fit.slope, np.maximum(fit.slope_error, _SMALLEST_ERROR))
         if fall is None:
             return anchor
-        gain = fall * self._worth(fit.mean)
+        gain = fall * worth_of_a_nat(
+            fit.mean, perplexity_share=self.perplexity_share, weights=self.objective_weights
+        )
         if not gain.max() > 0:
             return anchor
         score = anchor * np.maximum(gain / gain.max(), _SMALLEST_GAIN) ** self.exponent
         return project(normalize(score), anchor / self.max_ratio, anchor * self.max_ratio)
-
-    def _worth(self, losses: FloatArray) -> FloatArray:
-        """What a nat of each domain is worth, shape (K,): the gradient of the objective.
-
-        Args:
-            losses: Nats, shape (K,), nan for domains without one, not for all.
-        """
-        counts = np.array(self.objective_weights or np.ones(losses.size))
-        known = np.where(np.isnan(losses), np.nanmedian(losses), losses)
-        perplexity = np.exp(np.clip(known, -_MAX_LOG, _MAX_LOG))
-        perplexity = np.minimum(perplexity, _MAX_PERPLEXITY_RATIO * np.median(perplexity))
-        mean = (counts * perplexity).sum() / counts.sum()
-        return counts * (1.0 - self.perplexity_share + self.perplexity_share * perplexity / mean)
-
-
-def _with_held_out(
-    sums: CurveSums, observation: Observation, held_step: IntArray
-) -> tuple[CurveSums, IntArray]:
-    """Adds a held-out measurement; a domain's first one replaces its training losses.
-
-    A measurement repeats the losses of all windows but its own part. How many measurements it takes
-    to go round follows from the mean age of the losses.
-
-    Args:
-        sums: The curves so far.
-        observation: A step with held-out losses.
-        held_step: Step of the last measurement of each domain, 0 before the first, int64, (K,).
-    """
-    held_out, step = observation.held_out, observation.step
-    assert held_out is not None
-    known = np.isfinite(held_out.mean_loss)
-    log_step = np.where(known, held_out.log_step, 0.0)
-    since = np.maximum(step - held_step, 1)
-    repeats = np.where(held_step > 0, 1.0 + 2.0 * (step - np.exp(log_step)) / since, 1.0)
-    losses = np.clip(held_out.mean_loss, -_MAX_LOSS, _MAX_LOSS)
-    points = LossPoints.of_step(losses, known * 1.0)
-    sums = sums.forget(known & (held_step == 0))
-    sums = sums.add(log_step, points, repeats=np.maximum(repeats, 1.0))
-    return sums, np.where(known, step, held_step)
 
 
 def expected_falls(falls: FloatArray, errors: FloatArray) -> FloatArray | None:

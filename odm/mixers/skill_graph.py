@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ..json_data import Check, is_number, list_of, number
+from ..json_data import Check, list_of, number
 from ..observation import Observation
-from ..simplex import FloatArray, normalize, softmax
+from ..simplex import FloatArray, holds_everywhere, normalize, softmax
 from .base import Mixer, State, check_step_size, finite_numbers, register
 
 _MAX_PULL = 1e300
@@ -58,7 +58,7 @@ class SkillGraph(Mixer):
             )
         object.__setattr__(self, name, matrix)
         check_step_size(self.name, self.step_size)
-        if type(self.window) is not int or not is_number(self.window) or self.window < 1:
+        if type(self.window) is not int or self.window < 1:
             raise ValueError(
                 f"{self.name}: window must be a whole number from 1 on, got {self.window}"
             )
@@ -87,13 +87,10 @@ class SkillGraph(Mixer):
 
     def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         rows = [*state["losses"], self._losses(state, observation).tolist()][-self.window :]
-        with np.errstate(over="ignore", invalid="ignore"):
-            pull = np.nan_to_num(
-                self._matrix @ np.sum(rows, axis=0), posinf=_MAX_PULL, neginf=-_MAX_PULL
-            )
-            pull = np.clip(pull, -_MAX_PULL, _MAX_PULL)
-        with np.errstate(divide="ignore"):  # a weight of 0 stays 0
-            logits = np.log(state["prior"]) + np.clip(self.step_size * pull, -_MAX_PULL, _MAX_PULL)
+        with np.errstate(all="ignore"):  # a weight of 0 stays 0; huge numbers are bounded
+            # einsum rounds alike with any number of threads
+            pull = _bounded(np.einsum("ij,j->i", self._matrix, np.array(rows).sum(axis=0)))
+            logits = np.log(state["prior"]) + _bounded(self.step_size * pull)
         return {"prior": state["prior"], "losses": rows, "pull": pull.tolist()}, softmax(logits)
 
     def _losses(self, state: State, observation: Observation) -> FloatArray:
@@ -106,3 +103,10 @@ class SkillGraph(Mixer):
             losses, is_known = observation.losses, observation.present
         last = state["losses"][-1] if state["losses"] else losses[is_known].mean()
         return np.where(is_known, losses, last)
+
+
+def _bounded(values: FloatArray) -> FloatArray:
+    """Finite numbers in place of those that have overflowed."""
+    if holds_everywhere(np.abs(values) <= _MAX_PULL):
+        return values
+    return np.clip(np.nan_to_num(values), -_MAX_PULL, _MAX_PULL)

@@ -16,6 +16,7 @@ from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
 from .limits import resolve_limits
+from .objective import OBJECTIVE, resolve_objective
 from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
 
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
@@ -273,6 +274,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         **resolve_domain_numbers(draft, domains, facts),
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
+        **resolve_objective(draft, domains),
         **resolve_reward(draft, method or "static", facts, data, batch),
         **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
@@ -347,3 +349,6 @@ def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> No
         key = f"data_sampling_{setting}"
         if setting not in facts.settings and draft.is_set(key):
             draft.notes.append(f"{key} is not used by {method}")
+    has_objective = "objective_weights" in facts.settings or draft["data_sampling_guard"]
+    if draft.is_set(OBJECTIVE) and not has_objective:
+        draft.notes.append(f"{OBJECTIVE} is not used by {method}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from odm.json_data import SchemaError, is_number, read_json
@@ -13,8 +12,8 @@ from odm.methods import Method
 
 from ..coerce import parse_number
 from ..errors import shown
-from ..resolved import in_current_form
 from .draft import Draft
+from .saved_run import saved_sections
 
 _LOSSES = ("reference_losses", "target_losses")
 _MATRIX = "transfer_matrix"
@@ -118,18 +117,17 @@ class _Reader:
             name: Field of `Mixing`.
             missing: What is wrong if there are none.
         """
-        load = self._draft["load"]
+        sections = saved_sections(self._draft)
         try:
-            step = (Path(load) / "latest").read_text(encoding="utf-8").strip()
-            sections = in_current_form(read_json(Path(load, step, "configs", "resolved.json")))
             domains, values = sections["data"]["train_domains"], sections["mixing"][name]
             if name == _MATRIX:
                 values = [dict(zip(domains, row, strict=True)) for row in values]
             numbers = dict(zip(domains, values, strict=True))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError):
             raise SchemaError(missing) from None
+        load = self._draft["load"]
         self._draft.notes.append(
-            f"{self._key}: the file is gone; the numbers of the checkpoint in {load} are used"
+            f"{self._key}: the file is missing; its numbers are those of the checkpoint in {load}"
         )
         return numbers
 
@@ -141,13 +139,14 @@ def _losses(content: Any, domains: Sequence[str]) -> Any:
     found = content
     for name in _PARTS_OF_A_REPORT:
         part = content.get(name)
-        if isinstance(part, Mapping) and isinstance(part.get("domains"), Mapping):
-            entries = part["domains"]
-            found = {
-                domain: entries[domain].get("loss")
-                for domain in domains
-                if isinstance(entries.get(domain), Mapping)
-            }
+        if not isinstance(part, Mapping) or not isinstance(part.get("domains"), Mapping):
+            continue
+        entries = part["domains"]
+        found = {
+            domain: entries[domain].get("loss")
+            for domain in domains
+            if isinstance(entries.get(domain), Mapping)
+        }
         if len(found) == len(domains):
             break
     return found

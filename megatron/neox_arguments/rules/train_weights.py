@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odm.json_data import SchemaError, anything, fields, mapping_of, read_json, text
+from odm.json_data import SchemaError, anything, fields, mapping_of, text
 
 from ..coerce import parse_number
 from ..errors import ConfigError, shown
@@ -16,6 +16,7 @@ from ..parsing import parse_text
 from ..schema import read_text
 from ..sections import TrainWeighting
 from .draft import Draft
+from .saved_run import saved_sections
 
 KEY = "train_data_weights"
 _FORMS = ("temperature", "unimax", "file", "schedule")
@@ -127,22 +128,14 @@ def _saved_by_run(
     draft: Draft, rule: str, domains: Sequence[str]
 ) -> tuple[str, dict[str, Any]] | None:
     """Digest and content of the file as the newest checkpoint in `load` has them, or None."""
-    if not draft["load"]:
-        return None
-    folder = Path(draft["load"])
     weighting = fields({"rule": text(rule), "sha256": text(), "content": mapping_of(anything)})
     check = fields({"data": fields({"train_weighting": weighting, "train_domains": anything})})
+    sections = saved_sections(draft)
     try:
-        step = (folder / "latest").read_text(encoding="utf-8").strip()
-        saved = read_json(
-            folder / step / "configs" / "resolved.json",
-            check,
-            error=SchemaError,
-            what="resolved configuration",
-            advice="",
-        )["data"]
-    except (OSError, ValueError):  # no checkpoint of such a run: the file itself is missed
+        check(sections, "")
+    except SchemaError:  # no checkpoint of such a run: the file itself is missed
         return None
+    saved = sections["data"]
     if list(saved["train_domains"]) != list(domains):
         return None
     return saved["train_weighting"]["sha256"], saved["train_weighting"]["content"]

@@ -208,8 +208,8 @@ class Mixing:
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
 
     update_frequency: Annotated[int, Key("data_sampling_update_frequency")] = 1
-    """Iterations from one update of the weights to the next; losses in between are not used. At
-    least 1 for methods that learn."""
+    """Iterations from one update of the weights to the next; only learning_curve uses the losses in
+    between. At least 1 for methods that learn."""
 
     points: tuple[tuple[float, tuple[float, ...]], ...]
     """Points of a schedule: iterations before it (a number that need not be whole) and one weight
@@ -275,6 +275,24 @@ class Mixing:
     window: Annotated[int | None, Key("data_sampling_window"), at_least(1)] = None
     """Number of the last updates whose losses are added up, for skill_graph. Not set: 3."""
 
+    perplexity_share: float
+    """Share of mean perplexity in the objective, in [0, 1]; the rest is mean loss."""
+
+    objective_weights: tuple[float, ...]
+    """What each domain counts in the objective; empty if all count alike."""
+
+    max_ratio: Annotated[
+        float, Key("data_sampling_max_ratio"), in_range("(1, 1000]", "1.0 would never learn")
+    ] = 3.0
+    """How many times its initial weight a domain gets at most; at least it gets the initial weight
+    divided by this number. For learning_curve."""
+
+    exponent: Annotated[
+        float, Key("data_sampling_exponent"), in_range("(0, 1]", "0.0 would never learn")
+    ] = 0.5
+    """How far the weights follow the estimates: 0 would keep the initial weights, 1 would follow in
+    full. For learning_curve."""
+
     stratified: Annotated[bool, Key("data_sampling_stratified")] = False
     """Draws domains with as little chance as possible: counts differ from weight times draws by
     less than one."""
@@ -310,6 +328,11 @@ class Mixing:
 
 class MixingKeys:
     """Keys that decide fields of `Mixing` together."""
+
+    data_sampling_objective: dict | None = None
+    """What learning_curve makes small, and what the guard judges by: `{perplexity: 0.5, weights:
+    {code: 2.0}}`. `perplexity` is the share of mean perplexity, in [0, 1]; the rest is mean loss.
+    `weights` is what domains count in both means, 1 for domains that are not named."""
 
     mixed_batches: bool = False
     """Every sample of a batch draws its own domain."""

@@ -203,7 +203,8 @@ def test_a_guarded_run_ends_with_the_counts_of_its_initial_weights(paths):
     _, mixture = build_training(make_config(**paths, **keys))
     assert mixture.describe()["constraints"][0] == {
         **{"name": "guard", "total_steps": 20, "samples_per_step": 8, "run_length": 2},
-        **{"decision_point": 0.6, "first_look": 0.1, "confidence": 1.64, "perplexity_share": 0.5},
+        **{"decision_point": 0.6, "first_look": 0.1, "confidence": 1.64},
+        **{"perplexity_share": 0.5, "objective_weights": []},
     }
     for step in range(1, 21):
         mixture.draw(step, 8, 2)

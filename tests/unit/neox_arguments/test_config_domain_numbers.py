@@ -53,6 +53,9 @@ def test_targets_come_from_a_report_of_evaluate(make_config, write):
     assert config.mixing.step_size == 0.5
     del report["validation"]["domains"]["code"]
     path = write("report.json", json.dumps(report))
+    mixing = make_config(**method, data_sampling_target_losses=path).mixing
+    assert mixing.target_losses == (2.6, 1.1)
+    path = write("report.json", json.dumps({"iteration": 100, "test": report["test"]}))
     assert make_config(**method, data_sampling_target_losses=path).mixing.target_losses == (
         2.6,
         1.1,
@@ -173,7 +176,7 @@ def test_a_run_resumes_without_the_file(make_config, problem, tmp_path):
     keys = {KEY: "gone.json", "load": str(tmp_path)}
     config = make_config(**DOREMI, **keys)
     assert config.mixing.reference_losses == (3.0, 1.25)
-    assert any(note.startswith(f"{KEY}: the file is gone") for note in config.notes)
+    assert any(note.startswith(f"{KEY}: the file is missing") for note in config.notes)
     others = {"train_data_paths": ["d/wiki/text", "d/web/text"]}
     assert "has no entry for domain 'web'" in problem(**{**DOREMI, **keys, **others})
 

@@ -19,6 +19,8 @@ from odm import (
     known_mixers,
     make_mixer,
 )
+from odm.json_data import SchemaError
+from odm.saved_state import check_stored_state
 from tests.mixers import mixer_for
 
 DOMAINS = ["web", "code", "books", "math"]
@@ -65,6 +67,20 @@ def test_stopping_anywhere_and_resuming_through_json_is_bit_exact(method, constr
         second.load_state_dict(json.loads(text))
         assert train(second, range(stop + 1, 31)) == expected[stop:]
         assert second.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize("method", known_mixers())
+def test_a_state_of_any_method_is_checked_alone(method):
+    mixture = controller(method)
+    mixture.draw(1, 16)
+    mixture.observe(1, PLANTED)
+    state = json.loads(json.dumps(mixture.state_dict()))
+    check_stored_state(state)
+    required = mixer_for(method, 4).method.required
+    for name in required:
+        state["configuration"]["options"][name] = "x"
+        with pytest.raises(SchemaError, match=f"^configuration.options: {method}: .*{name}"):
+            check_stored_state(state)
 
 
 def test_updates_happen_strictly_after_warmup_on_multiples_of_the_frequency():

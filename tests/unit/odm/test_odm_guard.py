@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from odm import Ceiling, EpochCap, Guard, MixtureController, MixtureSchedule, TrustRegion
 from odm.guard import whole_parts
-from odm.mixers import Mixer, register
+from odm.mixers import Mixer
 from odm.schedule import plan_draw
 from odm.simplex import normalize
 
 
-@register("nonsense_for_tests")
 @dataclass(frozen=True)
 class Nonsense(Mixer):
     """Weights that jump about, often to 0; they depend on the step alone."""
 
+    name = "nonsense"
     seed: int = 0
 
     def _init(self, weights):

@@ -164,3 +164,17 @@ def test_a_number_of_seeds_below_one_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--seeds", "0"])
     assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--option", "exponent=1"], "--option needs --mixer"),
+        (["--mixer", "exp3", "--option", "scale"], "--option scale: expected NAME=VALUE"),
+        (["--mixer", "exp3", "--option", "scale=1"], "unknown option of exp3 'scale'"),
+    ],
+)
+def test_options_that_no_method_has_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--world", "homogeneous"])
+    assert message in capsys.readouterr().err

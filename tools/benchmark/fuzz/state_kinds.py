@@ -228,7 +228,7 @@ def _odm(folder: Path) -> Read:
     states = []
     for method in known_mixers():
         for constrained in (False, True):
-            for steps in (0, 1, 9):
+            for steps in (0, 1, 9, 100):
                 controller = mixture(method, constrained=constrained)
                 if steps:
                     train(controller, 1, steps)
