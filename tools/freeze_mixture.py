@@ -40,6 +40,7 @@ from megatron.neox_arguments.command_line import FLAG_KEYS
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
+from odm.json_data import shown
 from tools.checkpoints.single_process import find_source
 
 KINDS = {
@@ -103,7 +104,14 @@ def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
             f"{folder}/{CONFIGS}: has no configuration files, so there is nothing to copy; a run "
             "that was started with YAML files has them"
         )
-    values = dict(read_files([folder / CONFIGS / Path(name).name for name in names]).values)
+    kept = {path.name: path for path in (folder / CONFIGS).iterdir()}
+    missing = [name for name in names if name not in kept]
+    if missing:
+        raise CheckpointError(
+            f"{folder}/{CONFIGS}: lacks {shown(missing[0])}, which state.json names; the "
+            "checkpoint is damaged"
+        )
+    values = dict(read_files([kept[name] for name in names]).values)
     values |= {key: value for key, value in _flags(stored).items() if key not in values}
     world_size = stored.get("layout", {}).get("world_size")
     world_size = world_size if type(world_size) is int and world_size > 0 else None

@@ -135,8 +135,9 @@ def test_a_run_without_files_named_domains_or_samples_is_one_line(tmp_path, caps
     content = json.loads(state.read_text())
     state.write_text(json.dumps({**content, "config_files": []}))
     assert "configs: has no configuration files" in refused(capsys, run)
-    state.write_text(json.dumps({**content, "config_files": ["../run.yml", "x.yml"]}))
-    assert "configs/x.yml: cannot be read" in refused(capsys, run)
+    for name in ("x.yml", "../run.yml", "run.yml\0"):
+        state.write_text(json.dumps({**content, "config_files": ["run.yml", name]}))
+        assert f"configs: lacks {name!r}, which state.json names" in refused(capsys, run)
     state.write_text(json.dumps(content))
     (run / "global_step10" / "mixture.json").write_text("null")
     assert "mixture.json: is null" in refused(capsys, run)
