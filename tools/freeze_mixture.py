@@ -34,7 +34,7 @@ import yaml
 from megatron.checkpoint.format import checkpoint_steps, read_content, read_resolved_config
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.errors import CheckpointError, UserError
-from megatron.files import describe_error, write_text_atomic
+from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.command_line import FLAG_KEYS
 from megatron.neox_arguments.fields import field_table
@@ -294,6 +294,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
     last = run.config.schedule.train_iters
     if args.kind == "frozen" and run.iteration < last:
         print(f"note: the average is that of {run.iteration} of the run's {last} iterations")
+    saving = run.config.saving
+    is_own = saving.load_path is None or is_same_path(saving.load_path, saving.save_path or "")
+    if not (is_own or saving.finetune):
+        print(f"note: the run continued one of {saving.load_path}; this one begins at iteration 0")
     for name in changed_settings(run):
         print(f"note: {name} had another value in the run; check it in {output}")
     if REDACTED in yaml.safe_dump(values):

@@ -104,6 +104,12 @@ def test_a_run_that_began_with_the_weights_of_another_does_so_again(tmp_path):
     assert (values["load"], values["finetune"]) == ("base", True)
 
 
+def test_a_run_that_continued_another_is_controlled_from_its_start_with_a_note(tmp_path, capsys):
+    values = frozen(write_run(tmp_path, load="base"))
+    assert values["load"] == values["save"]
+    assert "note: the run continued one of base; this one begins at" in capsys.readouterr().out
+
+
 def test_other_places_that_a_run_writes_to_are_not_shared(tmp_path):
     values = frozen(write_run(tmp_path, tensorboard_dir="tb", wandb_run_name="a"), "--natural")
     assert (values["tensorboard_dir"], values["wandb_run_name"]) == ("tb-natural", "a-natural")
