@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
     from .controller import MixtureController
+    from .guard import Guard
     from .held_out import HeldOut, HeldOutRecord
     from .mixers import Mixer, known_mixers, make_mixer, register
     from .order import SampleOrder, sample_order
@@ -39,6 +40,7 @@ __all__ = [
     "EpochCap",
     "GroupLimits",
     "TrustRegion",
+    "Guard",
     "SampleOrder",
     "sample_order",
 ]
@@ -46,6 +48,7 @@ __all__ = [
 _NAMES = {
     "controller": ("MixtureController",),
     "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "GroupLimits", "TrustRegion"),
+    "guard": ("Guard",),
     "held_out": ("HeldOut", "HeldOutRecord"),
     "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
     "order": ("SampleOrder", "sample_order"),

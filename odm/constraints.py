@@ -45,6 +45,8 @@ class Constraint:
     """A lower and an upper bound per weight; subclasses are frozen dataclasses."""
 
     name: ClassVar[str] = ""
+    depends_on_cursors: ClassVar[bool] = False
+    """Whether its bounds move with the samples that are drawn."""
 
     def options(self) -> dict[str, Any]:
         """The constraint's name and fields as JSON data."""
@@ -64,6 +66,16 @@ class Constraint:
     def groups(self, num_domains: int) -> tuple[GroupBounds, ...]:
         """Limits on sums of weights; the groups are disjoint."""
         return ()
+
+    def held(self, weights: FloatArray, context: ConstraintContext) -> list[Any]:
+        """What is at a bound: indices of domains, or names of groups."""
+        low, high = self.lower(context), self.upper(context)
+        held = np.zeros(weights.size, dtype=bool)
+        if low is not None:
+            held |= weights <= low * (1 + _ROUNDING)
+        if high is not None:
+            held |= weights >= high * (1 - _ROUNDING)
+        return np.flatnonzero(held).tolist()
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,7 @@ class EpochCap(Constraint):
     """
 
     name: ClassVar[str] = "epoch_cap"
+    depends_on_cursors: ClassVar[bool] = True
     max_epochs: float | tuple[float, ...]
     """Passes over a domain, > 0: one number for all domains or one per domain."""
     domain_sizes: tuple[int, ...]
@@ -184,9 +197,7 @@ class GroupLimits(Constraint):
         numbers = [number for part in self.members for number in part]
         lengths = {len(getattr(self, field.name)) for field in dataclasses.fields(self)}
         if len(lengths) != 1 or not all(self.members) or min(numbers, default=0) < 0:
-            raise ValueError(
-                f"{where}: each group needs a name, domains and two bounds, got {self}"
-            )
+            raise ValueError(f"{where}: a group needs a name, domains and two bounds, got {self}")
         if len(set(numbers)) < len(numbers):
             twice = next(number for number in numbers if numbers.count(number) > 1)
             raise ValueError(f"{where}: domain {twice} is in two groups; leave it in one")
@@ -202,7 +213,7 @@ class GroupLimits(Constraint):
         parts = zip(self.members, self.minimum, self.maximum, strict=True)
         return tuple(GroupBounds(np.array(part), low, high) for part, low, high in parts)
 
-    def limited(self, weights: FloatArray) -> list[str]:
+    def held(self, weights: FloatArray, context: ConstraintContext) -> list[Any]:
         """Names of the groups that are at one of their bounds."""
         found = []
         parts = zip(self.names, self.groups(weights.size), strict=True)
@@ -279,10 +290,7 @@ def apply_constraints(
         effects[region.name] = fraction
     for constraint in (c for c in constraints if not isinstance(c, TrustRegion)):
         effects["order"].append(constraint.name)
-        is_group = isinstance(constraint, GroupLimits)
-        effects[constraint.name] = (
-            constraint.limited(weights) if is_group else _held_by(constraint, weights, context)
-        )
+        effects[constraint.name] = constraint.held(weights, context)
     effects["order"].extend(c.name for c in constraints if isinstance(c, TrustRegion))
     return weights, effects
 
@@ -291,7 +299,7 @@ def _bounded(
     target: FloatArray, constraints: Sequence[Constraint], context: ConstraintContext
 ) -> FloatArray:
     """The closest weights within all bounds, shape (K,)."""
-    is_used_up = context.consumed.any() and any(isinstance(c, EpochCap) for c in constraints)
+    is_used_up = context.consumed.any() and any(c.depends_on_cursors for c in constraints)
 
     def closest(lower: FloatArray, upper: FloatArray) -> FloatArray:
         return project(target, lower, within_reach(target, lower, upper) if is_used_up else upper)
@@ -313,16 +321,6 @@ def _bounds(
         lower = lower if low is None else np.maximum(lower, low)
         upper = upper if high is None else np.minimum(upper, high)
     return np.minimum(lower, upper), upper
-
-
-def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintContext) -> list[int]:
-    low, high = constraint.lower(context), constraint.upper(context)
-    held = np.zeros(weights.size, dtype=bool)
-    if low is not None:
-        held |= weights <= low * (1 + _ROUNDING)
-    if high is not None:
-        held |= weights >= high * (1 - _ROUNDING)
-    return np.flatnonzero(held).tolist()
 
 
 def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[float, ...]:

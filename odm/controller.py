@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .constraints import Constraint, ConstraintContext, apply_constraints
+from .decision import Decision, make_decision
+from .guard import Guard, GuardedRun
 from .json_data import SchemaError, copied
 from .methods import RewardSource
 from .mixers import Mixer, make_mixer
@@ -31,36 +33,6 @@ if TYPE_CHECKING:
     from .held_out import HeldOut
 
 logger = logging.getLogger(__name__)
-
-
-class Decision(NamedTuple):
-    """A controller's decision after a step or at the start (step 0); arrays are read-only, (K,)."""
-
-    step: int
-    updated: bool
-    """Whether the mixer was asked for new weights."""
-    weights_before: FloatArray
-    weights_after: FloatArray
-    """Probabilities of the next draw."""
-    proposal: FloatArray
-    """The mixer's weights before constraints."""
-    losses: FloatArray | None
-    """Mean losses in nats, nan for absent domains; None before the first step."""
-    constraints: dict[str, Any]
-    """The effect of each limit, see ``apply_constraints``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON data; a loss that is absent is null."""
-        losses = None if self.losses is None else self.losses.tolist()
-        return {
-            "step": self.step,
-            "updated": self.updated,
-            "weights_before": self.weights_before.tolist(),
-            "weights_after": self.weights_after.tolist(),
-            "proposal": self.proposal.tolist(),
-            "losses": losses and [None if loss != loss else loss for loss in losses],
-            "constraints": self.constraints,
-        }
 
 
 def is_update_due(step: int, *, warmup_steps: int, update_frequency: int) -> bool:
@@ -108,6 +80,7 @@ class MixtureController:
         self.constraints = tuple(constraints)
         self.reward = Reward(reward) if isinstance(reward, str) else reward
         self.reward.check_method(self.mixer.name, self.mixer.method)
+        self._limits = tuple(limit for limit in constraints if not isinstance(limit, Guard))
         num_domains = len(self.domains)
         if schedule.num_domains != num_domains:
             raise ValueError(
@@ -130,8 +103,15 @@ class MixtureController:
         self._updates = 0  # number of updates of the mixer
         self._ahead = ReadAhead()
         proposal = self.mixer.weights_at(0, self._initial)
+        self._guard: GuardedRun | None = None
         weights, effects = self._constrain(proposal, previous=proposal)
-        self._decision = _decision(0, weights, proposal=proposal, effects=effects)
+        guards = [limit for limit in constraints if isinstance(limit, Guard)]
+        if len(guards) > 1:
+            raise ValueError(f"controller: {len(guards)} guards; give one")
+        if guards:
+            self._guard = GuardedRun(guards[0], weights)
+            weights, effects = self._constrain(proposal, previous=proposal)
+        self._decision = make_decision(0, weights, proposal=proposal, effects=effects)
 
     @property
     def num_domains(self) -> int:
@@ -174,7 +154,12 @@ class MixtureController:
         """
         weights = self._ahead.weights_of(step, self._decision.weights_after)
         cursors = self.schedule.cursors
-        draw = self.schedule.draw(step, weights, num_slots, run_length=run_length)
+        quotas = None
+        if self._guard is not None:
+            quotas = self._guard.groups_left(
+                step, cursors, num_slots=num_slots, run_length=run_length
+            )
+        draw = self.schedule.draw(step, weights, num_slots, run_length, groups_left=quotas)
         self._ahead.add(step, weights, cursors)
         return draw
 
@@ -241,10 +226,15 @@ class MixtureController:
                 self._updates += self.mixer.method.learns
             elif self.mixer.method.every_step:
                 self._state = self.mixer.observe_checked(self._state, observation)
+        if self._guard is not None:
+            counts = present.astype(np.float64)
+            if isinstance(observed, Signal):
+                counts = observed.token_count
+            self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
-        self._decision = _decision(
+        self._decision = make_decision(
             int(step),
             weights,
             before=before,
@@ -303,6 +293,7 @@ class MixtureController:
             "proposal": self._decision.proposal.tolist(),
             "mixer": copied(self._state),
             "cursors": cursors.tolist(),
+            **({} if self._guard is None else {"guard": self._guard.state_dict()}),
             "planned": {str(step): weights.tolist() for step, weights in planned.items()},
         }
 
@@ -338,19 +329,24 @@ class MixtureController:
             mixer_state = self.mixer.init(self.domains, self._initial)
             proposal = self.mixer.weights_at(state["step"], self._initial)
         effects: dict[str, Any] = {}
-        cursors = self.schedule.cursors
+        cursors, guard = self.schedule.cursors, self._guard
         self.schedule.set_cursors(state["cursors"])
+        if guard is not None:
+            self._guard = guard.loaded(
+                state.get("guard"), cursors=self.schedule.cursors, step=state["step"]
+            )
         if restarts or "constraints" in changed:
             planned = {}
             try:
                 weights, effects = self._constrain(proposal, previous=weights)
             except ValueError:
                 self.schedule.set_cursors(cursors)
+                self._guard = guard
                 raise
         self._say_changed(changed, restarts=restarts)
         self._state, self._updates = mixer_state, updates
         self._ahead = ReadAhead(planned)
-        self._decision = _decision(state["step"], weights, proposal=proposal, effects=effects)
+        self._decision = make_decision(state["step"], weights, proposal=proposal, effects=effects)
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ -> the saved value and the present one."""
@@ -369,23 +365,6 @@ class MixtureController:
         if not self.constraints:
             return proposal, {}
         context = ConstraintContext(previous, self.schedule.cursors)
-        return apply_constraints(self.constraints, proposal, context=context)
-
-
-def _decision(
-    step: int,
-    weights: FloatArray,
-    *,
-    proposal: FloatArray,
-    effects: dict[str, Any],
-    before: FloatArray | None = None,
-    losses: FloatArray | None = None,
-    updated: bool = False,
-) -> Decision:
-    """A decision with read-only arrays; without an update the weights stay the same."""
-    for array in (weights, proposal, losses):
-        if array is not None:
-            array.flags.writeable = False
-    return Decision(
-        step, updated, weights if before is None else before, weights, proposal, losses, effects
-    )
+        if self._guard is not None:
+            return self._guard.constrained(self._limits, proposal, context=context)
+        return apply_constraints(self._limits, proposal, context=context)

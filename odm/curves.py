@@ -28,6 +28,9 @@ _ROWS = 10
 w x x, w x y, w y y, and, for the errors, v, v x, v x x with v = w x forgetting. y is the loss, x
 ln(step) less that of the last point."""
 
+NUM_ROWS = _ROWS + 1
+"""Lists of K numbers that are the sums as JSON data."""
+
 _FEWEST_STEPS = 4.0
 
 
@@ -49,8 +52,10 @@ class LossPoints(NamedTuple):
     @classmethod
     def of_step(cls, losses: FloatArray, counts: FloatArray) -> LossPoints:
         """The sums of one step; where a count is 0, the loss has no effect."""
-        known = np.where(counts > 0, losses, 0.0)
-        return cls((counts > 0) * 1.0, counts, counts * known, counts * known * known)
+        has_loss = counts > 0
+        known = np.where(has_loss, losses, 0.0)
+        loss = counts * known
+        return cls(has_loss * 1.0, counts, loss, loss * known)
 
     def plus(self, other: LossPoints) -> LossPoints:
         """The sums over both."""
@@ -180,7 +185,7 @@ class CurveSums:
         )
 
     def to_rows(self) -> list[list[float]]:
-        """The sums as JSON data: 11 lists of K numbers."""
+        """The sums as JSON data: `NUM_ROWS` lists of K numbers."""
         return [*self.table.tolist(), self.log_step.tolist()]
 
     @classmethod

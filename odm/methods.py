@@ -27,6 +27,8 @@ class Method:
     """Whether its weights depend on the number of steps of the whole run."""
     settings: tuple[str, ...] = ()
     """Options that a trainer's configuration may set; other options keep their defaults."""
+    required: tuple[str, ...] = ()
+    """Those of ``settings`` that have no default."""
 
     def held_out_problem(self, name: str) -> str | None:
         """Why the method ``name`` cannot learn from losses on held-out data; None if it can."""
@@ -42,6 +44,15 @@ METHODS: dict[str, Method] = {
     "odm_paper": Method(settings=("smoothing_factor",)),
     "exp3": Method(),
     "ema": Method(),
+    "learning_curve": Method(every_step=True, uses_length=True),
+    "ado": Method(every_step=True),
+    "doremi": Method(settings=("reference_losses", "step_size"), required=("reference_losses",)),
+    "dynamic_batch_loading": Method(
+        settings=("target_losses", "step_size"), required=("target_losses",)
+    ),
+    "skill_graph": Method(
+        settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
+    ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .guard import check_guard_state
 from .json_data import (
     Check,
     SchemaError,
@@ -153,6 +154,7 @@ def _check_numbers(
         {  # not written by early versions
             "planned": mapping_of(weights, _later_step(state["step"])),
             "updates": integer(0),
+            "guard": check_guard_state(num_domains),
         },
     )
     check(state, "")

@@ -74,6 +74,7 @@ def plan_draw(
     num_slots: int,
     run_length: int = 1,
     stratified: bool = False,
+    groups_left: IntArray | None = None,
 ) -> Draw:
     """Plans a step without side effects.
 
@@ -88,6 +89,9 @@ def plan_draw(
         stratified: False draws every group independently: group i depends only on (seed, step, i)
             and the weights. True takes equally spaced quantiles with one random offset, in random
             order: each domain's number of groups differs from its expectation by less than one.
+        groups_left: Most groups that each domain may get, int64, shape (K,), with a sum of at least
+            ``num_slots / run_length``. Groups above that go to domains with groups left, by their
+            weights, or to any of them if none has a weight. None: no limit.
 
     Raises:
         ValueError: If a value is out of range.
@@ -101,6 +105,7 @@ def plan_draw(
         num_slots=num_slots,
         run_length=run_length,
         stratified=stratified,
+        groups_left=groups_left,
     )
 
 
@@ -114,6 +119,7 @@ def _plan(
     num_slots: int,
     run_length: int,
     stratified: bool,
+    groups_left: IntArray | None,
 ) -> Draw:
     """``plan_draw`` with a random source that is reused; its state does not affect the plan."""
     if not (0 <= seed < MAX_KEY and 0 <= step < MAX_KEY):
@@ -134,6 +140,8 @@ def _plan(
     groups = edges.searchsorted(uniforms, side="right")
     if stratified:  # rounding can raise the last point to 1.0, which is the last edge
         groups = np.minimum(groups, _last_used(edges))
+    if groups_left is not None:
+        groups = _within_quotas(groups, np.asarray(weights, dtype=np.float64), groups_left)
     domains = groups if run_length == 1 else np.repeat(groups, run_length)
     return Draw(step, domains, cursors[domains] + _occurrences(domains, cursors.size))
 
@@ -178,7 +186,15 @@ class MixtureSchedule:
             raise ValueError(f"schedule: cursors must be in [0, 2^62], got {values.tolist()}")
         self._cursors = values.astype(np.int64)
 
-    def draw(self, step: int, weights: ArrayLike, num_slots: int, run_length: int = 1) -> Draw:
+    def draw(
+        self,
+        step: int,
+        weights: ArrayLike,
+        num_slots: int,
+        run_length: int = 1,
+        *,
+        groups_left: IntArray | None = None,
+    ) -> Draw:
         """Plans a step and advances the cursors by it; arguments as in ``plan_draw``."""
         draw = _plan(
             self._source,
@@ -189,9 +205,37 @@ class MixtureSchedule:
             num_slots=num_slots,
             run_length=run_length,
             stratified=self.stratified,
+            groups_left=groups_left,
         )
         self._cursors = self._cursors + draw.counts(self.num_domains)
         return draw
+
+
+def _within_quotas(groups: IntArray, weights: FloatArray, groups_left: IntArray) -> IntArray:
+    """Moves groups of domains that have more than they may have, shape (num_groups,)."""
+    room = groups_left - np.bincount(groups, minlength=groups_left.size)
+    if holds_everywhere(room >= 0):
+        return groups
+    moved = np.flatnonzero(_occurrences(groups, groups_left.size) >= groups_left[groups])
+    room = np.maximum(room, 0)
+    taken: list[IntArray] = []
+    missing = moved.size
+    while missing:
+        if not room.any():
+            raise ValueError(
+                f"schedule: the quotas leave {groups_left.sum()} groups for {groups.size}"
+            )
+        share = np.where(room > 0, weights, 0.0)
+        edges = _cumulative(share if share.any() else room, room.size)
+        points = (np.arange(missing) + 0.5) / missing
+        wanted = np.bincount(edges.searchsorted(points, side="right"), minlength=room.size)
+        added = np.minimum(wanted, room)
+        taken.append(np.repeat(np.arange(room.size), added))
+        room = room - added
+        missing -= int(added.sum())
+    groups = groups.copy()
+    groups[moved] = np.concatenate(taken)
+    return groups
 
 
 def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:

@@ -206,8 +206,8 @@ def build_controller(
         ConfigError: If no weights can keep the limits over the whole run.
     """
     method = config.mixing.method
-    settings = METHODS[method].settings
-    options = {name: getattr(config.mixing, name) for name in settings}
+    settings = {name: getattr(config.mixing, name) for name in METHODS[method].settings}
+    options = {name: value for name, value in settings.items() if value is not None}
     schedule = MixtureSchedule(
         config.launch.seed, len(domains), stratified=config.mixing.stratified
     )

@@ -93,7 +93,7 @@ def shares_of_sizes(
 
 
 def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
-    """The limits on weights that the configuration sets.
+    """The limits on weights that the configuration sets, and the guard.
 
     Args:
         config: The resolved configuration.
@@ -103,6 +103,7 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
         ConfigError: If ``data_sampling_max_epochs`` allows fewer samples than the run draws.
     """
     from odm.constraints import Ceiling, EpochCap, Floor, GroupLimits, TrustRegion
+    from odm.guard import Guard
 
     mixing = config.mixing
     found: list[Constraint] = []
@@ -124,6 +125,9 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
         )
     if mixing.trust_region:
         found.append(TrustRegion(**{f"max_{k}": x for k, x in mixing.trust_region.items()}))
+    if mixing.guard is not None:
+        steps, batch = max(1, config.schedule.train_iters), config.batch.train_batch_size
+        found.append(Guard(steps, batch, mixing.run_length))
     if mixing.max_epochs:
         total = config.schedule.train_iters * config.batch.train_batch_size
         limits = zip(mixing.max_epochs, samples_per_epoch, strict=True)

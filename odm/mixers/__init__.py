@@ -3,6 +3,7 @@
 from .base import Mixer, State, known_mixers, make_mixer, register
 from .ema import Ema
 from .exp3 import Exp3
+from .learning_curve import LearningCurve
 from .naive_validation import NaiveValidation
 from .odm_paper import OdmPaper
 from .schedule import Schedule
@@ -16,6 +17,7 @@ __all__ = [
     "make_mixer",
     "known_mixers",
     "SmoothedMean",
+    "LearningCurve",
     "OdmPaper",
     "Exp3",
     "Ema",

@@ -57,7 +57,7 @@ class Schedule(Static):
         points = [[step, list(weights)] for step, weights in self.points]
         return {"points": points, "interpolation": self.interpolation}
 
-    def weights_at(self, step: int, initial: FloatArray) -> FloatArray:
+    def weights_at(self, step: float, initial: FloatArray) -> FloatArray:
         """As in `Mixer`."""
         if not self.points:
             return normalize(initial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from megatron.reporting.run_log import read_run_log
 from odm.replay import read_run_log as read_replay_log
 from odm.replay import replay
 from tests.distributed.many_runs import train_all
-from tests.distributed.runs import curve, log_of, output_of, start, train_events, write_config
+from tests.distributed.runs import curve, log_of, train_events
 from tests.distributed.test_layouts import SGD, assert_same_curve
 from tests.distributed.test_resume import assert_killed_run_is_exact
 from tests.tiny import write_tiny_corpus
@@ -89,7 +90,7 @@ def test_two_processes_measure_and_follow_what_one_does(runs, cut):
 
 def test_weights_change_after_a_measurement_alone(runs):
     weights = [event["weights"] for event in train_events(runs / "single/run.yml").values()]
-    changed = [step for step, (a, b) in enumerate(zip(weights, weights[1:]), 1) if a != b]
+    changed = [step for step, (a, b) in enumerate(pairwise(weights), start=1) if a != b]
     assert changed == [4], "eps is 1 / K until step K ln K = 3.3, and step 6 is the last"
 
 
@@ -134,11 +135,3 @@ def test_a_killed_run_resumes_bit_for_bit(corpus, tmp_path):
     del options["train_iters"]
     assert_killed_run_is_exact(corpus, tmp_path, kills=[14], iterations=24, **options)
     assert measurements(tmp_path / "killed") == measurements(tmp_path / "straight")
-
-
-def test_a_domain_without_validation_data_ends_the_run_before_training(corpus, tmp_path):
-    paths = {**corpus, "valid": corpus["valid"][:2]}
-    config = write_config(paths, tmp_path, **HELD_OUT)
-    assert start(config).wait(120) == 2
-    (line,) = [text for text in output_of(config).splitlines() if "error:" in text]
-    assert "data_sampling_reward: no validation data of noise" in line

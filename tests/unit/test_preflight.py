@@ -47,6 +47,29 @@ def problems_of(values, script="train.py", **changes):
     return [(problem.key, str(problem)) for problem in found]
 
 
+def test_data_too_small_for_the_weights_or_the_limits_are_found(values, tmp_path):
+    values["train_data_paths"].append(write_dataset(tmp_path / "train" / "b" / "text"))
+    ((key, problem),) = problems_of(values, train_iters=100, train_data_weights={"unimax": 2})
+    assert key == "train_data_weights"
+    assert "2 epochs of the domains are 12 samples, the run draws 100" in problem
+    ((key, problem),) = problems_of(values, train_iters=100, data_sampling_max_epochs=2)
+    assert key == "data_sampling_max_epochs"
+
+
+def test_a_check_shows_what_the_run_reads(values, tmp_path, capsys):
+    values["train_data_paths"].append(write_dataset(tmp_path / "train" / "b" / "text"))
+    (tmp_path / "run.yml").write_text(yaml.safe_dump({**values, "train_data_weights": [3, 1]}))
+    for option in ("--check", "--dry-run"):
+        assert main(["train.py", "run.yml", option]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        start = lines.index("mixture of 16 tokens (list; constant weights):")
+        assert [line.split() for line in lines[start + 1 :]] == [
+            ["domain", "weight", "share", "tokens", "epochs"],
+            ["a", "3", "0.7500", "12", "0.25"],
+            ["b", "1", "0.2500", "4", "0.0833"],
+        ]
+
+
 def checkpoint(folder, step=3):
     (folder / f"global_step{step}").mkdir(parents=True)
     (folder / f"global_step{step}" / "index.json").write_text("{}")

@@ -23,7 +23,7 @@ def resolve_trust_region(draft: Draft) -> dict[str, float]:
     given = draft[TRUST_REGION]
     if given is None:
         return {}
-    measure, value = next(iter(given.items()), (None, None))
+    measure, value = next(iter(given.items()), ("", None))
     limit = parse_number(value)
     is_right = len(given) == 1 and measure in _MEASURES and _is_number(limit)
     if not is_right or not 0 < limit <= _MEASURES[measure]:

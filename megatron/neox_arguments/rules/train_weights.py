@@ -167,7 +167,7 @@ def _point(
 ) -> tuple[float | None, Any]:
     """Iteration and weights of a point; no iteration if the point is wrong."""
     units = [unit for unit in _UNITS if isinstance(entry, Mapping) and unit in entry]
-    at = parse_number(entry[units[0]]) if len(units) == 1 else None
+    at: Any = parse_number(entry[units[0]]) if len(units) == 1 else None
     is_number = isinstance(at, (int, float)) and not isinstance(at, bool) and 0 <= at < math.inf
     if not is_number or set(entry) != {units[0], "weights"}:
         draft.issues.add(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from odm.methods import METHODS
 
-from ..declarations import Key, at_least, in_range
+from ..declarations import Key, above, at_least, in_range
 
 if TYPE_CHECKING:
     MethodName: TypeAlias = str
@@ -198,7 +198,7 @@ class Mixing:
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
     Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
     `schedule` is what `static` becomes by `train_data_weights: {schedule: FILE}`;
-    `naive_validation` needs `data_sampling_reward: heldout`."""
+    `naive_validation` needs `data_sampling_reward: heldout`. docs/mixing.md describes each."""
 
     run_length: int
     """Consecutive samples of the global batch that share a domain: 1, the micro-batch size or the
@@ -249,6 +249,32 @@ class Mixing:
     """Multiplies generalization rewards by the decrease of the held-out loss. See
     `validation_based_reward`."""
 
+    reference_losses: Annotated[
+        tuple[float, ...], Key("data_sampling_reference_losses", str | dict | None)
+    ]
+    """Losses of a reference model in nats per token, for doremi: a JSON file {domain: nats}, a
+    report of `evaluate.py`, or a section of domain: nats. The run stores the numbers; it resumes
+    without the file."""
+
+    target_losses: Annotated[
+        tuple[float, ...], Key("data_sampling_target_losses", str | dict | None)
+    ]
+    """Losses to reach in nats per token, for dynamic_batch_loading, as
+    `data_sampling_reference_losses`."""
+
+    transfer_matrix: Annotated[
+        tuple[tuple[float, ...], ...], Key("data_sampling_transfer_matrix", str | dict | None)
+    ]
+    """How much training on one domain helps another, for skill_graph: a JSON file or a section
+    {trained domain: {helped domain: number}}, with a number for every pair."""
+
+    step_size: Annotated[float | None, Key("data_sampling_step_size"), above(0)] = None
+    """Factor of the losses in one update, for doremi (not set: 1), dynamic_batch_loading (1) and
+    skill_graph (0.2)."""
+
+    window: Annotated[int | None, Key("data_sampling_window"), at_least(1)] = None
+    """Number of the last updates whose losses are added up, for skill_graph. Not set: 3."""
+
     stratified: Annotated[bool, Key("data_sampling_stratified")] = False
     """Draws domains with as little chance as possible: counts differ from weight times draws by
     less than one."""
@@ -271,6 +297,11 @@ class Mixing:
     """Limits on the sum of the weights of some domains, by a name of your choice: `{code: {domains:
     [python, c], min: 0.1, max: 0.3}}`, where min is 0 and max 1 if they are not written. A domain
     is in one group at most. The ratios within a group that is limited stay as they are."""
+
+    guard: Annotated[Literal["anchor"] | None, Key("data_sampling_guard")] = None
+    """`anchor`: a run whose learnt mixture does not help ends with the counts of its anchor, the
+    initial weights, exactly. Until 60 % of the run no domain is read more than the anchor reads it
+    in the whole run; the estimated gain over the anchor, with its error, decides."""
 
     trust_region: Annotated[Mapping[str, float], Key("data_sampling_trust_region", dict | None)]
     """How far the weights move per iteration: `{kl: x}`, at most x nats of relative entropy from

@@ -7,6 +7,7 @@ import pytest
 
 from megatron.data.data_utils import (
     build_evaluation_source,
+    build_held_out_source,
     build_train_source,
     weights_by_num_docs,
 )
@@ -15,6 +16,7 @@ from megatron.data.metadata import DatasetMetadata, TokenizerIdentity, write_met
 from megatron.data.open_files import reserve_open_files
 from megatron.data.shares import split_boundaries
 from megatron.neox_arguments import ConfigError, NeoXArgs, resolve
+from megatron.sizing.mixture import describe_mixture, training_sizes
 
 TOKENIZER = SimpleNamespace(eod=0, vocab_size=500)
 DOMAINS = ("books", "code")
@@ -153,6 +155,102 @@ def test_static_weights_are_a_mixture_that_does_not_learn(paths):
     _, mixture = build_training(make_config(**paths, train_data_weights=[3, 1]))
     mixture.draw(1, 8)
     assert mixture.observe(1, [9.0, 1.0]).weights_after.tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("value", "shares"),
+    [  # books has 9 samples, code 29; the run draws 24
+        ("uniform", (0.5, 0.5)),
+        ("natural", (9 / 38, 29 / 38)),
+        ({"temperature": 2}, (3 / (3 + 29**0.5), 29**0.5 / (3 + 29**0.5))),
+        ({"unimax": 1}, (9 / 24, 15 / 24)),
+    ],
+)
+def test_weights_follow_the_samples_of_the_domains(paths, value, shares):
+    _, mixture = build_training(make_config(**paths, train_data_weights=value))
+    assert mixture.weights.tolist() == pytest.approx(shares)
+    learning = make_config(
+        **paths, **NAMED, train_data_weights=value, data_sampling_method="smoothed_mean"
+    )
+    assert build_training(learning)[1].weights.tolist() == pytest.approx(shares)
+
+
+def test_unimax_needs_samples_for_the_whole_run(paths):
+    config = make_config(**paths, train_data_weights={"unimax": 0.5})
+    with pytest.raises(ConfigError, match=r"train_data_weights: unimax: .* 19 samples.* 24"):
+        build(config)
+
+
+def test_a_schedule_plans_the_iterations_that_its_file_names(paths, tmp_path):
+    file = tmp_path / "schedule.yml"
+    file.write_text(
+        "schedule:\n- {tokens: 0, weights: {books: 1, code: 1}}\n"
+        "- {tokens: 32, weights: {books: 0, code: 1}}\n"  # an iteration has 8 samples of 4 tokens
+    )
+    config = make_config(**paths, **NAMED, train_data_weights={"schedule": str(file)})
+    _, mixture = build_training(config)
+    assert mixture.mixer.name == "schedule"
+    found = [mixture.weights.tolist()]
+    for step in (1, 2):
+        mixture.draw(step, 8)
+        found.append(mixture.observe(step, [1.0, 1.0]).weights_after.tolist())
+    assert found == [[0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
+
+
+def test_a_guarded_run_ends_with_the_counts_of_its_initial_weights(paths):
+    keys = {**NAMED, "mixed_minibatches": True, "data_sampling_method": "smoothed_mean"}
+    keys |= {"train_data_weights": [1, 3], "data_sampling_guard": "anchor", "train_iters": 20}
+    _, mixture = build_training(make_config(**paths, **keys))
+    assert mixture.describe()["constraints"][0] == {
+        **{"name": "guard", "total_steps": 20, "samples_per_step": 8, "run_length": 2},
+        **{"decision_point": 0.6, "first_look": 0.1, "confidence": 1.64, "perplexity_share": 0.5},
+    }
+    for step in range(1, 21):
+        mixture.draw(step, 8, 2)
+        mixture.observe(step, [9.0, 1.0])
+    assert mixture.cursors.tolist() == [40, 120]
+
+
+def test_the_table_before_a_run_is_what_the_run_reads(paths):
+    keys = {**NAMED, "train_data_weights": {"unimax": 1}, "data_sampling_max_weight": {"code": 0.6}}
+    config = make_config(**paths, **keys)
+    source, mixture = build_training(config)
+    heading, titles, *rows = describe_mixture(config)
+    assert heading == "mixture of 96 tokens (unimax 1; constant weights):"
+    assert titles.split() == ["domain", "weight", "share", "tokens", "epochs"]
+    assert [row.split() for row in rows] == [
+        ["books", "0.375", "0.4000", "38", "1.07"],
+        ["code", "0.625", "0.6000", "58", "0.497"],
+    ]
+    assert mixture.weights.tolist() == pytest.approx([0.4, 0.6])
+    assert [size.samples for size in training_sizes(config)] == source.samples_per_epoch.tolist()
+
+
+def test_the_table_has_the_mean_of_a_schedule(paths, tmp_path):
+    file = tmp_path / "schedule.yml"
+    points = "[{iterations: 0, weights: {books: 1, code: 1}}, %s]"
+    for interpolation, later, share in (
+        ("constant", "{iterations: 2, weights: {books: 1, code: 0}}", "0.6667"),
+        ("linear", "{iterations: 6, weights: {books: 1, code: 0}}", "0.6250"),
+    ):
+        file.write_text(f"interpolation: {interpolation}\nschedule: {points % later}\n")
+        config = make_config(**paths, **NAMED, train_data_weights={"schedule": str(file)})
+        heading, _, books, _ = describe_mixture(config)
+        assert "mean over the run" in heading
+        assert books.split()[:3] == ["books", "1", share]
+
+
+def test_what_split_holds_out_is_weighted_by_the_same_rule(write_dataset, tmp_path):
+    prefixes = [str(tmp_path / f"{name}/all") for name in "ab"]
+    for name, count in zip("ab", (20, 60), strict=True):
+        write_dataset(f"{name}/all", [np.arange(10)] * count)
+    keys = {"train_data_paths": prefixes, "split": "80,20,0"}
+    config = make_config(**keys, train_data_weights="natural")
+    assert [size.samples for size in training_sizes(config)] == [39, 119]
+    # 2 iterations of 8 samples, of text of 40 and of 120 tokens
+    assert build(config, "valid").num_samples == (4, 12)
+    equal = make_config(**keys, train_data_weights={"unimax": 4})
+    assert build(equal, "valid").num_samples == (8, 8)
 
 
 def test_weights_by_number_of_documents(paths):
@@ -402,3 +500,51 @@ def test_weights_by_number_of_documents_follow_the_formula():
     assert weights_by_num_docs([1, 3], alpha=0.0) == pytest.approx([0.75, 0.25])
     with pytest.raises(DataError, match="no documents"):
         weights_by_num_docs([0, 0])
+
+
+HELD_OUT = {
+    "use_named_train_datasets": True,
+    "use_named_eval_datasets": True,
+    "data_sampling_method": "smoothed_mean",
+    "data_sampling_reward": "heldout",
+    "data_sampling_heldout_samples": 8,
+}
+
+
+def build_windows(config, *, dp_rank=0, dp_size=1, domains=DOMAINS):
+    ranks = {"dp_rank": dp_rank, "dp_size": dp_size}
+    return build_held_out_source(config, domains, tokenizer_info=TOKENIZER, **ranks)
+
+
+def test_windows_follow_the_order_of_the_training_domains(paths):
+    keys = {**paths, **HELD_OUT, "valid_data_paths": paths["valid_data_paths"][::-1]}
+    source = build_windows(make_config(**keys))
+    assert source.domains == DOMAINS
+    assert source.num_samples == (8, 8)
+
+
+def test_ranks_share_the_chosen_windows(paths):
+    config = make_config(**paths, **HELD_OUT)
+    domains, windows = np.array([0, 1, 1, 0, 1]), np.array([3, 0, 7, 1, 2])
+    seen = {}
+    for rank in range(2):
+        source = build_windows(config, dp_rank=rank, dp_size=2)
+        batches = list(source.chosen(domains, windows, ids=np.arange(5)))
+        assert len(batches) == 2
+        for batch in batches:
+            for row in np.flatnonzero(batch.loss_mask.any(dim=1)):
+                seen[int(batch.domain_ids[row])] = batch.tokens[row].tolist()
+    (whole,) = [list(build_windows(config).batches(k)) for k in range(1)]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert seen[3] == whole[0].tokens[1].tolist()
+
+
+def test_nothing_is_measured_unless_it_is_asked_for(paths):
+    keys = {key: value for key, value in HELD_OUT.items() if "held" not in str((key, value))}
+    assert build_windows(make_config(**paths, **keys)) is None
+
+
+def test_a_share_of_split_that_fills_no_sample_is_refused_with_the_domain(paths):
+    keys = {"train_data_paths": paths["train_data_paths"], **HELD_OUT, "split": "90,5,5"}
+    with pytest.raises(ConfigError, match="data_sampling_reward: no validation data of books; "):
+        build_windows(make_config(**keys))

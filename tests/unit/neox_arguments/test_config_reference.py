@@ -79,7 +79,7 @@ def words_of_the_program():
 
 def test_every_key_is_read_refused_or_noted():
     written_in_parts = {f"{name}_data_weights" for name in ("train", "valid", "test")}
-    only_passed_on = {"no_ssh_check", "force_multi", "git_hash"}
+    only_passed_on = {"no_ssh_check", "force_multi", "git_hash", "data_sampling_step_size"}
     words = words_of_the_program()
     silent = {
         field.name

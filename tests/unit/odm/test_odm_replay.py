@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion, make_mixer
+from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion
 from odm.replay import ReplayError, find_log, main, read_run_log, replay
+from tests.mixers import mixer_for
 
 DOMAINS = ["web", "code", "books"]
 
 
 def run_log(method="smoothed_mean", constraints=(), steps=range(1, 41), sizes=None, **options):
     mixture = MixtureController(
-        DOMAINS, make_mixer(method), MixtureSchedule(5, 3), constraints, **options
+        DOMAINS, mixer_for(method, 3), MixtureSchedule(5, 3), constraints, **options
     )
     lines = [{"event": "start", "mixture": mixture.describe(), "samples_per_epoch": sizes}]
     rng = np.random.default_rng(0)
@@ -44,6 +45,22 @@ def test_a_run_is_replayed_bit_for_bit(method, constraints):
     result = replay(read_run_log(text_of(lines)))
     assert result.num_iterations == 40
     assert result.largest_difference == 0.0
+
+
+@pytest.mark.parametrize("method", ["doremi", "dynamic_batch_loading", "skill_graph"])
+def test_a_run_with_numbers_per_domain_is_replayed_without_their_files(method):
+    lines = run_log(method, [Floor(0.05)], warmup_steps=6, update_frequency=3)
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
+def test_a_run_of_ado_is_replayed_with_the_losses_of_every_step():
+    lines = run_log("ado", steps=range(1, 351), warmup_steps=60, update_frequency=3)
+    result = replay(read_run_log(text_of(lines)))
+    assert result.num_iterations == 350
+    assert result.largest_difference < 1e-14  # sums of the log are means times tokens
+    del lines[50]  # of the warm-up
+    with pytest.raises(ReplayError, match="iteration 50 changed the weights but is not in the log"):
+        replay(read_run_log(text_of(lines)))
 
 
 def test_a_changed_weight_is_found_with_its_place():
@@ -343,7 +360,7 @@ def test_a_method_that_replays_its_own_run_chooses_the_logged_weights(tmp_path, 
 
 def test_another_method_is_given_the_losses_and_the_weights_of_the_run(tmp_path, capsys):
     lines = run_log("smoothed_mean")
-    expected = MixtureController(DOMAINS, make_mixer("exp3"), MixtureSchedule(5, 3))
+    expected = MixtureController(DOMAINS, mixer_for("exp3", 3), MixtureSchedule(5, 3))
     by_hand = []
     state = expected.mixer.init(DOMAINS, [1, 1, 1])
     weights = np.full(3, 1 / 3)
