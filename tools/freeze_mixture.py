@@ -36,7 +36,6 @@ from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
-from megatron.neox_arguments.command_line import FLAG_KEYS
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
@@ -60,8 +59,11 @@ _LEFT_OUT = ("weight_by_num_documents", "weighted_sampler_alpha", "iteration")
 _NEW_PLACES = ("log_dir", "tensorboard_dir", "wandb_run_name")
 """What two runs must not share; gets the kind of the control as an ending."""
 
-_NOT_COPIED = ("user_script", "iteration", "sample_input_file", "sample_output_file")
-"""Flags that mean something else than how a run is trained."""
+_FLAGS = (
+    *("hostfile", "wandb_group", "wandb_run_name", "wandb_team"),
+    *("eval_tasks", "trust_task_code"),
+)
+"""Keys that a command line may set beside the files, and that matter to how a run is trained."""
 
 _DECISIVE = ("model", "batch", "precision", "optimizer", "schedule", "data", "mixing")
 """Sections that decide what a run learns."""
@@ -227,12 +229,10 @@ def changed_settings(run: FinishedRun) -> list[str]:
 def _flags(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line of the run may have said beside its files."""
     values = {}
-    for key in FLAG_KEYS:
+    for key in _FLAGS:
         field = field_table()[key]
-        if field.answer is None or key in _NOT_COPIED:
-            continue
         value = stored.get(field.section, {}).get(field.answer)
-        if value is not None and value != field.default:
+        if value and value != field.default:
             values[key] = value
     return values
 
