@@ -54,7 +54,7 @@ class OtherWeights:
         """Mean and last weights of every domain as text, with the caveat."""
         heads = ("domain", "mean: run", self.method, "last: run", self.method)
         columns = (self.run.mean(0), self.other.mean(0), self.run[-1], self.other[-1])
-        rows = [heads]
+        rows: list[tuple[str, ...]] = [heads]
         for name, *weights in zip(self.domains, *columns, strict=True):
             rows.append((name, *(f"{weight:.4f}" for weight in weights)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
+from .guard import Guard
 from .held_out import HeldOut
 from .json_data import (
     Check,
@@ -67,7 +68,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, EpochCap, GroupLimits, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, EpochCap, GroupLimits, Guard, TrustRegion)
 }
 
 
@@ -244,10 +245,11 @@ def _cursors(
         drawn = by_domain(record, "epochs", domains) * [sizes[name] for name in domains]
         if ((drawn >= 0) & (drawn <= MAX_CURSOR)).all():
             return np.rint(drawn).astype(np.int64)
-    if any(isinstance(constraint, EpochCap) for constraint in controller.constraints):
+    limit = next((limit.name for limit in controller.constraints if limit.depends_on_cursors), None)
+    if limit is not None:
         raise ReplayError(
-            f"iteration {record['iteration']}: constraint 'epoch_cap' depends on the cursors of "
-            "the run, which the log does not contain (cursors, or epochs and samples_per_epoch)"
+            f"iteration {record['iteration']}: constraint {limit!r} depends on the cursors of the "
+            "run, which the log does not contain (cursors, or epochs and samples_per_epoch)"
         )
     return None
 
@@ -281,7 +283,8 @@ def _observed(record: Mapping[str, Any], controller: MixtureController) -> Signa
     """What the trainer observed in a logged iteration."""
     losses = by_domain(record, "losses", controller.domains)
     losses[np.isinf(losses)] = np.nan  # after an overflow; the trainer dropped them too
-    if "tokens" not in record or not controller.mixer.method.every_step:
+    is_guarded = any(isinstance(limit, Guard) for limit in controller.constraints)
+    if "tokens" not in record or not (controller.mixer.method.every_step or is_guarded):
         return losses
     tokens = by_domain(record, "tokens", controller.domains)
     return Signal.from_means(losses, np.where(np.isnan(losses), 0.0, tokens))

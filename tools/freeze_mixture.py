@@ -34,12 +34,12 @@ import yaml
 from megatron.checkpoint.format import checkpoint_steps, read_content, read_resolved_config
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.errors import CheckpointError, UserError
-from megatron.files import describe_error, write_text_atomic
+from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
-from megatron.neox_arguments.command_line import FLAG_KEYS
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
+from odm.json_data import shown
 from tools.checkpoints.single_process import find_source
 
 KINDS = {
@@ -59,8 +59,11 @@ _LEFT_OUT = ("weight_by_num_documents", "weighted_sampler_alpha", "iteration")
 _NEW_PLACES = ("log_dir", "tensorboard_dir", "wandb_run_name")
 """What two runs must not share; gets the kind of the control as an ending."""
 
-_NOT_COPIED = ("user_script", "iteration", "sample_input_file", "sample_output_file")
-"""Flags that mean something else than how a run is trained."""
+_FLAGS = (
+    *("hostfile", "wandb_group", "wandb_run_name", "wandb_team"),
+    *("eval_tasks", "trust_task_code"),
+)
+"""Keys that a command line may set beside the files, and that matter to how a run is trained."""
 
 _DECISIVE = ("model", "batch", "precision", "optimizer", "schedule", "data", "mixing")
 """Sections that decide what a run learns."""
@@ -103,7 +106,14 @@ def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
             f"{folder}/{CONFIGS}: has no configuration files, so there is nothing to copy; a run "
             "that was started with YAML files has them"
         )
-    values = dict(read_files([folder / CONFIGS / Path(name).name for name in names]).values)
+    kept = {path.name: path for path in (folder / CONFIGS).iterdir()}
+    missing = [name for name in names if name not in kept]
+    if missing:
+        raise CheckpointError(
+            f"{folder}/{CONFIGS}: lacks {shown(missing[0])}, which state.json names; the "
+            "checkpoint is damaged"
+        )
+    values = dict(read_files([kept[name] for name in names]).values)
     values |= {key: value for key, value in _flags(stored).items() if key not in values}
     world_size = stored.get("layout", {}).get("world_size")
     world_size = world_size if type(world_size) is int and world_size > 0 else None
@@ -219,12 +229,10 @@ def changed_settings(run: FinishedRun) -> list[str]:
 def _flags(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line of the run may have said beside its files."""
     values = {}
-    for key in FLAG_KEYS:
+    for key in _FLAGS:
         field = field_table()[key]
-        if field.answer is None or key in _NOT_COPIED:
-            continue
         value = stored.get(field.section, {}).get(field.answer)
-        if value is not None and value != field.default:
+        if value and value != field.default:
             values[key] = value
     return values
 
@@ -286,6 +294,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
     last = run.config.schedule.train_iters
     if args.kind == "frozen" and run.iteration < last:
         print(f"note: the average is that of {run.iteration} of the run's {last} iterations")
+    saving = run.config.saving
+    is_own = saving.load_path is None or is_same_path(saving.load_path, saving.save_path or "")
+    if not (is_own or saving.finetune):
+        print(f"note: the run continued one of {saving.load_path}; this one begins at iteration 0")
     for name in changed_settings(run):
         print(f"note: {name} had another value in the run; check it in {output}")
     if REDACTED in yaml.safe_dump(values):

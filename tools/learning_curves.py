@@ -86,7 +86,7 @@ class LearningCurves:
 
 
 def fit_curves(history: MixtureHistory) -> LearningCurves:
-    """Fits a line to each domain's training losses against ln(iteration), as training goes on.
+    """Fits a line to each domain's training losses against ln(iteration), again and again.
 
     Each logged loss counts by the tokens that it is expected to be the mean of: those since the
     line before, times the weight of the domain.

@@ -62,8 +62,8 @@ def paired_difference(
         candidate: One value per pair, shape (n,), n >= 1.
         baseline: The value of the other run of the same pair, shape (n,).
         level: Probability that an interval is meant to cover the true mean, in (0, 1).
-        resamples: See `bootstrap_interval`.
-        seed: See `bootstrap_interval`.
+        resamples: Number of random resamples of `bootstrap_interval`.
+        seed: Seed of these resamples.
 
     Raises:
         ValueError: If the shapes differ, are empty or not (n,), or a value is not finite.

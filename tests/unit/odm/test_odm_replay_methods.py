@@ -11,6 +11,7 @@ from odm import (
     EpochCap,
     Floor,
     GroupLimits,
+    Guard,
     HeldOut,
     MixtureController,
     MixtureSchedule,
@@ -23,8 +24,8 @@ from odm.replay import main
 from odm.rewards import Reward
 
 DOMAINS = ("web", "code", "books")
-SIZES = (400, 160, 60)
-STEPS = 60
+SIZES = (1000, 400, 160)
+STEPS = 160
 REQUIRED = {
     "schedule": {"points": ((0.0, (1.0, 1.0, 1.0)), (20.0, (3.0, 2.0, 1.0)))},
     "doremi": {"reference_losses": (2.0, 1.5, 3.0)},
@@ -53,14 +54,16 @@ def by_domain(values) -> dict[str, float | None]:
     }
 
 
-def write_run(path, method: str, reward: str, **changes) -> list[dict]:
+LIMITS = (
+    Floor(0.05),
+    GroupLimits(("text",), ((0, 2),), (0.1,), (0.7,)),
+    EpochCap(3.0, SIZES, STEPS * 8),
+    TrustRegion(max_total_variation=0.2),
+)
+
+
+def write_run(path, method: str, reward: str, limits=LIMITS) -> list[dict]:
     """Trains a pretended model and writes its log; returns the lines."""
-    limits = [
-        Floor(0.05),
-        GroupLimits(("text",), ((0, 2),), (0.1,), (0.7,)),
-        EpochCap(3.0, SIZES, STEPS * 8),
-        TrustRegion(max_total_variation=0.2),
-    ]
     mixture = MixtureController(
         DOMAINS,
         make_mixer(method, **REQUIRED.get(method, {})),
@@ -70,7 +73,6 @@ def write_run(path, method: str, reward: str, **changes) -> list[dict]:
         warmup_steps=5,
         update_frequency=2,
         total_steps=STEPS,
-        **changes,
     )
     sizes = dict(zip(DOMAINS, SIZES, strict=True))
     start = {"mixture": mixture.describe(), "samples_per_epoch": sizes, "train_iters": STEPS}
@@ -110,9 +112,9 @@ def write_run(path, method: str, reward: str, **changes) -> list[dict]:
 def test_a_run_is_replayed_within_rounding(tmp_path, capsys, method, reward):
     lines = write_run(tmp_path / "metrics.jsonl", method, reward)
     assert main([str(tmp_path)]) == 0  # the tolerance is 1e-12
-    assert "60 iterations replayed" in capsys.readouterr().out
+    assert "160 iterations replayed" in capsys.readouterr().out
     trained = [line["weights"] for line in lines if line["event"] == "train"]
-    if METHODS[method].learns or METHODS[method].follows_steps:
+    if reward == "train" and (METHODS[method].learns or METHODS[method].follows_steps):
         assert trained[-1] != trained[0]
 
 
@@ -151,3 +153,19 @@ def test_a_method_that_does_not_learn_is_replayed_on_a_run_with_held_out_rewards
     assert main([str(tmp_path), "--mixer", "static", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)["other"]
     assert answer["books"][0] == pytest.approx(1 / 3)
+
+
+def test_a_guard_that_restores_its_anchor_is_replayed(tmp_path, capsys):
+    guard = Guard(STEPS, 8, decision_point=0.5, first_look=0.2)
+    lines = write_run(tmp_path / "metrics.jsonl", "exp3", "train", (Floor(0.02), guard))
+    assert main([str(tmp_path)]) == 0
+    shares = [line["weights"]["code"] for line in lines if line["event"] == "train"]
+    assert min(shares) < 0.3  # exp3 prefers high losses
+    epochs = list(lines[-1]["epochs"].values())
+    counts = np.rint(np.array(epochs) * SIZES)
+    assert counts.max() - counts.min() <= 1  # those of the anchor, equal weights
+    for line in lines:
+        line.pop("epochs", None)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(tmp_path)]) == 2
+    assert "constraint 'guard' depends on the cursors" in capsys.readouterr().err

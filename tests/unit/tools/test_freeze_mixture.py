@@ -104,6 +104,12 @@ def test_a_run_that_began_with_the_weights_of_another_does_so_again(tmp_path):
     assert (values["load"], values["finetune"]) == ("base", True)
 
 
+def test_a_run_that_continued_another_is_controlled_from_its_start_with_a_note(tmp_path, capsys):
+    values = frozen(write_run(tmp_path, load="base"))
+    assert values["load"] == values["save"]
+    assert "note: the run continued one of base; this one begins at" in capsys.readouterr().out
+
+
 def test_other_places_that_a_run_writes_to_are_not_shared(tmp_path):
     values = frozen(write_run(tmp_path, tensorboard_dir="tb", wandb_run_name="a"), "--natural")
     assert (values["tensorboard_dir"], values["wandb_run_name"]) == ("tb-natural", "a-natural")
@@ -135,8 +141,9 @@ def test_a_run_without_files_named_domains_or_samples_is_one_line(tmp_path, caps
     content = json.loads(state.read_text())
     state.write_text(json.dumps({**content, "config_files": []}))
     assert "configs: has no configuration files" in refused(capsys, run)
-    state.write_text(json.dumps({**content, "config_files": ["../run.yml", "x.yml"]}))
-    assert "configs/x.yml: cannot be read" in refused(capsys, run)
+    for name in ("x.yml", "../run.yml", "run.yml\0"):
+        state.write_text(json.dumps({**content, "config_files": ["run.yml", name]}))
+        assert f"configs: lacks {name!r}, which state.json names" in refused(capsys, run)
     state.write_text(json.dumps(content))
     (run / "global_step10" / "mixture.json").write_text("null")
     assert "mixture.json: is null" in refused(capsys, run)

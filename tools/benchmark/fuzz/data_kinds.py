@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import random
@@ -28,9 +29,12 @@ from megatron.data.metadata import (
 from megatron.errors import CheckpointError
 from odm.json_data import SchemaError
 from odm.replay import main as replay_main
+from tools.compare_runs import report
 from tools.hf.importing import convert_from_hf
 from tools.hf.weight_files import WeightFiles
+from tools.learning_curves import fit_curves
 from tools.plot_mixture import read_history
+from tools.run_comparison import compare, read_curves
 
 from .hostile import (
     changed_bytes,
@@ -111,20 +115,32 @@ def _data(folder: Path) -> Read:
 def _log_lines() -> list[dict[str, Any]]:
     controller = mixture()
     described = controller.describe()
-    events: list[dict[str, Any]] = [{"event": "start", "iteration": 0, "mixture": described}]
+    facts = {"train_iters": 6, "tokenizer": "ab" * 32, "settings": {"model": "0a", "mixing": "0b"}}
+    sizes = {"samples_per_epoch": dict.fromkeys(DOMAINS, 10), "evaluation": {"validation": {}}}
+    events: list[dict[str, Any]] = [
+        {"event": "start", "iteration": 0, "mixture": described, **facts, **sizes}
+    ]
     for step in range(1, 7):
         weights = dict(zip(DOMAINS, controller.weights.tolist(), strict=True))
         losses = dict(zip(DOMAINS, (3.0, 1.5, 2.0 + step), strict=True))
         controller.observe(step, list(losses.values()))
         shares = {"weights": weights, "losses": losses, "epochs": dict.fromkeys(DOMAINS, 0.5)}
-        events.append({"event": "train", "iteration": step, **shares})
-    found = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": None}
+        shares["tokens"] = dict.fromkeys(DOMAINS, 40)
+        events.append(
+            {"event": "train", "iteration": step, "consumed_tokens": 120 * step, **shares}
+        )
+        limits = {"floor": [DOMAINS[0]], "trust_region": 0.5}
+        update = {"proposal": weights, "weights": weights, "limits": limits}
+        events.append({"event": "update", "iteration": step, **update})
+    found = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": None, "num_samples": 5}
     validation = {"event": "validation", "iteration": 4, "domains": dict.fromkeys(DOMAINS, found)}
-    return [*events[:5], validation, {**events[0], "event": "resume", "iteration": 4}, *events[5:]]
+    return [*events[:9], validation, {**events[0], "event": "resume", "iteration": 4}, *events[9:]]
 
 
 def _run_log(folder: Path) -> Read:
     path, sound = folder / "metrics.jsonl", _log_lines()
+    path.write_text("".join(f"{json.dumps(event)}\n" for event in sound))
+    other = dataclasses.replace(read_curves(path), arm="other", name="other")
 
     def read(rng: random.Random) -> None:
         events = copy.deepcopy(sound)
@@ -137,14 +153,19 @@ def _run_log(folder: Path) -> Read:
         path.write_bytes(b"\n".join(lines) + rng.choice((b"\n", b"", b'{"event": "tra')))
         with contextlib.redirect_stdout(io.StringIO()):
             code = replay_main([str(path)])
+            code_of_other = replay_main([str(path), "--mixer", "exp3", "--json"])
         assert code in (0, 1, 2)
+        assert code_of_other in (0, 2)
         try:
             history = read_history(path)
+            json.dumps(fit_curves(history).to_dict(), allow_nan=False)
+            curves = read_curves(path)
         except ValueError as error:
             if str(path) in str(error):
                 raise SchemaError(str(error)) from error
             raise
         assert history.weights.shape == (len(history.iterations), len(history.domains))
+        report(compare([other, curves]))
 
     return read
 

@@ -35,6 +35,8 @@ from odm import Floor, MixtureController, MixtureSchedule, TrustRegion, known_mi
 from odm.json_data import SchemaError
 from odm.methods import METHODS
 from tools.checkpoints.single_process import find_source
+from tools.freeze_mixture import changed_settings, control_values
+from tools.freeze_mixture import read_run as read_finished_run
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.network import parameter_infos
 from tools.hf.run_facts import read_run
@@ -262,12 +264,47 @@ def _odm(folder: Path) -> Read:
     return read
 
 
+def _control(folder: Path) -> Read:
+    """What freeze_mixture reads of a checkpoint; the result is resolved, but not written."""
+    step = checkpoint(folder)
+    values: dict[str, Any] = {
+        **FIELDS,
+        "train_data_paths": [f"data/{name}/text" for name in DOMAINS],
+        "split": "8, 1, 1",
+        "data_sampling_method": "smoothed_mean",
+        "data_sampling_max_weight": {"web": 0.9},
+        "train_iters": 9,
+        "train_batch_size": 4,
+        "optimizer": {"type": "Adam", "params": {"lr": 0.01}},
+        "tokenizer_type": "CharLevelTokenizer",
+        "save": "run",
+        "load": "run",
+        "checkpoint_factor": 5,
+    }
+    (step / "configs" / "run.yml").write_text(json.dumps(values))
+    names = ("state.json", "mixture.json", "configs/resolved.json", "configs/run.yml")
+    sound = {name: json.loads((step / name).read_text()) for name in names}
+
+    def read(rng: random.Random) -> None:
+        for name, content in sound.items():
+            (step / name).write_text(json.dumps(content))
+        name = rng.choice(names)
+        (step / name).write_bytes(changed_document(sound[name], rng))
+        run = read_finished_run(step)
+        changed_settings(run)
+        for kind in ("uniform", "natural", "frozen"):
+            control_values(run, kind, save=str(folder / "control"))
+
+    return read
+
+
 KINDS: dict[str, Callable[[Path], Read]] = {
     "index": _index,
     "latest": _latest,
     "state": _content("state.json"),
     "mixture": _content("mixture.json"),
     "resolved": _content("configs/resolved.json"),
+    "control": _control,
     "rank": _tensors("rank_00000.safetensors"),
     "rng": _tensors("rng_00000.safetensors"),
     "odm": _odm,
