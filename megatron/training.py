@@ -6,7 +6,6 @@ step yields one loss per domain, and these losses decide the weights of the next
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +18,22 @@ import torch.distributed as dist
 from megatron.checkpoint.format import checkpoint_steps
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
-from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
+from megatron.data.data_utils import (
+    SplitName,
+    build_evaluation_source,
+    build_held_out_source,
+    build_train_source,
+)
+from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
-from megatron.engine.runners import StepResult, StepRunner, count_parameters
+from megatron.engine.runners import StepResult, StepRunner
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
+from megatron.evaluation.held_out import HeldOutMeter
 from megatron.files import is_same_path
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
@@ -36,6 +42,7 @@ from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.reporting.announcement import announce
 from megatron.reporting.run_logger import RunLogger
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import stop_requested
@@ -58,6 +65,7 @@ def train(
     *,
     last_step: int,
     learning_rate_of: Callable[[int], float],
+    held_out: HeldOutMeter | None = None,
     run_length: int = 1,
     exit_interval: int | None = None,
 ) -> TrainState:
@@ -71,6 +79,7 @@ def train(
         state: Counters of the run, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
+        held_out: Measures the held-out losses that the mixture learns from; None measures none.
         run_length: Consecutive samples of a plan that share a domain.
         exit_interval: Stop after each iteration that is a multiple of this; its hooks run first.
 
@@ -100,7 +109,8 @@ def train(
             step_seconds=clock - began,
         )
         require_finite(state, report, mixture, is_last=state.step == last_step)
-        mixture.observe(state.step, signal)  # these losses decide the weights of the next step
+        measured = held_out.after_step(state.step, report.step_seconds) if held_out else None
+        mixture.observe(state.step, signal, held_out=measured)  # these decide the next weights
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
         state.stop = stop
         for hook in hooks:
@@ -245,17 +255,25 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         else None
         for split in EVALUATION_SPLITS
     )
+    windows = build_held_out_source(config, mixture.domains, tokenizer_info=tokenizer, **ranks)
     loaded = build_runner(
         config, tokenizer, topology, num_domains=mixture.num_domains, say=logger.say
     )
     runner, state = loaded.runner, loaded.state
     refuse_to_replace(config, loaded)
     restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
+    held_out = _held_out_meter(config, loaded, windows, logger)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.evaluation.interval, config.schedule.train_iters
     measured = _measured_before(config, state)
     saving = CheckpointHook(
-        runner, source, mixture, config, logger, moment_names=moment_names(config)
+        runner,
+        source,
+        mixture,
+        config,
+        logger,
+        moment_names=moment_names(config),
+        held_out=held_out,
     )
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
@@ -268,7 +286,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hooks.append(
             TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
         )
-    announce(logger, config, source, mixture.describe(), loaded)
+    announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
     try:
         train(
@@ -279,6 +297,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             state,
             last_step=last_step,
             learning_rate_of=learning_rate_of,
+            held_out=held_out,
             run_length=config.mixing.run_length,
             exit_interval=config.schedule.exit_interval,
         )
@@ -290,6 +309,23 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
+
+
+def _held_out_meter(
+    config: RunConfig, loaded: LoadedRun, windows: EvaluationBatches | None, logger: RunLogger
+) -> HeldOutMeter | None:
+    """Measures held-out losses from where the checkpoint stopped; None without ``windows``."""
+    if windows is None or config.mixing.heldout_interval is None:
+        return None
+    meter = HeldOutMeter(
+        loaded.runner,
+        windows,
+        logger,
+        interval=config.mixing.heldout_interval,
+        num_parts=config.mixing.heldout_parts,
+    )
+    meter.load_state_dict((loaded.mixture_state or {}).get("held_out"))
+    return meter
 
 
 def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:
@@ -357,39 +393,4 @@ def restore_mixture(
             f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples per "
             f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
             "continues at its old place in a new order, so some text is repeated or comes late"
-        )
-
-
-def announce(
-    logger: RunLogger,
-    config: RunConfig,
-    source: MixedBatches,
-    mixture: Mapping[str, Any],
-    loaded: LoadedRun,
-) -> None:
-    """Logs what the run is, and prints the notes of the configuration."""
-    parameters = count_parameters(loaded.runner)
-    info = {
-        "parameters": parameters,
-        "layout": dataclasses.asdict(loaded.runner.topology.grid),
-        "zero_stage": config.layout.zero_stage,
-        "precision": config.precision.dtype,
-        "mixture": mixture,
-        "samples_per_epoch": source.samples_by_domain,
-        "evaluation": evaluation_settings(config.to_dict()),
-    }
-    for note in config.notes:
-        logger.say(f"note: {note}")
-    logger.say(
-        f"{parameters:,} parameters, {len(source.domains)} domains, "
-        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens per iteration"
-    )
-    if loaded.state.step:
-        logger.resume(loaded.state.step, info)
-    else:
-        logger.start(info)
-    if loaded.state.step >= config.schedule.train_iters:
-        logger.say(
-            f"nothing left to do: the checkpoint is of iteration {loaded.state.step}, train_iters "
-            f"is {config.schedule.train_iters}; to continue training, raise train_iters"
         )

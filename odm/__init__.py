@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
     from .controller import MixtureController
     from .guard import Guard
+    from .held_out import HeldOut, HeldOutRecord
     from .mixers import Mixer, known_mixers, make_mixer, register
     from .order import SampleOrder, sample_order
+    from .rewards import Reward
     from .schedule import Draw, MixtureSchedule, plan_draw
     from .signal import Signal
 
@@ -25,6 +27,9 @@ __all__ = [
     "Draw",
     "plan_draw",
     "Signal",
+    "HeldOut",
+    "HeldOutRecord",
+    "Reward",
     "Mixer",
     "make_mixer",
     "known_mixers",
@@ -44,8 +49,10 @@ _NAMES = {
     "controller": ("MixtureController",),
     "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "GroupLimits", "TrustRegion"),
     "guard": ("Guard",),
+    "held_out": ("HeldOut", "HeldOutRecord"),
     "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
     "order": ("SampleOrder", "sample_order"),
+    "rewards": ("Reward",),
     "schedule": ("Draw", "MixtureSchedule", "plan_draw"),
     "signal": ("Signal",),
 }

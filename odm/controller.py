@@ -14,9 +14,11 @@ from .constraints import Constraint, ConstraintContext, apply_constraints
 from .decision import Decision, make_decision
 from .guard import Guard, GuardedRun
 from .json_data import SchemaError, copied
+from .methods import RewardSource
 from .mixers import Mixer, make_mixer
 from .observation import Observation
 from .read_ahead import ReadAhead
+from .rewards import Reward
 from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
@@ -49,6 +51,7 @@ class MixtureController:
         mixer: The method, or its registered name with default options.
         schedule: Draws the plans; its ``num_domains`` must be K.
         constraints: Limits on the weights, applied at every step, also during warm-up.
+        reward: The losses that the mixer learns from, or the name of their source.
         initial_weights: Raw weights of the first draws, shape (K,); None makes all equal.
         warmup_steps: Up to and including this step, the mixer is not asked.
         update_frequency: The mixer is asked at steps that are a multiple of this number.
@@ -65,6 +68,7 @@ class MixtureController:
         schedule: MixtureSchedule,
         constraints: Sequence[Constraint] = (),
         *,
+        reward: Reward | RewardSource = "train",
         initial_weights: ArrayLike | None = None,
         warmup_steps: int = 0,
         update_frequency: int = 1,
@@ -74,6 +78,8 @@ class MixtureController:
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
         self.schedule = schedule
         self.constraints = tuple(constraints)
+        self.reward = Reward(reward) if isinstance(reward, str) else reward
+        self.reward.check_method(self.mixer.name, self.mixer.method)
         self._limits = tuple(limit for limit in constraints if not isinstance(limit, Guard))
         num_domains = len(self.domains)
         if schedule.num_domains != num_domains:
@@ -157,6 +163,22 @@ class MixtureController:
         self._ahead.add(step, weights, cursors)
         return draw
 
+    def adopt_draw(
+        self, step: int, *, weights: FloatArray | None = None, cursors: IntArray | None = None
+    ) -> None:
+        """Takes over a draw that was made elsewhere, for replays; use it in the place of ``draw``.
+
+        Args:
+            step: The step that trained on the draw, counted from 1.
+            weights: Probabilities with which it was drawn, shape (K,); None: this object's own.
+            cursors: Cursors after it, shape (K,); None leaves them as they are.
+        """
+        before = self.schedule.cursors
+        if cursors is not None:
+            self.schedule.set_cursors(cursors)
+        if weights is not None:
+            self._ahead.add(step, weights, before)
+
     def observe(
         self, step: int, observed: Signal | ArrayLike, *, held_out: HeldOut | None = None
     ) -> Decision:
@@ -170,6 +192,7 @@ class MixtureController:
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
                 domains.
             held_out: Losses on held-out data, summed over all ranks, if this step measured them.
+                Without them, a step changes no weights that follow held-out losses.
 
         Returns:
             The decision; its ``weights_after`` are the probabilities of the next draw.
@@ -182,26 +205,25 @@ class MixtureController:
             observed, self.num_domains, where="controller", step=step, domains=self.domains
         )
         last = self._decision
-        before, proposal = last.weights_after, last.proposal
+        before, proposal, is_due = last.weights_after, last.proposal, self.is_update_due(step)
         drew = self._ahead.complete(step)
-        is_due = self.is_update_due(step) and bool(np.count_nonzero(present))
+        signal = observed if isinstance(observed, Signal) else None
         if is_due or self.mixer.method.every_step:
+            rewards, has_reward = self.reward.losses(losses, present, held_out)
+            is_due = is_due and bool(np.count_nonzero(has_reward))
+            from_training = not self.reward.needs_held_out
             observation = Observation(
                 int(step),
-                np.where(present, losses, 0.0),
-                present,
+                rewards,
+                has_reward,
                 before if drew is None else drew,
-                signal=observed if isinstance(observed, Signal) else None,
-                held_out=held_out,
+                signal=signal if from_training else None,
+                held_out=None if from_training else held_out,
                 total_steps=self.total_steps,
             )
-            if is_due:
-                self._state, proposal = self.mixer.update_checked(self._state, observation)
-                self._updates += self.mixer.method.learns
-            else:
-                self._state = self.mixer.observe_checked(self._state, observation)
+            proposal = self._learn(observation, is_due=is_due)
         if self._guard is not None:
-            counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present
+            counts = 1.0 * present if signal is None else signal.token_count
             self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
@@ -217,9 +239,20 @@ class MixtureController:
         )
         return self._decision
 
+    def _learn(self, observation: Observation, *, is_due: bool) -> FloatArray:
+        """Gives a step to the mixer; returns its newest proposal."""
+        if is_due:
+            self._state, proposal = self.mixer.update_checked(self._state, observation)
+            self._updates += self.mixer.method.learns
+            return proposal
+        if self.mixer.method.every_step:
+            self._state = self.mixer.observe_checked(self._state, observation)
+        return self._decision.proposal
+
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""
         length = {"total_steps": self.total_steps} if self.mixer.method.uses_length else {}
+        reward = {"reward": self.reward.options()} if self.reward.needs_held_out else {}
         return {
             "domains": list(self.domains),
             "method": self.mixer.name,
@@ -228,6 +261,7 @@ class MixtureController:
             "warmup_steps": self.warmup_steps,
             "update_frequency": self.update_frequency,
             **length,
+            **reward,
             "constraints": [constraint.options() for constraint in self.constraints],
             "seed": self.schedule.seed,
             "stratified": self.schedule.stratified,
@@ -320,7 +354,7 @@ class MixtureController:
 
     def _changed(self, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that differ -> the saved value and the present one."""
-        current = self.describe()
+        current = {"reward": None, **self.describe()}  # both leave out the reward of training
         return {key: (saved.get(key), v) for key, v in current.items() if saved.get(key) != v}
 
     def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:

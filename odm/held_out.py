@@ -102,6 +102,34 @@ class HeldOut:
             change_log_step=unknown,
         )
 
+    @classmethod
+    def from_domains(
+        cls, values: Mapping[str, Mapping[str, float | None]], domains: Sequence[str]
+    ) -> HeldOut:
+        """Makes it from what `by_domain` returned; other keys are ignored.
+
+        Raises:
+            ValueError: If a field is missing, or is not about these domains.
+        """
+        arrays = {}
+        for field in dataclasses.fields(cls):
+            of_domains = values.get(field.name)
+            if not isinstance(of_domains, Mapping) or set(of_domains) != set(domains):
+                raise ValueError(f"{field.name} must name the domains {list(domains)}")
+            numbers = [of_domains[name] for name in domains]
+            arrays[field.name] = np.array([math.nan if n is None else n for n in numbers])
+        return cls(**arrays)
+
+    def by_domain(self, domains: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        """All fields as JSON data, {field: {domain: number, null if it is not known}}."""
+        return {
+            field.name: {
+                name: None if math.isnan(value) else value
+                for name, value in zip(domains, getattr(self, field.name).tolist(), strict=True)
+            }
+            for field in dataclasses.fields(self)
+        }
+
     @property
     def num_domains(self) -> int:
         """Number of domains K."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+RewardSource = Literal["train", "heldout", "generalization"]
+"""Where the losses come from that move the weights; `odm.rewards.Reward` makes them."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -12,9 +15,9 @@ class Method:
 
     learns: bool = True
     """Whether losses change its weights."""
-    signal: Literal["training", "held_out"] = "training"
-    """The losses that it learns from: training losses of the domains in a step, or losses on
-    held-out data of every domain, which the trainer has to measure."""
+    signal: Literal["either", "training", "held_out"] = "either"
+    """The losses that it can learn from: training losses of the domains in a step, losses on
+    held-out data of every domain, which the trainer has to measure, or either."""
     follows_steps: bool = False
     """Whether its weights change with the steps alone, whatever the losses are."""
     every_step: bool = False
@@ -24,6 +27,16 @@ class Method:
     """Whether its weights depend on the number of steps of the whole run."""
     settings: tuple[str, ...] = ()
     """Options that a trainer's configuration may set; other options keep their defaults."""
+    required: tuple[str, ...] = ()
+    """Those of ``settings`` that have no default."""
+
+    def held_out_problem(self, name: str) -> str | None:
+        """Why the method ``name`` cannot learn from losses on held-out data; None if it can."""
+        if not self.learns:
+            return f"{name} does not learn from losses"
+        if self.signal == "training":
+            return f"{name} learns from training losses only"
+        return None
 
 
 METHODS: dict[str, Method] = {
@@ -35,6 +48,14 @@ METHODS: dict[str, Method] = {
         every_step=True,
         uses_length=True,
         settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),
+    ),
+    "ado": Method(every_step=True),
+    "doremi": Method(settings=("reference_losses", "step_size"), required=("reference_losses",)),
+    "dynamic_batch_loading": Method(
+        settings=("target_losses", "step_size"), required=("target_losses",)
+    ),
+    "skill_graph": Method(
+        settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
     ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),

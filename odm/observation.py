@@ -23,15 +23,17 @@ class Observation:
     step: int
     """Optimizer step, counted from 1."""
     losses: FloatArray
-    """Mean training losses in nats per token, 0 for absent domains."""
+    """Mean losses in nats per token, 0 for absent domains: of training, or what else the
+    controller's `Reward` makes the mixer learn from."""
     present: BoolArray
-    """Whether the step had tokens of each domain."""
+    """Whether each domain has a loss."""
     weights_used: FloatArray
     """Probabilities with which the step's samples were drawn."""
     signal: Signal | None = None
-    """The sums behind the losses; None if the caller knows only means."""
+    """The sums behind the losses; None if the caller knows only means, or they are held out."""
     held_out: HeldOut | None = None
-    """Losses on held-out data; None in a step that measured none."""
+    """What is behind losses on held-out data; None if the losses are others, or in a step that
+    measured none."""
     total_steps: int | None = None
     """Steps of the whole run; None if that is not known."""
 

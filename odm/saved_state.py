@@ -23,6 +23,7 @@ from .json_data import (
     text,
 )
 from .mixers import Mixer, known_mixers, make_mixer
+from .rewards import check_reward
 from .schedule import MAX_CURSOR, MAX_KEY
 from .simplex import FloatArray, check_domains, check_weights, normalize
 
@@ -47,6 +48,7 @@ _DESCRIPTION = fields(
         "warmup_steps": integer(0),
         "update_frequency": integer(1),
         "total_steps": optional(integer(1)),
+        "reward": check_reward,
         "constraints": list_of(fields({"name": text(must="the name of a constraint")})),
         "seed": integer(0, MAX_KEY - 1),
         "stratified": boolean,

@@ -3,15 +3,20 @@
 
 Reads the run log (``metrics.jsonl``) and nothing else. Three panels against iterations: the weight
 of every domain, its training loss with its validation points, and the epochs of its data.
+``--replay OTHER`` adds the weights that another method would have chosen on the logged losses.
+
+``--curves`` draws a learning curve per domain instead: a line fitted to the newest losses, its
+error, and the tokens that the next 0.01 nats will take; ``--json`` prints these numbers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,9 @@ import numpy as np
 
 from megatron.files import atomic_writer, describe_error
 from megatron.reporting.run_log import find_run_log, read_run_log
+from odm import replay_log
+from odm.other_method import OtherWeights, parse_options, replay_with
+from tools.learning_curves import draw_curves, fit_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +73,8 @@ class MixtureHistory:
     """Shape (T, K)."""
     validation: Mapping[str, tuple[list[int], list[float]]]
     """Domain -> iterations and losses."""
+    tokens: int | None = None
+    """Tokens trained on up to the last logged iteration; None if the log does not tell."""
 
 
 def read_history(path: Path) -> MixtureHistory:
@@ -94,7 +104,22 @@ def read_history(path: Path) -> MixtureHistory:
         losses=_table(train, "mean_losses" if "mean_losses" in train[-1] else "losses", domains),
         epochs=_table(train, "epochs", domains),
         validation=validation,
+        tokens=train[-1].get("consumed_tokens"),
     )
+
+
+def read_other(path: Path, method: str, options: Mapping[str, Any]) -> OtherWeights:
+    """Replays a run log with another method; see `odm.other_method`.
+
+    Raises:
+        ValueError: If the log cannot be replayed, or the method or an option is wrong.
+    """
+    file = find_run_log(path)
+    with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+        try:
+            return replay_with(replay_log.read_run_log(lines), method, options)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 def smooth(values: np.ndarray, *, points: int) -> np.ndarray:
@@ -142,8 +167,17 @@ def spread(wanted: np.ndarray, *, gap: float) -> np.ndarray:
     return np.clip(placed, 0.0, top) + offsets
 
 
-def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
-    """Draws the three panels into ``output``; its ending chooses the format, PNG without one."""
+def draw_mixture(
+    history: MixtureHistory, output: Path, *, title: str, other: OtherWeights | None = None
+) -> None:
+    """Draws the panels into ``output``; its ending chooses the format, PNG without one.
+
+    Args:
+        history: The run log.
+        output: The file to write.
+        title: Title of the picture.
+        other: Weights of another method, for a fourth panel.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,8 +186,11 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     smoothed = np.stack(
         [smooth(column, points=SMOOTHING_POINTS) for column in history.losses.T], axis=1
     )
-    height = max(9.0, 0.5 * len(history.domains) + 2.5)
-    figure, axes = pyplot.subplots(3, 1, figsize=(11, height), sharex=True, layout="constrained")
+    num_panels = 3 if other is None else 4
+    height = max(9.0, 0.5 * len(history.domains) + 2.5) * num_panels / 3
+    figure, axes = pyplot.subplots(
+        num_panels, 1, figsize=(11, height), sharex=True, layout="constrained"
+    )
     figure.suptitle(title, fontsize=12, parse_math=False)
     _draw_panel(axes[0], history, 100 * history.weights, "Sampling weight", "weight (%)")
     _draw_panel(
@@ -165,10 +202,16 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     )
     _draw_validation(axes[1], history)
     _draw_panel(axes[2], history, history.epochs, "Passes over the domain's data", "epochs")
-    for panel in (axes[0], axes[2]):
+    answer = None if other is None else _with_weights_of(history, other)
+    if other is not None and answer is not None:
+        heading = f"Weights of {other.method} on these losses (its own would have been others)"
+        _draw_panel(axes[3], answer, 100 * answer.weights, heading, "weight (%)")
+    for panel in (axes[0], *axes[2:]):
         panel.set_ylim(bottom=0)
-    axes[2].set_xlabel("iteration")
+    axes[-1].set_xlabel("iteration")
     figure.canvas.draw()  # labels need the final limits and size of the panels
+    if answer is not None:
+        _label_curves(axes[3], answer, 100 * answer.weights, form="{:.1f} %".format)
     _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %".format)
     _label_curves(axes[1], history, smoothed, form="{:.2f}".format)
     _label_curves(axes[2], history, history.epochs, form=epochs_text)
@@ -176,6 +219,11 @@ def draw_mixture(history: MixtureHistory, output: Path, *, title: str) -> None:
     with atomic_writer(output) as stream:
         figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
     pyplot.close(figure)
+
+
+def _with_weights_of(history: MixtureHistory, other: OtherWeights) -> MixtureHistory:
+    columns = [other.domains.index(name) for name in history.domains]
+    return replace(history, iterations=other.iterations, weights=other.other[:, columns])
 
 
 def iteration_limits(history: MixtureHistory) -> tuple[int, int]:
@@ -268,7 +316,7 @@ def _label_curves(
 
 
 def _table(events: Sequence[Mapping[str, Any]], key: str, domains: Sequence[str]) -> np.ndarray:
-    rows = [[event.get(key, {}).get(name) for name in domains] for event in events]
+    rows = [[(event.get(key) or {}).get(name) for name in domains] for event in events]
     return np.array(rows, dtype=np.float64)  # None becomes NaN
 
 
@@ -297,21 +345,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Draws the mixture of a run from its run log.")
     parser.add_argument("run", type=Path, help="save folder, log folder or metrics.jsonl")
-    parser.add_argument("-o", "--output", type=Path, default=Path("mixture.png"))
+    parser.add_argument("-o", "--output", type=Path, help="mixture.png, or curves.png")
     parser.add_argument("--title", help="title (default: the run's folder)")
+    parser.add_argument("--curves", action="store_true", help="draw a learning curve per domain")
+    parser.add_argument("--json", action="store_true", help="print the learning curves as JSON")
+    parser.add_argument("--replay", metavar="METHOD", help="add the weights of another method")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of --replay"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.replay is None and arguments.option:
+        parser.error("--option needs --replay")
+    if arguments.replay is not None and (arguments.curves or arguments.json):
+        parser.error("--replay does not go with --curves and --json")
     try:
-        history = read_history(arguments.run)
-        title = arguments.title or f"Data mixture of {arguments.run.resolve().name}"
-        draw_mixture(history, arguments.output, title=title)
+        _run(arguments)
     except ImportError as error:
         print(f"plot_mixture.py: {error}; pip install matplotlib", file=sys.stderr)
         return 2
     except (OSError, ValueError) as error:
         print(f"plot_mixture.py: {describe_error(error)}", file=sys.stderr)
         return 2
-    print(f"wrote {arguments.output}")
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    history = read_history(arguments.run)
+    is_of_curves = arguments.curves or arguments.json
+    what = "Learning curves" if is_of_curves else "Data mixture"
+    output = arguments.output or Path("curves.png" if is_of_curves else "mixture.png")
+    title = arguments.title or f"{what} of {arguments.run.resolve().name}"
+    if is_of_curves:
+        curves = fit_curves(history)
+        if arguments.json:
+            print(json.dumps(curves.to_dict(), allow_nan=False))
+        if arguments.json and arguments.output is None:
+            return
+        draw_curves(history, curves, output, title=title)
+    else:
+        other = None
+        if arguments.replay is not None:
+            other = read_other(arguments.run, arguments.replay, parse_options(arguments.option))
+        draw_mixture(history, output, title=title, other=other)
+    print(f"wrote {output}", file=sys.stderr if arguments.json else sys.stdout)
 
 
 if __name__ == "__main__":

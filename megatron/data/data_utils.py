@@ -12,16 +12,19 @@ from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import weights_by_num_docs
 from megatron.data.splits import SplitName
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
+from megatron.neox_arguments.rules.held_out import no_held_out_text_problem
 from megatron.sizing.mixture import DomainSize, mixing_limits, shares_of_sizes, train_weights
 from odm.controller import MixtureController
 from odm.methods import METHODS
 from odm.mixers import make_mixer
+from odm.rewards import Reward
 from odm.schedule import MixtureSchedule
 
 __all__ = [
     "build_train_source",
     "build_evaluation_source",
     "build_controller",
+    "build_held_out_source",
 ]
 
 
@@ -123,7 +126,8 @@ def build_evaluation_source(
     limits = _evaluation_limits(
         config, split, domains, batch_size=batch_size or config.batch.train_batch_size
     )
-    return EvaluationBatches(
+    return _evaluation_batches(
+        config,
         [
             _evaluation_domain(config, domain, limit)
             for domain, limit in zip(domains, limits, strict=True)
@@ -131,10 +135,55 @@ def build_evaluation_source(
         ],
         dp_rank=dp_rank,
         dp_size=dp_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        eod_token=tokenizer_info.eod,
-        eod_mask_loss=config.data.eod_mask_loss,
-        vocab_size=tokenizer_info.vocab_size,
+        tokenizer_info=tokenizer_info,
+    )
+
+
+def build_held_out_source(
+    config: RunConfig,
+    domains: Sequence[str],
+    *,
+    dp_rank: int,
+    dp_size: int,
+    tokenizer_info: TokenizerInfo,
+) -> EvaluationBatches | None:
+    """Builds the held-out windows of every training domain, for one data-parallel rank.
+
+    The windows are samples of the validation data, spread evenly over each domain. They depend on
+    nothing else, so they are the same in the whole run and on every layout.
+
+    Args:
+        config: The resolved configuration.
+        domains: Names of the training domains; the windows have the same order.
+        dp_rank: Rank among the ``dp_size`` that read different data.
+        dp_size: Number of data-parallel ranks.
+        tokenizer_info: End-of-document id and vocabulary size.
+
+    Returns:
+        Up to ``data_sampling_heldout_samples`` samples per domain; None if nothing is measured.
+
+    Raises:
+        ConfigError: If a domain has no validation data.
+        DataError: As ``build_train_source``.
+    """
+    if config.mixing.heldout_interval is None:
+        return None
+    # where training evaluates, the same files are opened for that, and what is wrong is reported
+    is_first = dp_rank == 0 and not config.evaluation.iters
+    files = _open_split(config, "valid", tokenizer_info, is_first=is_first)
+    found = {domain.name: domain for domain in files}
+    missing = [name for name in domains if name not in found]
+    if missing:
+        raise ConfigError(no_held_out_text_problem(missing))
+    return _evaluation_batches(
+        config,
+        [
+            _evaluation_domain(config, found[name], config.mixing.heldout_samples)
+            for name in domains
+        ],
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        tokenizer_info=tokenizer_info,
     )
 
 
@@ -157,8 +206,8 @@ def build_controller(
         ConfigError: If no weights can keep the limits over the whole run.
     """
     method = config.mixing.method
-    settings = METHODS[method].settings
-    options = {name: getattr(config.mixing, name) for name in settings}
+    settings = {name: getattr(config.mixing, name) for name in METHODS[method].settings}
+    options = {name: value for name, value in settings.items() if value is not None}
     schedule = MixtureSchedule(
         config.launch.seed, len(domains), stratified=config.mixing.stratified
     )
@@ -169,6 +218,11 @@ def build_controller(
             make_mixer(method, **options),
             schedule,
             constraints,
+            reward=Reward(
+                config.mixing.reward,
+                batch_normalized=config.mixing.batch_normalized_reward,
+                scaled_by_loss_diff=config.mixing.scale_by_reward_loss_diff,
+            ),
             initial_weights=weights,
             warmup_steps=config.mixing.warmup_steps,
             # 0 is how GPT-NeoX files write "never", with no method; the static mixer never moves.
@@ -192,6 +246,25 @@ def _open_split(
         vocab_size=tokenizer_info.vocab_size,
         fingerprint=getattr(tokenizer_info, "fingerprint", None),  # a stand-in may have none
         is_first=is_first,
+    )
+
+
+def _evaluation_batches(
+    config: RunConfig,
+    domains: Sequence[EvaluationDomain],
+    *,
+    dp_rank: int,
+    dp_size: int,
+    tokenizer_info: TokenizerInfo,
+) -> EvaluationBatches:
+    return EvaluationBatches(
+        domains,
+        dp_rank=dp_rank,
+        dp_size=dp_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        eod_token=tokenizer_info.eod,
+        eod_mask_loss=config.data.eod_mask_loss,
+        vocab_size=tokenizer_info.vocab_size,
     )
 
 

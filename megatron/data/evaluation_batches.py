@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from megatron.data.batch import Batch, make_batch
 from megatron.data.held_out import HeldOutSamples
@@ -80,8 +81,7 @@ class EvaluationBatches:
 
     def num_batches(self, domain_id: int) -> int:
         """Batches of a domain on each rank."""
-        rows_per_round = self._dp_size * self._micro_batch_size
-        return -(-self._domains[domain_id].num_samples // rows_per_round)
+        return self._num_rounds(self._domains[domain_id].num_samples)
 
     def batches(self, domain_id: int) -> Iterator[Batch]:
         """Reads the batches of a domain on this rank.
@@ -95,19 +95,54 @@ class EvaluationBatches:
         Raises:
             DataError: If a token is not in the vocabulary.
         """
-        domain = self._domains[domain_id]
+        count = self._domains[domain_id].num_samples
+        domain_ids = np.full(count, domain_id)
+        return self.chosen(domain_ids, np.arange(count), ids=domain_ids)
+
+    def chosen(
+        self, domain_ids: np.ndarray, samples: np.ndarray, *, ids: np.ndarray
+    ) -> Iterator[Batch]:
+        """Reads some samples of some domains, in the order given; every rank takes its share.
+
+        Args:
+            domain_ids: Domain of each sample, as a position in ``domains``, shape (n,).
+            samples: Number of each sample inside its domain, shape (n,).
+            ids: What ``domain_ids`` of the batches shall be for each sample, shape (n,).
+
+        Yields:
+            Batches of ``micro_batch_size`` rows, as many on every rank.
+
+        Raises:
+            DataError: If a token is not in the vocabulary.
+        """
         rows = np.arange(self._micro_batch_size)
-        for number in range(self.num_batches(domain_id)):
+        for number in range(self._num_rounds(len(samples))):
             first = (number * self._dp_size + self._dp_rank) * self._micro_batch_size
-            is_padding = first + rows >= domain.num_samples
-            positions = np.where(is_padding, 0, first + rows)
+            is_padding = first + rows >= len(samples)
+            places = np.where(is_padding, 0, first + rows)
             batch = make_batch(
-                domain.samples.get_many(positions),
-                np.full(len(rows), domain_id),
+                self._read(domain_ids[places], samples[places]),
+                domain_ids[places],
                 eod_token=self._eod_token,
                 eod_mask_loss=self._eod_mask_loss,
                 vocab_size=self._vocab_size,
                 domains=self.domains,
             )
             batch.loss_mask[is_padding] = 0.0
-            yield batch
+            yield dataclasses.replace(batch, domain_ids=torch.from_numpy(ids[places]))
+
+    def _num_rounds(self, num_samples: int) -> int:
+        """Batches that each rank needs for ``num_samples`` samples."""
+        return -(-num_samples // (self._dp_size * self._micro_batch_size))
+
+    def _read(self, domain_ids: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Tokens of the samples, shape (n, seq_length + 1); one read per domain."""
+        tokens = None
+        for domain_id in np.unique(domain_ids):
+            is_of_domain = domain_ids == domain_id
+            found = self._domains[domain_id].samples.get_many(samples[is_of_domain])
+            if tokens is None:
+                tokens = np.empty((len(samples), found.shape[1]), dtype=found.dtype)
+            tokens[is_of_domain] = found
+        assert tokens is not None  # a batch has at least one row
+        return tokens

@@ -25,21 +25,32 @@ def learning_rate_at(
     decay_style: str,
     warmup_steps: float,
     decay_steps: int,
+    wsd_decay_style: str = "exponential",
+    wsd_decay_steps: int | None = None,
 ) -> float:
-    """Learning rate of the next optimizer step, with GPT-NeoX's formulas.
+    """Learning rate of the next optimizer step: GPT-NeoX's formulas, and Megatron-LM's for ``wsd``.
 
     Args:
         applied_steps: Optimizer steps taken so far; steps skipped by fp16 overflow do not count.
         peak: Rate at the end of the warm-up.
         minimum: Floor after the warm-up.
-        decay_style: ``constant``, ``linear``, ``cosine`` or ``exponential``.
+        decay_style: ``constant``, ``linear``, ``cosine``, ``exponential`` or ``wsd``.
         warmup_steps: Length of the linear warm-up; may be fractional.
         decay_steps: Step at which the decay ends; the rate stays there afterwards.
+        wsd_decay_style: How ``wsd`` falls from ``peak`` to ``minimum``: ``exponential``,
+            ``linear``, ``cosine`` or ``minus_sqrt``.
+        wsd_decay_steps: Length of that fall, which ends at ``decay_steps``; the rate is ``peak``
+            before it. Needed by ``wsd`` alone.
     """
     if warmup_steps > 0 and applied_steps <= warmup_steps:
         return peak * max(1, applied_steps) / max(1.0, warmup_steps)
     if decay_style == "constant":
         return peak
+    if decay_style == "wsd":
+        assert wsd_decay_steps is not None, "wsd needs the length of its decay"
+        progress = (applied_steps - (decay_steps - wsd_decay_steps)) / wsd_decay_steps
+        left = _wsd_share_left(min(1.0, max(0.0, progress)), wsd_decay_style)
+        return minimum + (peak - minimum) * left
     span = max(1e-9, decay_steps - warmup_steps)
     progress = min(1.0, (applied_steps - warmup_steps) / span)
     if decay_style == "linear":
@@ -51,6 +62,17 @@ def learning_rate_at(
     return max(rate, minimum)
 
 
+def _wsd_share_left(progress: float, style: str) -> float:
+    """The part of (peak - minimum) that remains after ``progress`` of the decay, both in [0, 1]."""
+    if style == "linear":
+        return 1.0 - progress
+    if style == "cosine":
+        return (math.cos(math.pi * progress) + 1.0) / 2.0
+    if style == "minus_sqrt":
+        return 1.0 - math.sqrt(progress)
+    return 2.0 * 0.5**progress - 1.0  # exponential, shifted so that it ends at 0
+
+
 @dataclass(frozen=True)
 class LearningRateSchedule:
     """`learning_rate_at` with the settings of a run; called with the number of applied steps."""
@@ -60,6 +82,8 @@ class LearningRateSchedule:
     decay_style: str
     warmup_steps: float
     decay_steps: int
+    wsd_decay_style: str = "exponential"
+    wsd_decay_steps: int | None = None
 
     def __call__(self, applied_steps: int) -> float:
         return learning_rate_at(applied_steps, **vars(self))
@@ -83,6 +107,8 @@ def learning_rate_schedule(config: RunConfig) -> LearningRateSchedule:
         decay_style=config.schedule.decay_style,
         warmup_steps=config.schedule.warmup_iters,
         decay_steps=config.schedule.decay_iters,
+        wsd_decay_style=config.schedule.wsd_decay_style,
+        wsd_decay_steps=config.schedule.wsd_decay_iters,
     )
 
 
@@ -130,6 +156,8 @@ def _saved_schedule(saved_config: Mapping[str, Any]) -> LearningRateSchedule | N
             decay_style=schedule["decay_style"],
             warmup_steps=schedule["warmup_iters"],
             decay_steps=schedule["decay_iters"],
+            wsd_decay_style=schedule.get("wsd_decay_style", "exponential"),  # not in older files
+            wsd_decay_steps=schedule.get("wsd_decay_iters"),
         )
     except (KeyError, TypeError):  # written by another version
         return None

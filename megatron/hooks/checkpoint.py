@@ -9,6 +9,7 @@ from megatron.checkpointing import CheckpointContents, CheckpointSaver
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.runners import StepRunner
 from megatron.engine.state import TrainState
+from megatron.evaluation.held_out import HeldOutMeter
 from megatron.hooks.base import Hook, StepReport
 from megatron.neox_arguments import RunConfig
 from megatron.reporting.run_logger import RunLogger
@@ -32,12 +33,14 @@ class CheckpointHook(Hook):
         logger: RunLogger,
         *,
         moment_names: tuple[str, ...],
+        held_out: HeldOutMeter | None = None,
     ):
         self.runner = runner
         self.source = source
         self.mixture = mixture
         self.config = config
         self.logger = logger
+        self.held_out = held_out
         self._last_saved = -1
         self._loss = 0.0
         self._saver = self._make_saver(moment_names)
@@ -97,9 +100,10 @@ class CheckpointHook(Hook):
         if not math.isfinite(self._loss):
             self.logger.warning(f"not saved: the loss is {self._loss}", iteration=state.step)
             return
+        held_out = {} if self.held_out is None else {"held_out": self.held_out.state_dict()}
         contents = CheckpointContents(
             state=state,
-            mixture=self.mixture.state_dict(),
+            mixture={**self.mixture.state_dict(), **held_out},
             config_files=dict(self.config.files),
             resolved_config=self.config.to_dict(),
             extra={

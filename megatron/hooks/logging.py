@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from megatron.reporting.records import TrainRecord, typical_seconds
 from megatron.reporting.run_logger import RunLogger
 from odm import MixtureController, Signal
 
-__all__ = ["LoggingHook"]
+__all__ = ["LoggingHook", "update_fields"]
 
 _TIMED_STEPS = 64
 
@@ -24,6 +26,9 @@ class LoggingHook(Hook):
 
     The run's ``last_step`` is logged before other hooks save and evaluate. If the run is killed
     after that save, a restart has nothing left to train and could not log this step any more.
+
+    An update of the weights is logged too, beside a logged iteration or if none has been logged for
+    ``interval`` iterations: so frequent updates do not make the log longer.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class LoggingHook(Hook):
         self._nan_iterations = 0
         self._sums = np.zeros((4, len(mixture.domains)))
         self._last_report: StepReport | None = None
+        self._last_update: int | None = None
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self._seconds += report.seconds
@@ -55,8 +61,13 @@ class LoggingHook(Hook):
         signal = report.signal
         self._sums += signal.loss_sum, signal.loss_sq_sum, signal.token_count, signal.sample_count
         self._last_report = report
-        if state.step % self.interval == 0 or state.stop or state.step == self.last_step:
+        is_logged = state.step % self.interval == 0 or state.stop or state.step == self.last_step
+        if is_logged:
             self._log(state, report)
+        if self._last_update is None:
+            self._last_update = state.step - 1
+        if is_logged or state.step - self._last_update >= self.interval:
+            self._log_update(state.step, report, is_logged=is_logged)
 
     def at_end(self, state: TrainState) -> None:
         if self._steps and self._last_report is not None:
@@ -66,6 +77,17 @@ class LoggingHook(Hook):
         self.logger.train(self._record(state, report))
         self._seconds, self._steps = 0.0, 0
         self._sums.fill(0.0)
+
+    def _log_update(self, step: int, report: StepReport, *, is_logged: bool) -> None:
+        """Logs what the mixer has learnt from this step, if its weights follow from losses."""
+        mixture = self.mixture
+        if not (mixture.mixer.method.learns and mixture.is_update_due(step)):
+            return
+        decision = mixture.last_decision
+        if decision["updated"]:
+            self._last_update = step
+            tokens = None if is_logged else report.signal.token_count.astype(np.int64).tolist()
+            self.logger.update(step, update_fields(decision, mixture.domains, tokens=tokens))
 
     def _record(self, state: TrainState, report: StepReport) -> TrainRecord:
         domains = self.mixture.domains
@@ -106,3 +128,39 @@ class LoggingHook(Hook):
             rewards=by_domain(state_of_mixer[mixer.estimate]) if mixer.estimate else {},
             reward_name=mixer.curve,
         )
+
+
+def update_fields(
+    decision: Mapping[str, Any], domains: Sequence[str], *, tokens: Sequence[int] | None
+) -> dict[str, Any]:
+    """The log line of an update, without what other lines of the iteration already have.
+
+    Args:
+        decision: `MixtureController.last_decision`.
+        domains: Names of the domains.
+        tokens: Tokens per domain of the iteration; None if the iteration has its own line, which
+            then has losses and tokens.
+
+    Returns:
+        ``proposal``, the mixer's weights; ``weights``, those of the next draw, if limits changed
+        them; ``limits``, what each limit did, in their order, with the names of the domains.
+    """
+
+    def by_domain(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(domains, values, strict=True))
+
+    def named(effect: Any) -> Any:
+        if not isinstance(effect, list):
+            return effect
+        return [domains[item] if type(item) is int else item for item in effect]
+
+    found: dict[str, Any] = {}
+    if tokens is not None:
+        found = {"losses": by_domain(decision["losses"]), "tokens": by_domain(tokens)}
+    found["proposal"] = by_domain(decision["proposal"])
+    if decision["weights_after"] != decision["proposal"]:
+        found["weights"] = by_domain(decision["weights_after"])
+    effects = dict(decision["constraints"])
+    order = effects.pop("order", [])
+    limits = {name: named(effects[name]) for name in dict.fromkeys([*order, *effects])}
+    return {**found, "limits": limits} if limits else found

@@ -83,6 +83,8 @@ def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str, str]]:
     names_some = not is_training and (config.evaluation.tasks or config.evaluation.domains)
     measures_none = not config.data.use_named_eval_datasets and config.evaluation.iters < 1
     held_out = [] if names_some or measures_none else ["valid", "test"]
+    if is_training and measures_none and config.mixing.heldout_interval is not None:
+        held_out = ["valid"]
     seen = set()
     for split in ["train", *held_out] if is_training else held_out:
         prefixes = getattr(config.data, f"{split}_paths")

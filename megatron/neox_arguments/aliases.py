@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .coerce import parse_number
-from .errors import IssueList
+
+if TYPE_CHECKING:
+    from .rules import Draft
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,6 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _old(old: str, new: str, kind: Any, convert: Callable[[Any], Any] | None = None) -> Alias:
-    return Alias(old, new, kind | None, None, convert or (lambda value: value))
-
-
 def _beside(section: str, old: str, key: str, kind: Any, default: Any = None) -> Alias:
     kind = kind | None if default is None else kind
     return Alias(old, f"{section}.{key}", kind, default, must_agree=section != "fp16")
@@ -46,15 +44,15 @@ def _beside(section: str, old: str, key: str, kind: Any, default: Any = None) ->
 _LLAMA_STEP = 256
 
 ALIASES = (
-    _old("gas", "gradient_accumulation_steps", int),
-    _old("batch_size", "train_micro_batch_size_per_gpu", int),
-    _old("clip_grad", "gradient_clipping", float),
-    _old("save_interval", "checkpoint_factor", int),
-    _old("save_iters", "extra_save_iters", list[int]),
-    _old("train_data_path", "train_data_paths", str | list[str], _as_list),
-    _old("valid_data_path", "valid_data_paths", str | list[str], _as_list),
-    _old("test_data_path", "test_data_paths", str | list[str], _as_list),
-    _old("min_loss_scale", "min_scale", float),
+    Alias("gas", "gradient_accumulation_steps", int | None),
+    Alias("batch_size", "train_micro_batch_size_per_gpu", int | None),
+    Alias("clip_grad", "gradient_clipping", float | None),
+    Alias("save_interval", "checkpoint_factor", int | None),
+    Alias("save_iters", "extra_save_iters", list[int] | None),
+    Alias("train_data_path", "train_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("valid_data_path", "valid_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("test_data_path", "test_data_paths", str | list[str] | None, convert=_as_list),
+    Alias("min_loss_scale", "min_scale", float | None),
     _beside("fp16", "loss_scale", "loss_scale", float),
     _beside("fp16", "loss_scale_window", "loss_scale_window", float, 1000.0),
     _beside("fp16", "hysteresis", "hysteresis", int, 2),
@@ -67,112 +65,70 @@ ALIASES = (
 )
 
 
-def apply_aliases(
-    values: dict[str, Any], given: frozenset[str], issues: IssueList
-) -> tuple[dict[str, Any], frozenset[str], list[str]]:
+def apply_aliases(draft: Draft) -> None:
     """Moves values of other names to the keys they stand for, into sections too.
 
-    Args:
-        values: Every key and its value.
-        given: Keys that were set by the user.
-        issues: Gets a message where two names disagree, and learns which one the user wrote.
-
-    Returns:
-        The values, the keys that count as set, and one note for each old name.
+    Refuses two names that disagree, notes old names, and lets messages name what the user wrote.
     """
-    result, known = dict(values), set(given)
-    notes: list[str] = []
+    if draft.is_set("save_interval") and draft["checkpoint_scale"] == "log":
+        draft.refuse("save_interval", "is linear, checkpoint_scale is 'log'; keep one")
     for alias in ALIASES:
-        if alias.old not in known or result[alias.old] is None:
-            continue
-        value = alias.convert(result[alias.old])
-        if alias.is_old_name:
-            _replace_old_name(alias, value, result, known, issues, notes)
-        else:
-            _write_into_section(alias, value, result, issues)
-    if "save_interval" in given and values["save_interval"] is not None:
-        if values["checkpoint_scale"] == "log":
-            issues.add(
-                "save_interval", "save_interval is linear, checkpoint_scale is 'log'; keep one"
-            )
-    if values["mlp_type"] is not None:
-        _apply_mlp_type(values, result, given, issues, notes)
-    return result, frozenset(known), notes
+        if draft.is_set(alias.old):
+            move = _replace_old_name if alias.is_old_name else _write_into_section
+            move(draft, alias, alias.convert(draft[alias.old]))
+    if draft["mlp_type"] == "llama":
+        _read_llama_mlp(draft)
 
 
-def _replace_old_name(
-    alias: Alias,
-    value: Any,
-    result: dict[str, Any],
-    known: set[str],
-    issues: IssueList,
-    notes: list[str],
-) -> None:
-    if alias.new in known and result[alias.new] not in (None, value):
-        issues.add(
-            alias.old,
-            f"{alias.old} is an old name of {alias.new}, and they differ: {value!r} and "
-            f"{result[alias.new]!r}; keep {alias.new}",
-        )
+def _replace_old_name(draft: Draft, alias: Alias, value: Any) -> None:
+    old, new = alias.old, alias.new
+    if new in draft.given and draft[new] not in (None, value):
+        values = f"{value!r} and {draft[new]!r}"
+        draft.refuse(old, f"is an old name of {new}, and they differ: {values}; keep {new}")
         return
-    result |= {alias.new: value, alias.old: None}
-    if alias.new not in known:
-        issues.read_as(alias.old, alias.new)
-    known.add(alias.new)
-    notes.append(f"'{alias.old}' is an old name; read as '{alias.new}'")
+    draft.values |= {new: value, old: None}
+    if new not in draft.given:
+        draft.issues.read_as(old, new)
+    draft.given.add(new)
+    draft.notes.append(f"'{old}' is an old name; read as '{new}'")
 
 
-def _write_into_section(
-    alias: Alias, value: Any, result: dict[str, Any], issues: IssueList
-) -> None:
+def _write_into_section(draft: Draft, alias: Alias, value: Any) -> None:
     name, _, key = alias.new.partition(".")
-    section = result[name] or {}
+    section = draft[name] or {}
     written = parse_number(section.get(key))
     if written is None:
-        result[name] = {**section, key: value}
-        issues.read_as(alias.old, alias.new)
+        draft.values[name] = {**section, key: value}
+        draft.issues.read_as(alias.old, alias.new)
     elif alias.must_agree and written != value:
-        issues.add(alias.old, f"{alias.old} is {value}, {alias.new} is {written}; keep one")
+        draft.refuse(alias.old, f"is {value}, {alias.new} is {written}; keep one")
 
 
-def _apply_mlp_type(
-    values: dict[str, Any],
-    result: dict[str, Any],
-    given: frozenset[str],
-    issues: IssueList,
-    notes: list[str],
-) -> None:
+def _read_llama_mlp(draft: Draft) -> None:
     """Reads GPT-NeoX's old LLaMA MLP: SiLU-gated, of a width of its own, without biases."""
-    kind, activation = str(values["mlp_type"]).lower(), values["activation"]
-    if kind not in ("regular", "llama"):
-        issues.add("mlp_type", f"mlp_type must be regular or llama, got {values['mlp_type']!r}")
-    elif (
-        kind == "llama" and "activation" in given and activation not in ("silu", "swish", "swiglu")
-    ):
-        issues.add(
-            "mlp_type",
-            f"mlp_type llama is a SiLU-gated MLP, activation is {activation!r}; drop mlp_type",
-        )
-    elif kind == "llama":
-        read = {"activation": "swiglu", "mlp_inner_size": _llama_width(values)}
-        if "use_bias_in_mlp" not in given:
-            read["use_bias_in_mlp"] = False
-        read = {key: value for key, value in read.items() if value is not None}
-        result.update(read)
-        listed = ", ".join(f"{key}: {str(value).lower()}" for key, value in read.items())
-        notes.append(f"'mlp_type: llama' is an old spelling; read as '{listed}'")
-    result["mlp_type"] = None
+    activation = draft["activation"]
+    if "activation" in draft.given and activation not in ("silu", "swish", "swiglu"):
+        problem = f"llama is a SiLU-gated MLP, activation is {activation!r}; drop mlp_type"
+        draft.refuse("mlp_type", problem)
+        return
+    read: dict[str, Any] = {"activation": "swiglu"}
+    if width := _llama_width(draft):
+        read["mlp_inner_size"] = width
+    if "use_bias_in_mlp" not in draft.given:
+        read["use_bias_in_mlp"] = False
+    draft.values |= read
+    listed = ", ".join(f"{key}: {str(value).lower()}" for key, value in read.items())
+    draft.notes.append(f"'mlp_type: llama' is an old spelling; read as '{listed}'")
 
 
-def _llama_width(values: dict[str, Any]) -> int | None:
+def _llama_width(draft: Draft) -> int:
     """Inner width of the LLaMA MLP: `intermediate_size`, else 8/3 of `hidden_size` in steps of 256.
 
-    None where other keys give the width, or where these are no sizes.
+    0 where other keys give the width, or where these are no sizes.
     """
-    if values["mlp_inner_size"] is not None or values["expansion_factor"] is not None:
-        return None
-    size, hidden = values["intermediate_size"], values["hidden_size"] or 0
-    if size is not None:
-        return int(size) if size > 0 else None
-    width = int(2 * hidden * 4 / 3)
-    return -(-width // _LLAMA_STEP) * _LLAMA_STEP if width > 0 else None
+    if draft["mlp_inner_size"] is not None or draft["expansion_factor"] is not None:
+        return 0
+    if draft["intermediate_size"] is not None:
+        return max(draft["intermediate_size"], 0)
+    width = int(2 * max(draft["hidden_size"] or 0, 0) * 4 / 3)
+    return -(-width // _LLAMA_STEP) * _LLAMA_STEP

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .bounds import LARGEST_WHOLE_NUMBER, LONGEST_NUMBER
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WORDS = {
+    **{bool: "true or false", str: "text", list: "a list"},
+    **{int: "a whole number", float: "a number"},
+}
 _WHOLE = re.compile(r"[-+]?\d+")
 
 
@@ -45,22 +49,22 @@ def coerce(value: Any, annotation: Any) -> Any:
     """
     if value is None or annotation is Any:
         return value
-    origin = get_origin(annotation)
+    origin = get_origin(annotation) or annotation
     if origin in (Union, types.UnionType):
         return _coerce_union(value, annotation)
     if origin is Literal:
-        return _coerce_choice(value, get_args(annotation))
-    if annotation is list or origin is list:
+        for choice in get_args(annotation):
+            if type(value) is type(choice) and str(value).lower() == str(choice).lower():
+                return choice
+    elif origin is list and isinstance(value, (list, tuple)):
         return _coerce_list(value, annotation)
-    if annotation is dict or origin is dict:
-        if not isinstance(value, Mapping):
-            raise Mismatch(describe(annotation))
+    elif origin is dict and isinstance(value, Mapping):
         return dict(value)
-    if annotation is bool or annotation is str:
-        if not isinstance(value, annotation):
-            raise Mismatch(describe(annotation))
+    elif origin in (bool, str) and isinstance(value, origin):
         return value
-    return _coerce_number(value, annotation)
+    elif origin in (int, float):
+        return _coerce_number(value, origin)
+    raise Mismatch(describe(annotation))
 
 
 def describe(annotation: Any) -> str:
@@ -74,16 +78,9 @@ def describe(annotation: Any) -> str:
     if origin is list:
         inner = {str: "texts", int: "whole numbers", float: "numbers"}.get(get_args(annotation)[0])
         return f"a list of {inner}" if inner else "a list"
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-    }
     if annotation is dict or origin is dict:
         return "a section (key: value pairs)"
-    return words.get(annotation, "any value")
+    return _WORDS.get(annotation, "any value")
 
 
 def _coerce_union(value: Any, annotation: Any) -> Any:
@@ -98,26 +95,15 @@ def _coerce_union(value: Any, annotation: Any) -> Any:
     raise Mismatch(describe(annotation))
 
 
-def _coerce_choice(value: Any, choices: tuple[Any, ...]) -> Any:
-    for choice in choices:
-        same_type = isinstance(value, type(choice))
-        if same_type and (value == choice or str(value).lower() == str(choice).lower()):
-            return choice
-    raise Mismatch("one of " + ", ".join(str(choice) for choice in choices))
-
-
-def _coerce_list(value: Any, annotation: Any) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise Mismatch(describe(annotation))
+def _coerce_list(value: Sequence[Any], annotation: Any) -> list[Any]:
     inner = get_args(annotation)
-    if not inner:
-        return list(value)
-    if any(item is None for item in value):
-        raise Mismatch(describe(annotation))
     try:
-        return [coerce(item, inner[0]) for item in value]
+        items = [coerce(item, inner[0] if inner else Any) for item in value]
     except Mismatch:
         raise Mismatch(describe(annotation)) from None
+    if inner and None in items:
+        raise Mismatch(describe(annotation))
+    return items
 
 
 def _coerce_number(value: Any, annotation: type) -> int | float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 from megatron.errors import nearest
 
 from .errors import ConfigError, Origin, shown
+from .fields import field_table
 from .parsing import load_json
-from .schema import SUFFIXES, find_file, is_file, read_files
+from .schema import SUFFIXES, find_file, read_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("train.py", "evaluate.py", "generate.py", "eval.py")
-NOT_FOR_RANKS = ("deepy.py", "prepare_data.py", "setup.py")
+_NOT_FOR_RANKS = [ROOT / name for name in ("deepy.py", "prepare_data.py", "setup.py")]
 """Beside the programs, and no scripts of a run; nor is what `tools` holds."""
 
 
@@ -50,35 +51,27 @@ class _Parser(argparse.ArgumentParser):
 
 def deepy_parser() -> argparse.ArgumentParser:
     """Returns the parser of ``deepy.py``."""
-    parser = _Parser(
-        prog="deepy.py",
-        description="Starts train.py, evaluate.py or generate.py on all processes of a run.",
-        allow_abbrev=False,
-    )
+    purpose = "Starts train.py, evaluate.py or generate.py on all processes of a run."
+    parser = _Parser("deepy.py", description=purpose, allow_abbrev=False)
     parser.add_argument("user_script", help="script to start")
     _add_configuration_flags(parser)
     group = parser.add_argument_group("instead of starting")
     group.add_argument("--check", action="store_true", help="check the configuration and stop")
     group.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run")
-    group.add_argument(
-        "--elsewhere",
-        action="store_true",
-        help="of these two: the run starts on another machine; note what this one lacks",
-    )
+    elsewhere = "of these two: the run starts on another machine; note what this one lacks"
+    group.add_argument("--elsewhere", action="store_true", help=elsewhere)
     return parser
 
 
 def script_parser(name: str = "train.py") -> argparse.ArgumentParser:
     """Returns the parser of a script that a person or torchrun starts without ``deepy.py``."""
-    parser = _Parser(
-        prog=name,
-        description="Runs one process. `deepy.py` starts all processes of a run.",
-        allow_abbrev=False,
-    )
+    purpose = "Runs one process. `deepy.py` starts all processes of a run."
+    parser = _Parser(name, description=purpose, allow_abbrev=False)
     _add_configuration_flags(parser)
     parser.add_argument("--megatron_config", help="path, JSON or base64 of the configuration")
     parser.add_argument("--deepspeed_config", help="not read; launchers of GPT-NeoX pass it")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by some launchers")
+    rank_flags = ("--local_rank", "--local-rank")
+    parser.add_argument(*rank_flags, dest="launchers_rank", type=int, help="set by some launchers")
     return parser
 
 
@@ -87,53 +80,23 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", "--conf_dir", help="folder of the configuration files")
     parser.add_argument("-H", "--hostfile", help="file of lines `host slots=N`")
     parser.add_argument("--iteration", type=int, help="checkpoint to load (default: the latest)")
-    group = parser.add_argument_group("Weights & Biases")
-    group.add_argument("--wandb_group", help="group of the run")
-    group.add_argument("--wandb_run_name", help="name of the run")
-    group.add_argument("--wandb_team", help="team that owns the run")
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--eval_tasks", "--eval-tasks", nargs="+", help="lm-eval tasks: names, patterns, YAML files"
-    )
-    group.add_argument(
-        "--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names"
-    )
-    group.add_argument(
-        "--trust_task_code",
-        "--trust-task-code",
-        action="store_true",
-        default=None,
-        help="run the Python code that task files of your own name",
-    )
-    group.add_argument(
-        "--domains",
-        nargs="+",
-        dest="eval_domains",
-        metavar="NAME[=PATH]",
-        help="measure losses on these configured domains, or on tokenized data at a path",
-    )
-    group = parser.add_argument_group("generation")
-    group.add_argument("-i", "--sample_input_file", help="file of prompts to continue")
-    group.add_argument("-o", "--sample_output_file", help="file for the samples")
-    group = parser.add_argument_group("tuning")
-    group.add_argument("--autotuning", choices=["tune", "run"], dest="autotuning_run")
-
-
-FLAG_KEYS = (
-    "user_script",
-    "hostfile",
-    "iteration",
-    "wandb_group",
-    "wandb_run_name",
-    "wandb_team",
-    "eval_tasks",
-    "eval_results_prefix",
-    "trust_task_code",
-    "eval_domains",
-    "sample_input_file",
-    "sample_output_file",
-    "autotuning_run",
-)
+    add = parser.add_argument_group("Weights & Biases").add_argument
+    add("--wandb_group", help="group of the run")
+    add("--wandb_run_name", help="name of the run")
+    add("--wandb_team", help="team that owns the run")
+    add = parser.add_argument_group("evaluation").add_argument
+    tasks = "lm-eval tasks: names, patterns, YAML files"
+    add("--eval_tasks", "--eval-tasks", nargs="+", help=tasks)
+    add("--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names")
+    trust = "run the Python code that task files of your own name"
+    add("--trust_task_code", "--trust-task-code", action="store_true", default=None, help=trust)
+    domains = "measure losses on these configured domains, or on tokenized data at a path"
+    add("--domains", nargs="+", dest="eval_domains", metavar="NAME[=PATH]", help=domains)
+    add = parser.add_argument_group("generation").add_argument
+    add("-i", "--sample_input_file", help="file of prompts to continue")
+    add("-o", "--sample_output_file", help="file for the samples")
+    add = parser.add_argument_group("tuning").add_argument
+    add("--autotuning", choices=["tune", "run"], dest="autotuning_run")
 
 
 def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
@@ -146,19 +109,11 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
     parsed = deepy_parser().parse_intermixed_args(input_args)
     _check_script(parsed.user_script, parsed.conf_dir)
     if parsed.elsewhere and not (parsed.check or parsed.dry_run):
-        raise ConfigError(
-            "the command line: --elsewhere has no effect on a run that starts here; add --check or "
-            "--dry-run, or remove it"
-        )
-    values, origins, notes = _read_configuration(parsed)
-    return DeepyCommand(
-        values,
-        origins,
-        notes,
-        check=parsed.check,
-        dry_run=parsed.dry_run,
-        elsewhere=parsed.elsewhere,
-    )
+        problem = "--elsewhere has no effect on a run that starts here"
+        advice = "add --check or --dry-run, or remove it"
+        raise ConfigError(f"the command line: {problem}; {advice}")
+    actions = (parsed.check, parsed.dry_run, parsed.elsewhere)
+    return DeepyCommand(*_read_configuration(parsed), *actions)
 
 
 def read_script_command(
@@ -171,7 +126,7 @@ def read_script_command(
     """
     arguments = list(sys.argv[1:] if input_args is None else input_args)
     parser = script_parser(Path(sys.argv[0]).name or "train.py")
-    if any(a == "--megatron_config" or a.startswith("--megatron_config=") for a in arguments):
+    if any(a.partition("=")[0] == "--megatron_config" for a in arguments):
         # a launcher's whole command line may be here, with flags that are its own
         parsed, _ = parser.parse_known_args(arguments)
         return load_megatron_config(parsed.megatron_config), {}, ()
@@ -181,27 +136,25 @@ def read_script_command(
 
 def _check_script(script: str, conf_dir: str | None) -> None:
     """Refuses what is no script; most often ``train.py`` was forgotten before the files."""
-    if Path(script).suffix in SUFFIXES or (not is_file(script) and _finds_file(script, conf_dir)):
-        raise ConfigError(
-            f"the command line: {script[:200]} is a configuration file; name the program before "
-            f"it, as in ./deepy.py train.py {script[:200]}"
-        )
-    if not is_file(script):
-        hint = _script_hint(script[:200])
-        raise ConfigError(f"the command line: there is no script {script[:200]}; {hint}")
-    path = Path(script).resolve()
-    if ROOT / "tools" in path.parents or (path.parent == ROOT and path.name in NOT_FOR_RANKS):
-        raise ConfigError(
-            f"the command line: {script[:200]} takes no configuration files; start it by itself: "
-            f"python {script[:200]} --help"
-        )
+    path, name = Path(script), script[:200]
+    problem = None
+    if path.suffix in SUFFIXES or (not os.path.isfile(script) and _finds_file(script, conf_dir)):
+        example = f"./deepy.py train.py {name}"
+        problem = f"is a configuration file; name the program before it, as in {example}"
+    elif not os.path.isfile(script):
+        raise ConfigError(f"the command line: there is no script {name}; {_script_hint(name)}")
+    elif ROOT / "tools" in path.resolve().parents or path.resolve() in _NOT_FOR_RANKS:
+        advice = f"start it by itself: python {name} --help"
+        problem = f"takes no configuration files; {advice}"
+    if problem:
+        raise ConfigError(f"the command line: {name} {problem}")
 
 
 def _script_hint(script: str) -> str:
-    if is_file(f"{script}.py"):
+    if os.path.isfile(f"{script}.py"):
         return f"did you mean {script}.py?"
     for folder in (Path(script).parent, ROOT):
-        names = [name for name in PROGRAMS if is_file(str(folder / name))]
+        names = [name for name in PROGRAMS if os.path.isfile(folder / name)]
         if near := nearest(Path(script).name, names):
             return f"did you mean {folder / near[0]}?"
     return "check its path"
@@ -221,31 +174,21 @@ def load_megatron_config(text: str) -> dict[str, Any]:
     Raises:
         ConfigError: If it is none of these.
     """
-    is_json = text.lstrip().startswith("{")
+    source = "--megatron_config"
     try:
-        if not is_json and _is_file(text):
+        if text.lstrip().startswith("{"):
+            content = load_json(text, source)
+        elif os.path.isfile(text):
             content = load_json(Path(text).read_text(encoding="utf-8"), text)
-        elif is_json:
-            content = load_json(text, "--megatron_config")
         else:
-            decoded = base64.urlsafe_b64decode(text.encode()).decode()
-            content = load_json(decoded, "--megatron_config")
-    except (ValueError, binascii.Error, OSError):
-        given = text if len(text) <= 60 else text[:57] + "..."
-        raise ConfigError(
-            f"--megatron_config: {shown(given)} is no file, no JSON and no base64 of JSON; pass a "
-            "path"
-        ) from None
+            content = load_json(base64.urlsafe_b64decode(text.encode()).decode(), source)
+    except (ValueError, OSError):
+        given = shown(text if len(text) <= 60 else text[:57] + "...")
+        problem = "is no file, no JSON and no base64 of JSON; pass a path"
+        raise ConfigError(f"--megatron_config: {given} {problem}") from None
     if not isinstance(content, dict):
         raise ConfigError("--megatron_config: must be a JSON object")
     return content
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # base64 is longer than a file name may be
-        return False
 
 
 def _read_configuration(
@@ -253,22 +196,16 @@ def _read_configuration(
 ) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
-    for name in parsed.conf_file:
-        if name.endswith(".py"):
-            raise ConfigError(
-                f"the command line: {name} is a program, not a configuration file; name one "
-                "program, before the files"
-            )
+    if programs := [name for name in parsed.conf_file if name.endswith(".py")]:
+        advice = "name one program, before the files"
+        problem = f"is a program, not a configuration file; {advice}"
+        raise ConfigError(f"the command line: {programs[0]} {problem}")
     document = read_files([find_file(name, parsed.conf_dir) for name in parsed.conf_file])
     values: dict[str, Any] = {"config_files": dict(document.texts), **document.values}
-    origins = dict(document.origins)
-    for key in FLAG_KEYS:
-        value = getattr(parsed, key, None)
-        if value is not None:
-            values[key] = value
-            origins[key] = Origin("the command line")
-    if values.get("sample_input_file") and parsed.sample_input_file:
+    flags = {k: v for k, v in vars(parsed).items() if k in field_table() and v is not None}
+    if flags.get("sample_input_file"):
         # GPT-NeoX's text_generation.yml says unconditional, and its README passes -i beside it
-        values["text_gen_type"] = "input-file"
-        origins["text_gen_type"] = Origin("the command line")
+        flags["text_gen_type"] = "input-file"
+    values |= flags
+    origins = {**document.origins, **dict.fromkeys(flags, Origin("the command line"))}
     return values, origins, document.notes

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import shown
+
 SAME = object()
 """The written form of a field is that of the answer."""
 
@@ -35,12 +37,17 @@ class Bound:
         if value is None or self.holds(value):
             return None
         advice = f"; {self.advice}" if self.advice else ""
-        return f"{key} must be {self.words}, got {value}{advice}"
+        return f"{key} must be {self.words}, got {shown(value)}{advice}"
 
 
-def at_least(low: float) -> Bound:
+def each(words: str, holds: Callable[[Any], Any]) -> Bound:
+    """Each item of a list."""
+    return Bound(words, lambda items: all(map(holds, items)))
+
+
+def at_least(low: float, advice: str = "") -> Bound:
     """``low`` or more."""
-    return Bound(f"at least {low}", lambda value: value >= low)
+    return Bound(f"at least {low}", lambda value: value >= low, advice)
 
 
 def above(low: float, advice: str = "") -> Bound:
@@ -53,9 +60,9 @@ def at_most(high: float) -> Bound:
     return Bound(f"at most {high}", lambda value: value <= high)
 
 
-def between(low: int, high: int) -> Bound:
+def between(low: int, high: int, advice: str = "") -> Bound:
     """From ``low`` to ``high``, both included."""
-    return Bound(f"{low} to {high}", lambda value: low <= value <= high)
+    return Bound(f"{low} to {high}", lambda value: low <= value <= high, advice)
 
 
 def in_range(interval: str, advice: str = "") -> Bound:

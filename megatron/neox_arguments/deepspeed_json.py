@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +11,7 @@ from .coerce import coerce
 from .errors import ConfigError
 from .rules.deepspeed import EXTRA_KEYS, SECTION_KEYS, typed_section
 from .run_config import RunConfig
-from .secrets import REDACTED, is_secret_key, referenced_variable
+from .secrets import LEFT_OUT, REDACTED, referenced_variable, with_secrets_as
 
 _MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 """What DeepSpeed's monitors import, by section."""
@@ -54,18 +53,13 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     if precision.communication_data_type is not None:
         result["communication_data_type"] = precision.communication_data_type
-    for key, value in _passed_through(config).items():
-        value = typed_section(key, value) if key in SECTION_KEYS else copy.copy(value)
-        result[key] = with_secrets(value, os.environ, name=key)
-    for key, value in (config.launch.deepspeed_extra_args or {}).items():
-        if key in EXTRA_KEYS:  # others were refused, or have no effect
-            value = copy.deepcopy(coerce(value, EXTRA_KEYS[key]))
-            result[key] = with_secrets(value, os.environ, name=f"deepspeed_extra_args.{key}")
+    for key, name, value in _passed_through(config):
+        result[key] = with_secrets(value, os.environ, name=name)
     return result
 
 
-def _passed_through(config: RunConfig) -> dict[str, Any]:
-    """Sections that DeepSpeed gets as the user wrote them."""
+def _passed_through(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
+    """What DeepSpeed gets as the user wrote it: a key, its name in messages, and its value."""
     sections = {
         "flops_profiler": config.logging.flops_profiler,
         "tensorboard": config.logging.tensorboard,
@@ -73,16 +67,17 @@ def _passed_through(config: RunConfig) -> dict[str, Any]:
         "csv_monitor": config.logging.csv_monitor,
         "data_types": config.precision.data_types,
     }
-    return {key: section for key, section in sections.items() if section is not None}
+    for key, section in sections.items():
+        if section is not None:
+            yield key, key, typed_section(key, section) if key in SECTION_KEYS else section
+    for key, value in (config.launch.deepspeed_extra_args or {}).items():
+        if key in EXTRA_KEYS:  # others were refused, or have no effect
+            yield key, f"deepspeed_extra_args.{key}", coerce(value, EXTRA_KEYS[key])
 
 
 def passed_sections(config: RunConfig) -> dict[str, str]:
     """Keys of ``deepspeed_config`` that the user wrote, with their names in a message."""
-    extra = config.launch.deepspeed_extra_args or {}
-    return {
-        **{key: key for key, section in _passed_through(config).items() if section},
-        **{key: f"deepspeed_extra_args.{key}" for key in extra if key in EXTRA_KEYS},
-    }
+    return {key: name for key, name, value in _passed_through(config) if value != {}}
 
 
 def missing_monitor_problem(config: RunConfig) -> str | None:
@@ -90,47 +85,33 @@ def missing_monitor_problem(config: RunConfig) -> str | None:
     sections = deepspeed_config(config)
     for key, package in _MONITOR_PACKAGES.items():
         if sections.get(key, {}).get("enabled") and find_spec(package) is None:
+            fault = f"is true and the package {package} is not installed"
             name = passed_sections(config)[key]
-            return (
-                f"{name}.enabled is true and the package {package} is not installed; install it, "
-                f"or remove the section {key}"
-            )
+            return f"{name}.enabled {fault}; install it, or remove the section {key}"
     return None
 
 
-def with_secrets(
-    value: Any, environ: Mapping[str, str], *, name: str, is_secret: bool = False
-) -> Any:
+def with_secrets(value: Any, environ: Mapping[str, str], *, name: str) -> Any:
     """Returns a section for the library that it is meant for.
 
     Args:
         value: As the user wrote it, or a redacted copy, whose secrets are left out.
         environ: Gives the values of ``${NAME}`` and ``$NAME``.
         name: Of ``value``, for messages.
-        is_secret: Whether that name is one of a secret.
 
     Raises:
         ConfigError: If such a variable is not set.
     """
-    if isinstance(value, Mapping):
-        items = ((key, item, is_secret or is_secret_key(key)) for key, item in value.items())
-        return {
-            key: with_secrets(item, environ, name=f"{name}.{key}", is_secret=below)
-            for key, item, below in items
-            if not (below and item == REDACTED)
-        }
-    if isinstance(value, (list, tuple)):
-        return [with_secrets(item, environ, name=name, is_secret=is_secret) for item in value]
-    return _filled(value, environ, name) if is_secret else value
 
+    def filled(item: Any, place: str) -> Any:
+        if item == REDACTED:
+            return LEFT_OUT
+        variable = referenced_variable(item)
+        if variable is not None and variable not in environ:
+            raise ConfigError(
+                f"{place}: takes its value from the environment variable {variable}, which is not "
+                "set; set it, or remove the key"
+            )
+        return item if variable is None else environ[variable]
 
-def _filled(value: Any, environ: Mapping[str, str], name: str) -> Any:
-    variable = referenced_variable(value)
-    if variable is None:
-        return value
-    if variable not in environ:
-        raise ConfigError(
-            f"{name}: takes its value from the environment variable {variable}, which is not set; "
-            "set it, or remove the key"
-        )
-    return environ[variable]
+    return with_secrets_as(value, filled, name)

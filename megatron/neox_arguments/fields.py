@@ -55,6 +55,11 @@ class Field:
     only_training: bool = False
     is_computed: bool = False
 
+    def problems(self, value: Any) -> list[str]:
+        """Returns what is wrong with a value of its type."""
+        found = (bound.problem(self.name, value) for bound in self.bounds)
+        return [problem for problem in found if problem]
+
 
 @functools.cache
 def field_table() -> Mapping[str, Field]:

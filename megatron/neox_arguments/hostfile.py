@@ -27,28 +27,7 @@ _HOST = re.compile(r"(?:[\w.][\w.-]*@)?(?:[\w.][\w.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f
 dash at the beginning most of all."""
 
 
-def count_problems(value_of: Callable[[str], Any]) -> dict[str, str]:
-    """Returns what is wrong with the keys that choose processes and machines, by key."""
-    problems: dict[str, str] = {}
-    gpus, nodes = value_of("num_gpus"), value_of("num_nodes")
-    if gpus is not None and not 1 <= gpus <= MOST_SLOTS:
-        problems["num_gpus"] = (
-            f"num_gpus must be 1 to {MOST_SLOTS}, got {gpus}; remove it to use all GPUs"
-        )
-    if nodes != -1 and nodes < 1:
-        problems["num_nodes"] = f"num_nodes must be at least 1, or -1 for all, got {nodes}"
-    for key in ("world_size", "global_num_gpus"):
-        count = value_of(key)
-        if count is not None and not 0 <= count <= MOST_PROCESSES:
-            problems[key] = (
-                f"{key} must be 1 to {MOST_PROCESSES}, got {count}; remove it to count processes"
-            )
-    if value_of("include") and value_of("exclude"):
-        problems["exclude"] = "include and exclude are both set; keep one"
-    address = value_of("master_addr")
-    if address and not is_host_name(address):
-        problems["master_addr"] = f"master_addr must be a name or an address, got {shown(address)}"
-    return problems
+BOTH_FILTERS = "include and exclude are both set; keep one"
 
 
 def is_host_name(name: str) -> bool:
@@ -110,24 +89,19 @@ def read_hostfile(path: str | Path) -> Slots:
             continue
         name, *rest = words
         count = rest[0][len("slots=") :] if len(rest) == 1 and rest[0].startswith("slots=") else ""
+        name, problem = _unbracketed(name), None
         if not count.isdecimal() or not 1 <= int(count[:9]) <= MOST_SLOTS:
-            raise ConfigError(
-                f"{path}:{number}: must be 'host slots=N', N from 1 to {MOST_SLOTS}, got "
-                f"{shown(line.strip())}"
-            )
-        name = _unbracketed(name)
-        if not is_host_name(name):
-            raise ConfigError(
-                f"{path}:{number}: host {shown(name)} is no name of a machine; write its name, "
-                "user@name or its address"
-            )
-        if name in hosts:
-            raise ConfigError(f"{path}:{number}: host {name!r} is named twice; give it one line")
-        total += int(count)
-        if total > MOST_PROCESSES:  # before their numbers fill the memory
-            raise ConfigError(
-                f"{path}:{number}: has more than {MOST_PROCESSES} slots up to this line; lower them"
-            )
+            form = f"'host slots=N', N from 1 to {MOST_SLOTS}"
+            problem = f"must be {form}, got {shown(line.strip())}"
+        elif not is_host_name(name):
+            advice = "write its name, user@name or its address"
+            problem = f"host {shown(name)} is no name of a machine; {advice}"
+        elif name in hosts:
+            problem = f"host {name!r} is named twice; give it one line"
+        elif (total := total + int(count)) > MOST_PROCESSES:  # before their numbers fill the memory
+            problem = f"has more than {MOST_PROCESSES} slots up to this line; lower them"
+        if problem:
+            raise ConfigError(f"{path}:{number}: {problem}")
         hosts[name] = tuple(range(int(count)))
     if not hosts:
         raise ConfigError(f"{path}: names no host; write lines 'host slots=N'")
@@ -164,29 +138,23 @@ _Part = tuple[str, "str | None"]
 def _parts(text: str, key: str, hosts: Collection[str]) -> list[_Part]:
     """Cuts a filter into pairs of a host and the text of its slots."""
     pieces = text.split("@")
-    # readings[i]: up to two ways to read the pieces from i on, as (part, index of the next piece)
-    readings: list[list[tuple[_Part, int]]] = [[] for _ in pieces]
-    ways = [0] * len(pieces) + [1]
+    # readings[i]: up to two ways to read the pieces from i on, as chains of (part, the rest)
+    readings: list[list[Any]] = [[] for _ in pieces] + [[None]]
     for start in reversed(range(len(pieces))):
-        for end in (start + 1, start + 2):  # user@host has two pieces
-            if end <= len(pieces) and ways[end]:
-                for part in _readings_of_part("@".join(pieces[start:end])):
-                    if part[0] in hosts:
-                        readings[start].append((part, end))
-                        ways[start] = min(ways[start] + ways[end], 2)
-    if ways[0] == 2:
-        raise ConfigError(
-            f"{key} can be read in two ways, got {shown(text)}; write hosts in brackets: [host]:0",
-            key=key,
-        )
-    parts = []
-    if ways[0] == 1:
-        place = 0
-        while place < len(pieces):
-            part, place = readings[place][0]
-            parts.append(part)
-        return parts
-    for piece in pieces:
+        for end in range(start + 1, min(start + 3, len(pieces) + 1)):  # user@host has two pieces
+            for part in _readings_of_part("@".join(pieces[start:end])):
+                if part[0] in hosts:
+                    readings[start] += [(part, rest) for rest in readings[end]]
+        del readings[start][2:]
+    if len(readings[0]) == 2:
+        advice = "write hosts in brackets: [host]:0"
+        raise ConfigError(f"{key} can be read in two ways, got {shown(text)}; {advice}", key=key)
+    parts: list[_Part] = []
+    chain = readings[0][0] if readings[0] else None
+    while chain is not None:
+        part, chain = chain
+        parts.append(part)
+    for piece in () if parts else pieces:
         name, colon, numbers = piece.strip().partition(":")
         if not name or (colon and not _are_slots(numbers)):
             raise ConfigError(f"{key} must look like 'host1@host2:0,2', got {shown(text)}", key=key)
@@ -219,58 +187,41 @@ def select_slots(
     num_nodes: int = -1,
     num_gpus: int | None = None,
 ) -> Slots:
-    """Applies `include` or `exclude`, then `num_nodes` and `num_gpus` to what they leave.
+    """Applies `include`, or else `exclude`, then `num_nodes` and `num_gpus` to what they leave.
 
     Raises:
-        ConfigError: If both filters are given, a host or slot is unknown, or too little is left.
+        ConfigError: If a host or slot is unknown, or too little is left.
     """
-    if include and exclude:
-        raise ConfigError("include and exclude are both set; keep one", key="exclude")
-    selected = dict(hosts)
+    selected, left = dict(hosts), ""
     if include or exclude:
         key = "include" if include else "exclude"
+        left = f" after {key}"
         chosen = parse_filter(include or exclude or "", key, hosts)
         for name, slots in chosen.items():
             if name not in hosts:
                 known = shown(", ".join(hosts))[1:-1]
                 raise ConfigError(f"{key} names host {shown(name)}; known hosts: {known}", key=key)
             if slots is not None and not set(slots) <= set(hosts[name]):
-                raise ConfigError(
-                    f"{key} names slots {_listed(slots)} of {name!r}, which has "
-                    f"{_listed(hosts[name])}",
-                    key=key,
-                )
-        if include:
-            selected = {n: (chosen[n] or hosts[n]) for n in hosts if n in chosen}
-        else:
-            selected = {n: _without(hosts[n], chosen, n) for n in hosts}
-            selected = {name: slots for name, slots in selected.items() if slots}
+                there = f"which has {_listed(hosts[name])}"
+                problem = f"{key} names slots {_listed(slots)} of {name!r}, {there}"
+                raise ConfigError(problem, key=key)
+        named = {name: set(chosen[name] or hosts[name]) for name in chosen}
+        for name, slots in hosts.items():
+            listed = named.get(name, set())
+            selected[name] = tuple(slot for slot in slots if (slot in listed) == bool(include))
+        selected = {name: slots for name, slots in selected.items() if slots}
     if not selected:
         raise ConfigError("exclude leaves no slot to run on", key="exclude")
-    left = f" after {'include' if include else 'exclude'}" if include or exclude else ""
     if num_nodes > len(selected):
-        raise ConfigError(
-            f"num_nodes is {num_nodes}, there are {len(selected)} hosts{left}; lower it",
-            key="num_nodes",
-        )
+        problem = f"num_nodes is {num_nodes}, there are {len(selected)} hosts{left}; lower it"
+        raise ConfigError(problem, key="num_nodes")
     if num_nodes > 0:
         selected = dict(list(selected.items())[:num_nodes])
-    if num_gpus is None:
-        return selected
     for name, slots in selected.items():
-        if len(slots) < num_gpus:
-            raise ConfigError(
-                f"num_gpus is {num_gpus}, host {name!r} has {len(slots)} slots{left}; lower it",
-                key="num_gpus",
-            )
+        if num_gpus is not None and len(slots) < num_gpus:
+            there = f"host {name!r} has {len(slots)} slots{left}"
+            raise ConfigError(f"num_gpus is {num_gpus}, {there}; lower it", key="num_gpus")
     return {name: slots[:num_gpus] for name, slots in selected.items()}
-
-
-def _without(slots: tuple[int, ...], excluded: Filter, name: str) -> tuple[int, ...]:
-    if name not in excluded:
-        return slots
-    removed = excluded[name]
-    return () if removed is None else tuple(slot for slot in slots if slot not in removed)
 
 
 def _listed(slots: tuple[int, ...]) -> str:
@@ -288,18 +239,14 @@ def included_here(include: str, num_gpus: int | None) -> tuple[int, ...] | None:
     """
     names = this_machines_names()
     chosen = parse_filter(include, "include", names)
-    for host in chosen:
-        if host not in names:
-            raise ConfigError(
-                f"include names host {shown(host)}, and there is no hostfile; set hostfile, or "
-                "write localhost",
-                key="include",
-            )
-    if len(chosen) > 1:
-        raise ConfigError(
-            f"include names this machine twice, got {shown(include)}; write 'localhost:0,2' once",
-            key="include",
-        )
+    problem = None
+    if others := [host for host in chosen if host not in names]:
+        advice = "set hostfile, or write localhost"
+        problem = f"names host {shown(others[0])}, and there is no hostfile; {advice}"
+    elif len(chosen) > 1:
+        problem = f"names this machine twice, got {shown(include)}; write 'localhost:0,2' once"
+    if problem:
+        raise ConfigError(f"include {problem}", key="include")
     (listed,) = chosen.values()
     if listed is None or num_gpus is None:
         return listed

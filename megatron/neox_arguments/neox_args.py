@@ -19,7 +19,7 @@ from .coerce import Mismatch, coerce
 from .command_line import read_deepy_command, read_script_command
 from .errors import ConfigError, IssueList, Origin, shown
 from .fields import DEEPSPEED_KEYS, RUNNER_KEYS, field_table
-from .hostfile import count_problems
+from .hostfile import BOTH_FILTERS
 from .presets import default_of
 from .schema import find_file, read_files, with_underscores
 from .secrets import plain_secrets, redacted
@@ -51,7 +51,7 @@ class NeoXArgs(_FlatFields):
     """
 
     def __init__(self, **values: Any) -> None:
-        self._fill(values, origins={})
+        self._fill(values, {}, ())
 
     @classmethod
     def from_ymls(
@@ -62,11 +62,7 @@ class NeoXArgs(_FlatFields):
         """Reads YAML and JSON files, then replaces values by ``overwrite_values``."""
         document = read_files([find_file(str(path)) for path in paths_to_yml_files])
         values = {"config_files": dict(document.texts), **document.values}
-        origins = dict(document.origins)
-        for key, value in with_underscores(overwrite_values or {}).items():
-            values[key] = value
-            origins[key] = Origin("overwrite_values")
-        return cls.build(values, origins, document.notes)
+        return cls._overwritten(values, document.origins, document.notes, overwrite_values)
 
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
@@ -89,11 +85,7 @@ class NeoXArgs(_FlatFields):
 
         It is either ``--megatron_config`` (a path, JSON or base64 of JSON) or configuration files.
         """
-        values, origins, notes = read_script_command(input_args)
-        for key, value in with_underscores(overwrite_values or {}).items():
-            values[key] = value
-            origins[key] = Origin("overwrite_values")
-        return cls.build(values, origins, notes)
+        return cls._overwritten(*read_script_command(input_args), overwrite_values)
 
     @classmethod
     def validate_keys(cls) -> bool:
@@ -152,15 +144,24 @@ class NeoXArgs(_FlatFields):
         filters = [key for key in ("include", "exclude") if values[key]]
         counts = [key for key in ("num_nodes", "num_gpus") if values[key] not in (None, -1)]
         if filters and counts:
-            raise placed(
-                self,
-                ConfigError(
-                    f"{counts[0]} and {filters[0]} are both set, and DeepSpeed's runner takes one "
-                    "of them; start with deepy.py, or keep one",
-                    key=counts[0],
-                ),
+            problem = (
+                f"{counts[0]} and {filters[0]} are both set, and DeepSpeed's runner takes one of "
+                "them; start with deepy.py, or keep one"
             )
+            raise placed(self, ConfigError(problem, key=counts[0]))
         return runner_arguments(self, {})
+
+    @classmethod
+    def _overwritten(
+        cls,
+        values: Mapping[str, Any],
+        origins: Mapping[str, Origin],
+        notes: Sequence[str],
+        overwrite_values: Mapping[str, Any] | None,
+    ) -> NeoXArgs:
+        given = with_underscores(overwrite_values or {})
+        placed_by_caller = dict.fromkeys(given, Origin("overwrite_values"))
+        return cls.build({**values, **given}, {**origins, **placed_by_caller}, notes)
 
     @classmethod
     def build(
@@ -168,11 +169,12 @@ class NeoXArgs(_FlatFields):
     ) -> NeoXArgs:
         """Makes it from values, where they were written, and notes on how they were merged."""
         args = cls.__new__(cls)
-        args._fill(values, origins)
-        object.__setattr__(args, "_notes", tuple(notes))
+        args._fill(values, origins, notes)
         return args
 
-    def _fill(self, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> None:
+    def _fill(
+        self, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str]
+    ) -> None:
         issues = IssueList(origins)
         for key, value in values.items():
             _check_entry(key, value, issues)
@@ -182,7 +184,7 @@ class NeoXArgs(_FlatFields):
         issues.raise_if_any()
         object.__setattr__(self, "_given", set(values))
         object.__setattr__(self, "_origins", dict(origins))
-        object.__setattr__(self, "_notes", ())
+        object.__setattr__(self, "_notes", tuple(notes))
         self._set_all({key: copy.deepcopy(value) for key, value in values.items()})
 
     def _set_all(self, values: Mapping[str, Any]) -> None:
@@ -208,9 +210,8 @@ def _check_entry(key: str, value: Any, issues: IssueList) -> None:
     field = field_table().get(key)
     if field is None:
         near = nearest(key, field_table(), likeness=0.7) if len(key) <= _LONGEST_KEY else []
-        hint = (
-            f"did you mean '{near[0]}'?" if near else "see configs/neox_arguments.md for all keys"
-        )
+        reference = "see configs/neox_arguments.md for all keys"
+        hint = f"did you mean '{near[0]}'?" if near else reference
         issues.add(key, f"unknown key {shown(key)}; {hint}")
         return
     try:
@@ -233,17 +234,24 @@ def _advice(value: Any, annotation: Any) -> str:
     return "; put it in quotes" if is_text and is_one_word else ""
 
 
-def typed_value(args: NeoXArgs, key: str) -> Any:
-    """Returns the value of ``key`` with the type of its field; null asks for the default.
+def typed_values(args: NeoXArgs, keys: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of ``keys`` with the types of their fields; null asks for the default.
 
     Raises:
-        Mismatch: If an assignment gave it another type; files and `update_value` cannot.
+        ConfigError: If an assignment gave one another type; files and `update_value` cannot.
     """
-    field = field_table()[key]
-    value = coerce(copy.deepcopy(getattr(args, key)), field.type)
-    if value is None and field.type is not Any and type(None) not in _parts(field.type):
-        return default_of(key, field.default, args.neox_compat)
-    return value
+    issues, values = IssueList(args.origins), dict[str, Any]()
+    for key in keys:
+        field, written = field_table()[key], getattr(args, key)
+        try:
+            values[key] = coerce(copy.deepcopy(written), field.type)
+        except Mismatch as error:
+            issues.add(key, f"{key} must be {error}, got {shown(written)}")
+            continue
+        if values[key] is None and field.type is not Any and type(None) not in _parts(field.type):
+            values[key] = default_of(key, field.default, args.neox_compat)
+    issues.raise_if_any()
+    return values
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
@@ -263,15 +271,13 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
     Raises:
         ConfigError: If a number of processes or machines is impossible.
     """
-    issues, values = IssueList(args.origins), {}
-    for key in (*RUNNER_KEYS, "world_size", "global_num_gpus"):
-        try:
-            values[key] = typed_value(args, key)
-        except Mismatch as error:
-            issues.add(key, f"{key} must be {error}, got {shown(getattr(args, key))}")
-    issues.raise_if_any()
-    for key, problem in count_problems(values.__getitem__).items():
-        issues.add(key, problem)
+    values = typed_values(args, (*RUNNER_KEYS, "world_size", "global_num_gpus"))
+    issues = IssueList(args.origins)
+    for key, value in values.items():
+        for problem in field_table()[key].problems(value):
+            issues.add(key, problem)
+    if values["include"] and values["exclude"]:
+        issues.add("exclude", BOTH_FILTERS)
     issues.raise_if_any()
     return values
 
@@ -286,14 +292,13 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: If a secret is written out: every user of a machine sees command lines.
     """
-    secret = next(plain_secrets(args.megatron_config), None)
-    if secret is not None:
+    if secrets := plain_secrets(args.megatron_config):
         problem = (
-            f"{secret}: would be on the command line of every machine; write ${{NAME}} there and "
-            "set NAME in the environment of each (~/.deepspeed_env becomes a part of the command "
-            "line as well)"
+            f"{secrets[0]}: would be on the command line of every machine; write ${{NAME}} there "
+            "and set NAME in the environment of each (~/.deepspeed_env becomes a part of the "
+            "command line as well)"
         )
-        raise placed(args, ConfigError(problem, key=secret.partition(".")[0]))
+        raise placed(args, ConfigError(problem, key=secrets[0].partition(".")[0]))
     arguments = _launcher_flags(args, replaced)
     if args.user_script is not None:
         arguments.append(args.user_script)
@@ -325,10 +330,4 @@ def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-__all__ = [
-    "NeoXArgs",
-    "launch_values",
-    "placed",
-    "runner_arguments",
-    "typed_value",
-]
+__all__ = ["NeoXArgs", "launch_values", "placed", "runner_arguments", "typed_values"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .aliases import apply_aliases
-from .coerce import Mismatch
-from .errors import ConfigError, IssueList, shown
+from .errors import ConfigError, IssueList
 from .fields import field_table
-from .neox_args import NeoXArgs, typed_value
+from .neox_args import NeoXArgs, typed_values
 from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
-from .rules.data import resolve_data, resolve_mixing, training_data_problem
+from .rules.data import NO_TRAINING_DATA, resolve_data, resolve_mixing
 from .rules.deepspeed import check_deepspeed
 from .rules.evaluation import check_evaluation_in_training, resolve_evaluation
 from .rules.generation import resolve_generation
@@ -63,36 +60,26 @@ def resolve_with_issues(
     check_unsupported(draft)
     draft.check_bounds()
     config = _resolved(draft, world_size)
-    if is_training_script(draft["user_script"]):
-        problem = training_data_problem(config.data.train_paths)
-        if problem:
-            draft.issues.add("train_data_paths", problem)
+    if is_training_script(draft["user_script"]) and not config.data.train_paths:
+        draft.issues.add("train_data_paths", NO_TRAINING_DATA)
     return config, draft.issues
 
 
 def require_training_data(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless there is training data; scripts that train call it first."""
-    problem = training_data_problem(config.data.train_paths)
-    if problem:
-        raise ConfigError(problem)
+    if not config.data.train_paths:
+        raise ConfigError(NO_TRAINING_DATA)
 
 
 def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     """Returns all values with their types and under their current names."""
-    issues = IssueList(args.origins)
-    values: dict[str, Any] = {}
-    for field in field_table().values():
-        try:
-            values[field.name] = typed_value(args, field.name)
-        except Mismatch as error:  # only after an assignment that went past update_value
-            value = shown(getattr(args, field.name))
-            issues.add(field.name, f"{field.name} must be {error}, got {value}")
-    issues.raise_if_any()
+    values = typed_values(args, field_table())
     if values["seq_length"] is None:
         values["seq_length"] = values["max_position_embeddings"]
-    values, given, notes = apply_aliases(values, args.given, issues)
-    notes = [*args.notes, *notes]
-    return Draft(values, given, issues, notes, purpose or purpose_of(values["user_script"]))
+    purpose = purpose or purpose_of(values["user_script"])
+    draft = Draft(values, set(args.given), IssueList(args.origins), [*args.notes], purpose)
+    apply_aliases(draft)
+    return draft
 
 
 def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
@@ -105,14 +92,14 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
     generation = resolve_generation(draft)
     with draft.training_rules():  # for a model that is read, what follows has no meaning
         check_deepspeed(draft)
-        batch = resolve_batch(draft, topology.data_parallel_size)
+        batch = resolve_batch(draft, topology["data_parallel_size"])
         zero_stage, zero_options = resolve_zero(draft, precision.dtype)
         layout = draft.section(
             Layout,
-            **topology._asdict(),
+            **topology,
             zero_stage=zero_stage,
             zero_options=zero_options,
-            sequence_parallel=draft["sequence_parallel"] and topology.model_parallel_size > 1,
+            sequence_parallel=draft["sequence_parallel"] and topology["model_parallel_size"] > 1,
         )
         optimizer = resolve_optimizer(draft)
         schedule = resolve_schedule(draft, optimizer.learning_rate)

@@ -6,43 +6,31 @@ followed from them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from .fields import field_table
 from .rules.model import NORM_EPSILONS
+from .sections import SECTIONS
 
-_DERIVED: Mapping[str, str] = {
-    **{f"{what}_parallel_size": "layout" for what in ("data", "model", "pipe")},
-    **dict.fromkeys(("world_size", "zero_stage", "zero_options"), "layout"),
-    **dict.fromkeys(("train_batch_size", "micro_batch_size"), "batch"),
-    "gradient_accumulation_steps": "batch",
+_RENAMED: Mapping[str, str] = {
     "precision": "precision.dtype",
-    "fp16_options": "precision",
-    **dict.fromkeys(("num_kv_heads", "head_dim", "rotary_dim"), "model"),
-    **dict.fromkeys(("mlp_inner_size", "is_gated_mlp"), "model"),
     "optimizer_type": "optimizer.type",
     "optimizer_options": "optimizer.options",
     "adam_betas": "optimizer.betas",
     "adam_eps": "optimizer.eps",
-    **dict.fromkeys(("learning_rate", "weight_decay", "gradient_clipping"), "optimizer"),
     "lr_decay_iters": "schedule.decay_iters",
-    **dict.fromkeys(("warmup_iters", "train_iters"), "schedule"),
     "domains": "data.train_domains",
-    **dict.fromkeys(("valid_domains", "test_domains", "split", "seq_length"), "data"),
-    **{f"{s}_{what}": "data" for s in ("train", "valid", "test") for what in ("paths", "weights")},
     "named_eval_iters": "evaluation.named_iters",
     "sampling_method": "mixing.method",
     "mixing_run_length": "mixing.run_length",
-    **dict.fromkeys(("min_weights", "max_weights", "max_epochs"), "mixing"),
-    **dict.fromkeys(("save_path", "load_path"), "saving"),
     "save_scale": "saving.scale",
     "save_factor": "saving.factor",
     "extra_save_steps": "saving.extra_steps",
-    "log_dir": "logging",
     "text_gen_type": "generation.kind",
 }
-"""Names in `derived` -> section, or section and field where that has another name."""
+"""Names in `derived` -> section and field; other names there are those of the fields."""
 
 
 def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +51,16 @@ def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, field in field_table().items():
         if field.answer and not field.is_computed and key in written:
             sections.setdefault(field.section, {})[field.answer] = written[key]
+    homes = {
+        answer.name: f"{section}.{answer.name}"
+        for section, declared in SECTIONS.items()
+        for answer in dataclasses.fields(declared.answers)
+    }
+    homes.update(_RENAMED)
     for name, value in values.get("derived", {}).items():
-        section, _, field_name = _DERIVED.get(name, "").partition(".")
+        section, _, answer_name = homes.get(name, "").partition(".")
         if section:
-            sections.setdefault(section, {})[field_name or name] = value
+            sections.setdefault(section, {})[answer_name] = value
     model = sections.get("model", {})
     epsilon = NORM_EPSILONS.get(str(model.get("norm")), "")
     if epsilon in written:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from . import sections
 from .fields import field_table
 from .secrets import redacted
-from .sections import (
-    SECTIONS,
-    Batch,
-    Data,
-    Evaluation,
-    Generation,
-    Launch,
-    Layout,
-    Logging,
-    Mixing,
-    Model,
-    Optimizer,
-    Precision,
-    Saving,
-    Schedule,
-)
 
 SCHEMA_VERSION = 2
 """Of `RunConfig.to_dict`, as in `resolved.json`; the first one had no number."""
@@ -34,19 +18,19 @@ SCHEMA_VERSION = 2
 class RunConfig:
     """A validated configuration: one answer for each question, by purpose."""
 
-    model: Model
-    layout: Layout
-    batch: Batch
-    precision: Precision
-    optimizer: Optimizer
-    schedule: Schedule
-    data: Data
-    mixing: Mixing
-    saving: Saving
-    logging: Logging
-    evaluation: Evaluation
-    generation: Generation
-    launch: Launch
+    model: sections.Model
+    layout: sections.Layout
+    batch: sections.Batch
+    precision: sections.Precision
+    optimizer: sections.Optimizer
+    schedule: sections.Schedule
+    data: sections.Data
+    mixing: sections.Mixing
+    saving: sections.Saving
+    logging: sections.Logging
+    evaluation: sections.Evaluation
+    generation: sections.Generation
+    launch: sections.Launch
     notes: tuple[str, ...]
     """Messages for the user, to be logged once."""
     files: Mapping[str, str]
@@ -56,27 +40,16 @@ class RunConfig:
         """Returns the resolved configuration as plain data: one mapping for each section, the
         notes and the version of this form. It may be written anywhere: secrets are redacted.
         """
-        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        return {
-            "version": SCHEMA_VERSION,
-            **{name: redacted(_plain(values)) for name, values in sections.items()},
-            "notes": list(self.notes),
+        answers = {
+            name: redacted(dataclasses.asdict(getattr(self, name))) for name in sections.SECTIONS
         }
+        return {"version": SCHEMA_VERSION, **answers, "notes": list(self.notes)}
 
     def by_key(self) -> dict[str, Any]:
         """Returns the answers that have a key, by the key's name; secrets are redacted."""
-        return redacted(
-            {
-                key: _plain(getattr(getattr(self, field.section), field.answer))
-                for key, field in field_table().items()
-                if field.answer is not None
-            }
-        )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return copy.copy(value)
+        answers = {
+            key: getattr(getattr(self, field.section), field.answer)
+            for key, field in field_table().items()
+            if field.answer is not None
+        }
+        return redacted(answers)

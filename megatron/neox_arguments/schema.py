@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ class Document:
     files as they are, without secrets, ``notes`` what a user should know of the merge.
     """
 
-    values: Mapping[str, Any] = field(default_factory=dict)
-    origins: Mapping[str, Origin] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin]
+    texts: Mapping[str, str]
+    notes: tuple[str, ...]
 
 
 def find_file(name: str, folder: str | None = None) -> Path:
@@ -47,43 +47,22 @@ def find_file(name: str, folder: str | None = None) -> Path:
         raise ConfigError("the command line: the name of a configuration file is empty; write one")
     candidates = [path, *(Path(f"{path}{suffix}") for suffix in SUFFIXES)]
     for candidate in candidates:
-        if is_file(candidate):
+        if os.path.isfile(candidate):
             return candidate
     if os.path.isdir(path):
-        raise ConfigError(
-            f"{_shortened(path)}: is a folder; name a file in it, or pass -d {path} and a name"
-        )
+        advice = f"name a file in it, or pass -d {path} and a name"
+        raise ConfigError(f"{path}: is a folder; {advice}")
     if os.path.exists(path):
         raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
     if os.path.isdir(path.parent):
-        names = _configuration_names(path.parent)
+        names = [p.name for p in path.parent.glob("*.*") if p.suffix in SUFFIXES]
         near = nearest(path.name, names) or nearest(path.name, [Path(n).stem for n in names])
-        hint = (
-            f"; did you mean {path.parent / near[0]}?"
-            if near
-            else "; check its name and --conf_dir"
-        )
+        hint = f"did you mean {path.parent / near[0]}?" if near else "check its name and --conf_dir"
+    elif os.path.exists(path.parent):
+        hint = f"{path.parent} is a file, name the folder it is in"
     else:
-        is_file_there = os.path.exists(path.parent)
-        hint = f"; {_shortened(path.parent)} is a file, name the folder it is in"
-        hint = hint if is_file_there else f"; the folder {_shortened(path.parent)} does not exist"
-    raise ConfigError(f"{_shortened(path)}: no such configuration file{hint}")
-
-
-def _configuration_names(folder: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if name.endswith(SUFFIXES)]
-    except OSError:  # a folder that may be entered and not read
-        return []
-
-
-def is_file(path: str | Path) -> bool:
-    """Tells whether ``path`` can be read as a file; any text may be asked about."""
-    return os.path.isfile(path)
-
-
-def _shortened(path: str | Path) -> str:
-    return str(path) if len(str(path)) <= 200 else f"{str(path)[:197]}..."
+        hint = f"the folder {path.parent} does not exist"
+    raise ConfigError(f"{path}: no such configuration file; {hint}")
 
 
 def read_text(path: str | Path, what: str = "") -> str:
@@ -97,19 +76,17 @@ def read_text(path: str | Path, what: str = "") -> str:
         ConfigError: If it is no such file, cannot be read or is not UTF-8.
     """
     kind = f"{what} " if what else ""
-    if os.path.exists(path) and not is_file(path):
-        raise ConfigError(f"{_shortened(path)}: {kind}is no ordinary file; name one")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{path}: {kind}is no ordinary file; name one")
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {kind}cannot be read ({error.strerror}); check the path"
-        ) from None
+        problem = f"cannot be read ({error.strerror}); check the path"
+        raise ConfigError(f"{path}: {kind}{problem}") from None
     if len(content) > LARGEST_FILE_BYTES:
-        raise ConfigError(
-            f"{path}: {kind}is larger than {LARGEST_FILE_BYTES} bytes; is this the right file?"
-        )
+        problem = f"is larger than {LARGEST_FILE_BYTES} bytes; is this the right file?"
+        raise ConfigError(f"{path}: {kind}{problem}")
     try:
         return content.decode("utf-8-sig")  # some editors write a mark first
     except UnicodeDecodeError as error:
@@ -150,12 +127,11 @@ def read_files(paths: Iterable[str | Path]) -> Document:
             key, origin = written.replace("-", "_"), Origin(str(path), line)
             if key in origins:
                 first, is_same_file = origins[key], origins[key].source == str(path)
-                if not is_same_file and _are_equal(value, values[key]):
-                    continue
+                if not is_same_file and json.dumps(value) == json.dumps(values[key]):
+                    continue  # as text, 1 is neither 1.0 nor true
                 if is_same_file or spelled[key] == written:
-                    problems.append(
-                        f"{origin}: {shown(key)} is already set at {first}; set it once"
-                    )
+                    problem = f"{shown(key)} is already set at {first}; set it once"
+                    problems.append(f"{origin}: {problem}")
                     continue
                 notes.append(f"'{written}' at {origin} replaces '{spelled[key]}' at {first}")
             if key == "config_files":
@@ -181,15 +157,10 @@ def with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"a key must be text, got {shown(key)}; write its name")
         name = key.replace("-", "_")
         if name in result:
-            raise ConfigError(
-                f"{shown(name)} is set twice, with dashes and with underscores; set it once"
-            )
+            problem = "is set twice, with dashes and with underscores; set it once"
+            raise ConfigError(f"{shown(name)} {problem}")
         result[name] = value
     return result
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    return json.dumps(one) == json.dumps(other)  # 1 is neither 1.0 nor true
 
 
 def _unique_name(name: str, taken: Collection[str]) -> str:

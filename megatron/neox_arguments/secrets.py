@@ -7,14 +7,15 @@ files hold `REDACTED` in its place. Better still, a file names an environment va
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
 
 REDACTED = "<redacted>"
+LEFT_OUT = object()
+"""What replaces a secret that a copy is to be without."""
 
 _SERVICES = "(?:wandb|comet|openai|anthropic|aws|azure|gcp|hf|hub|s3|ssh)"
 _WORDS = (
@@ -38,21 +39,33 @@ def is_secret_key(key: object) -> bool:
     return _SECRET.search(_SEPARATORS.sub("_", words).lower()) is not None
 
 
-def redacted(value: Any, *, is_secret: bool = False) -> Any:
-    """Returns a copy of plain data with `REDACTED` in place of every secret.
+def with_secrets_as(
+    value: Any, form: Callable[[Any, str], Any], name: str = "", *, is_secret: bool = False
+) -> Any:
+    """Returns a copy of plain data in which each secret is replaced.
 
     Args:
         value: Mappings, lists and scalars.
+        form: From a scalar under a key that names a secret, and its place, to what replaces it,
+            or `LEFT_OUT`.
+        name: Place of ``value``; keys are put behind it as in ``comet.api_key``.
         is_secret: Whether ``value`` itself is under a key that names a secret.
     """
     if isinstance(value, Mapping):
-        return {
-            key: redacted(item, is_secret=is_secret or is_secret_key(key))
-            for key, item in value.items()
-        }
+        result = {}
+        for key, item in value.items():
+            place, below = f"{name}.{key}" if name else str(key), is_secret or is_secret_key(key)
+            result[key] = with_secrets_as(item, form, place, is_secret=below)
+        return {key: item for key, item in result.items() if item is not LEFT_OUT}
     if isinstance(value, (list, tuple)):
-        return [redacted(item, is_secret=is_secret) for item in value]
-    return REDACTED if is_secret and _is_written_out(value) else value
+        items = [with_secrets_as(item, form, name, is_secret=is_secret) for item in value]
+        return [item for item in items if item is not LEFT_OUT]
+    return form(value, name) if is_secret else value
+
+
+def redacted(value: Any) -> Any:
+    """Returns a copy of plain data with `REDACTED` in place of every secret."""
+    return with_secrets_as(value, lambda item, _: REDACTED if _is_written_out(item) else item)
 
 
 def redacted_text(text: str) -> str:
@@ -62,11 +75,15 @@ def redacted_text(text: str) -> str:
     """
     if not _IN_TEXT.search(_SEPARATORS.sub("_", text).lower()):
         return text  # nearly always, and parsing takes time
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        comments = list(_comments(text))
-    except yaml.YAMLError:
-        return _redacted_json(text)
+    for parsed in (text, text.replace("\t", " ")):  # JSON has tabs where YAML takes none
+        try:
+            node = yaml.compose(parsed, Loader=yaml.SafeLoader)
+            comments = list(_comments(parsed))
+            break
+        except yaml.YAMLError:
+            continue
+    else:
+        return text  # nothing can read it, and no run begins with it
     spans = {(n.start_mark.index, n.end_mark.index) for n in _secret_nodes(node, set())}
     for start, end in sorted({*spans, *comments}, reverse=True):
         written = text[start:end]
@@ -80,17 +97,16 @@ def redacted_text(text: str) -> str:
     return text
 
 
-def plain_secrets(value: Any, place: str = "", *, is_secret: bool = False) -> Iterator[str]:
+def plain_secrets(value: Any) -> list[str]:
     """Names the secrets that are written out in plain data, as ``comet.api_key``."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            name = f"{place}.{key}" if place else str(key)
-            yield from plain_secrets(item, name, is_secret=is_secret or is_secret_key(key))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from plain_secrets(item, place, is_secret=is_secret)
-    elif is_secret and value != REDACTED and _is_written_out(value):
-        yield place
+    places: list[str] = []
+
+    def note(item: Any, place: str) -> None:
+        if item != REDACTED and _is_written_out(item):
+            places.append(place)
+
+    with_secrets_as(value, note)
+    return places
 
 
 def referenced_variable(value: Any) -> str | None:
@@ -101,9 +117,8 @@ def referenced_variable(value: Any) -> str | None:
 
 def _is_written_out(value: Any) -> bool:
     """Whether a value under a secret's name is one: not null, a switch or a reference."""
-    if value is None or value == "" or isinstance(value, bool):
-        return False
-    return referenced_variable(value) is None
+    is_empty = value is None or value == "" or isinstance(value, bool)
+    return not is_empty and referenced_variable(value) is None
 
 
 def _secret_nodes(node: Any, done: set[int], *, is_secret: bool = False) -> Iterator[Any]:
@@ -120,13 +135,6 @@ def _secret_nodes(node: Any, done: set[int], *, is_secret: bool = False) -> Iter
             yield from _secret_nodes(item, done, is_secret=is_secret)
     elif is_secret and node.tag not in _HARMLESS_TAGS and _is_written_out(node.value):
         yield node
-
-
-def _redacted_json(text: str) -> str:
-    try:
-        return json.dumps(redacted(json.loads(text)), indent=2)
-    except (ValueError, RecursionError):
-        return text  # nothing can read it, and no run begins with it
 
 
 def _comments(text: str) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -89,8 +91,6 @@ part of: serve_model_weights
     weight_server_port:int|ints=6000
 refused: precomputed probabilities serve preference training only
     precompute_model_name:text
-refused: held-out rewards are not part of this version; rewards are training losses
-    {validation_based_reward,batch_normalized_reward,scale_by_reward_loss_diff}=False
 refused: documents follow each other without gaps; only 'packed' is supported
     pack_impl:packed|pack_until_overflow|unpacked
 part of: pack_impl
@@ -269,9 +269,7 @@ def _declared(form: str) -> list[Any]:
     names = kinds.split("|")
     if names[0] not in _TYPES:
         return [Literal[tuple(names)], names[0]]
-    union: Any = None
-    for name in names:
-        union = _TYPES[name] if union is None else union | _TYPES[name]
+    union: Any = functools.reduce(operator.or_, (_TYPES[name] for name in names))
     if union is Any:
         return [Any, None]
     if default:
@@ -285,24 +283,21 @@ UNSUPPORTED: Mapping[str, Unsupported] = {row.key: row for row in _rows()}
 
 def check_unsupported(draft: Draft) -> None:
     """Refuses keys that cannot be honoured, and notes those that have no effect."""
-    for row in UNSUPPORTED.values():
-        if row.is_of_network:
+    asked_for = [row for row in UNSUPPORTED.values() if row.is_asked_for(draft[row.key])]
+    for row in asked_for:
+        if row.verdict == "no effect" and row.key in draft.given:
+            draft.notes.append(f"'{row.key}' has no effect: {row.reason}")
+        elif row.is_of_network:
             _refuse(draft, row)
     with draft.training_rules():
-        for row in UNSUPPORTED.values():
-            if not row.is_of_network:
+        for row in asked_for:
+            if row.verdict != "no effect" and not row.is_of_network:
                 _refuse(draft, row)
-    for key, row in UNSUPPORTED.items():
-        if row.verdict == "no effect" and key in draft.given and row.is_asked_for(draft[key]):
-            draft.notes.append(f"'{key}' has no effect: {row.reason}")
 
 
 def _refuse(draft: Draft, row: Unsupported) -> None:
-    value = draft[row.key]
-    if row.verdict == "no effect" or not row.is_asked_for(value):
-        return
     if row.verdict == "refused":
-        problem = f"{row.key}: {shown(value)} is not supported: {row.reason}; remove the key"
+        problem = f"{shown(draft[row.key])} is not supported: {row.reason}; remove the key"
+        draft.issues.add(row.key, f"{row.key}: {problem}")
     else:
-        problem = f"{row.key} is not supported: {row.reason}; remove the section"
-    draft.issues.add(row.key, problem)
+        draft.refuse(row.key, f"is not supported: {row.reason}; remove the section")

@@ -48,14 +48,29 @@ _EVENTS: dict[str, Check] = {
     "resume": fields({}, {"samples_per_epoch": mapping_of(integer(0)), "iteration": integer(0)}),
     "train": fields(
         {"iteration": integer(0)},
-        dict.fromkeys(
-            ("weights", "losses", "tokens", "epochs", "rewards"), optional(logged_numbers)
-        ),
+        {
+            **dict.fromkeys(
+                ("weights", "losses", "mean_losses", "tokens", "epochs", "rewards"),
+                optional(logged_numbers),
+            ),
+            "consumed_tokens": optional(integer(0)),
+        },
     ),
+    "update": fields(
+        {"iteration": integer(0)},
+        {
+            **dict.fromkeys(("losses", "tokens", "proposal", "weights"), optional(logged_numbers)),
+            "limits": optional(mapping_of(anything)),
+        },
+    ),
+    "held_out": fields({"iteration": integer(0)}, {"mean_loss": logged_numbers}),
     "validation": _MEASURED,
     "test": _MEASURED,
 }
 """The fields of events that programs read; other fields are for people."""
+
+_MEASUREMENTS = ("train", "update", "held_out", "validation", "test")
+"""Events of which the later one of an iteration counts."""
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -129,7 +144,7 @@ def read_run_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if event["event"] in ("start", "resume"):
             first = event.get("iteration", 0)
             history = {key: old for key, old in history.items() if old.get("iteration", 0) <= first}
-        is_measured = event["event"] in ("train", "validation", "test")
+        is_measured = event["event"] in _MEASUREMENTS
         key = (event["event"], event["iteration"]) if is_measured else ("line", number)
         history.pop(key, None)
         history[key] = event
@@ -159,6 +174,8 @@ def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
         raise ValueError(
             f"{where}: not an event of a run log: {error}; the file is damaged: remove this line"
         ) from None
+    if event.get("iteration", 0) is None:
+        del event["iteration"]
     return _restored(event)
 
 

@@ -115,6 +115,10 @@ class RunLogger:
             self._scalars(record.iteration, scalars)
         self._print_train(record, flops_per_second)
 
+    def update(self, iteration: int, fields: Mapping[str, Any]) -> None:
+        """Logs an update of the mixture: the mixer's proposal and what became of it."""
+        self._append({"event": "update", "iteration": iteration, **fields})
+
     def evaluation(
         self, split: str, iteration: int, results: Mapping[str, Any], averages: Mapping[str, float]
     ) -> None:
@@ -146,6 +150,35 @@ class RunLogger:
         self._console.table(
             f" {split} at iteration {iteration} on {tokens:,} tokens | {shown}",
             {name: _evaluation_cell(result) for name, result in results.items()},
+        )
+
+    def held_out(
+        self,
+        iteration: int,
+        fields: Mapping[str, Mapping[str, float | None]],
+        *,
+        seconds: float,
+        share_of_time: float,
+    ) -> None:
+        """Logs a measurement of the losses that a mixture learns from.
+
+        Args:
+            iteration: Training iterations done.
+            fields: Field of `odm.HeldOut` -> domain -> value.
+            seconds: Wall time of the measurement.
+            share_of_time: This time as a share of it and the steps since the measurement before.
+        """
+        if not self._is_writer:
+            return
+        cost = {"seconds": seconds, "share_of_time": share_of_time}
+        self._append({"event": "held_out", "iteration": iteration, **cost, **fields})
+        losses = {name: v for name, v in fields["mean_loss"].items() if v is not None}
+        values = {f"held_out/lm_loss/{name}": loss for name, loss in losses.items()}
+        self._scalars(iteration, {**values, "held_out/share_of_time": share_of_time})
+        mean = sum(losses.values()) / len(losses)
+        self.say(
+            f" held-out losses at iteration {iteration} | mean: {mean:.4f} | "
+            f"{seconds * 1000:.0f} ms, {share_of_time:.2%} of the training time since the last"
         )
 
     def tasks(

@@ -1,6 +1,7 @@
 """Compares mixing methods in worlds of known learning curves.
 
-    python -m odm.gym                              all methods that learn, all worlds
+    python -m odm.gym                              all methods that learn, all worlds, without
+                                                   those that need losses or a matrix
     python -m odm.gym --mixer smoothed_mean --world plain noise_1 --seeds 5
     python -m odm.gym --gates                      what learning_curve promises; 1 if a check fails
 
@@ -14,27 +15,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..methods import METHODS
-from ..mixers import Mixer, make_mixer
+from ..mixers import make_mixer
 from .gates import gates
+from .required_options import required_options
 from .scores import Score, best_scores, method_scores, uniform_runs
 from .worlds import WORLDS, World, make_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    methods = [name for name, method in METHODS.items() if method.learns]
+    methods = [
+        name for name, method in METHODS.items() if method.learns and method.signal != "held_out"
+    ]
     parser = argparse.ArgumentParser(
         prog="python -m odm.gym", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument(
-        "--mixer",
-        nargs="+",
-        choices=methods,
-        help="methods, with their default options; not set: all that need no others",
-    )
+    alone = [name for name in methods if not METHODS[name].required]
+    parser.add_argument("--mixer", nargs="+", choices=methods, default=alone)
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
     parser.add_argument(
@@ -46,24 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worlds, seeds = [make_world(name) for name in options.world], range(1, options.seeds + 1)
     if options.gates:
         return _check(worlds, seeds)
-    try:
-        mixers = _mixers(options.mixer or methods, is_chosen=options.mixer is not None)
-    except ValueError as error:
-        parser.error(str(error))
-    _compare(worlds, mixers, seeds)
+    _compare(worlds, options.mixer, seeds)
     return 0
-
-
-def _mixers(names: Sequence[str], *, is_chosen: bool) -> dict[str, Mixer]:
-    """Mixers with default options; those that need more are left out unless they were chosen."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = make_mixer(name)
-        except ValueError:
-            if is_chosen:
-                raise
-    return found
 
 
 def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:
@@ -75,7 +59,7 @@ def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:
     return 0 if is_right else 1
 
 
-def _compare(worlds: Sequence[World], mixers: Mapping[str, Mixer], seeds: Sequence[int]) -> None:
+def _compare(worlds: Sequence[World], methods: Sequence[str], seeds: Sequence[int]) -> None:
     _print(
         f"{'world':<12} {'weights':<22} {'loss':>8} {'worst':>8} {'headroom':>8} "
         f"{'ppl %':>7} {'worst':>7} {'noise':>6}"
@@ -86,7 +70,8 @@ def _compare(worlds: Sequence[World], mixers: Mapping[str, Mixer], seeds: Sequen
         for_loss, for_perplexity = best_scores(world, base)
         _print(_line(world.name, "best for loss", for_loss, for_loss.loss))
         _print(_line(world.name, "best for perplexity", for_perplexity, for_loss.loss))
-        for name, mixer in mixers.items():
+        for name in methods:
+            mixer = make_mixer(name, **required_options(name, world))
             found, frozen = method_scores(world, mixer, base, seeds)
             _print(_line(world.name, name, found, for_loss.loss))
             _print(_line(world.name, "  its mean, frozen", frozen, for_loss.loss))

@@ -3,17 +3,20 @@
 ``MixtureBatchSampler`` gives a ``DataLoader`` over a ``ConcatDataset`` its indices;
 ``MixtureIterableDataset`` reads several map-style datasets itself. Both count steps from
 ``first_step``, so a restart needs only the controller's state and the number of the next step.
+``HeldOutSamples`` measures held-out losses for a controller with ``reward="heldout"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 from ..controller import MixtureController
+from ..held_out import HeldOut, HeldOutRecord
 from ..order import SampleOrder, sample_order
 from ..schedule import Draw
 from ..simplex import IntArray
@@ -157,3 +160,80 @@ class MixtureIterableDataset(IterableDataset):
             for domain, sample in zip(draw.domains.tolist(), samples, strict=True):
                 item: Mapping[str, Any] = self._datasets[domain][sample]
                 yield {"domain_ids": domain, **item}
+
+
+class HeldOutSamples:
+    """Fixed held-out samples of every domain, measured a part at a time.
+
+    The samples are spread evenly over each dataset and are the same in the whole run. In a
+    distributed run every process measures a share of them, and all get the same result. Save
+    ``state_dict()`` with the controller's state.
+
+    Args:
+        datasets: Held-out map-style datasets, in the controller's order; an empty one is a domain
+            without held-out text.
+        num_samples: Samples per domain, or all of a smaller dataset.
+        num_parts: Measurements until every sample has been measured again.
+    """
+
+    def __init__(
+        self, datasets: Sequence[Any], *, num_samples: int = 16, num_parts: int = 8
+    ) -> None:
+        self._datasets = list(datasets)
+        self._record = HeldOutRecord([min(num_samples, len(d)) for d in datasets], num_parts)
+
+    def measure(
+        self,
+        step: int,
+        losses_of: Callable[[list[Any]], tuple[torch.Tensor, torch.Tensor]],
+        *,
+        batch_size: int = 8,
+    ) -> HeldOut:
+        """Measures the next part; every process calls it.
+
+        Args:
+            step: The step after which it is measured, counted from 1.
+            losses_of: Function of a list of samples that returns the sum of the losses, in nats,
+                and the number of tokens of each sample, both of shape (n,). It is called without
+                gradients, equally often in every process; put the model into evaluation mode.
+            batch_size: Samples per call.
+
+        Returns:
+            What to pass to ``controller.observe(..., held_out=)``.
+
+        Raises:
+            ValueError: If a loss is not finite.
+        """
+        domains, windows = self._record.next_windows()
+        rank, size = 0, 1
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if is_distributed:
+            rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        sums = torch.zeros(2, len(windows), dtype=torch.float64)
+        for first in range(0, len(windows), batch_size * size):
+            rows = np.arange(first + rank, first + batch_size * size, size)
+            is_row = rows < len(windows)
+            rows = np.where(is_row, rows, 0)  # every process makes the same number of calls
+            samples = [self._sample(domains[row], windows[row]) for row in rows]
+            with torch.no_grad():
+                losses, tokens = losses_of(samples)
+            sums = sums.to(losses.device)
+            both = torch.stack((losses.double(), tokens.to(losses.device).double()))
+            sums[:, rows[is_row]] = both[:, is_row]
+        if is_distributed:
+            torch.distributed.all_reduce(sums)
+        loss_sum, token_count = sums.cpu().numpy()
+        return self._record.update(step, loss_sum, token_count)
+
+    def _sample(self, domain: int, window: int) -> Any:
+        """Reads a window: the middle of one of as many equal stretches as there are windows."""
+        total, count = len(self._datasets[domain]), int(self._record.num_windows[domain])
+        return self._datasets[domain][(2 * int(window) + 1) * total // (2 * count)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last loss of each sample, JSON data for any number of processes."""
+        return self._record.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Continues from a state; returns whether it is of the same samples, else all are new."""
+        return self._record.load_state_dict(state)

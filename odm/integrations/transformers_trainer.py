@@ -2,8 +2,10 @@
 
 A training script reads data through ``MixtureIterableDataset`` (or the batch sampler), creates the
 trainer with ``data_collator=recorder.collate, compute_loss_func=recorder.loss_function`` and
-``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. Only causal
-language models are supported; every process runs the same code.
+``remove_unused_columns=False``, and adds ``MixtureCallback(controller, recorder)``. If the
+controller's reward needs held-out losses, the callback also gets ``held_out=HeldOutSamples(...)``
+of `odm.integrations.torch_data`. Only causal language models are supported; every process runs the
+same code.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ from transformers import TrainerCallback
 from transformers.data.data_collator import default_data_collator
 
 from ..controller import MixtureController
+from ..held_out import HeldOut
 from ..json_data import read_json
 from ..signal import Signal
+from .torch_data import HeldOutSamples
 
 STATE_FILE = "mixture.json"
 
@@ -76,15 +81,39 @@ class DomainLossRecorder:
             Scalar: summed loss over ``num_items_in_batch``, or over this batch's tokens. Only
             losses with gradients are recorded, so evaluation does not affect the mixture.
         """
-        logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=self._ignore_index, reduction="none"
-        )
-        counted = targets != self._ignore_index
+        losses, counted = self._token_losses(outputs, labels)
         if torch.is_grad_enabled():
             self._record(losses.detach().double(), counted, domain_ids=labels[:, 0])
         total = counted.sum() if num_items_in_batch is None else num_items_in_batch
         return losses.sum() / total
+
+    def losses_of(
+        self, model: torch.nn.Module, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of held-out samples, without ``domain_ids``, for `HeldOutSamples.measure`.
+
+        Args:
+            model: A causal language model, in evaluation mode.
+            samples: Samples with ``labels``, as those of training.
+
+        Returns:
+            Sum of the losses and number of tokens of each sample, both of shape (n,).
+        """
+        device = next(model.parameters()).device
+        tensors = {k: torch.as_tensor(v).to(device) for k, v in self._collate([*samples]).items()}
+        labels = tensors.pop("labels")
+        losses, counted = self._token_losses(model(**tensors), labels)
+        return losses.double().sum(1), counted.sum(1)
+
+    def _token_losses(
+        self, outputs: Any, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss of each token, and whether it counts, both of shape (batch, sequence - 1)."""
+        logits, targets = outputs["logits"][:, :-1].float(), labels[:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=self._ignore_index, reduction="none"
+        )
+        return losses, targets != self._ignore_index
 
     def _record(
         self, losses: torch.Tensor, counted: torch.Tensor, *, domain_ids: torch.Tensor
@@ -121,15 +150,42 @@ class MixtureCallback(TrainerCallback):
     Args:
         controller: The controller that the training data is drawn from.
         recorder: The recorder whose ``collate`` and ``loss_function`` the trainer uses.
+        held_out: Held-out samples of every domain, for a controller whose reward needs them.
+        held_out_interval: Steps from one measurement of them to the next.
     """
 
-    def __init__(self, controller: MixtureController, recorder: DomainLossRecorder) -> None:
+    def __init__(
+        self,
+        controller: MixtureController,
+        recorder: DomainLossRecorder,
+        *,
+        held_out: HeldOutSamples | None = None,
+        held_out_interval: int = 50,
+    ) -> None:
+        if held_out_interval < 1:
+            raise ValueError(f"transformers: held_out_interval must be >= 1: {held_out_interval}")
         self._controller, self._recorder = controller, recorder
+        self._held_out, self._interval = held_out, held_out_interval
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         """Updates the weights from the losses of the step that has just ended."""
         signal, _ = self._recorder.take().drop_nonfinite()
-        self._controller.observe(state.global_step, signal)
+        measured = None
+        if self._held_out is not None and state.global_step % self._interval == 0:
+            measured = self._measure(state.global_step, model, args.per_device_eval_batch_size)
+        self._controller.observe(state.global_step, signal, held_out=measured)
+
+    def _measure(self, step: int, model: torch.nn.Module, batch_size: int) -> HeldOut:
+        assert self._held_out is not None
+        was_training = model.training
+        model.eval()
+        try:
+            losses_of = partial(self._recorder.losses_of, model)
+            return self._held_out.measure(step, losses_of, batch_size=batch_size)
+        finally:
+            model.train(was_training)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -149,11 +205,16 @@ class MixtureCallback(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             mixture = self._controller.state_dict(completed_step=state.global_step)
+            if self._held_out is not None:
+                mixture["held_out"] = self._held_out.state_dict()
             _write_json(folder / STATE_FILE, mixture)
 
     def load(self, checkpoint: str | os.PathLike[str]) -> None:
         """Continues from the state in a checkpoint folder; call it before creating the dataset."""
-        self._controller.load_state_dict(read_json(Path(checkpoint) / STATE_FILE))
+        state = read_json(Path(checkpoint) / STATE_FILE)
+        self._controller.load_state_dict(state)
+        if self._held_out is not None and "held_out" in state:
+            self._held_out.load_state_dict(state["held_out"])
 
 
 def _write_json(path: Path, value: Any) -> None:

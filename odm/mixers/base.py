@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..json_data import Check, anything, is_number, list_of, number, plain
+from ..json_data import Check, anything, is_number, list_of, number, plain, shown
 from ..methods import METHODS, Method
 from ..observation import Observation
 from ..signal import Signal, mean_losses
@@ -50,7 +50,7 @@ class Mixer(ABC):
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` makes the same mixer."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {key: plain(value) for key, value in fields.items()}
+        return {key: _as_lists(plain(value)) for key, value in fields.items()}
 
     def init(self, domains: Sequence[str], weights: ArrayLike) -> State:
         """Makes the state before the first update.
@@ -173,12 +173,17 @@ class Mixer(ABC):
     def _over_weights(self, losses: FloatArray, observation: Observation) -> FloatArray:
         """Losses divided by the weights of their draw, shape (K,), finite, 0 for absent domains.
 
+        A domain of weight 0 may have a held-out loss; it counts as absent.
+
         Raises:
-            ValueError: If a domain has a loss that could not have been drawn.
+            ValueError: If a domain has a training loss that could not have been drawn.
         """
         present, used = observation.present, observation.weights_used
         wrong = np.flatnonzero(present & (used <= 0))
-        if wrong.size:
+        if wrong.size and observation.held_out is not None:
+            present = present & (used > 0)
+            losses = np.where(present, losses, 0.0)
+        elif wrong.size:
             raise ValueError(
                 f"{self.name}: domain {wrong[0]} has a loss but its weight was 0, and the reward "
                 "is divided by the weight; pass the weights that drew this step"
@@ -250,6 +255,30 @@ def check_smoothing_factor(where: str, value: float) -> None:
             f"{where}: smoothing_factor must be in [0, 1), got {value}; it is the weight of the "
             "old value, so 1 would never learn and 0 keeps only the last loss"
         )
+
+
+def check_step_size(where: str, value: float) -> None:
+    """Raises an error for a factor that is not above 0."""
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{where}: step_size must be above 0, got {value}")
+
+
+def finite_numbers(where: str, name: str, values: Any) -> tuple[float, ...]:
+    """Returns an option with a number per domain as floats.
+
+    Raises:
+        ValueError: If there are none, or one is not a finite number.
+    """
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"{where}: needs {name}, one number per domain, got {shown(values)}")
+    if not all(map(is_number, values)):
+        raise ValueError(f"{where}: {name} must be finite numbers, got {shown(values)}")
+    return tuple(map(float, values))
+
+
+def _as_lists(value: Any) -> Any:
+    """Turns tuples, also inside each other, into lists, as JSON would return them."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:

@@ -46,6 +46,25 @@ def test_each_style_follows_its_formula(style, expected):
     assert rates == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        # applied steps 2    4    8    9            10           11           12   99
+        ("linear", [4.0, 8.0, 8.0, 6.5, 5.0, 3.5, 2.0, 2.0]),
+        # 5 +- 3 / sqrt 2 at a quarter and three quarters
+        ("cosine", [4.0, 8.0, 8.0, 7.1213203436, 5.0, 2.8786796564, 2.0, 2.0]),
+        # 8 - 6 sqrt(1/4), sqrt(1/2), sqrt(3/4)
+        ("minus_sqrt", [4.0, 8.0, 8.0, 5.0, 3.7573593129, 2.8038475773, 2.0, 2.0]),
+        # 12 / 2 ** (1/4), (1/2), (3/4), less 4
+        ("exponential", [4.0, 8.0, 8.0, 6.0907569790, 4.4852813742, 3.1352426900, 2.0, 2.0]),
+    ],
+)
+def test_wsd_keeps_the_peak_and_falls_in_its_last_steps(shape, expected):
+    style = {"decay_style": "wsd", "wsd_decay_style": shape, "wsd_decay_steps": 4}
+    rates = [rate(step, **style) for step in (2, 4, 8, 9, 10, 11, 12, 99)]
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
 def test_without_warmup_the_first_step_has_the_peak():
     assert rate(0, warmup_steps=0) == 8.0
 
@@ -59,14 +78,25 @@ def test_the_warmup_may_last_as_long_as_the_decay():
     assert [rate(step, warmup_steps=12) for step in (6, 12, 13)] == [4.0, 8.0, 2.0]
 
 
-STYLES = st.sampled_from(["constant", "linear", "cosine", "exponential"])
+STYLES = st.one_of(
+    st.sampled_from(["constant", "linear", "cosine", "exponential"]).map(
+        lambda style: {"decay_style": style}
+    ),
+    st.builds(
+        lambda shape, steps: {
+            "decay_style": "wsd",
+            "wsd_decay_style": shape,
+            "wsd_decay_steps": steps,
+        },
+        st.sampled_from(["exponential", "linear", "cosine", "minus_sqrt"]),
+        st.integers(1, 12),
+    ),
+)
 
 
 @given(STYLES, st.floats(0, 50), st.integers(1, 200))
 def test_the_rate_rises_to_the_peak_and_then_never_rises_again(style, warmup, decay):
-    rates = [
-        rate(step, decay_style=style, warmup_steps=warmup, decay_steps=decay) for step in range(260)
-    ]
+    rates = [rate(step, **style, warmup_steps=warmup, decay_steps=decay) for step in range(260)]
     before, after = rates[: int(warmup) + 1], rates[int(warmup) + 1 :]
     assert all(first <= then for first, then in pairwise(before))
     assert all(first >= then for first, then in pairwise(after))
@@ -76,7 +106,7 @@ def test_the_rate_rises_to_the_peak_and_then_never_rises_again(style, warmup, de
 
 @given(STYLES, st.integers(0, 10_000))
 def test_after_the_decay_the_rate_stays(style, extra):
-    assert rate(12 + extra, decay_style=style) == rate(12, decay_style=style)
+    assert rate(12 + extra, **style) == rate(12, **style)
 
 
 # going on from a checkpoint
@@ -132,3 +162,24 @@ def test_a_constant_rate_has_no_length_that_could_change():
     new = config_of(lr_decay_style="constant", warmup=0.0, **LONGER)
     assert continued(old, new)[1] == []
     assert continued(None, new)[1] == []
+
+
+def test_a_wsd_schedule_continues_from_its_checkpoint():
+    wsd = {"lr_decay_style": "wsd", "lr_wsd_decay_fraction": 0.2, "lr_wsd_decay_style": "linear"}
+    old = config_of(**wsd, warmup=0.1)
+    assert learning_rate_schedule(old)(80) == pytest.approx(1e-3)
+    assert learning_rate_schedule(old)(90) == pytest.approx(5e-4)
+    assert continued(old, old) == (learning_rate_schedule(old), [])
+    _, (line,) = continued(old, config_of(**{**wsd, "lr_wsd_decay_fraction": 0.4}, warmup=0.1))
+    assert "wsd_decay_steps 40, 20" in line
+
+
+def test_a_checkpoint_from_before_wsd_keeps_its_schedule():
+    saved = config_of().to_dict()
+    for name in ("wsd_decay_iters", "wsd_decay_style"):
+        del saved["schedule"][name]
+    said: list[str] = []
+    assert continued_schedule(config_of(), saved, said.append) == learning_rate_schedule(
+        config_of()
+    )
+    assert said == []

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 
 from megatron.reporting.run_log import RunLogFile
+from odm import MixtureController, MixtureSchedule
+from odm.other_method import replay_with
+from odm.replay import read_run_log as read_lines
 from tools.plot_mixture import (
     draw_mixture,
     epochs_text,
@@ -140,6 +143,12 @@ def test_the_picture_shows_means_since_the_line_before_where_the_log_has_them(tm
     assert read_history(tmp_path).losses.tolist() == [[2.5]]
 
 
+def test_a_field_that_is_null_is_as_absent(tmp_path):
+    event = {"event": "train", "iteration": 1, "weights": {"code": 1.0}, "losses": {"code": 2.0}}
+    RunLogFile(tmp_path / "metrics.jsonl").append({**event, "epochs": None})
+    assert np.isnan(read_history(tmp_path).epochs).all()
+
+
 def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
     write_log(tmp_path / "metrics.jsonl", num_domains=2)
     assert main([str(tmp_path), "-o", str(tmp_path / "x.bmpx")]) == 2
@@ -201,3 +210,52 @@ def test_labels_that_have_room_stay_where_they_are():
 
 def test_labels_that_are_moved_apart_keep_their_mean():
     np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.56]), gap=0.1), [0.42, 0.52, 0.62])
+
+
+def test_the_weights_of_another_method_are_a_fourth_panel(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "metrics.jsonl"
+    write_replayable(path)
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arguments = ["--replay", "odm_paper", "--option", "smoothing_factor=0.1"]
+        assert main([str(tmp_path), "-o", str(tmp_path / "x.png"), *arguments]) == 0
+    (figure,) = drawn
+    assert len(figure.axes) == 4
+    assert figure.axes[3].get_title(loc="left").startswith("Weights of odm_paper on these losses")
+    found = replay_with(
+        read_lines(path.read_text().splitlines()), "odm_paper", {"smoothing_factor": 0.1}
+    )
+    curves = [line.get_ydata() for line in figure.axes[3].lines[:2]]
+    np.testing.assert_allclose(curves, 100 * found.other.T)
+    monkeypatch.undo()
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--replay", "exp4"], "unknown method 'exp4'"),
+        (["--replay", "ema", "--option", "x"], "--option: must be name=value"),
+    ],
+)
+def test_a_method_that_cannot_be_replayed_is_one_line(tmp_path, capsys, arguments, message):
+    write_replayable(tmp_path / "metrics.jsonl")
+    assert main([str(tmp_path), "-o", str(tmp_path / "x.png"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def write_replayable(path) -> None:
+    """A log of 30 iterations of smoothed_mean on two domains."""
+    controller = MixtureController(["web", "code"], "smoothed_mean", MixtureSchedule(1, 2))
+    log = RunLogFile(path)
+    log.append({"event": "start", "iteration": 0, "mixture": controller.describe()})
+    for step in range(1, 31):
+        weights = dict(zip(("web", "code"), controller.weights.tolist(), strict=True))
+        losses = {"web": 3.0 + 1 / step, "code": 1.0 + 3 / step}
+        controller.observe(step, list(losses.values()))
+        log.append({"event": "train", "iteration": step, "weights": weights, "losses": losses})

@@ -19,10 +19,10 @@ from megatron.errors import EvaluationStopped
 from megatron.evaluation.losses import evaluate_domains
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.evaluation import EvaluationHook
-from megatron.hooks.logging import LoggingHook
+from megatron.hooks.logging import LoggingHook, update_fields
 from megatron.reporting.records import train_scalars
 from megatron.training import MAX_CONSECUTIVE_SKIPS, train
-from odm import MixtureController, MixtureSchedule, Signal
+from odm import Floor, MixtureController, MixtureSchedule, Signal, TrustRegion
 from tests.process_group import process_group_of_one
 
 DOMAINS = ("web", "code")
@@ -234,7 +234,7 @@ def test_an_evaluation_that_nobody_may_stop_asks_nobody():
 
 
 def test_shares_of_batches_stay_true_when_the_batch_size_changes():
-    mixture = MixtureController(DOMAINS, "smoothed_mean", MixtureSchedule(1, 2))
+    mixture = MixtureController(DOMAINS, "static", MixtureSchedule(1, 2))
     records: list[Any] = []
     logger: Any = SimpleNamespace(train=records.append)
     state = TrainState()
@@ -296,6 +296,79 @@ def logged_records(
 def test_the_last_iteration_is_logged_whatever_the_interval(interval, last_step, stop_at, logged):
     records = logged_records(interval, last_step, stop_at=stop_at)
     assert [record.iteration for record in records] == logged
+
+
+def logged_updates(
+    method: str, *, interval: int, frequency: int = 1, last_step: int = 12, warmup: int = 0
+) -> tuple[list[int], dict[int, dict[str, Any]]]:
+    """Runs a training with two limits; returns the iterations logged and the updates logged."""
+    limits = [Floor((0.6, 0.0)), TrustRegion(max_total_variation=0.05)]
+    mixture = MixtureController(
+        DOMAINS,
+        method,
+        MixtureSchedule(1, 2),
+        limits,
+        update_frequency=frequency,
+        warmup_steps=warmup,
+    )
+    records: list[Any] = []
+    updates: dict[int, dict[str, Any]] = {}
+    logger: Any = SimpleNamespace(train=records.append, update=updates.__setitem__)
+    source: Any = Source()
+    runner: Any = Runner()
+    train(
+        runner,
+        source,
+        mixture,
+        [LoggingHook(logger, source, mixture, interval=interval)],
+        TrainState(),
+        last_step=last_step,
+        learning_rate_of=lambda step: 0.1,
+    )
+    return [record.iteration for record in records], updates
+
+
+@pytest.mark.parametrize(
+    ("interval", "frequency", "logged"),
+    [
+        (1, 1, [*range(1, 13)]),
+        (1, 5, [5, 10]),
+        (4, 1, [4, 8, 12]),
+        (4, 6, [6, 12]),
+        (5, 3, [6, 12]),
+        (100, 3, []),
+    ],
+)
+def test_updates_are_logged_as_often_as_iterations_at_most(interval, frequency, logged):
+    assert list(logged_updates("ema", interval=interval, frequency=frequency)[1]) == logged
+
+
+def test_an_update_is_logged_with_its_proposal_and_what_the_limits_did():
+    _, updates = logged_updates("ema", interval=4, frequency=6)
+    assert list(updates[6]) == ["losses", "tokens", "proposal", "weights", "limits"]
+    for values in (updates[6]["proposal"], updates[6]["weights"]):
+        assert list(values) == list(DOMAINS)
+        assert sum(values.values()) == pytest.approx(1)
+    assert list(updates[6]["limits"]) == ["floor", "trust_region"]
+    assert updates[6]["limits"]["floor"] == [DOMAINS[0]]
+    assert 0 < updates[6]["limits"]["trust_region"] <= 1
+    assert list(updates[12]) == ["proposal", "weights", "limits"]  # iteration 12 has its own line
+
+
+def test_there_is_no_update_in_the_warm_up_or_of_weights_that_never_move():
+    assert list(logged_updates("ema", interval=1, warmup=10)[1]) == [11, 12]
+    assert logged_updates("static", interval=1) == ([*range(1, 13)], {})
+
+
+def test_the_effects_of_limits_name_domains():
+    limits = {"order": ["floor"], "floor": [1], "groups": ["all code"], "guard": {"gain": 0.5}}
+    decision = {"proposal": [0.5, 0.5], "weights_after": [0.5, 0.5], "constraints": limits}
+    assert update_fields(decision, ["web", "code"], tokens=None) == {
+        "proposal": {"web": 0.5, "code": 0.5},
+        "limits": {"floor": ["code"], "groups": ["all code"], "guard": {"gain": 0.5}},
+    }
+    decision["constraints"] = {}
+    assert list(update_fields(decision, ["web", "code"], tokens=None)) == ["proposal"]
 
 
 def test_the_last_iteration_is_logged_before_other_hooks_save_and_evaluate():
@@ -375,7 +448,7 @@ def test_the_time_of_a_step_leaves_out_what_hooks_do():
 def test_the_estimate_of_each_method_has_the_name_of_the_research_code(method, name):
     mixture = MixtureController(DOMAINS, method, MixtureSchedule(1, 2))
     records: list[Any] = []
-    logger: Any = SimpleNamespace(train=records.append)
+    logger: Any = SimpleNamespace(train=records.append, update=lambda step, fields: None)
     source: Any = Source()
     runner: Any = Runner()
     train(

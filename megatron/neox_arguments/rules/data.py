@@ -12,7 +12,9 @@ from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
+from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
+from .held_out import resolve_reward
 from .limits import resolve_limits
 from .objective import OBJECTIVE, resolve_objective
 from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
@@ -21,6 +23,7 @@ HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
 HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
 RULES_OF_SIZE = ("natural", "temperature", "unimax")
 """Rules whose weights follow from the sizes of the datasets."""
+NO_TRAINING_DATA = "there is no training data; set data_path or train_data_paths"
 UNKNOWN = Method()
 """In the place of a method whose name is a problem already."""
 
@@ -75,22 +78,19 @@ def _seq_length(draft: Draft) -> int:
     length, positions = draft["seq_length"], draft["max_position_embeddings"] or 1
     if length in (None, draft["max_position_embeddings"]):  # that key has issues of its own
         return max(positions, 1)
-    if draft.require(length >= 1, "seq_length", f"seq_length must be at least 1, got {length}"):
-        draft.require(
-            positions >= length,
-            "max_position_embeddings",
-            f"max_position_embeddings must be at least seq_length {length}, got {positions}",
-        )
+    if length < 1:
+        draft.refuse("seq_length", f"must be at least 1, got {length}")
+    elif positions < length:
+        problem = f"must be at least seq_length {length}, got {positions}"
+        draft.refuse("max_position_embeddings", problem)
     return max(length, 1)
 
 
 def _paths(draft: Draft) -> dict[str, tuple[str, ...]]:
     listed = [name for name in _sets_in_use(draft) if draft[f"{name}_data_paths"]]
     if draft["data_path"] and listed:
-        draft.issues.add(
-            "data_path",
-            f"data_path and {listed[0]}_data_paths are both set; keep one of the two ways",
-        )
+        problem = f"and {listed[0]}_data_paths are both set; keep one of the two ways"
+        draft.refuse("data_path", problem)
     elif draft["data_path"]:
         return {name: (draft["data_path"],) for name in SPLITS}
     elif _is_split_off(draft):
@@ -156,33 +156,28 @@ def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]
     if written is None:
         return (1.0,) * len(paths)
     if draft["data_path"]:
-        draft.issues.add(key, f"{key} has no meaning with data_path; use {name}_data_paths")
+        draft.refuse(key, f"has no meaning with data_path; use {name}_data_paths")
     elif len(written) != len(paths):
-        draft.issues.add(
-            key,
-            f"{key} has {len(written)} values, {name}_data_paths has {len(paths)}; make them equal",
-        )
+        there = f"{name}_data_paths has {len(paths)}"
+        draft.refuse(key, f"has {len(written)} values, {there}; make them equal")
     elif not all(math.isfinite(weight) and weight >= 0 for weight in written):
-        draft.issues.add(key, f"{key} must be finite and at least 0, got {written}")
+        draft.refuse(key, f"must be finite and at least 0, got {written}")
     elif not sum(written) > 0:
-        draft.issues.add(key, f"{key} are all 0; give one of them a weight")
+        draft.refuse(key, "are all 0; give one of them a weight")
     return tuple(float(weight) for weight in written)
 
 
 def _split(draft: Draft) -> tuple[float, float, float]:
     """Reads shares such as `969, 30, 1`; missing ones are 0."""
     text = draft["split"]
-    parts = [part.strip() for part in re.split(r"[,/]", text)]
     try:
-        numbers = [float(part) for part in parts]
+        numbers = [float(part) for part in re.split(r"[,/]", text)]
     except ValueError:
         numbers = []
     total = sum(numbers)
     is_good = 1 <= len(numbers) <= 3 and all(n >= 0 for n in numbers) and 0 < total < math.inf
     if not is_good:
-        draft.issues.add(
-            "split", f"split must be up to three shares such as '969, 30, 1', got {text!r}"
-        )
+        draft.refuse("split", f"must be up to three shares such as '969, 30, 1', got {text!r}")
         return (1.0, 0.0, 0.0)
     numbers += [0.0] * (3 - len(numbers))
     return (numbers[0] / total, numbers[1] / total, numbers[2] / total)
@@ -194,17 +189,13 @@ def _all_domains(draft: Draft, paths: dict[str, tuple[str, ...]]) -> dict[str, t
     trains_named = draft["use_named_train_datasets"] or bool(draft["data_sampling_method"])
     named: dict[str, bool] = dict.fromkeys(SPLITS, draft["use_named_eval_datasets"] or has_names)
     named["train"] = trains_named or has_names
-    if draft["data_path"] and any(named[name] for name in _sets_in_use(draft)):
-        draft.issues.add(
-            "data_path",
-            "data_path is one dataset without domains; for named datasets or a mixing method set "
-            "train_data_paths",
-        )
-        return dict.fromkeys(SPLITS, ())
-    of_train = _is_split_off(draft)  # all three have the datasets, and so the names, of training
     domains: dict[str, tuple[str, ...]] = dict.fromkeys(SPLITS, ())
-    for name in _sets_in_use(draft):
-        if named[name]:
+    of_train = _is_split_off(draft)  # all three have the datasets, and so the names, of training
+    for name in filter(named.__getitem__, _sets_in_use(draft)):
+        if draft["data_path"]:
+            advice = "for named datasets or a mixing method set train_data_paths"
+            draft.refuse("data_path", f"is one dataset without domains; {advice}")
+        else:
             domains[name] = _domains(draft, "train" if of_train else name, paths[name])
     return domains
 
@@ -215,11 +206,8 @@ def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
     key, given = f"{name}_data_paths", draft["data_domain_names"]
     if given is not None and (name == "train" or len(given) == len(paths)):
         if len(given) != len(paths):
-            draft.issues.add(
-                "data_domain_names",
-                f"data_domain_names has {len(given)} names, {key} has {len(paths)} paths; "
-                "make them equal",
-            )
+            there = f"{key} has {len(paths)} paths"
+            draft.refuse("data_domain_names", f"has {len(given)} names, {there}; make them equal")
             return ()
         names, key = list(given), "data_domain_names"
     else:
@@ -235,18 +223,14 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
     first: dict[str, str] = {}
     for domain, path in zip(names, paths, strict=True):
         if not domain and is_written:
-            draft.issues.add(key, f"{key} holds an empty name, for {path}; write one")
+            draft.refuse(key, f"holds an empty name, for {path}; write one")
         elif not domain:
-            draft.issues.add(
-                key, f"{path!r} is in no folder that could name its domain; set data_domain_names"
-            )
+            problem = f"{path!r} is in no folder that could name its domain; set data_domain_names"
+            draft.issues.add(key, problem)
         elif domain in first:
             advice = "give each its own name" if is_written else "set data_domain_names"
-            where = f"{key}: " if is_written else "domain "
-            draft.issues.add(
-                key,
-                f"{where}{domain!r} names two datasets: {first[domain]} and {path}; {advice}",
-            )
+            both = f"{domain!r} names two datasets: {first[domain]} and {path}"
+            draft.issues.add(key, f"{f'{key}:' if is_written else 'domain'} {both}; {advice}")
         first.setdefault(domain, path)
 
 
@@ -254,15 +238,9 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     """Returns the mixing method and how many consecutive samples share a domain."""
     domains, method = data.train_domains, _method(draft, data.train_weighting)
     facts = METHODS.get(method or "static", UNKNOWN)
-    learns = facts.learns and facts.signal == "training"
+    learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
     _note_unused_settings(draft, method, facts)
-    if facts.signal != "training":
-        draft.issues.add(
-            "data_sampling_method",
-            f"data_sampling_method: {method} takes its reward from held-out losses, which is not "
-            "part of this version; use smoothed_mean",
-        )
     draft.require(
         learns or draft["data_sampling_guard"] is None,
         "data_sampling_guard",
@@ -294,9 +272,11 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         Mixing,
         method=method or "static",
         run_length=_run_length(draft, batch, is_named=bool(domains)),
+        **resolve_domain_numbers(draft, domains, facts),
         points=points,
         interpolation=(content or {}).get("interpolation", "constant"),
         **resolve_objective(draft, domains),
+        **resolve_reward(draft, method or "static", facts, data, batch),
         **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
 
@@ -348,16 +328,12 @@ def _method(draft: Draft, weighting: TrainWeighting) -> str | None:
 def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
     smallest = 1 if learns else 0
-    draft.require(
-        frequency >= smallest,
-        "data_sampling_update_frequency",
-        f"data_sampling_update_frequency must be at least {smallest}, got {frequency}",
-    )
+    if frequency < smallest:
+        problem = f"must be at least {smallest}, got {frequency}"
+        draft.refuse("data_sampling_update_frequency", problem)
     if method is None and warmup > 0:
-        draft.issues.add(
-            "data_sampling_warmup_steps",
-            f"data_sampling_warmup_steps is {warmup} but there is no data_sampling_method; set one",
-        )
+        problem = f"is {warmup} but there is no data_sampling_method; set one"
+        draft.refuse("data_sampling_warmup_steps", problem)
     train_iters = draft["train_iters"]
     if learns and train_iters and warmup >= train_iters:
         draft.notes.append(
@@ -377,10 +353,3 @@ def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> No
     has_objective = "objective_weights" in facts.settings or draft["data_sampling_guard"]
     if draft.is_set(OBJECTIVE) and not has_objective:
         draft.notes.append(f"{OBJECTIVE} is not used by {method}")
-
-
-def training_data_problem(train_paths: Sequence[str]) -> str | None:
-    """Returns what is wrong when training has no data, else None."""
-    if train_paths:
-        return None
-    return "there is no training data; set data_path or train_data_paths"

@@ -7,8 +7,7 @@ from typing import Any
 
 from megatron.errors import name_hint
 
-from ..coerce import Mismatch, coerce, describe
-from ..errors import shown
+from ..coerce import coerce
 from ..fields import DEEPSPEED_KEYS, field_table
 from ..unsupported import UNSUPPORTED
 from .draft import Draft
@@ -16,13 +15,8 @@ from .draft import Draft
 _FILES = {"enabled": bool, "output_path": str, "job_name": str}
 SECTION_KEYS: Mapping[str, Mapping[str, Any]] = {
     "flops_profiler": {
-        "enabled": bool,
-        "recompute_fwd_factor": float,
-        "profile_step": int,
-        "module_depth": int,
-        "top_modules": int,
-        "detailed": bool,
-        "output_file": str,
+        **{"enabled": bool, "detailed": bool, "recompute_fwd_factor": float, "output_file": str},
+        **dict.fromkeys(("profile_step", "module_depth", "top_modules"), int),
     },
     "tensorboard": _FILES,
     "csv_monitor": _FILES,
@@ -30,25 +24,19 @@ SECTION_KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 """Keys and types of DeepSpeed's sections that are passed through."""
 
+_SECTIONS = (
+    *("comet", "compile", "expert_parallel", "hybrid_engine"),
+    *("tensor_parallel", "timers", "torch_autocast", "weight_quantization"),
+)
+_SWITCHES = (
+    *("dataloader_drop_last", "disable_allgather", "disable_python_gc", "memory_breakdown"),
+    *("managed_gradient_accumulation", "use_data_before_expert_parallelism"),
+)
+_TEXTS = ("gradient_allreduce_op", "log_level", "seq_parallel_communication_data_type")
 EXTRA_KEYS: Mapping[str, Any] = {
-    **dict.fromkeys(
-        (
-            *("comet", "compile", "expert_parallel", "hybrid_engine"),
-            *("tensor_parallel", "timers", "torch_autocast", "weight_quantization"),
-        ),
-        dict[str, Any],
-    ),
-    **dict.fromkeys(
-        (
-            *("dataloader_drop_last", "disable_allgather", "disable_python_gc"),
-            *("managed_gradient_accumulation", "memory_breakdown"),
-            "use_data_before_expert_parallelism",
-        ),
-        bool,
-    ),
-    **dict.fromkeys(
-        ("gradient_allreduce_op", "log_level", "seq_parallel_communication_data_type"), str
-    ),
+    **dict.fromkeys(_SECTIONS, dict[str, Any]),
+    **dict.fromkeys(_SWITCHES, bool),
+    **dict.fromkeys(_TEXTS, str),
     "vocabulary_size": int,
 }
 """Keys of DeepSpeed's configuration that are none of ours, with their types."""
@@ -66,39 +54,25 @@ def typed_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
 def check_deepspeed(draft: Draft) -> None:
     """Checks the sections that are passed through, and `deepspeed_extra_args`."""
     for name, kinds in SECTION_KEYS.items():
-        for key, value in (draft[name] or {}).items():
-            if key in kinds:
-                _check_type(draft, name, f"{name}.{key}", value, kinds[key])
-            else:
-                draft.issues.add(name, f"unknown key '{name}.{key}'; {name_hint(key, kinds)}")
+        draft.typed(name, draft[name], kinds)
     for key, value in (draft["deepspeed_extra_args"] or {}).items():
         _check_extra(draft, str(key), value)
 
 
 def _check_extra(draft: Draft, key: str, value: Any) -> None:
-    owner, name, field = "deepspeed_extra_args", f"deepspeed_extra_args.{key}", field_table()
-    kind = field[key].type if key in field else EXTRA_KEYS.get(key, Any)
-    row = UNSUPPORTED.get(key)
-    if (row or key in EXTRA_KEYS) and not _check_type(draft, owner, name, value, kind):
-        return
-    if row and row.verdict == "no effect":
-        draft.notes.append(f"'{name}' has no effect: {row.reason}")
-    elif row:
-        problem = f"{name} is not supported: {row.reason}; remove it"
-        draft.require(not row.is_asked_for(value), owner, problem)
+    name, field, row = f"deepspeed_extra_args.{key}", field_table(), UNSUPPORTED.get(key)
+    if row:
+        typed = draft.typed_value(name, value, row.type)
+        if typed is not None and row.verdict == "no effect":
+            draft.notes.append(f"'{name}' has no effect: {row.reason}")
+        elif typed is not None and row.is_asked_for(typed):
+            draft.refuse(name, f"is not supported: {row.reason}; remove it")
+    elif key in EXTRA_KEYS:
+        draft.typed_value(name, value, EXTRA_KEYS[key])
     elif key in field:
         fault = "would replace a computed value" if key in DEEPSPEED_KEYS else "is no key"
-        draft.issues.add(owner, f"{name} {fault}; set {key} itself")
+        draft.refuse(name, f"{fault}; set {key} itself")
     elif key in _COMPUTED:
-        draft.issues.add(owner, f"{name} would replace a computed value; remove it")
-    elif key not in EXTRA_KEYS:
-        draft.issues.add(owner, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")
-
-
-def _check_type(draft: Draft, owner: str, name: str, value: Any, kind: Any) -> bool:
-    try:
-        coerce(value, kind)
-    except Mismatch:
-        draft.issues.add(owner, f"{name} must be {describe(kind)}, got {shown(value)}")
-        return False
-    return True
+        draft.refuse(name, "would replace a computed value; remove it")
+    else:
+        draft.issues.add(name, f"unknown key '{name}'; {name_hint(key, EXTRA_KEYS)}")

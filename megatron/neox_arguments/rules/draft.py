@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..errors import IssueList
+from megatron.errors import name_hint
+
+from ..coerce import Mismatch, coerce, describe
+from ..errors import IssueList, shown
 from ..fields import field_table
 from ..purpose import Purpose
 
@@ -19,8 +22,8 @@ _Section = TypeVar("_Section")
 class Draft:
     """All values by key, typed and under current names, and what was found so far."""
 
-    values: Mapping[str, Any]
-    given: frozenset[str]
+    values: dict[str, Any]
+    given: set[str]
     issues: IssueList
     notes: list[str] = field(default_factory=list)
     purpose: Purpose = Purpose.TRAINING
@@ -47,20 +50,57 @@ class Draft:
         finally:
             self.issues, self.notes = kept
 
-    def require(self, condition: bool, key: str, problem: str) -> bool:
-        """Adds ``problem`` unless ``condition`` holds; returns the condition."""
+    def refuse(self, key: str, problem: str) -> None:
+        """Adds a message that begins with ``key`` and goes on with what is wrong with it."""
+        self.issues.add(key, f"{key} {problem}")
+
+    def require(self, condition: bool, key: str, message: str) -> bool:
+        """Adds a message about ``key`` unless ``condition`` holds; returns the condition."""
         if not condition:
-            self.issues.add(key, problem)
+            self.issues.add(key, message)
         return condition
+
+    def typed(
+        self, name: str, written: Mapping[Any, Any] | None, kinds: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the values of a section inside the configuration by key, with their types.
+
+        Refuses unknown keys, other types and broken bounds, and leaves these values out; null too.
+
+        Args:
+            name: ``section``, or ``section.key``.
+            written: The section as the user wrote it.
+            kinds: A type for each known key, or a pair of it and a ``Bound``.
+        """
+        values = {}
+        for key, value in (written or {}).items():
+            if key not in kinds:
+                self.issues.add(name, f"unknown key '{name}.{key}'; {name_hint(key, kinds)}")
+            elif (typed := self.typed_value(f"{name}.{key}", value, kinds[key])) is not None:
+                values[key] = typed
+        return values
+
+    def typed_value(self, name: str, value: Any, wanted: Any) -> Any:
+        """Returns the value of ``section.key`` with its type; None for null and what is refused."""
+        kind, bound = wanted if isinstance(wanted, tuple) else (wanted, None)
+        try:
+            typed = coerce(value, kind)
+            is_good = typed is None or bound is None or bound.holds(typed)
+        except Mismatch:
+            is_good = False
+        if is_good:
+            return typed
+        words = f"{describe(kind)}, {bound.words}" if bound else describe(kind)
+        self.refuse(name, f"must be {words}, got {shown(value)}")
+        return None
 
     def check_bounds(self) -> None:
         """Checks each value against the bounds of its declaration."""
         for key, declared in field_table().items():
             if declared.only_training and self.purpose is Purpose.READING:
                 continue
-            for bound in declared.bounds:
-                if problem := bound.problem(key, self[key]):
-                    self.issues.add(key, problem)
+            for problem in declared.problems(self[key]):
+                self.issues.add(key, problem)
 
     def section(self, kind: type[_Section], /, **answers: Any) -> _Section:
         """Makes a section: ``answers`` of a rule, and the written values of all other fields."""

@@ -9,13 +9,6 @@ from .draft import Draft
 
 def resolve_evaluation(draft: Draft) -> Evaluation:
     """Returns what is evaluated and how."""
-    for entry in draft["eval_domains"] or ():
-        name, equals, path = entry.partition("=")
-        draft.require(
-            bool(name) and (bool(path) or not equals),
-            "eval_domains",
-            f"eval_domains must be names of domains, or name=path, got {entry!r}",
-        )
     written = draft["eval_iters"] if draft.is_set("eval_iters") else None
     return draft.section(Evaluation, named_iters=written)
 
@@ -39,18 +32,17 @@ def check_evaluation_in_training(draft: Draft, layout: Layout) -> None:
                 "evaluate.py"
             )
         return
-    draft.require(
-        bool(draft["eval_tasks"]),
-        "eval_harness_interval",
-        f"eval_harness_interval is {interval} but there are no eval_tasks; set them",
-    )
+    if not draft["eval_tasks"]:
+        draft.refuse(
+            "eval_harness_interval", f"is {interval} but there are no eval_tasks; set them"
+        )
     in_pieces = pieces_of_the_model(layout)
-    draft.require(
-        in_pieces is None or bool(draft["save"]),
-        "eval_harness_interval",
-        f"eval_harness_interval with {in_pieces} reads the model from a temporary checkpoint in "
-        "the save folder, and there is none; set save",
-    )
+    if in_pieces and not draft["save"]:
+        draft.refuse(
+            "eval_harness_interval",
+            f"with {in_pieces} reads the model from a temporary checkpoint in the save folder, and "
+            "there is none; set save",
+        )
 
 
 def pieces_of_the_model(layout: Layout) -> str | None:

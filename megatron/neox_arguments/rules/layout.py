@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..purpose import Purpose
 from ..sections import Layout, Model
 from .draft import Draft
@@ -25,26 +27,21 @@ def check_layout(draft: Draft, layout: Layout, model: Model, steps: int) -> None
 
 def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
     stages = layout.pipe_parallel_size
-    method = draft["pipe_partition_method"].lower()
-    draft.require(
-        method in ("uniform", "parameters") or method.startswith("type:"),
-        "pipe_partition_method",
-        f"pipe_partition_method must be uniform, parameters or type:<regex>, got "
-        f"{draft['pipe_partition_method']!r}",
-    )
+    method = draft["pipe_partition_method"]
+    if not re.match("uniform$|parameters$|type:", method, re.IGNORECASE):
+        problem = f"must be uniform, parameters or type:<regex>, got {method!r}"
+        draft.refuse("pipe_partition_method", problem)
     layers = draft["num_layers"] or stages
-    draft.require(
-        layers >= stages,
-        "pipe_parallel_size",
-        f"pipe_parallel_size {stages} stages cannot share {layers} layers (num_layers); set "
-        f"pipe_parallel_size to {layers} or less",
-    )
-    draft.require(
-        layout.zero_stage < 2,
-        "zero_optimization.stage",
-        f"zero_optimization.stage {layout.zero_stage} does not work with pipe_parallel_size "
-        f"{stages}: a pipeline keeps gradients between micro-batches; use stage 1 or 0",
-    )
+    if layers < stages:
+        advice = f"set pipe_parallel_size to {layers} or less"
+        problem = f"{stages} stages cannot share {layers} layers (num_layers); {advice}"
+        draft.refuse("pipe_parallel_size", problem)
+    if layout.zero_stage > 1:
+        draft.refuse(
+            "zero_optimization.stage",
+            f"{layout.zero_stage} does not work with pipe_parallel_size {stages}: a pipeline keeps "
+            "gradients between micro-batches; use stage 1 or 0",
+        )
     if steps < stages:
         draft.notes.append(
             f"gradient_accumulation_steps {steps} micro-batches cannot fill {stages} pipeline "
@@ -53,8 +50,9 @@ def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
 
 
 def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
+    is_sequence_cut = draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING
     if size == 1:
-        if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
+        if is_sequence_cut:
             draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
         return
     counts = {}
@@ -62,16 +60,10 @@ def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
         counts["num_attention_heads"] = draft["num_attention_heads"] or size
         counts["num_kv_heads"] = model.num_kv_heads
     counts["the inner width of the MLP"] = model.mlp_inner_size
-    if draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING:
+    if is_sequence_cut:
         counts["seq_length (with sequence_parallel)"] = draft["seq_length"]
     for what, count in counts.items():
-        draft.require(
-            count % size == 0,
-            "model_parallel_size",
-            f"model_parallel_size {size} does not divide {what} {count}; set it to one of "
-            f"{_divisors(count, 16)}",
-        )
-
-
-def _divisors(number: int, limit: int) -> str:
-    return ", ".join(str(d) for d in range(1, min(number, limit) + 1) if number % d == 0)
+        if count % size:
+            divisors = ", ".join(str(n) for n in range(1, min(count, 16) + 1) if count % n == 0)
+            problem = f"{size} does not divide {what} {count}; set it to one of {divisors}"
+            draft.refuse("model_parallel_size", problem)

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections import Counter
+from typing import Any, get_args
 
 from ..sections import Model
-from ..sections.model import GATED_ACTIVATIONS, MOST_LAYERS
+from ..sections.model import MOST_LAYERS, GatedActivation
 from .draft import Draft
 
 _WIDEST_MLP = 2**31
 
-ATTENTION_TYPES = ("global", "flash")
-REFUSED_ATTENTION = {
-    "local": "sliding windows are not part of this version",
-    "sparse_fixed": "sparse attention is not part of this version",
-    "sparse_variable": "sparse attention is not part of this version",
-    "bigbird": "sparse attention is not part of this version",
-    "bslongformer": "sparse attention is not part of this version",
-    "gmlp": "gMLP layers are not part of this version",
-    "amlp": "aMLP layers are not part of this version",
-    "rwkv": "RWKV layers are not part of this version",
-    "mamba": "Mamba layers are not part of this version",
+_ATTENTION_TYPES = ("global", "flash")
+_REFUSED_ATTENTION = {
+    **{"local": "sliding windows are", "gmlp": "gMLP layers are", "amlp": "aMLP layers are"},
+    **{"rwkv": "RWKV layers are", "mamba": "Mamba layers are"},
+    **dict.fromkeys(("sparse_fixed", "sparse_variable"), "sparse attention is"),
+    **dict.fromkeys(("bigbird", "bslongformer"), "sparse attention is"),
 }
 _WITHOUT_HEADS = frozenset({"rwkv", "mamba", "gmlp"})
 """Refused types whose files may give a number of heads that nothing reads."""
-REFUSED_VALUES = {
-    "pos_emb": {
-        "rpe": "use rotary, learned, sinusoidal or none",
-        "alibi": "use rotary, learned, sinusoidal or none",
-    },
+_REFUSED_VALUES = {
+    "pos_emb": dict.fromkeys(("rpe", "alibi"), "rotary, learned, sinusoidal or none"),
     "norm": {
-        "te_rmsnorm": "use rmsnorm",
-        "te_layernorm": "use layernorm",
-        "non_parametric_layernorm": "use layernorm",
+        "te_rmsnorm": "rmsnorm",
+        **dict.fromkeys(("te_layernorm", "non_parametric_layernorm"), "layernorm"),
     },
 }
-
+"""Values of a key that are not built, and what to use."""
 
 NORM_EPSILONS = {
     "layernorm": "layernorm_epsilon",
@@ -50,12 +42,15 @@ def resolve_model(draft: Draft) -> Model:
     """Returns the network."""
     hidden, heads, layers = _sizes(draft)
     head_dim = max(hidden // heads, 1)
-    for key, refused in REFUSED_VALUES.items():
+    for key, refused in _REFUSED_VALUES.items():
         if draft[key] in refused:
-            draft.issues.add(
-                key, f"{key}: {draft[key]!r} is not part of this version; {refused[draft[key]]}"
-            )
-    _check_unbuilt(draft, layers)
+            advice = f"use {refused[draft[key]]}"
+            problem = f"{key}: {draft[key]!r} is not part of this version; {advice}"
+            draft.issues.add(key, problem)
+    unique = draft["num_unique_layers"]
+    if unique not in (None, layers):
+        draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")
+    _check_window(draft)
     _check_attention(draft, layers)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
@@ -78,28 +73,15 @@ def resolve_model(draft: Draft) -> Model:
 
 def _sizes(draft: Draft) -> tuple[int, int, int]:
     for key in ("hidden_size", "num_attention_heads", "num_layers", "max_position_embeddings"):
-        draft.require(draft[key] is not None, key, f"{key} must be at least 1, got None")
+        if draft[key] is None:
+            draft.refuse(key, "must be at least 1, got None")
     hidden = max(draft["hidden_size"] or 1, 1)
     heads = max(draft["num_attention_heads"] or 1, 1)
-    draft.require(
-        hidden % heads == 0 or not has_heads(draft),
-        "hidden_size",
-        f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}; "
-        f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads",
-    )
-    layers = draft["num_layers"] or 1
-    return hidden, heads, min(max(layers, 1), MOST_LAYERS)
-
-
-def _check_unbuilt(draft: Draft, layers: int) -> None:
-    """Refuses parts of the network that have a key but are not built."""
-    unique = draft["num_unique_layers"]
-    draft.require(
-        unique in (None, layers),
-        "num_unique_layers",
-        f"num_unique_layers is {unique}: layers cannot share weights; remove it",
-    )
-    _check_window(draft)
+    if hidden % heads and has_heads(draft):
+        advice = f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads"
+        problem = f"{hidden} is not a multiple of num_attention_heads {heads}; {advice}"
+        draft.refuse("hidden_size", problem)
+    return hidden, heads, min(max(draft["num_layers"] or 1, 1), MOST_LAYERS)
 
 
 def _check_window(draft: Draft) -> None:
@@ -108,117 +90,78 @@ def _check_window(draft: Draft) -> None:
     if width is None:
         return
     if width < (length or 1):
-        draft.issues.add(
-            "sliding_window_width",
-            f"sliding_window_width {width} is less than seq_length {length}: sliding windows are "
-            "not part of this version; remove it, or lower seq_length",
-        )
+        reason = "sliding windows are not part of this version; remove it, or lower seq_length"
+        draft.refuse("sliding_window_width", f"{width} is less than seq_length {length}: {reason}")
         return
     positions = draft["max_position_embeddings"] or length
     beyond = " (longer texts are read without a window)" if positions > width else ""
-    draft.notes.append(
-        f"'sliding_window_width' has no effect: {width} is not less than seq_length {length}"
-        f"{beyond}"
-    )
+    reason = f"{width} is not less than seq_length {length}{beyond}"
+    draft.notes.append(f"'sliding_window_width' has no effect: {reason}")
 
 
 def _check_attention(draft: Draft, layers: int) -> None:
     """Checks that `attention_config` gives each layer a type that is built."""
-    written = draft["attention_config"]
-    types = None if written is None else _expand(draft, written, layers)
-    if types is None:
+    key, written = "attention_config", draft["attention_config"]
+    counts = None if written is None else _layers_by_type(draft, written, layers)
+    if counts is None:
         return
-    for name in dict.fromkeys(types):
-        if name in ATTENTION_TYPES:
-            continue
-        reason = REFUSED_ATTENTION.get(name, "it is unknown")
-        draft.issues.add(
-            "attention_config", f"attention_config: {name!r}: {reason}; use 'global' or 'flash'"
-        )
-    draft.require(
-        len(types) == layers,
-        "attention_config",
-        f"attention_config gives {len(types)} layers, num_layers is {layers}; "
-        "make them equal or write 'all'",
-    )
+    for name in counts:
+        if name not in _ATTENTION_TYPES:
+            refused = _REFUSED_ATTENTION.get(name)
+            reason = f"{refused} not part of this version" if refused else "it is unknown"
+            draft.issues.add(key, f"{key}: {name!r}: {reason}; use 'global' or 'flash'")
+    if counts.total() != layers:
+        advice = "make them equal or write 'all'"
+        draft.refuse(key, f"gives {counts.total()} layers, num_layers is {layers}; {advice}")
 
 
-def _expand(draft: Draft, written: Any, layers: int) -> list[str] | None:
-    """Returns the list of types, or None after noting that the form is wrong."""
+def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | None:
+    """Returns the number of layers of each type, or None after noting that the form is wrong."""
     if isinstance(written, str):
-        return [written] * layers
+        return Counter({written: layers})
     if written and all(isinstance(item, str) for item in written):
-        return list(written)
-    types: list[str] = []
+        return Counter(written)
+    key, counts = "attention_config", Counter[str]()
     for item in written:
-        entry = _parse_entry(item)
-        if entry is None:
-            draft.issues.add(
-                "attention_config",
-                'attention_config must look like [[["flash"], 12]] or [[["flash"], "all"]], '
-                f"got {written!r}",
-            )
+        if not _is_entry(item):
+            form = '[[["flash"], 12]] or [[["flash"], "all"]]'
+            draft.refuse(key, f"must look like {form}, got {written!r}")
             return None
-        names, repeats = entry
-        if repeats is not None and repeats > MOST_LAYERS:
-            draft.issues.add(
-                "attention_config",
-                f"attention_config repeats types {repeats} times, num_layers is {layers}; make "
-                "them equal or write 'all'",
-            )
+        names, repeats = item
+        if repeats != "all":
+            counts.update({name: repeats * names.count(name) for name in names})
+        elif layers % len(names) == 0:
+            return Counter(names * (layers // len(names)))
+        else:
+            problem = f"repeats {len(names)} types, num_layers is {layers}, which is no multiple"
+            advice = "write the number of repeats"
+            draft.issues.add(key, f"{key}: 'all' {problem} of it; {advice}")
             return None
-        if repeats is not None:
-            types += names * repeats
-            continue
-        if layers % len(names):
-            draft.issues.add(
-                "attention_config",
-                f"attention_config: 'all' repeats {len(names)} types, num_layers is {layers}, "
-                "which is no multiple of it; write the number of repeats",
-            )
-            return None
-        return names * (layers // len(names))
-    return types
+    return counts
 
 
-def _parse_entry(item: Any) -> tuple[list[str], int | None] | None:
-    """Returns types and repeats of ``[[types...], repeats]``, None repeats for `all`; else None."""
+def _is_entry(item: Any) -> bool:
+    """Tells whether an item has the form ``[[types...], repeats]``."""
     if not isinstance(item, (list, tuple)) or len(item) != 2:
-        return None
+        return False
     names, repeats = item
     if not isinstance(names, (list, tuple)) or not names:
-        return None
-    if not all(isinstance(name, str) for name in names):
-        return None
-    if repeats == "all":
-        return list(names), None
-    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
-        return None
-    return list(names), repeats
+        return False
+    is_count = isinstance(repeats, int) and not isinstance(repeats, bool) and repeats >= 1
+    return all(isinstance(name, str) for name in names) and (repeats == "all" or is_count)
 
 
 def has_heads(draft: Draft) -> bool:
     """Tells whether every layer that `attention_config` names divides its width among heads."""
-    return _WITHOUT_HEADS.isdisjoint(_words(draft["attention_config"]))
-
-
-def _words(written: Any) -> Iterator[str]:
-    if isinstance(written, str):
-        yield written
-    elif isinstance(written, (list, tuple)):
-        for item in written:
-            yield from _words(item)
+    return _WITHOUT_HEADS.isdisjoint(re.findall(r"\w+", str(draft["attention_config"])))
 
 
 def _kv_heads(draft: Draft, heads: int) -> int:
     count = draft["num_kv_heads"]
     if count is None or not has_heads(draft):
         return heads
-    draft.require(
-        1 <= count <= heads and heads % count == 0,
-        "num_kv_heads",
-        f"num_kv_heads must divide num_attention_heads {heads}, got {count}",
-    )
+    if not 1 <= count <= heads or heads % count:
+        draft.refuse("num_kv_heads", f"must divide num_attention_heads {heads}, got {count}")
     return max(count, 1)
 
 
@@ -226,17 +169,13 @@ def _rotary_dim(draft: Draft, head_dim: int) -> int:
     if draft["pos_emb"] != "rotary" or not has_heads(draft):
         return 0
     share = draft["rotary_pct"]
-    if not draft.require(
-        0 < share <= 1, "rotary_pct", f"rotary_pct must be above 0, at most 1, got {share:g}"
-    ):
+    if not 0 < share <= 1:
+        draft.refuse("rotary_pct", f"must be above 0, at most 1, got {share:g}")
         return 0
     size = int(head_dim * share)
-    draft.require(
-        size >= 2 and size % 2 == 0,
-        "rotary_pct",
-        f"rotary_pct {share:g} rotates {size} of {head_dim} dimensions of a head; "
-        "their number must be even and at least 2",
-    )
+    if size < 2 or size % 2:
+        rotated = f"{share:g} rotates {size} of {head_dim} dimensions of a head"
+        draft.refuse("rotary_pct", f"{rotated}; their number must be even and at least 2")
     return size
 
 
@@ -247,30 +186,21 @@ def _mlp_width(draft: Draft, hidden: int) -> tuple[int, bool]:
     expansion_factor * hidden or 4 * hidden: X rounded up to `mlp_multiple_of` for plain
     activations; for gated ones half of int(2X/3), rounded up, even where X was written out.
     """
-    is_gated = draft["activation"] in GATED_ACTIVATIONS
-    exact, size, factor = (
-        draft["mlp_inner_size"],
-        draft["intermediate_size"],
-        draft["expansion_factor"],
-    )
+    is_gated = draft["activation"] in get_args(GatedActivation)
     multiple = max(draft["mlp_multiple_of"], 1)
-    if exact is not None:
-        return _round_up(exact, multiple), is_gated
-    key = "intermediate_size" if size else "expansion_factor"
-    wanted = size or (factor * hidden if factor else 4 * hidden)
-    if not draft.require(
-        abs(wanted) <= _WIDEST_MLP,
-        key,
-        f"{key} {size or factor or 4:g} makes an MLP wider than {_WIDEST_MLP}; lower it",
-    ):
+    if draft["mlp_inner_size"] is not None:
+        return _round_up(draft["mlp_inner_size"], multiple), is_gated
+    size, factor = draft["intermediate_size"], draft["expansion_factor"] or 4
+    key, written = ("intermediate_size", size) if size else ("expansion_factor", factor)
+    wanted = size or factor * hidden
+    if abs(wanted) > _WIDEST_MLP:
+        draft.refuse(key, f"{written:g} makes an MLP wider than {_WIDEST_MLP}; lower it")
         return 1, is_gated
     base = int(wanted)
     inner = _round_up(int(2 * base / 3) // 2 if is_gated else base, multiple)
-    draft.require(
-        inner >= 1 or min(size or 1, factor or 1) <= 0,  # those have an issue above
-        key,
-        f"{key} {size or factor} makes an MLP of width 0; raise it, or set mlp_inner_size",
-    )
+    if inner < 1 and written > 0:  # else a bound is broken
+        advice = "raise it, or set mlp_inner_size"
+        draft.refuse(key, f"{written} makes an MLP of width 0; {advice}")
     if is_gated:
         _explain_gated_width(draft, inner, base, hidden)
     return max(inner, 1), is_gated

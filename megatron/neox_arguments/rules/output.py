@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from ..sections import Logging, Saving
@@ -12,35 +11,23 @@ from .draft import Draft
 def resolve_saving(draft: Draft) -> Saving:
     """Returns where checkpoints are and when they are written."""
     save, factor = draft["save"] or None, draft["checkpoint_factor"]
-    extra = sorted(set(draft["extra_save_iters"] or ()))
-    draft.require(
-        save is None or factor is not None or bool(extra),
-        "save",
-        "save is set, but neither checkpoint_factor nor extra_save_iters is; set one of them",
-    )
-    draft.require(
-        all(step >= 0 for step in extra),
-        "extra_save_iters",
-        f"extra_save_iters must be at least 0, got {extra}",
-    )
+    extra = tuple(sorted(set(draft["extra_save_iters"] or ())))
+    if save and factor is None and not extra:
+        problem = "is set, but neither checkpoint_factor nor extra_save_iters is; set one of them"
+        draft.refuse("save", problem)
     if factor is not None and draft["checkpoint_scale"] == "log":
-        draft.require(
-            factor > 1,
-            "checkpoint_factor",
-            f"checkpoint_factor must be above 1 with checkpoint_scale log, got {factor}",
-        )
-    elif factor is not None:
-        draft.require(
-            factor >= 1 and math.floor(factor) == factor,
-            "checkpoint_factor",
-            f"checkpoint_factor must be a whole number of at least 1, got {factor}",
-        )
+        if factor <= 1:
+            problem = f"must be above 1 with checkpoint_scale log, got {factor}"
+            draft.refuse("checkpoint_factor", problem)
+    elif factor is not None and (factor < 1 or factor != int(factor)):
+        problem = f"must be a whole number of at least 1, got {factor}"
+        draft.refuse("checkpoint_factor", problem)
     return draft.section(
         Saving,
         save_path=save,
         load_path=draft["load"] or None,
         factor=None if factor is None else float(factor),
-        extra_steps=tuple(extra),
+        extra_steps=extra,
     )
 
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any, NamedTuple
 
+from .. import hostfile
 from ..bounds import MOST_PROCESSES
 from ..errors import ConfigError, shown
-from ..hostfile import (
-    count_problems,
-    hostfile_slots,
-    missing_hostfile,
-    parse_filter,
-    this_machines_names,
-)
+from ..fields import field_table
 from ..purpose import Purpose
 from ..sections import Batch
 from .draft import Draft
 
-_YEAR_MINUTES = 525_600
+_COUNTS = ("num_gpus", "num_nodes", "world_size", "global_num_gpus", "master_addr")
 
 
 def resolve_world_size(draft: Draft, world_size: int | None) -> int:
@@ -31,9 +25,7 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
     if world_size is not None:
         if world_size <= MOST_PROCESSES:
             return world_size
-        draft.issues.add(
-            "world_size", f"world_size must be at most {MOST_PROCESSES}, got {shown(world_size)}"
-        )
+        draft.refuse("world_size", f"must be at most {MOST_PROCESSES}, got {shown(world_size)}")
         draft.knows_processes = False
         return 1
     text = os.environ.get("WORLD_SIZE", "")
@@ -54,33 +46,24 @@ def resolve_world_size(draft: Draft, world_size: int | None) -> int:
 
 def _slots_of_hostfile(draft: Draft) -> int | None:
     """Counts slots of the hostfile or, without one, of `include`; None when neither says."""
-    hosts = hostfile_slots(draft.__getitem__, os.environ)
+    hosts = hostfile.hostfile_slots(draft.__getitem__, os.environ)
     if hosts is not None:
         return sum(len(slots) for slots in hosts.values())
-    path = missing_hostfile(draft.__getitem__, os.environ)
+    path = hostfile.missing_hostfile(draft.__getitem__, os.environ)
     if path is not None:
         draft.notes.append(f"there is no hostfile {path}; the run uses this machine alone")
     if draft["include"]:
-        listed = parse_filter(draft["include"], "include", this_machines_names())
+        listed = hostfile.parse_filter(draft["include"], "include", hostfile.this_machines_names())
         counts = [len(slots) for slots in listed.values() if slots is not None]
         return min(sum(counts), draft["num_gpus"] or MOST_PROCESSES) or None
     return None
 
 
-class Topology(NamedTuple):
-    """Degrees of parallelism; their product is the world size."""
-
-    world_size: int
-    data_parallel_size: int
-    model_parallel_size: int
-    pipe_parallel_size: int
-
-
-def resolve_topology(draft: Draft, world_size: int) -> Topology:
-    """Returns the degrees of parallelism."""
+def resolve_topology(draft: Draft, world_size: int) -> dict[str, int]:
+    """Returns the degrees of parallelism as fields of `Layout`, with their product."""
     model = max(draft["model_parallel_size"] or 1, 1)
     pipe = max(draft["pipe_parallel_size"] or 1, 1)
-    data = world_size // (model * pipe)
+    data = max(world_size // (model * pipe), 1)
     if draft.knows_processes and (world_size < 1 or world_size % (model * pipe)):
         draft.issues.add(
             "model_parallel_size",
@@ -88,7 +71,8 @@ def resolve_topology(draft: Draft, world_size: int) -> Topology:
             f"pipe_parallel_size {pipe} has no whole solution; start a multiple of {model * pipe} "
             f"processes, or lower one of the two sizes",
         )
-    return Topology(world_size, max(data, 1), model, pipe)
+    sizes = {"data_parallel_size": data, "model_parallel_size": model, "pipe_parallel_size": pipe}
+    return {"world_size": world_size, **sizes}
 
 
 def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
@@ -96,14 +80,12 @@ def resolve_batch(draft: Draft, data_parallel: int) -> Batch:
     train: int | None = draft["train_batch_size"]
     micro: int | None = draft["train_micro_batch_size_per_gpu"]
     steps: int | None = draft["gradient_accumulation_steps"]
-    if any(value is not None and value < 1 for value in (train, micro, steps)):
-        return _batch(1, 1, data_parallel)  # a bound is broken
-    if train is None and micro is None:
-        draft.issues.add(
-            "train_batch_size",
-            "train_batch_size and train_micro_batch_size_per_gpu are both missing; set one of them",
-        )
-        return _batch(1, 1, data_parallel)
+    is_missing = train is None and micro is None
+    if is_missing:
+        problem = "and train_micro_batch_size_per_gpu are both missing; set one of them"
+        draft.refuse("train_batch_size", problem)
+    if is_missing or any(value is not None and value < 1 for value in (train, micro, steps)):
+        return _batch(1, 1, data_parallel)  # or a bound is broken
     if train is None:
         assert micro is not None
         return _batch(micro, steps or 1, data_parallel)
@@ -137,36 +119,22 @@ def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_para
     elif train % (steps * data_parallel) == 0:
         second = f"train_micro_batch_size_per_gpu: {train // (steps * data_parallel)}"
     else:
-        divisor = _largest_divisor(train, data_parallel)
+        divisor = max(d for d in range(1, data_parallel + 1) if train % d == 0)
         second = (
             f"start {divisor} data-parallel processes with train_micro_batch_size_per_gpu: "
             f"{train // divisor} and gradient_accumulation_steps: 1"
         )
-    draft.issues.add(
+    draft.refuse(
         "train_batch_size",
-        f"train_batch_size {train} = train_micro_batch_size_per_gpu {micro} x "
+        f"{train} = train_micro_batch_size_per_gpu {micro} x "
         f"gradient_accumulation_steps {steps} x data-parallel processes {data_parallel} does not "
         f"hold (the right side is {product}); set {first}, or {second}",
     )
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, limit + 1) if number % d == 0)
-
-
 def check_processes(draft: Draft) -> None:
-    """Checks numbers of processes and time limits."""
-    for key, problem in count_problems(draft.__getitem__).items():
-        draft.issues.add(key, problem)
+    """Checks the keys that choose machines beyond their bounds."""
+    draft.knows_processes = not any(field_table()[key].problems(draft[key]) for key in _COUNTS)
+    if draft["include"] and draft["exclude"]:
+        draft.issues.add("exclude", hostfile.BOTH_FILTERS)
         draft.knows_processes = False
-    minutes: Any = draft["distributed_timeout_minutes"]
-    draft.require(
-        minutes is not None and 0 < minutes <= _YEAR_MINUTES,
-        "distributed_timeout_minutes",
-        f"distributed_timeout_minutes must be above 0, at most {_YEAR_MINUTES}, got {minutes}",
-    )
-    draft.require(
-        bool(draft["deepspeed"]),
-        "deepspeed",
-        "deepspeed must stay true: it is the engine; remove the key",
-    )

@@ -14,14 +14,7 @@ from .evaluation import Evaluation, Generation
 from .launch import Launch, LaunchKeys
 from .layout import Batch, Layout, LayoutKeys
 from .model import Model, ModelKeys
-from .optimization import (
-    Optimizer,
-    OptimizerKeys,
-    Precision,
-    PrecisionKeys,
-    Schedule,
-    ScheduleKeys,
-)
+from .optimization import Optimizer, OptimizerKeys, Precision, PrecisionKeys, Schedule, ScheduleKeys
 from .output import Logging, Saving
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from odm.methods import METHODS
 
-from ..declarations import Key, at_least, in_range
+from ..declarations import Key, above, at_least, in_range
 
 if TYPE_CHECKING:
     MethodName: TypeAlias = str
@@ -198,7 +198,7 @@ class Mixing:
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
     Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
     `schedule` is what `static` becomes by `train_data_weights: {schedule: FILE}`;
-    `naive_validation` is refused."""
+    `naive_validation` needs `data_sampling_reward: heldout`. docs/mixing.md describes each."""
 
     run_length: int
     """Consecutive samples of the global batch that share a domain: 1, the micro-batch size or the
@@ -241,6 +241,57 @@ class Mixing:
     ] = 0.5
     """How far the weights follow the estimates: 0 would keep the initial weights, 1 would follow in
     full. For learning_curve."""
+
+    reward: Annotated[str, Key("data_sampling_reward", Literal["train", "heldout"], "train")]
+    """The losses that the weights follow: of the training samples, or of held-out windows, fixed
+    samples of each domain's validation data. Methods that learn accept both."""
+
+    heldout_interval: Annotated[
+        int | None, Key("data_sampling_heldout_interval", int | None), at_least(1)
+    ]
+    """Iterations from one measurement of held-out losses to the next, a multiple of
+    `data_sampling_update_frequency`. Not set: as many as keep the cost at about 1 % of the training
+    time. With `data_sampling_reward: train` they are measured and logged only if this is set."""
+
+    heldout_samples: Annotated[int, Key("data_sampling_heldout_samples"), at_least(1)] = 16
+    """Held-out windows of each domain, or as many as its validation data have."""
+
+    heldout_parts: Annotated[int, Key("data_sampling_heldout_parts"), at_least(1)] = 8
+    """Parts into which the windows of a domain are divided. The first measurement is of all
+    windows, each later one of the next part."""
+
+    batch_normalized_reward: bool = False
+    """Maps the generalization rewards of an iteration to [0, 1]. See `validation_based_reward`."""
+
+    scale_by_reward_loss_diff: bool = False
+    """Multiplies generalization rewards by the decrease of the held-out loss. See
+    `validation_based_reward`."""
+
+    reference_losses: Annotated[
+        tuple[float, ...], Key("data_sampling_reference_losses", str | dict | None)
+    ]
+    """Losses of a reference model in nats per token, for doremi: a JSON file {domain: nats}, a
+    report of `evaluate.py`, or a section of domain: nats. The run stores the numbers; it resumes
+    without the file."""
+
+    target_losses: Annotated[
+        tuple[float, ...], Key("data_sampling_target_losses", str | dict | None)
+    ]
+    """Losses to reach in nats per token, for dynamic_batch_loading, as
+    `data_sampling_reference_losses`."""
+
+    transfer_matrix: Annotated[
+        tuple[tuple[float, ...], ...], Key("data_sampling_transfer_matrix", str | dict | None)
+    ]
+    """How much training on one domain helps another, for skill_graph: a JSON file or a section
+    {trained domain: {helped domain: number}}, with a number for every pair."""
+
+    step_size: Annotated[float | None, Key("data_sampling_step_size"), above(0)] = None
+    """Factor of the losses in one update, for doremi (not set: 1), dynamic_batch_loading (1) and
+    skill_graph (0.2)."""
+
+    window: Annotated[int | None, Key("data_sampling_window"), at_least(1)] = None
+    """Number of the last updates whose losses are added up, for skill_graph. Not set: 3."""
 
     stratified: Annotated[bool, Key("data_sampling_stratified")] = False
     """Draws domains with as little chance as possible: counts differ from weight times draws by
@@ -290,3 +341,8 @@ class MixingKeys:
     """Every micro-batch of every data-parallel process draws its own domain: Online Data Mixing as
     published. With neither this nor `mixed_batches`, named datasets give one domain to a whole
     iteration."""
+
+    validation_based_reward: bool = False
+    """The research code's key for rewards from held-out losses. With `mixed_minibatches` and `exp3`
+    a reward is the held-out loss less the training loss (generalization); with `mixed_batches` and
+    `naive_validation` it is the held-out loss, as with `data_sampling_reward: heldout`."""

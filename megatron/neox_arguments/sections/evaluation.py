@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..declarations import ONLY_TRAINING, Key, above, at_least, in_range
+from ..declarations import ONLY_TRAINING, Bound, Key, above, at_least, each, in_range
+
+Kind = Literal["unconditional", "input-file", "interactive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,11 @@ class Evaluation:
     named_iters: int | None
     """`eval_iters` where it was written: it limits named held-out data too. None: it was not."""
 
-    domains: Annotated[list[str] | None, Key("eval_domains")] = None
+    domains: Annotated[
+        list[str] | None,
+        Key("eval_domains"),
+        each("names of domains, or name=path", re.compile("[^=]+(=.+)?", re.DOTALL).fullmatch),
+    ] = None
     """What `evaluate.py` measures losses on: names of configured domains, and `name=path` for other
     tokenized data, a prefix or a folder of them. Not set: all configured domains, or none beside
     `eval_tasks`."""
@@ -82,9 +89,7 @@ class Evaluation:
 class Generation:
     """How text is generated."""
 
-    kind: Annotated[
-        Literal["unconditional", "input-file", "interactive"], Key("text_gen_type", str | None)
-    ]
+    kind: Annotated[Kind, Key("text_gen_type", Kind | None)]
     """`unconditional`, `input-file` or `interactive`. Not set: `input-file` when there is a
     `sample_input_file`, else `unconditional`."""
 
@@ -107,10 +112,12 @@ class Generation:
     """Divides the positive logits of tokens that the text holds already, the prompt included, and
     multiplies the negative ones. 1 switches it off."""
 
-    stop_strings: list[str] | None = None
+    stop_strings: Annotated[list[str] | None, each("texts that are not empty", bool)] = None
     """Texts that end a sample; they are left out of it, and may lie across tokens."""
 
-    stop_tokens: list[int] | None = None
+    stop_tokens: Annotated[
+        list[int] | None, each("token ids of at least 0", lambda token: token >= 0)
+    ] = None
     """Token ids that end a sample, beside the end of a document."""
 
     batch_size: Annotated[int, Key("generation_batch_size"), at_least(1)] = 8
@@ -122,7 +129,7 @@ class Generation:
     maximum_tokens: Annotated[int, at_least(1)] = 64
     """Tokens to generate at most. The model's context may end a sample sooner."""
 
-    prompt_end: str = "\n"
+    prompt_end: Annotated[str, Bound("at least one character", bool, "'\\n' is usual")] = "\n"
     """Ends a prompt in a file or on the console."""
 
     input_file: Annotated[str | None, Key("sample_input_file")] = None

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..declarations import at_least, between
+from ..declarations import Bound, above, at_least, at_most, between
+from ..hostfile import MOST_SLOTS, is_host_name
+
+_YEAR_MINUTES = 525_600
+_IS_ADDRESS = Bound("a name or an address", lambda text: not text or is_host_name(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +29,16 @@ class Launch:
     exclude: str | None = None
     """Hosts and slots to leave out, written like `include`."""
 
-    num_nodes: int = -1
+    num_nodes: Annotated[int, Bound("at least 1, or -1 for all", lambda n: n == -1 or n > 0)] = -1
     """Hosts to take from the top of the hostfile. -1 takes all."""
 
-    num_gpus: int | None = None
+    num_gpus: Annotated[int | None, between(1, MOST_SLOTS, "remove it to use all GPUs")] = None
     """Processes on each machine. On a machine without GPUs: CPU processes."""
 
     master_port: Annotated[int, between(1, 65535)] = 29500
     """TCP port where the processes of a run meet."""
 
-    master_addr: str | None = None
+    master_addr: Annotated[str | None, _IS_ADDRESS] = None
     """Address of the first machine. Found from the hostfile or the environment when not set."""
 
     launcher: Literal["pdsh", "openmpi", "mvapich", "slurm", "mpich", "impi"] = "pdsh"
@@ -56,7 +60,7 @@ class Launch:
     """Backend of torch.distributed, one that this PyTorch has. Not set: nccl on GPUs, gloo on CPUs;
     on CPUs nccl is read as gloo."""
 
-    distributed_timeout_minutes: float = 30.0
+    distributed_timeout_minutes: Annotated[float, above(0), at_most(_YEAR_MINUTES)] = 30.0
     """Minutes after which a collective operation that does not finish ends the run."""
 
     seed: Annotated[int, at_least(1)] = 1234
@@ -76,7 +80,7 @@ class Launch:
 class LaunchKeys:
     """Keys that decide fields of `Launch` together."""
 
-    deepspeed: bool = True
+    deepspeed: Annotated[bool, Bound("true", bool, "it is the engine; remove the key")] = True
     """Always true: the engine is DeepSpeed's."""
 
     config_files: dict[str, str] | None = None

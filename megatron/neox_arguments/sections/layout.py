@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ..declarations import Key, at_least
+from ..bounds import MOST_PROCESSES
+from ..declarations import Bound, Key, at_least
+
+_IS_COUNT = Bound(
+    f"1 to {MOST_PROCESSES}",
+    lambda count: 0 <= count <= MOST_PROCESSES,  # 0 of old files is as not set
+    "remove it to count processes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How the run is cut over processes: data, tensor and pipeline parallelism, and ZeRO."""
 
-    world_size: Annotated[int, Key("world_size", int | None)]
+    world_size: Annotated[int, Key("world_size", int | None), _IS_COUNT]
     """Processes of the whole run. Only a hint for a machine without GPUs; the launcher knows
     better."""
 
@@ -43,7 +50,7 @@ class Layout:
 class LayoutKeys:
     """Keys that decide fields of `Layout` together."""
 
-    global_num_gpus: int | None = None
+    global_num_gpus: Annotated[int | None, _IS_COUNT] = None
     """Processes of the whole run, where neither a launcher nor a hostfile says it."""
 
     zero_optimization: dict[str, Any] | None = None

@@ -22,21 +22,9 @@ InitMethod = Literal[
     "single_residual_scaled_normal",
 ]
 
-Activation = Literal[
-    "gelu",
-    "geglu",
-    "relu",
-    "softsign",
-    "swish",
-    "mish",
-    "silu",
-    "reglu",
-    "swiglu",
-    "bilinear",
-    "glu",
-]
-
-GATED_ACTIVATIONS = frozenset({"geglu", "reglu", "swiglu", "bilinear", "glu"})
+GatedActivation = Literal["geglu", "reglu", "swiglu", "bilinear", "glu"]
+Activation = Literal["gelu", "relu", "softsign", "swish", "mish", "silu", GatedActivation]
+UnbuiltNorm = Literal["non_parametric_layernorm", "te_rmsnorm", "te_layernorm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +65,7 @@ class Model:
     """Uses the tanh form of gelu, as the fused kernel of GPT-NeoX does. Not only speed: the values
     differ by 1e-3."""
 
-    norm: Literal[
-        "layernorm",
-        "rmsnorm",
-        "scalenorm",
-        "non_parametric_layernorm",
-        "te_rmsnorm",
-        "te_layernorm",
-    ] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "scalenorm", UnbuiltNorm] = "layernorm"
     """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
     are refused."""
 
@@ -174,7 +155,7 @@ class ModelKeys:
     expansion_factor: Annotated[float | None, above(0)] = None
     """`intermediate_size` as a multiple of `hidden_size`. Not set: 4."""
 
-    mlp_type: str | None = None
+    mlp_type: Literal["regular", "llama"] | None = None
     """Spelling from before 2024: `regular`, or `llama` for a SiLU-gated MLP without biases whose
     inner width is `intermediate_size`, else 8/3 of `hidden_size` rounded up to a multiple of 256.
     Now `activation: swiglu`, `mlp_inner_size` and `use_bias_in_mlp: false`."""

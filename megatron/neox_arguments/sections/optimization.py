@@ -25,7 +25,10 @@ class Precision:
     fp16_options: Mapping[str, Any]
     """The loss scale as DeepSpeed takes it; empty unless the precision is fp16."""
 
-    communication_data_type: Annotated[str | None, Key("communication_data_type", str | None)]
+    communication_data_type: Annotated[
+        str | None,
+        Key("communication_data_type", Literal["fp32", "fp16", "bf16", "bfp16"] | None),
+    ]
     """Number format in which gradients are reduced: fp32, fp16 or bf16. Not set: that of the
     gradients."""
 
@@ -65,7 +68,7 @@ class Optimizer:
     """Settings of the optimizer beside those that have a name here: momentum, dampening, nesterov.
     """
 
-    learning_rate: Annotated[float, Key("lr", float | None)]
+    learning_rate: Annotated[float, Key("lr", float | None), at_least(0)]
     """Peak learning rate when the `optimizer` section has none. Not set anywhere: 0.001."""
 
     betas: tuple[float, float]
@@ -74,10 +77,10 @@ class Optimizer:
     eps: float
     """Added to the root of the second moment."""
 
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decay of matrices and embeddings; biases and norms have none."""
 
-    gradient_clipping: float = 1.0
+    gradient_clipping: Annotated[float, at_least(0, "0 clips nothing")] = 1.0
     """Largest global norm of the gradient. 0 clips nothing."""
 
 
@@ -98,12 +101,22 @@ class Schedule:
     """Optimizer steps of the run. Required."""
 
     decay_style: Annotated[
-        Literal["constant", "linear", "cosine", "exponential"], Key("lr_decay_style")
+        Literal["constant", "linear", "cosine", "exponential", "wsd"], Key("lr_decay_style")
     ] = "linear"
-    """Shape of the decay after warm-up."""
+    """Shape of the decay after warm-up. `wsd` (warm-up, stable, decay) keeps the peak rate until
+    the last `lr_wsd_decay_iters` of the schedule."""
 
     decay_iters: Annotated[int, Key("lr_decay_iters", int | None), at_least(1)]
     """Iterations of the whole schedule. Not set: `train_iters`."""
+
+    wsd_decay_iters: Annotated[int | None, Key("lr_wsd_decay_iters"), at_least(1)] = None
+    """Iterations of the decay of `lr_decay_style: wsd`, at the end of the schedule. `wsd` needs
+    this or `lr_wsd_decay_fraction`."""
+
+    wsd_decay_style: Annotated[
+        Literal["exponential", "linear", "cosine", "minus_sqrt"], Key("lr_wsd_decay_style")
+    ] = "exponential"
+    """How `lr_decay_style: wsd` falls from `lr` to `min_lr`, with Megatron-LM's formulas."""
 
     warmup_iters: float
     """Iterations of warm-up, not rounded."""
@@ -131,3 +144,6 @@ class ScheduleKeys:
 
     lr_decay_fraction: Annotated[float | None, in_range("(0, 1]")] = None
     """`lr_decay_iters` as a share of `train_iters`, in (0, 1]. Set one of the two."""
+
+    lr_wsd_decay_fraction: Annotated[float | None, in_range("(0, 1]")] = None
+    """`lr_wsd_decay_iters` as a share of the schedule, in (0, 1]. Set one of the two."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ..declarations import Key, at_least
+from ..declarations import Key, at_least, each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,11 @@ class Saving:
     """Distance between checkpoints, or the ratio of their iterations with `log` (then above 1, and
     1 is saved too)."""
 
-    extra_steps: Annotated[tuple[int, ...], Key("extra_save_iters", list[int] | None)]
+    extra_steps: Annotated[
+        tuple[int, ...],
+        Key("extra_save_iters", list[int] | None),
+        each("at least 0", lambda step: step >= 0),
+    ]
     """More iterations to save. 0 saves the model before training. Never deleted by
     `keep_last_n_checkpoints`."""
 

@@ -7,6 +7,7 @@ import pytest
 
 from megatron.data.data_utils import (
     build_evaluation_source,
+    build_held_out_source,
     build_train_source,
     weights_by_num_docs,
 )
@@ -500,3 +501,51 @@ def test_weights_by_number_of_documents_follow_the_formula():
     assert weights_by_num_docs([1, 3], alpha=0.0) == pytest.approx([0.75, 0.25])
     with pytest.raises(DataError, match="no documents"):
         weights_by_num_docs([0, 0])
+
+
+HELD_OUT = {
+    "use_named_train_datasets": True,
+    "use_named_eval_datasets": True,
+    "data_sampling_method": "smoothed_mean",
+    "data_sampling_reward": "heldout",
+    "data_sampling_heldout_samples": 8,
+}
+
+
+def build_windows(config, *, dp_rank=0, dp_size=1, domains=DOMAINS):
+    ranks = {"dp_rank": dp_rank, "dp_size": dp_size}
+    return build_held_out_source(config, domains, tokenizer_info=TOKENIZER, **ranks)
+
+
+def test_windows_follow_the_order_of_the_training_domains(paths):
+    keys = {**paths, **HELD_OUT, "valid_data_paths": paths["valid_data_paths"][::-1]}
+    source = build_windows(make_config(**keys))
+    assert source.domains == DOMAINS
+    assert source.num_samples == (8, 8)
+
+
+def test_ranks_share_the_chosen_windows(paths):
+    config = make_config(**paths, **HELD_OUT)
+    domains, windows = np.array([0, 1, 1, 0, 1]), np.array([3, 0, 7, 1, 2])
+    seen = {}
+    for rank in range(2):
+        source = build_windows(config, dp_rank=rank, dp_size=2)
+        batches = list(source.chosen(domains, windows, ids=np.arange(5)))
+        assert len(batches) == 2
+        for batch in batches:
+            for row in np.flatnonzero(batch.loss_mask.any(dim=1)):
+                seen[int(batch.domain_ids[row])] = batch.tokens[row].tolist()
+    (whole,) = [list(build_windows(config).batches(k)) for k in range(1)]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert seen[3] == whole[0].tokens[1].tolist()
+
+
+def test_nothing_is_measured_unless_it_is_asked_for(paths):
+    keys = {key: value for key, value in HELD_OUT.items() if "held" not in str((key, value))}
+    assert build_windows(make_config(**paths, **keys)) is None
+
+
+def test_a_share_of_split_that_fills_no_sample_is_refused_with_the_domain(paths):
+    keys = {"train_data_paths": paths["train_data_paths"], **HELD_OUT, "split": "90,5,5"}
+    with pytest.raises(ConfigError, match="data_sampling_reward: no validation data of books; "):
+        build_windows(make_config(**keys))

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from megatron.neox_arguments import ConfigError
+from odm.methods import METHODS
 
 PATHS = {
     f"{s}_data_paths": [f"d/{s}/wiki/text", f"d/{s}/code/text"] for s in ("train", "valid", "test")
@@ -268,14 +269,8 @@ def test_no_method_and_static_are_the_same(make_config):
             "max_validation_samples_per_dataset must be at least 1, got 0",
         ),
         (
-            {**NAMED, "data_sampling_method": "naive_validation"},
-            "data_sampling_method: naive_validation takes its reward from held-out losses, which "
-            "is not part of this version; use smoothed_mean",
-        ),
-        (
             {**NAMED, "data_sampling_method": "smooth"},
-            "data_sampling_method must be one of smoothed_mean, odm_paper, exp3, ema, static, "
-            "schedule, naive_validation, got 'smooth'",
+            f"data_sampling_method must be one of {', '.join(METHODS)}, got 'smooth'",
         ),
     ],
 )
@@ -361,16 +356,6 @@ def test_a_method_that_learns_needs_two_domains(problem, method):
     assert problem(**one, data_sampling_method=method) == (
         f"data_sampling_method {method} needs at least 2 domains, train_data_paths has 1; "
         "add domains or remove the method"
-    )
-
-
-@pytest.mark.parametrize(
-    "key", ["validation_based_reward", "batch_normalized_reward", "scale_by_reward_loss_diff"]
-)
-def test_held_out_rewards_are_refused(problem, key):
-    assert problem(**MIXED, **{key: True}) == (
-        f"{key}: True is not supported: held-out rewards are not part of this version; "
-        "rewards are training losses; remove the key"
     )
 
 

@@ -207,7 +207,7 @@ def test_two_formats_of_reduced_gradients_are_refused(problem, make_config):
 
 def test_another_format_of_reduced_gradients_is_refused(problem):
     assert problem(communication_data_type="fp8") == (
-        "communication_data_type must be fp32, fp16 or bf16, got 'fp8'"
+        "communication_data_type must be one of fp32, fp16, bf16, bfp16, got 'fp8'"
     )
 
 

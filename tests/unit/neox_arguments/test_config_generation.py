@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[3]
         ({"generation_batch_size": 0}, "generation_batch_size must be at least 1, got 0"),
         (
             {"prompt_end": ""},
-            "prompt_end is empty; give the text that ends a prompt, such as '\\n'",
+            "prompt_end must be at least one character, got ''; '\\n' is usual",
         ),
         (
             {"stop_strings": ["a", ""]},
-            "stop_strings holds an empty text, which would end every sample at once; remove it",
+            "stop_strings must be texts that are not empty, got ['a', '']",
         ),
         ({"stop_tokens": [-1]}, "stop_tokens must be token ids of at least 0, got [-1]"),
     ],

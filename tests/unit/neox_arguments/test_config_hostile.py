@@ -81,11 +81,11 @@ def test_a_hostile_yaml_file_is_one_message_with_its_line(text, place, problem):
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
-        ('{\n\t"a": ' + "[" * 100_000, "2", DEEP),
-        ('{"a": "[[", \n\t"b":' + '{"c":' * 100_000, "2", DEEP),
-        ('{\n\t"a": ' + "9" * 5000 + "}", "2", "a number of 5000 characters is too long"),
-        ('{\n\t"a": {"b": NaN}}', "2", "a.b holds nan; write a finite number"),
-        ('{\n\t"a": "\\ud800"}', "2", "a holds half a character"),
+        ('{\n\t"a": ' + "[" * 100_000, "2:57", DEEP),
+        ('{"a": "[[", \n\t"b":' + '{"c":' * 100_000, "2:247", DEEP),
+        ('{\n\t"a": ' + "9" * 5000 + "}", "2:7", "a number of 5000 characters is too long"),
+        ('{\n\t"a": {"b": NaN}}', "2", "NaN is no finite number; write one"),
+        ('{\n\t"a": "\\ud800"}', "2:7", "holds half a character"),
         ('{\n\t"a": "\\u0000"}', "2", "a contains the character NUL"),
         ('{\n\t"a": ' + '"\\"' * 50_000, "2:11", "malformed JSON"),
     ],

@@ -205,7 +205,7 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"mlp_type": "llama", "activation": "relu"},
             "mlp_type llama is a SiLU-gated MLP, activation is 'relu'; drop mlp_type",
         ),
-        ({"mlp_type": "mixed"}, "mlp_type must be regular or llama, got 'mixed'"),
+        ({"mlp_type": "mixed"}, "mlp_type must be one of regular, llama, got 'mixed'"),
     ],
 )
 def test_wrong_models_are_refused(problem, keys, expected):

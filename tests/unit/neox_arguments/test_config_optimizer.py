@@ -1,5 +1,7 @@
 import pytest
 
+BETAS = "optimizer.params.betas must be a list of numbers, two in [0, 1)"
+
 
 def adam(**params):
     return {"optimizer": {"type": "Adam", "params": params}}
@@ -64,20 +66,17 @@ def test_outer_keys_stand_in_for_the_section(make_config):
         ({"optimizer": {"type": "Foo"}}, "optimizer.type 'Foo': it is unknown; use Adam or SGD"),
         (
             {"optimizer": {"type": "Adam", "parms": {}}},
-            "optimizer.parms is unknown; use type and params",
+            "unknown key 'optimizer.parms'; did you mean 'params'?",
         ),
         (
             {"optimizer": {"type": "Adam", "params": 3}},
-            "optimizer.params must be a section, got 3",
+            "optimizer.params must be a section (key: value pairs), got 3",
         ),
-        (adam(lr="fast"), "optimizer.params.lr must be a number, got 'fast'"),
-        (adam(lr=-1), "optimizer.params.lr must be at least 0, got -1.0"),
-        (adam(betas=[0.9]), "optimizer.params.betas must be two numbers in [0, 1), got [0.9]"),
-        (
-            adam(betas=[0.9, 1]),
-            "optimizer.params.betas must be two numbers in [0, 1), got [0.9, 1]",
-        ),
-        (adam(eps=-1), "optimizer.params.eps must be at least 0, got -1"),
+        (adam(lr="fast"), "optimizer.params.lr must be a number, at least 0, got 'fast'"),
+        (adam(lr=-1), "optimizer.params.lr must be a number, at least 0, got -1"),
+        (adam(betas=[0.9]), f"{BETAS}, got [0.9]"),
+        (adam(betas=[0.9, 1]), f"{BETAS}, got [0.9, 1]"),
+        (adam(eps=-1), "optimizer.params.eps must be a number, at least 0, got -1"),
         (
             adam(adam_w_mode=False),
             "optimizer.params.adam_w_mode: false is not supported; the optimizer is AdamW",
@@ -97,12 +96,12 @@ def test_outer_keys_stand_in_for_the_section(make_config):
         ),
         (
             {"optimizer": {"type": "SGD", "params": {"momentum": 1}}},
-            "optimizer.params.momentum must be in [0, 1), got 1",
+            "optimizer.params.momentum must be a number, in [0, 1), got 1",
         ),
         ({"weight_decay": -1}, "weight_decay must be at least 0, got -1.0"),
         (
             {"gradient_clipping": -1},
-            "gradient_clipping must be at least 0 (0 clips nothing), got -1.0",
+            "gradient_clipping must be at least 0, got -1.0; 0 clips nothing",
         ),
         ({"hidden_dropout": 1}, "hidden_dropout must be in [0, 1), got 1.0"),
         ({"z_loss": -0.1}, "z_loss must be at least 0, got -0.1"),
@@ -114,8 +113,10 @@ def test_wrong_numbers_are_refused(problem, keys, expected):
 
 def test_an_unknown_parameter_lists_the_known_ones(problem):
     message = problem(**adam(beta=0.9))
+    assert message == "unknown key 'optimizer.params.beta'; did you mean 'betas'?"
+    message = problem(**adam(momentum_of_sgd=0.9))
     assert message.startswith(
-        "optimizer.params.beta is unknown for adam; known: adam_w_mode, betas"
+        "unknown key 'optimizer.params.momentum_of_sgd'; known keys: adam_w_mode, betas"
     )
 
 
@@ -153,3 +154,53 @@ def test_the_schedule_follows_its_keys(make_config, keys, decay_iters, warmup_it
 )
 def test_wrong_schedules_are_refused(problem, keys, expected):
     assert problem(**keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "decay_iters"),
+    [
+        ({"lr_wsd_decay_iters": 30}, 30),
+        ({"lr_wsd_decay_fraction": 0.25}, 25),
+        ({"lr_wsd_decay_fraction": 0.25, "lr_decay_iters": 50}, 12),
+        ({"lr_wsd_decay_fraction": 0.001}, 1),
+        ({"lr_wsd_decay_iters": 99, "warmup": 0.01}, 99),
+    ],
+)
+def test_wsd_decays_at_the_end_of_the_schedule(make_config, keys, decay_iters):
+    config = make_config(lr_decay_style="wsd", **keys)
+    assert config.schedule.wsd_decay_iters == decay_iters
+    assert config.schedule.wsd_decay_style == "exponential"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {},
+            "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
+            "neither",
+        ),
+        (
+            {"lr_wsd_decay_iters": 5, "lr_wsd_decay_fraction": 0.5},
+            "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
+            "both",
+        ),
+        ({"lr_wsd_decay_iters": 0}, "lr_wsd_decay_iters must be at least 1, got 0"),
+        ({"lr_wsd_decay_fraction": 1.5}, "lr_wsd_decay_fraction must be in (0, 1], got 1.5"),
+        (
+            {"lr_wsd_decay_fraction": 0.95, "warmup": 0.1},
+            "lr_wsd_decay_fraction: the decay of 95 iterations and the warm-up of 10 are longer "
+            "than the schedule of 100 (lr_decay_iters); shorten one",
+        ),
+        (
+            {"lr_decay_style": "cosine", "lr_wsd_decay_iters": 5},
+            "lr_wsd_decay_iters needs lr_decay_style wsd, got cosine; remove the key",
+        ),
+        (
+            {"lr_decay_style": "linear", "lr_wsd_decay_style": "linear"},
+            "lr_wsd_decay_style needs lr_decay_style wsd, got linear; remove the key",
+        ),
+    ],
+)
+def test_wrong_wsd_schedules_are_refused(problem, keys, expected):
+    assert problem(**{"lr_decay_style": "wsd", **keys}) == expected

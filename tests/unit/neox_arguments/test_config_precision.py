@@ -44,11 +44,11 @@ def test_the_precision_comes_from_any_of_its_spellings(make_config, keys, expect
         ),
         (
             {"fp16": {"enabled": True, "hysteresis": "x"}},
-            "fp16.hysteresis must be a number of at least 0, got 'x'",
+            "fp16.hysteresis must be a number, at least 0, got 'x'",
         ),
         (
             {"fp16": {"enabled": True, "loss_scale": -1}},
-            "fp16.loss_scale must be 0 (adapts) or above, got -1",
+            "fp16.loss_scale must be a number, at least 0, got -1",
         ),
     ],
 )
@@ -113,8 +113,8 @@ def test_the_copies_of_zero_keys_stand_in_for_the_section(make_config, problem):
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ({"stage": 4}, "zero_optimization.stage must be 0, 1, 2 or 3, got 4"),
-        ({"stage": True}, "zero_optimization.stage must be 0, 1, 2 or 3, got True"),
+        ({"stage": 4}, "zero_optimization.stage must be a whole number, 0 to 3, got 4"),
+        ({"stage": True}, "zero_optimization.stage must be a whole number, 0 to 3, got True"),
         (
             {"stage": 1, "reduce_scater": True},
             "unknown key 'zero_optimization.reduce_scater'; did you mean 'reduce_scatter'?",
@@ -138,11 +138,11 @@ def test_offloading_of_either_kind_is_refused(problems):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"reduce_bucket_size": "many"}, "reduce_bucket_size must be a whole number of at least 1"),
-        ({"reduce_bucket_size": 0}, "reduce_bucket_size must be a whole number of at least 1"),
+        ({"reduce_bucket_size": "many"}, "reduce_bucket_size must be a whole number, at least 1"),
+        ({"reduce_bucket_size": 0}, "reduce_bucket_size must be a whole number, at least 1"),
         ({"allgather_bucket_size": 0.5}, "allgather_bucket_size must be a whole number"),
         ({"overlap_comm": 1}, "overlap_comm must be true or false, got 1"),
-        ({"stage3_max_live_parameters": -1}, "must be a whole number of at least 0"),
+        ({"stage3_max_live_parameters": -1}, "must be a whole number, at least 0"),
         ({"stage3_max_live_parameters": float("inf")}, "holds inf; write a finite number"),
         ({"offload_optimizer": True}, "offloading to the CPU or NVMe is not part of this version"),
         ({"offload_param": "cpu"}, "offloading to the CPU or NVMe is not part of this version"),
@@ -181,7 +181,7 @@ def test_numbers_of_the_loss_scale_are_finite(problem, value):
     message = problem(fp16={"enabled": True, "loss_scale_window": value})
     assert message.startswith("fp16.loss_scale_window ")
     assert message.endswith(
-        "must be a number of at least 0, got True"
+        "must be a number, at least 0, got True"
         if value is True
         else f"holds {value}; write a finite number"
     )

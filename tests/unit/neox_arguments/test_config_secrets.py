@@ -71,7 +71,7 @@ def test_no_key_of_ours_is_taken_for_a_secret():
         ("a: |\n  # token: y\nb: 1\n", "a: |\n  # token: y\nb: 1\n"),
         ("wandb api key: hush\n", f'wandb api key: "{REDACTED}"\n'),
         ('{"token": "hush"}', f'{{"token": "{REDACTED}"}}'),
-        ('{\n\t"token": "hush"\n}', f'{{\n  "token": "{REDACTED}"\n}}'),
+        ('{\n\t"token": "hush"\n}', f'{{\n\t"token": "{REDACTED}"\n}}'),
         ("token: ${HUB}\n", "token: ${HUB}\n"),
         ("token: null\napi_key: ''\n", "token: null\napi_key: ''\n"),
         ("tokenizer_type: HFTokenizer\n", "tokenizer_type: HFTokenizer\n"),

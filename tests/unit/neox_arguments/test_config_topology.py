@@ -191,14 +191,14 @@ def test_a_hostfile_that_is_no_text_is_refused(problem, tmp_path):
         (
             "distributed_timeout_minutes",
             0,
-            "distributed_timeout_minutes must be above 0, at most 525600, got 0.0",
+            "distributed_timeout_minutes must be above 0, got 0.0",
         ),
         (
             "distributed_backend",
             "tcp",
             "distributed_backend must be one of nccl, gloo, mpi, ccl, hccl, got 'tcp'",
         ),
-        ("deepspeed", False, "deepspeed must stay true: it is the engine; remove the key"),
+        ("deepspeed", False, "deepspeed must be true, got False; it is the engine; remove the key"),
     ],
 )
 def test_processes_are_checked(problem, key, value, expected):
@@ -219,17 +219,17 @@ def test_a_message_says_where_the_value_was_written(write, minimal):
     ("lines", "message"),
     [
         ("gas: 0", "gas must be at least 1, got 0"),
-        ("clip_grad: -1", "clip_grad must be at least 0 (0 clips nothing), got -1.0"),
+        ("clip_grad: -1", "clip_grad must be at least 0, got -1.0; 0 clips nothing"),
         ("save_interval: 0", "save_interval must be a whole number of at least 1, got 0"),
         ("save_iters: [-1]", "save_iters must be at least 0, got [-1]"),
-        ("zero_stage: 7", "zero_stage must be 0, 1, 2 or 3, got 7"),
+        ("zero_stage: 7", "zero_stage must be a whole number, 0 to 3, got 7"),
         (
             "zero_optimization: {stage: 7}",
-            "zero_optimization.stage must be 0, 1, 2 or 3, got 7",
+            "zero_optimization.stage must be a whole number, 0 to 3, got 7",
         ),
         (
             "zero_reduce_bucket_size: 0",
-            "zero_reduce_bucket_size must be a whole number of at least 1, got 0",
+            "zero_reduce_bucket_size must be a whole number, at least 1, got 0",
         ),
         (
             "lr_decay_fraction: 0.001",
@@ -243,14 +243,14 @@ def test_a_message_says_where_the_value_was_written(write, minimal):
         ("lr: -1", "lr must be at least 0, got -1.0"),
         (
             "optimizer: {type: Adam, params: {lr: -1}}",
-            "optimizer.params.lr must be at least 0, got -1.0",
+            "optimizer.params.lr must be a number, at least 0, got -1",
         ),
         (
             "optimizer: {type: Adam, params: {weight_decay: -1}}",
-            "optimizer.params.weight_decay must be at least 0, got -1.0",
+            "optimizer.params.weight_decay must be a number, at least 0, got -1",
         ),
-        ("precision: fp16\nloss_scale: -1", "loss_scale must be 0 (adapts) or above, got -1.0"),
-        ("precision: fp16\nmin_loss_scale: -1", "min_loss_scale must be a number of at least 0"),
+        ("precision: fp16\nloss_scale: -1", "loss_scale must be a number, at least 0, got -1.0"),
+        ("precision: fp16\nmin_loss_scale: -1", "min_loss_scale must be a number, at least 0"),
         ("include: a:x", "include must look like 'host1@host2:0,2', got 'a:x'"),
         ("include: a\nexclude: b", "include and exclude are both set; keep one"),
     ],
@@ -274,7 +274,7 @@ def test_a_message_names_the_key_that_was_written_and_its_line(write, minimal, l
         ("global_num_gpus", 2**31, "global_num_gpus must be 1 to 1048576, got 2147483648; remove"),
         ("master_addr", "-oProxyCommand=x", "master_addr must be a name or an address, got '-oPr"),
         ("num_layers", 10**9, "num_layers must be at most 100000, got 1000000000"),
-        ("distributed_timeout_minutes", 1e9, "must be above 0, at most 525600, got 1000000000"),
+        ("distributed_timeout_minutes", 1e9, "must be at most 525600, got 1000000000"),
         ("gradient_predivide_factor", 0, "gradient_predivide_factor must be above 0, got 0"),
     ],
 )

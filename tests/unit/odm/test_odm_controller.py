@@ -19,6 +19,7 @@ from odm import (
     known_mixers,
     make_mixer,
 )
+from tests.mixers import mixer_for
 
 DOMAINS = ["web", "code", "books", "math"]
 PLANTED = np.array([3.0, 1.5, 4.0, 2.0])
@@ -26,7 +27,8 @@ PLANTED = np.array([3.0, 1.5, 4.0, 2.0])
 
 def controller(method="smoothed_mean", domains=DOMAINS, constraints=(), seed=11, **options):
     schedule = MixtureSchedule(seed, len(domains))
-    return MixtureController(domains, make_mixer(method), schedule, constraints, **options)
+    mixer = mixer_for(method, len(domains))
+    return MixtureController(domains, mixer, schedule, constraints, **options)
 
 
 def losses_of(draw, step):

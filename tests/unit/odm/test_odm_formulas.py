@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm import known_mixers, make_mixer
+from tests.mixers import mixer_for
 
 METHODS = known_mixers()
 
@@ -74,7 +75,7 @@ def test_updates_equal_the_printed_formulas_whatever_domains_are_absent(method, 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_domains", [2, 1000])
 def test_losses_of_any_size_give_a_probability_vector(method, num_domains):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, num_domains)
     names = [f"d{i}" for i in range(num_domains)]
     state, used = mixer.init(names, np.ones(num_domains)), np.full(num_domains, 1 / num_domains)
     for step in range(10_000, 10_020):

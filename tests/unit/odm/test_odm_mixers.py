@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from odm import Signal, known_mixers, make_mixer, register
 from odm.mixers import Exp3, NaiveValidation, OdmPaper, SmoothedMean
+from odm.mixers.exploring import ExploringMixer
 from odm.simplex import exploration_rate
+from tests.mixers import mixer_for
 
 METHODS = known_mixers()
-WITH_FLOOR = ["exp3", "naive_validation", "odm_paper", "smoothed_mean"]
+WITH_FLOOR = [name for name in METHODS if isinstance(mixer_for(name, 2), ExploringMixer)]
 
 
 def run(mixer, losses_by_step, *, weights=None, first_step=1):
@@ -45,7 +47,9 @@ def traces(draw):
 @settings(max_examples=60, deadline=None)
 @given(trace=traces(), first_step=st.integers(1, 10**7))
 def test_weights_are_a_probability_vector(method, trace, first_step):
-    _, weights = run(make_mixer(method), np.array(trace) + 1e-3, first_step=first_step)
+    _, weights = run(
+        mixer_for(method, len(trace[0])), np.array(trace) + 1e-3, first_step=first_step
+    )
     assert np.isfinite(weights).all()
     assert (weights >= 0).all()
     assert abs(weights.sum() - 1) < 1e-12
@@ -66,14 +70,15 @@ def test_renaming_the_domains_permutes_the_weights(method, trace, seed):
     trace = np.array(trace) + 1e-3
     order = np.random.default_rng(seed).permutation(trace.shape[1])
     start = np.arange(1.0, trace.shape[1] + 1)
-    _, plain = run(make_mixer(method), trace, weights=start, first_step=500)
-    _, permuted = run(make_mixer(method), trace[:, order], weights=start[order], first_step=500)
+    mixer = mixer_for(method, trace.shape[1])
+    _, plain = run(mixer, trace, weights=start, first_step=500)
+    _, permuted = run(mixer, trace[:, order], weights=start[order], first_step=500)
     np.testing.assert_allclose(permuted, plain[order], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_update_changes_neither_state_nor_arguments(method):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 3)
     start = [1.0, 2.0, 1.0]
     state = mixer.init(["a", "b", "c"], start)
     losses, used = np.array([1.0, 2.0, 3.0]), np.array([0.25, 0.5, 0.25])
@@ -88,7 +93,7 @@ def test_update_changes_neither_state_nor_arguments(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_state_survives_json_exactly_at_every_step(method):
     rng = np.random.default_rng(5)
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 3)
     state = mixer.init(["a", "b", "c"], [0.5, 0.3, 0.2])
     used = np.array([0.5, 0.3, 0.2])
     for step in range(1, 40):
@@ -191,7 +196,7 @@ def test_static_returns_the_initial_weights_whatever_the_losses():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_signal_and_its_mean_losses_give_the_same_update(method):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 2)
     state, used = mixer.init(["a", "b"], [1.0, 2.0]), [1 / 3, 2 / 3]
     signal = Signal.from_means([2.0, 3.0], [4, 8])  # as many tokens as the weights lead to expect
     assert mixer.update(state, 50, signal, used)[0] == mixer.update(state, 50, [2.0, 3.0], used)[0]
@@ -199,7 +204,7 @@ def test_a_signal_and_its_mean_losses_give_the_same_update(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_observed_changes_nothing(method):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 2)
     state = mixer.init(["a", "b"], [1.0, 3.0])
     following, weights = mixer.update(state, 50, [np.nan, np.nan], [0.25, 0.75])
     assert following == state
@@ -218,7 +223,7 @@ def test_a_thousand_updates_around_step_a_million_stay_finite(method):
 
 
 def _million(method, steps, *, scale=1.0):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 3)
     state, used = mixer.init(["a", "b", "c"], np.ones(3)), np.full(3, 1 / 3)
     losses = scale * np.array([2.0, 2.5, 3.0])
     for step in steps:
@@ -238,7 +243,7 @@ def test_smoothed_mean_survives_losses_whose_exponential_overflows(huge):
 @pytest.mark.parametrize("bad", [np.inf, -np.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_nonfinite_losses_are_refused(method, bad):
-    mixer = make_mixer(method)
+    mixer = mixer_for(method, 2)
     state = mixer.init(["a", "b"], [1.0, 1.0])
     with pytest.raises(ValueError, match=r"loss of domain 1 at step 1 is -?inf, must be finite"):
         mixer.update(state, 1, [1.0, bad], [0.5, 0.5])
@@ -250,7 +255,7 @@ def test_nonfinite_losses_are_refused(method, bad):
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("static", "schedule")])
 def test_one_domain_is_refused_with_the_way_out(method):
     with pytest.raises(ValueError, match=r"needs at least 2 domains, got 1 .*use static"):
-        make_mixer(method).init(["only"], [1.0])
+        mixer_for(method, 1).init(["only"], [1.0])
 
 
 def test_static_accepts_one_domain():

@@ -3,18 +3,21 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion, make_mixer
+from odm import EpochCap, Floor, MixtureController, MixtureSchedule, TrustRegion
 from odm.replay import ReplayError, find_log, main, read_run_log, replay
+from tests.mixers import mixer_for
 
 DOMAINS = ["web", "code", "books"]
 
 
-def run_log(method="smoothed_mean", constraints=(), steps=range(1, 41), **options):
+def run_log(method="smoothed_mean", constraints=(), steps=range(1, 41), sizes=None, **options):
     mixture = MixtureController(
-        DOMAINS, make_mixer(method), MixtureSchedule(5, 3), constraints, **options
+        DOMAINS, mixer_for(method, 3), MixtureSchedule(5, 3), constraints, **options
     )
-    lines = [{"event": "start", "mixture": mixture.describe()}]
+    lines = [{"event": "start", "mixture": mixture.describe(), "samples_per_epoch": sizes}]
     rng = np.random.default_rng(0)
     for step in steps:
         weights = dict(zip(DOMAINS, mixture.weights.tolist(), strict=True))
@@ -23,9 +26,10 @@ def run_log(method="smoothed_mean", constraints=(), steps=range(1, 41), **option
         mixture.observe(step, losses)
         named = {n: None if x != x else x for n, x in zip(DOMAINS, losses.tolist(), strict=True)}
         tokens = dict(zip(DOMAINS, (counts * 64).tolist(), strict=True))
+        epochs = mixture.cursors / [1 if sizes is None else sizes[name] for name in DOMAINS]
         lines.append(
             {"event": "train", "iteration": step, "weights": weights, "losses": named}
-            | {"tokens": tokens}
+            | {"tokens": tokens, "epochs": dict(zip(DOMAINS, epochs.tolist(), strict=True))}
         )
     return lines
 
@@ -41,6 +45,22 @@ def test_a_run_is_replayed_bit_for_bit(method, constraints):
     result = replay(read_run_log(text_of(lines)))
     assert result.num_iterations == 40
     assert result.largest_difference == 0.0
+
+
+@pytest.mark.parametrize("method", ["doremi", "dynamic_batch_loading", "skill_graph"])
+def test_a_run_with_numbers_per_domain_is_replayed_without_their_files(method):
+    lines = run_log(method, [Floor(0.05)], warmup_steps=6, update_frequency=3)
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
+def test_a_run_of_ado_is_replayed_with_the_losses_of_every_step():
+    lines = run_log("ado", steps=range(1, 351), warmup_steps=60, update_frequency=3)
+    result = replay(read_run_log(text_of(lines)))
+    assert result.num_iterations == 350
+    assert result.largest_difference < 1e-14  # sums of the log are means times tokens
+    del lines[50]  # of the warm-up
+    with pytest.raises(ReplayError, match="iteration 50 changed the weights but is not in the log"):
+        replay(read_run_log(text_of(lines)))
 
 
 def test_a_changed_weight_is_found_with_its_place():
@@ -167,10 +187,45 @@ def test_damage_inside_the_log_is_named_by_line():
         read_run_log(lines)
 
 
-def test_an_epoch_cap_cannot_be_replayed_from_a_log():
-    cap = EpochCap(max_epochs=10, domain_sizes=(50, 50, 50), total_samples=160)
-    with pytest.raises(ReplayError, match="'epoch_cap' depends on the cursors"):
-        replay(read_run_log(text_of(run_log(constraints=[cap]))))
+CAP = EpochCap(max_epochs=4, domain_sizes=(90, 11, 7), total_samples=160)
+SIZES = dict(zip(DOMAINS, CAP.domain_sizes, strict=True))
+
+
+def test_an_epoch_cap_cannot_be_replayed_from_a_log_without_cursors():
+    lines = run_log(constraints=[CAP])
+    for line in lines[1:]:
+        del line["epochs"]
+    with pytest.raises(ReplayError, match="iteration 1: constraint 'epoch_cap' depends on the cur"):
+        replay(read_run_log(text_of(lines)))
+
+
+@pytest.mark.parametrize("field", ["epochs", "cursors"])
+def test_an_epoch_cap_is_replayed_from_cursors_or_epochs(field):
+    lines = run_log(constraints=[CAP, TrustRegion(max_kl=0.1)], sizes=SIZES)
+    last = lines[-1]["epochs"]
+    assert 3.5 < last["books"] < 4.6  # the limit held
+    if field == "cursors":
+        for line in lines[1:]:
+            epochs = line.pop("epochs")
+            line["cursors"] = {name: round(epochs[name] * SIZES[name]) for name in DOMAINS}
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+    lines[20][field]["books"] += 1
+    assert replay(read_run_log(text_of(lines))).iteration >= 21
+
+
+def test_the_sizes_of_a_resumed_run_count_from_there_on():
+    lines = run_log(constraints=[CAP], sizes=SIZES)
+    resumed = {**lines[0], "event": "resume", "iteration": 20}
+    resumed["samples_per_epoch"] = {name: 2 * size for name, size in SIZES.items()}
+    for line in lines[21:]:
+        line["epochs"] = {name: epochs / 2 for name, epochs in line["epochs"].items()}
+    lines.insert(21, resumed)
+    assert replay(read_run_log(text_of(lines))).largest_difference == 0.0
+
+
+@given(st.integers(0, 2**49), st.integers(1, 2**31))
+def test_cursors_follow_exactly_from_epochs(cursor, size):
+    assert round(np.float64(np.float64(cursor) / np.float64(size)) * size) == cursor
 
 
 @pytest.mark.parametrize(
@@ -280,3 +335,89 @@ def test_a_gap_of_ages_is_found_at_once():
     first = -(-(2**60 + 1) // 7) * 7
     with pytest.raises(ReplayError, match=f"iteration {first} changed the weights"):
         replay(read_run_log(text_of(lines)))
+
+
+def other(tmp_path, capsys, lines, *arguments):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(text_of(lines)))
+    code = main([str(path), *arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_a_method_that_replays_its_own_run_chooses_the_logged_weights(tmp_path, capsys):
+    for method in ("smoothed_mean", "odm_paper", "exp3", "ema", "static"):
+        lines = run_log(method, [Floor(0.1), CAP], sizes=SIZES, warmup_steps=4)
+        code, out, _ = other(tmp_path, capsys, lines, "--mixer", method, "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert found["iterations"] == list(range(1, 41))
+        for name in DOMAINS:
+            logged = [line["weights"][name] for line in lines[1:]]
+            assert found["run"][name] == logged
+            np.testing.assert_allclose(found["other"][name], logged, rtol=0, atol=1e-12)
+
+
+def test_another_method_is_given_the_losses_and_the_weights_of_the_run(tmp_path, capsys):
+    lines = run_log("smoothed_mean")
+    expected = MixtureController(DOMAINS, mixer_for("exp3", 3), MixtureSchedule(5, 3))
+    by_hand = []
+    state = expected.mixer.init(DOMAINS, [1, 1, 1])
+    weights = np.full(3, 1 / 3)
+    for line in lines[1:]:
+        by_hand.append(weights)
+        used = list(line["weights"].values())
+        state, weights = expected.mixer.update(state, line["iteration"], losses_in(line), used)
+    code, out, _ = other(tmp_path, capsys, lines, "--mixer", "exp3", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert "losses would have been others" in found["caveat"]
+    assert found["method"] == "exp3"
+    np.testing.assert_allclose(np.array(list(found["other"].values())).T, by_hand, atol=1e-12)
+
+
+def test_the_table_shows_means_and_last_weights_and_the_caveat(tmp_path, capsys):
+    lines = run_log("smoothed_mean")
+    option = ("--option", "smoothing_factor=0.1")
+    code, out, _ = other(tmp_path, capsys, lines, "--mixer", "smoothed_mean", *option)
+    assert code == 0
+    rows = out.splitlines()
+    assert rows[0] == "weights of iterations 1 to 40"
+    assert len(rows) == 6
+    name, mean, _, last, other_last = rows[2].split()
+    assert name == "web"
+    assert float(mean) == pytest.approx(
+        np.mean([line["weights"]["web"] for line in lines[1:]]), abs=5e-5
+    )
+    assert float(last) == pytest.approx(lines[-1]["weights"]["web"], abs=5e-5)
+    assert last != other_last
+    assert rows[-1].startswith("note: these are answers to the losses of the run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mixer", "exp4"], "unknown method 'exp4'"),
+        (["--mixer", "ema", "--option", "x=1"], "unknown option of ema 'x'"),
+        (["--mixer", "ema", "--option", "x"], "--option: must be name=value, got 'x'"),
+        (["--mixer", "odm_paper", "--option", "smoothing_factor=a"], "smoothing_factor must be"),
+    ],
+)
+def test_a_method_or_option_that_is_wrong_is_one_line(tmp_path, capsys, arguments, message):
+    code, out, error = other(tmp_path, capsys, run_log(), *arguments)
+    assert (code, out) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_options_without_a_method_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        other(tmp_path, capsys, run_log(), "--json")
+    with pytest.raises(SystemExit, match="2"):
+        other(tmp_path, capsys, run_log(), "--option", "x=1")
+
+
+def test_a_log_without_iterations_has_no_other_weights(tmp_path, capsys):
+    code, _, error = other(tmp_path, capsys, run_log()[:1], "--mixer", "ema")
+    assert code == 2
+    assert "has no training iteration" in error

@@ -7,6 +7,7 @@ from torch.utils.data import ConcatDataset, DataLoader  # noqa: E402
 
 from odm import MixtureController, MixtureSchedule, Signal, make_mixer  # noqa: E402
 from odm.integrations.torch_data import (  # noqa: E402
+    HeldOutSamples,
     MixtureBatchSampler,
     MixtureIterableDataset,
 )
@@ -135,3 +136,46 @@ def test_a_small_model_trains_on_the_mixture_it_asks_for():
         counts = np.bincount(owner, minlength=2)
         mixture.observe(step, Signal(sums, np.zeros(2), counts, counts))
     assert mixture.weights[1] > 0.7
+
+
+def squared_errors(model, samples):
+    """Loss and count of samples whose domain cannot be predicted from their number."""
+    numbers = torch.tensor([[sample["number"] / 50] for sample in samples])
+    owners = torch.tensor([float(sample["owner"]) for sample in samples])
+    losses = (model(numbers)[:, 0] - numbers[:, 0] - 2.0 * owners) ** 2
+    return losses, torch.ones(len(samples))
+
+
+def test_held_out_samples_are_spread_evenly_and_measured_in_parts():
+    seen = []
+
+    def losses_of(samples):
+        seen.append([(sample["owner"], sample["number"]) for sample in samples])
+        return torch.ones(len(samples)), torch.full((len(samples),), 2.0)
+
+    held_out = HeldOutSamples(datasets(), num_samples=2, num_parts=2)
+    measured = held_out.measure(1, losses_of)
+    held_out.measure(2, losses_of)
+    first, second = (set(batch) for batch in seen)
+    assert first == {(0, 7), (0, 22), (1, 12), (1, 37)}
+    assert second == {(0, 22), (1, 37)}
+    assert measured.mean_loss.tolist() == [0.5, 0.5]
+
+
+def test_a_small_model_trains_with_a_held_out_reward():
+    torch.manual_seed(0)
+    mixture = controller("smoothed_mean", reward="heldout")
+    _, loader = sampler_loader(mixture, num_steps=60)
+    held_out = HeldOutSamples(datasets(), num_samples=4, num_parts=2)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step, batch in enumerate(loader, start=1):
+        inputs = batch["number"].float()[:, None] / 50
+        ((model(inputs) - inputs) ** 2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        measured = None
+        if step % 3 == 0:
+            measured = held_out.measure(step, lambda samples: squared_errors(model, samples))
+        mixture.observe(step, [np.nan, np.nan], held_out=measured)
+    assert mixture.weights[1] > 0.7, "its held-out loss is higher; training losses were not given"

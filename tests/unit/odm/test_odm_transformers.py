@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from odm import MixtureController, MixtureSchedule, make_mixer  # noqa: E402
-from odm.integrations.torch_data import MixtureIterableDataset  # noqa: E402
+from odm.integrations.torch_data import HeldOutSamples, MixtureIterableDataset  # noqa: E402
 from odm.integrations.transformers_trainer import (  # noqa: E402
     DomainLossRecorder,
     MixtureCallback,
@@ -50,13 +50,14 @@ def tiny_model():
     )
 
 
-def controller():
-    return MixtureController(DOMAINS, make_mixer("smoothed_mean"), MixtureSchedule(3, 2))
+def controller(**options):
+    schedule = MixtureSchedule(3, 2)
+    return MixtureController(DOMAINS, make_mixer("smoothed_mean"), schedule, **options)
 
 
-def trainer_for(mixture, folder, *, max_steps, first_step=1):
+def trainer_for(mixture, folder, *, max_steps, first_step=1, **options):
     recorder = DomainLossRecorder(2)
-    callback = MixtureCallback(mixture, recorder)
+    callback = MixtureCallback(mixture, recorder, **options)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
@@ -143,3 +144,21 @@ def test_trainer_learns_the_mixture_and_saves_and_resumes_it(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
     assert resumed.state_dict()["step"] == 30
     np.testing.assert_allclose(resumed.weights, mixture.weights, atol=0.05)
+
+
+def test_trainer_follows_held_out_losses_and_saves_what_was_measured(tmp_path):
+    pytest.importorskip("accelerate")
+    mixture = controller(reward="heldout")
+    # held-out text of the domains is exchanged, so training losses would move the weights apart
+    held_out = HeldOutSamples(datasets()[::-1], num_samples=4, num_parts=2)
+    trainer = trainer_for(mixture, tmp_path, max_steps=20, held_out=held_out, held_out_interval=2)
+    trainer.train()
+    assert mixture.weights[0] > 0.7, "the random text is held out in domain 0"
+    assert trainer.model.training
+
+    saved = json.loads((tmp_path / "checkpoint-10" / "mixture.json").read_text())
+    assert saved["held_out"]["visits"] == 5
+    again = HeldOutSamples(datasets()[::-1], num_samples=4, num_parts=2)
+    resumed = controller(reward="heldout")
+    MixtureCallback(resumed, DomainLossRecorder(2), held_out=again).load(tmp_path / "checkpoint-10")
+    assert again.state_dict() == saved["held_out"]

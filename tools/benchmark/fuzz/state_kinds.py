@@ -33,6 +33,7 @@ from megatron.engine.state import TrainState
 from megatron.runtime import accelerator
 from odm import Floor, MixtureController, MixtureSchedule, TrustRegion, known_mixers, make_mixer
 from odm.json_data import SchemaError
+from odm.methods import METHODS
 from tools.checkpoints.single_process import find_source
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.network import parameter_infos
@@ -61,6 +62,11 @@ __all__ = [
 Read = Callable[[random.Random], None]
 
 DOMAINS = ("web", "code", "books")
+REQUIRED_OPTIONS: dict[str, Any] = {
+    "reference_losses": (2.0, 1.0, 2.5),
+    "target_losses": (2.0, 1.0, 2.5),
+    "transfer_matrix": ((1.0, 0.5, 0.0), (0.0, 1.0, 0.0), (0.25, 0.0, 1.0)),
+}
 FIELDS: dict[str, Any] = {
     "num_layers": 1,
     "hidden_size": 8,
@@ -76,7 +82,9 @@ def mixture(method: str = "smoothed_mean", *, constrained: bool = False) -> Mixt
     """A mixture of three domains before its first step."""
     limits = [Floor(0.05), TrustRegion(max_kl=0.05)] if constrained else []
     schedule = MixtureSchedule(7, len(DOMAINS))
-    return MixtureController(DOMAINS, make_mixer(method), schedule, limits, warmup_steps=2)
+    options = {name: REQUIRED_OPTIONS[name] for name in METHODS[method].required}
+    mixer = make_mixer(method, **options)
+    return MixtureController(DOMAINS, mixer, schedule, limits, warmup_steps=2)
 
 
 def train(controller: MixtureController, first: int, last: int) -> None:

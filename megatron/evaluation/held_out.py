@@ -1,0 +1,100 @@
+"""Measures the held-out losses that a mixture learns from, a part of the windows at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.engine.domain_sums import DomainLossRecorder, all_reduce_sum
+from megatron.engine.runners import Evaluator
+from megatron.reporting.run_logger import RunLogger
+from odm.held_out import HeldOut, HeldOutRecord
+
+__all__ = ["HeldOutMeter"]
+
+
+class HeldOutMeter:
+    """Measures the next part of the held-out windows every ``interval`` steps.
+
+    All ranks call each method together and get the same numbers. A measurement only runs forward
+    passes of the model in evaluation mode; it changes neither weights nor random numbers.
+
+    Args:
+        runner: Computes the losses.
+        source: The windows, as the samples of each training domain.
+        logger: Logs each measurement and its cost.
+        interval: Steps from one measurement to the next.
+        num_parts: Measurements until every window has been measured again.
+    """
+
+    def __init__(
+        self,
+        runner: Evaluator,
+        source: EvaluationBatches,
+        logger: RunLogger,
+        *,
+        interval: int,
+        num_parts: int,
+    ) -> None:
+        self._runner = runner
+        self._source = source
+        self._logger = logger
+        self._interval = interval
+        self._record = HeldOutRecord(source.num_samples, num_parts)
+        self._step_seconds = 0.0
+
+    def after_step(self, step: int, step_seconds: float) -> HeldOut | None:
+        """Measures if a measurement is due after a step.
+
+        Args:
+            step: The step that has just ended, counted from 1.
+            step_seconds: Its wall time, for the share that measurements cost.
+
+        Returns:
+            What is known about the held-out losses; None if nothing was measured, or if a loss is
+            not finite. Such a part is measured again the next time.
+        """
+        self._step_seconds += step_seconds
+        if step % self._interval:
+            return None
+        began = time.perf_counter()
+        loss, tokens = self._measure()
+        seconds = time.perf_counter() - began
+        share, self._step_seconds = seconds / (seconds + self._step_seconds), 0.0
+        try:
+            held_out = self._record.update(step, loss, tokens)
+        except ValueError as error:
+            self._logger.warning(f"{error}; the weights do not follow it", iteration=step)
+            return None
+        domains = held_out.by_domain(self._source.domains)
+        self._logger.held_out(step, domains, seconds=seconds, share_of_time=share)
+        return held_out
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last loss of each window, as JSON data that does not depend on the layout."""
+        return self._record.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Continues from the state of a checkpoint; None if the saved run measured nothing."""
+        if state is not None and not self._record.load_state_dict(state):
+            self._logger.warning(
+                "held-out windows are others than in the checkpoint (validation data, "
+                "data_sampling_heldout_samples or data_sampling_heldout_parts changed); all of "
+                "them are measured again first"
+            )
+
+    def _measure(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of losses and tokens of the next windows over all ranks, each of shape (n,)."""
+        domains, windows = self._record.next_windows()
+        recorder = DomainLossRecorder(len(windows), self._runner.device)
+        ids = np.arange(len(windows))  # the recorder sums by window, not by domain
+        self._runner.evaluate(self._source.chosen(domains, windows, ids=ids), recorder)
+        sums = recorder.sums()
+        both = all_reduce_sum(torch.stack((sums.loss_sum, sums.token_count)))
+        loss, tokens = both.cpu().numpy()
+        return loss, tokens

@@ -1,0 +1,133 @@
+"""The weights that another method would have chosen on the losses that a run has logged.
+
+``python -m odm.replay metrics.jsonl --mixer exp3`` prints them beside the run's own. The run's
+limits, warm-up and update frequency apply to the other method too, and rewards that are divided by
+the weight of a draw use the run's weights, since those drew the samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .mixers import Mixer, make_mixer
+from .replay_log import ReplayError, RunLog, by_domain, replayed
+from .rewards import Reward
+from .simplex import FloatArray
+
+CAVEAT = (
+    "these are answers to the losses of the run; with these weights its losses would have been "
+    "others"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherWeights:
+    """Weights of a run and of another method on its losses."""
+
+    method: str
+    options: Mapping[str, Any]
+    domains: tuple[str, ...]
+    iterations: np.ndarray
+    """Logged iterations, int64, shape (T,)."""
+    run: FloatArray
+    """Weights with which each iteration was drawn, shape (T, K)."""
+    other: FloatArray
+    """Weights with which the other method would have drawn it, shape (T, K)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All weights as JSON data, by domain."""
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "caveat": CAVEAT,
+            "iterations": self.iterations.tolist(),
+            "run": dict(zip(self.domains, self.run.T.tolist(), strict=True)),
+            "other": dict(zip(self.domains, self.other.T.tolist(), strict=True)),
+        }
+
+    def table(self) -> str:
+        """Mean and last weights of every domain as text, with the caveat."""
+        heads = ("domain", "mean: run", self.method, "last: run", self.method)
+        columns = (self.run.mean(0), self.other.mean(0), self.run[-1], self.other[-1])
+        rows = [heads]
+        for name, *weights in zip(self.domains, *columns, strict=True):
+            rows.append((name, *(f"{weight:.4f}" for weight in weights)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        first, last = self.iterations[[0, -1]].tolist()
+        return "\n".join([f"weights of iterations {first} to {last}", *lines, f"note: {CAVEAT}"])
+
+
+def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = None) -> OtherWeights:
+    """Lets another method observe the losses of a run.
+
+    Args:
+        log: The run log. It must have every iteration after which the method changes its weights.
+        method: Name of the method.
+        options: Options of the method; others have their defaults.
+
+    Raises:
+        ReplayError: If the log lacks something that the method needs.
+        ValueError: If the method or an option is unknown or wrong.
+    """
+    mixer = make_mixer(method, **(options or {}))
+    if not log.iterations:
+        raise ReplayError("the log has no training iteration")
+    changes = {
+        "method": method,
+        "options": mixer.options(),
+        "total_steps": log.train_iters,
+        "reward": _reward(log, mixer),
+    }
+    iterations, run, other = [], [], []
+    for iteration, record, controller in replayed(log, changes=changes):
+        iterations.append(iteration)
+        run.append(by_domain(record, "weights", controller.domains))
+        other.append(controller.weights)
+    return OtherWeights(
+        method,
+        mixer.options(),
+        controller.domains,
+        np.array(iterations),
+        np.array(run),
+        np.array(other),
+    )
+
+
+def _reward(log: RunLog, mixer: Mixer) -> dict[str, Any]:
+    """The losses that the other method learns from: those of the run, if the method can."""
+    of_run, signal = log.mixture.get("reward", Reward().options()), mixer.method.signal
+    if signal == "held_out" and not log.held_out:
+        raise ReplayError(
+            f"{mixer.name} learns from held-out losses, and the log has none; measure them in the "
+            "run (data_sampling_heldout_interval)"
+        )
+    if signal == "held_out" and of_run["source"] == "train":
+        return Reward("heldout").options()
+    return of_run if mixer.method.learns and signal != "training" else Reward().options()
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options from ``name=value``; a value is JSON, or text if it is not JSON.
+
+    Raises:
+        ValueError: If a text has another form.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--option: must be name=value, got {text!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

@@ -1,0 +1,188 @@
+"""Keys that decide which losses move the weights, and what is measured on held-out text."""
+
+import math
+
+import pytest
+
+from megatron.neox_arguments.rules.held_out import FORWARD_SHARE, MAX_COST, default_interval
+
+PATHS = {f"{s}_data_paths": [f"d/{s}/wiki/text", f"d/{s}/code/text"] for s in ("train", "valid")}
+NAMED = {**PATHS, "use_named_train_datasets": True, "use_named_eval_datasets": True}
+MIXED = {**NAMED, "data_sampling_method": "smoothed_mean"}
+HELD_OUT = {**MIXED, "data_sampling_reward": "heldout"}
+
+
+def test_training_losses_are_the_default_and_measure_nothing(make_config):
+    mixing = make_config(**MIXED).mixing
+    assert (mixing.reward, mixing.heldout_interval) == ("train", None)
+
+
+@pytest.mark.parametrize(
+    "method", ["smoothed_mean", "odm_paper", "exp3", "ema", "naive_validation"]
+)
+def test_methods_that_learn_can_follow_held_out_losses(make_config, method):
+    mixing = make_config(**{**HELD_OUT, "data_sampling_method": method}).mixing
+    assert (mixing.method, mixing.reward) == (method, "heldout")
+    assert (mixing.heldout_samples, mixing.heldout_parts) == (16, 8)
+
+
+def test_an_interval_measures_without_moving_the_weights(make_config):
+    mixing = make_config(**NAMED, data_sampling_heldout_interval=5).mixing
+    assert (mixing.method, mixing.reward, mixing.heldout_interval) == ("static", "train", 5)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 32, 33, 1000])
+@pytest.mark.parametrize("data_parallel", [1, 2, 8])
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_the_default_interval_keeps_the_cost_on_every_layout(rows, data_parallel, micro_batch_size):
+    interval = default_interval(rows, 32, 1)
+    per_round = data_parallel * micro_batch_size
+    computed = math.ceil(rows / per_round) * per_round  # whole micro-batches on all ranks
+    assert FORWARD_SHARE * computed / (32 * interval) <= MAX_COST
+    assert default_interval(rows, 32, 7) % 7 == 0
+
+
+def test_the_default_interval_of_two_domains(make_config):
+    mixing = make_config(**HELD_OUT, data_sampling_update_frequency=3, train_iters=1000).mixing
+    assert mixing.heldout_interval == 42  # one global batch in 40 iterations, a multiple of 3
+
+
+def test_the_default_interval_does_not_depend_on_the_ranks(make_config):
+    batch = {"train_batch_size": 32, "train_micro_batch_size_per_gpu": None}
+    intervals = {
+        make_config(world, **HELD_OUT, **batch).mixing.heldout_interval for world in (1, 2, 8)
+    }
+    assert len(intervals) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {**HELD_OUT, "data_sampling_method": "static"},
+            "data_sampling_reward: heldout: static does not learn from losses; use smoothed_mean, "
+            "or set train",
+        ),
+        (
+            {**NAMED, "data_sampling_method": "naive_validation"},
+            "data_sampling_method: naive_validation learns from held-out losses; set "
+            "data_sampling_reward: heldout",
+        ),
+        (
+            {**HELD_OUT, "valid_data_paths": ["d/valid/wiki/text"]},
+            "data_sampling_reward: no validation data of code; give every training domain a data "
+            "set of its name in valid_data_paths, or a share of split that fills a sample",
+        ),
+        (
+            {**HELD_OUT, "valid_data_paths": None, "split": "1,0,1"},
+            "data_sampling_reward: no validation data of wiki, code; give every training domain a "
+            "data set of its name in valid_data_paths, or a share of split that fills a sample",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_heldout_samples": 4},
+            "data_sampling_heldout_parts is 8, data_sampling_heldout_samples is 4; the samples of "
+            "a domain are divided into the parts, so make it at least as large",
+        ),
+        (
+            {
+                **HELD_OUT,
+                "data_sampling_heldout_interval": 10,
+                "data_sampling_update_frequency": 4,
+            },
+            "data_sampling_heldout_interval is 10, must be a multiple of "
+            "data_sampling_update_frequency 4: weights follow held-out losses when they are "
+            "measured",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_heldout_interval": 0},
+            "data_sampling_heldout_interval must be at least 1, got 0",
+        ),
+        (
+            {"data_path": "d/text", "data_sampling_heldout_interval": 5},
+            "data_sampling_heldout_interval needs named datasets; set use_named_train_datasets: "
+            "true",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_reward": "validation"},
+            "data_sampling_reward must be one of train, heldout, got 'validation'",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(problem, keys, expected):
+    assert problem(**keys) == expected
+
+
+def test_text_that_is_split_off_serves_as_windows(make_config):
+    keys = {**HELD_OUT, "valid_data_paths": None, "split": "8,1,1"}
+    assert make_config(**keys).mixing.reward == "heldout"
+
+
+@pytest.mark.parametrize(
+    ("keys", "note"),
+    [
+        (
+            {**MIXED, "data_sampling_heldout_samples": 4},
+            "data_sampling_heldout_samples is not used: data_sampling_reward is train",
+        ),
+        (
+            {**HELD_OUT, "train_iters": 30},
+            "data_sampling_heldout_interval 40: held-out losses are never measured in 30 "
+            "iterations, so smoothed_mean never changes the weights",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_noted(make_config, keys, note):
+    assert note in make_config(**keys).notes
+
+
+RESEARCH = {**NAMED, "validation_based_reward": True}
+
+
+def test_the_research_codes_key_with_mixed_minibatches_is_the_generalization_reward(make_config):
+    mixing = make_config(
+        **RESEARCH,
+        mixed_minibatches=True,
+        data_sampling_method="exp3",
+        batch_normalized_reward=True,
+        scale_by_reward_loss_diff=True,
+    ).mixing
+    assert mixing.reward == "generalization"
+    assert mixing.batch_normalized_reward
+    assert mixing.scale_by_reward_loss_diff
+
+
+def test_the_research_codes_key_with_mixed_batches_is_the_held_out_loss(make_config):
+    keys = {**RESEARCH, "mixed_batches": True, "data_sampling_method": "naive_validation"}
+    assert make_config(**keys).mixing.reward == "heldout"
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"data_sampling_method": "exp3"}, "trains nothing"),
+        ({"data_sampling_method": "exp3", "mixed_batches": True}, "never updates"),
+        ({"data_sampling_method": "smoothed_mean", "mixed_minibatches": True}, "ends"),
+        ({"data_sampling_method": "naive_validation", "mixed_minibatches": True}, "ends"),
+        ({"data_sampling_method": "ema", "mixed_minibatches": True}, "rewards below 0"),
+        ({"data_sampling_method": "odm_paper", "mixed_minibatches": True}, "does not have"),
+    ],
+)
+def test_what_the_research_code_cannot_do_is_refused_with_the_reason(problem, keys, reason):
+    message = problem(**RESEARCH, **keys)
+    assert message.startswith("validation_based_reward ")
+    assert reason in message
+    assert message.endswith("use data_sampling_reward: heldout")
+
+
+def test_the_two_ways_to_set_the_reward_exclude_each_other(problem):
+    keys = {"mixed_minibatches": True, "data_sampling_method": "exp3"}
+    assert problem(**RESEARCH, **keys, data_sampling_reward="heldout") == (
+        "validation_based_reward and data_sampling_reward are both set; keep one"
+    )
+
+
+@pytest.mark.parametrize("key", ["batch_normalized_reward", "scale_by_reward_loss_diff"])
+def test_options_of_the_generalization_reward_need_it(problem, key):
+    assert problem(**MIXED, **{key: True}) == (
+        f"{key} needs validation_based_reward, mixed_minibatches and data_sampling_method: exp3"
+    )

@@ -1,0 +1,39 @@
+"""What the gym gives to methods that cannot do without losses or a matrix."""
+
+import numpy as np
+import pytest
+
+from odm.gym.__main__ import main
+from odm.gym.required_options import required_options
+from odm.gym.worlds import make_world
+from odm.methods import METHODS
+
+NEEDY = [name for name, method in METHODS.items() if method.required]
+
+
+def test_reference_losses_are_those_at_the_end_of_a_uniform_run():
+    world = make_world("noise_1")
+    losses = required_options("doremi", world)["reference_losses"]
+    everything = world.held_out(np.full(world.num_domains, world.num_samples))
+    assert losses[-1] == pytest.approx(9.0, abs=1e-3)  # noise
+    assert (np.array(losses)[:-1] > everything[:-1]).all()
+
+
+def test_the_matrix_tells_what_training_on_a_row_gives_to_a_column():
+    world = make_world("late")
+    matrix = np.array(required_options("skill_graph", world)["transfer_matrix"])
+    late = world.domains.index("late_1")
+    assert matrix[:, late].min() > 0  # it learns from all domains
+    assert matrix[late, :late].max() == 0  # and teaches none of them
+
+
+def test_a_world_without_transfer_has_the_identity():
+    matrix = required_options("skill_graph", make_world("capacity"))["transfer_matrix"]
+    np.testing.assert_array_equal(matrix, np.eye(len(matrix)))
+
+
+def test_the_command_runs_methods_that_need_options_when_they_are_named(capsys):
+    arguments = ["--mixer", *NEEDY, "--world", "homogeneous", "--seeds", "1"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in NEEDY)

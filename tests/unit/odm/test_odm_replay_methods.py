@@ -1,0 +1,153 @@
+"""Every method replays its own run to 1e-12, with both kinds of reward and all limits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from odm import (
+    EpochCap,
+    Floor,
+    GroupLimits,
+    HeldOut,
+    MixtureController,
+    MixtureSchedule,
+    Signal,
+    TrustRegion,
+    make_mixer,
+)
+from odm.methods import METHODS
+from odm.replay import main
+from odm.rewards import Reward
+
+DOMAINS = ("web", "code", "books")
+SIZES = (400, 160, 60)
+STEPS = 60
+REQUIRED = {
+    "schedule": {"points": ((0.0, (1.0, 1.0, 1.0)), (20.0, (3.0, 2.0, 1.0)))},
+    "doremi": {"reference_losses": (2.0, 1.5, 3.0)},
+    "dynamic_batch_loading": {"target_losses": (2.0, 1.5, 3.0)},
+    "skill_graph": {"transfer_matrix": ((1.0, 0.1, 0.0), (0.2, 1.0, 0.0), (0.0, 0.3, 1.0))},
+}
+"""Options without a default."""
+
+
+def accepts(name: str, reward: str) -> bool:
+    method = METHODS[name]
+    if reward == "heldout":
+        return method.held_out_problem(name) is None
+    return method.signal != "held_out"
+
+
+CASES = [
+    (name, reward) for name in METHODS for reward in ("train", "heldout") if accepts(name, reward)
+]
+
+
+def by_domain(values) -> dict[str, float | None]:
+    return {
+        name: None if value != value else value
+        for name, value in zip(DOMAINS, np.asarray(values).tolist(), strict=True)
+    }
+
+
+def write_run(path, method: str, reward: str, **changes) -> list[dict]:
+    """Trains a pretended model and writes its log; returns the lines."""
+    limits = [
+        Floor(0.05),
+        GroupLimits(("text",), ((0, 2),), (0.1,), (0.7,)),
+        EpochCap(3.0, SIZES, STEPS * 8),
+        TrustRegion(max_total_variation=0.2),
+    ]
+    mixture = MixtureController(
+        DOMAINS,
+        make_mixer(method, **REQUIRED.get(method, {})),
+        MixtureSchedule(5, 3),
+        limits,
+        reward=reward,
+        warmup_steps=5,
+        update_frequency=2,
+        total_steps=STEPS,
+        **changes,
+    )
+    sizes = dict(zip(DOMAINS, SIZES, strict=True))
+    start = {"mixture": mixture.describe(), "samples_per_epoch": sizes, "train_iters": STEPS}
+    lines = [{"event": "start", "iteration": 0, **start}]
+    chance = np.random.default_rng(1)
+    for step in range(1, STEPS + 1):
+        weights = mixture.weights
+        counts = mixture.draw(step, 8).counts(3)
+        true = np.array([2.0, 1.0, 3.0]) + np.array([3.0, 2.0, 0.5]) * step**-0.4
+        signal = Signal.from_means(true + 0.1 * chance.standard_normal(3), counts * 16.0)
+        measured = None
+        if step % 4 == 0:
+            measured = HeldOut.from_means(
+                true + 0.05 * chance.standard_normal(3),
+                step=step,
+                standard_error=[0.02, 0.03, 0.01],
+                token_count=[256, 256, 128],
+            )
+            fields = measured.by_domain(DOMAINS)
+            lines.append({"event": "held_out", "iteration": step, **fields})
+        mixture.observe(step, signal, held_out=measured)
+        lines.append(
+            {
+                "event": "train",
+                "iteration": step,
+                "weights": by_domain(weights),
+                "losses": by_domain(signal.mean_loss()),
+                "tokens": by_domain(signal.token_count),
+                "epochs": by_domain(mixture.cursors / np.array(SIZES)),
+            }
+        )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+@pytest.mark.parametrize(("method", "reward"), CASES)
+def test_a_run_is_replayed_within_rounding(tmp_path, capsys, method, reward):
+    lines = write_run(tmp_path / "metrics.jsonl", method, reward)
+    assert main([str(tmp_path)]) == 0  # the tolerance is 1e-12
+    assert "60 iterations replayed" in capsys.readouterr().out
+    trained = [line["weights"] for line in lines if line["event"] == "train"]
+    if METHODS[method].learns or METHODS[method].follows_steps:
+        assert trained[-1] != trained[0]
+
+
+@pytest.mark.parametrize(("method", "reward"), CASES)
+def test_it_gives_the_same_weights_as_another_method_of_the_same_name(
+    tmp_path, capsys, method, reward
+):
+    write_run(tmp_path / "metrics.jsonl", method, reward)
+    options = [
+        f"--option={name}={json.dumps(value)}" for name, value in REQUIRED.get(method, {}).items()
+    ]
+    assert main([str(tmp_path), "--mixer", method, "--json", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for name in DOMAINS:
+        np.testing.assert_allclose(found["run"][name], found["other"][name], rtol=0, atol=1e-12)
+
+
+def test_a_method_of_held_out_losses_takes_those_of_the_log(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_run(path, "smoothed_mean", "train")
+    assert main([str(path), "--mixer", "naive_validation", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["other"]
+    assert answer["web"][0] == pytest.approx(1 / 3)
+    assert answer["web"][-1] != answer["web"][0]
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in lines if line["event"] != "held_out")
+    )
+    assert main([str(path), "--mixer", "naive_validation"]) == 2
+    error = capsys.readouterr().err
+    assert "naive_validation learns from held-out losses, and the log has none" in error
+    assert error.count("\n") == 1
+
+
+def test_a_method_that_does_not_learn_is_replayed_on_a_run_with_held_out_rewards(tmp_path, capsys):
+    write_run(tmp_path / "metrics.jsonl", "exp3", Reward("heldout").source)
+    assert main([str(tmp_path), "--mixer", "static", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)["other"]
+    assert answer["books"][0] == pytest.approx(1 / 3)
