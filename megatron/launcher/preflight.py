@@ -15,6 +15,7 @@ from megatron.checkpoint.foreign import foreign_checkpoint_problem
 from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
+from megatron.data.splits import SPLITS
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
@@ -82,11 +83,14 @@ def _datasets(config: RunConfig, script: str) -> Iterator[tuple[str, str, str]]:
     is_training = script == "train.py"
     names_some = not is_training and (config.evaluation.tasks or config.evaluation.domains)
     measures_none = not config.data.use_named_eval_datasets and config.evaluation.iters < 1
-    held_out = [] if names_some or measures_none else ["valid", "test"]
-    if is_training and measures_none and config.mixing.heldout_interval is not None:
-        held_out = ["valid"]
+    measures_rewards = is_training and config.mixing.heldout_interval is not None
+    is_opened = {
+        "train": is_training,
+        "valid": not (names_some or measures_none) or measures_rewards,
+        "test": not (names_some or measures_none),
+    }
     seen = set()
-    for split in ["train", *held_out] if is_training else held_out:
+    for split in (split for split in SPLITS if is_opened[split]):
         prefixes = getattr(config.data, f"{split}_paths")
         names = getattr(config.data, f"{split}_domains")
         for prefix, name in zip_longest(prefixes, names):

@@ -78,15 +78,16 @@ def load_json(text: str, source: str) -> Any:
         ConfigError: With ``source`` and the line of what is wrong.
     """
 
-    def refuse(word: str) -> None:
-        where = f"{source}:{_line_at(text, text.find(word))}"
-        raise ConfigError(f"{where}: {word} is no finite number; write one")
-
-    def number(word: str) -> float:  # Python reads no whole number of thousands of digits
-        return int(word) if len(word) <= LONGEST_NUMBER else float(word)
+    def number(word: str) -> int:
+        problem = f"{word} is no finite number; write one"
+        if len(word) > LONGEST_NUMBER:  # Python reads no whole number of thousands of digits
+            problem = _long_number(len(word))
+        elif word.lstrip("-").isdecimal():
+            return int(word)
+        raise ConfigError(f"{source}:{_line_at(text, text.find(word))}: {problem}")
 
     try:
-        return json.loads(text, parse_int=number, parse_constant=refuse)
+        return json.loads(text, parse_int=number, parse_constant=number)
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}:{error.colno}"
         problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place

@@ -8,7 +8,7 @@ from .fields import field_table
 from .neox_args import NeoXArgs, typed_values
 from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
-from .rules.data import NO_TRAINING_DATA, resolve_data, resolve_mixing
+from .rules.data import resolve_data, resolve_mixing
 from .rules.deepspeed import check_deepspeed
 from .rules.evaluation import check_evaluation_in_training, resolve_evaluation
 from .rules.generation import resolve_generation
@@ -21,6 +21,8 @@ from .rules.topology import check_processes, resolve_batch, resolve_topology, re
 from .run_config import RunConfig
 from .sections import Launch, Layout
 from .unsupported import check_unsupported
+
+_NO_TRAINING_DATA = "there is no training data; set data_path or train_data_paths"
 
 
 def resolve(
@@ -61,14 +63,14 @@ def resolve_with_issues(
     draft.check_bounds()
     config = _resolved(draft, world_size)
     if is_training_script(draft["user_script"]) and not config.data.train_paths:
-        draft.issues.add("train_data_paths", NO_TRAINING_DATA)
+        draft.issues.add("train_data_paths", _NO_TRAINING_DATA)
     return config, draft.issues
 
 
 def require_training_data(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless there is training data; scripts that train call it first."""
     if not config.data.train_paths:
-        raise ConfigError(NO_TRAINING_DATA)
+        raise ConfigError(_NO_TRAINING_DATA)
 
 
 def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:

@@ -25,6 +25,7 @@ from tools.benchmark.quality.campaign import Campaign
 from tools.benchmark.quality.picture import draw_suite
 from tools.benchmark.quality.plan import Plan, PlanError, Run, read_plan
 from tools.benchmark.quality.report import report
+from tools.benchmark.quality.results import result_path
 from tools.benchmark.quality.suites import Corpus, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +90,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN",
         help="runs by name, suite/arm/seed, with * for anything; not given: all suites that are "
-        "not on request",
+        "not on request, and for report all suites",
     )
 
 
@@ -124,7 +125,7 @@ def write_report(
                 f"{campaign.results}: results of suite {suite} come from {len(of_suite)} different "
                 "texts; prepare the text that counts, then those of the other are left out"
             )
-    files = len(list(campaign.results.glob("*.json")))
+    files = sum(result_path(campaign.results, run).exists() for run in runs)
     text = report(campaign.plan, results, left_out=files - len(results))
     if output is None:
         print(text, end="")
@@ -141,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = get_args(arguments)
     try:
         plan = read_plan(args.plan)
-        runs = plan.runs(args.only)
+        # whatever was run is reported
+        runs = plan.runs(args.only or (["*"] if args.command == "report" else []))
         if not runs:
             raise PlanError(f"--only: no run of {args.plan} matches {' '.join(args.only)}")
         campaign = Campaign(plan, work=args.work.resolve(), results=args.results)

@@ -23,7 +23,6 @@ HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
 HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
 RULES_OF_SIZE = ("natural", "temperature", "unimax")
 """Rules whose weights follow from the sizes of the datasets."""
-NO_TRAINING_DATA = "there is no training data; set data_path or train_data_paths"
 UNKNOWN = Method()
 """In the place of a method whose name is a problem already."""
 

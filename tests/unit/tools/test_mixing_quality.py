@@ -19,6 +19,7 @@ from tools.benchmark.quality.campaign import Campaign
 from tools.benchmark.quality.plan import Plan, PlanError, Run, read_plan
 from tools.benchmark.quality.report import curve, iterations_ratio, measures, report
 from tools.benchmark.quality.results import read_result, result_path, write_result
+from tools.benchmark.quality.suites import Corpus
 from tools.benchmark.quality.texts import made_documents, whole_words
 
 DOMAINS = {
@@ -26,6 +27,7 @@ DOMAINS = {
     "half": {"corpus": ["prose"], "part": [1, 2]},
     "counting": {"made": "counting", "train_bytes": 4000},
     "base64": {"made": "base64", "train_bytes": 4000, "noise": True},
+    "words": {"made": "words", "train_bytes": 4000, "noise": True},
 }
 
 
@@ -220,12 +222,23 @@ def test_text_is_prepared_once_and_described(tmp_path, prepared, corpus):
     assert (folder / "train/prose/prose_text_document.bin").stat().st_mtime_ns == before
 
 
-def test_the_entropy_of_base64_is_six_bits_per_byte(tmp_path, prepared):
-    entry = json.loads((tmp_path / "work/texts/S/text.json").read_text())["domains"]["base64"]
-    metadata = tmp_path / "work/texts/S/test/base64/base64_text_document.meta.json"
-    facts = json.loads(metadata.read_text())
-    bits = entry["nats_per_token"] * facts["tokens"] / facts["text_bytes"] / math.log(2)
-    assert bits == pytest.approx(6.0, rel=1e-12)
+def test_the_entropy_of_noise_is_a_bound_over_all_tokens(tmp_path, prepared, corpus):
+    folder = tmp_path / "work/texts/S"
+    described = json.loads((folder / "text.json").read_text())["domains"]
+
+    def entropy(domain: str) -> tuple[float, dict[str, Any]]:
+        """Nats in all test documents, and the counts of the dataset."""
+        metadata = folder / f"test/{domain}/{domain}_text_document.meta.json"
+        facts = json.loads(metadata.read_text())
+        return described[domain]["nats_per_token"] * facts["tokens"], facts
+
+    nats, facts = entropy("base64")
+    assert nats == pytest.approx(6 * math.log(2) * facts["text_bytes"], rel=1e-12)
+    nats, facts = entropy("words")
+    words = len(Corpus(corpus, corpus / "tokenizer-8k.json").words())
+    assert facts["tokens"] == 401 * facts["documents"]  # an end after 400 words
+    assert nats == pytest.approx(400 * facts["documents"] * math.log(words), rel=1e-12)
+    assert "nats_per_token" not in described["counting"]
 
 
 def test_an_arm_that_does_not_exist_yet_is_refused_by_its_key(tmp_path, prepared, capsys):
@@ -341,8 +354,14 @@ def test_a_result_survives_its_file_and_one_of_other_settings_is_left_out(tmp_pa
     write_result(result_path(campaign.results, other), result_of(other, digest="older"))
     assert read_result(result_path(campaign.results, one)) == kept
     assert (campaign.state(one), campaign.state(other)) == ("done", "to do")
+    large = Run("L", "uniform", 1)  # of a suite on request
+    write_result(
+        result_path(campaign.results, large), result_of(large, digest=campaign.digest(large))
+    )
     assert main(["report", *prepared, "-o", str(tmp_path / "report.md")]) == 0
-    assert "1 results of other settings" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "\n1 results of other settings" in text
+    assert "## Suite L" in text
 
 
 def test_a_report_needs_no_corpus_but_one_text(tmp_path, plan, capsys):

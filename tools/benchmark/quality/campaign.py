@@ -223,7 +223,7 @@ def _work_off(
         if is_over:
             campaign.say("stopping; the runs save, and the same command continues them")
             _end(running)
-            _settle(campaign, running)
+            _settle(campaign, running, is_stopping=True)
             break
         failed += _settle(campaign, running)
         ready = [run for run in waiting if not campaign.waits_for(run)]
@@ -242,7 +242,9 @@ def _work_off(
     return failed
 
 
-def _settle(campaign: Campaign, running: dict[Run, subprocess.Popen[bytes]]) -> list[Run]:
+def _settle(
+    campaign: Campaign, running: dict[Run, subprocess.Popen[bytes]], *, is_stopping: bool = False
+) -> list[Run]:
     """Takes runs that ended out of ``running`` and keeps their results.
 
     Returns:
@@ -256,6 +258,8 @@ def _settle(campaign: Campaign, running: dict[Run, subprocess.Popen[bytes]]) -> 
         del running[run]
         if campaign.keep_result(run):
             campaign.say(f"{run.name}: done")
+        elif is_stopping and code == 0:
+            campaign.say(f"{run.name}: saved")
         else:
             without.append(run)
             output = campaign.folder(run) / "output.txt"

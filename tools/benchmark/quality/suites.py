@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from megatron.data.metadata import read_metadata
+from megatron.data.metadata import DatasetMetadata, read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import write_json_atomic
 from megatron.tokenizer import build_tokenizer
@@ -74,7 +74,9 @@ class PreparedText:
 
 
 def prepare(name: str, texts: TextSet, *, corpus: Corpus, folder: Path) -> PreparedText:
-    """Makes and tokenizes a text set; what exists and was made from the same is kept.
+    """Makes and tokenizes a text set, unless it was made already from the same description.
+
+    The files of the corpus are not compared; remove ``folder`` if they have changed.
 
     Args:
         name: For messages.
@@ -107,16 +109,25 @@ def prepare(name: str, texts: TextSet, *, corpus: Corpus, folder: Path) -> Prepa
             metadata = read_metadata(f"{prefix}_text_document")
             assert metadata is not None
             entry["tokens"][split] = metadata.tokens
-            if spec.made == "base64" and split == "test":  # 6 bits per character, one byte each
-                characters = metadata.text_bytes / metadata.tokens
-                entry["nats_per_token"] = 6 * math.log(2) * characters
-            elif spec.made == "words":
-                entry["nats_per_token"] = math.log(len(words))
+            if split == "test" and spec.noise:
+                entry["nats_per_token"] = _entropy(spec, metadata, num_words=len(words))
         domains[domain] = entry
     write_json_atomic(
         manifest, {"made_from": description, "digest": digest.hexdigest(), "domains": domains}
     )
     return prepared_text(folder)
+
+
+def _entropy(spec: DomainText, metadata: DatasetMetadata, *, num_words: int) -> float | None:
+    """The smallest mean loss, in nats per token, that a model can have on noise; None: unknown.
+
+    The end of a document is a token too, and taken as known.
+    """
+    if spec.made == "base64":  # 64 equally likely characters of one byte each
+        return math.log(64) * metadata.text_bytes / metadata.tokens
+    if spec.made == "words":
+        return math.log(num_words) * (1 - metadata.documents / metadata.tokens)
+    return None
 
 
 def text_manifest(folder: Path) -> Path:
