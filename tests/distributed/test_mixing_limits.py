@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.distributed.runs import output_of, start, train, train_events, write_config
@@ -35,6 +37,19 @@ def test_weights_and_epochs_stay_within_the_limits(corpus, tmp_path):
     assert max(weights["letters"]) <= 0.45 + 1e-9
     # its loss is the highest: it is read as often as it may be
     assert events[-1]["epochs"]["noise"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_guarded_run_that_follows_noise_ends_with_the_counts_of_its_anchor(corpus, tmp_path):
+    """It is resumed in the middle; noise has the highest perplexity and is never learnt."""
+    changes = {"train_iters": 60, "mixed_minibatches": False, "mixed_batches": True}
+    changes |= {"train_data_weights": [1, 2, 1], "data_sampling_guard": "anchor"}
+    config = write_config(corpus, tmp_path, **changes, exit_interval=30)
+    train(config)
+    config = write_config(corpus, tmp_path, **changes)
+    train(config)
+    state = json.loads((tmp_path / "run" / "global_step60" / "mixture.json").read_text())
+    assert state["guard"]["phase"] == "restoring"
+    assert state["cursors"] == [120, 240, 120]  # of 60 iterations of 8 samples
 
 
 def test_too_little_data_for_the_limit_ends_the_run_with_one_line(corpus, tmp_path):
