@@ -205,9 +205,9 @@ class MixtureController:
             observed, self.num_domains, where="controller", step=step, domains=self.domains
         )
         last = self._decision
-        before, proposal = last.weights_after, last.proposal
+        before, proposal, is_due = last.weights_after, last.proposal, self.is_update_due(step)
         drew = self._ahead.complete(step)
-        is_due = self.is_update_due(step)
+        signal = observed if isinstance(observed, Signal) else None
         if is_due or self.mixer.method.every_step:
             rewards, has_reward = self.reward.losses(losses, present, held_out)
             is_due = is_due and bool(np.count_nonzero(has_reward))
@@ -217,17 +217,13 @@ class MixtureController:
                 rewards,
                 has_reward,
                 before if drew is None else drew,
-                signal=observed if from_training and isinstance(observed, Signal) else None,
+                signal=signal if from_training else None,
                 held_out=None if from_training else held_out,
                 total_steps=self.total_steps,
             )
-            if is_due:
-                self._state, proposal = self.mixer.update_checked(self._state, observation)
-                self._updates += self.mixer.method.learns
-            elif self.mixer.method.every_step:
-                self._state = self.mixer.observe_checked(self._state, observation)
+            proposal = self._learn(observation, is_due=is_due)
         if self._guard is not None:
-            counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present
+            counts = 1.0 * present if signal is None else signal.token_count
             self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
@@ -242,6 +238,16 @@ class MixtureController:
             updated=is_due,
         )
         return self._decision
+
+    def _learn(self, observation: Observation, *, is_due: bool) -> FloatArray:
+        """Gives a step to the mixer; returns its newest proposal."""
+        if is_due:
+            self._state, proposal = self.mixer.update_checked(self._state, observation)
+            self._updates += self.mixer.method.learns
+            return proposal
+        if self.mixer.method.every_step:
+            self._state = self.mixer.observe_checked(self._state, observation)
+        return self._decision.proposal
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""

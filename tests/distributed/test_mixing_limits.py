@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.distributed.runs import output_of, start, train, train_events, write_config
@@ -37,9 +39,22 @@ def test_weights_and_epochs_stay_within_the_limits(corpus, tmp_path):
     assert events[-1]["epochs"]["noise"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_guarded_run_that_follows_noise_ends_with_the_counts_of_its_anchor(corpus, tmp_path):
+    """It is resumed in the middle; noise has the highest perplexity and is never learnt."""
+    changes = {"train_iters": 60, "mixed_minibatches": False, "mixed_batches": True}
+    changes |= {"train_data_weights": [1, 2, 1], "data_sampling_guard": "anchor"}
+    config = write_config(corpus, tmp_path, **changes, exit_interval=30)
+    train(config)
+    config = write_config(corpus, tmp_path, **changes)
+    train(config)
+    state = json.loads((tmp_path / "run" / "global_step60" / "mixture.json").read_text())
+    assert state["guard"]["phase"] == "restoring"
+    assert state["cursors"] == [120, 240, 120]  # of 60 iterations of 8 samples
+
+
 def test_too_little_data_for_the_limit_ends_the_run_with_one_line(corpus, tmp_path):
     config = write_config(corpus, tmp_path, train_iters=5000, data_sampling_max_epochs=1)
     assert start(config).wait(120) == 2
-    (line,) = [text for text in output_of(config).splitlines() if "error:" in text]
+    (line,) = output_of(config).splitlines()  # before a rank is started
     assert "data_sampling_max_epochs: " in line
     assert "the run draws 40000" in line
