@@ -280,8 +280,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         draft.issues.add(
             "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
         )
-    is_named = bool(domains)
-    run_length = 1
+    is_named, run_length = bool(domains), 1
     if is_named and draft["mixed_minibatches"]:
         run_length = batch.micro_batch_size
     elif is_named and not draft["mixed_batches"]:
