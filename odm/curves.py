@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from .simplex import FloatArray
 
 _ROWS = 10
-"""Sums per domain, over points with weight w = count x forgetting: steps x forgetting, w, w x, w y,
+"""Sums per domain, over points with w = weight x forgetting: steps x forgetting, w, w x, w y,
 w x x, w x y, w y y, and, for the errors, v, v x, v x x with v = w x forgetting. y is the loss, x
 ln(step) less that of the last point."""
 
@@ -42,12 +42,12 @@ class LossPoints(NamedTuple):
 
     steps: FloatArray
     """Steps with a loss."""
-    count: FloatArray
+    weight: FloatArray
     """Sum of the weights of these losses, such as their tokens."""
     loss: FloatArray
-    """Sum of count x loss, in nats."""
+    """Sum of weight x loss, in nats."""
     squares: FloatArray
-    """Sum of count x loss squared."""
+    """Sum of weight x loss squared."""
 
     @classmethod
     def of_step(cls, losses: FloatArray, counts: FloatArray) -> LossPoints:
@@ -55,7 +55,7 @@ class LossPoints(NamedTuple):
         has_loss = counts > 0
         known = np.where(has_loss, losses, 0.0)
         loss = counts * known
-        return cls(has_loss * 1.0, counts, loss, loss * known)
+        return cls(has_loss.astype(np.float64), counts, loss, loss * known)
 
     def plus(self, other: LossPoints) -> LossPoints:
         """The sums over both."""
@@ -115,7 +115,7 @@ class CurveSums:
     def add(
         self, log_step: ArrayLike, points: LossPoints, *, repeats: ArrayLike = 1.0
     ) -> CurveSums:
-        """Adds a point per domain; a domain with count 0 stays as it is.
+        """Adds a point per domain; a domain with weight 0 stays as it is.
 
         Args:
             log_step: ln(step) at the middle of the block, a number or shape (K,).
@@ -142,11 +142,11 @@ class CurveSums:
                 keep * (vxx - passed * (2.0 * vx - passed * v)),
             ]
         )
-        for row, added in ((0, points.steps), (1, points.count), (3, points.loss)):
+        for row, added in ((0, points.steps), (1, points.weight), (3, points.loss)):
             moved[row] += added
         moved[6] += points.squares
-        moved[7] += points.count * repeats
-        has_point = points.count > 0
+        moved[7] += points.weight * np.asarray(repeats, dtype=np.float64)
+        has_point = points.weight > 0
         return replace(
             self,
             table=np.where(has_point, moved, self.table),

@@ -193,6 +193,11 @@ class Mixer(ABC):
         return np.clip(ratio, -MAX_REWARD, MAX_REWARD)
 
 
+def _as_lists(value: Any) -> Any:
+    """Turns tuples, also inside each other, into lists, as JSON would return them."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
 def _like(value: Any) -> Check:
     """Makes a check for data in the form of ``value``: as many finite numbers."""
     if isinstance(value, list):

@@ -20,12 +20,9 @@ def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():
     found = in_current_form(json.loads((OLDER / "resolved.json").read_text()))
     run = resolve(NeoXArgs.from_ymls([OLDER / "run.yml"])).to_dict()
     told_otherwise = {"precision.key", "precision.communication_data_type", "data.split_text"}
-    later = {"data.train_weighting"}
-    later |= {f"mixing.{name}" for name in ("points", "interpolation", "groups", "trust_region")}
-    later |= {"mixing.guard"}
-    later |= {f"mixing.{name}" for name in ("reference_losses", "target_losses", "step_size")}
-    later |= {f"mixing.{name}" for name in ("transfer_matrix", "window", "max_ratio", "exponent")}
-    later |= {"mixing.perplexity_share", "mixing.objective_weights"}
+    first = {"method", "run_length", "warmup_steps", "update_frequency", "smoothing_factor"}
+    first |= {"stratified", "min_weights", "max_weights", "max_epochs"}
+    later = {"data.train_weighting", *(f"mixing.{name}" for name in {*run["mixing"]} - first)}
     missing = set()
     for name in SECTIONS:
         for field, value in run[name].items():

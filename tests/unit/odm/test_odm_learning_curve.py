@@ -138,6 +138,15 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(stop):
         assert resumed.state_dict() == whole.state_dict()
 
 
+def test_a_run_that_goes_on_with_the_same_options_reports_no_change(caplog):
+    mixer = LearningCurve(objective_weights=(1, 2, 3, 4), anchor=(1, 1, 1, 2))
+    state = json.loads(json.dumps(train(mixture(mixer), 1, 20).state_dict()))
+    mixture(mixer).load_state_dict(state)
+    assert caplog.text == ""
+    mixture(mixer, total=TOTAL + 1).load_state_dict(state)
+    assert "total_steps was 800, now 801" in caplog.text
+
+
 def test_steps_of_the_warm_up_and_between_updates_are_part_of_the_curves():
     often = train(mixture(warmup_steps=200), 1, 400)
     seldom = train(mixture(warmup_steps=200, update_frequency=40), 1, 400)
