@@ -73,7 +73,7 @@ def measure(run: Any, windows: Any, *, steps: int, measurements: int) -> HeldOut
 
     mixing = run.config.mixing
     logger = RunLogger(run.config, rank=1)  # only rank 0 writes
-    meter = HeldOutMeter(run.runner, windows, logger, interval=1, num_parts=mixing.heldout_parts)
+    meter = HeldOutMeter(windows, logger, interval=1, num_parts=mixing.heldout_parts)
     of_steps, of_parts = [], []
     for number in range(1, steps + 3):
         began = time.perf_counter()
@@ -81,7 +81,7 @@ def measure(run: Any, windows: Any, *, steps: int, measurements: int) -> HeldOut
         of_steps.append(time.perf_counter() - began)
     for number in range(1, measurements + 2):
         began = time.perf_counter()
-        meter.after_step(number, of_steps[-1])
+        meter.after_step(run.runner, number, of_steps[-1])
         of_parts.append(time.perf_counter() - began)
     return HeldOutCost(
         step=statistics.median(of_steps[2:]),

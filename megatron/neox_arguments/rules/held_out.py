@@ -91,9 +91,9 @@ def no_held_out_text_problem(missing: Sequence[str]) -> str:
     """What is wrong if domains have no validation data."""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return (
-        f"data_sampling_reward: no validation data of {', '.join(missing[:5])}{more}; give every "
-        "training domain a data set of its name in valid_data_paths, or a share of split that "
-        "fills a sample"
+        f"data_sampling_reward: no validation data of {', '.join(missing[:5])}{more}; name data "
+        "sets of all training domains in valid_data_paths, or set a share of split that fills a "
+        "sample"
     )
 
 
