@@ -1,6 +1,7 @@
 """Exceptions of several packages, and hints for messages about unknown names."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -12,14 +13,29 @@ __all__ = [
     "UserError",
     "name_hint",
     "nearest",
+    "one_line",
 ]
+
+_LONG_WORD = re.compile(r"\S{301,}")
 
 
 class UserError(ValueError):
-    """An error that a user can fix; one line: where, what is wrong, the value, what to do.
+    """An error that a user can fix; each message is one line.
 
-    Programs print this line and end with exit code 2.
+    A line tells where, what is wrong, the value and what to do. Programs print the lines and end
+    with exit code 2. A line break inside a name, a path or a library's message is escaped.
     """
+
+    def __init__(self, *messages: object) -> None:
+        super().__init__(*map(one_line, messages))
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The messages, one per thing that is wrong."""
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.messages)
 
 
 class CheckpointError(UserError):
@@ -40,6 +56,12 @@ class EvaluationStopped(Exception):
 
 class EvaluationBroken(Exception):
     """A rank failed in the middle of a computation with other ranks, which now wait for it."""
+
+
+def one_line(message: object) -> str:
+    """Text on one line; words of more than 300 characters are shortened in the middle."""
+    text = "\\n".join(str(message).splitlines())
+    return _LONG_WORD.sub(lambda word: f"{word.group()[:100]}...{word.group()[-100:]}", text)
 
 
 def nearest(

@@ -268,7 +268,7 @@ def _label_curves(
 
 
 def _table(events: Sequence[Mapping[str, Any]], key: str, domains: Sequence[str]) -> np.ndarray:
-    rows = [[event.get(key, {}).get(name) for name in domains] for event in events]
+    rows = [[(event.get(key) or {}).get(name) for name in domains] for event in events]
     return np.array(rows, dtype=np.float64)  # None becomes NaN
 
 

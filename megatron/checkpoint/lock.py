@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,9 @@ from megatron.files import take_lock
 __all__ = ["lock_save_folder"]
 
 LOCK_NAME = ".lock"
+DYING_SECONDS = 5.0
+"""How long to wait for a lock: ranks of a killed launcher need a moment to die, and free memory."""
+_RETRY_SECONDS = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +25,8 @@ logger = logging.getLogger(__name__)
 def lock_save_folder(save: Path) -> IO[str]:
     """Creates ``save`` and locks it until the returned file is closed or the process dies.
 
-    The kernel releases the lock when the process ends, so a killed run never blocks the next one.
+    The kernel releases the lock when the process ends, so a killed run never blocks the next one:
+    if its ranks are still ending, this function waits up to `DYING_SECONDS` for them.
     If the file system does not support locks, a warning reports it and no lock is taken.
 
     Raises:
@@ -48,8 +53,10 @@ def lock_save_folder(save: Path) -> IO[str]:
 
 
 def _lock(file: IO[str], save: Path) -> None:
+    deadline = time.monotonic() + DYING_SECONDS
     try:
-        take_lock(file)
+        while not _try_lock(file, is_last=time.monotonic() >= deadline):
+            time.sleep(_RETRY_SECONDS)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip() or "another process"
@@ -62,6 +69,16 @@ def _lock(file: IO[str], save: Path) -> None:
             save,
             error.strerror,
         )
+
+
+def _try_lock(file: IO[str], *, is_last: bool) -> bool:
+    try:
+        take_lock(file)
+    except BlockingIOError:
+        if is_last:
+            raise
+        return False
+    return True
 
 
 def _unwritable(save: Path, error: OSError) -> CheckpointError:

@@ -138,7 +138,7 @@ _NETWORK: dict[str, Check] = {
     "rotary_emb_base": number(0),
 }
 """Types of the fields that decide the network."""
-_NETWORK_AND_SCHEDULE = fields(
+_READ_FIELDS = fields(
     {"model": fields({}, {name: optional(check) for name, check in _NETWORK.items()})},
     {
         "optimizer": fields({}, {"learning_rate": number(0)}),
@@ -151,6 +151,16 @@ _NETWORK_AND_SCHEDULE = fields(
                 "decay_style": text(),
             },
         ),
+        "data": fields(
+            {},
+            {
+                "tokenizer_type": optional(text()),
+                "vocab_file": optional(text(as_file=True)),
+                "merge_file": optional(text(as_file=True)),
+                "tokenizer_adds_special_tokens": optional(boolean),
+            },
+        ),
+        "logging": fields({}, {"log_dir": optional(text(as_file=True))}),
     },
 )
 
@@ -244,7 +254,7 @@ def check_resolved(values: Any, where: str) -> None:
     for name in network:
         if not values.get(name):
             raise SchemaError(f"lacks {name}, the network that the weights belong to")
-    _NETWORK_AND_SCHEDULE(in_current_form(values), where)
+    _READ_FIELDS(in_current_form(values), where)
 
 
 def check_random_state(state: Mapping[str, Tensor]) -> None:

@@ -78,7 +78,7 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
         logger.say(f"results in {path}")
     logger.close()
     if failures := describe_failures(report):
-        raise TaskError("\n".join(failures))
+        raise TaskError(*failures)
     return report
 
 

@@ -43,4 +43,4 @@ def main() -> None:
     evaluator.evaluate = evaluate  # the function that its command calls
     cli_evaluate()
     if failures:
-        raise TaskError("\n".join(failures))
+        raise TaskError(*failures)

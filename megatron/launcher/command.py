@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron.errors import UserError
+from megatron.errors import UserError, one_line
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import rank_device_environment
 from megatron.launcher.installation import missing_packages_problem
@@ -23,7 +23,7 @@ from megatron.launcher.runner_input import check_runner_input, hostfile_text, ru
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, RunConfig
 from megatron.neox_arguments.command_line import read_deepy_command
-from megatron.neox_arguments.errors import one_line, shown
+from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
 from megatron.neox_arguments.purpose import is_training_script, purpose_of

@@ -12,7 +12,6 @@ from megatron.errors import UserError
 from .secrets import redacted
 
 _SHOWN_CHARACTERS = 200
-_LONG_WORD = re.compile(r"\S{301,}")
 
 
 class ConfigError(UserError):
@@ -22,22 +21,8 @@ class ConfigError(UserError):
     """
 
     def __init__(self, *messages: str, key: str | None = None) -> None:
-        super().__init__(*map(one_line, messages))
+        super().__init__(*messages)
         self.key = key
-
-    @property
-    def messages(self) -> tuple[str, ...]:
-        """The messages, one for each thing that is wrong."""
-        return self.args
-
-    def __str__(self) -> str:
-        return "\n".join(str(message) for message in self.args)
-
-
-def one_line(message: str) -> str:
-    """Keeps a path or a name with line breaks, or of thousands of characters, readable."""
-    text = "\\n".join(str(message).splitlines())
-    return _LONG_WORD.sub(lambda word: f"{word.group()[:100]}...{word.group()[-100:]}", text)
 
 
 @dataclass(frozen=True)

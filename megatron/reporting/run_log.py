@@ -49,7 +49,8 @@ _EVENTS: dict[str, Check] = {
     "train": fields(
         {"iteration": integer(0)},
         dict.fromkeys(
-            ("weights", "losses", "tokens", "epochs", "rewards"), optional(logged_numbers)
+            ("weights", "losses", "mean_losses", "tokens", "epochs", "rewards"),
+            optional(logged_numbers),
         ),
     ),
     "held_out": fields({"iteration": integer(0)}, {"mean_loss": logged_numbers}),
@@ -160,6 +161,8 @@ def _parse(line: bytes, *, where: str, is_last: bool) -> dict[str, Any] | None:
         raise ValueError(
             f"{where}: not an event of a run log: {error}; the file is damaged: remove this line"
         ) from None
+    if event.get("iteration", 0) is None:
+        del event["iteration"]
     return _restored(event)
 
 

@@ -386,6 +386,9 @@ def test_a_file_has_room_for_the_four_bytes_of_each_element(tmp_path):
         ("configs/resolved.json", put("version", 3), "version: .*got 3"),
         ("configs/resolved.json", put("model", "norm", 5), r"model\.norm: .*got 5"),
         ("configs/resolved.json", put("optimizer", "learning_rate", "x"), "learning_rate"),
+        ("configs/resolved.json", put("logging", {"log_dir": 3}), r"logging\.log_dir: .*got 3"),
+        ("configs/resolved.json", put("data", {"vocab_file": []}), r"data\.vocab_file: .*got \[\]"),
+        ("configs/resolved.json", put("a\nb", 2), r"a\\nb: must be an object, got 2"),
     ],
 )
 def test_a_file_with_a_right_checksum_and_a_wrong_field_is_refused_by_its_place(

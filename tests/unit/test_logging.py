@@ -274,6 +274,12 @@ def test_a_torn_last_line_is_left_out_and_the_next_process_starts_a_new_one(tmp_
     ]
 
 
+def test_an_event_whose_iteration_is_null_has_none(tmp_path):
+    lines = ('{"event": "warning", "iteration": null}', '{"event": "resume", "iteration": 0}')
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert read_run_log(tmp_path) == [{"event": "warning"}, {"event": "resume", "iteration": 0}]
+
+
 def test_the_later_line_of_an_iteration_counts(tmp_path):
     logger, _ = make_logger(tmp_path)
     logger.train(make_record(1, lm_loss=1.0))
@@ -307,6 +313,7 @@ def test_a_damaged_line_names_itself(tmp_path):
         ('{"event": "train", "iteration": -1}', "iteration: .*got -1"),
         ('{"event": "train", "iteration": true}', "iteration: .*got True"),
         ('{"event": "train", "iteration": 7, "losses": 3}', "losses: must be an object, got 3"),
+        ('{"event": "train", "iteration": 7, "mean_losses": []}', r"mean_losses: .*got \[\]"),
         (
             '{"event": "train", "iteration": 7, "weights": {"a": "x"}}',
             r"weights\.a: must be a number.*got 'x'",

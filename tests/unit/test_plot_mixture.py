@@ -140,6 +140,12 @@ def test_the_picture_shows_means_since_the_line_before_where_the_log_has_them(tm
     assert read_history(tmp_path).losses.tolist() == [[2.5]]
 
 
+def test_a_field_that_is_null_is_as_absent(tmp_path):
+    event = {"event": "train", "iteration": 1, "weights": {"code": 1.0}, "losses": {"code": 2.0}}
+    RunLogFile(tmp_path / "metrics.jsonl").append({**event, "epochs": None})
+    assert np.isnan(read_history(tmp_path).epochs).all()
+
+
 def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
     write_log(tmp_path / "metrics.jsonl", num_domains=2)
     assert main([str(tmp_path), "-o", str(tmp_path / "x.bmpx")]) == 2

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
+from megatron.checkpoint import lock
 from megatron.checkpoint.lock import LOCK_NAME, lock_save_folder
 from megatron.errors import CheckpointError
 
@@ -43,7 +45,8 @@ def test_makes_the_folder_and_leaves_nothing_but_the_lock_file(tmp_path):
     assert [path.name for path in (tmp_path / "new/run").iterdir()] == [LOCK_NAME]
 
 
-def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
+def test_a_second_run_is_refused_and_told_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "DYING_SECONDS", 0.2)
     process = hold(tmp_path)
     try:
         with pytest.raises(CheckpointError, match=f"in use by process {process.pid} on "):
@@ -57,9 +60,9 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
     process = hold(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    with lock_save_folder(tmp_path) as lock:
-        lock.seek(0)
-        assert lock.read().startswith(f"process {os.getpid()} on ")
+    with lock_save_folder(tmp_path) as file:
+        file.seek(0)
+        assert file.read().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_closed_lock_can_be_taken_again(tmp_path):
@@ -104,3 +107,16 @@ def test_a_file_system_without_locks_is_used_without_one_aloud(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", flock)
     with lock_save_folder(tmp_path):
         assert "without locks (Function not implemented)" in caplog.text
+
+
+def test_a_run_waits_for_the_last_moments_of_a_killed_one(tmp_path):
+    process = hold(tmp_path)
+    timer = threading.Timer(0.3, process.kill)
+    timer.start()
+    try:
+        with lock_save_folder(tmp_path) as file:
+            file.seek(0)
+            assert file.read().startswith(f"process {os.getpid()} on ")
+    finally:
+        timer.join()
+        process.communicate()

@@ -135,9 +135,13 @@ def _write_tensors(
     for number, group in enumerate(groups_by_size(sizes, max_file_size)):
         file = f"rank_{number:05d}.safetensors"
         tensors: dict[str, Tensor] = {}
+        storages: set[int] = set()
         for name in group:
             for kind in ("fp32", *moment_names):
                 flat = read(name, kind).flatten()
+                if flat.untyped_storage().data_ptr() in storages:
+                    flat = flat.clone()  # tensors of a .bin file may share memory
+                storages.add(flat.untyped_storage().data_ptr())
                 tensors[fragment_key(kind, name, 0, 0)] = flat
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))

@@ -145,3 +145,15 @@ def test_an_import_has_the_modes_that_umask_gives(source, tmp_path):
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*.*")}
     (tmp_path / "probe").touch()
     assert modes == {stat.S_IMODE((tmp_path / "probe").stat().st_mode)}
+
+
+def test_tensors_of_a_bin_file_that_share_memory_are_written_apart(source, tmp_path):
+    weights = model_folder(source)
+    norm = "gpt_neox.final_layer_norm"
+    weights[f"{norm}.bias"] = weights[f"{norm}.weight"] = torch.arange(8.0)
+    pickled(source, weights)
+    main(["--input_dir", str(source), "--output_dir", str(tmp_path / "run")])
+    (file,) = (tmp_path / "run").rglob("*.safetensors")
+    saved = {name.split("|")[1]: tensor for name, tensor in load_file(file).items()}
+    ends = [value for name, value in saved.items() if value.tolist() == list(range(8))]
+    assert len(ends) == 2
