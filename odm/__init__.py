@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .constraints import Ceiling, Constraint, EpochCap, Floor, TrustRegion
+    from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
     from .controller import MixtureController
     from .held_out import HeldOut, HeldOutRecord
     from .mixers import Mixer, known_mixers, make_mixer, register
@@ -37,6 +37,7 @@ __all__ = [
     "Floor",
     "Ceiling",
     "EpochCap",
+    "GroupLimits",
     "TrustRegion",
     "SampleOrder",
     "sample_order",
@@ -44,7 +45,7 @@ __all__ = [
 
 _NAMES = {
     "controller": ("MixtureController",),
-    "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "TrustRegion"),
+    "constraints": ("Ceiling", "Constraint", "EpochCap", "Floor", "GroupLimits", "TrustRegion"),
     "held_out": ("HeldOut", "HeldOutRecord"),
     "mixers": ("Mixer", "known_mixers", "make_mixer", "register"),
     "order": ("SampleOrder", "sample_order"),

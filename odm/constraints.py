@@ -1,10 +1,11 @@
-"""Limits on the weights of any mixer: floor, ceiling, epoch cap, trust region.
+"""Limits on the weights of any mixer: floor, ceiling, epoch cap, groups, trust region.
 
 They are applied in a fixed order, whatever the order in which they are listed:
 
-1. **bounds**: all floors, ceilings and epoch caps at once. The weights w become
+1. **bounds**: all floors, ceilings, epoch caps and limits of groups at once. The weights w become
    ``clip(theta * w, lower, upper)`` with the one theta that makes them sum to 1, the closest
-   point in relative entropy. If a floor contradicts a cap, the cap wins. Draws are random, so they
+   point in relative entropy. A group whose sum is limited has a theta of its own, so the ratios
+   within it stay. If a floor contradicts a cap, the cap wins. Draws are random, so they
    may use up a domain so fast that caps and ceilings sum to less than 1. Then all upper bounds are
    raised in proportion, or dropped if no domain that the mixer draws has anything left.
 2. **trust region**: a straight step from the last weights towards the result of 1. Bounds that both
@@ -22,11 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .json_data import is_number, plain
-from .simplex import BoolArray, FloatArray, IntArray, kl_divergence, normalize, total_variation
+from .projection import GroupBounds, project, with_groups, within_reach
+from .simplex import FloatArray, IntArray, kl_divergence, normalize, total_variation
 
 # Sums of K probabilities are off by some units in the last place.
 _ROUNDING = 1e-9
-_SUM_ERROR = 1e-13
 _BISECTIONS = 50
 
 
@@ -59,6 +60,10 @@ class Constraint:
     def upper(self, context: ConstraintContext) -> FloatArray | None:
         """Largest allowed weights, shape (K,), or None."""
         return None
+
+    def groups(self, num_domains: int) -> tuple[GroupBounds, ...]:
+        """Limits on sums of weights; the groups are disjoint."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,63 @@ class EpochCap(Constraint):
 
 
 @dataclass(frozen=True)
+class GroupLimits(Constraint):
+    """Keeps the sum of the weights of each group of domains within two bounds.
+
+    In the effects of a decision it has the names of the groups that are at one of their bounds.
+    """
+
+    name: ClassVar[str] = "group_limits"
+    names: tuple[str, ...]
+    """Names of the groups."""
+    members: tuple[tuple[int, ...], ...]
+    """Indices of the domains of each group; a domain is in one group at most."""
+    minimum: tuple[float, ...]
+    """Smallest sum of each group, in [0, 1]; together at most 1."""
+    maximum: tuple[float, ...]
+    """Largest sum of each group, in [0, 1], not below its minimum."""
+
+    def __post_init__(self) -> None:
+        where = "group_limits"
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "members", tuple(tuple(map(int, part)) for part in self.members))
+        for bound in ("minimum", "maximum"):
+            values = _fractions(f"{where}: {bound}", tuple(getattr(self, bound)))
+            object.__setattr__(self, bound, values)
+        numbers = [number for part in self.members for number in part]
+        lengths = {len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if len(lengths) != 1 or not all(self.members) or min(numbers, default=0) < 0:
+            raise ValueError(
+                f"{where}: each group needs a name, domains and two bounds, got {self}"
+            )
+        if len(set(numbers)) < len(numbers):
+            twice = next(number for number in numbers if numbers.count(number) > 1)
+            raise ValueError(f"{where}: domain {twice} is in two groups; leave it in one")
+        for name, low, high in zip(self.names, self.minimum, self.maximum, strict=True):
+            if low > high:
+                raise ValueError(f"{where}: {name} has the minimum {low} and the maximum {high}")
+
+    def groups(self, num_domains: int) -> tuple[GroupBounds, ...]:
+        """The groups, in their order."""
+        largest = max(max(part) for part in self.members)
+        if largest >= num_domains:
+            raise ValueError(f"group_limits: no domain {largest}, the run has {num_domains}")
+        parts = zip(self.members, self.minimum, self.maximum, strict=True)
+        return tuple(GroupBounds(np.array(part), low, high) for part, low, high in parts)
+
+    def limited(self, weights: FloatArray) -> list[str]:
+        """Names of the groups that are at one of their bounds."""
+        found = []
+        parts = zip(self.names, self.groups(weights.size), strict=True)
+        for name, (members, minimum, maximum) in parts:
+            total = weights[members].sum()
+            is_low = 0 < minimum and total <= minimum * (1 + _ROUNDING)
+            if is_low or (maximum < 1 and total >= maximum * (1 - _ROUNDING)):
+                found.append(name)
+        return found
+
+
+@dataclass(frozen=True)
 class TrustRegion(Constraint):
     """Limits how far the weights move per step. Give one of the two measures."""
 
@@ -201,28 +263,45 @@ def apply_constraints(
 
     Returns:
         Probabilities, shape (K,), and the effects as JSON data: ``order`` lists the steps; a bound
-        has the indices of the domains that it limits, the trust region the fraction that it
-        allowed.
+        has the indices of the domains that it limits, limits of groups the names of the groups,
+        the trust region the fraction that it allowed.
 
     Raises:
         ValueError: If no weights can satisfy the bounds; the message has the sums.
     """
     effects: dict[str, Any] = {"order": []}
-    lower, upper = _bounds(constraints, context)
-    if context.consumed.any() and any(isinstance(c, EpochCap) for c in constraints):
-        upper = _within_reach(target, lower, upper)
-    weights = _project(target, lower, upper)
+    weights = _bounded(target, constraints, context)
     for region in (c for c in constraints if isinstance(c, TrustRegion)):
         fraction = region.fraction(context.previous, weights)
         if fraction < 1.0:
             weights = context.previous + fraction * (weights - context.previous)
-            weights = _project(normalize(weights), lower, upper)
+            weights = _bounded(normalize(weights), constraints, context)
         effects[region.name] = fraction
     for constraint in (c for c in constraints if not isinstance(c, TrustRegion)):
         effects["order"].append(constraint.name)
-        effects[constraint.name] = _held_by(constraint, weights, context)
+        is_group = isinstance(constraint, GroupLimits)
+        effects[constraint.name] = (
+            constraint.limited(weights) if is_group else _held_by(constraint, weights, context)
+        )
     effects["order"].extend(c.name for c in constraints if isinstance(c, TrustRegion))
     return weights, effects
+
+
+def _bounded(
+    target: FloatArray, constraints: Sequence[Constraint], context: ConstraintContext
+) -> FloatArray:
+    """The closest weights within all bounds, shape (K,)."""
+    is_used_up = context.consumed.any() and any(isinstance(c, EpochCap) for c in constraints)
+
+    def closest(lower: FloatArray, upper: FloatArray) -> FloatArray:
+        return project(target, lower, within_reach(target, lower, upper) if is_used_up else upper)
+
+    lower, upper = _bounds(constraints, context)
+    weights = closest(lower, upper)
+    groups = [group for c in constraints for group in c.groups(target.size)]
+    if all(low <= weights[members].sum() <= high for members, low, high in groups):
+        return weights
+    return closest(*with_groups(target, lower, upper, groups))
 
 
 def _bounds(
@@ -234,71 +313,6 @@ def _bounds(
         lower = lower if low is None else np.maximum(lower, low)
         upper = upper if high is None else np.minimum(upper, high)
     return np.minimum(lower, upper), upper
-
-
-def _within_reach(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """Upper bounds, raised so that weights can sum to 1 if the bounds allow less."""
-    used = weights > 0
-    allowed, wanted = upper[used].sum(), 1.0 - lower[~used].sum()
-    if allowed >= wanted:
-        return upper
-    return upper * (wanted / allowed) if allowed > 0 else np.ones_like(upper)
-
-
-def _project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """Returns ``clip(theta * weights, lower, upper)`` that sums to 1, shape (K,)."""
-    if (weights >= lower).all() and (weights <= upper).all():
-        return weights
-    reachable = np.where(weights > 0, upper, lower)
-    if lower.sum() > 1 + _ROUNDING or reachable.sum() < 1 - _ROUNDING:
-        raise ValueError(
-            f"constraints: the lower bounds sum to {lower.sum():.6g} and the upper bounds of "
-            f"domains with a positive weight to {reachable.sum():.6g}; the first must be at most "
-            "1 and the second at least 1: lower the floor, or raise the ceiling or the epoch cap"
-        )
-    used = weights > 0
-    share, low, high = weights[used], lower[used], upper[used]
-    held, free = _between_corners(share, low, high, wanted=1.0 - lower[~used].sum())
-    if free.any():
-        rest = 1.0 - held[~free].sum() - lower[~used].sum()
-        held[free] = rest * (share[free] / share[free].sum())
-    else:  # rounding put all on a bound: the error is shared by those with room
-        excess = held.sum() + lower[~used].sum() - 1.0
-        room = held - low if excess > 0 else high - held
-        if room.any():
-            held -= excess * room / room.sum()
-    projected = lower.copy()
-    projected[used] = np.clip(held, low, high)
-    # bounds without slack, whose sums differ from 1 by rounding
-    return projected if abs(projected.sum() - 1.0) < _SUM_ERROR else normalize(projected)
-
-
-def _between_corners(
-    share: FloatArray, low: FloatArray, high: FloatArray, *, wanted: float
-) -> tuple[FloatArray, BoolArray]:
-    """Finds the domains that no bound limits in ``clip(theta * share, low, high)``.
-
-    The sum is piecewise linear in theta, with a corner where a domain leaves its lower bound and
-    one where it reaches its upper bound. Each sum is computed from scratch: a running sum would
-    lose shares that are many orders of magnitude smaller than others.
-
-    Returns:
-        The bound that limits each domain, and which domains no bound limits, if the sum is
-        ``wanted``.
-    """
-    with np.errstate(over="ignore"):  # from shares near the smallest float
-        leaves, reaches = low / share, high / share
-        corners = np.sort(np.concatenate([leaves, reaches]))
-        first, last = 0, corners.size - 1
-        while last - first > 1:
-            middle = (first + last) // 2
-            weights = np.minimum(np.maximum(corners[middle] * share, low), high)
-            if weights.sum() < wanted:
-                first = middle
-            else:
-                last = middle
-    free = (leaves <= corners[first]) & (reaches >= corners[last])
-    return np.where(reaches <= corners[first], high, low), free
 
 
 def _held_by(constraint: Constraint, weights: FloatArray, context: ConstraintContext) -> list[int]:

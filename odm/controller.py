@@ -25,7 +25,6 @@ from .simplex import (
     IntArray,
     check_domains,
     check_weights,
-    normalize,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ class MixtureController:
         self._state = self.mixer.init(self.domains, self._initial)
         self._updates = 0  # number of updates of the mixer
         self._ahead = ReadAhead()
-        proposal = normalize(self._initial)
+        proposal = self.mixer.weights_at(0, self._initial)
         weights, effects = self._constrain(proposal, previous=proposal)
         self._decision = _decision(0, weights, proposal=proposal, effects=effects)
 
@@ -296,7 +295,8 @@ class MixtureController:
         Domains, their order and the method must be the same. If an option, seed, constraint or
         frequency differs, this object's value is used, not the state's, and a warning reports it;
         limits apply from the next draw on. Different initial weights have an effect only if the
-        mixer has not learnt anything yet, so with ``static`` always.
+        mixer has not learnt anything yet, so with ``static`` always. A different schedule applies
+        from the next draw on.
 
         Raises:
             ValueError: If the state is of another schema, method or list of domains, or damaged
@@ -314,10 +314,12 @@ class MixtureController:
         planned = {int(step): np.array(plans[step], dtype=np.float64) for step in plans}
         mixer_state, updates = copied(state["mixer"]), count_updates(state, self.mixer)
         changed = self._changed(saved)
-        restarts = "initial_weights" in changed and updates == 0
+        follows_steps = self.mixer.method.follows_steps
+        restarts = updates == 0 and "initial_weights" in changed
+        restarts = restarts or (follows_steps and bool({"options", "initial_weights"} & {*changed}))
         if restarts:
             mixer_state = self.mixer.init(self.domains, self._initial)
-            proposal = normalize(self._initial)
+            proposal = self.mixer.weights_at(state["step"], self._initial)
         effects: dict[str, Any] = {}
         cursors = self.schedule.cursors
         self.schedule.set_cursors(state["cursors"])

@@ -18,6 +18,8 @@ class Method:
     signal: Literal["either", "training", "held_out"] = "either"
     """The losses that it can learn from: training losses of the domains in a step, losses on
     held-out data of every domain, which the trainer has to measure, or either."""
+    follows_steps: bool = False
+    """Whether its weights change with the steps alone, whatever the losses are."""
     every_step: bool = False
     """Whether it is given the losses of every step, also of steps after which its weights stay the
     same: those of the warm-up, and between two updates. Other methods never see these losses."""
@@ -40,7 +42,13 @@ METHODS: dict[str, Method] = {
     "odm_paper": Method(settings=("smoothing_factor",)),
     "exp3": Method(),
     "ema": Method(),
+    "learning_curve": Method(
+        every_step=True,
+        uses_length=True,
+        settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),
+    ),
     "static": Method(learns=False),
+    "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),
     "naive_validation": Method(signal="held_out"),
 }
 """One row per method; the file ``mixers/<name>.py`` registers its class under this name."""

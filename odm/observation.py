@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from .signal import Signal
 from .simplex import BoolArray, FloatArray
@@ -41,23 +38,13 @@ class Observation:
     """Steps of the whole run; None if that is not known."""
 
     @property
-    def counts(self) -> FloatArray:
-        """How much the mean loss of each domain tells, 0 for absent domains.
+    def token_shares(self) -> FloatArray:
+        """Share of each domain in the tokens of the step, shape (K,); 0 for absent domains.
 
-        Tokens; without a signal the expected share of the draw, times the number of domains.
+        Without a signal, the shares that the weights of the draw lead to expect.
         """
-        if self.held_out is not None:
-            return np.where(self.present, np.nan_to_num(self.held_out.token_count, nan=1.0), 0.0)
+        counts = self.present * self.weights_used
         if self.signal is not None:
-            return self.signal.token_count
-        return self.present * self.weights_used * self.losses.size
-
-    @property
-    def log_step(self) -> FloatArray:
-        """Logarithm of the step that each loss belongs to, shape (K,), nan where it has none.
-
-        For held-out losses the mean over the steps at which their windows were measured.
-        """
-        if self.held_out is not None:
-            return self.held_out.log_step
-        return np.full(self.losses.size, math.log(self.step))
+            counts = self.signal.token_count
+        total = counts.sum()
+        return counts / total if total > 0 else counts

@@ -6,7 +6,7 @@ within the tolerance, 1 if it is not, and 2 if the log cannot be replayed.
 The log has one JSON object per line. A line with ``"event": "start"`` has ``"mixture"`` (what
 ``MixtureController.describe`` returns). Lines with ``"event": "train"`` have ``iteration``,
 ``weights`` (those of its draw) and ``losses`` (null for absent domains), the last two by domain
-name, and for methods that count them ``tokens`` of the iteration. Where weights follow held-out
+name, and ``tokens`` of the iteration for methods that count them. Where weights follow held-out
 losses, lines with ``"event": "held_out"`` have what ``HeldOut.by_domain`` returns. If an iteration
 appears twice, the later line counts. A line with ``"event": "resume"`` and a different
 ``"mixture"`` changes the settings from there on, as ``load_state_dict`` does.
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .constraints import Ceiling, Constraint, Floor, TrustRegion
+from .constraints import Ceiling, Constraint, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .held_out import HeldOut
 from .json_data import (
@@ -62,7 +62,7 @@ _EVENTS: dict[str, Check] = {
     ),
 }
 _REPLAYABLE: dict[str, type[Constraint]] = {
-    kind.name: kind for kind in (Floor, Ceiling, TrustRegion)
+    kind.name: kind for kind in (Floor, Ceiling, GroupLimits, TrustRegion)
 }
 
 
@@ -225,7 +225,8 @@ def _continued(controller: MixtureController, mixture: Mapping[str, Any]) -> Mix
 
 
 def _require_no_gap(controller: MixtureController, previous: int, iteration: int) -> None:
-    if not (controller.mixer.method.learns or controller.constraints):
+    method = controller.mixer.method
+    if not (method.learns or method.follows_steps or controller.constraints):
         return  # its weights never move
     skipped = previous + 1
     every_step = controller.constraints or controller.mixer.method.every_step

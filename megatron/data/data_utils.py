@@ -13,7 +13,7 @@ from megatron.data.shares import weights_by_num_docs
 from megatron.data.splits import SplitName
 from megatron.neox_arguments import ConfigError, RunConfig, require_training_data
 from megatron.neox_arguments.rules.held_out import no_held_out_text_problem
-from odm.constraints import Ceiling, Constraint, EpochCap, Floor
+from megatron.sizing.mixture import DomainSize, mixing_limits, shares_of_sizes, train_weights
 from odm.controller import MixtureController
 from odm.methods import METHODS
 from odm.mixers import make_mixer
@@ -72,11 +72,13 @@ def build_train_source(
         eod_mask_loss=config.data.eod_mask_loss,
         vocab_size=tokenizer_info.vocab_size,
     )
+    samples_per_epoch = source.samples_per_epoch.tolist()
+    sizes = [
+        DomainSize(domain.name, len(domain.dataset), samples)
+        for domain, samples in zip(domains, samples_per_epoch, strict=True)
+    ]
     mixture = build_controller(
-        config,
-        source.domains,
-        _weights(config, config.data.train_weights, domains),
-        samples_per_epoch=source.samples_per_epoch.tolist(),
+        config, source.domains, train_weights(config, sizes), samples_per_epoch=samples_per_epoch
     )
     return source, mixture
 
@@ -209,7 +211,7 @@ def build_controller(
     schedule = MixtureSchedule(
         config.launch.seed, len(domains), stratified=config.mixing.stratified
     )
-    constraints = _constraints(config, samples_per_epoch)
+    constraints = mixing_limits(config, samples_per_epoch)
     try:
         return MixtureController(
             domains,
@@ -245,26 +247,6 @@ def _open_split(
         fingerprint=getattr(tokenizer_info, "fingerprint", None),  # a stand-in may have none
         is_first=is_first,
     )
-
-
-def _constraints(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[Constraint]:
-    """The limits on weights that the configuration sets."""
-    found: list[Constraint] = []
-    if config.mixing.min_weights:
-        found.append(Floor(config.mixing.min_weights))
-    if config.mixing.max_weights:
-        found.append(Ceiling(config.mixing.max_weights))
-    if config.mixing.max_epochs:
-        total = config.schedule.train_iters * config.batch.train_batch_size
-        limits = zip(config.mixing.max_epochs, samples_per_epoch, strict=True)
-        # without a limit a domain may serve the whole run
-        epochs = tuple(total / size if limit is None else limit for limit, size in limits)
-        try:
-            cap = epochs[0] if len(set(epochs)) == 1 else epochs
-            found.append(EpochCap(cap, tuple(samples_per_epoch), total))
-        except ValueError as error:
-            raise ConfigError(f"data_sampling_max_epochs: {error}") from error
-    return found
 
 
 def _evaluation_batches(
@@ -320,14 +302,20 @@ def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
     )
 
 
-def _weights(
-    config: RunConfig, given: Sequence[float], domains: Sequence[DomainFiles]
+def _held_out_weights(
+    config: RunConfig, split: SplitName, domains: Sequence[DomainFiles]
 ) -> list[float]:
-    """Takes the weights of the configuration, or computes them from the numbers of documents."""
-    if not config.data.weight_by_num_documents:
+    """Takes the weights of the configuration, or computes them from the sizes of the data."""
+    if config.data.weight_by_num_documents:
+        counts = [len(domain.dataset) for domain in domains]
+        return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
+    given = getattr(config.data, f"{split}_weights")
+    if given:
         return [given[domain.number] for domain in domains]
-    counts = [len(domain.dataset) for domain in domains]
-    return weights_by_num_docs(counts, config.data.weighted_sampler_alpha)
+    if config.data.train_weighting.rule == "unimax":  # nothing is repeated in an evaluation
+        return [1.0] * len(domains)
+    tokens = [domain.num_tokens for domain in domains]
+    return shares_of_sizes(config, tokens, total_samples=sum(tokens))
 
 
 def _evaluation_limits(
@@ -344,6 +332,6 @@ def _evaluation_limits(
         otherwise = written * batch_size if written else None
         limit = limits[split] if limits[split] is not None else otherwise
         return [limit] * len(domains)
-    weights = _weights(config, getattr(config.data, f"{split}_weights"), domains)
+    weights = _held_out_weights(config, split, domains)
     total = config.evaluation.iters * batch_size
     return [math.ceil(total * weight / sum(weights)) for weight in weights]

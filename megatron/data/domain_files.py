@@ -34,6 +34,13 @@ class DomainFiles:
     number: int
     """Position in the list of paths; a data set without a sample in the split is left out."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the split."""
+        sizes = self.dataset.sizes
+        chosen = sizes if self.documents is None else sizes[self.documents]
+        return int(chosen.sum(dtype=np.int64))
+
 
 def domain_name(prefix: str | Path) -> str:
     """Names a domain by the folder that holds it, or by its file where no folder is given."""
@@ -109,9 +116,9 @@ def _split_by_documents(
         )
     if not shares[part]:
         return None
-    num_tokens = int(whole.dataset.sizes[documents].sum(dtype=np.int64))
-    if split == "train" or num_tokens > config.data.seq_length:
-        return dataclasses.replace(whole, documents=documents)
+    part_of = dataclasses.replace(whole, documents=documents)
+    if split == "train" or part_of.num_tokens > config.data.seq_length:
+        return part_of
     if is_first:
         logger.warning(
             "%s: split %r gives the %s part %d documents with %d tokens, less than one sample of "
@@ -120,7 +127,7 @@ def _split_by_documents(
             config.data.split_text,
             split,
             len(documents),
-            num_tokens,
+            part_of.num_tokens,
             config.data.seq_length + 1,
         )
     return None

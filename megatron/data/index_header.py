@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ __all__ = [
     "IndexHeader",
     "data_file_path",
     "index_file_path",
+    "leading_tokens",
     "read_header",
     "stored_tokens",
 ]
@@ -113,6 +115,24 @@ def stored_tokens(prefix: str | Path) -> int:
         f"{data_path}: {header.num_items} items need {expected} bytes, found {found}; "
         f"the file is {state}, copy or make the data set again"
     )
+
+
+def leading_tokens(prefix: str | Path, num_items: int) -> int:
+    """Returns the number of tokens in the first items of a data set.
+
+    Raises:
+        DataError: As ``read_header``.
+    """
+    read_header(prefix)
+    sizes = array("i")
+    path = index_file_path(prefix)
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(HEADER.size)
+            sizes.frombytes(stream.read(_SIZE.size * num_items))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return sum(sizes)
 
 
 def _last_item(stream: BinaryIO, num_items: int) -> tuple[int, int]:

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_elsewhere = command.elsewhere or bool(plan.hosts)
         if command.dry_run:
             sys.stdout.write(_shown_commands(arguments, plan) + _forecast(config))
+            sys.stdout.write(_mixture_table(config))
         if not (command.check or command.dry_run):
             if problem := missing_packages_problem("torch", "deepspeed"):
                 raise ConfigError(problem)
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(*problems)
         if command.check:
             sys.stdout.write(_summary(config, plan, lacks=problems) + "\n")
+            sys.stdout.write("" if command.dry_run else _mixture_table(config))
         if command.check or command.dry_run:
             return 0
         if plan.hosts:
@@ -184,6 +186,19 @@ def _forecast(config: Any) -> str:
     from megatron.launcher.dry_run import describe_run
 
     return describe_run(config) + "\n"
+
+
+def _mixture_table(config: RunConfig) -> str:
+    """Text about what a training run reads of each domain; empty for other scripts."""
+    if not is_training_script(config.launch.user_script):
+        return ""
+    from megatron.data.errors import DataError
+    from megatron.sizing.mixture import describe_mixture
+
+    try:
+        return "".join(f"{line}\n" for line in describe_mixture(config))
+    except (ConfigError, DataError):  # reported already; the data of a run elsewhere are there
+        return ""
 
 
 def _shown(command: RankCommand) -> str:

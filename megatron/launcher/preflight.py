@@ -20,6 +20,7 @@ from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
 from megatron.neox_arguments.purpose import Purpose, is_training_script, purpose_of
 from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
+from megatron.sizing.mixture import describe_mixture
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_size
 
@@ -50,6 +51,7 @@ def start_problems(
         problems += [ConfigError(f"{key}: {problem}", key=key) for problem in found]
     if is_training:
         problems += _split_problems(config)
+        problems += _mixture_problems(config) if is_valid and not problems else []
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
@@ -126,6 +128,15 @@ def _split_problems(config: RunConfig) -> Iterator[ConfigError]:
             "share",
             key="split",
         )
+
+
+def _mixture_problems(config: RunConfig) -> list[ConfigError]:
+    """Weights and limits for which the data are too small."""
+    try:
+        describe_mixture(config)
+    except ConfigError as error:
+        return [error]
+    return []
 
 
 def _precision_problems(config: RunConfig, *, has_accelerator: bool) -> list[ConfigError]:

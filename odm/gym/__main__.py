@@ -2,101 +2,117 @@
 
     python -m odm.gym                              all methods that learn, all worlds
     python -m odm.gym --mixer smoothed_mean --world plain noise_1 --seeds 5
+    python -m odm.gym --mixer learning_curve --option exponent=1
+    python -m odm.gym --gates                      what learning_curve promises; 1 if a check fails
 
 One line per world and method: how far the run ends from one with uniform weights that drew from
-the same seed, on average over the seeds. Negative numbers are better than uniform.
+the same seed, on average over the seeds. Negative numbers are better than uniform. Below each
+method is its mean, frozen: static weights that read as much of each domain. At the end, the world
+in which each method did worst.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Mapping, Sequence
 
 from ..methods import METHODS
-from .training import Outcome, best_static, outcome, train, train_static
+from ..mixers import Mixer, make_mixer
+from .gates import gates
+from .scores import Score, best_scores, method_scores, uniform_runs
 from .worlds import WORLDS, World, make_world
-
-
-@dataclass(frozen=True)
-class Score:
-    """A method in a world, as differences to uniform weights; means over seeds."""
-
-    loss: float
-    """Mean loss over the scored domains, in nats."""
-    worst_loss: float
-    """The largest of the seeds."""
-    perplexity: float
-    """Mean perplexity over the scored domains, as a share of uniform's."""
-    worst_perplexity: float
-    """The largest of the seeds."""
-    noise_share: float
-    """Samples that were noise, as a share of all (not a difference)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    methods = [
-        name for name, method in METHODS.items() if method.learns and method.signal != "held_out"
-    ]
+    methods = [name for name, method in METHODS.items() if method.learns]
     parser = argparse.ArgumentParser(
         prog="python -m odm.gym", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--mixer", nargs="+", choices=methods, default=methods)
+    parser.add_argument(
+        "--mixer",
+        nargs="+",
+        choices=methods,
+        help="methods, with their default options; not set: all that need no others",
+    )
+    parser.add_argument(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the methods of --mixer; a value is JSON",
+    )
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
-    options = parser.parse_args(arguments)
-    sys.stdout.write(
-        f"{'world':<12} {'weights':<22} {'loss':>8} {'worst':>8} {'headroom':>8} "
-        f"{'ppl %':>7} {'worst':>7} {'noise':>6}\n"
+    parser.add_argument(
+        "--gates", action="store_true", help="check what learning_curve promises, and nothing else"
     )
-    for name in options.world:
-        world = make_world(name)
-        sys.stdout.write(
-            "".join(f"{line}\n" for line in _report(world, options.mixer, options.seeds))
-        )
-        sys.stdout.flush()
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {options.seeds}")
+    worlds, seeds = [make_world(name) for name in options.world], range(1, options.seeds + 1)
+    if options.gates:
+        return _check(worlds, seeds)
+    try:
+        mixers = _mixers(options.mixer, methods, options.option)
+    except ValueError as error:
+        parser.error(str(error))
+    _compare(worlds, mixers, seeds)
     return 0
 
 
-def _report(world: World, mixers: Sequence[str], num_seeds: int) -> list[str]:
-    seeds = range(1, num_seeds + 1)
-    uniform = np.full(world.num_domains, 1.0 / world.num_domains)
-    base = [train_static(world, uniform, seed=seed) for seed in seeds]
-    best = best_static(world)
-    oracle = score([outcome(world, best * world.num_samples, best)] * num_seeds, base)
-    lines = [_line(world.name, "best for loss", oracle, oracle.loss)]
-    best = best_static(world, perplexity_share=1.0)
-    at_best = score([outcome(world, best * world.num_samples, best)] * num_seeds, base)
-    lines.append(_line(world.name, "best for perplexity", at_best, oracle.loss))
-    for mixer in mixers:
-        runs = [train(world, mixer, seed=seed) for seed in seeds]
-        lines.append(_line(world.name, mixer, score(runs, base), oracle.loss))
-        frozen = [
-            train_static(world, run.samples, seed=seed)
-            for run, seed in zip(runs, seeds, strict=True)
-        ]
-        lines.append(_line(world.name, "  its mean, frozen", score(frozen, base), oracle.loss))
-    return lines
+def _mixers(
+    chosen: Sequence[str] | None, methods: Sequence[str], options: Sequence[str]
+) -> dict[str, Mixer]:
+    """The chosen methods, or all of ``methods`` that need no options."""
+    given = {}
+    for text in options:
+        name, _, value = text.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            raise ValueError(f"--option {text}: expected NAME=VALUE with a JSON value") from None
+    if given and not chosen:
+        raise ValueError("--option needs --mixer; name the methods that have these options")
+    found = {}
+    for name in chosen or methods:
+        try:
+            found[name] = make_mixer(name, **given)
+        except ValueError:
+            if chosen:
+                raise
+    return found
 
 
-def score(runs: Sequence[Outcome], base: Sequence[Outcome]) -> Score:
-    """Compares runs with those of uniform weights from the same seeds."""
-    losses = [run.mean_loss - other.mean_loss for run, other in zip(runs, base, strict=True)]
-    ratios = [
-        run.mean_perplexity / other.mean_perplexity - 1.0
-        for run, other in zip(runs, base, strict=True)
-    ]
-    return Score(
-        float(np.mean(losses)),
-        max(losses),
-        float(np.mean(ratios)),
-        max(ratios),
-        float(np.mean([run.noise_share for run in runs])),
+def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:
+    is_right = True
+    for world in worlds:
+        for gate in gates(world, seeds):
+            _print(str(gate))
+            is_right = is_right and gate.holds
+    return 0 if is_right else 1
+
+
+def _compare(worlds: Sequence[World], mixers: Mapping[str, Mixer], seeds: Sequence[int]) -> None:
+    _print(
+        f"{'world':<12} {'weights':<22} {'loss':>8} {'worst':>8} {'headroom':>8} "
+        f"{'ppl %':>7} {'worst':>7} {'noise':>6}"
     )
+    worst: dict[str, tuple[float, str]] = {}
+    for world in worlds:
+        base = uniform_runs(world, seeds)
+        for_loss, for_perplexity = best_scores(world, base)
+        _print(_line(world.name, "best for loss", for_loss, for_loss.loss))
+        _print(_line(world.name, "best for perplexity", for_perplexity, for_loss.loss))
+        for name, mixer in mixers.items():
+            found, frozen = method_scores(world, mixer, base, seeds)
+            _print(_line(world.name, name, found, for_loss.loss))
+            _print(_line(world.name, "  its mean, frozen", frozen, for_loss.loss))
+            worst[name] = max(worst.get(name, (found.loss, world.name)), (found.loss, world.name))
+    for name, (loss, where) in worst.items():
+        _print(f"{'worst world':<12} {name:<22} {loss:+8.4f} in {where}")
 
 
 def _line(world: str, weights: str, found: Score, headroom: float) -> str:
@@ -106,6 +122,11 @@ def _line(world: str, weights: str, found: Score, headroom: float) -> str:
         f"{100 * found.perplexity:+7.2f} {100 * found.worst_perplexity:+7.2f} "
         f"{100 * found.noise_share:5.1f}%"
     )
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Outcome:
 def train(world: World, mixer: Mixer | str, *, seed: int, warmup_steps: int = 0) -> Outcome:
     """Trains in a world with a method that learns, step by step, as a trainer would.
 
+    Methods that learn from held-out losses get those of every step, without noise.
+
     Args:
         world: What losses follow from what was read.
         mixer: The method, or its registered name.
@@ -45,7 +47,13 @@ def train(world: World, mixer: Mixer | str, *, seed: int, warmup_steps: int = 0)
         warmup_steps: See `odm.MixtureController`.
     """
     schedule = MixtureSchedule(seed, world.num_domains)
-    controller = MixtureController(world.domains, mixer, schedule, warmup_steps=warmup_steps)
+    controller = MixtureController(
+        world.domains,
+        mixer,
+        schedule,
+        warmup_steps=warmup_steps,
+        total_steps=world.num_steps,
+    )
     noise = np.random.default_rng([seed, SEED_OF_LOSSES])
     samples = np.zeros(world.num_domains)
     for step in range(1, world.num_steps + 1):
@@ -53,8 +61,11 @@ def train(world: World, mixer: Mixer | str, *, seed: int, warmup_steps: int = 0)
         losses = world.training(samples, step / world.num_steps)
         spread = world.sample_sd / np.sqrt(np.maximum(counts, 1.0))
         losses = losses + spread * noise.standard_normal(world.num_domains)
-        controller.observe(step, Signal.from_means(losses, counts * SAMPLE_TOKENS, counts))
         samples += counts
+        if controller.mixer.method.signal == "held_out":
+            controller.observe(step, world.held_out(samples, step / world.num_steps))
+        else:
+            controller.observe(step, Signal.from_means(losses, counts * SAMPLE_TOKENS, counts))
     return outcome(world, samples, controller.weights)
 
 

@@ -44,6 +44,8 @@ class World:
     """Share of the run after which the learning rate decays."""
     decay_gain: float = 0.0
     """Share of every learnable domain's loss that the decay takes away by its end."""
+    is_homogeneous: bool = False
+    """Whether no mixture is better than uniform weights."""
 
     @property
     def num_domains(self) -> int:
@@ -201,7 +203,8 @@ def _homogeneous() -> World:
     each = np.ones(count)
     exposure = 0.1 + 0.9 * np.eye(count)
     laws = PowerLaws(1.5 * each, 2.0 * each, 0.15 * each, exposure)
-    return _world([f"alike_{i + 1}" for i in range(count)], laws)
+    world = _world([f"alike_{i + 1}" for i in range(count)], laws)
+    return replace(world, is_homogeneous=True)
 
 
 WORLDS: dict[str, Callable[[], World]] = {

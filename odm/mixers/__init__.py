@@ -3,8 +3,10 @@
 from .base import Mixer, State, known_mixers, make_mixer, register
 from .ema import Ema
 from .exp3 import Exp3
+from .learning_curve import LearningCurve
 from .naive_validation import NaiveValidation
 from .odm_paper import OdmPaper
+from .schedule import Schedule
 from .smoothed_mean import SmoothedMean
 from .static import Static
 
@@ -15,9 +17,11 @@ __all__ = [
     "make_mixer",
     "known_mixers",
     "SmoothedMean",
+    "LearningCurve",
     "OdmPaper",
     "Exp3",
     "Ema",
     "Static",
+    "Schedule",
     "NaiveValidation",
 ]

@@ -50,7 +50,7 @@ class Mixer(ABC):
     def options(self) -> dict[str, Any]:
         """Options as JSON data; ``make_mixer(name, **options)`` makes the same mixer."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {key: plain(value) for key, value in fields.items()}
+        return {key: _as_lists(plain(value)) for key, value in fields.items()}
 
     def init(self, domains: Sequence[str], weights: ArrayLike) -> State:
         """Makes the state before the first update.
@@ -70,6 +70,15 @@ class Mixer(ABC):
                 f"({', '.join(names)}); with one domain there is nothing to mix, use static"
             )
         return self._init(check_weights(weights, len(names), where=f"{self.name}: weights"))
+
+    def weights_at(self, step: int, initial: FloatArray) -> FloatArray:
+        """Probabilities of the draw after ``step`` if nothing has been learnt, shape (K,).
+
+        Args:
+            step: Last trained step; 0 before the first.
+            initial: Raw initial weights, shape (K,).
+        """
+        return normalize(initial)
 
     def update(
         self,
@@ -182,6 +191,11 @@ class Mixer(ABC):
         with np.errstate(over="ignore"):
             ratio = losses / np.where(present, used, 1.0)
         return np.clip(ratio, -MAX_REWARD, MAX_REWARD)
+
+
+def _as_lists(value: Any) -> Any:
+    """Turns tuples, also inside each other, into lists, as JSON would return them."""
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _like(value: Any) -> Check:

@@ -12,7 +12,7 @@ SIZES = "19M 49M 125M bf16_125M 350M 760M 800M 1-3B 2-7B 6-7B 13B 20B 175B".spli
 PYTHIA = "14M 31M 70M 160M 410M 1B 1-4B 2-8B 6-9B 12B".split()
 ODM = "160M 410M 1B 3B".split()
 WEIGHTS = "original_pile doremi_120 doremi_280 doremi_1B static_1B_final static_1B_mean".split()
-METHODS = "smoothed_mean smoothed_mean_half odm_paper exp3 ema static".split()
+METHODS = "smoothed_mean smoothed_mean_half odm_paper exp3 ema learning_curve static".split()
 
 
 @pytest.fixture(autouse=True)

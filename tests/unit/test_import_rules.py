@@ -47,6 +47,7 @@ LIGHT_MODULES = {
     "data.errors": 0,
     "data.index_header": 0,
     "data.metadata": 0,
+    "data.shares": 0,
     "data.splits": 0,
     "reporting.run_log": 0,
     "runtime.accelerator": 1,

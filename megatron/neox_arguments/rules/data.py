@@ -11,13 +11,17 @@ from megatron.data.splits import SPLITS
 from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
-from ..sections import Batch, Data, Mixing
+from ..sections import Batch, Data, Mixing, TrainWeighting
 from .draft import Draft
 from .held_out import resolve_reward
 from .limits import resolve_limits
+from .objective import OBJECTIVE, resolve_objective
+from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
 
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
 HELD_OUT_LIMITS = ("max_validation_samples_per_dataset", "max_test_samples_per_dataset")
+RULES_OF_SIZE = ("natural", "temperature", "unimax")
+"""Rules whose weights follow from the sizes of the datasets."""
 UNKNOWN = Method()
 """In the place of a method whose name is a problem already."""
 
@@ -26,8 +30,10 @@ def resolve_data(draft: Draft) -> Data:
     """Returns paths, weights and names of the three sets, and how text becomes samples."""
     paths = _paths(draft)
     weights = {name: _weights(draft, name, paths[name]) for name in ("valid", "test")}
+    domains = _all_domains(draft, paths)
     with draft.training_rules():
-        weights["train"] = _weights(draft, "train", paths["train"])
+        weighting = resolve_weighting(draft, domains["train"])
+        weights["train"] = _train_weights(draft, weighting, paths["train"], domains["train"])
     is_split_off = _is_split_off(draft)
     if is_split_off:  # what is held out is weighted as the rest
         held_out: dict[str, tuple[float, ...]] = {
@@ -35,7 +41,6 @@ def resolve_data(draft: Draft) -> Data:
         }
         weights |= held_out
     split = _split(draft) if draft["data_path"] or is_split_off else None
-    domains = _all_domains(draft, paths)
     if draft["data_impl"] in ("cached", "lazy"):
         draft.notes.append(
             f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
@@ -60,6 +65,7 @@ def resolve_data(draft: Draft) -> Data:
         split=split,
         split_text=draft["split"],
         seq_length=_seq_length(draft),
+        train_weighting=weighting,
         **{f"{name}_paths": paths[name] for name in SPLITS},
         **{f"{name}_weights": weights[name] for name in SPLITS},
         **{f"{name}_domains": domains[name] for name in SPLITS},
@@ -130,6 +136,19 @@ def _note_eval_iters(draft: Draft) -> None:
 def _sets_in_use(draft: Draft) -> tuple[str, ...]:
     """Sets that the program opens: the training data of a model that is read may be gone."""
     return SPLITS if draft.purpose is Purpose.TRAINING else ("valid", "test")
+
+
+def _train_weights(
+    draft: Draft, weighting: TrainWeighting, paths: Sequence[str], domains: Sequence[str]
+) -> tuple[float, ...]:
+    """Weights of the training data; none if they follow from sizes, which are not known here."""
+    if isinstance(draft[KEY], list) or draft[KEY] is None:
+        return _weights(draft, "train", paths)
+    if weighting.rule in RULES_OF_SIZE:
+        return ()
+    if weighting.rule in ("file", "schedule"):
+        return weights_of_file(draft, weighting, domains)
+    return (1.0,) * len(paths)
 
 
 def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]:
@@ -234,8 +253,7 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
 
 def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     """Returns the mixing method and how many consecutive samples share a domain."""
-    domains = data.train_domains
-    method = draft["data_sampling_method"]
+    domains, method = data.train_domains, _method(draft, data.train_weighting)
     facts = METHODS.get(method or "static", UNKNOWN)
     learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
@@ -257,8 +275,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
         draft.issues.add(
             "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
         )
-    is_named = bool(domains)
-    run_length = 1
+    is_named, run_length = bool(domains), 1
     if is_named and draft["mixed_minibatches"]:
         run_length = batch.micro_batch_size
     elif is_named and not draft["mixed_batches"]:
@@ -270,14 +287,48 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
                 key,
                 f"{key} needs named datasets; set use_named_train_datasets: true",
             )
-    weights = draft["train_data_weights"] or (1.0,) * len(domains)
+    points = schedule_points(
+        draft,
+        data.train_weighting,
+        domains,
+        tokens_per_iteration=max(1, batch.train_batch_size * data.seq_length),
+    )
+    weights = data.train_weights or (1.0,) * len(domains)
+    content = data.train_weighting.content if points else None
     return draft.section(
         Mixing,
         method=method or "static",
         run_length=run_length,
+        points=points,
+        interpolation=(content or {}).get("interpolation", "constant"),
         **resolve_reward(draft, method or "static", facts, data, batch),
-        **resolve_limits(draft, domains, weights),
+        **resolve_objective(draft, domains),
+        **resolve_limits(draft, domains, [drawn for _, drawn in points] or [weights]),
     )
+
+
+def _method(draft: Draft, weighting: TrainWeighting) -> str | None:
+    """The method as written, or `schedule` if the weights are one."""
+    method = draft["data_sampling_method"]
+    if weighting.rule != "schedule":
+        draft.require(
+            method != "schedule",
+            "data_sampling_method",
+            f"data_sampling_method schedule needs {KEY}: {{schedule: FILE}}; add it",
+        )
+        return method
+    draft.require(
+        method in (None, "static", "schedule"),
+        KEY,
+        f"{KEY}.schedule fixes the weights, data_sampling_method {method} learns them; remove one "
+        "of the two",
+    )
+    draft.require(
+        not draft["weight_by_num_documents"],
+        "weight_by_num_documents",
+        f"weight_by_num_documents and {KEY}.schedule both fix the weights; keep one",
+    )
+    return "schedule"
 
 
 def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> None:
@@ -309,6 +360,8 @@ def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> No
         key = f"data_sampling_{setting}"
         if setting not in facts.settings and draft.is_set(key):
             draft.notes.append(f"{key} is not used by {method}")
+    if "objective_weights" not in facts.settings and draft.is_set(OBJECTIVE):
+        draft.notes.append(f"{OBJECTIVE} is not used by {method}")
 
 
 def training_data_problem(train_paths: Sequence[str]) -> str | None:

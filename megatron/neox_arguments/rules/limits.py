@@ -1,4 +1,4 @@
-"""Limits on the weights of domains: smallest and largest weight, passes over a domain."""
+"""Limits on the weights of domains: smallest and largest weight, passes over a domain, groups."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 
 from ..coerce import parse_number
 from .draft import Draft
+from .group_limits import resolve_groups, resolve_trust_region
 
 _ROUNDING = 1e-9
 """Sums of decimal fractions are off by some units in the last place."""
 
 
 def resolve_limits(
-    draft: Draft, domains: Sequence[str], initial_weights: Sequence[float]
-) -> dict[str, tuple[Any, ...]]:
-    """Returns fields of `Mixing`, one number per domain; an empty tuple for a key that is not set.
+    draft: Draft, domains: Sequence[str], initial_weights: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    """Returns fields of `Mixing` for all limits; those of a key that is not set are empty.
+
+    Args:
+        draft: The configuration.
+        domains: Names of the training domains.
+        initial_weights: Weights before the limits, one per domain; several of a schedule.
 
     Whether `data_sampling_max_epochs` leaves enough samples for the run is known when the data are
     open.
@@ -30,8 +36,11 @@ def resolve_limits(
     maximum = read("data_sampling_max_weight", 1.0, is_share, "in [0, 1]")
     epochs = read("data_sampling_max_epochs", None, lambda value: value > 0, "above 0")
     if (minimum or maximum) and not draft.issues:
-        _check_sums(draft, domains, minimum, maximum, initial_weights)
-    return {"min_weights": minimum, "max_weights": maximum, "max_epochs": epochs}
+        for weights in initial_weights:
+            _check_sums(draft, domains, minimum, maximum, weights)
+    found = {"min_weights": minimum, "max_weights": maximum, "max_epochs": epochs}
+    groups = resolve_groups(draft, domains, found, initial_weights)
+    return {**found, "groups": groups, "trust_region": resolve_trust_region(draft)}
 
 
 class _Reader:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .data import Data, DataKeys, Mixing, MixingKeys
+from .data import Data, DataKeys, DomainGroup, Mixing, MixingKeys, TrainWeighting
 from .evaluation import Evaluation, Generation
 from .launch import Launch, LaunchKeys
 from .layout import Batch, Layout, LayoutKeys
@@ -57,6 +57,7 @@ __all__ = [
     "SECTIONS",
     "Batch",
     "Data",
+    "DomainGroup",
     "Evaluation",
     "Generation",
     "Launch",
@@ -69,4 +70,5 @@ __all__ = [
     "Saving",
     "Schedule",
     "Section",
+    "TrainWeighting",
 ]

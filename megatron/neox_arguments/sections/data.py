@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from odm.methods import METHODS, RewardSource
 
@@ -13,6 +14,22 @@ if TYPE_CHECKING:
     MethodName: TypeAlias = str
 else:
     MethodName = Literal[tuple(METHODS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainWeighting:
+    """How the weights of the training datasets are found, and where they come from."""
+
+    rule: str = "list"
+    """`list`, `uniform`, `natural`, `temperature`, `unimax`, `file` or `schedule`."""
+    value: float | None = None
+    """The temperature, or the epochs of `unimax`."""
+    file: str | None = None
+    """File of weights or of a schedule, as it was named."""
+    sha256: str | None = None
+    """Digest of the file's text, hexadecimal."""
+    content: Mapping[str, Any] | None = None
+    """What the file contains, its provenance included: nobody needs the file again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +55,14 @@ class Data:
     """Prefixes of test data."""
 
     train_weights: tuple[float, ...]
-    """Weights of the training datasets, as given (they need not sum to 1)."""
+    """Weights of the training datasets, as given (they need not sum to 1); those at the start for
+    a schedule. Empty for a rule that needs the sizes of the datasets."""
+
+    train_weighting: TrainWeighting
+    """The rule by which the training weights are found."""
 
     valid_weights: tuple[float, ...]
-    """Weights of the validation datasets."""
+    """Weights of the validation datasets; empty as `train_weights`, for what `split` holds out."""
 
     test_weights: tuple[float, ...]
     """Weights of the test datasets."""
@@ -131,9 +152,12 @@ class DataKeys:
     test_data_paths: list[str] | None = None
     """Prefixes of the test datasets."""
 
-    train_data_weights: list[float] | None = None
-    """Weight of each training dataset, in the order of the paths; they need not sum to 1. Not set:
-    equal. With a `data_sampling_method` these are the initial weights."""
+    train_data_weights: list[float] | Literal["uniform", "natural"] | dict | None = None
+    """Weight of each training dataset, in the order of the paths; they need not sum to 1. Or a
+    rule: `uniform`; `natural`, in proportion to the samples of each; `{temperature: x}`, to
+    samples^(1/x); `{unimax: n}`, as equal as n epochs of each allow; `{file: FILE}`, a section of
+    domain: weight; `{schedule: FILE}`, weights that change with the tokens. Not set: equal. With a
+    `data_sampling_method` that learns, these are the initial weights, and a schedule is refused."""
 
     valid_data_weights: list[float] | None = None
     """Weight of each validation dataset. No effect with `use_named_eval_datasets`, which evaluates
@@ -154,6 +178,16 @@ class DataKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainGroup:
+    """Limits on the sum of the weights of some domains."""
+
+    name: str
+    domains: tuple[str, ...]
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixing:
     """Online data mixing: how domain weights are learnt, and how a batch is drawn."""
 
@@ -163,6 +197,7 @@ class Mixing:
     ]
     """How domain weights follow the losses. `smoothed_mean` is the released method of Online Data
     Mixing, `odm_paper` its published equation; `static` or nothing keeps `train_data_weights`;
+    `schedule` is what `static` becomes by `train_data_weights: {schedule: FILE}`;
     `naive_validation` needs `data_sampling_reward: heldout`."""
 
     run_length: int
@@ -173,14 +208,39 @@ class Mixing:
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
 
     update_frequency: Annotated[int, Key("data_sampling_update_frequency")] = 1
-    """Iterations from one update of the weights to the next; losses in between are not used. At
-    least 1 for methods that learn."""
+    """Iterations from one update of the weights to the next; only learning_curve uses the losses in
+    between. At least 1 for methods that learn."""
+
+    points: tuple[tuple[float, tuple[float, ...]], ...]
+    """Points of a schedule: iterations before it (a number that need not be whole) and one weight
+    per domain. Empty for other methods."""
+
+    interpolation: str
+    """Weights between two points: `constant` or `linear`."""
 
     smoothing_factor: Annotated[
         float, Key("data_sampling_smoothing_factor"), in_range("[0, 1)", "1.0 would never learn")
     ] = 0.9
     """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
     smoothed_mean and odm_paper."""
+
+    perplexity_share: float
+    """Share of mean perplexity in the objective, in [0, 1]; the rest is mean loss."""
+
+    objective_weights: tuple[float, ...]
+    """What each domain counts in the objective; empty if all count alike."""
+
+    max_ratio: Annotated[
+        float, Key("data_sampling_max_ratio"), in_range("(1, 1000]", "1.0 would never learn")
+    ] = 3.0
+    """How many times its initial weight a domain gets at most; at least it gets the initial weight
+    divided by this number. For learning_curve."""
+
+    exponent: Annotated[
+        float, Key("data_sampling_exponent"), in_range("(0, 1]", "0.0 would never learn")
+    ] = 0.5
+    """How far the weights follow the estimates: 0 would keep the initial weights, 1 would follow in
+    full. For learning_curve."""
 
     reward: Annotated[
         RewardSource, Key("data_sampling_reward", Literal["train", "heldout"], "train")
@@ -227,9 +287,23 @@ class Mixing:
     `data_sampling_min_weight`, over which it wins. Draws are random: the last iterations may
     overshoot it a little."""
 
+    groups: Annotated[tuple[DomainGroup, ...], Key("data_sampling_groups", dict | None)]
+    """Limits on the sum of the weights of some domains, by a name of your choice: `{code: {domains:
+    [python, c], min: 0.1, max: 0.3}}`, where min is 0 and max 1 if they are not written. A domain
+    is in one group at most. The ratios within a group that is limited stay as they are."""
+
+    trust_region: Annotated[Mapping[str, float], Key("data_sampling_trust_region", dict | None)]
+    """How far the weights move per iteration: `{kl: x}`, at most x nats of relative entropy from
+    the last to the next weights, or `{total_variation: x}`, at most the share x of the draws."""
+
 
 class MixingKeys:
     """Keys that decide fields of `Mixing` together."""
+
+    data_sampling_objective: dict | None = None
+    """What learning_curve makes small: `{perplexity: 0.5, weights: {code: 2.0}}`. `perplexity` is
+    the share of mean perplexity, in [0, 1]; the rest is mean loss. `weights` is what domains count
+    in both means, 1 for domains that are not named."""
 
     mixed_batches: bool = False
     """Every sample of a batch draws its own domain."""

@@ -9,6 +9,7 @@ PATHS = {
 }
 NAMED = {**PATHS, "use_named_train_datasets": True, "use_named_eval_datasets": True}
 MIXED = {**NAMED, "data_sampling_method": "smoothed_mean"}
+CURVE = {**NAMED, "data_sampling_method": "learning_curve"}
 
 
 def test_a_single_dataset_is_split(make_config):
@@ -268,14 +269,71 @@ def test_no_method_and_static_are_the_same(make_config):
             "max_validation_samples_per_dataset must be at least 1, got 0",
         ),
         (
+            {**CURVE, "data_sampling_objective": {"loss": 1}},
+            "data_sampling_objective has perplexity and weights, not 'loss'",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"perplexity": 2}},
+            "data_sampling_objective.perplexity must be a number in [0, 1], got 2",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"weights": {"web": 1}}},
+            "data_sampling_objective.weights names domain 'web'; the domains are wiki, code",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"weights": {"code": -1}}},
+            "data_sampling_objective.weights.code must be a number of at least 0, got -1",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"weights": {"wiki": 0, "code": 0}}},
+            "data_sampling_objective.weights: all 2 are 0; at least one must be positive",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"weights": [1, 2]}},
+            "data_sampling_objective.weights must be a section of domain: number, got [1, 2]",
+        ),
+        (
+            {**CURVE, "data_sampling_max_ratio": 1},
+            "data_sampling_max_ratio must be in (1, 1000], got 1.0; 1.0 would never learn",
+        ),
+        (
+            {**CURVE, "data_sampling_exponent": 0},
+            "data_sampling_exponent must be in (0, 1], got 0.0; 0.0 would never learn",
+        ),
+        (
             {**NAMED, "data_sampling_method": "smooth"},
-            "data_sampling_method must be one of smoothed_mean, odm_paper, exp3, ema, static, "
-            "naive_validation, got 'smooth'",
+            "data_sampling_method must be one of smoothed_mean, odm_paper, exp3, ema, "
+            "learning_curve, static, schedule, naive_validation, got 'smooth'",
         ),
     ],
 )
 def test_wrong_data_is_refused(problem, keys, expected):
     assert problem(**keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (None, (0.5, ())),
+        ({}, (0.5, ())),
+        ({"perplexity": "1e-1"}, (0.1, ())),
+        ({"weights": {"code": 2}}, (0.5, (1.0, 2))),
+        ({"perplexity": 1, "weights": {"code": 0, "wiki": "3"}}, (1, (3, 0))),
+    ],
+)
+def test_the_objective_is_a_share_and_a_number_per_domain(make_config, objective, expected):
+    config = make_config(**CURVE, data_sampling_objective=objective)
+    assert (config.mixing.perplexity_share, config.mixing.objective_weights) == expected
+    options = {"data_sampling_max_ratio": 2, "data_sampling_exponent": 0.25}
+    mixing = make_config(**CURVE, **options).mixing
+    assert (mixing.max_ratio, mixing.exponent) == (2.0, 0.25)
+
+
+def test_an_objective_without_a_method_that_has_one_is_noted(make_config):
+    keys = {"data_sampling_objective": {"perplexity": 1}, "data_sampling_exponent": 0.25}
+    notes = make_config(**MIXED, **keys).notes
+    assert "data_sampling_objective is not used by smoothed_mean" in notes
+    assert "data_sampling_exponent is not used by smoothed_mean" in notes
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.presets import PRESETS
 from megatron.neox_arguments.sections import SECTIONS
 from megatron.neox_arguments.unsupported import UNSUPPORTED
+from odm.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[3]
 FORK = ROOT / "../shared/spec/fork.md"
@@ -80,7 +81,8 @@ def words_of_the_program():
 def test_every_key_is_read_refused_or_noted():
     written_in_parts = {f"{name}_data_weights" for name in ("train", "valid", "test")}
     only_passed_on = {"no_ssh_check", "force_multi", "git_hash"}
-    words = words_of_the_program()
+    options_of_methods = {name for method in METHODS.values() for name in method.settings}
+    words = words_of_the_program() | options_of_methods
     silent = {
         field.name
         for field in field_table().values()

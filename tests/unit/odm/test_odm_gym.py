@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from odm.gym.__main__ import main, score
+from odm.gym.__main__ import main
+from odm.gym.gates import gates
 from odm.gym.laws import START_NATS, CapacityLaws, PowerLaws, memorised_nats, useful_samples
+from odm.gym.scores import score
 from odm.gym.training import best_static, outcome, train, train_static
 from odm.gym.worlds import WORLDS, make_world
 from odm.mixers import make_mixer
@@ -114,7 +116,7 @@ def test_scores_are_differences_between_runs_of_one_seed():
 
 def test_the_command_prints_a_line_per_world_and_method(capsys):
     assert main(["--mixer", "smoothed_mean", "--world", "noise_1", "--seeds", "1"]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, last = capsys.readouterr().out.splitlines()
     assert header.split() == [
         "world",
         "weights",
@@ -129,8 +131,50 @@ def test_the_command_prints_a_line_per_world_and_method(capsys):
     assert [line.split("  ")[0].split()[0] for line in lines] == ["noise_1"] * 4
     assert "smoothed_mean" in lines[2]
     assert float(lines[2].split()[-1].rstrip("%")) > 30.0  # it takes noise for what is hard
+    assert last.split()[:3] == ["worst", "world", "smoothed_mean"]
+    assert last.endswith(" in noise_1")
 
 
 def test_a_world_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="unknown world 'plane', known: plain, "):
         make_world("plane")
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_learning_curve_keeps_its_promises_in_every_world(name):
+    """One seed, which was not used to choose its constants; ``--gates`` checks three."""
+    found = gates(make_world(name), [1])
+    assert len(found) >= 3
+    assert [str(gate) for gate in found if not gate.holds] == []
+
+
+def test_the_command_fails_if_a_promise_is_broken(capsys, monkeypatch):
+    monkeypatch.setattr("odm.gym.gates.MAX_MOVE", -1.0)
+    assert main(["--gates", "--world", "homogeneous", "--seeds", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["ok", "ok", "FAILED"]
+
+
+def test_methods_that_learn_from_held_out_losses_get_them():
+    world = replace(make_world("noise_1"), num_steps=200)
+    assert train(world, "naive_validation", seed=1).samples.sum() == world.num_samples
+
+
+def test_a_number_of_seeds_below_one_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--seeds", "0"])
+    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--option", "exponent=1"], "--option needs --mixer"),
+        (["--mixer", "exp3", "--option", "scale"], "--option scale: expected NAME=VALUE"),
+        (["--mixer", "exp3", "--option", "scale=1"], "unknown option of exp3 'scale'"),
+    ],
+)
+def test_options_that_no_method_has_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--world", "homogeneous"])
+    assert message in capsys.readouterr().err

@@ -7,13 +7,17 @@ ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "odm/README.md").read_text()
 
 
-def test_the_example_of_the_readme_prints_what_it_says():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (expected,) = re.findall(r"It prints `(.*?)`", README)
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == expected
+def test_the_examples_of_the_readme_print_what_it_says():
+    codes = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    expected = [re.findall("`(.*?)`", line) for line in re.findall(r"It prints (.*)", README)]
+    assert len(codes) == len(expected) == 2
+    for code, lines in zip(codes, expected, strict=True):
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        printed = result.stdout.splitlines()
+        assert printed == lines[: len(printed)]
+        assert printed
 
 
 def test_the_benchmark_of_mixing_refuses_arguments_without_a_meaning():

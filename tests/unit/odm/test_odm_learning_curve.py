@@ -1,0 +1,203 @@
+"""The learning_curve method: what it makes of slopes, objectives, anchors and held-out losses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from odm import MixtureController, MixtureSchedule, Signal
+from odm.held_out import HeldOut
+from odm.mixers import LearningCurve
+from odm.mixers.learning_curve import expected_falls
+from odm.replay import read_run_log, replay
+
+NAMES = ("web", "code", "math", "noise")
+FALLS = np.array([0.5, 0.2, 0.2, 0.0])
+TOTAL = 800
+
+
+def mixture(mixer=None, *, weights=None, total=TOTAL, **options):
+    schedule = MixtureSchedule(5, len(NAMES), stratified=True)
+    mixer = mixer or LearningCurve()
+    return MixtureController(
+        NAMES, mixer, schedule, initial_weights=weights, total_steps=total, **options
+    )
+
+
+def train(controller, first, last, *, falls=FALLS, level=3.0, held_out=None, log=None):
+    """Losses fall by ``falls`` per e-fold of steps, and are at ``level`` at the end of the run."""
+    for step in range(first, last + 1):
+        before = controller.weights
+        counts = controller.draw(step, 16).counts(len(NAMES)).astype(float)
+        rng = np.random.default_rng(step)
+        losses = level - falls * math.log(step / TOTAL) + 0.1 * rng.standard_normal(len(NAMES))
+        signal = Signal.from_means(losses, 64 * counts, counts)
+        given = held_out(step) if held_out else None
+        controller.observe(step, signal, held_out=given)
+        if log is not None:
+            means = [None if math.isnan(mean) else mean for mean in signal.mean_loss().tolist()]
+            record = {"event": "train", "iteration": step}
+            record["weights"] = dict(zip(NAMES, before.tolist(), strict=True))
+            record["losses"] = dict(zip(NAMES, means, strict=True))
+            record["tokens"] = dict(zip(NAMES, signal.token_count.tolist(), strict=True))
+            log.append(json.dumps(record))
+    return controller
+
+
+def test_what_falls_fast_gets_more_and_noise_gets_the_least_share():
+    weights = train(mixture(), 1, TOTAL).weights
+    assert weights[0] > 0.35 > weights[1] > 0.15
+    assert weights[1] == pytest.approx(weights[2], abs=0.02)
+    assert weights[3] == pytest.approx(0.25 / 3, abs=1e-3)
+
+
+def test_domains_that_fall_alike_stay_at_the_anchor():
+    weights = train(mixture(), 1, TOTAL, falls=np.full(4, 0.3)).weights
+    np.testing.assert_allclose(weights, np.full(4, 0.25), atol=2e-3)
+
+
+def test_nothing_moves_where_no_fall_can_be_told_from_chance():
+    initial = [0.4, 0.3, 0.2, 0.1]
+    still = train(mixture(weights=initial), 1, TOTAL, falls=np.zeros(4))
+    np.testing.assert_allclose(still.weights, initial, atol=1e-3)
+
+
+def test_weights_are_the_anchor_for_a_twentieth_of_the_run():
+    start = train(mixture(), 1, 39)
+    assert start.weights.tolist() == [0.25] * 4
+    assert train(start, 40, 60).weights[0] > 0.26
+    unknown = train(mixture(total=None), 1, 99)
+    assert unknown.weights.tolist() == [0.25] * 4
+    assert train(unknown, 100, 130).weights[0] > 0.26
+
+
+def test_the_anchor_is_what_was_asked_for():
+    initial = [0.4, 0.3, 0.2, 0.1]
+    for anchor, expected in (("uniform", [0.25] * 4), ((1, 1, 1, 5), [0.125] * 3 + [0.625])):
+        controller = mixture(LearningCurve(anchor=anchor), weights=initial)
+        np.testing.assert_allclose(controller.weights, initial)
+        at_anchor = train(controller, 1, TOTAL, falls=np.zeros(4)).weights
+        np.testing.assert_allclose(at_anchor, expected, atol=1e-3)
+
+
+def test_shares_stay_within_the_ratio_to_the_anchor_and_0_stays_0():
+    initial = np.array([0.5, 0.3, 0.2, 0.0])
+    mixer = LearningCurve(max_ratio=1.5, exponent=1.0)
+    weights = train(mixture(mixer, weights=initial), 1, TOTAL, falls=np.array([0, 0, 1, 1])).weights
+    assert weights[3] == 0.0
+    ratio = weights[:3] / initial[:3]
+    assert ratio.min() >= 1 / 1.5 - 1e-12
+    assert ratio.max() == pytest.approx(1.5, abs=1e-3)
+
+
+def test_the_objective_moves_shares_to_what_it_counts():
+    falls, level = np.full(4, 0.3), np.array([4.0, 3.0, 3.0, 3.0])
+    by_share = [
+        train(mixture(LearningCurve(share)), 1, TOTAL, falls=falls, level=level).weights[0]
+        for share in (0.0, 0.5, 1.0)
+    ]
+    assert by_share[0] == pytest.approx(0.25, abs=0.01)
+    assert by_share[0] + 0.02 < by_share[1] < by_share[2] - 0.02
+    counted = LearningCurve(objective_weights=(1, 1, 4, 0))
+    weights = train(mixture(counted), 1, TOTAL, falls=falls).weights
+    assert weights[2] > 1.5 * weights[0]
+    assert weights[3] == pytest.approx(0.25 / 3, abs=1e-3)
+
+
+def test_held_out_losses_replace_training_losses_where_there_are_any():
+    """By training losses noise falls fast, as if it were memorised; held out it does not."""
+    falls = np.array([0.2, 0.2, 0.2, 0.6])
+
+    def held_out(step):
+        if step % 5:
+            return None
+        means = 3.0 - np.array([0.2, 0.2, np.nan, 0.0]) * math.log(step / TOTAL)
+        wiggle = 0.01 * np.random.default_rng(step).standard_normal(4)
+        return HeldOut.from_means(means + wiggle, step=step)
+
+    deceived = train(mixture(), 1, TOTAL, falls=falls).weights
+    informed = train(mixture(), 1, TOTAL, falls=falls, held_out=held_out).weights
+    assert deceived[3] > 0.3
+    assert informed[3] == pytest.approx(0.25 / 3, abs=2e-3)
+    assert informed[2] == pytest.approx(informed[0], abs=0.04)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 10, 403])
+def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(stop):
+    def held_out(step):
+        return HeldOut.from_means([3.0, 2.0, np.nan, 1.0 + 1.0 / step], step=step)
+
+    for given in (None, held_out):
+        whole = train(mixture(), 1, stop + 90, held_out=given)
+        stopped = train(mixture(), 1, stop, held_out=given)
+        state = json.loads(json.dumps(stopped.state_dict(), allow_nan=False))
+        resumed = mixture()
+        resumed.load_state_dict(state)
+        train(resumed, stop + 1, stop + 90, held_out=given)
+        assert resumed.state_dict() == whole.state_dict()
+
+
+def test_a_run_that_goes_on_with_the_same_options_reports_no_change(caplog):
+    mixer = LearningCurve(objective_weights=(1, 2, 3, 4), anchor=(1, 1, 1, 2))
+    state = json.loads(json.dumps(train(mixture(mixer), 1, 20).state_dict()))
+    mixture(mixer).load_state_dict(state)
+    assert caplog.text == ""
+    mixture(mixer, total=TOTAL + 1).load_state_dict(state)
+    assert "total_steps was 800, now 801" in caplog.text
+
+
+def test_steps_of_the_warm_up_and_between_updates_are_part_of_the_curves():
+    often = train(mixture(warmup_steps=200), 1, 400)
+    seldom = train(mixture(warmup_steps=200, update_frequency=40), 1, 400)
+    assert train(mixture(warmup_steps=200), 1, 200).weights.tolist() == [0.25] * 4
+    assert often.weights[3] < 0.1
+    assert seldom.weights[3] < 0.15
+    assert seldom.last_decision["updated"]
+
+
+@pytest.mark.parametrize("options", [{}, {"warmup_steps": 150, "update_frequency": 7}])
+def test_a_log_of_losses_and_tokens_gives_the_weights_again(options):
+    controller = mixture(**options)
+    log = [json.dumps({"event": "start", "mixture": controller.describe()})]
+    train(controller, 1, 500, log=log)
+    assert controller.weights[0] > 0.3
+    result = replay(read_run_log(log))
+    assert result.num_iterations == 500
+    assert result.largest_difference <= 1e-12
+    with pytest.raises(ValueError, match=r"iteration 3 .* is not in the log"):
+        replay(read_run_log([*log[:3], *log[4:]]))
+
+
+def test_a_slope_that_differs_by_chance_becomes_the_common_one():
+    errors = np.full(4, 0.1)
+    np.testing.assert_allclose(expected_falls(np.array([0.9, 1.0, 1.1, 1.0]), errors), [1.0] * 4)
+    apart = expected_falls(np.array([0.5, 1.0, 2.0, 4.0]), errors)
+    assert (np.diff(apart) > 0.3).all()
+    assert 0.5 < apart[0] < 0.6
+    assert 3.9 < apart[3] < 4.0
+    unknown = expected_falls(np.array([1.0, 1.0, 0.0]), np.array([0.1, 0.1, np.inf]))
+    np.testing.assert_allclose(unknown, [1.0] * 3)
+    assert expected_falls(np.array([0.1, 0.1]), np.array([0.2, 0.2])) is None
+    assert expected_falls(np.zeros(2), np.full(2, np.inf)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"perplexity_share": 1.5}, r"perplexity_share must be a number in \[0, 1\], got 1.5"),
+        ({"max_ratio": 1.0}, r"max_ratio must be a number in \(1, 1000\], got 1.0"),
+        ({"exponent": 0.0}, r"exponent must be a number in \(0, 1\], got 0.0"),
+        ({"anchor": "natural"}, "anchor must be initial, uniform or one number per domain"),
+        ({"objective_weights": (0.0, 0.0)}, "objective_weights: all 2 weights are 0"),
+        ({"objective_weights": (1.0, -1.0)}, "objective_weights: must be finite and not neg"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"learning_curve: {message}"):
+        LearningCurve(**options)
+
+
+def test_numbers_per_domain_must_be_as_many_as_domains():
+    with pytest.raises(ValueError, match="anchor has 3 numbers, the run has 4 domains"):
+        mixture(LearningCurve(anchor=(1, 1, 1)))
