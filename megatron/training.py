@@ -18,13 +18,7 @@ import torch.distributed as dist
 from megatron.checkpoint.format import checkpoint_steps
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
-from megatron.data.data_utils import (
-    SplitName,
-    build_evaluation_source,
-    build_held_out_source,
-    build_train_source,
-)
-from megatron.data.evaluation_batches import EvaluationBatches
+from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.learning_rates import continued_schedule
@@ -33,7 +27,7 @@ from megatron.engine.runners import StepResult, StepRunner
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
-from megatron.evaluation.held_out import HeldOutMeter
+from megatron.evaluation.held_out import Measure, build_held_out_meter, measure_nothing
 from megatron.files import is_same_path
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
@@ -65,7 +59,7 @@ def train(
     *,
     last_step: int,
     learning_rate_of: Callable[[int], float],
-    held_out: HeldOutMeter | None = None,
+    measure: Measure = measure_nothing,
     run_length: int = 1,
     exit_interval: int | None = None,
 ) -> TrainState:
@@ -79,7 +73,7 @@ def train(
         state: Counters of the run, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
-        held_out: Measures the held-out losses that the mixture learns from; None measures none.
+        measure: Measures the held-out losses that the mixture learns from, when it is time.
         run_length: Consecutive samples of a plan that share a domain.
         exit_interval: Stop after each iteration that is a multiple of this; its hooks run first.
 
@@ -88,13 +82,11 @@ def train(
     """
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
-        state.step += 1
-        began = time.perf_counter()
+        state.step, began = state.step + 1, time.perf_counter()
         draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
-        learning_rate = learning_rate_of(state.applied_steps)
-        runner.set_learning_rate(learning_rate)
+        runner.set_learning_rate(learning_rate := learning_rate_of(state.applied_steps))
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, stop = reduce_step(result, mixture)  # one all-reduce
+        signal, lm_loss, state.stop = reduce_step(result, mixture)  # one all-reduce
         clock, before = time.perf_counter(), clock
         report = StepReport(
             draw=draw,
@@ -109,10 +101,9 @@ def train(
             step_seconds=clock - began,
         )
         require_finite(state, report, mixture, is_last=state.step == last_step)
-        measured = held_out.after_step(state.step, report.step_seconds) if held_out else None
-        mixture.observe(state.step, signal, held_out=measured)  # these decide the next weights
+        held_out = measure(runner, state.step, report.step_seconds)
+        mixture.observe(state.step, signal, held_out=held_out)  # decides the next step's weights
         advance(state, report, tokens=source.global_batch_size * source.seq_length)
-        state.stop = stop
         for hook in hooks:
             hook.after_step(state, report)
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
@@ -255,25 +246,20 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         else None
         for split in EVALUATION_SPLITS
     )
-    windows = build_held_out_source(config, mixture.domains, tokenizer_info=tokenizer, **ranks)
+    meter = build_held_out_meter(config, mixture.domains, logger, tokenizer_info=tokenizer, **ranks)
     loaded = build_runner(
         config, tokenizer, topology, num_domains=mixture.num_domains, say=logger.say
     )
     runner, state = loaded.runner, loaded.state
     refuse_to_replace(config, loaded)
     restore_mixture(mixture, loaded, source.samples_by_domain, warn=logger.warning)
-    held_out = _held_out_meter(config, loaded, windows, logger)
+    if meter is not None:
+        meter.continue_from(loaded.mixture_state)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
     interval, last_step = config.evaluation.interval, config.schedule.train_iters
     measured = _measured_before(config, state)
     saving = CheckpointHook(
-        runner,
-        source,
-        mixture,
-        config,
-        logger,
-        moment_names=moment_names(config),
-        held_out=held_out,
+        runner, source, mixture, config, logger, moment_names=moment_names(config), held_out=meter
     )
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
@@ -283,9 +269,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         ),
     ]
     if tasks is not None:
-        hooks.append(
-            TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)
-        )
+        hooks += [TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)]
     announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
     try:
@@ -297,7 +281,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
             state,
             last_step=last_step,
             learning_rate_of=learning_rate_of,
-            held_out=held_out,
+            measure=meter.after_step if meter else measure_nothing,
             run_length=config.mixing.run_length,
             exit_interval=config.schedule.exit_interval,
         )
@@ -309,23 +293,6 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
-
-
-def _held_out_meter(
-    config: RunConfig, loaded: LoadedRun, windows: EvaluationBatches | None, logger: RunLogger
-) -> HeldOutMeter | None:
-    """Measures held-out losses from where the checkpoint stopped; None without ``windows``."""
-    if windows is None or config.mixing.heldout_interval is None:
-        return None
-    meter = HeldOutMeter(
-        loaded.runner,
-        windows,
-        logger,
-        interval=config.mixing.heldout_interval,
-        num_parts=config.mixing.heldout_parts,
-    )
-    meter.load_state_dict((loaded.mixture_state or {}).get("held_out"))
-    return meter
 
 
 def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:

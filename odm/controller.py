@@ -191,8 +191,7 @@ class MixtureController:
             step: The step of the losses, counted from 1.
             observed: A signal summed over all ranks, or mean losses, shape (K,), nan for absent
                 domains.
-            held_out: Losses on held-out data, summed over all ranks, if this step measured them.
-                Without them, a step changes no weights that follow held-out losses.
+            held_out: Losses on held-out data over all ranks, in a step that measured them.
 
         Returns:
             The decision; its ``weights_after`` are the probabilities of the next draw.

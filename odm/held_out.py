@@ -271,7 +271,7 @@ class HeldOutRecord:
     def _levels(self) -> HeldOut:
         """Means over all windows; their changes are not known yet."""
         mean, error = self._means(self._domains, self._loss, self._tokens)
-        tokens = np.bincount(self._domains, self._tokens, minlength=self.num_domains)
+        tokens = self._total(self._domains, self._tokens)
         log_step, _ = self._means(self._domains, self._log_step * self._tokens, self._tokens)
         unknown = np.full(mean.shape, np.nan)
         return HeldOut(mean, error, tokens, log_step, unknown, unknown, unknown)
@@ -289,16 +289,17 @@ class HeldOutRecord:
             values: Sums V over the tokens of each window, shape (n,).
             tokens: Tokens T of each window, shape (n,); windows without tokens do not count.
         """
-
-        def total(of_windows: FloatArray) -> FloatArray:
-            return np.bincount(domains, of_windows, minlength=self.num_domains)
-
-        all_tokens, count = total(tokens), total((tokens > 0).astype(np.float64))
+        all_tokens = self._total(domains, tokens)
+        count = self._total(domains, (tokens > 0).astype(np.float64))
         divisor = np.where(all_tokens > 0, all_tokens, np.nan)
-        mean = total(values) / divisor
+        mean = self._total(domains, values) / divisor
         rest = np.where(tokens > 0, values - mean[domains] * tokens, 0.0)
         freedom = np.where(count > 1, count - 1, np.nan)
-        return mean, np.sqrt(total(rest * rest) * count / freedom) / divisor
+        return mean, np.sqrt(self._total(domains, rest * rest) * count / freedom) / divisor
+
+    def _total(self, domains: IntArray, of_windows: FloatArray) -> FloatArray:
+        """Sums over the windows of each domain, shape (K,)."""
+        return np.bincount(domains, of_windows, minlength=self.num_domains).astype(np.float64)
 
 
 def check_record(state: Any, where: str = "") -> None:

@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from megatron.data.data_utils import build_held_out_source
 from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.engine.domain_sums import DomainLossRecorder, all_reduce_sum
 from megatron.engine.runners import Evaluator
+from megatron.neox_arguments import RunConfig
 from megatron.reporting.run_logger import RunLogger
 from odm.held_out import HeldOut, HeldOutRecord
 
-__all__ = ["HeldOutMeter"]
+__all__ = ["HeldOutMeter", "Measure", "build_held_out_meter", "measure_nothing"]
+
+Measure = Callable[[Evaluator, int, float], HeldOut | None]
+"""`HeldOutMeter.after_step`, or `measure_nothing`."""
+
+
+def measure_nothing(runner: Evaluator, step: int, step_seconds: float) -> None:
+    """In the place of a meter in a run that measures no held-out losses."""
+
+
+def build_held_out_meter(
+    config: RunConfig, domains: Sequence[str], logger: RunLogger, **data: Any
+) -> HeldOutMeter | None:
+    """Builds the meter that the configuration asks for; None if nothing is measured.
+
+    Args:
+        config: The resolved configuration.
+        domains: Names of the training domains.
+        logger: Logs each measurement and its cost.
+        **data: See `build_held_out_source`, whose errors are raised.
+    """
+    source = build_held_out_source(config, domains, **data)
+    if source is None or config.mixing.heldout_interval is None:
+        return None
+    return HeldOutMeter(
+        source,
+        logger,
+        interval=config.mixing.heldout_interval,
+        num_parts=config.mixing.heldout_parts,
+    )
 
 
 class HeldOutMeter:
@@ -25,7 +56,6 @@ class HeldOutMeter:
     passes of the model in evaluation mode; it changes neither weights nor random numbers.
 
     Args:
-        runner: Computes the losses.
         source: The windows, as the samples of each training domain.
         logger: Logs each measurement and its cost.
         interval: Steps from one measurement to the next.
@@ -34,24 +64,23 @@ class HeldOutMeter:
 
     def __init__(
         self,
-        runner: Evaluator,
         source: EvaluationBatches,
         logger: RunLogger,
         *,
         interval: int,
         num_parts: int,
     ) -> None:
-        self._runner = runner
         self._source = source
         self._logger = logger
         self._interval = interval
         self._record = HeldOutRecord(source.num_samples, num_parts)
         self._step_seconds = 0.0
 
-    def after_step(self, step: int, step_seconds: float) -> HeldOut | None:
+    def after_step(self, runner: Evaluator, step: int, step_seconds: float) -> HeldOut | None:
         """Measures if a measurement is due after a step.
 
         Args:
+            runner: Computes the losses.
             step: The step that has just ended, counted from 1.
             step_seconds: Its wall time, for the share that measurements cost.
 
@@ -63,7 +92,7 @@ class HeldOutMeter:
         if step % self._interval:
             return None
         began = time.perf_counter()
-        loss, tokens = self._measure()
+        loss, tokens = self._measure(runner)
         seconds = time.perf_counter() - began
         share, self._step_seconds = seconds / (seconds + self._step_seconds), 0.0
         try:
@@ -79,21 +108,22 @@ class HeldOutMeter:
         """The last loss of each window, as JSON data that does not depend on the layout."""
         return self._record.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Continues from the state of a checkpoint; None if the saved run measured nothing."""
+    def continue_from(self, mixture: Mapping[str, Any] | None) -> None:
+        """Continues from ``mixture.json`` of a checkpoint, if the saved run measured anything."""
+        state = (mixture or {}).get("held_out")
         if state is not None and not self._record.load_state_dict(state):
             self._logger.warning(
-                "held-out windows are others than in the checkpoint (validation data, "
-                "data_sampling_heldout_samples or data_sampling_heldout_parts changed); all of "
-                "them are measured again first"
+                "the held-out windows are not those of the checkpoint (validation data, "
+                "data_sampling_heldout_samples or data_sampling_heldout_parts changed); the next "
+                "measurement is of all windows"
             )
 
-    def _measure(self) -> tuple[np.ndarray, np.ndarray]:
+    def _measure(self, runner: Evaluator) -> tuple[np.ndarray, np.ndarray]:
         """Sums of losses and tokens of the next windows over all ranks, each of shape (n,)."""
         domains, windows = self._record.next_windows()
-        recorder = DomainLossRecorder(len(windows), self._runner.device)
+        recorder = DomainLossRecorder(len(windows), runner.device)
         ids = np.arange(len(windows))  # the recorder sums by window, not by domain
-        self._runner.evaluate(self._source.chosen(domains, windows, ids=ids), recorder)
+        runner.evaluate(self._source.chosen(domains, windows, ids=ids), recorder)
         sums = recorder.sums()
         both = all_reduce_sum(torch.stack((sums.loss_sum, sums.token_count)))
         loss, tokens = both.cpu().numpy()

@@ -34,6 +34,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "plain": {"train_iters": 6, **DROPOUT},
     "measured": {**MEASURED, **DROPOUT},
     "naive_validation": {**HELD_OUT, "data_sampling_method": "naive_validation"},
+    "learning_curve": {**HELD_OUT, "data_sampling_method": "learning_curve"},
     "generalization": {
         **MEASURED,
         "validation_based_reward": True,
@@ -42,6 +43,7 @@ ALONE: dict[str, dict[str, Any]] = {
         "scale_by_reward_loss_diff": True,
     },
 }
+METHODS = ("naive_validation", "learning_curve", "generalization")
 CUTS: dict[str, dict[str, Any]] = {
     "dp2": {},
     "dp2-zero1": {"zero_optimization": {"stage": 1}},
@@ -114,7 +116,7 @@ def test_a_checkpoint_continues_on_another_layout(runs, cut):
         assert after[6][name] == pytest.approx(before[6][name], rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("run", ["single", "pp2", "naive_validation", "generalization"])
+@pytest.mark.parametrize("run", ["single", "pp2", *METHODS])
 def test_a_replay_of_the_log_gives_the_same_weights(runs, run):
     log = read_replay_log(log_of(runs / run / "run.yml").read_text().splitlines())
     assert replay(log).largest_difference <= 1e-12

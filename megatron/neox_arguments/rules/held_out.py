@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from odm.methods import Method
+from odm.methods import Method, RewardSource
 
 from ..sections import Batch, Data
 from .draft import Draft
@@ -91,9 +91,9 @@ def no_held_out_text_problem(missing: Sequence[str]) -> str:
     """What is wrong if domains have no validation data."""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return (
-        f"data_sampling_reward: no validation data of {', '.join(missing[:5])}{more}; give every "
-        "training domain a data set of its name in valid_data_paths, or a share of split that "
-        "fills a sample"
+        f"data_sampling_reward: no validation data of {', '.join(missing[:5])}{more}; name data "
+        "sets of all training domains in valid_data_paths, or set a share of split that fills a "
+        "sample"
     )
 
 
@@ -113,9 +113,9 @@ def _require_held_out_text(draft: Draft, data: Data) -> None:
         draft.issues.add("data_sampling_reward", no_held_out_text_problem(missing))
 
 
-def _source(draft: Draft, method: str, facts: Method) -> str:
+def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
     """Where the losses come from, as `odm.methods.RewardSource`."""
-    source = draft["data_sampling_reward"]
+    source: RewardSource = draft["data_sampling_reward"]
     if draft["validation_based_reward"]:
         if draft.is_set("data_sampling_reward"):
             draft.issues.add(
@@ -146,7 +146,7 @@ def _source(draft: Draft, method: str, facts: Method) -> str:
     return source
 
 
-def _source_of_research_code(draft: Draft, method: str) -> str:
+def _source_of_research_code(draft: Draft, method: str) -> RewardSource:
     """What `validation_based_reward` means there, by method and by how batches are mixed.
 
     Where it has no effect, fails or is not defined there, the reason is reported.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from odm.methods import METHODS
+from odm.methods import METHODS, RewardSource
 
 from ..declarations import Key, above, at_least, in_range
 
@@ -224,7 +224,9 @@ class Mixing:
     """Share of the old estimate that a new observation keeps, in [0, 1). 0 forgets at once. For
     smoothed_mean and odm_paper."""
 
-    reward: Annotated[str, Key("data_sampling_reward", Literal["train", "heldout"], "train")]
+    reward: Annotated[
+        RewardSource, Key("data_sampling_reward", Literal["train", "heldout"], "train")
+    ]
     """The losses that the weights follow: of the training samples, or of held-out windows, fixed
     samples of each domain's validation data. Methods that learn accept both."""
 

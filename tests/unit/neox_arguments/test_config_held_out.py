@@ -70,13 +70,13 @@ def test_the_default_interval_does_not_depend_on_the_ranks(make_config):
         ),
         (
             {**HELD_OUT, "valid_data_paths": ["d/valid/wiki/text"]},
-            "data_sampling_reward: no validation data of code; give every training domain a data "
-            "set of its name in valid_data_paths, or a share of split that fills a sample",
+            "data_sampling_reward: no validation data of code; name data sets of all training "
+            "domains in valid_data_paths, or set a share of split that fills a sample",
         ),
         (
             {**HELD_OUT, "valid_data_paths": None, "split": "1,0,1"},
-            "data_sampling_reward: no validation data of wiki, code; give every training domain a "
-            "data set of its name in valid_data_paths, or a share of split that fills a sample",
+            "data_sampling_reward: no validation data of wiki, code; name data sets of all "
+            "training domains in valid_data_paths, or set a share of split that fills a sample",
         ),
         (
             {**HELD_OUT, "data_sampling_heldout_samples": 4},

@@ -140,8 +140,6 @@ def test_what_a_mixer_is_told_about_held_out_losses():
     assert observation.held_out is measured
     assert observation.signal is None
     assert observation.losses.tolist() == [2.0, 3.0]
-    assert observation.counts.tolist() == [40.0, 60.0]
-    assert observation.log_step.tolist() == [math.log(8.0)] * 2
 
 
 def test_the_reward_is_part_of_the_state_and_another_one_is_reported(caplog):

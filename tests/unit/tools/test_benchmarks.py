@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.benchmark import loss_chunks, mixing_overhead, step_throughput
+from tools.benchmark import held_out_cost, loss_chunks, mixing_overhead, step_throughput
 from tools.benchmark.turns import interleaved_seconds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -18,7 +18,7 @@ def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
     return mixing_overhead.Costs({**dict.fromkeys(mixing_overhead.PARTS, 1e-4), **parts}, step)
 
 
-BENCHMARKS = ["mixing_overhead", "loss_chunks", "generation_throughput"]
+BENCHMARKS = ["mixing_overhead", "held_out_cost", "loss_chunks", "generation_throughput"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -50,6 +50,15 @@ def test_both_bounds_decide(cost, holds):
 def test_the_table_shows_microseconds_and_shares():
     lines = mixing_overhead.table({10: costs()}, step_seconds=0.4).splitlines()
     assert lines[1].split() == ["10", "100", "100", "100", "100", "100", "400", "0.100%"]
+
+
+@pytest.mark.parametrize("part", [0.4, 0.5])
+def test_held_out_losses_are_judged_by_their_share_of_the_time(part):
+    cost = held_out_cost.HeldOutCost(step=1.0, part=part, whole=8 * part, interval=40)
+    holds, text = cost.report()
+    assert holds is (part == 0.4)
+    assert f"cost {cost.share:.2%} of the" in text
+    assert cost.share == pytest.approx(part / (40 + part))
 
 
 def test_the_stopwatch_adds_up_calls_of_an_iteration_and_skips_the_first():
