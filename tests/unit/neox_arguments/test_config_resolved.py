@@ -23,6 +23,7 @@ def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():
     first = {"method", "run_length", "warmup_steps", "update_frequency", "smoothing_factor"}
     first |= {"stratified", "min_weights", "max_weights", "max_epochs"}
     later = {"data.train_weighting", *(f"mixing.{name}" for name in {*run["mixing"]} - first)}
+    later |= {"schedule.wsd_decay_style", "schedule.wsd_decay_iters"}
     missing = set()
     for name in SECTIONS:
         for field, value in run[name].items():
