@@ -281,11 +281,6 @@ def finite_numbers(where: str, name: str, values: Any) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _as_lists(value: Any) -> Any:
-    """Turns tuples, also inside each other, into lists, as JSON would return them."""
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
