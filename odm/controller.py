@@ -21,6 +21,7 @@ from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
 from .simplex import (
+    BoolArray,
     FloatArray,
     IntArray,
     check_domains,
@@ -207,18 +208,11 @@ class MixtureController:
         drew = self._ahead.complete(step)
         is_due = self.is_update_due(step)
         if is_due or self.mixer.method.every_step:
-            rewards, has_reward = self.reward.losses(losses, present, held_out)
-            is_due = is_due and bool(np.count_nonzero(has_reward))
-            from_training = not self.reward.needs_held_out
-            observation = Observation(
-                int(step),
-                rewards,
-                has_reward,
-                before if drew is None else drew,
-                signal=observed if from_training and isinstance(observed, Signal) else None,
-                held_out=None if from_training else held_out,
-                total_steps=self.total_steps,
+            used = before if drew is None else drew
+            observation = self._observation(
+                step, observed, losses, present, weights_used=used, held_out=held_out
             )
+            is_due = is_due and bool(np.count_nonzero(observation.present))
             if is_due:
                 self._state, proposal = self.mixer.update_checked(self._state, observation)
                 self._updates += self.mixer.method.learns
@@ -237,6 +231,29 @@ class MixtureController:
             updated=is_due,
         )
         return self._decision
+
+    def _observation(
+        self,
+        step: int,
+        observed: Signal | ArrayLike,
+        losses: FloatArray,
+        present: BoolArray,
+        *,
+        weights_used: FloatArray,
+        held_out: HeldOut | None,
+    ) -> Observation:
+        """What the mixer may know about a step: checked losses, made by the reward."""
+        follows = self.reward.needs_held_out
+        reward = Reward() if follows and self.mixer.method.sees_both else self.reward
+        signal = observed if isinstance(observed, Signal) else None
+        return Observation(
+            int(step),
+            *reward.losses(losses, present, held_out),
+            weights_used,
+            signal=None if reward.needs_held_out else signal,
+            held_out=held_out if follows else None,
+            total_steps=self.total_steps,
+        )
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON data, for the run log and for ``replay``."""
