@@ -103,6 +103,31 @@ def test_the_configured_method_gets_its_options(paths):
 NAMED = {"use_named_train_datasets": True}
 
 
+def test_learning_curve_gets_its_objective_and_the_length_of_the_run(paths):
+    keys = {
+        "data_sampling_method": "learning_curve",
+        "data_sampling_objective": {"perplexity": 0.25, "weights": {"code": 3}},
+        "data_sampling_max_ratio": 2,
+        "train_iters": 160,
+        "lr_decay_iters": 160,
+    }
+    _, mixture = build_training(make_config(**paths, **NAMED, **keys))
+    facts = mixture.describe()
+    assert facts["total_steps"] == 160
+    assert facts["options"] == {
+        "perplexity_share": 0.25,
+        "objective_weights": [1.0, 3.0],
+        "anchor": "initial",
+        "max_ratio": 2.0,
+        "exponent": 0.5,
+    }
+    for step in range(1, 161):  # alike but for what they count
+        mixture.draw(step, 8)
+        mixture.observe(step, np.full(2, 5.0 - 0.5 * np.log(step)))
+    books, code = mixture.weights
+    assert code / books == pytest.approx(3.0**0.5, rel=0.01)
+
+
 def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
     keys = {
         "data_sampling_min_weight": 0.1,
