@@ -23,6 +23,7 @@ from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
 from .simplex import (
+    BoolArray,
     FloatArray,
     IntArray,
     check_domains,
@@ -206,23 +207,15 @@ class MixtureController:
         last = self._decision
         before, proposal, is_due = last.weights_after, last.proposal, self.is_update_due(step)
         drew = self._ahead.complete(step)
-        signal = observed if isinstance(observed, Signal) else None
         if is_due or self.mixer.method.every_step:
-            rewards, has_reward = self.reward.losses(losses, present, held_out)
-            is_due = is_due and bool(np.count_nonzero(has_reward))
-            from_training = not self.reward.needs_held_out
-            observation = Observation(
-                int(step),
-                rewards,
-                has_reward,
-                before if drew is None else drew,
-                signal=signal if from_training else None,
-                held_out=None if from_training else held_out,
-                total_steps=self.total_steps,
+            used = before if drew is None else drew
+            observation = self._observation(
+                step, observed, losses, present, weights_used=used, held_out=held_out
             )
+            is_due = is_due and bool(np.count_nonzero(observation.present))
             proposal = self._learn(observation, is_due=is_due)
         if self._guard is not None:
-            counts = 1.0 * present if signal is None else signal.token_count
+            counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present
             self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
@@ -237,6 +230,29 @@ class MixtureController:
             updated=is_due,
         )
         return self._decision
+
+    def _observation(
+        self,
+        step: int,
+        observed: Signal | ArrayLike,
+        losses: FloatArray,
+        present: BoolArray,
+        *,
+        weights_used: FloatArray,
+        held_out: HeldOut | None,
+    ) -> Observation:
+        """What the mixer may know about a step: checked losses, made by the reward."""
+        follows = self.reward.needs_held_out
+        reward = Reward() if follows and self.mixer.method.sees_both else self.reward
+        signal = observed if isinstance(observed, Signal) else None
+        return Observation(
+            int(step),
+            *reward.losses(losses, present, held_out),
+            weights_used,
+            signal=None if reward.needs_held_out else signal,
+            held_out=held_out if follows else None,
+            total_steps=self.total_steps,
+        )
 
     def _learn(self, observation: Observation, *, is_due: bool) -> FloatArray:
         """Gives a step to the mixer; returns its newest proposal."""

@@ -18,6 +18,9 @@ class Method:
     signal: Literal["either", "training", "held_out"] = "either"
     """The losses that it can learn from: training losses of the domains in a step, losses on
     held-out data of every domain, which the trainer has to measure, or either."""
+    sees_both: bool = False
+    """Whether it gets training losses and held-out losses together where weights follow held-out
+    losses; other methods get held-out losses in the place of training losses."""
     follows_steps: bool = False
     """Whether its weights change with the steps alone, whatever the losses are."""
     every_step: bool = False
@@ -53,6 +56,7 @@ METHODS: dict[str, Method] = {
         settings=("transfer_matrix", "step_size", "window"), required=("transfer_matrix",)
     ),
     "learning_curve": Method(
+        sees_both=True,
         every_step=True,
         uses_length=True,
         settings=("perplexity_share", "objective_weights", "max_ratio", "exponent"),

@@ -32,8 +32,7 @@ class Observation:
     signal: Signal | None = None
     """The sums behind the losses; None if the caller knows only means, or they are held out."""
     held_out: HeldOut | None = None
-    """What is behind losses on held-out data; None if the losses are others, or in a step that
-    measured none."""
+    """Losses on held-out data, if the weights follow them; None in a step that measured none."""
     total_steps: int | None = None
     """Steps of the whole run; None if that is not known."""
 

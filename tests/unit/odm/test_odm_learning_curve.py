@@ -117,7 +117,8 @@ def test_held_out_losses_replace_training_losses_where_there_are_any():
         return HeldOut.from_means(means + wiggle, step=step)
 
     deceived = train(mixture(), 1, TOTAL, falls=falls).weights
-    informed = train(mixture(), 1, TOTAL, falls=falls, held_out=held_out).weights
+    follows = mixture(reward="heldout")
+    informed = train(follows, 1, TOTAL, falls=falls, held_out=held_out).weights
     assert deceived[3] > 0.3
     assert informed[3] == pytest.approx(0.25 / 3, abs=2e-3)
     assert informed[2] == pytest.approx(informed[0], abs=0.04)
@@ -129,10 +130,11 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(stop):
         return HeldOut.from_means([3.0, 2.0, np.nan, 1.0 + 1.0 / step], step=step)
 
     for given in (None, held_out):
-        whole = train(mixture(), 1, stop + 90, held_out=given)
-        stopped = train(mixture(), 1, stop, held_out=given)
+        reward = "heldout" if given else "train"
+        whole = train(mixture(reward=reward), 1, stop + 90, held_out=given)
+        stopped = train(mixture(reward=reward), 1, stop, held_out=given)
         state = json.loads(json.dumps(stopped.state_dict(), allow_nan=False))
-        resumed = mixture()
+        resumed = mixture(reward=reward)
         resumed.load_state_dict(state)
         train(resumed, stop + 1, stop + 90, held_out=given)
         assert resumed.state_dict() == whole.state_dict()
