@@ -104,7 +104,7 @@ def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
             "lr_decay_fraction", "lr_decay_iters and lr_decay_fraction are both set; keep one"
         )
     if fraction is not None:
-        decay_iters = max(math.floor(train_iters * fraction), 1)
+        decay_iters = max(math.floor(train_iters * _within_bounds(fraction)), 1)
         draft.require(
             train_iters * fraction >= 1 or fraction <= 0 or train_iters < 1,
             "lr_decay_fraction",
@@ -133,6 +133,11 @@ def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
     )
 
 
+def _within_bounds(fraction: float) -> float:
+    """A fraction that can be computed with; one outside [0, 1] is refused by its declaration."""
+    return min(max(fraction, 0.0), 1.0)
+
+
 def _wsd_decay_iters(draft: Draft, schedule_iters: int, warmup_iters: float) -> int | None:
     """Length of the decay of ``lr_decay_style: wsd``; None with another style."""
     iters, fraction = draft["lr_wsd_decay_iters"], draft["lr_wsd_decay_fraction"]
@@ -153,7 +158,7 @@ def _wsd_decay_iters(draft: Draft, schedule_iters: int, warmup_iters: float) -> 
         return iters
     key = "lr_wsd_decay_fraction" if iters is None else "lr_wsd_decay_iters"
     if iters is None:
-        iters = max(round(schedule_iters * fraction), 1)
+        iters = max(round(schedule_iters * _within_bounds(fraction)), 1)
     draft.require(
         warmup_iters + iters <= schedule_iters or max(fraction or 0, draft["warmup"]) > 1,
         key,
