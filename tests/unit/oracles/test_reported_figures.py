@@ -114,7 +114,7 @@ def test_weights_of_a_record_are_those_that_drew_its_iteration():
     mixture = MixtureController(("web", "code"), "smoothed_mean", MixtureSchedule(1, 2))
     found: list[Any] = []
     source: Any = Source()
-    logger: Any = SimpleNamespace(train=found.append)
+    logger: Any = SimpleNamespace(train=found.append, update=lambda step, fields: None)
     used = {step: None for step in (1, 2, 3)}
 
     class WatchedRunner(Runner):
