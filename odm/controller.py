@@ -135,6 +135,12 @@ class MixtureController:
         return self.schedule.cursors
 
     @property
+    def estimate(self) -> list[float] | None:
+        """The mixer's estimate per domain, see ``Mixer.estimate``; None if it has none."""
+        name = self.mixer.estimate
+        return None if name is None else list(self._state[name])
+
+    @property
     def last_decision(self) -> dict[str, Any]:
         """`Decision` of the last ``observe``, or of the start or last load, as JSON data."""
         return self._decision.to_dict()

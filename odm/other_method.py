@@ -18,6 +18,7 @@ from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
 from .rewards import Reward
 from .simplex import FloatArray
+from .text_table import aligned
 
 CAVEAT = (
     "these are answers to the losses of the run; with these weights its losses would have been "
@@ -57,13 +58,10 @@ class OtherWeights:
         rows: list[tuple[str, ...]] = [heads]
         for name, *weights in zip(self.domains, *columns, strict=True):
             rows.append((name, *(f"{weight:.4f}" for weight in weights)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        ]
         first, last = self.iterations[[0, -1]].tolist()
-        return "\n".join([f"weights of iterations {first} to {last}", *lines, f"note: {CAVEAT}"])
+        return "\n".join(
+            [f"weights of iterations {first} to {last}", *aligned(rows), f"note: {CAVEAT}"]
+        )
 
 
 def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = None) -> OtherWeights:

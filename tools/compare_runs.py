@@ -29,6 +29,7 @@ import numpy as np
 
 from megatron.errors import UserError
 from megatron.files import atomic_writer, describe_error
+from odm.text_table import aligned
 from tools.plot_mixture import line_style
 from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_curves
 
@@ -46,11 +47,11 @@ def report(comparison: Comparison) -> str:
     parts = [
         f"iteration {comparison.iteration}, {len(comparison.domains)} domains, "
         f"seeds: {', '.join(seeds)}; means over pairs of equal seed",
-        _aligned(_value_rows(comparison)),
+        *aligned(_value_rows(comparison)),
         f"\ndifferences to {baseline.name}, negative is better; intervals of 95 %",
-        _aligned(_difference_rows(comparison)),
+        *aligned(_difference_rows(comparison)),
         "\nloss of each domain, and its differences with Student's interval",
-        _aligned(_domain_rows(comparison)),
+        *aligned(_domain_rows(comparison)),
         *(f"note: {note}" for note in comparison.notes),
     ]
     return "\n".join(parts)
@@ -217,17 +218,6 @@ def _arm_json(arm: Arm, iteration: int) -> dict[str, Any]:
         "differences": {k: dataclasses.asdict(v) for k, v in arm.differences.items()},
         "domains": {k: dataclasses.asdict(v) for k, v in arm.domains.items()},
     }
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from odm.text_table import aligned
+
 
 def domain_table(events: Sequence[Mapping[str, Any]], losses: Mapping[str, Any]) -> str:
     """Tabulates every domain: what training did with it, and how well the model knows it.
@@ -39,7 +41,7 @@ def domain_table(events: Sequence[Mapping[str, Any]], losses: Mapping[str, Any])
         f"(validation at iterations {validation[0]['iteration']} and "
         f"{validation[-1]['iteration']}, test at {losses['iteration']})"
     )
-    return f"{_aligned(rows)}\n{iterations}"
+    return "\n".join([*aligned(rows), iterations])
 
 
 def task_line(results: Mapping[str, Any], name: str) -> str:
@@ -72,14 +74,3 @@ def newest(folder: Path, pattern: str) -> Any:
     """Reads the newest JSON file among those whose names match."""
     path = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -91,11 +91,9 @@ class LoggingHook(Hook):
 
     def _record(self, state: TrainState, report: StepReport) -> TrainRecord:
         domains = self.mixture.domains
-        cursors = self.mixture.cursors
+        cursors, estimate = self.mixture.cursors, self.mixture.estimate
         batch = self.source.global_batch_size
         steps_per_second = self._steps / self._seconds
-        state_of_mixer = self.mixture.mixer_state()
-        mixer = self.mixture.mixer
 
         def by_domain(values) -> dict:
             return dict(zip(domains, values, strict=True))
@@ -125,8 +123,8 @@ class LoggingHook(Hook):
             epochs=by_domain((cursors / self.source.samples_per_epoch).tolist()),
             # not divided by the batch size, which may have changed since the start
             iterations=by_domain((cursors * state.step / state.consumed_samples).tolist()),
-            rewards=by_domain(state_of_mixer[mixer.estimate]) if mixer.estimate else {},
-            reward_name=mixer.curve,
+            rewards={} if estimate is None else by_domain(estimate),
+            reward_name=self.mixture.mixer.curve,
         )
 
 

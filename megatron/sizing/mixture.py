@@ -11,6 +11,7 @@ from megatron.data.index_header import leading_tokens, read_header, stored_token
 from megatron.data.shares import split_boundaries, weights_by_num_docs
 from megatron.neox_arguments import ConfigError, RunConfig
 from odm.static_weights import temperature_shares, unimax_shares
+from odm.text_table import aligned
 
 if TYPE_CHECKING:
     from odm.constraints import Constraint
@@ -174,12 +175,7 @@ def describe_mixture(config: RunConfig) -> list[str]:
         for size, weight, share in zip(sizes, raw, shares, strict=True)
     ]
     table = [["domain", "weight", "share", "tokens", "epochs"], *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in table
-    ]
-    return [_heading(config, samples), *lines]
+    return [_heading(config, samples), *(f"  {line}" for line in aligned(table))]
 
 
 def _heading(config: RunConfig, samples: int) -> str:
