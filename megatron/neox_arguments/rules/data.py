@@ -283,9 +283,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
 def _run_length(draft: Draft, batch: Batch, *, is_named: bool) -> int:
     """Consecutive samples that share a domain."""
     if draft["mixed_batches"] and draft["mixed_minibatches"]:
-        draft.issues.add(
-            "mixed_batches", "mixed_batches and mixed_minibatches are both true; keep one"
-        )
+        draft.refuse("mixed_batches", "and mixed_minibatches are both true; keep one")
     if is_named and draft["mixed_minibatches"]:
         return batch.micro_batch_size
     if is_named and not draft["mixed_batches"]:

@@ -27,10 +27,10 @@ def resolve_trust_region(draft: Draft) -> dict[str, float]:
     limit = parse_number(value)
     is_right = len(given) == 1 and measure in _MEASURES and _is_number(limit)
     if not is_right or not 0 < limit <= _MEASURES[measure]:
-        draft.issues.add(
+        draft.refuse(
             TRUST_REGION,
-            f"{TRUST_REGION} must be {{kl: x}} with x above 0 (nats) or {{total_variation: x}} "
-            f"with x in (0, 1], got {shown(given)}",
+            "must be {kl: x} with x above 0 (nats) or {total_variation: x} with x in (0, 1], got "
+            f"{shown(given)}",
         )
         return {}
     return {measure: float(limit)}
@@ -54,9 +54,7 @@ def resolve_groups(
     if given is None:
         return ()
     if not domains:
-        draft.issues.add(
-            GROUPS, f"{GROUPS} needs named datasets; set use_named_train_datasets: true"
-        )
+        draft.refuse(GROUPS, "needs named datasets; set use_named_train_datasets: true")
         return ()
     groups = [_group(draft, str(name), value, domains) for name, value in given.items()]
     found = tuple(group for group in groups if group is not None)

@@ -118,9 +118,8 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
     source: RewardSource = draft["data_sampling_reward"]
     if draft["validation_based_reward"]:
         if draft.is_set("data_sampling_reward"):
-            draft.issues.add(
-                "validation_based_reward",
-                "validation_based_reward and data_sampling_reward are both set; keep one",
+            draft.refuse(
+                "validation_based_reward", "and data_sampling_reward are both set; keep one"
             )
         source = _source_of_research_code(draft, method)
     if source != "generalization":

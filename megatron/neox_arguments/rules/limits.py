@@ -57,9 +57,7 @@ class _Reader:
         if given is None:
             return ()
         if not self._domains:
-            self._draft.issues.add(
-                key, f"{key} needs named datasets; set use_named_train_datasets: true"
-            )
+            self._draft.refuse(key, "needs named datasets; set use_named_train_datasets: true")
             return ()
         if not isinstance(given, Mapping):
             self._check(key, key, given, is_good, wanted)
@@ -68,7 +66,7 @@ class _Reader:
         for name, value in values.items():
             if name not in self._domains:
                 known = ", ".join(self._domains)
-                self._draft.issues.add(key, f"{key} names domain '{name}'; the domains are {known}")
+                self._draft.refuse(key, f"names domain '{name}'; the domains are {known}")
             else:
                 self._check(key, f"{key}.{name}", value, is_good, wanted)
         return tuple(values.get(name, missing) for name in self._domains)
