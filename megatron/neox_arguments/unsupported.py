@@ -95,8 +95,6 @@ refused: documents follow each other without gaps; only 'packed' is supported
     pack_impl:packed|pack_until_overflow|unpacked
 part of: pack_impl
     allow_chopped=True
-refused: the length of a run is train_iters
-    train_epochs:int
 no effect: samples are always full
     short_seq_prob=0.1
 no effect: samples are read from memory maps; there are no loader processes
