@@ -33,6 +33,7 @@ __all__ = [
     "load_fragments",
     "load_loss_scaler",
     "loss_scaler_state",
+    "optimizer_tensors",
     "prepare_moments",
 ]
 
@@ -126,6 +127,14 @@ def _link_moments(optimizer) -> None:
     optimizer._lazy_init_hp_params_optimizer_state()
 
 
+def optimizer_tensors(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """The tensors that torch's optimizer updates: parameters, or flat partitions of many."""
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    base = engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+    return [tensor for group in base.param_groups for tensor in group["params"]]
+
+
 def prepare_moments(
     engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], applied_steps: int
 ) -> None:
@@ -135,11 +144,7 @@ def prepare_moments(
     """
     stage = engine.zero_optimization_stage()
     base = engine.optimizer.optimizer if stage else engine.optimizer
-    if stage == 3:
-        tensors = list(engine.optimizer.fp32_partitioned_groups_flat)
-    else:
-        tensors = [tensor for group in base.param_groups for tensor in group["params"]]
-    for tensor in tensors:
+    for tensor in optimizer_tensors(engine):
         state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key in moment_names}
         if not isinstance(base, torch.optim.SGD):
             state["step"] = torch.tensor(float(applied_steps), device=tensor.device)

@@ -160,14 +160,8 @@ refused: a running program's object cannot be written in a file
     {comet_experiment,tensorboard_writer,adlr_autoresume_object}:any
 refused by all: a running program's object cannot be written in a file
     tokenizer:any
-refused: the gradient noise scale is not part of this version
-    log_gradient_noise_scale=False
-part of: log_gradient_noise_scale
-    gradient_noise_scale_n_batches=5 gradient_noise_scale_cpu_offload=False
 refused: the share of the peak is not reported in this version
     peak_theoretical_tflops:float
-no effect: statistics of single parameters are not part of this version
-    log_{grad_norm,grad_pct_zeros,param_norm,optimizer_states}=False
 no effect: profiling is not part of this version
     memory_profiling=False memory_profiling_path:text profile=False
     profile_step_start=10 profile_step_stop=12
