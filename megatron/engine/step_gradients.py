@@ -83,7 +83,9 @@ def _pieces(runner: StepRunner) -> dict[int, list[tuple[str, int, int]]]:
     found: dict[int, list[tuple[str, int, int]]] = {}
     for fragment in owned_fragments(runner.engine, runner.topology):
         values = fragment.values["fp32"]
-        owner = owners[values.untyped_storage().data_ptr()]
+        owner = owners.get(values.untyped_storage().data_ptr())
+        if owner is None:  # not trained
+            continue
         first = values.storage_offset() - owner.storage_offset()
         found.setdefault(id(owner), []).append((fragment.name, first, fragment.length))
     return found

@@ -36,8 +36,6 @@ refused by all: quantisation and pruning are not part of this version
     compression_training:section
 refused when enabled, by all: sparse attention is not part of this version
     sparse_attention:section
-refused when enabled, by all: training prompts is not part of this version
-    soft_prompt_tuning:section
 refused by all: maximal update parametrisation is not part of this version
     use_mup=False
 refused: maximal update parametrisation is not part of this version

@@ -140,7 +140,6 @@ REFUSED = [
     ("autotuning", {"enabled": True}),
     ("autotuning_run", "tune"),
     ("compression_training", {"weight_quantization": {}}),
-    ("soft_prompt_tuning", {"enabled": True, "n_tokens": 10}),
     ("load_universal", True),
     ("use_bnb_optimizer", True),
     ("moe_num_experts", 8),
