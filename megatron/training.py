@@ -34,6 +34,7 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
+from megatron.hooks.statistics import statistics_hooks
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.reporting.announcement import announce
@@ -69,7 +70,7 @@ def train(
         runner: Runs an optimizer step on the engine.
         source: Turns a plan into this rank's micro-batches.
         mixture: Has the weights of the domains and plans the batches.
-        hooks: Called after each step, in this order, on every rank.
+        hooks: Called before and after each step, in this order, on every rank.
         state: Counters of the run, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
@@ -82,7 +83,7 @@ def train(
     """
     clock = time.perf_counter()
     while state.step < last_step and not state.stop:
-        state.step, began = state.step + 1, time.perf_counter()
+        state.step, began = state.step + 1, before_step(hooks, state.step + 1)
         draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
         runner.set_learning_rate(learning_rate := learning_rate_of(state.applied_steps))
         result = runner.train_step(source.batches(draw))
@@ -109,6 +110,13 @@ def train(
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
             state.stop = True  # after the hooks, which skip what takes long once state.stop is set
     return state
+
+
+def before_step(hooks: Sequence[Hook], step: int) -> float:
+    """Tells the hooks which iteration is next; returns the time at which it begins, in seconds."""
+    for hook in hooks:
+        hook.before_step(step)
+    return time.perf_counter()
 
 
 def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
@@ -227,6 +235,7 @@ def pretrain(config: RunConfig) -> TrainState:
         device_kind=accelerator.label(),
     )
     try:
+        logger.say("opening the data")
         return _pretrain(config, tokenizer, logger)
     finally:
         logger.close()
@@ -235,7 +244,6 @@ def pretrain(config: RunConfig) -> TrainState:
 
 
 def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
-    logger.say("opening the data")
     tasks = tasks_of_training(config)
     topology = make_topology(config)
     ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
@@ -263,6 +271,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     )
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
+        *statistics_hooks(runner, config, logger),
         saving,  # before hooks that take long or may fail
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured

@@ -72,6 +72,7 @@ def reshard(source: Path, output: Path, *, max_file_size: int | None = None) -> 
         parameters=reader.parameters,
         read=reader.read_logical,
         moment_names=reader.moment_names,
+        kinds_of=reader.kinds_of,
         max_file_size=max_file_size,
         add_files=copy_the_rest,
     )

@@ -42,6 +42,7 @@ from megatron.checkpoint.schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.neox_arguments.resolved import in_current_form
 from odm.json_data import read_json
 
@@ -246,6 +247,11 @@ class CheckpointReader:
                 f"{self.folder}: no parameter {name!r}; the checkpoint belongs to another model"
             ) from None
 
+    def kinds_of(self, name: str) -> tuple[str, ...]:
+        """What there is of a parameter: ``fp32`` and its moments, which frozen ones do not have."""
+        is_frozen = SOFT_PROMPT_NAME in self.parameters and name != SOFT_PROMPT_NAME
+        return ("fp32",) if is_frozen else ("fp32", *self.moment_names)
+
     def read_shard_range(
         self, name: str, kind: str, tp_rank: int, offset: int, length: int
     ) -> Tensor:
@@ -258,6 +264,8 @@ class CheckpointReader:
             raise CheckpointError(
                 f"{self.folder}: has no {kind}, only fp32 and {list(self.moment_names)}"
             )
+        if kind not in self.kinds_of(name):
+            return torch.zeros(length)  # it has never been trained
         pieces = self._fragments.get((name, tp_rank), [])
         result = torch.empty(length, dtype=torch.float32)
         position, end = offset, offset + length

@@ -8,6 +8,8 @@ flattened parameters that it owns. No function here communicates.
 | 0 (fp32)   | the module's own parameters, on data-parallel rank 0 by convention |
 | 1, 2       | ``parameter._hp_mapping``: a slice of the flat partition of this rank |
 | 3          | ``parameter.ds_tensor``'s partition, addressed by the rank in its process group |
+
+Parameters that are not trained have no float32 values of their own; those of the module are taken.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ __all__ = [
     "load_fragments",
     "load_loss_scaler",
     "loss_scaler_state",
+    "optimizer_tensors",
     "prepare_moments",
 ]
 
@@ -71,7 +74,9 @@ def iterate_fragments(
         _link_moments(engine.optimizer)
     for name, parameter in _named_parameters(engine.module):
         fragment: Fragment | None = None
-        if stage == 3:
+        if not parameter.requires_grad:
+            fragment = _frozen_fragment(name, parameter, stage, dp_rank)
+        elif stage == 3:
             fragment = _stage3_fragment(name, parameter, moment_names)
         elif stage in (1, 2):
             fragment = _partition_fragment(name, parameter, moment_names)
@@ -106,6 +111,21 @@ def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragme
     )
 
 
+def _frozen_fragment(name: str, parameter: Any, stage: int, dp_rank: int) -> Fragment | None:
+    """A parameter that is not trained: it has no float32 copy, so its own values are taken."""
+    if stage < 3:
+        return Fragment(name, parameter, 0, _as_weights(parameter)) if dp_rank == 0 else None
+    values = _as_weights(parameter.ds_tensor)
+    size = values["fp32"].numel()
+    offset = size * torch.distributed.get_rank(parameter.ds_process_group)
+    kept = max(0, min(size, parameter.ds_numel - offset))
+    return Fragment(name, parameter, offset, {"fp32": values["fp32"][:kept]})
+
+
+def _as_weights(tensor: Tensor) -> dict[str, Tensor]:
+    return {"fp32": tensor.detach().flatten().float()}
+
+
 def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment | None:
     mapping = parameter._hp_mapping
     if mapping is None:  # this rank owns no part of the parameter
@@ -126,6 +146,14 @@ def _link_moments(optimizer) -> None:
     optimizer._lazy_init_hp_params_optimizer_state()
 
 
+def optimizer_tensors(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """The tensors that torch's optimizer updates: parameters, or flat partitions of many."""
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    base = engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+    return [tensor for group in base.param_groups for tensor in group["params"]]
+
+
 def prepare_moments(
     engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], applied_steps: int
 ) -> None:
@@ -135,11 +163,7 @@ def prepare_moments(
     """
     stage = engine.zero_optimization_stage()
     base = engine.optimizer.optimizer if stage else engine.optimizer
-    if stage == 3:
-        tensors = list(engine.optimizer.fp32_partitioned_groups_flat)
-    else:
-        tensors = [tensor for group in base.param_groups for tensor in group["params"]]
-    for tensor in tensors:
+    for tensor in optimizer_tensors(engine):
         state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key in moment_names}
         if not isinstance(base, torch.optim.SGD):
             state["step"] = torch.tensor(float(applied_steps), device=tensor.device)
@@ -155,6 +179,7 @@ def load_fragments(
     read,
     *,
     with_weights: bool = True,
+    kept: frozenset[str] = frozenset(),
 ) -> None:
     """Overwrites the master weights and moments that this rank holds.
 
@@ -165,10 +190,13 @@ def load_fragments(
         read: ``read(name, key, offset, length) -> Tensor``, flat float32 values in the shape of
             this tensor-parallel rank.
         with_weights: False keeps the present master weights; only for ZeRO 0.
+        kept: Names of parameters that keep their present weights.
     """
     stage = engine.zero_optimization_stage()
     assert with_weights or stage == 0
     for name, parameter in _named_parameters(engine.module):
+        if not parameter.requires_grad or name in kept:  # the module is right, and all there is
+            continue
         if stage == 3:
             _load_stage3(name, parameter, moment_names, read)
         elif stage in (1, 2):

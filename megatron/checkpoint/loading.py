@@ -30,6 +30,7 @@ from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpoint.schema import RUN_FILES
 from megatron.errors import CheckpointError
 from megatron.model.parameters import ParameterSpec, cut_shard, extremes, spec_of
+from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 from megatron.runtime.agreement import agree, problem_of
@@ -115,8 +116,13 @@ def _verify_together(folder: Path) -> str | None:
 
 
 def load_module_weights(
-    module: nn.Module, folder: Path, topology: Topology, *, on_other_network: Say | None = None
-) -> None:
+    module: nn.Module,
+    folder: Path,
+    topology: Topology,
+    *,
+    on_other_network: Say | None = None,
+    may_lack: frozenset[str] = frozenset(),
+) -> frozenset[str]:
     """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
 
     Args:
@@ -125,12 +131,18 @@ def load_module_weights(
         topology: The grid of ranks, and this rank's place in it.
         on_other_network: Called with a message if the weights were trained in another network of
             the same shapes; None makes that an error.
+        may_lack: Parameters that keep their values if the checkpoint does not have them.
+
+    Returns:
+        Those of ``may_lack`` that the module has and the checkpoint lacks.
 
     Raises:
         CheckpointError: If names or shapes differ from the module's, or the network does.
     """
     reader = CheckpointReader(folder)
     wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
+    absent = (may_lack & wanted.keys()) - reader.parameters.keys()
+    wanted = {name: entry for name, entry in wanted.items() if name not in absent}
     network = getattr(module, "config", None)
     if isinstance(network, ModelShape) and topology.rank == 0:
         if read_resolved_config(folder) is None:
@@ -152,6 +164,7 @@ def load_module_weights(
             length = math.prod(spec.shard_shape)
             values = _read_own(reader, spec, topology, name=name, offset=0, length=length)
             parameter.copy_(values.view(spec.shard_shape))
+    return frozenset(absent)
 
 
 def _misfit(
@@ -159,6 +172,11 @@ def _misfit(
 ) -> str | None:
     """The first parameter that is unknown, missing or of another shape; None if all fit."""
     unknown = sorted(reader.parameters.keys() - shapes.keys())
+    if SOFT_PROMPT_NAME in unknown and holds_whole_model:
+        length = reader.info(SOFT_PROMPT_NAME).shape[0]
+        return f"has a soft prompt; set soft_prompt_tuning: {{num_tokens: {length}}}"
+    if SOFT_PROMPT_NAME in shapes and SOFT_PROMPT_NAME not in reader.parameters:
+        return "has no soft prompt; set finetune: true to begin one on this model"
     if unknown and holds_whole_model:
         return f"has {unknown[0]!r}, which this model lacks; the configuration differs"
     for name, shape in shapes.items():
@@ -196,6 +214,7 @@ def load_engine_state(
     *,
     moment_names: tuple[str, ...] | None,
     applied_steps: int,
+    absent: frozenset[str] = frozenset(),
 ) -> None:
     """Overwrites master weights and moments of this rank's part.
 
@@ -208,6 +227,7 @@ def load_engine_state(
         topology: The grid of ranks, and this rank's place in it.
         moment_names: Names of the optimizer's moments; None starts the optimizer from zero.
         applied_steps: Optimizer steps that the saved run had applied.
+        absent: Parameters that the checkpoint lacks and that keep their values.
 
     Raises:
         CheckpointError: If optimizer steps were applied and the checkpoint has other moments.
@@ -229,7 +249,13 @@ def load_engine_state(
             reader, specs[name], topology, name=name, kind=kind, offset=offset, length=length
         )
 
-    load_fragments(engine, moment_names, read, with_weights=engine.zero_optimization_stage() != 0)
+    load_fragments(
+        engine,
+        moment_names,
+        read,
+        with_weights=engine.zero_optimization_stage() != 0,
+        kept=absent,
+    )
 
 
 def _read_own(

@@ -31,6 +31,7 @@ _FREE = {
     "init_method_std",
     "checkpoint_num_layers",
     "z_loss",
+    "soft_prompt",  # compared as a shape
 }
 """Fields of `ModelShape` that may change between runs; a new one is compared."""
 

@@ -136,6 +136,7 @@ _NETWORK: dict[str, Check] = {
     "num_layers": integer(1, 10_000),
     "max_position_embeddings": integer(1, 1 << 31),
     "rotary_emb_base": number(0),
+    "soft_prompt": anything,
 }
 """Types of the fields that decide the network."""
 _READ_FIELDS = fields(

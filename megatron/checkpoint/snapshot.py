@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.format import fragment_key
-from megatron.checkpoint.fragments import iterate_fragments
+from megatron.checkpoint.fragments import Fragment, iterate_fragments
 from megatron.checkpoint.index import file_facts, index_entry, parameter_info
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
-__all__ = ["Snapshot", "take_snapshot", "write_snapshot"]
+__all__ = ["Snapshot", "owned_fragments", "take_snapshot", "write_snapshot"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,28 @@ class Snapshot:
     """Names of the moments among the fragments."""
 
 
+def owned_fragments(
+    engine, topology: Topology, moment_names: tuple[str, ...] = ()
+) -> Iterator[Fragment]:
+    """Yields what this rank owns, without vocabulary padding; no communication.
+
+    All ranks together yield each element of the logical parameters exactly once: replicated
+    parameters belong to one tensor rank, and tied copies to the lowest stage.
+    """
+    for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
+        spec = spec_of(fragment.parameter)
+        if not _is_owner(fragment.parameter, topology):
+            continue
+        tp_rank = 0 if spec.tp_dim is None else topology.model_rank
+        info = parameter_info(spec, topology.grid.model)
+        # vocabulary padding comes after the known tokens
+        known = math.prod(info.shard_shape(tp_rank, topology.grid.model))
+        length = min(fragment.length, known - fragment.offset)
+        if length > 0:
+            values = {kind: tensor[:length] for kind, tensor in fragment.values.items()}
+            yield replace(fragment, values=values)
+
+
 def take_snapshot(
     engine, topology: Topology, *, moment_names: tuple[str, ...], with_random_state: bool
 ) -> Snapshot:
@@ -44,23 +67,16 @@ def take_snapshot(
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, dict[str, Any]] = {}
     kinds: set[str] = set()
-    for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
+    for fragment in owned_fragments(engine, topology, moment_names):
         spec = spec_of(fragment.parameter)
-        if not _is_owner(fragment.parameter, topology):
-            continue
         tp_rank = 0 if spec.tp_dim is None else topology.model_rank
         info = parameter_info(spec, topology.grid.model)
-        # vocabulary padding, which comes after the known tokens, is never written
-        known = math.prod(info.shard_shape(tp_rank, topology.grid.model))
-        length = min(fragment.length, known - fragment.offset)
-        if length <= 0:
-            continue
         entry = parameters.setdefault(fragment.name, index_entry(info))
-        entry["fragments"].append((name, tp_rank, fragment.offset, length))
+        entry["fragments"].append((name, tp_rank, fragment.offset, fragment.length))
         kinds.update(fragment.values)
         for kind, values in fragment.values.items():
             key = fragment_key(kind, fragment.name, tp_rank, fragment.offset)
-            tensors[key] = values[:length].detach().to("cpu", torch.float32, copy=True)
+            tensors[key] = values.detach().to("cpu", torch.float32, copy=True)
     return Snapshot(
         rank=topology.rank,
         tensors=tensors,

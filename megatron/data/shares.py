@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from megatron.data.errors import DataError
+from megatron.data.index_header import leading_tokens, read_header, stored_tokens
 
 
 def split_boundaries(shares: Sequence[float], size: int) -> list[int]:
@@ -22,6 +23,28 @@ def split_boundaries(shares: Sequence[float], size: int) -> list[int]:
     excess = boundaries[-1] - size
     # A first share of 0 would go below 0, where a document is counted from the other end.
     return [0] + [max(0, boundary - excess) for boundary in boundaries[1:]]
+
+
+def training_samples(
+    prefix: str, *, split: Sequence[float] | None, seq_length: int
+) -> tuple[int, int]:
+    """Counts what a data set has for training, from its index alone.
+
+    Args:
+        prefix: Path of the data set without ``.bin`` and ``.idx``.
+        split: Shares of training, validation and test; None if all of it is for training.
+        seq_length: Tokens of a sample; consecutive samples share one more.
+
+    Returns:
+        Documents of the whole data set, and samples of an epoch.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    documents, tokens = read_header(prefix).num_items, stored_tokens(prefix)
+    if split is not None:
+        tokens = leading_tokens(prefix, split_boundaries(split, documents)[1])
+    return documents, max(0, (tokens - 1) // seq_length)
 
 
 def weights_by_num_docs(num_documents: Sequence[int], alpha: float = 0.3) -> list[float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+from torch import nn
 
 from megatron.checkpoint.format import read_resolved_config
 from megatron.checkpoint.fragments import load_loss_scaler
@@ -28,6 +29,7 @@ from megatron.errors import CheckpointError
 from megatron.files import is_same_path
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.pipeline_model import GPT2PipelineModel
+from megatron.model.soft_prompt import SOFT_PROMPT_NAME, fill_with_embeddings, freeze_all_but_prompt
 from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
 from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
@@ -96,7 +98,10 @@ def build_model(
     tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
     seed = config.launch.seed
     if topology.grid.pipe == 1:
-        return GPT2Model(shape, seed=seed, tp=tp)
+        model = GPT2Model(shape, seed=seed, tp=tp)
+        if for_training and model.soft_prompt is not None:
+            freeze_all_but_prompt(model)
+        return model
     return GPT2PipelineModel(
         shape,
         topology,
@@ -177,11 +182,19 @@ def build_runner(
     _check_deepspeed_sections(config, mpu)  # first, since a large model takes minutes to build
     say("building the model")
     model = build_model(config, tokenizer, topology)
-    folder = checkpoint_to_load(config, say)
+    folder, absent = checkpoint_to_load(config, say), frozenset[str]()
     if folder is not None:
         say(f"loading {folder}")
         may_differ = config.saving.finetune  # for example, a rotary base for longer texts
-        load_module_weights(model, folder, topology, on_other_network=say if may_differ else None)
+        absent = load_module_weights(
+            model,
+            folder,
+            topology,
+            on_other_network=say if may_differ else None,
+            may_lack=frozenset([SOFT_PROMPT_NAME]) if may_differ else frozenset(),
+        )
+        if absent:
+            _begin_prompt(model, config, tokenizer, say)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -198,7 +211,30 @@ def build_runner(
     runner = _make_runner(config, engine, topology, num_domains=num_domains)
     if folder is None:
         return LoadedRun(runner, TrainState())
-    return _continue_from(config, runner, folder, say)
+    return _continue_from(config, runner, folder, say, absent=absent)
+
+
+def _begin_prompt(
+    model: nn.Module, config: RunConfig, tokenizer: AbstractTokenizer, say: Say
+) -> None:
+    """Gives a new soft prompt its first values, if they are those of a text.
+
+    Raises:
+        ConfigError: If the text has no token.
+    """
+    assert isinstance(model, GPT2Model)
+    prompt, settings = model.soft_prompt, config.model.soft_prompt
+    assert prompt is not None
+    assert settings is not None
+    if settings.init_string:
+        tokens = tokenizer.tokenize(settings.init_string)
+        if not tokens:
+            raise ConfigError(
+                f"soft_prompt_tuning.init_string: {settings.init_string!r} has no token; write "
+                "another text, or none for random values"
+            )
+        fill_with_embeddings(prompt, model.embedding, tokens)
+    say(f"soft_prompt_tuning: a new prompt of {prompt.num_tokens} vectors; all else is frozen")
 
 
 def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:
@@ -249,7 +285,9 @@ def _make_runner(config: RunConfig, engine, topology: Topology, *, num_domains: 
     return kind(engine, topology, clipper, num_domains=num_domains, has_masks=has_masks)
 
 
-def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say) -> LoadedRun:
+def _continue_from(
+    config: RunConfig, runner: StepRunner, folder: Path, say: Say, *, absent: frozenset[str]
+) -> LoadedRun:
     """Loads master weights and moments into the engine; returns it with counters and mixture."""
     saved_state, mixture_state = load_run_state(folder)
     state = TrainState()
@@ -262,6 +300,7 @@ def _continue_from(config: RunConfig, runner: StepRunner, folder: Path, say: Say
         runner.topology,
         moment_names=None if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
+        absent=absent,
     )
     if config.saving.finetune:
         say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")

@@ -28,13 +28,16 @@ def learning_rate_at(
     wsd_decay_style: str = "exponential",
     wsd_decay_steps: int | None = None,
 ) -> float:
-    """Learning rate of the next optimizer step: GPT-NeoX's formulas, and Megatron-LM's for ``wsd``.
+    """Learning rate of the next optimizer step.
+
+    The formulas are GPT-NeoX's; those of ``wsd`` and ``inverse_sqrt`` are Megatron-LM's.
 
     Args:
         applied_steps: Optimizer steps taken so far; steps skipped by fp16 overflow do not count.
         peak: Rate at the end of the warm-up.
         minimum: Floor after the warm-up.
-        decay_style: ``constant``, ``linear``, ``cosine``, ``exponential`` or ``wsd``.
+        decay_style: ``constant``, ``linear``, ``cosine``, ``exponential``, ``inverse_sqrt`` or
+            ``wsd``.
         warmup_steps: Length of the linear warm-up; may be fractional.
         decay_steps: Step at which the decay ends; the rate stays there afterwards.
         wsd_decay_style: How ``wsd`` falls from ``peak`` to ``minimum``: ``exponential``,
@@ -57,6 +60,9 @@ def learning_rate_at(
         rate = peak * (1.0 - progress)
     elif decay_style == "cosine":
         rate = minimum + (peak - minimum) / 2.0 * (math.cos(math.pi * progress) + 1.0)
+    elif decay_style == "inverse_sqrt":
+        first = max(warmup_steps, 1.0)  # the last step that has the peak
+        rate = peak * math.sqrt(first / max(min(applied_steps, decay_steps), first))
     else:  # exponential: half of the peak at the end
         rate = peak * math.exp(-0.693 * progress)
     return max(rate, minimum)

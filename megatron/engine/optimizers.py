@@ -19,10 +19,13 @@ def moment_names(config: RunConfig) -> tuple[str, ...]:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices, not for biases and norms; empty groups are left out."""
+    """Weight decay for matrices, not for biases and norms; empty groups are left out.
+
+    Parameters that are not trained are in no group.
+    """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         (decayed if spec_of(parameter).has_weight_decay else kept).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},

@@ -41,7 +41,7 @@ class BatchDecoder:
         recompute: bool = False,
     ):
         self._model = model
-        self._longest = model.config.max_position_embeddings
+        self._longest = model.config.longest_text
         self._device = device = next(model.parameters()).device
         length = max(map(len, prompts))
         padded = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
@@ -56,7 +56,7 @@ class BatchDecoder:
         """Runs the model on new tokens; returns the logits after the last one, (b, v)."""
         start = 0
         if self._caches is not None:
-            start = self._caches[0].length
+            start = self._model.cached_tokens(self._caches)
             at_once = max(1, _TOKENS_AT_ONCE // self._pending.shape[0])
             *earlier, last = self._pending.split(at_once, dim=1)
             for piece in earlier:

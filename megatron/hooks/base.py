@@ -34,7 +34,10 @@ class StepReport:
 
 
 class Hook:
-    """Called on every rank after each step, in the order of the list, and once at the end."""
+    """Called on every rank before and after each step, in the order of the list, and at the end."""
+
+    def before_step(self, step: int) -> None:
+        """Runs before the optimizer step of iteration ``step``."""
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         """Runs after the optimizer step and the update of the mixture."""

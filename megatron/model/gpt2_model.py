@@ -2,7 +2,8 @@
 
 Parameters are named by GPT-NeoX's layer numbers, on every layout: ``0`` embedding, ``2 .. L+1``
 blocks, ``L+3`` final norm, ``L+4`` output matrix (1 and L+2 were transpositions in GPT-NeoX and are
-empty here). With tied embeddings layer 0 is ``tied_modules.embed`` and there is no L+4.
+empty here; 1 is the soft prompt if there is one). With tied embeddings layer 0 is
+``tied_modules.embed`` and there is no L+4.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
+from megatron.model.soft_prompt import SoftPrompt
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
@@ -39,6 +41,8 @@ def layer_list(config: ModelShape, tp: TensorParallel = SINGLE) -> dict[int, Lay
     top = config.num_layers + 2
     layers: dict[int, LayerRecipe] = {0: (Embedding, (config, tp))}
     layers.update({index: (TransformerLayer, (config, rotary, tp)) for index in range(2, top)})
+    if config.soft_prompt is not None:
+        layers[1] = (SoftPrompt, (config,))
     layers[top + 1] = (FinalNorm, (config, tp))
     if config.no_weight_tying:
         layers[top + 2] = (OutputLayer, (config, tp))
@@ -143,22 +147,28 @@ class GPT2Model(nn.Module):
             tokens: (b, s) int64.
             caches: One cache per layer, from `make_caches`. ``tokens`` come after the positions in
                 the caches, and are added to them.
-            positions: (b, s) int64 below ``max_position_embeddings``, position of each token; None:
-                the positions after those in the caches.
+            positions: (b, s) int64 below ``longest_text``, position of each token in its text;
+                None: the positions after those in the caches.
             attention_mask: bool, broadcastable to (b, 1, s, t), where t includes the cached
                 positions; True where a token may attend. None is causal.
         """
-        embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
         norm = self.get_submodule(self._norm_name)
         start = 0 if caches is None else caches[0].length
         with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
-            hidden = embedding(tokens, start, positions)
+            hidden = self.embedding(tokens, self.cached_tokens(caches), positions)
+            if self.soft_prompt is not None:
+                length, is_first = tokens.shape[1], start == 0
+                positions = self.soft_prompt.positions(positions, is_first=is_first)
+                attention_mask = self.soft_prompt.attention_mask(
+                    attention_mask, length, is_first=is_first
+                )
+                hidden = self.soft_prompt(hidden) if is_first else hidden
             context = None
             if caches is not None or positions is not None or attention_mask is not None:
                 context = make_context(
                     self._rotary,
-                    tokens.shape[1],
+                    hidden.shape[1],
                     like=hidden,
                     start=start,
                     longest=self.config.max_position_embeddings,
@@ -172,15 +182,35 @@ class GPT2Model(nn.Module):
                     hidden = checkpoint(_run_blocks, part, hidden, context, use_reentrant=True)
             else:
                 hidden = _run_blocks(blocks, hidden, context, caches)
-            return norm(hidden)
+            return norm(hidden[:, -tokens.shape[1] :])  # a soft prompt predicts nothing
+
+    @property
+    def embedding(self) -> Embedding:
+        """The layer at the bottom."""
+        layer = self.get_submodule(self._embedding_name)
+        assert isinstance(layer, Embedding)
+        return layer
+
+    @property
+    def soft_prompt(self) -> SoftPrompt | None:
+        """The prompt in front of every text, if the model has one."""
+        layer = self._modules.get("1")
+        assert layer is None or isinstance(layer, SoftPrompt)
+        return layer
+
+    def cached_tokens(self, caches: Sequence[KeyValueCache] | None) -> int:
+        """Tokens of text whose keys and values are in the caches; a soft prompt does not count."""
+        length = 0 if caches is None else caches[0].length
+        return length - self.soft_prompt.num_tokens if self.soft_prompt and length else length
 
     def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
         """Empty caches, one per layer, for the heads of this tensor-parallel rank.
 
         Args:
             batch_size: Rows of the batch.
-            capacity: Maximum positions per row, padding included.
+            capacity: Maximum tokens of text per row, padding included.
         """
+        capacity += self.soft_prompt.num_tokens if self.soft_prompt else 0
         weight = next(self.parameters())
         heads = self.tp.divide(self.config.num_kv_heads, "num_kv_heads")
         return [

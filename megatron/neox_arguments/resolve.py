@@ -10,6 +10,7 @@ from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
 from .rules.data import resolve_data, resolve_mixing
 from .rules.deepspeed import check_deepspeed
+from .rules.epochs import count_iterations
 from .rules.evaluation import check_evaluation_in_training, resolve_evaluation
 from .rules.generation import resolve_generation
 from .rules.layout import check_layout
@@ -103,6 +104,7 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
             zero_options=zero_options,
             sequence_parallel=draft["sequence_parallel"] and topology["model_parallel_size"] > 1,
         )
+        count_iterations(draft, data, batch)
         optimizer = resolve_optimizer(draft)
         schedule = resolve_schedule(draft, optimizer.learning_rate)
         check_evaluation_in_training(draft, layout)

@@ -36,8 +36,6 @@ refused by all: quantisation and pruning are not part of this version
     compression_training:section
 refused when enabled, by all: sparse attention is not part of this version
     sparse_attention:section
-refused when enabled, by all: training prompts is not part of this version
-    soft_prompt_tuning:section
 refused by all: maximal update parametrisation is not part of this version
     use_mup=False
 refused: maximal update parametrisation is not part of this version
@@ -95,8 +93,6 @@ refused: documents follow each other without gaps; only 'packed' is supported
     pack_impl:packed|pack_until_overflow|unpacked
 part of: pack_impl
     allow_chopped=True
-refused: the length of a run is train_iters
-    train_epochs:int
 no effect: samples are always full
     short_seq_prob=0.1
 no effect: samples are read from memory maps; there are no loader processes
@@ -162,14 +158,8 @@ refused: a running program's object cannot be written in a file
     {comet_experiment,tensorboard_writer,adlr_autoresume_object}:any
 refused by all: a running program's object cannot be written in a file
     tokenizer:any
-refused: the gradient noise scale is not part of this version
-    log_gradient_noise_scale=False
-part of: log_gradient_noise_scale
-    gradient_noise_scale_n_batches=5 gradient_noise_scale_cpu_offload=False
 refused: the share of the peak is not reported in this version
     peak_theoretical_tflops:float
-no effect: statistics of single parameters are not part of this version
-    log_{grad_norm,grad_pct_zeros,param_norm,optimizer_states}=False
 no effect: profiling is not part of this version
     memory_profiling=False memory_profiling_path:text profile=False
     profile_step_start=10 profile_step_stop=12

@@ -119,6 +119,23 @@ class RunLogger:
         """Logs an update of the mixture: the mixer's proposal and what became of it."""
         self._append({"event": "update", "iteration": iteration, **fields})
 
+    def statistics(self, iteration: int, values: Mapping[str, float | Mapping[str, float]]) -> None:
+        """Logs the noise scale, and statistics of single parameters.
+
+        Args:
+            iteration: Training iterations done.
+            values: ``noise_scale`` -> value, or GPT-NeoX's name of a statistic -> parameter ->
+                value.
+        """
+        self._append({"event": "statistics", "iteration": iteration, **values})
+        scalars: dict[str, float] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                scalars |= {f"{name}/{parameter}": x for parameter, x in value.items()}
+            else:
+                scalars[f"train/{name}"] = value
+        self._scalars(iteration, scalars)
+
     def evaluation(
         self, split: str, iteration: int, results: Mapping[str, Any], averages: Mapping[str, float]
     ) -> None:

@@ -168,14 +168,16 @@ def _stage_memory(
 ) -> StageMemory:
     size, zero = plan.parameter_bytes, plan.zero_stage
     count = stage_parameters(layers[places.start : places.stop])
-    share = -(-count // plan.data)
-    partitioned = share if zero else count
+    prompt = plan.shape.soft_prompt
+    trained = count if prompt is None else prompt.num_tokens * plan.shape.hidden_size
+    share, trained_share = -(-count // plan.data), -(-trained // plan.data)
+    partitioned = trained_share if zero else trained
     is_last = stage == plan.pipe - 1
     return StageMemory(
         stage=stage,
         parameters=count,
         weights=size * (share if zero == 3 else count),
-        gradients=size * (share if zero >= 2 else count),
+        gradients=size * (trained_share if zero >= 2 else trained),
         optimizer=4 * partitioned * (plan.num_moments + (1 if zero else 0)),
         buffers=size * _buffer_elements(plan, count),
         activations=activation_bytes(plan, layers, stage, places),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from megatron.data.index_header import leading_tokens, read_header, stored_tokens
-from megatron.data.shares import split_boundaries, weights_by_num_docs
+from megatron.data.shares import training_samples, weights_by_num_docs
 from megatron.neox_arguments import ConfigError, RunConfig
 from odm.static_weights import temperature_shares, unimax_shares
 from odm.text_table import aligned
@@ -47,10 +46,10 @@ def training_sizes(config: RunConfig) -> list[DomainSize]:
     names = config.data.train_domains or config.data.train_paths
     sizes = []
     for name, prefix in zip(names, config.data.train_paths, strict=True):
-        documents, tokens = read_header(prefix).num_items, stored_tokens(prefix)
-        if config.data.split is not None:
-            tokens = leading_tokens(prefix, split_boundaries(config.data.split, documents)[1])
-        sizes.append(DomainSize(name, documents, max(0, (tokens - 1) // config.data.seq_length)))
+        documents, samples = training_samples(
+            prefix, split=config.data.split, seq_length=config.data.seq_length
+        )
+        sizes.append(DomainSize(name, documents, samples))
     return sizes
 
 

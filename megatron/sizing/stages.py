@@ -39,11 +39,14 @@ def network_layers(shape: ModelShape, *, tensor_parallel: int) -> tuple[PlannedL
     embedding = table + (positions if shape.pos_emb == "learned" else 0)
     bottom = PlannedLayer("Embedding", embedding, is_tied=not shape.no_weight_tying)
     passing = PlannedLayer("_pass_through", 0)
+    prompt = passing
+    if shape.soft_prompt is not None:
+        prompt = PlannedLayer("SoftPrompt", shape.soft_prompt.num_tokens * shape.hidden_size)
     block = PlannedLayer(BLOCK, _block_parameters(shape, tensor_parallel))
     top = PlannedLayer("PipelineOutputLayer", table) if shape.no_weight_tying else bottom
     blocks = (block,) * shape.num_layers
     final_norm = PlannedLayer("FinalNorm", _norm_parameters(shape))
-    return (bottom, passing, *blocks, passing, final_norm, top)
+    return (bottom, prompt, *blocks, passing, final_norm, top)
 
 
 def stage_parameters(layers: Sequence[PlannedLayer]) -> int:

@@ -39,6 +39,8 @@ def rate(step: int, **changes: Any) -> float:
         ("cosine", [2.0, 2.0, 4.0, 6.0, 8.0, 5.0, 2.0, 2.0]),
         # half-way and at the end of a decay by exp(-0.693)
         ("exponential", [2.0, 2.0, 4.0, 6.0, 8.0, 5.657270554, 4.000588766, 4.000588766]),
+        # 8 sqrt(4 / 8), 8 sqrt(4 / 12)
+        ("inverse_sqrt", [2.0, 2.0, 4.0, 6.0, 8.0, 5.656854249, 4.618802154, 4.618802154]),
     ],
 )
 def test_each_style_follows_its_formula(style, expected):
@@ -78,8 +80,21 @@ def test_the_warmup_may_last_as_long_as_the_decay():
     assert [rate(step, warmup_steps=12) for step in (6, 12, 13)] == [4.0, 8.0, 2.0]
 
 
+def test_without_warmup_the_inverse_square_root_begins_at_the_first_step():
+    rates = [rate(n, decay_style="inverse_sqrt", warmup_steps=0, minimum=0) for n in (0, 1, 4, 9)]
+    assert rates == pytest.approx([8.0, 8.0, 4.0, 8 / 3])
+
+
+@given(st.integers(1, 50), st.integers(1, 1000))
+def test_the_inverse_square_root_halves_in_four_times_the_steps(warmup, more):
+    settings = {"decay_style": "inverse_sqrt", "warmup_steps": warmup, "minimum": 0.0}
+    step = warmup + more
+    first, later = (rate(n, **settings, decay_steps=10_000) for n in (step, 4 * step))
+    assert later == pytest.approx(first / 2)
+
+
 STYLES = st.one_of(
-    st.sampled_from(["constant", "linear", "cosine", "exponential"]).map(
+    st.sampled_from(["constant", "linear", "cosine", "exponential", "inverse_sqrt"]).map(
         lambda style: {"decay_style": style}
     ),
     st.builds(

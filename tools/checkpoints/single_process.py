@@ -76,6 +76,7 @@ def write_checkpoint(
     parameters: Mapping[str, ParameterInfo],
     read: Callable[[str, str], Tensor],
     moment_names: tuple[str, ...] = (),
+    kinds_of: Callable[[str], tuple[str, ...]] | None = None,
     max_file_size: int | None = None,
     add_files: Callable[[Path], Iterable[str]],
 ) -> Path:
@@ -87,6 +88,7 @@ def write_checkpoint(
         parameters: Description of every parameter, with the extents of one process.
         read: Returns a parameter or a moment of it, by name and kind, float32, logical shape.
         moment_names: Moments to write beside ``fp32``.
+        kinds_of: ``fp32`` and the moments of a parameter, where not all have all of them.
         max_file_size: A new file is begun at this number of bytes. Not given: one file, which
             needs as much memory as the size of the checkpoint.
         add_files: Writes whatever else belongs into the folder it is given; returns the names of
@@ -105,7 +107,14 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        index = _write_tensors(temporary, parameters, read, moment_names, max_file_size)
+        index = _write_tensors(
+            temporary,
+            parameters,
+            read,
+            moment_names=moment_names,
+            kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
+            max_file_size=max_file_size,
+        )
         others = tuple(add_files(temporary))
         for name in (*others, *config_names(temporary)):
             with (temporary / name).open("rb+") as stream:
@@ -124,7 +133,9 @@ def _write_tensors(
     folder: Path,
     parameters: Mapping[str, ParameterInfo],
     read: Callable[[str, str], Tensor],
+    *,
     moment_names: tuple[str, ...],
+    kinds_of: Callable[[str], tuple[str, ...]],
     max_file_size: int | None,
 ) -> dict[str, Any]:
     """Writes all tensors and returns what `write_index` takes of them."""
@@ -137,7 +148,7 @@ def _write_tensors(
         tensors: dict[str, Tensor] = {}
         storages: set[int] = set()
         for name in group:
-            for kind in ("fp32", *moment_names):
+            for kind in kinds_of(name):
                 flat = read(name, kind).flatten()
                 if flat.untyped_storage().data_ptr() in storages:
                     flat = flat.clone()  # tensors of a .bin file may share memory

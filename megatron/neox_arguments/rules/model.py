@@ -9,6 +9,7 @@ from typing import Any, get_args
 from ..sections import Model
 from ..sections.model import MOST_LAYERS, GatedActivation
 from .draft import Draft
+from .soft_prompt import resolve_soft_prompt
 
 _WIDEST_MLP = 2**31
 
@@ -68,6 +69,7 @@ def resolve_model(draft: Draft) -> Model:
         checkpoint_num_layers=(
             draft["checkpoint_num_layers"] if draft["checkpoint_activations"] else 0
         ),
+        soft_prompt=resolve_soft_prompt(draft),
     )
 
 

@@ -95,7 +95,8 @@ def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
     """Returns the length of the run, of the schedule and of its warm-up."""
     if draft["train_iters"] is None:
         draft.issues.add(
-            "train_iters", "train_iters is required; set the number of optimizer steps"
+            "train_iters",
+            "train_iters is required; set the number of optimizer steps, or train_epochs",
         )
     train_iters = draft["train_iters"] or 1
     decay_iters, fraction = draft["lr_decay_iters"], draft["lr_decay_fraction"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, in_range
 
@@ -25,6 +25,18 @@ InitMethod = Literal[
 GatedActivation = Literal["geglu", "reglu", "swiglu", "bilinear", "glu"]
 Activation = Literal["gelu", "relu", "softsign", "swish", "mish", "silu", GatedActivation]
 UnbuiltNorm = Literal["non_parametric_layernorm", "te_rmsnorm", "te_layernorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPrompt:
+    """A prompt of trained vectors, as `soft_prompt_tuning` describes it."""
+
+    num_tokens: int
+    """Vectors of the prompt."""
+    init_string: str
+    """Text whose word embeddings are the first values; empty: random ones."""
+    init_range: float
+    """Random first values are uniform between -init_range and init_range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +140,21 @@ class Model:
     checkpoint_num_layers: Annotated[int, Key("checkpoint_num_layers", int, 1), at_least(1)]
     """Blocks of one stretch that is computed again in the backward pass, with
     `checkpoint_activations`; 0 in the answer: all activations are kept."""
+
+    soft_prompt: Annotated[SoftPrompt | None, Key("soft_prompt_tuning", dict[str, Any] | None)] = (
+        None
+    )
+    """`{"enabled": true, "num_tokens": 10, "init_string": "", "init_range": 0.5}`: trains so many
+    vectors in front of every text, and nothing else. `load` names the model, with `finetune: true`
+    at the start; evaluation and generation need the section too. The first values are the word
+    embeddings of `init_string`, or uniform up to `init_range`. See docs/soft_prompts.md."""
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of text that fit into the positions of the model beside a prompt."""
+        return self.max_position_embeddings - (
+            self.soft_prompt.num_tokens if self.soft_prompt else 0
+        )
 
 
 class ModelKeys:

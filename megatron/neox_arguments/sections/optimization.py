@@ -98,13 +98,22 @@ class Schedule:
     """Length of the run and the learning rate over it."""
 
     train_iters: Annotated[int, Key("train_iters", int | None), at_least(1)]
-    """Optimizer steps of the run. Required."""
+    """Optimizer steps of the run. Required, unless `train_epochs` is set."""
+
+    train_epochs: Annotated[int | None, at_least(1)] = None
+    """Length of the run in epochs, in place of `train_iters`. An epoch is as many samples as all
+    training data sets have together; the weights decide how many each domain gives, and
+    `train_data_weights: natural` reads every sample that often. The iterations that fit are counted
+    before the start, from the indexes of the data."""
 
     decay_style: Annotated[
-        Literal["constant", "linear", "cosine", "exponential", "wsd"], Key("lr_decay_style")
+        Literal["constant", "linear", "cosine", "exponential", "inverse_sqrt", "wsd"],
+        Key("lr_decay_style"),
     ] = "linear"
-    """Shape of the decay after warm-up. `wsd` (warm-up, stable, decay) keeps the peak rate until
-    the last `lr_wsd_decay_iters` of the schedule."""
+    """Shape of the decay after warm-up. `inverse_sqrt`: the rate falls with the root of the
+    iteration, `lr` x sqrt(warm-up / iteration), so that it depends on `warmup` and hardly on the
+    length of the schedule. `wsd` (warm-up, stable, decay) keeps the peak rate until the last
+    `lr_wsd_decay_iters` of the schedule."""
 
     decay_iters: Annotated[int, Key("lr_decay_iters", int | None), at_least(1)]
     """Iterations of the whole schedule. Not set: `train_iters`."""

@@ -92,6 +92,34 @@ class Logging:
     interval: Annotated[int, Key("log_interval"), at_least(1)] = 100
     """Iterations from one logged iteration to the next."""
 
+    log_grad_norm: bool = False
+    """Logs the norm of every parameter's gradient before clipping, as `gradient_norms/<parameter>`,
+    with the logged iterations."""
+
+    log_param_norm: bool = False
+    """Logs the norm of every parameter, as `parameter_norms/<parameter>`, with the logged
+    iterations."""
+
+    log_grad_pct_zeros: bool = False
+    """Logs the percentage of zeros in every parameter's gradient, as
+    `pct_grad_zeros/<parameter>`, with the logged iterations."""
+
+    log_optimizer_states: bool = False
+    """Logs the norms of the optimizer's moments, as `optimizer_state_norms/<parameter>_<moment>`,
+    with the logged iterations."""
+
+    log_gradient_noise_scale: bool = False
+    """Logs the gradient noise scale in samples, as `train/noise_scale`: batches much smaller than
+    it are mostly noise, much larger ones hardly help. Needs memory for one more copy of the
+    gradients in float32."""
+
+    gradient_noise_scale_n_batches: Annotated[int, at_least(2)] = 5
+    """Iterations that `log_gradient_noise_scale` compares with a single one. It assumes that the
+    weights hardly change meanwhile."""
+
+    gradient_noise_scale_cpu_offload: bool = False
+    """Keeps the copy of the gradients of `log_gradient_noise_scale` in the CPU's memory."""
+
     tensorboard_dir: str | None = None
     """Folder of TensorBoard's event files. Not set: none."""
 

@@ -1,0 +1,63 @@
+"""Training of a prompt in front of a frozen model."""
+
+from __future__ import annotations
+
+from ..declarations import at_least
+from ..purpose import Purpose
+from ..sections.model import SoftPrompt
+from .draft import Draft
+
+KEY = "soft_prompt_tuning"
+_LENGTH = (int, at_least(1))
+_KINDS = {
+    **{"enabled": bool, "num_tokens": _LENGTH, "n_tokens": _LENGTH},
+    **{"init_string": str, "init_range": (float, at_least(0))},
+}
+
+
+def resolve_soft_prompt(draft: Draft) -> SoftPrompt | None:
+    """Returns the prompt, or None where the section is missing, empty or not enabled."""
+    written = draft[KEY]
+    section = draft.typed(KEY, written, _KINDS)
+    if not written or not section.get("enabled", True):
+        return None
+    # GPT-NeoX documents num_tokens and reads n_tokens
+    length, other = (section.get(key) for key in ("num_tokens", "n_tokens"))
+    if None not in (length, other) and length != other:
+        problem = f"{other} and num_tokens {length} are two lengths of the prompt; keep one"
+        draft.refuse(f"{KEY}.n_tokens", problem)
+    prompt = SoftPrompt(
+        num_tokens=length or other or 10,
+        init_string=section.get("init_string", ""),
+        init_range=section.get("init_range", 0.5),
+    )
+    _check_length(draft, prompt.num_tokens)
+    with draft.training_rules():
+        _check_training(draft)
+    return prompt
+
+
+def _check_length(draft: Draft, length: int) -> None:
+    """The prompt takes positions of the model."""
+    positions = draft["max_position_embeddings"] or 0
+    text = draft["seq_length"] or 1 if draft.purpose is Purpose.TRAINING else 1
+    if positions and text + length > positions:
+        advice = f"set seq_length to {positions - length} or less" if positions > length else ""
+        problem = (
+            f"{length} vectors and {text} tokens of text (seq_length) are more than "
+            f"max_position_embeddings {positions}; {advice or 'shorten the prompt'}"
+        )
+        draft.refuse(f"{KEY}.num_tokens", problem)
+
+
+def _check_training(draft: Draft) -> None:
+    stages = draft["pipe_parallel_size"] or 1
+    if stages > 1:
+        reason = "stages without the prompt would have nothing to train; use pipe_parallel_size 1"
+        draft.refuse(KEY, f"does not work with pipe_parallel_size {stages}: {reason}")
+    if draft["sequence_parallel"] and (draft["model_parallel_size"] or 1) > 1:
+        reason = "the prompt is not cut along the sequence; set sequence_parallel: false"
+        draft.refuse(KEY, f"does not work with sequence_parallel: {reason}")
+    if draft["load"] is None:
+        reason = "set load to the checkpoints of a trained model, and finetune: true at the start"
+        draft.refuse(KEY, f"trains nothing but the prompt, so it needs a model; {reason}")
