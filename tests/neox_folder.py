@@ -68,7 +68,10 @@ def write_neox_folder(
         for part in range(parts)
     ]
     split = [
-        {n: {k: v.to(dtype).contiguous().clone() for k, v in layer.items()} for n, layer in p.items()}
+        {
+            n: {k: v.to(dtype).contiguous().clone() for k, v in layer.items()}
+            for n, layer in p.items()
+        }
         for p in split
     ]
 
@@ -82,7 +85,9 @@ def write_neox_folder(
                 save(OrderedDict(layer), f"layer_{number:02d}-model_{part:02d}-model_states.pt")
         else:
             module = OrderedDict(
-                (f"sequential.{n}.{name}", t) for n, layer in layers.items() for name, t in layer.items()
+                (f"sequential.{n}.{name}", t)
+                for n, layer in layers.items()
+                for name, t in layer.items()
             )
         if counters or not stages:
             state = neox_counters(shape, step=step, parts=parts, divisor=divisor)
@@ -162,9 +167,13 @@ def _cut(
     renamed: bool,
     divisor: int,
 ) -> dict[str, Tensor]:
-    first, second = ("mlp.linear1", "mlp.linear2") if renamed else (
-        "mlp.dense_h_to_4h",
-        "mlp.dense_4h_to_h",
+    first, second = (
+        ("mlp.linear1", "mlp.linear2")
+        if renamed
+        else (
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        )
     )
     kind = local.rpartition(".")[2]
     if local in ("word_embeddings.weight", "final_linear.weight"):

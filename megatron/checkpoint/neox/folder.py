@@ -32,7 +32,7 @@ _LAYER = re.compile(r"layer_(\d{2,6})(?:-model_(\d{2,6}))?-model_states\.pt")
 _RANK = re.compile(r"mp_rank_(\d{2,6})_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{2,6})_optim_states\.pt")
 _PARTITIONED = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
-_IN_SEQUENTIAL = re.compile(r"sequential\.(\d{1,6})\.(.+)")
+_LAYER_NAME = re.compile(r"(?:(?:sequential\.)?(\d{1,6})|tied_modules\.embed)\.(.+)")
 
 
 class NeoxFolder:
@@ -195,10 +195,12 @@ def _layers_in(content: Mapping[str, Any], path: Path) -> Iterator[tuple[int, di
         )
     layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _tensors(module, path).items():
-        match = _IN_SEQUENTIAL.fullmatch(name)
+        match = _LAYER_NAME.fullmatch(name)
         if match is None:
-            raise CheckpointError(f"{path}: has {name!r}, which is not the name of a layer's tensor")
-        layers.setdefault(int(match[1]), {})[match[2]] = tensor
+            raise CheckpointError(
+                f"{path}: has {name!r}, which is not the name of a layer's tensor"
+            )
+        layers.setdefault(int(match[1] or 0), {})[match[2]] = tensor
     return iter(layers.items())
 
 

@@ -134,9 +134,7 @@ def _by_group(piece: Tensor, network: ModelShape, num_parts: int) -> Tensor:
     if heads == groups:
         return piece
     groups, rest = groups // num_parts, piece.shape[1:]
-    queries, keys, values = piece.split(
-        [heads // num_parts * size, groups * size, groups * size]
-    )
+    queries, keys, values = piece.split([heads // num_parts * size, groups * size, groups * size])
     by_group = [tensor.reshape(groups, -1, *rest) for tensor in (queries, keys, values)]
     return torch.cat(by_group, dim=1).reshape(piece.shape)
 
