@@ -1,7 +1,8 @@
 """Writes checkpoints as GPT-NeoX does, from the weights of one of our models.
 
 The facts: the modules of GPT-NeoX name and cut the tensors (megatron/model/transformer.py and
-megatron/mpu/layers.py there), DeepSpeed names the files (runtime/pipe/module.py, runtime/engine.py).
+megatron/mpu/layers.py there), DeepSpeed names the files
+(runtime/pipe/module.py, runtime/engine.py).
 """
 
 from __future__ import annotations
@@ -67,13 +68,10 @@ def write_neox_folder(
         _part(weights, shape, part, parts, renamed=renamed, divisor=divisor)
         for part in range(parts)
     ]
-    split = [
-        {
-            n: {k: v.to(dtype).contiguous().clone() for k, v in layer.items()}
-            for n, layer in p.items()
-        }
-        for p in split
-    ]
+    for layers in split:
+        for layer in layers.values():
+            for name, tensor in layer.items():
+                layer[name] = tensor.to(dtype).contiguous().clone()
 
     def save(value: Any, name: str) -> None:
         torch.save(value, folder / name, _use_new_zipfile_serialization=not legacy)
@@ -84,11 +82,9 @@ def write_neox_folder(
             for number, layer in layers.items():
                 save(OrderedDict(layer), f"layer_{number:02d}-model_{part:02d}-model_states.pt")
         else:
-            module = OrderedDict(
-                (f"sequential.{n}.{name}", t)
-                for n, layer in layers.items()
-                for name, t in layer.items()
-            )
+            module = OrderedDict()
+            for number, layer in layers.items():
+                module.update({f"sequential.{number}.{name}": t for name, t in layer.items()})
         if counters or not stages:
             state = neox_counters(shape, step=step, parts=parts, divisor=divisor)
             save({**state, "module": module}, f"mp_rank_{part:02d}_model_states.pt")

@@ -3,8 +3,8 @@
 
     python tools/convert_to_hf.py --input_dir checkpoints/first --output_dir exported/first
 
-Any layout is read, and checkpoints of GPT-NeoX, in one process and without deepspeed. The result is compared with our own
-network on real text before it gets its name. See docs/huggingface.md.
+Any layout is read, and checkpoints of GPT-NeoX, in one process and without deepspeed. The result is
+compared with our own network on real text before it gets its name. See docs/huggingface.md.
 """
 
 import argparse

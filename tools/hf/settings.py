@@ -112,7 +112,7 @@ def _configs_of_neox(checkpoint: Path) -> list[Path]:
         if found := sorted(path for path in folder.glob("*") if path.suffix in _CONFIG_SUFFIXES):
             return found
     raise CheckpointError(
-        f"{checkpoint}: has no configs; give the configuration files of the model with --config_file"
+        f"{checkpoint}: has no configs; give the files of the model with --config_file"
     )
 
 

@@ -1,16 +1,15 @@
 """Names of GPT-NeoX's tensors, and how model-parallel parts of a parameter become one tensor.
 
-| parameter | parts |
-|---|---|
-| word embedding, output matrix | rows after each other; padding of the vocabulary at the end |
-| fused projection | heads after each other. One key per query: each head is [query, key, value], as \
-here. Grouped: a part is [its queries, its keys, its values]; here it is ordered by group |
-| first MLP matrix | rows after each other. Gated: a part is [plain, gate], here the gate is first; \
-before 2024 w1 is the gate and w3 the plain one |
-| attention output, second MLP matrix | columns after each other |
-| their biases | added by every part before the sum over parts if the residual is parallel: summed. \
-Otherwise copies |
-| norms, positions | copies; the mean if they have drifted apart, as in GPT-NeoX's own converters |
+- Word embedding and output matrix: rows after each other; padding of the vocabulary at the end.
+- Fused projection: heads after each other. With a key per query, each head is [query, key, value]
+  there and here. With grouped queries a part is [its queries, its keys, its values]; here it is
+  ordered by group.
+- First MLP matrix: rows after each other. Gated, a part is [plain, gate], and here the gate is
+  first; before September 2024 Llama's w1 is the gate and w3 the plain one.
+- Attention output and second MLP matrix: columns after each other.
+- Their biases: with the parallel residual each part adds its own before the sum over parts, so they
+  are summed. Otherwise they are copies.
+- Norms and positions: copies; the mean if they have drifted apart, as in GPT-NeoX's own converters.
 """
 
 from __future__ import annotations
