@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.format import checkpoint_steps, latest_step, step_folder
 from megatron.checkpoint.index import write_index
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
@@ -165,10 +166,15 @@ class CheckpointSaver:
         """Deletes checkpoints up to ``newest`` except the last ones and the protected steps.
 
         Later checkpoints were left by a run that then went back to an earlier iteration. They are
-        not counted; otherwise the one that has just been saved could be deleted first.
+        not counted; otherwise the one that has just been saved could be deleted first. Nor are
+        those of GPT-NeoX, from which a run may have continued.
         """
         assert self._keep_last is not None
-        steps = [step for step in checkpoint_steps(self._save) if step <= newest]
+        steps = [
+            step
+            for step in checkpoint_steps(self._save)
+            if step <= newest and not is_neox_checkpoint(step_folder(self._save, step))
+        ]
         candidates = [step for step in steps if step not in self._protected_steps]
         for step in candidates[: -self._keep_last]:
             doomed = step_folder(self._save, step)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from megatron.checkpoint.foreign import neox_checkpoint_names
 from megatron.checkpoint.format import checkpoint_steps
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
@@ -313,14 +314,22 @@ def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str
 
 
 def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
-    """Raises an error if a run from iteration 0 would replace the checkpoints of another run.
+    """Raises an error if a run would replace the checkpoints of another run.
 
     Raises:
         ConfigError: If ``save`` contains checkpoints, and the run neither continues them nor goes
-            back to iteration 0 of them on purpose.
+            back to iteration 0 of them on purpose; or if it contains later ones of GPT-NeoX.
     """
     save, is_finetuning = config.saving.save_path, config.saving.finetune
-    if save is None or loaded.state.step > 0:
+    if save is None:
+        return
+    later = {f"global_step{s}" for s in checkpoint_steps(Path(save)) if s > loaded.state.step}
+    if theirs := sorted(later & neox_checkpoint_names(Path(save))):
+        raise ConfigError(
+            f"save: {save} contains {theirs[0]} of GPT-NeoX, which this run would replace, because "
+            f"it continues from iteration {loaded.state.step}; name another folder"
+        )
+    if loaded.state.step > 0:
         return
     if loaded.folder is not None and is_same_path(loaded.folder.parent, save) and not is_finetuning:
         return  # iteration: 0 goes back to the start on purpose

@@ -3,8 +3,8 @@
 
     python tools/convert_to_hf.py --input_dir checkpoints/first --output_dir exported/first
 
-Any layout is read, in one process and without deepspeed. The result is compared with our own
-network on real text before it gets its name. See docs/huggingface.md.
+Any layout is read, and checkpoints of GPT-NeoX, in one process and without deepspeed. The result is
+compared with our own network on real text before it gets its name. See docs/huggingface.md.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main(
             tolerance=args.tolerance,
             overwrite=args.overwrite,
         )
-        source = find_source(Path(args.input_dir), args.iteration)
+        source = find_source(Path(args.input_dir), args.iteration, reads_neox=True)
         output = Path(args.output_dir)
         settings = settings_of(source, args.config_file, overwrite_values)
         export(source, output, settings=settings, options=options, say=_print)

@@ -207,6 +207,8 @@ class CheckpointReader:
             name: ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
             for name, facts in index["parameters"].items()
         }
+        self.shapes = {name: info.shape for name, info in self.parameters.items()}
+        """Logical shape of each parameter."""
         # {(name, tp_rank): [(offset, length, file)]}, sorted by offset
         self._fragments: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
         for name, facts in index["parameters"].items():

@@ -13,21 +13,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.foreign import foreign_checkpoint_problem, is_neox_checkpoint
 from megatron.checkpoint.format import (
     CheckpointReader,
     checkpoint_steps,
     latest_step,
-    read_content,
     read_random_state,
     read_resolved_config,
     step_folder,
-    verify,
 )
 from megatron.checkpoint.fragments import load_fragments, prepare_moments
 from megatron.checkpoint.index import parameter_info
-from megatron.checkpoint.network_comparison import network_problem
-from megatron.checkpoint.schema import RUN_FILES
+from megatron.checkpoint.neox.reader import NeoxReader
+from megatron.checkpoint.opening import (
+    ParameterReader,
+    open_reader,
+    other_network_problem,
+    verify_files,
+)
 from megatron.errors import CheckpointError
 from megatron.model.parameters import ParameterSpec, cut_shard, extremes, spec_of
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME
@@ -41,7 +44,6 @@ __all__ = [
     "first_not_finite",
     "load_engine_state",
     "load_module_weights",
-    "load_run_state",
     "restore_random_state",
 ]
 
@@ -64,7 +66,7 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
 
     Raises:
         CheckpointError: If the checkpoint of ``iteration`` is missing or damaged, if all are
-            damaged, or if ``load`` is another program's checkpoint.
+            damaged, or if ``load`` is a checkpoint that cannot be loaded.
     """
     shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(shared, src=0)
@@ -88,7 +90,8 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
 def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | None]:
     """Names of folders to try, in order, and a problem with the choice itself."""
     steps = checkpoint_steps(load) if load.is_dir() else []
-    if not any((step_folder(load, step) / "index.json").is_file() for step in steps):
+    folders = [step_folder(load, step) for step in steps]
+    if not any((path / "index.json").is_file() or is_neox_checkpoint(path) for path in folders):
         if problem := foreign_checkpoint_problem(load):
             return [], f"load: {problem}"
     if iteration is not None:
@@ -112,7 +115,7 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
 def _verify_together(folder: Path) -> str | None:
     """Verifies a checkpoint on all ranks together; returns the first problem that one found."""
     part, num_parts = dist.get_rank(), dist.get_world_size()
-    return agree(problem_of(lambda: verify(folder, part=part, num_parts=num_parts)))
+    return agree(problem_of(lambda: verify_files(folder, part=part, num_parts=num_parts)))
 
 
 def load_module_weights(
@@ -121,6 +124,7 @@ def load_module_weights(
     topology: Topology,
     *,
     on_other_network: Say | None = None,
+    with_masters: bool = False,
     may_lack: frozenset[str] = frozenset(),
 ) -> frozenset[str]:
     """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
@@ -131,6 +135,8 @@ def load_module_weights(
         topology: The grid of ranks, and this rank's place in it.
         on_other_network: Called with a message if the weights were trained in another network of
             the same shapes; None makes that an error.
+        with_masters: Whether to take the optimizer's master weights from a checkpoint of GPT-NeoX,
+            if it has them, instead of the model's weights in half precision.
         may_lack: Parameters that keep their values if the checkpoint does not have them.
 
     Returns:
@@ -139,21 +145,16 @@ def load_module_weights(
     Raises:
         CheckpointError: If names or shapes differ from the module's, or the network does.
     """
-    reader = CheckpointReader(folder)
-    wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
-    absent = (may_lack & wanted.keys()) - reader.parameters.keys()
-    wanted = {name: entry for name, entry in wanted.items() if name not in absent}
-    network = getattr(module, "config", None)
-    if isinstance(network, ModelShape) and topology.rank == 0:
-        if read_resolved_config(folder) is None:
-            logger.warning(
-                "%s: has no configs/resolved.json, so only names and shapes were compared with "
-                "this network",
-                folder,
-            )
-    problem = network_problem(network, folder) if isinstance(network, ModelShape) else None
+    network = _network_of(module)
+    problem = None if network is None else other_network_problem(network, folder)
     if problem is not None and on_other_network is None:
         raise CheckpointError(problem)
+    reader = open_reader(folder, network, with_optimizer=with_masters)
+    wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
+    absent = (may_lack & wanted.keys()) - reader.shapes.keys()
+    wanted = {name: entry for name, entry in wanted.items() if name not in absent}
+    if network is not None and topology.rank == 0:
+        _warn_of_what_is_not_compared(reader, network)
     shapes = {name: spec.logical_shape for name, (_, spec) in wanted.items()}
     if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
         raise CheckpointError(problem or f"{folder}: {misfit}")
@@ -167,22 +168,46 @@ def load_module_weights(
     return frozenset(absent)
 
 
+def _network_of(module: nn.Module) -> ModelShape | None:
+    network = getattr(module, "config", None)
+    return network if isinstance(network, ModelShape) else None
+
+
+def _warn_of_what_is_not_compared(reader: ParameterReader, network: ModelShape) -> None:
+    if read_resolved_config(reader.folder) is None:
+        logger.warning(
+            "%s: has no configs/resolved.json, so only names and shapes were compared with "
+            "this network",
+            reader.folder,
+        )
+    if isinstance(reader, NeoxReader):
+        rows, padding = reader.num_vocabulary_rows, network.make_vocab_size_divisible_by
+        if rows - network.vocab_size >= padding * reader.num_parts:
+            logger.warning(
+                "%s: the word embedding has %d rows, the tokenizer %d tokens, which is more than "
+                "padding; use the tokenizer that the model was trained with",
+                reader.folder,
+                rows,
+                network.vocab_size,
+            )
+
+
 def _misfit(
-    reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
+    reader: ParameterReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
 ) -> str | None:
     """The first parameter that is unknown, missing or of another shape; None if all fit."""
-    unknown = sorted(reader.parameters.keys() - shapes.keys())
+    unknown = sorted(reader.shapes.keys() - shapes.keys())
     if SOFT_PROMPT_NAME in unknown and holds_whole_model:
-        length = reader.info(SOFT_PROMPT_NAME).shape[0]
+        length = reader.shapes[SOFT_PROMPT_NAME][0]
         return f"has a soft prompt; set soft_prompt_tuning: {{num_tokens: {length}}}"
-    if SOFT_PROMPT_NAME in shapes and SOFT_PROMPT_NAME not in reader.parameters:
+    if SOFT_PROMPT_NAME in shapes and SOFT_PROMPT_NAME not in reader.shapes:
         return "has no soft prompt; set finetune: true to begin one on this model"
     if unknown and holds_whole_model:
         return f"has {unknown[0]!r}, which this model lacks; the configuration differs"
     for name, shape in shapes.items():
-        if name not in reader.parameters:
+        if name not in reader.shapes:
             return f"no parameter {name!r}; the checkpoint belongs to another model"
-        saved = reader.info(name).shape
+        saved = reader.shapes[name]
         if saved != shape and name.endswith("word_embeddings.weight") and saved[1:] == shape[1:]:
             return (
                 f"the model has {saved[0]} tokens, the tokenizer of this run has {shape[0]}; use "
@@ -215,6 +240,7 @@ def load_engine_state(
     moment_names: tuple[str, ...] | None,
     applied_steps: int,
     absent: frozenset[str] = frozenset(),
+    say: Say = lambda line: None,
 ) -> None:
     """Overwrites master weights and moments of this rank's part.
 
@@ -228,11 +254,19 @@ def load_engine_state(
         moment_names: Names of the optimizer's moments; None starts the optimizer from zero.
         applied_steps: Optimizer steps that the saved run had applied.
         absent: Parameters that the checkpoint lacks and that keep their values.
+        say: Prints a message if moments of a GPT-NeoX checkpoint are wanted and cannot be read.
 
     Raises:
         CheckpointError: If optimizer steps were applied and the checkpoint has other moments.
     """
-    reader = CheckpointReader(folder)
+    wants_moments = moment_names is not None
+    reader = open_reader(folder, _network_of(engine.module), with_optimizer=wants_moments)
+    if wants_moments and isinstance(reader, NeoxReader) and reader.why_no_moments is not None:
+        say(
+            f"optimizer states are not read: {reader.why_no_moments}; the run starts with fresh "
+            "ones"
+        )
+        moment_names = None
     if moment_names is None or (applied_steps == 0 and not reader.moment_names):
         moment_names = ()  # not wanted, or not existing before the first step
     elif set(moment_names) != set(reader.moment_names):
@@ -259,7 +293,7 @@ def load_engine_state(
 
 
 def _read_own(
-    reader: CheckpointReader,
+    reader: CheckpointReader | NeoxReader,
     spec: ParameterSpec,
     topology: Topology,
     *,
@@ -275,6 +309,9 @@ def _read_own(
     tp_rank, tp_size = topology.model_rank, topology.grid.model
     if spec.tp_dim is None:
         tp_rank, tp_size = 0, 1
+    if isinstance(reader, NeoxReader):
+        shard = reader.read_shard(name, spec, kind=kind, tp_rank=tp_rank, tp_size=tp_size)
+        return shard.flatten()[offset : offset + length]
     saved = reader.info(name)
     shape = saved.shard_shape(tp_rank, tp_size)
     is_saved_so = saved == parameter_info(spec, tp_size) and (
@@ -289,22 +326,16 @@ def _read_own(
     return own if kept == length else torch.cat((own, own.new_zeros(length - kept)))
 
 
-def load_run_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns the contents of ``state.json`` and ``mixture.json``.
-
-    Raises:
-        CheckpointError: If one of them cannot be read or is wrong; names the field.
-    """
-    state, mixture = (read_content(folder, name) for name in RUN_FILES)
-    return state, mixture
-
-
 def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> None:
     """Restores this rank's random state if the checkpoint has it and the layout is the same.
 
     ``say`` prints a message if the run's random numbers do not continue. It is None if the run
     needs no random numbers, for example without dropout.
     """
+    if is_neox_checkpoint(folder):
+        if say is not None:
+            say(f"{folder}: random states of GPT-NeoX are not used: dropout's masks will differ")
+        return
     path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid
     layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}

@@ -12,15 +12,15 @@ from typing import Any
 import deepspeed
 from torch import nn
 
-from megatron.checkpoint.format import read_resolved_config
+from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.fragments import load_loss_scaler
 from megatron.checkpoint.loading import (
     find_checkpoint,
     load_engine_state,
     load_module_weights,
-    load_run_state,
     restore_random_state,
 )
+from megatron.checkpoint.opening import load_run_state, saved_configuration
 from megatron.engine.gradient_norm import GradientClipper, clips_itself
 from megatron.engine.optimizers import build_optimizer, moment_names
 from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunner
@@ -191,6 +191,7 @@ def build_runner(
             folder,
             topology,
             on_other_network=say if may_differ else None,
+            with_masters=not (may_differ or config.saving.no_load_optim),
             may_lack=frozenset([SOFT_PROMPT_NAME]) if may_differ else frozenset(),
         )
         if absent:
@@ -289,7 +290,7 @@ def _continue_from(
     config: RunConfig, runner: StepRunner, folder: Path, say: Say, *, absent: frozenset[str]
 ) -> LoadedRun:
     """Loads master weights and moments into the engine; returns it with counters and mixture."""
-    saved_state, mixture_state = load_run_state(folder)
+    saved_state, mixture_state = load_run_state(folder, seq_length=config.data.seq_length)
     state = TrainState()
     if not config.saving.finetune:
         state.load_state_dict(saved_state["counters"])
@@ -301,15 +302,21 @@ def _continue_from(
         moment_names=None if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
         absent=absent,
+        say=say,
     )
     if config.saving.finetune:
         say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
         return LoadedRun(runner, state, folder=folder)
+    if is_neox_checkpoint(folder):
+        say(
+            f"{folder}: GPT-NeoX's checkpoint of iteration {state.step}; data and mixture start "
+            "from their beginning, since GPT-NeoX's order of the samples is another one"
+        )
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not config.saving.no_load_rng:
         has_dropout = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
         restore_random_state(folder, runner.topology, say if has_dropout else None)
     samples_per_epoch = saved_state.get("samples_per_epoch", {})
-    saved_config = read_resolved_config(folder)
+    saved_config = saved_configuration(folder)
     return LoadedRun(runner, state, mixture_state, samples_per_epoch, folder, saved_config)

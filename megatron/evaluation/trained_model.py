@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from megatron.checkpoint.format import read_resolved_config
-from megatron.checkpoint.loading import first_not_finite, load_module_weights, load_run_state
+from megatron.checkpoint.loading import first_not_finite, load_module_weights
+from megatron.checkpoint.opening import load_run_state
 from megatron.engine.build import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.foreign import foreign_checkpoint_problem, neox_checkpoint_names
 from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
@@ -261,7 +261,8 @@ def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[Co
 
 
 def _checkpoint_names(folder: str) -> set[str]:
-    return {path.parent.name for path in Path(folder).glob("global_step*/index.json")}
+    ours = {path.parent.name for path in Path(folder).glob("global_step*/index.json")}
+    return ours | neox_checkpoint_names(Path(folder))
 
 
 def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron.checkpoint.foreign import foreign_checkpoint_problem
+from megatron.checkpoint.foreign import foreign_checkpoint_problem, is_neox_checkpoint
 from megatron.checkpoint.format import (
     ParameterInfo,
     checkpoint_steps,
@@ -37,13 +37,25 @@ LAYOUT = {"dp": 1, "tp": 1, "pp": 1}
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
-def find_source(path: Path, iteration: int | None) -> Path:
+def find_source(path: Path, iteration: int | None, *, reads_neox: bool = False) -> Path:
     """Finds the checkpoint that a run folder (its latest, or ``iteration``) or a path names.
 
+    Args:
+        path: The folder.
+        iteration: Which checkpoint of a run folder.
+        reads_neox: Whether the caller can read a checkpoint of GPT-NeoX too.
+
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or none that the caller can read.
     """
-    if (path / "index.json").is_file():
+    found = _find_source(path, iteration)
+    if not reads_neox and is_neox_checkpoint(found):
+        raise CheckpointError(foreign_checkpoint_problem(found))
+    return found
+
+
+def _find_source(path: Path, iteration: int | None) -> Path:
+    if (path / "index.json").is_file() or is_neox_checkpoint(path):
         if iteration is not None and path.name != step_folder(path, iteration).name:
             raise CheckpointError(f"{path}: is not iteration {iteration}; leave out --iteration")
         return path.resolve()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.format import CheckpointReader, read_content
+from megatron.checkpoint.opening import ParameterReader
 from megatron.checkpoint.schema import RUN_FILES
 from megatron.errors import CheckpointError
 from odm.json_data import SchemaError, fields, integer, read_json
@@ -20,7 +21,14 @@ from tools.hf.families import family_of_config
 from tools.hf.settings import RunSettings, resolve_model_fields
 from tools.hf.weight_files import WeightFiles
 
-__all__ = ["CheckpointSource", "ModelFolderSource", "TensorSource", "open_source", "row_blocks"]
+__all__ = [
+    "CheckpointSource",
+    "ModelFolderSource",
+    "TensorSource",
+    "open_source",
+    "row_blocks",
+    "source_of",
+]
 
 BLOCK_ELEMENTS = 1 << 22
 """Elements of a tensor in memory at a time: 16 MiB in float32, unless one row is larger."""
@@ -58,7 +66,7 @@ class CheckpointSource:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """As in `TensorSource`."""
-        return {name: info.shape for name, info in self.reader.parameters.items()}
+        return self.reader.shapes
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -94,6 +102,35 @@ class CheckpointSource:
                 zip(mixture["configuration"]["domains"], mixture["weights"], strict=True)
             )
         return facts
+
+
+class WholeTensorSource:
+    """A checkpoint whose tensors are read as a whole; the last one is kept for its other rows."""
+
+    def __init__(self, reader: ParameterReader):
+        self.folder = reader.folder
+        self.shapes = reader.shapes
+        self.kinds = ("fp32", *reader.moment_names)
+        self._read = reader.read_logical
+        self._last: tuple[tuple[str, str], Tensor] | None = None
+
+    def rows(self, name: str, kind: str, first: int, end: int) -> Tensor:
+        """As in `TensorSource`."""
+        if self._last is None or self._last[0] != (name, kind):
+            self._last = None  # two tensors must not be in memory at a time
+            self._last = (name, kind), self._read(name, kind)
+        return self._last[1][first:end]
+
+    def facts(self) -> dict[str, Any]:
+        """None: what there is beside the tensors is not in the form of ours."""
+        return {}
+
+
+def source_of(reader: ParameterReader) -> TensorSource:
+    """The tensors of an open checkpoint, a few rows at a time if its files allow it."""
+    if isinstance(reader, CheckpointReader):
+        return CheckpointSource(reader.folder, reader)
+    return WholeTensorSource(reader)
 
 
 @dataclass(frozen=True)

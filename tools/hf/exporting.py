@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.format import CheckpointReader, verify
+from megatron.checkpoint.opening import ParameterReader, verify_files
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.errors import CheckpointError
 from megatron.files import flush_to_disk, replace_folder, write_json_atomic
 from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import AbstractTokenizer
 from tools.checkpoints.single_process import groups_by_size
-from tools.checkpoints.tensor_sources import CheckpointSource, row_blocks
+from tools.checkpoints.tensor_sources import TensorSource, row_blocks, source_of
 from tools.hf.families import Family, family_for
-from tools.hf.network import check_parameters, parameter_infos, true_vocab_size
+from tools.hf.network import open_parameters
 from tools.hf.settings import RunSettings
 from tools.hf.tokenizer_files import token_ids, write_tokenizer
 from tools.hf.verification import compare, real_text
@@ -64,7 +64,8 @@ def export(
     which is removed when something fails.
 
     Args:
-        source: A ``global_step<N>`` folder of any layout; its checksums are verified first.
+        source: A ``global_step<N>`` folder of any layout, of ours, whose checksums are verified
+            first, or of GPT-NeoX.
         output: The folder to make; it may exist if it is empty.
         settings: Configuration of the run.
         options: How to export.
@@ -82,7 +83,7 @@ def export(
             "--verify: the package transformers is not installed; install it or use --no-verify"
         )
     opened = _open_source(source, settings)
-    verify(source)
+    verify_files(source)
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -124,7 +125,7 @@ def _added_tokens_line(told: str, *, is_kept: bool) -> str:
 class _Source:
     """What is exported."""
 
-    reader: CheckpointReader
+    reader: ParameterReader
     shape: ModelShape
     family: Family
     tokenizer: AbstractTokenizer
@@ -132,15 +133,13 @@ class _Source:
     def names(self) -> dict[str, str]:
         """{our name: theirs} of the parameters that exist."""
         names = self.family.names(self.shape)
-        return {ours: names[ours] for ours in names if ours in self.reader.parameters}
+        return {ours: names[ours] for ours in names if ours in self.reader.shapes}
 
 
 def _open_source(folder: Path, settings: RunSettings) -> _Source:
     """Opens a checkpoint and refuses what cannot be exported."""
-    reader = CheckpointReader(folder)
-    shape = settings.shape(true_vocab_size(reader))
+    reader, shape = open_parameters(folder, settings)
     family = family_for(shape)
-    check_parameters(folder, reader.parameters, parameter_infos(shape))
     tokenizer = settings.tokenizer()
     if tokenizer.vocab_size > shape.vocab_size:
         raise CheckpointError(
@@ -151,7 +150,7 @@ def _open_source(folder: Path, settings: RunSettings) -> _Source:
 
 
 def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> None:
-    source, names = CheckpointSource(export.reader.folder, export.reader), export.names()
+    source, names = source_of(export.reader), export.names()
     dtype = DTYPES[options.dtype]
     sizes = {name: dtype.itemsize * math.prod(source.shapes[name]) for name in names}
     groups = list(groups_by_size(sizes, options.max_shard_size))
@@ -170,7 +169,7 @@ def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> Non
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _read_as(dtype: torch.dtype, source: CheckpointSource, name: str) -> Tensor:
+def _read_as(dtype: torch.dtype, source: TensorSource, name: str) -> Tensor:
     """One parameter, read a few rows at a time, so that there is never a second copy."""
     shape = source.shapes[name]
     result = torch.empty(shape, dtype=dtype)

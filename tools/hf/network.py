@@ -8,13 +8,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.format import CheckpointReader, ParameterInfo
+from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import cut_shard, spec_of
 from megatron.sizing.model_shape import ModelShape
+from tools.hf.settings import RunSettings
 
-__all__ = ["check_parameters", "filled_model", "parameter_infos", "true_vocab_size"]
+__all__ = [
+    "check_parameters",
+    "filled_model",
+    "open_parameters",
+    "parameter_infos",
+    "true_vocab_size",
+]
+
+
+def open_parameters(
+    folder: Path, settings: RunSettings, *, with_optimizer: bool = False
+) -> tuple[CheckpointReader | NeoxReader, ModelShape]:
+    """A checkpoint of ours or of GPT-NeoX, and its network without padding of the vocabulary.
+
+    Args:
+        folder: A ``global_step<N>`` folder.
+        settings: Configuration of the run. The size of a GPT-NeoX model's vocabulary is that of the
+            tokenizer, since its matrices are padded.
+        with_optimizer: Whether to read the states of the optimizer of a GPT-NeoX checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged or belongs to another configuration.
+        TokenizerError: If the tokenizer is needed and cannot be built.
+    """
+    reader: CheckpointReader | NeoxReader
+    if is_neox_checkpoint(folder):
+        shape = settings.shape(settings.tokenizer().vocab_size)
+        reader = NeoxReader(folder, shape, with_optimizer=with_optimizer)
+    else:
+        reader = CheckpointReader(folder)
+        shape = settings.shape(true_vocab_size(reader))
+    check_parameters(folder, reader.shapes, parameter_infos(shape))
+    return reader, shape
 
 
 def true_vocab_size(reader: CheckpointReader) -> int:
@@ -44,7 +79,7 @@ def parameter_infos(shape: ModelShape) -> dict[str, ParameterInfo]:
 
 
 def check_parameters(
-    folder: Path, found: Mapping[str, ParameterInfo], wanted: Mapping[str, ParameterInfo]
+    folder: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, ParameterInfo]
 ) -> None:
     """Compares a checkpoint with what the configuration describes.
 
@@ -59,9 +94,9 @@ def check_parameters(
             "belongs to another configuration"
         )
     for name, info in wanted.items():
-        if found[name].shape != info.shape:
+        if found[name] != info.shape:
             raise CheckpointError(
-                f"{folder}: {name} has shape {found[name].shape}, the configured model needs "
+                f"{folder}: {name} has shape {found[name]}, the configured model needs "
                 f"{info.shape}; the checkpoint belongs to another configuration"
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
@@ -23,6 +24,7 @@ __all__ = ["RunSettings", "resolve_model_fields", "settings_of"]
 _TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_adds_special_tokens")
 _KEYS = (*_TOKENIZER, "padded_vocab_size", "seq_length", "neox_compat")
 """Keys outside the section of the model that count here."""
+_CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def settings_of(
 ) -> RunSettings:
     """Settings of a checkpoint: from its ``resolved.json`` unless configuration files are given.
 
+    Without a ``resolved.json``, those in the ``configs`` of a GPT-NeoX checkpoint are taken.
+
     Args:
         checkpoint: A ``global_step<N>`` folder.
         config_files: YAML files of the run. Their batch sizes, data and layout do not matter.
@@ -79,6 +83,8 @@ def settings_of(
         CheckpointError: If the checkpoint has no configuration and none is given.
         ConfigError: If a file is wrong.
     """
+    if not config_files and is_neox_checkpoint(checkpoint):
+        config_files = _configs_of_neox(checkpoint)
     if config_files:
         args = NeoXArgs.from_ymls(config_files, overwrite_values)
         given = {key: getattr(args, key) for key in args.given if _counts(key)}
@@ -98,6 +104,16 @@ def settings_of(
             )
         sections.setdefault("data", {})[key] = value
     return RunSettings(sections)
+
+
+def _configs_of_neox(checkpoint: Path) -> list[Path]:
+    """The files that GPT-NeoX keeps in a checkpoint, or that were published beside it."""
+    for folder in (checkpoint / CONFIGS, checkpoint.parent / CONFIGS):
+        if found := sorted(path for path in folder.glob("*") if path.suffix in _CONFIG_SUFFIXES):
+            return found
+    raise CheckpointError(
+        f"{checkpoint}: has no configs; give the files of the model with --config_file"
+    )
 
 
 def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:

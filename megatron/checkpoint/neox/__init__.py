@@ -1,0 +1,1 @@
+"""Reads checkpoints as GPT-NeoX and DeepSpeed write them; nothing here writes one."""
