@@ -101,16 +101,23 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
 
 
 def _reward(log: RunLog, mixer: Mixer) -> dict[str, Any]:
-    """The losses that the other method learns from: those of the run, if the method can."""
-    of_run, signal = log.mixture.get("reward", Reward().options()), mixer.method.signal
-    if signal == "held_out" and not log.held_out:
+    """The losses that the other method learns from: those of the run, if the method can.
+
+    If it cannot learn from their differences, held-out losses take their place.
+    """
+    method = mixer.method
+    if method.signal == "held_out" and not log.held_out:
         raise ReplayError(
             f"{mixer.name} learns from held-out losses, and the log has none; measure them in the "
             "run (data_sampling_heldout_interval)"
         )
-    if signal == "held_out" and of_run["source"] == "train":
+    of_run = log.mixture.get("reward", Reward().options())
+    if method.signal == "held_out" and of_run["source"] == "train":
         return Reward("heldout").options()
-    return of_run if mixer.method.learns and signal != "training" else Reward().options()
+    for reward in (of_run, Reward("heldout").options()):
+        if method.reward_problem(mixer.name, reward["source"]) is None:
+            return reward
+    return Reward().options()
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -55,9 +55,8 @@ class Reward:
         return self.source != "train"
 
     def check_method(self, name: str, method: Method) -> None:
-        """Raises a ``ValueError`` if a method cannot learn from held-out text."""
-        problem = method.held_out_problem(name) if self.needs_held_out else None
-        if problem:
+        """Raises a ``ValueError`` if a method cannot learn from this reward."""
+        if problem := method.reward_problem(name, self.source):
             raise ValueError(f"reward: {self.source}: {problem}")
 
     def losses(

@@ -16,7 +16,7 @@ from megatron.errors import nearest
 from .errors import ConfigError, Origin, shown
 from .fields import field_table
 from .parsing import load_json
-from .schema import SUFFIXES, find_file, read_files
+from .schema import SUFFIXES, find_file, read_files, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("train.py", "evaluate.py", "generate.py", "eval.py")
@@ -175,20 +175,28 @@ def load_megatron_config(text: str) -> dict[str, Any]:
         ConfigError: If it is none of these.
     """
     source = "--megatron_config"
-    try:
-        if text.lstrip().startswith("{"):
-            content = load_json(text, source)
-        elif os.path.isfile(text):
-            content = load_json(Path(text).read_text(encoding="utf-8"), text)
-        else:
-            content = load_json(base64.urlsafe_b64decode(text.encode()).decode(), source)
-    except (ValueError, OSError):
-        given = shown(text if len(text) <= 60 else text[:57] + "...")
-        problem = "is no file, no JSON and no base64 of JSON; pass a path"
-        raise ConfigError(f"--megatron_config: {given} {problem}") from None
+    if text.lstrip().startswith("{"):
+        written = text
+    elif os.path.isfile(text):
+        source, written = text, read_text(text)
+    else:
+        written = _decoded(text)
+        if not written.lstrip().startswith("{"):
+            given = shown(text if len(text) <= 60 else text[:57] + "...")
+            problem = "is no file, no JSON object and no base64 of one; pass a path"
+            raise ConfigError(f"{source}: {given} {problem}")
+    content = load_json(written, source)
     if not isinstance(content, dict):
-        raise ConfigError("--megatron_config: must be a JSON object")
+        raise ConfigError(f"{source}: must be a JSON object, got {shown(content)}")
     return content
+
+
+def _decoded(text: str) -> str:
+    """The text in base64; empty if it is none."""
+    try:
+        return base64.urlsafe_b64decode(text.encode()).decode()
+    except ValueError:
+        return ""
 
 
 def _read_configuration(

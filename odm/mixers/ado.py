@@ -17,6 +17,8 @@ from .base import MAX_REWARD, Mixer, State, register
 
 _FIRST_WIDTH = 10
 """Steps of a point of the curve at first."""
+_FIRST_WIDTH_HELD_OUT = 1
+"""Measurements of a point at first: they are rare, and each is a mean over many windows."""
 _MAX_POINTS = 32
 """When a curve has so many points, each two neighbours become one of twice the width."""
 _MIN_POINTS = 8
@@ -43,8 +45,9 @@ class Ado(Mixer):
     - weights ``p = m rho + (1 - m) average``, ``average`` the mean of all preferences so far, that
       starts at the prior
 
-    The prior is the initial weights. Until there is a first fit (90 steps) the weights are the
-    prior. The losses of every step count, also those of the warm-up.
+    The prior is the initial weights. Until there is a first fit (90 steps, or 9 measurements where
+    the weights follow held-out losses) the weights are the prior. The losses of every step count,
+    also those of the warm-up.
 
     Source: Jiang et al. 2024, arXiv:2410.11820, and the released code. Different on purpose:
 
@@ -123,7 +126,7 @@ class Ado(Mixer):
             "pull": nats,
             "exponent": list_of(number(0, EXPONENTS[1]), size),
             "fitted_step": integer(0, step),
-            "width": integer(_FIRST_WIDTH),
+            "width": integer(min(_FIRST_WIDTH, _FIRST_WIDTH_HELD_OUT)),
             "log_steps": list_of(log_step),
             "means": list_of(losses),
             "counts": list_of(counts),
@@ -187,6 +190,8 @@ def _array(values: list[Any]) -> FloatArray:
 
 def _with_losses(state: State, observation: Observation) -> State:
     """The state with the losses of a step, and with new laws if they complete a point."""
+    if observation.held_out is not None and not state["open_steps"] and not state["log_steps"]:
+        state = {**state, "width": _FIRST_WIDTH_HELD_OUT}
     steps, log_step = state["open_steps"] + 1, state["open_log_step"]
     count, mean = _array(state["open_count"]) + observation.present, _array(state["open_mean"])
     mean += observation.present / np.maximum(count, 1.0) * (observation.losses - mean)

@@ -1,4 +1,7 @@
-"""Layouts of four processes and half precision, and a checkpoint of each layout on every other."""
+"""Layouts of four processes and half precision, and a checkpoint of each layout on every other.
+
+Losses, weights of the mixture and held-out losses are the same on all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import assert_same_state, train_events
+from tests.distributed.test_held_out import measurements
 from tests.distributed.test_layouts import SGD, assert_same_curve
 from tests.tiny import write_tiny_corpus
 
@@ -17,6 +21,15 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SAVED_AT, LAST = 5, 10
 TP, PP = {"model_parallel_size": 2}, {"pipe_parallel_size": 2}
 BF16 = {"precision": "bfloat16"}
+HELD_OUT = {
+    "data_sampling_method": "learning_curve",
+    "data_sampling_reward": "heldout",
+    "data_sampling_heldout_interval": 1,
+    "data_sampling_heldout_samples": 4,
+    "data_sampling_heldout_parts": 2,
+}
+FOLLOWS_SLOPES = {**HELD_OUT, "train_iters": LAST}
+"""In ten iterations the curves are long enough for the weights to leave their initial values."""
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -55,15 +68,30 @@ def corpus(tmp_path_factory) -> dict[str, list[str]]:
 def trained(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     fp32, bf16 = {**SGD, "train_iters": 5}, {**BF16, "train_iters": 10}
-    train_all(corpus, folder, 1, {"fp32/single": fp32, "bf16/single": {**bf16, **zero(1)}})
+    slopes = {**SGD, **FOLLOWS_SLOPES}
+    single = {"fp32/single": fp32, "bf16/single": {**bf16, **zero(1)}, "slopes/single": slopes}
+    train_all(corpus, folder, 1, single)
     train_all(corpus, folder, 2, {f"bf16/{name}": {**bf16, **cut} for name, cut in HALF.items()})
-    train_all(corpus, folder, 4, {f"fp32/{name}": {**fp32, **cut} for name, cut in FOUR.items()})
+    four = {"fp32": fp32, "slopes": slopes}
+    runs = {f"{run}/{name}": {**four[run], **cut} for run in four for name, cut in FOUR.items()}
+    train_all(corpus, folder, 4, runs)
     return folder
 
 
 @pytest.mark.parametrize("cut", FOUR)
 def test_four_processes_compute_what_one_computes(trained, cut):
     assert_same_curve(trained / "fp32" / cut, trained / "fp32/single")
+
+
+@pytest.mark.parametrize("cut", FOUR)
+def test_four_processes_follow_the_held_out_curves_that_one_follows(trained, cut):
+    folder, single = trained / "slopes" / cut, trained / "slopes/single"
+    assert max(train_events(single / "run.yml")[LAST]["weights"].values()) > 0.35
+    assert_same_curve(folder, single)
+    got, want = measurements(folder), measurements(single)
+    assert list(got) == list(range(1, LAST + 1))
+    for step, expected in want.items():
+        assert got[step]["mean_loss"] == pytest.approx(expected["mean_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("cut", HALF)
@@ -81,12 +109,13 @@ def moved(corpus, tmp_path_factory) -> Path:
     """Runs on each layout, and what loads their checkpoints on each other."""
     folder = tmp_path_factory.mktemp("moved")
     for name, (processes, keys) in MOVES.items():
-        straight = {**keys, "train_iters": LAST, "extra_save_iters": [SAVED_AT]}
+        straight = {**keys, **FOLLOWS_SLOPES, "extra_save_iters": [SAVED_AT]}
         train_all(corpus, folder, processes, {f"{name}/straight": straight})
     for target, (processes, keys) in MOVES.items():
         runs = {
             f"{source}/{target}-{what}": {
                 **keys,
+                **HELD_OUT,
                 "train_iters": last,
                 "lr_decay_iters": LAST,
                 "load": str(folder / source / "straight/run"),
@@ -103,8 +132,13 @@ def moved(corpus, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("source", MOVES)
 def test_a_checkpoint_keeps_every_bit_and_continues_on_any_layout(moved, source, target):
     saved = moved / source / f"straight/run/global_step{SAVED_AT}"
-    assert_same_state(saved, moved / source / f"{target}-resaved/run/global_step{SAVED_AT}")
-    want = losses(moved / source / "straight")
-    got = losses(moved / source / f"{target}-continued")
-    expected = {step: want[step] for step in range(SAVED_AT + 1, LAST + 1)}
-    assert got == pytest.approx(expected, rel=2e-3 if "bf16" in source + target else 1e-5)
+    resaved = moved / source / f"{target}-resaved/run/global_step{SAVED_AT}"
+    assert_same_state(saved, resaved, same_length=False)
+    rel = 2e-3 if "bf16" in source + target else 1e-5
+    want = train_events(moved / source / "straight/run.yml")
+    got = train_events(moved / source / f"{target}-continued/run.yml")
+    assert list(got) == list(range(SAVED_AT + 1, LAST + 1))
+    for step, event in got.items():
+        assert event["lm_loss"] == pytest.approx(want[step]["lm_loss"], rel=rel)
+        assert event["weights"] == pytest.approx(want[step]["weights"], rel=rel)
+    assert max(want[LAST]["weights"].values()) > 0.35, "the weights moved, by losses of both runs"

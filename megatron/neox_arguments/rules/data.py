@@ -16,7 +16,8 @@ from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
 from .limits import resolve_limits
-from .objective import OBJECTIVE, resolve_objective
+from .mixing_notes import note_unused_settings
+from .objective import resolve_objective
 from .train_weights import KEY, resolve_weighting, schedule_points, weights_of_file
 
 HELD_OUT_PATHS = ("valid_data_paths", "test_data_paths")
@@ -239,7 +240,7 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     facts = METHODS.get(method or "static", UNKNOWN)
     learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
-    _note_unused_settings(draft, method, facts)
+    note_unused_settings(draft, method, facts)
     draft.require(
         learns or draft["data_sampling_guard"] is None,
         "data_sampling_guard",
@@ -331,22 +332,3 @@ def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> N
     if method is None and warmup > 0:
         problem = f"is {warmup} but there is no data_sampling_method; set one"
         draft.refuse("data_sampling_warmup_steps", problem)
-    train_iters = draft["train_iters"]
-    if learns and train_iters and warmup >= train_iters:
-        draft.notes.append(
-            f"data_sampling_warmup_steps {warmup}: {method} never changes the weights in "
-            f"{train_iters} iterations"
-        )
-
-
-def _note_unused_settings(draft: Draft, method: str | None, facts: Method) -> None:
-    """Notes the settings of other methods."""
-    if method is None:
-        return
-    for setting in sorted({name for other in METHODS.values() for name in other.settings}):
-        key = f"data_sampling_{setting}"
-        if setting not in facts.settings and draft.is_set(key):
-            draft.notes.append(f"{key} is not used by {method}")
-    has_objective = "objective_weights" in facts.settings or draft["data_sampling_guard"]
-    if draft.is_set(OBJECTIVE) and not has_objective:
-        draft.notes.append(f"{OBJECTIVE} is not used by {method}")

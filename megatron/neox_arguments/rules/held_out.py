@@ -10,6 +10,7 @@ from odm.methods import Method, RewardSource
 
 from ..sections import Batch, Data
 from .draft import Draft
+from .mixing_notes import note_late_updates
 
 FORWARD_SHARE = 0.4
 """Cost of a forward pass as a share of a whole step with as many samples; 1/3 by arithmetic."""
@@ -18,6 +19,8 @@ MAX_COST = 0.01
 """Share of the training time that the default interval allows for held-out losses."""
 
 OPTIONS = ("data_sampling_heldout_samples", "data_sampling_heldout_parts")
+OF_RESEARCH_CODE = ("smoothed_mean", "exp3", "ema", "naive_validation")
+"""Methods that learn in the research code."""
 OF_GENERALIZATION = ("batch_normalized_reward", "scale_by_reward_loss_diff")
 
 
@@ -42,6 +45,7 @@ def resolve_reward(
             for key in OPTIONS
             if draft.is_set(key)
         ]
+        note_late_updates(draft, method, facts, source=source, interval=None)
         return {"reward": source, "heldout_interval": None}
     parts, samples = draft["data_sampling_heldout_parts"], draft["data_sampling_heldout_samples"]
     draft.require(
@@ -63,11 +67,7 @@ def resolve_reward(
             f"data_sampling_update_frequency {frequency}: weights follow held-out losses when they "
             "are measured",
         )
-    if source != "train" and interval > (draft["train_iters"] or interval):
-        draft.notes.append(
-            f"data_sampling_heldout_interval {interval}: held-out losses are never measured in "
-            f"{draft['train_iters']} iterations, so {method} never changes the weights"
-        )
+    note_late_updates(draft, method, facts, source=source, interval=interval)
     return {"reward": source, "heldout_interval": interval}
 
 
@@ -121,7 +121,7 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
             draft.refuse(
                 "validation_based_reward", "and data_sampling_reward are both set; keep one"
             )
-        source = _source_of_research_code(draft, method)
+        source = _source_of_research_code(draft, method, facts)
     if source != "generalization":
         for key in OF_GENERALIZATION:
             draft.require(
@@ -137,7 +137,7 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
             f"data_sampling_method: {method} learns from held-out losses; set "
             "data_sampling_reward: heldout",
         )
-    elif problem := facts.held_out_problem(method):
+    elif problem := facts.reward_problem(method, source):
         draft.issues.add(
             "data_sampling_reward",
             f"data_sampling_reward: {source}: {problem}; use smoothed_mean, or set train",
@@ -145,18 +145,23 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
     return source
 
 
-def _source_of_research_code(draft: Draft, method: str) -> RewardSource:
+def _source_of_research_code(draft: Draft, method: str, facts: Method) -> RewardSource:
     """What `validation_based_reward` means there, by method and by how batches are mixed.
 
     Where it has no effect, fails or is not defined there, the reason is reported.
     """
+    key = "validation_based_reward"
+    if not facts.learns:
+        draft.refuse(key, f"needs a method that learns, but {method} learns nothing; remove it")
+        return "train"
     per_sample, per_micro_batch = draft["mixed_batches"], draft["mixed_minibatches"]
-    instead = "use data_sampling_reward: heldout"
     if per_sample and method == "naive_validation":
         return "heldout"
     if per_micro_batch and not per_sample and method == "exp3":
         return "generalization"
-    if not per_sample and not per_micro_batch:
+    if method not in OF_RESEARCH_CODE:
+        problem = f"is not defined for {method}, which the research code does not have"
+    elif not per_sample and not per_micro_batch:
         problem = "trains nothing in the research code without mixed_batches or mixed_minibatches"
     elif per_sample:
         problem = f"never updates the weights of {method} in the research code with mixed_batches"
@@ -164,7 +169,5 @@ def _source_of_research_code(draft: Draft, method: str) -> RewardSource:
         problem = "gives ema rewards below 0, which it takes as weights"
     else:
         problem = f"ends the research code with an error for {method} and mixed_minibatches"
-        if method == "odm_paper":
-            problem = "is not defined for odm_paper, which the research code does not have"
-    draft.issues.add("validation_based_reward", f"validation_based_reward {problem}; {instead}")
+    draft.refuse(key, f"{problem}; use data_sampling_reward: heldout")
     return "heldout"

@@ -1,5 +1,6 @@
 import base64
 import json
+import re
 
 import pytest
 import yaml
@@ -170,10 +171,42 @@ def test_megatron_config_is_read_from_a_file_json_or_base64(tmp_path):
         assert load_megatron_config(form) == content
 
 
-@pytest.mark.parametrize("text", ["no/such/file.json", "{", "[1]", "AAAA"])
+@pytest.mark.parametrize("text", ["no/such/file.json", "[1]", "AAAA", "", "\ud800", "W10="])
 def test_another_megatron_config_is_refused(text):
-    with pytest.raises(ConfigError, match=r"^--megatron_config: "):
+    with pytest.raises(ConfigError, match=r"^--megatron_config: .* is no file, no JSON object"):
         load_megatron_config(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ('{"seed": 3,\n "a" 1}', ":2:6: ", "malformed JSON: Expecting ':' delimiter"),
+        ('{"seed": NaN}', ":1: ", "NaN is no finite number"),
+        ('{"seed": ' + "9" * 5000 + "}", ":1: ", "a number of 5000 characters is too long"),
+        ('{"a": ' + "[" * 100_000, ": ", "is nested more than"),
+    ],
+)
+def test_a_malformed_megatron_config_is_refused_with_its_place(tmp_path, text, place, problem):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    encoded = base64.urlsafe_b64encode(text.encode()).decode()
+    for form, source in (
+        (str(path), path),
+        (text, "--megatron_config"),
+        (encoded, "--megatron_co"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_megatron_config(form)
+        assert str(caught.value).startswith(str(source))
+        assert f"{place}{problem}" in str(caught.value)
+
+
+def test_a_megatron_config_file_that_is_no_object_or_no_text_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for content, problem in ((b"[1]", ": must be a JSON object"), (b'{"a": "\xff"}', ":1: is not")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}{problem}"):
+            load_megatron_config(str(path))
 
 
 def test_a_script_takes_file_names_by_itself(folder):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from megatron.neox_arguments.rules.held_out import FORWARD_SHARE, MAX_COST, default_interval
+from odm.methods import METHODS
 
 PATHS = {f"{s}_data_paths": [f"d/{s}/wiki/text", f"d/{s}/code/text"] for s in ("train", "valid")}
 NAMED = {**PATHS, "use_named_train_datasets": True, "use_named_eval_datasets": True}
@@ -24,6 +25,47 @@ def test_methods_that_learn_can_follow_held_out_losses(make_config, method):
     mixing = make_config(**{**HELD_OUT, "data_sampling_method": method}).mixing
     assert (mixing.method, mixing.reward) == (method, "heldout")
     assert (mixing.heldout_samples, mixing.heldout_parts) == (16, 8)
+
+
+REQUIRED = {
+    "doremi": {"data_sampling_reference_losses": {"wiki": 2, "code": 1}},
+    "dynamic_batch_loading": {"data_sampling_target_losses": {"wiki": 2, "code": 1}},
+    "skill_graph": {
+        "data_sampling_transfer_matrix": {d: {"wiki": 1, "code": 1} for d in ("wiki", "code")}
+    },
+}
+REWARDS = {
+    "train": {"data_sampling_reward": "train"},
+    "heldout": {"data_sampling_reward": "heldout"},
+    "generalization": {"validation_based_reward": True, "mixed_minibatches": True},
+}
+REFUSED = {
+    "train": {"naive_validation": "data_sampling_method: naive_validation learns from held-out"},
+    "heldout": {"static": "data_sampling_reward: heldout: static does not learn from losses"},
+    "generalization": {
+        "static": "validation_based_reward needs a method that learns, but static learns nothing",
+        "smoothed_mean": "validation_based_reward ends the research code with an error",
+        "naive_validation": "validation_based_reward ends the research code with an error",
+        "ema": "validation_based_reward gives ema rewards below 0, which it takes as weights",
+        **{
+            method: f"validation_based_reward is not defined for {method}, which the research code"
+            for method in ("odm_paper", "ado", "learning_curve", *REQUIRED)
+        },
+    },
+}
+"""Reward -> method that cannot learn from it -> what its only message begins with."""
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "schedule"])
+def test_each_method_and_reward_is_accepted_or_refused_in_one_line(
+    make_config, problem, method, reward
+):
+    keys = {**NAMED, "data_sampling_method": method, **REQUIRED.get(method, {}), **REWARDS[reward]}
+    if method in REFUSED[reward]:
+        assert problem(**keys).startswith(REFUSED[reward][method])
+    else:
+        assert make_config(**keys).mixing.reward == reward
 
 
 def test_an_interval_measures_without_moving_the_weights(make_config):
@@ -129,10 +171,71 @@ def test_text_that_is_split_off_serves_as_windows(make_config):
             "data_sampling_heldout_interval 40: held-out losses are never measured in 30 "
             "iterations, so smoothed_mean never changes the weights",
         ),
+        (
+            {**HELD_OUT, "data_sampling_method": "learning_curve", "train_iters": 30},
+            "data_sampling_heldout_interval 40: held-out losses are never measured in 30 "
+            "iterations, so learning_curve follows training losses",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_warmup_steps": 50, "train_iters": 80},
+            "the first update after data_sampling_warmup_steps 50 is at iteration 80: "
+            "smoothed_mean never changes the weights in 80 iterations",
+        ),
+        (
+            {**MIXED, "data_sampling_update_frequency": 100},
+            "the first update after data_sampling_warmup_steps 0 is at iteration 100: "
+            "smoothed_mean never changes the weights in 100 iterations",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_method": "ado", "train_iters": 360},
+            "ado needs 9 measurements, one in 40 iterations: ado never changes the weights in 360 "
+            "iterations",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_method": "ado", "train_iters": 1000},
+            "ado needs 9 measurements, one in 40 iterations: the initial weights are kept until "
+            "iteration 360",
+        ),
+        (
+            {**MIXED, "data_sampling_method": "ado", "train_iters": 90},
+            "ado needs 90 iterations with losses: ado never changes the weights in 90 iterations",
+        ),
+        (
+            {**MIXED, "data_sampling_guard": "anchor", "data_sampling_warmup_steps": 60},
+            "data_sampling_warmup_steps 60: data_sampling_guard keeps the initial weights, since "
+            "it decides at iteration 60 and no weight changes before iteration 61",
+        ),
+        (
+            {**NAMED, "data_sampling_method": "static", "data_sampling_warmup_steps": 10},
+            "data_sampling_warmup_steps is not used by static",
+        ),
+        (
+            {**NAMED, "data_sampling_method": "static", "data_sampling_trust_region": {"kl": 1}},
+            "data_sampling_trust_region is not used by static",
+        ),
+        (
+            {**NAMED, "data_sampling_objective": {"perplexity": 1}},
+            "data_sampling_objective is not used without a data_sampling_method",
+        ),
     ],
 )
 def test_what_has_no_effect_is_noted(make_config, keys, note):
     assert note in make_config(**keys).notes
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        HELD_OUT,
+        {**MIXED, "data_sampling_warmup_steps": 98},
+        {**MIXED, "data_sampling_method": "ado", "train_iters": 10_000},
+        {**MIXED, "data_sampling_guard": "anchor", "data_sampling_warmup_steps": 58},
+        {**NAMED, "data_sampling_update_frequency": 0},
+    ],
+)
+def test_what_has_an_effect_is_not_noted(make_config, keys):
+    notes = make_config(**keys).notes
+    assert not [note for note in notes if "data_sampling" in note or "initial weights" in note]
 
 
 RESEARCH = {**NAMED, "validation_based_reward": True}
@@ -172,6 +275,15 @@ def test_what_the_research_code_cannot_do_is_refused_with_the_reason(problem, ke
     assert message.startswith("validation_based_reward ")
     assert reason in message
     assert message.endswith("use data_sampling_reward: heldout")
+
+
+def test_a_guard_is_noted_if_it_decides_before_the_first_measurement(make_config):
+    keys = {"data_sampling_guard": "anchor", "data_sampling_heldout_interval": 70}
+    assert (
+        "the first update after data_sampling_warmup_steps 0 is at iteration 70: "
+        "data_sampling_guard keeps the initial weights, since it decides at iteration 60 and no "
+        "weight changes before iteration 70"
+    ) in make_config(**HELD_OUT, **keys).notes
 
 
 def test_the_two_ways_to_set_the_reward_exclude_each_other(problem):

@@ -38,7 +38,7 @@ REQUIRED = {
 def accepts(name: str, reward: str) -> bool:
     method = METHODS[name]
     if reward == "heldout":
-        return method.held_out_problem(name) is None
+        return method.reward_problem(name, "heldout") is None
     return method.signal != "held_out"
 
 

@@ -1,0 +1,96 @@
+"""Notes about settings of online data mixing that change nothing in this run."""
+
+from __future__ import annotations
+
+import math
+
+from odm.methods import METHODS, Method, RewardSource
+
+from .draft import Draft
+from .objective import OBJECTIVE
+
+_LATE = 0.25
+"""Share of the run from which on it is noted how long a method has no estimate."""
+
+
+def note_unused_settings(draft: Draft, method: str | None, facts: Method) -> None:
+    """Notes settings that the method does not read.
+
+    Args:
+        draft: The configuration.
+        method: Name of the mixing method; None if there is none.
+        facts: Facts about it.
+    """
+    unused = [
+        f"data_sampling_{name}"
+        for name in sorted({name for other in METHODS.values() for name in other.settings})
+        if name not in facts.settings
+    ]
+    if "objective_weights" not in facts.settings and not draft["data_sampling_guard"]:
+        unused.append(OBJECTIVE)
+    if not facts.learns:
+        unused += ["data_sampling_warmup_steps", "data_sampling_update_frequency"]
+        if not facts.follows_steps and draft["data_sampling_max_epochs"] is None:
+            unused.append("data_sampling_trust_region")
+    for key in unused:
+        if draft.values.get(key) and draft.is_set(key):
+            reader = f"by {method}" if method else "without a data_sampling_method"
+            draft.notes.append(f"{key} is not used {reader}")
+
+
+def note_late_updates(
+    draft: Draft, method: str, facts: Method, *, source: RewardSource, interval: int | None
+) -> None:
+    """Notes if the weights never change, or only after the guard has decided, or late.
+
+    Args:
+        draft: The configuration.
+        method: Name of the mixing method.
+        facts: Facts about it.
+        source: Where its losses come from.
+        interval: Iterations from one measurement of held-out losses to the next.
+    """
+    total = draft["train_iters"]
+    if not facts.learns or not total:
+        return
+    warmup = draft["data_sampling_warmup_steps"]
+    every = max(1, draft["data_sampling_update_frequency"])
+    needed, what, known = facts.first_estimate[0], "iterations with losses", 1
+    if source != "train" and interval is not None:
+        if interval > total:
+            follows = f"{method} follows training losses" if facts.sees_both else None
+            draft.notes.append(
+                f"data_sampling_heldout_interval {interval}: held-out losses are never measured in "
+                f"{total} iterations, so {follows or f'{method} never changes the weights'}"
+            )
+            return
+        if not facts.sees_both:
+            needed, what = facts.first_estimate[1], f"measurements, one in {interval} iterations"
+            every = known = max(1, interval)
+    known *= needed
+    first = -(-max(warmup + 1, known) // every) * every
+    if known > warmup + 1 and needed > 1:
+        cause = f"{method} needs {needed} {what}"
+    elif first > warmup + 1:
+        cause = (
+            f"the first update after data_sampling_warmup_steps {warmup} is at iteration {first}"
+        )
+    else:
+        cause = f"data_sampling_warmup_steps {warmup}"
+    decision = _decision(total)
+    if first >= total:
+        draft.notes.append(f"{cause}: {method} never changes the weights in {total} iterations")
+    elif draft["data_sampling_guard"] and first >= decision:
+        draft.notes.append(
+            f"{cause}: data_sampling_guard keeps the initial weights, since it decides at "
+            f"iteration {decision} and no weight changes before iteration {first}"
+        )
+    elif needed > 1 and first >= _LATE * total:
+        draft.notes.append(f"{cause}: the initial weights are kept until iteration {first}")
+
+
+def _decision(total: int) -> int:
+    """Iteration after which the guard has decided."""
+    from odm.guard import Guard
+
+    return math.ceil(Guard.decision_point * total)
