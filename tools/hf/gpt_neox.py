@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
 from odm.json_data import boolean, fields, integer, number, optional, shown, text
 
@@ -107,10 +108,15 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
 def refusals(shape: ModelShape) -> list[str]:
     """What the class cannot express, as ``field: value, reason``; may be empty."""
     return [
-        f"{field}: GPTNeoXForCausalLM cannot express {getattr(shape, field)!r}; {reason}"
+        f"{field}: GPTNeoXForCausalLM cannot express {_written(shape, field)!r}; {reason}"
         for field, can_express, reason in _CONDITIONS
         if not can_express(shape)
     ]
+
+
+def _written(shape: ModelShape, field: str) -> Any:
+    value = getattr(shape, field)
+    return value.written() if isinstance(value, RopeScaling) else value
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:
