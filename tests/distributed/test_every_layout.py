@@ -13,7 +13,7 @@ import pytest
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import assert_same_state, train_events
 from tests.distributed.test_held_out import measurements
-from tests.distributed.test_layouts import SGD, assert_same_curve
+from tests.distributed.test_layouts import LLAMA, SGD, assert_same_curve
 from tests.tiny import write_tiny_corpus
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -46,6 +46,7 @@ FOUR: dict[str, dict[str, Any]] = {
     "dp2-tp2-zero1": {**TP, **zero(1)},
     "dp2-tp2-zero3": {**TP, **zero(3)},
 }
+LLAMA_CUTS = ("tp2-pp2-sp", "dp2-pp2-zero1", "dp2-tp2-zero3")
 HALF: dict[str, dict[str, Any]] = {"dp2-zero2": zero(2), "tp2": {**TP, **zero(1)}, "pp2": PP}
 MOVES: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
@@ -75,6 +76,9 @@ def trained(corpus, tmp_path_factory) -> Path:
     four = {"fp32": fp32, "slopes": slopes}
     runs = {f"{run}/{name}": {**four[run], **cut} for run in four for name, cut in FOUR.items()}
     train_all(corpus, folder, 4, runs)
+    llama = {**LLAMA, "train_iters": 20}
+    train_all(corpus, folder, 1, {"llama/single": llama})
+    train_all(corpus, folder, 4, {f"llama/{name}": {**llama, **FOUR[name]} for name in LLAMA_CUTS})
     return folder
 
 
@@ -92,6 +96,14 @@ def test_four_processes_follow_the_held_out_curves_that_one_follows(trained, cut
     assert list(got) == list(range(1, LAST + 1))
     for step, expected in want.items():
         assert got[step]["mean_loss"] == pytest.approx(expected["mean_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("cut", LLAMA_CUTS)
+def test_a_llama_loses_the_same_on_four_processes_for_twenty_iterations(trained, cut):
+    got, want = losses(trained / "llama" / cut), losses(trained / "llama/single")
+    assert len(want) == 20
+    assert want[20] < want[1]
+    assert got == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.parametrize("cut", HALF)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
 from odm.json_data import boolean, fields, integer, number, optional, shown, text
 
@@ -83,6 +84,22 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
         lambda s: not (s.gpt_j_residual and s.gpt_j_tied),
         "it has two norms per block",
     ),
+    (
+        "head_dim",
+        lambda s: s.head_dim * s.num_attention_heads == s.hidden_size,
+        "its heads are hidden_size / num_attention_heads wide",
+    ),
+    ("qk_norm", lambda s: s.qk_norm == "none", "it does not normalise queries and keys"),
+    (
+        "use_bias_in_attn_output",
+        lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
+        "both attention projections have a bias or none has",
+    ),
+    (
+        "rope_scaling",
+        lambda s: s.rope_scaling is None,
+        "its rotation frequencies are not scaled",
+    ),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )
@@ -91,10 +108,15 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
 def refusals(shape: ModelShape) -> list[str]:
     """What the class cannot express, as ``field: value, reason``; may be empty."""
     return [
-        f"{field}: GPTNeoXForCausalLM cannot express {getattr(shape, field)!r}; {reason}"
+        f"{field}: GPTNeoXForCausalLM cannot express {_written(shape, field)!r}; {reason}"
         for field, can_express, reason in _CONDITIONS
         if not can_express(shape)
     ]
+
+
+def _written(shape: ModelShape, field: str) -> Any:
+    value = getattr(shape, field)
+    return value.written() if isinstance(value, RopeScaling) else value
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:

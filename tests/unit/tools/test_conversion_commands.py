@@ -17,7 +17,7 @@ from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
 from tools.datasets.prepare import get_args as prepare_arguments
-from tools.hf.gpt_neox import read_config, write_config
+from tools.hf.gpt_neox import read_config, refusals, write_config
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import resolve_model_fields
 
@@ -226,6 +226,13 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
         ("5.final_linear.weight", "embed_out.weight"),
     ):
         assert torch.equal(reader.read_logical(ours), theirs[name][:20])
+
+
+def test_a_scaled_rotation_is_refused_with_its_fields():
+    scaling = {"type": "linear", "factor": 2}
+    (line,) = refusals(shape_of({**FIELDS, "activation": "gelu", "rope_scaling": scaling}, 512))
+    assert line.startswith("rope_scaling: GPTNeoXForCausalLM cannot express ")
+    assert "{'rope_type': 'linear', 'factor': 2.0}; " in line
 
 
 def test_a_configuration_goes_both_ways():
