@@ -194,7 +194,7 @@ def test_an_import_reads_the_network_and_every_weight(changes, expected, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type: 'llama' is not supported"),
+        ({"model_type": "opt"}, "model_type: 'opt' is not supported"),
         ({"intermediate_size": 64}, "has shape (40, 16), config.json says (64, 16)"),
         ({"num_hidden_layers": 2}, "no tensor 'gpt_neox.layers.1."),
         ({"hidden_act": "tanh"}, "hidden_act: 'tanh' is not supported"),

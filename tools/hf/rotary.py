@@ -1,0 +1,78 @@
+"""Rotary positions in a config.json, as transformers 4 and 5 write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron.sizing.model_shape import ModelShape
+from odm.json_data import fields, number, optional, shown, text
+
+__all__ = ["ROPE_FIELDS", "read_rope", "rotary_share", "write_rope"]
+
+BASE = number(1, 2**53)
+SHARE = number(0, 1)
+_ROPE = optional(
+    fields(
+        {},
+        {
+            "rope_theta": BASE,
+            "partial_rotary_factor": SHARE,
+            "rope_type": text(),
+            "type": text(),
+        },
+    )
+)
+ROPE_FIELDS = {"rope_scaling": _ROPE, "rope_parameters": _ROPE}
+"""Checks of the fields that every family has."""
+
+
+def read_rope(config: Mapping[str, Any], *, base: float, share: float) -> dict[str, Any]:
+    """Our fields for the rotary positions of a config.json.
+
+    Args:
+        config: The file, after `ROPE_FIELDS` were checked.
+        base: Base of the wavelengths unless the two sections name another.
+        share: Rotated share of a head unless they name another.
+
+    Raises:
+        ValueError: Naming the value that this program has no equivalent of.
+    """
+    rope = {
+        "rope_theta": base,
+        "partial_rotary_factor": share,
+        **(config.get("rope_scaling") or {}),
+        **(config.get("rope_parameters") or {}),
+    }
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(
+            f"rope_parameters: rope_type {shown(kind)} is not supported; only 'default' is"
+        )
+    theta = rope["rope_theta"]
+    if not float(theta).is_integer():
+        raise ValueError(f"rope_parameters: rope_theta must be a whole number, got {theta!r}")
+    return {
+        "pos_emb": "rotary",
+        "rotary_pct": rope["partial_rotary_factor"],
+        "rotary_emb_base": int(theta),
+    }
+
+
+def write_rope(shape: ModelShape) -> dict[str, Any]:
+    """The section of version 5; version 4 reads fields of each family beside ``rope_scaling``."""
+    return {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(shape.rotary_emb_base),
+            "partial_rotary_factor": rotary_share(shape),
+        }
+    }
+
+
+def rotary_share(shape: ModelShape) -> float:
+    """The share whose product with the head size, rounded down, is the rotated size."""
+    share = shape.rotary_dim / shape.head_dim
+    is_exact = int(shape.head_dim * share) == shape.rotary_dim
+    return share if is_exact else math.nextafter(share, 1.0)
