@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,14 @@ _ONLY_WITH = {
     "max_position_embeddings": ("pos_emb", "learned"),  # otherwise only a limit on the context
     "rotary_dim": ("pos_emb", "rotary"),
     "rotary_emb_base": ("pos_emb", "rotary"),
+    "rope_scaling": ("pos_emb", "rotary"),
     "gpt_j_tied": ("gpt_j_residual", True),
     "use_bias_in_norms": ("norm", "layernorm"),
 }
 """{field: (other field, value)}: the field has an effect only if the other one has this value."""
+
+_MAY_BE_NULL = {"rope_scaling"}
+"""Fields whose null is a value."""
 
 _LABELS = {
     "rotary_dim": "rotary_dim (from rotary_pct)",
@@ -83,11 +87,13 @@ def first_difference(
         sections: Contents of ``resolved.json`` in today's form.
     """
     known = sections.get("model", {})
+    wanted = asdict(network)
     for name in (field.name for field in fields(network) if field.name not in _FREE):
-        other, value = _ONLY_WITH.get(name, (name, getattr(network, name)))
-        if getattr(network, other) != value or known.get(name) is None:
+        other, value = _ONLY_WITH.get(name, (name, wanted[name]))
+        is_told = known.get(name) is not None or (name in _MAY_BE_NULL and name in known)
+        if wanted[other] != value or not is_told:
             continue
-        if known[name] != getattr(network, name):
+        if known.get(name) != wanted[name]:
             key = NORM_EPSILONS[network.norm] if name == "norm_epsilon" else name
-            return _LABELS.get(key, key), known[name], getattr(network, name)
+            return _LABELS.get(key, key), known.get(name), wanted[name]
     return None

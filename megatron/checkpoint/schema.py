@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron.engine.state import TrainState
 from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.run_config import SCHEMA_VERSION
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
 from odm.held_out import check_record
 from odm.json_data import (
@@ -25,6 +26,7 @@ from odm.json_data import (
     list_of,
     mapping_of,
     number,
+    one_of,
     optional,
     refuse,
     text,
@@ -130,12 +132,29 @@ _STATE = fields(
 )
 _SECTION = mapping_of(anything)
 _OF_TYPE = {int: integer(0, 1 << 19), float: number(), bool: boolean}
+
+
+def _of_type(kind: Any) -> Check:
+    """The check of a field with this type, or with this type or null."""
+    kind = next((part for part in get_args(kind) if part in _OF_TYPE), kind)
+    if get_origin(kind) is Literal:
+        return one_of(*get_args(kind))
+    return _OF_TYPE.get(kind, text())
+
+
+_ROPE_SCALING = {name: _of_type(kind) for name, kind in get_type_hints(RopeScaling).items()}
+_ROPE_SCALING |= {"factor": number(1), "original_max_position_embeddings": integer(1)}
 _NETWORK: dict[str, Check] = {
-    **{name: _OF_TYPE.get(kind, text()) for name, kind in get_type_hints(ModelShape).items()},
+    **{name: _of_type(kind) for name, kind in get_type_hints(ModelShape).items()},
     "norm_epsilon": number(0),
     "num_layers": integer(1, 10_000),
     "max_position_embeddings": integer(1, 1 << 31),
     "rotary_emb_base": number(0),
+    "rope_scaling": fields(
+        {name: _ROPE_SCALING[name] for name in ("rope_type", "factor")},
+        {name: optional(check) for name, check in _ROPE_SCALING.items()},
+        closed=True,
+    ),
 }
 """Types of the fields that decide the network."""
 _READ_FIELDS = fields(

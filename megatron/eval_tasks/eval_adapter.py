@@ -98,7 +98,7 @@ class NeoXEvalAdapter(TemplateLM):
     @property
     def max_length(self) -> int:
         """Length of the model's context in tokens."""
-        return self.model.config.max_position_embeddings
+        return self.model.config.longest_text
 
     @property
     def max_gen_toks(self) -> int:

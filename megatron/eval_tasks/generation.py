@@ -51,7 +51,7 @@ def generate_texts(
     groups: dict[GenerationSettings, list[int]] = {}
     for number, (_, given) in requests.items():
         groups.setdefault(read_settings(given), []).append(number)
-    window = model.config.max_position_embeddings
+    window = model.config.longest_text
     for settings, numbers in groups.items():
         longest = settings.longest_context(window)
         cut = {number: prompts[number][-longest:] for number in numbers}

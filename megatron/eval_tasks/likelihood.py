@@ -44,7 +44,7 @@ def score_pairs(
         TaskError: If an ending is longer than the model's context.
         NotFiniteError: If logits are not finite, for example because fp16 overflowed.
     """
-    rows = make_rows(pairs, window=model.config.max_position_embeddings)
+    rows = make_rows(pairs, window=model.config.longest_text)
     scores: dict[int, Score] = {}
     for batch in cut_batches(rows, max_tokens=max_batch_tokens):
         if before_batch is not None:

@@ -48,9 +48,7 @@ def load_tasks(config: RunConfig) -> TaskDict:
         is_first = os.environ.get("LOCAL_RANK", "0") == "0"
         run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=is_first)
         run_together(lambda: loaded.append(_build(manager, names)), is_taking_part=not is_first)
-    window = config.model.max_position_embeddings
-    assert window is not None, "a required key"
-    _check_generation(loaded[0], window=window)
+    _check_generation(loaded[0], window=config.model.longest_text)
     return loaded[0]
 
 

@@ -103,7 +103,7 @@ def generate_batch(
     limits = _each(maximum_tokens, len(prompts))
     rules = _each(stop, len(prompts))
     texts = _each_text(decode, [() if decodes_alone else prompt for prompt in prompts], rules)
-    longest = model.config.max_position_embeddings
+    longest = model.config.longest_text
     each = zip(prompts, limits, rules, texts, strict=True)
     rows = [_Row(n, *own, longest=longest, on_text=on_text) for n, own in enumerate(each)]
     began = time.perf_counter()

@@ -41,7 +41,7 @@ class BatchDecoder:
         recompute: bool = False,
     ):
         self._model = model
-        self._longest = model.config.max_position_embeddings
+        self._longest = model.config.longest_text
         self._device = device = next(model.parameters()).device
         length = max(map(len, prompts))
         padded = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]

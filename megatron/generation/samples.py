@@ -40,7 +40,7 @@ def generate_samples_from_prompt(
         is_interrupted: Called after every token; True ends the texts.
     """
     sampling, stop = sampling_of(config), stop_rules_of(config, tokenizer)
-    longest = model.config.max_position_embeddings
+    longest = model.config.longest_text
     size = config.generation.batch_size
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]

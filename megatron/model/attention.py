@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.positional_embeddings import RotaryTable, rotate_
+from megatron.model.query_key_norm import make_head_norm, make_neox_norm
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
@@ -34,6 +36,7 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         self.rotary = rotary
+        self.qk_norm = config.qk_norm
         query_size = config.num_attention_heads * config.head_dim
         init_method, output_init_method = init_methods(config)
         self.query_key_value = ColumnParallelLinear(
@@ -47,9 +50,14 @@ class SelfAttention(nn.Module):
             query_size,
             config.hidden_size,
             init_method=output_init_method,
-            bias=config.use_bias_in_attn_linear,
+            bias=config.use_bias_in_attn_output,
             tp=tp,
         )
+        if config.qk_norm == "head":
+            self.q_norm = make_head_norm(config, tp)
+            self.k_norm = make_head_norm(config, tp)
+        elif config.qk_norm == "neox":
+            self.qk_layernorm = make_neox_norm(config, tp)
 
     def forward(
         self,
@@ -70,6 +78,8 @@ class SelfAttention(nn.Module):
         """
         fused = self._project(hidden)
         batch, length = fused.shape[:2]
+        if self.qk_norm != "none":
+            fused = self._normalize(fused)
         if context is None:
             context = make_context(self.rotary, length, like=fused)
         if context.angles is not None:
@@ -81,6 +91,14 @@ class SelfAttention(nn.Module):
         hidden = self.tp.enter(hidden)
         group = (self.num_kv_heads, self.queries_per_group + 2, self.head_dim)
         return self.query_key_value(hidden).view(*hidden.shape[:2], *group)
+
+    def _normalize(self, fused: Tensor) -> Tensor:
+        """Normalises queries and keys, (b, s, g, r + 2, d), and copies the values."""
+        queries, key, value = fused.split((self.queries_per_group, 1, 1), dim=3)
+        if self.qk_norm == "head":
+            return torch.cat((self.q_norm(queries), self.k_norm(key), value), dim=3)
+        both = fused[..., :2, :].transpose(2, 3)  # one query per group: g is the number of heads
+        return torch.cat((self.qk_layernorm(both).transpose(2, 3), value), dim=3)
 
     def _attend(
         self, fused: Tensor, context: ForwardContext, cache: KeyValueCache | None

@@ -53,7 +53,8 @@ def make_context(
     angles = bias = None
     if rotary is not None:
         # the whole table at once: growing it token by token would compute it again each time
-        cos, sin = rotary.get(max(longest, end), like=like)
+        last = end if positions is None or not longest else 0  # padding has slots, no positions
+        cos, sin = rotary.get(max(longest, last), like=like)
         rows = slice(start, end) if positions is None else positions
         angles = _angles(cos[rows]), _angles(sin[rows])
     if attention_mask is not None:

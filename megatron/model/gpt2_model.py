@@ -143,7 +143,7 @@ class GPT2Model(nn.Module):
             tokens: (b, s) int64.
             caches: One cache per layer, from `make_caches`. ``tokens`` come after the positions in
                 the caches, and are added to them.
-            positions: (b, s) int64 below ``max_position_embeddings``, position of each token; None:
+            positions: (b, s) int64 below ``config.longest_text``, position of each token; None:
                 the positions after those in the caches.
             attention_mask: bool, broadcastable to (b, 1, s, t), where t includes the cached
                 positions; True where a token may attend. None is causal.
@@ -161,7 +161,7 @@ class GPT2Model(nn.Module):
                     tokens.shape[1],
                     like=hidden,
                     start=start,
-                    longest=self.config.max_position_embeddings,
+                    longest=self.config.longest_text,
                     positions=positions,
                     attention_mask=attention_mask,
                 )

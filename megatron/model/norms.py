@@ -1,4 +1,4 @@
-"""Normalisation layers: LayerNorm, RMSNorm, ScaleNorm."""
+"""Normalisation layers: LayerNorm, with and without parameters, RMSNorm, ScaleNorm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron.model.parameters import make_parameter
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["LayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
+__all__ = ["LayerNorm", "NonParametricLayerNorm", "RMSNorm", "ScaleNorm", "make_norm"]
 
 
 class LayerNorm(nn.Module):
@@ -36,6 +36,18 @@ class LayerNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         weight, bias = self.tp.shared(self.weight), self.tp.shared(self.bias)
         return F.layer_norm(hidden, self.weight.shape, weight, bias, self.epsilon)
+
+
+class NonParametricLayerNorm(nn.Module):
+    """``(x - mean) / sqrt(var + eps)`` over the last dimension, as in OLMo (arXiv:2402.00838)."""
+
+    def __init__(self, hidden_size: int, *, epsilon: float):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, (self.hidden_size,), None, None, self.epsilon)
 
 
 class RMSNorm(nn.Module):
@@ -65,12 +77,15 @@ class ScaleNorm(nn.Module):
         return hidden / norm * self.tp.shared(self.g)
 
 
-def make_norm(config: ModelShape, tp: TensorParallel = SINGLE) -> nn.Module:
-    """Builds the configured norm, for the width of the residual stream."""
+def make_norm(
+    config: ModelShape, tp: TensorParallel = SINGLE, *, width: int | None = None
+) -> nn.Module:
+    """Builds the configured norm, for the residual stream or for vectors of another ``width``."""
+    size = config.hidden_size if width is None else width
     if config.norm == "rmsnorm":
-        return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)
+        return RMSNorm(size, epsilon=config.norm_epsilon, tp=tp)
     if config.norm == "scalenorm":
-        return ScaleNorm(config.hidden_size, epsilon=config.norm_epsilon, tp=tp)
-    return LayerNorm(
-        config.hidden_size, epsilon=config.norm_epsilon, bias=config.use_bias_in_norms, tp=tp
-    )
+        return ScaleNorm(size, epsilon=config.norm_epsilon, tp=tp)
+    if config.norm == "non_parametric_layernorm":
+        return NonParametricLayerNorm(size, epsilon=config.norm_epsilon)
+    return LayerNorm(size, epsilon=config.norm_epsilon, bias=config.use_bias_in_norms, tp=tp)

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from megatron.model.rope_scaling import attention_factor, inverse_frequencies
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["RotaryTable", "make_rotary", "rotate_", "sinusoidal_positions"]
@@ -22,9 +24,19 @@ class RotaryTable:
     this, so models trained with it differ from their exports at long contexts.)
     """
 
-    def __init__(self, rotary_dim: int, base: float):
+    def __init__(
+        self,
+        rotary_dim: int,
+        base: float,
+        *,
+        scaling: RopeScaling | None = None,
+        max_positions: int = 0,
+    ):
         self.rotary_dim = rotary_dim
         self.base = base
+        self.scaling = scaling
+        self.max_positions = max_positions
+        """Longest text for which dynamic scaling changes nothing."""
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def get(self, length: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,25 +48,45 @@ class RotaryTable:
 
         Returns:
             cos and sin, (s, r) each, with float32 values (float64 for float64 features). The value
-            of a pair appears twice: at i, and at i + r / 2, where sin has the other sign.
+            of a pair appears twice: at i, and at i + r / 2, where sin has the other sign. YaRN's
+            attention factor multiplies both.
         """
         key = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
         table = self._tables.get(key)
-        if table is None or table[0].shape[0] < length:
-            exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / self.rotary_dim
-            positions = torch.arange(length, dtype=torch.float64)
-            angles = torch.outer(positions, self.base**-exponents)
-            cos, sin = angles.cos().float(), angles.sin().float()
-            table = torch.cat((cos, cos), dim=-1).to(*key), torch.cat((-sin, sin), dim=-1).to(*key)
-            self._tables[key] = table
+        if table is None or table[0].shape[0] < length or self._depends_on(table[0].shape[0]):
+            self._tables[key] = table = self._make(length, key)
         return table[0][:length], table[1][:length]
+
+    def _depends_on(self, length: int) -> bool:
+        """Whether the angles of texts of this length are theirs alone."""
+        scaling = self.scaling
+        is_dynamic = scaling is not None and scaling.rope_type == "dynamic"
+        return is_dynamic and length > self.max_positions
+
+    def _make(self, length: int, key: tuple[torch.device, torch.dtype]) -> tuple[Tensor, Tensor]:
+        frequencies = inverse_frequencies(
+            self.rotary_dim,
+            self.base,
+            self.scaling,
+            length=length,
+            max_positions=self.max_positions,
+        )
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        factor = attention_factor(self.scaling)
+        cos, sin = (angles.cos() * factor).float(), (angles.sin() * factor).float()
+        return torch.cat((cos, cos), dim=-1).to(*key), torch.cat((-sin, sin), dim=-1).to(*key)
 
 
 def make_rotary(config: ModelShape) -> RotaryTable | None:
     """The table that all layers share; None without rotary positions."""
     if config.pos_emb != "rotary":
         return None
-    return RotaryTable(config.rotary_dim, config.rotary_emb_base)
+    return RotaryTable(
+        config.rotary_dim,
+        config.rotary_emb_base,
+        scaling=config.rope_scaling,
+        max_positions=config.max_position_embeddings,
+    )
 
 
 def rotate_(features: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

@@ -84,13 +84,17 @@ class Embedding(nn.Module):
     def _positions(self, tokens: Tensor, start: int, positions: Tensor | None) -> Tensor | None:
         """Position vectors (b or 1, s, h) to add, or None."""
         kind, width, device = self.config.pos_emb, self.config.hidden_size, tokens.device
+        offset = self.config.opt_pos_emb_offset
+        start += offset
         end = start + tokens.shape[1]
+        if offset and positions is not None:
+            positions = positions + offset
         if kind == "learned":
             if positions is None:
                 positions = torch.arange(start, end, device=device).unsqueeze(0)
             return self.position_embeddings(positions)
         if kind == "sinusoidal":
-            longest = max(self.config.max_position_embeddings, end)
+            longest = max(self.config.max_position_embeddings + offset, end)
             table = self._sinusoids
             if table is None or table.shape[0] < longest or table.device != device:
                 self._sinusoids = table = sinusoidal_positions(longest, width, device)

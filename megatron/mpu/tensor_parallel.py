@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,17 @@ class TensorParallel:
         if parameter is None or self.size == 1 or not self.sequence_parallel:
             return parameter
         return _Move.apply(parameter, _keep, self.summed)
+
+    def over_heads(self) -> TensorParallel:
+        """For `shared` parameters inside a parallel region, where each rank has its own heads.
+
+        Their gradients are sums over the group too, with and without sequence parallelism.
+        """
+        return replace(self, sequence_parallel=True)
+
+    def total(self, part: Tensor) -> Tensor:
+        """Sum of all ranks' parts inside a parallel region, where each uses it differently."""
+        return part if self.size == 1 else _Move.apply(part, self.summed, self.summed)
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Reduces in place over the group; no gradient flows through it."""

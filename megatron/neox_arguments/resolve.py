@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .aliases import apply_aliases
 from .errors import ConfigError, IssueList
 from .fields import field_table
@@ -77,11 +80,19 @@ def _draft(args: NeoXArgs, purpose: Purpose | None) -> Draft:
     """Returns all values with their types and under their current names."""
     values = typed_values(args, field_table())
     if values["seq_length"] is None:
-        values["seq_length"] = values["max_position_embeddings"]
+        values["seq_length"] = _longest_text(values)
     purpose = purpose or purpose_of(values["user_script"])
     draft = Draft(values, set(args.given), IssueList(args.origins), [*args.notes], purpose)
     apply_aliases(draft)
     return draft
+
+
+def _longest_text(values: Mapping[str, Any]) -> int | None:
+    """The tokens for which there are positions; see `Model.longest_text`."""
+    rows, offset = values["max_position_embeddings"], values["opt_pos_emb_offset"] or 0
+    if rows is None or values["pos_emb"] != "learned":
+        return rows
+    return rows - offset if 0 < offset < rows else rows
 
 
 def _resolved(draft: Draft, world_size: int | None) -> RunConfig:

@@ -40,10 +40,11 @@ def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
         values: What ``resolved.json`` holds, group by group or section by section.
 
     Returns:
-        By section; a field that the file does not tell is missing, and is never null instead.
+        By section. Fields of the network that are younger than the file have the value that was
+        the only one then; others that the file does not tell are missing, and never null instead.
     """
     if "version" in values:
-        return dict(values)
+        return _with_later_fields(dict(values))
     sections: dict[str, dict[str, Any]] = {}
     written = {
         k: v for name, group in values.items() if name != "derived" for k, v in group.items()
@@ -67,4 +68,15 @@ def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
         model["norm_epsilon"] = written[epsilon]
     if not written.get("checkpoint_activations", True):
         model["checkpoint_num_layers"] = 0
+    return _with_later_fields(sections)
+
+
+def _with_later_fields(sections: dict[str, Any]) -> dict[str, Any]:
+    """Adds fields of the network that versions before them could not set."""
+    model = sections.get("model")
+    if model:  # what an imported or damaged file lacks altogether stays missing
+        then = {"qk_norm": "none", "rope_scaling": None, "opt_pos_emb_offset": 0}
+        if "use_bias_in_attn_linear" in model:
+            then["use_bias_in_attn_output"] = model["use_bias_in_attn_linear"]
+        sections["model"] = {**then, **model}
     return sections

@@ -45,10 +45,6 @@ refused: maximal update parametrisation is not part of this version
 part of: use_mup
     mup_{init_scale,attn_temp,output_temp,embedding_mult,rp_embedding_mult}=1.0
     mup_width_scale=2 base_shapes_file:text
-refused by all: queries and keys are not normalised
-    use_qk_layernorm=False
-refused by all: learned positions start at 0
-    opt_pos_emb_offset=0
 part of: pos_emb: rpe
     rpe_num_buckets=32 rpe_max_distance=128
 part of: gMLP layers

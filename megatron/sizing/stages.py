@@ -42,7 +42,7 @@ def network_layers(shape: ModelShape, *, tensor_parallel: int) -> tuple[PlannedL
     block = PlannedLayer(BLOCK, _block_parameters(shape, tensor_parallel))
     top = PlannedLayer("PipelineOutputLayer", table) if shape.no_weight_tying else bottom
     blocks = (block,) * shape.num_layers
-    final_norm = PlannedLayer("FinalNorm", _norm_parameters(shape))
+    final_norm = PlannedLayer("FinalNorm", _norm_parameters(shape, shape.hidden_size))
     return (bottom, passing, *blocks, passing, final_norm, top)
 
 
@@ -52,11 +52,14 @@ def stage_parameters(layers: Sequence[PlannedLayer]) -> int:
     return sum(layer.parameters for layer in layers if not layer.is_tied) + sum(tied[:1])
 
 
-def _norm_parameters(shape: ModelShape) -> int:
+def _norm_parameters(shape: ModelShape, width: int) -> int:
+    """Parameters of a norm over vectors of this width."""
+    if shape.norm == "non_parametric_layernorm":
+        return 0
     if shape.norm == "scalenorm":
         return 1
     has_bias = shape.norm == "layernorm" and shape.use_bias_in_norms
-    return shape.hidden_size * (2 if has_bias else 1)
+    return width * (2 if has_bias else 1)
 
 
 def _block_parameters(shape: ModelShape, tensor_parallel: int) -> int:
@@ -67,10 +70,16 @@ def _block_parameters(shape: ModelShape, tensor_parallel: int) -> int:
     fused_inner = inner * (2 if shape.is_gated_mlp else 1)
     total = (fused_attention + context + fused_inner + inner) * hidden
     if shape.use_bias_in_attn_linear:
-        total += fused_attention + hidden
+        total += fused_attention
+    if shape.use_bias_in_attn_output:
+        total += hidden
+    if shape.qk_norm == "head":
+        total += 2 * _norm_parameters(shape, shape.head_dim)
+    elif shape.qk_norm == "neox":
+        total += _norm_parameters(shape, context)
     if shape.use_bias_in_mlp:
         total += fused_inner + hidden
-    return total + shape.num_norms * _norm_parameters(shape)
+    return total + shape.num_norms * _norm_parameters(shape, shape.hidden_size)
 
 
 def plan_stages(

@@ -10,7 +10,10 @@ from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.sizing.flops import flops_per_token, forward_flops_per_token, model_flops_per_token
 from megatron.sizing.model_shape import ModelShape
 
-REST = {"pos_emb": "rotary", "rotary_dim": 0, "norm_epsilon": 1e-5, "checkpoint_num_layers": 0}
+REST = {
+    **{"pos_emb": "rotary", "rotary_dim": 0, "norm_epsilon": 1e-5, "checkpoint_num_layers": 0},
+    **{"qk_norm": "none", "use_bias_in_attn_output": True},
+}
 TINY = ModelShape(
     num_layers=2,
     hidden_size=4,

@@ -84,6 +84,22 @@ _CONDITIONS: tuple[Condition, ...] = (
         lambda s: not (s.gpt_j_residual and s.gpt_j_tied),
         "it has two norms per block",
     ),
+    (
+        "head_dim",
+        lambda s: s.head_dim * s.num_attention_heads == s.hidden_size,
+        "its heads are hidden_size / num_attention_heads wide",
+    ),
+    ("qk_norm", lambda s: s.qk_norm == "none", "it does not normalise queries and keys"),
+    (
+        "use_bias_in_attn_output",
+        lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
+        "both attention projections have a bias or none has",
+    ),
+    (
+        "rope_scaling",
+        lambda s: s.rope_scaling is None,
+        "its rotation frequencies are not scaled",
+    ),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )

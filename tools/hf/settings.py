@@ -14,6 +14,7 @@ from megatron.errors import CheckpointError
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.resolved import in_current_form
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.neox_arguments.unsupported import UNSUPPORTED
 from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
@@ -42,13 +43,16 @@ class RunSettings:
         model = self.sections["model"]
         vocabulary = {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
         names = [field.name for field in fields(ModelShape) if field.name not in vocabulary]
-        missing = next((name for name in names if model.get(name) is None), None)
+        missing = next((name for name in names if not _has(model, name)), None)
         if missing is not None:
             raise CheckpointError(
                 f"configs/resolved.json: lacks {missing}; perhaps another version of this "
                 "program wrote it; give the files of the run with --config_file"
             )
-        return ModelShape(**{name: model[name] for name in names}, **vocabulary)
+        values = {name: model[name] for name in names}
+        if values["rope_scaling"] is not None:
+            values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        return ModelShape(**values, **vocabulary)
 
     def tokenizer(self) -> AbstractTokenizer:
         """Builds the tokenizer of the run.
@@ -130,6 +134,10 @@ def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:
         ConfigError: With one line per wrong field.
     """
     return resolve(NeoXArgs.from_dict(fields), world_size=1, purpose=Purpose.READING)
+
+
+def _has(model: Mapping[str, Any], name: str) -> bool:
+    return name in model and (model[name] is not None or name == "rope_scaling")
 
 
 def _counts(key: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from ..sections import Model
 from ..sections.model import MOST_LAYERS, GatedActivation
 from .draft import Draft
+from .rope import resolve_rope_scaling
 
 _WIDEST_MLP = 2**31
 
@@ -23,10 +24,7 @@ _WITHOUT_HEADS = frozenset({"rwkv", "mamba", "gmlp"})
 """Refused types whose files may give a number of heads that nothing reads."""
 _REFUSED_VALUES = {
     "pos_emb": dict.fromkeys(("rpe", "alibi"), "rotary, learned, sinusoidal or none"),
-    "norm": {
-        "te_rmsnorm": "rmsnorm",
-        **dict.fromkeys(("te_layernorm", "non_parametric_layernorm"), "layernorm"),
-    },
+    "norm": {"te_rmsnorm": "rmsnorm", "te_layernorm": "layernorm"},
 }
 """Values of a key that are not built, and what to use."""
 
@@ -34,6 +32,7 @@ NORM_EPSILONS = {
     "layernorm": "layernorm_epsilon",
     "rmsnorm": "rms_norm_epsilon",
     "scalenorm": "scalenorm_epsilon",
+    "non_parametric_layernorm": "layernorm_epsilon",
 }
 """The key of each norm's epsilon."""
 
@@ -41,7 +40,7 @@ NORM_EPSILONS = {
 def resolve_model(draft: Draft) -> Model:
     """Returns the network."""
     hidden, heads, layers = _sizes(draft)
-    head_dim = max(hidden // heads, 1)
+    head_dim = max(max(draft["head_dim"] or 0, 0) or hidden // heads, 1)
     for key, refused in _REFUSED_VALUES.items():
         if draft[key] in refused:
             advice = f"use {refused[draft[key]]}"
@@ -57,11 +56,19 @@ def resolve_model(draft: Draft) -> Model:
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
         draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
     inner, is_gated = _mlp_width(draft, hidden)
+    kv_heads, rotary_dim = _kv_heads(draft, heads), _rotary_dim(draft, head_dim)
+    output_bias = draft["use_bias_in_attn_output"]
     return draft.section(
         Model,
         head_dim=head_dim,
-        num_kv_heads=_kv_heads(draft, heads),
-        rotary_dim=_rotary_dim(draft, head_dim),
+        num_kv_heads=kv_heads,
+        qk_norm=_qk_norm(draft, heads, kv_heads),
+        use_bias_in_attn_output=(
+            draft["use_bias_in_attn_linear"] if output_bias is None else output_bias
+        ),
+        rotary_dim=rotary_dim,
+        rope_scaling=resolve_rope_scaling(draft, rotary_dim),
+        opt_pos_emb_offset=_position_offset(draft),
         mlp_inner_size=inner,
         is_gated_mlp=is_gated,
         norm_epsilon=draft[NORM_EPSILONS.get(draft["norm"], "layernorm_epsilon")],
@@ -77,8 +84,9 @@ def _sizes(draft: Draft) -> tuple[int, int, int]:
             draft.refuse(key, "must be at least 1, got None")
     hidden = max(draft["hidden_size"] or 1, 1)
     heads = max(draft["num_attention_heads"] or 1, 1)
-    if hidden % heads and has_heads(draft):
-        advice = f"set hidden_size to {heads * max(round(hidden / heads), 1)} or change the heads"
+    if hidden % heads and has_heads(draft) and draft["head_dim"] is None:
+        wanted = heads * max(round(hidden / heads), 1)
+        advice = f"set hidden_size to {wanted}, change the heads or set head_dim"
         problem = f"{hidden} is not a multiple of num_attention_heads {heads}; {advice}"
         draft.refuse("hidden_size", problem)
     return hidden, heads, min(max(draft["num_layers"] or 1, 1), MOST_LAYERS)
@@ -163,6 +171,34 @@ def _kv_heads(draft: Draft, heads: int) -> int:
     if not 1 <= count <= heads or heads % count:
         draft.refuse("num_kv_heads", f"must divide num_attention_heads {heads}, got {count}")
     return max(count, 1)
+
+
+def _qk_norm(draft: Draft, heads: int, kv_heads: int) -> str:
+    """Returns how queries and keys are normalised."""
+    by_neox, wanted = draft["use_qk_layernorm"], draft["qk_norm"]
+    if by_neox and wanted not in (None, "neox"):
+        problem = f"is true, which is qk_norm: neox, but qk_norm is {wanted}; keep qk_norm"
+        draft.refuse("use_qk_layernorm", problem)
+    kind = wanted or ("neox" if by_neox else "none")
+    if kind == "neox" and kv_heads < heads:
+        key = "use_qk_layernorm" if by_neox else "qk_norm"
+        problem = f"has a weight per head, num_kv_heads {kv_heads} is not {heads}"
+        draft.issues.add(key, f"{key}: GPT-NeoX's norm {problem}; use qk_norm: head")
+    return kind
+
+
+def _position_offset(draft: Draft) -> int:
+    """Returns the first position, after checking that the table has a row for every token."""
+    offset, rows = draft["opt_pos_emb_offset"], draft["max_position_embeddings"] or 1
+    if offset and draft["pos_emb"] not in ("learned", "sinusoidal"):
+        reason = f"it moves learned and sinusoidal positions, pos_emb is {draft['pos_emb']}"
+        draft.notes.append(f"'opt_pos_emb_offset' has no effect: {reason}")
+        return 0
+    needed = (draft["seq_length"] or 1) + offset
+    if offset > 0 and draft["pos_emb"] == "learned" and rows < needed:
+        problem = f"must be at least seq_length + opt_pos_emb_offset = {needed}, got {rows}"
+        draft.refuse("max_position_embeddings", problem)
+    return offset
 
 
 def _rotary_dim(draft: Draft, head_dim: int) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, in_range
 
 MOST_LAYERS = 100_000
 """More are a slip of the pen, and lists of them would fill the memory."""
+
+WIDEST_HEAD = 2**16
+"""Heads have 64 to 256 dimensions; more than this is a slip of the pen."""
 
 InitMethod = Literal[
     "normal",
@@ -24,7 +27,33 @@ InitMethod = Literal[
 
 GatedActivation = Literal["geglu", "reglu", "swiglu", "bilinear", "glu"]
 Activation = Literal["gelu", "relu", "softsign", "swish", "mish", "silu", GatedActivation]
-UnbuiltNorm = Literal["non_parametric_layernorm", "te_rmsnorm", "te_layernorm"]
+UnbuiltNorm = Literal["te_rmsnorm", "te_layernorm"]
+QkNorm = Literal["none", "neox", "head"]
+RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotation frequencies are changed for longer texts; None: the type has no such value.
+
+    Names and meanings are those of ``rope_scaling`` in the config.json of transformers.
+    """
+
+    rope_type: RopeType
+    factor: float
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool | None = None
+
+    def written(self) -> dict[str, Any]:
+        """Returns the fields that have a value, as a configuration file has them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +64,8 @@ class Model:
     """Transformer blocks. Required."""
 
     hidden_size: Annotated[int, Key("hidden_size"), at_least(1)]
-    """Width of the residual stream. Required; a multiple of `num_attention_heads`."""
+    """Width of the residual stream. Required; a multiple of `num_attention_heads` unless `head_dim`
+    is set."""
 
     num_attention_heads: Annotated[int, Key("num_attention_heads"), at_least(1)]
     """Query heads of each attention layer. Required."""
@@ -44,11 +74,13 @@ class Model:
     """Key and value heads. Not set: as many as query heads. Fewer, dividing them: grouped queries;
     1: one for all."""
 
-    head_dim: int
-    """Width of an attention head."""
+    head_dim: Annotated[int, Key("head_dim", int | None), at_least(1), at_most(WIDEST_HEAD)]
+    """Width of an attention head. Not set: `hidden_size` / `num_attention_heads`. Otherwise the
+    heads together may be wider or narrower than `hidden_size`, as in Qwen3 and Mistral NeMo."""
 
     max_position_embeddings: Annotated[int, Key("max_position_embeddings"), at_least(1)]
-    """Longest sequence the model can take, in tokens. Required; at least `seq_length`."""
+    """Longest sequence the model can take, in tokens. Required; at least `seq_length`. With learned
+    positions the number of rows of their table, see `opt_pos_emb_offset`."""
 
     mlp_inner_size: Annotated[int, Key("mlp_inner_size", int | None), above(0)]
     """Inner width of the MLP as built, for plain and gated activations alike. Wins over
@@ -65,12 +97,19 @@ class Model:
     """Uses the tanh form of gelu, as the fused kernel of GPT-NeoX does. Not only speed: the values
     differ by 1e-3."""
 
-    norm: Literal["layernorm", "rmsnorm", "scalenorm", UnbuiltNorm] = "layernorm"
-    """Normalisation layer of blocks and of the output: layernorm, rmsnorm or scalenorm; the others
-    are refused."""
+    norm: Literal["layernorm", "rmsnorm", "scalenorm", "non_parametric_layernorm", UnbuiltNorm] = (
+        "layernorm"
+    )
+    """Normalisation layer of blocks and of the output: layernorm, rmsnorm, scalenorm, or
+    non_parametric_layernorm, which has neither weight nor bias. The others are refused."""
 
     norm_epsilon: float
     """Added to the variance of the chosen `norm`."""
+
+    qk_norm: Annotated[QkNorm, Key("qk_norm", QkNorm | None)]
+    """Normalises queries and keys before they are rotated, with the chosen `norm`. head: each head
+    by itself, with one weight of `head_dim` for all queries and one for all keys, as in Qwen3.
+    neox: as `use_qk_layernorm`. Not set: none, or what `use_qk_layernorm` says."""
 
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
     """How positions enter the model. `rpe` and `alibi` are refused."""
@@ -79,7 +118,20 @@ class Model:
     """Rotated dimensions of a head; 0 without rotary positions."""
 
     rotary_emb_base: Annotated[int, at_least(1)] = 10000
-    """Base of the rotation's wavelengths."""
+    """Base of the rotation's wavelengths (`rope_theta` in transformers)."""
+
+    rope_scaling: Annotated[RopeScaling | None, Key("rope_scaling", dict[str, Any] | None)] = None
+    """Changes rotation frequencies for texts longer than those of an earlier training; fields and
+    results are those of transformers. `rope_type` (or `type`) linear and dynamic take `factor`;
+    yarn takes `factor`, `original_max_position_embeddings` and, if wanted, `attention_factor`,
+    `mscale`, `mscale_all_dim`, `beta_fast` (32), `beta_slow` (1), `truncate` (true); llama3 takes
+    `factor`, `original_max_position_embeddings`, `low_freq_factor` and `high_freq_factor`. dynamic
+    changes nothing up to `max_position_embeddings`."""
+
+    opt_pos_emb_offset: Annotated[int, at_least(0)] = 0
+    """Position of the first token, with learned or sinusoidal positions; 2 in OPT. Learned ones
+    have a table of `max_position_embeddings` rows, of which the first ones are then never read, so
+    that a text has at most `max_position_embeddings` minus this many tokens."""
 
     no_weight_tying: bool = False
     """True gives the output layer a weight of its own; false shares the word embedding."""
@@ -99,7 +151,12 @@ class Model:
     """Gives norms a bias."""
 
     use_bias_in_attn_linear: bool = True
-    """Gives the attention projections a bias."""
+    """Gives the projection to queries, keys and values a bias, and the output projection of
+    attention too unless `use_bias_in_attn_output` is set."""
+
+    use_bias_in_attn_output: Annotated[bool, Key("use_bias_in_attn_output", bool | None)]
+    """Gives the output projection of attention a bias. Not set: as `use_bias_in_attn_linear`. Qwen2
+    has it false, with biases on queries, keys and values."""
 
     use_bias_in_mlp: bool = True
     """Gives the MLP matrices a bias."""
@@ -129,9 +186,21 @@ class Model:
     """Blocks of one stretch that is computed again in the backward pass, with
     `checkpoint_activations`; 0 in the answer: all activations are kept."""
 
+    @property
+    def longest_text(self) -> int:
+        """The most tokens that a text may have."""
+        has_table = self.pos_emb == "learned"
+        return self.max_position_embeddings - (self.opt_pos_emb_offset if has_table else 0)
+
 
 class ModelKeys:
     """Keys that decide fields of `Model` together."""
+
+    use_qk_layernorm: bool = False
+    """Normalises queries and keys as GPT-NeoX does: one norm of the kind `norm` for both, with a
+    weight per head and dimension. A layernorm takes its mean and variance over all heads together;
+    an rmsnorm or scalenorm each head by itself. Needs as many key as query heads. Prefer `qk_norm:
+    head`."""
 
     layernorm_epsilon: Annotated[float, above(0)] = 1.0e-5
     """Added to the variance in LayerNorm."""

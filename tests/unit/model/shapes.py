@@ -20,6 +20,7 @@ def small_model(**changes: Any) -> ModelShape:
         "max_position_embeddings": 24,
         "vocab_size": 61,
         "padded_vocab_size": 64,
+        "qk_norm": "none",
         "pos_emb": "rotary",
         "rotary_dim": 4,
         "norm_epsilon": 1e-5,
@@ -27,4 +28,5 @@ def small_model(**changes: Any) -> ModelShape:
         "no_weight_tying": True,
     }
     settings.update(changes)
+    settings.setdefault("use_bias_in_attn_output", settings.get("use_bias_in_attn_linear", True))
     return ModelShape(**settings)

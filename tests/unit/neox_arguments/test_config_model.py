@@ -155,8 +155,8 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
     [
         (
             {"hidden_size": 66},
-            "hidden_size 66 is not a multiple of num_attention_heads 4; set hidden_size to 64 or "
-            "change the heads",
+            "hidden_size 66 is not a multiple of num_attention_heads 4; set hidden_size to 64, "
+            "change the heads or set head_dim",
         ),
         (
             {"seq_length": 256},
@@ -195,11 +195,6 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
         (
             {"num_unique_layers": 1},
             "num_unique_layers is 1: layers cannot share weights; remove it",
-        ),
-        (
-            {"use_qk_layernorm": True},
-            "use_qk_layernorm: True is not supported: queries and keys are not normalised; remove "
-            "the key",
         ),
         (
             {"mlp_type": "llama", "activation": "relu"},
