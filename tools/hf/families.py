@@ -10,7 +10,7 @@ from typing import Any
 from megatron.neox_arguments import ConfigError
 from megatron.sizing.model_shape import ModelShape
 from odm.json_data import shown
-from tools.hf import gpt_neox, llama
+from tools.hf import gpt_neox, llama, llama_names
 from tools.hf.weights import Names, Weight, weights_of
 
 __all__ = ["FAMILIES", "NEOX", "Family", "family_for", "family_of_config"]
@@ -67,9 +67,9 @@ _ROWS = (
         Family(
             model_type=model_type,
             architecture=kind.architecture,
-            weights=llama.NAMES,
+            weights=llama_names.NAMES,
             other_names={},
-            ignored=llama.IGNORED,
+            ignored=llama_names.IGNORED,
             refusals=kind.refusals,
             write_config=kind.write_config,
             read_config=kind.read_config,

@@ -95,11 +95,6 @@ _CONDITIONS: tuple[Condition, ...] = (
         lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
         "both attention projections have a bias or none has",
     ),
-    (
-        "rope_scaling",
-        lambda s: s.rope_scaling is None,
-        "its rotation frequencies are not scaled",
-    ),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )
@@ -171,9 +166,6 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
             program has no equivalent of.
     """
     _CONFIG(config, "")
-    rope = read_rope(
-        config, base=config.get("rotary_emb_base", 10000), share=config.get("rotary_pct", 0.25)
-    )
     hidden_act = config.get("hidden_act", "gelu")
     if hidden_act not in _FROM_HIDDEN_ACT:
         known = ", ".join(_FROM_HIDDEN_ACT)
@@ -187,7 +179,12 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
         "mlp_inner_size": config["intermediate_size"],
         "seq_length": positions,
         "max_position_embeddings": positions,
-        **rope,
+        **read_rope(
+            config,
+            base=config.get("rotary_emb_base", 10000),
+            share=config.get("rotary_pct", 0.25),
+            positions=positions,
+        ),
         "norm": "layernorm",
         "layernorm_epsilon": config.get("layer_norm_eps", 1e-5),
         "activation": activation,

@@ -6,56 +6,25 @@ with rotated halves, and a gated MLP. They differ in biases, norms and windows o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import boolean, fields, integer, number, optional, text
+from odm.json_data import boolean, fields, integer, list_of, number, optional, text
 from tools.hf.conditions import Condition, refusals_of
 from tools.hf.rotary import BASE, ROPE_FIELDS, SHARE, read_rope, write_rope
-from tools.hf.weights import Names
-
-__all__ = ["IGNORED", "KINDS", "NAMES", "LlamaLike"]
-
-_PROJECTIONS = tuple(f"self_attn.{name}_proj" for name in "qkv")
-_GATED = ("mlp.gate_proj", "mlp.up_proj")
-
-
-def _block_names() -> Names:
-    kinds = ("weight", "bias")
-    attention = tuple(
-        (f"attention.query_key_value.{kind}", tuple(f"{name}.{kind}" for name in _PROJECTIONS))
-        for kind in kinds
-    )
-    mlp = tuple(
-        (f"mlp.dense_h_to_4h.{kind}", tuple(f"{name}.{kind}" for name in _GATED)) for kind in kinds
-    )
-    return (
-        ("input_layernorm.scale", "input_layernorm.weight"),
-        *attention,
-        *((f"attention.dense.{kind}", f"self_attn.o_proj.{kind}") for kind in kinds),
-        ("post_attention_layernorm.scale", "post_attention_layernorm.weight"),
-        *mlp,
-        *((f"mlp.dense_4h_to_h.{kind}", f"mlp.down_proj.{kind}") for kind in kinds),
-    )
-
-
-def _in_layer(theirs: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    layer = "model.layers.{layer}."
-    return layer + theirs if isinstance(theirs, str) else tuple(layer + name for name in theirs)
-
-
-NAMES: Names = (
-    ("{embedding}.word_embeddings.weight", "model.embed_tokens.weight"),
-    *(("{block}." + ours, _in_layer(theirs)) for ours, theirs in _block_names()),
-    ("{norm}.norm.scale", "model.norm.weight"),
-    ("{output}.final_linear.weight", "lm_head.weight"),
+from tools.hf.windows import (
+    FULL,
+    SLIDING,
+    layers_of_windows,
+    one_window,
+    read_windows,
+    window_of,
+    write_layer_types,
 )
-"""Rows of our fused projection are [group, queries key value, dimension]; theirs are separate."""
 
-IGNORED = r"(.*\.)?rotary_emb\.inv_freq|lm_head\.weight"
-"""Frequencies that old versions stored, and the output matrix of tied embeddings."""
+__all__ = ["KINDS", "LlamaLike"]
 
 _TO_HIDDEN_ACT = {
     ("swiglu", False): "silu",
@@ -95,6 +64,45 @@ _COMMON: tuple[Condition, ...] = (
     ),
     ("gpt_j_residual", lambda s: not s.gpt_j_residual, "its residual is sequential"),
 )
+_BIASES: dict[str, tuple[Condition, ...]] = {
+    "none": (
+        (
+            "use_bias_in_attn_linear",
+            lambda s: not s.use_bias_in_attn_linear,
+            "its attention has no biases",
+        ),
+        (
+            "use_bias_in_attn_output",
+            lambda s: not s.use_bias_in_attn_output,
+            "its attention has no biases",
+        ),
+    ),
+    "field": (
+        (
+            "use_bias_in_attn_output",
+            lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
+            "all projections of its attention have a bias or none has",
+        ),
+    ),
+    "inputs": (
+        (
+            "use_bias_in_attn_linear",
+            lambda s: s.use_bias_in_attn_linear,
+            "queries, keys and values have a bias",
+        ),
+        (
+            "use_bias_in_attn_output",
+            lambda s: not s.use_bias_in_attn_output,
+            "the output of its attention has no bias",
+        ),
+    ),
+}
+"""What the biases of the attention must be, by `LlamaLike.attention_biases`."""
+
+
+def _has_plain_heads(shape: ModelShape) -> bool:
+    return shape.head_dim * shape.num_attention_heads == shape.hidden_size
+
 
 _SIZE = integer(1, 1 << 19)
 _REQUIRED = {
@@ -124,32 +132,62 @@ class LlamaLike:
 
     architecture: str
     """Name of the class."""
-    attention_biases: Literal["field", "none"]
-    """Biases of all four projections as the field ``attention_bias`` says, or none."""
+    attention_biases: Literal["field", "none", "inputs"]
+    """Biases of all four projections as the field ``attention_bias`` says, or none, or always those
+    of queries, keys and values alone."""
     has_mlp_bias: bool = False
     """Whether the field ``mlp_bias`` gives the MLP biases."""
-    has_window: bool = False
-    """Whether the field ``sliding_window`` limits how far a position sees."""
+    has_head_dim: bool = True
+    """Whether the field ``head_dim`` may be another than the quotient of width and heads."""
+    needs_multiple: bool = False
+    """Whether the width must be a multiple of the heads all the same."""
+    normalises_heads: bool = False
+    """Whether queries and keys are normalised, each head by itself."""
+    windows: Literal["none", "all", "some"] = "none"
+    """Which layers the field ``sliding_window`` limits: all, or those of ``layer_types``."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values of transformers for fields that a config.json lacks, if they differ from Llama's."""
 
     def refusals(self, shape: ModelShape) -> list[str]:
         """What the class cannot express, as ``field: value, reason``; may be empty."""
-        conditions = list(_COMMON)
-        if self.attention_biases == "none":
-            reason = "its attention has no biases"
-            conditions.append(
-                ("use_bias_in_attn_linear", lambda s: not s.use_bias_in_attn_linear, reason)
-            )
+        return refusals_of(self.architecture, [*_COMMON, *self._conditions()], shape)
+
+    def _conditions(self) -> Iterator[Condition]:
+        """What the other classes of this file can express and this one cannot."""
+        yield from _BIASES[self.attention_biases]
         if not self.has_mlp_bias:
-            reason = "its MLP has no biases"
-            conditions.append(("use_bias_in_mlp", lambda s: not s.use_bias_in_mlp, reason))
-        return refusals_of(self.architecture, conditions, shape)
+            yield "use_bias_in_mlp", lambda s: not s.use_bias_in_mlp, "its MLP has no biases"
+        if not self.has_head_dim:
+            yield (
+                "head_dim",
+                _has_plain_heads,
+                "its heads are hidden_size / num_attention_heads wide",
+            )
+        if self.needs_multiple:
+            reason = "it must be a multiple of num_attention_heads"
+            yield "hidden_size", lambda s: s.hidden_size % s.num_attention_heads == 0, reason
+        if self.normalises_heads:
+            yield (
+                "qk_norm",
+                lambda s: s.qk_norm == "head",
+                "it normalises heads of queries and keys",
+            )
+        else:
+            yield "qk_norm", lambda s: s.qk_norm == "none", "it normalises no queries and keys"
+        if self.windows == "none":
+            yield "attention_reach", lambda s: not layers_of_windows(s), "its layers see all tokens"
+        else:
+            yield "attention_reach", self._has_windows_of, "it has other windows"
+
+    def _has_windows_of(self, shape: ModelShape) -> bool:
+        allowed = (0, shape.num_layers)
+        is_split = layers_of_windows(shape) not in allowed
+        return one_window(shape) and not (is_split and self.windows == "all")
 
     def write_config(self, shape: ModelShape) -> dict[str, Any]:
         """Fields of config.json that describe the network, for transformers 4 and 5.
 
-        Version 4 reads ``rope_theta``, version 5 ``rope_parameters``.
+        Version 4 reads ``rope_theta`` and ``rope_scaling``, version 5 ``rope_parameters``.
         """
         config = {
             "vocab_size": shape.vocab_size,
@@ -173,8 +211,13 @@ class LlamaLike:
             config["attention_bias"] = shape.use_bias_in_attn_linear
         if self.has_mlp_bias:
             config["mlp_bias"] = shape.use_bias_in_mlp
-        if self.has_window:
-            config["sliding_window"] = None
+        if self.windows != "none":
+            config["sliding_window"] = window_of(shape)
+        if self.windows == "some":
+            types = write_layer_types(shape)
+            config |= {"use_sliding_window": SLIDING in types, "layer_types": types}
+            # early versions of 4 read this number, not layer_types
+            config["max_window_layers"] = [*types, SLIDING].index(SLIDING)
         return config
 
     def read_config(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +229,8 @@ class LlamaLike:
         """
         fields(_REQUIRED, {**_OPTIONAL, **self._own_fields()})(config, "")
         config = {**self.defaults, **config}
+        if self.windows == "some":
+            config["layer_types"] = self._layer_types(config)
         activation, is_tanh_gelu = _activation(config.get("hidden_act", "silu"))
         positions = config.get("max_position_embeddings", 2048)
         heads = config["num_attention_heads"]
@@ -194,12 +239,17 @@ class LlamaLike:
             "hidden_size": config["hidden_size"],
             "num_attention_heads": heads,
             "num_kv_heads": config.get("num_key_value_heads") or heads,
-            **self._head_size(config),
+            **_head_size(config),
             "mlp_inner_size": config["intermediate_size"],
             "seq_length": positions,
             "max_position_embeddings": positions,
-            **read_rope(config, base=config.get("rope_theta", 10000), share=1.0),
-            **self._window(config, positions),
+            **_whole_heads(
+                read_rope(
+                    config, base=config.get("rope_theta", 10000), share=1.0, positions=positions
+                )
+            ),
+            **read_windows(config, self._window(config), positions),
+            "qk_norm": "head" if self.normalises_heads else "none",
             "norm": "rmsnorm",
             "rms_norm_epsilon": config.get("rms_norm_eps", 1e-6),
             "activation": activation,
@@ -219,32 +269,51 @@ class LlamaLike:
             found["attention_bias"] = boolean
         if self.has_mlp_bias:
             found["mlp_bias"] = boolean
-        if self.has_window:
+        if self.windows != "none":
             found["sliding_window"] = optional(integer(1, 1 << 31))
+        if self.windows == "some":
+            found["use_sliding_window"] = boolean
+            found["max_window_layers"] = integer(0, 1 << 31)
+            found["layer_types"] = optional(list_of(text()))
         return found
 
-    def _head_size(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing if the heads divide the width among them."""
-        hidden, heads, size = (
-            config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim")
-        )
-        if size is None or size * heads == hidden:
-            return {}
-        raise ValueError(
-            f"head_dim: {size} times num_attention_heads {heads} must be hidden_size {hidden}"
-        )
+    def _layer_types(self, config: Mapping[str, Any]) -> list[str]:
+        """What transformers computes where the file lacks it."""
+        if config.get("layer_types"):
+            return config["layer_types"]
+        first = config["max_window_layers"] if self._window(config) is not None else None
+        return [
+            FULL if first is None or layer < first else SLIDING
+            for layer in range(config["num_hidden_layers"])
+        ]
 
-    def _window(self, config: Mapping[str, Any], positions: int) -> dict[str, Any]:
-        """Nothing if the window hides nothing."""
-        width = config.get("sliding_window") if self.has_window else None
-        return {} if width is None or width >= positions else {"sliding_window_width": width}
+    def _window(self, config: Mapping[str, Any]) -> int | None:
+        """The window; None if no layer has one."""
+        is_off = self.windows == "some" and not config.get("use_sliding_window", False)
+        return None if self.windows == "none" or is_off else config.get("sliding_window")
 
     def _biases(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        in_attention = self.attention_biases == "field" and config.get("attention_bias", False)
+        in_all = self.attention_biases == "field" and config.get("attention_bias", False)
         return {
-            "use_bias_in_attn_linear": in_attention,
+            "use_bias_in_attn_linear": in_all or self.attention_biases == "inputs",
+            "use_bias_in_attn_output": in_all,
             "use_bias_in_mlp": self.has_mlp_bias and config.get("mlp_bias", False),
         }
+
+
+def _head_size(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing if the heads divide the width among them."""
+    size = config.get("head_dim")
+    if size is None or size * config["num_attention_heads"] == config["hidden_size"]:
+        return {}
+    return {"head_dim": size}
+
+
+def _whole_heads(rope: dict[str, Any]) -> dict[str, Any]:
+    if rope["rotary_pct"] != 1:
+        share = rope["rotary_pct"]
+        raise ValueError(f"rope_parameters: partial_rotary_factor must be 1, got {share!r}")
+    return rope
 
 
 def _activation(hidden_act: str) -> tuple[str, bool]:
@@ -254,17 +323,33 @@ def _activation(hidden_act: str) -> tuple[str, bool]:
     return _FROM_HIDDEN_ACT[hidden_act]
 
 
+_QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 KINDS = {
-    "llama": LlamaLike("LlamaForCausalLM", "field", has_mlp_bias=True),
+    "llama": LlamaLike("LlamaForCausalLM", "field", has_mlp_bias=True, needs_multiple=True),
     "mistral": LlamaLike(
         "MistralForCausalLM",
         "none",
-        has_window=True,
+        windows="all",
         defaults={
             "num_key_value_heads": 8,
             "max_position_embeddings": 131072,
             "sliding_window": 4096,
         },
+    ),
+    "qwen2": LlamaLike(
+        "Qwen2ForCausalLM", "inputs", has_head_dim=False, windows="some", defaults=_QWEN
+    ),
+    "qwen3": LlamaLike(
+        "Qwen3ForCausalLM",
+        "field",
+        normalises_heads=True,
+        windows="some",
+        defaults={**_QWEN, "head_dim": 128},
     ),
 }
 """By the value of `model_type` in config.json."""

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import yaml
 
+from megatron.launcher.rendezvous import LOOPBACK, reserve_port
+from megatron.runtime.process_life import PARENT_VARIABLE
 from odm.text_table import aligned
 from tools.benchmark.synthetic_run import write_random_domains
 from tools.benchmark.transformers_4 import python_with_transformers_4, their_result
@@ -109,18 +111,34 @@ def _train(folder: Path, starts: dict[str, Path], layout: str) -> None:
         }
         files.append(place / "run.yml")
         files[-1].write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "tools.benchmark.interop", "--train"]
-    done = subprocess.run(
-        [*command, *map(str, files)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{layout}: training ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    _run_ranks(processes, files, layout)
+
+
+def _run_ranks(processes: int, files: Sequence[Path], layout: str) -> None:
+    """Runs `train_files` on each rank; ends this program if one fails."""
+    command = [sys.executable, "-m", "tools.benchmark.interop", "--train", *map(str, files)]
+    holder, port = reserve_port(None, print)
+    with holder, tempfile.TemporaryFile("w+") as output:
+        ranks = [
+            subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env={
+                    **os.environ,
+                    **{"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)},
+                    **{"MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)},
+                    PARENT_VARIABLE: str(os.getpid()),
+                },
+                stdout=output,
+                stderr=output,
+            )
+            for rank in range(processes)
+        ]
+        codes = [rank.wait() for rank in ranks]
+        if any(codes):
+            output.seek(0)
+            raise SystemExit(f"{layout}: training ended with {codes}:\n{output.read()[-4000:]}")
 
 
 def train_files(files: Sequence[str]) -> None:

@@ -75,7 +75,55 @@ NETWORKS: dict[str, Network] = {
             "use_bias_in_mlp": True,
         },
     ),
-    "mistral": Network("mistral", {**_LLAMA, "rotary_emb_base": 1000000}),
+    "llama 3.x": Network(
+        "llama",
+        {
+            **_LLAMA,
+            "rotary_emb_base": 500000,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 24,
+            },
+        },
+    ),
+    "mistral": Network("mistral", {**_LLAMA, "head_dim": 12, "rotary_emb_base": 1000000}),
+    "qwen2": Network(
+        "qwen2",
+        {
+            **_LLAMA,
+            "no_weight_tying": False,
+            "use_bias_in_attn_linear": True,
+            "use_bias_in_attn_output": False,
+            "rotary_emb_base": 1000000,
+        },
+    ),
+    "qwen2, yarn": Network(
+        "qwen2",
+        {
+            **_LLAMA,
+            "use_bias_in_attn_linear": True,
+            "use_bias_in_attn_output": False,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 12,
+            },
+        },
+    ),
+    "qwen3": Network(
+        "qwen3",
+        {
+            **_LLAMA,
+            "no_weight_tying": False,
+            "head_dim": 16,
+            "qk_norm": "head",
+            "rms_norm_epsilon": 1e-6,
+            "rotary_emb_base": 1000000,
+        },
+    ),
 }
 """By a name for the table."""
 
