@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import fields, number, optional, shown, text
+from odm.json_data import boolean, fields, integer, number, optional, shown, text
+from tools.hf.windows import FULL, SLIDING
 
 __all__ = ["ROPE_FIELDS", "read_rope", "rotary_share", "write_rope"]
 
@@ -21,6 +22,15 @@ _ROPE = optional(
             "partial_rotary_factor": SHARE,
             "rope_type": optional(text()),
             "type": optional(text()),
+            "original_max_position_embeddings": optional(integer(1, 1 << 31)),
+            "truncate": optional(boolean),
+            **dict.fromkeys(
+                (
+                    *("factor", "low_freq_factor", "high_freq_factor", "attention_factor"),
+                    *("mscale", "mscale_all_dim", "beta_fast", "beta_slow"),
+                ),
+                optional(number()),
+            ),
         },
     )
 )
@@ -73,6 +83,9 @@ def read_rope(
 
 def _read_scaling(rope: Mapping[str, Any], positions: int) -> dict[str, Any]:
     """Our section `rope_scaling`; transformers ignores fields that a type does not take."""
+    for name in (FULL, SLIDING):
+        if name in rope:
+            raise ValueError(f"rope_parameters.{name}: must be the same for all layers; remove it")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return {}
