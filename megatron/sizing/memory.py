@@ -200,7 +200,8 @@ def block_bytes(plan: MemoryPlan) -> int:
     - the residual stream at the norms: n h e / u, twice with a sequential residual;
     - their results, read by the matrix products: n h e a norm;
     - queries, keys, values n (heads + 2 kv_heads) head_dim e / t, the attention's result
-      n heads head_dim e / t and its normalisers n heads 4 / t;
+      n heads head_dim e / t and its normalisers n heads 4 / t; with a norm of queries and keys
+      also the three as they were before it;
     - in the MLP 2 n f e / t for the inner width f, or 4 n f e / t when gated;
     - with dropout, two masks of n h / u bytes.
 
@@ -216,7 +217,7 @@ def block_bytes(plan: MemoryPlan) -> int:
     elements = (
         shape.hidden_size * residuals // cut
         + shape.hidden_size * shape.num_norms
-        + (shape.qkv_size + query_size + inner) // tp
+        + (shape.qkv_size * (1 if shape.qk_norm == "none" else 2) + query_size + inner) // tp
     )
     masks = 2 * shape.hidden_size // cut if plan.hidden_dropout else 0
     normalisers = 4 * shape.num_attention_heads // tp

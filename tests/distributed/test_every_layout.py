@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import assert_same_state, train_events
-from tests.distributed.test_layouts import SGD, assert_same_curve
+from tests.distributed.test_layouts import LLAMA, SGD, assert_same_curve
 from tests.tiny import write_tiny_corpus
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -33,6 +33,7 @@ FOUR: dict[str, dict[str, Any]] = {
     "dp2-tp2-zero1": {**TP, **zero(1)},
     "dp2-tp2-zero3": {**TP, **zero(3)},
 }
+LLAMA_CUTS = ("tp2-pp2-sp", "dp2-pp2-zero1", "dp2-tp2-zero3")
 HALF: dict[str, dict[str, Any]] = {"dp2-zero2": zero(2), "tp2": {**TP, **zero(1)}, "pp2": PP}
 MOVES: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
@@ -58,12 +59,23 @@ def trained(corpus, tmp_path_factory) -> Path:
     train_all(corpus, folder, 1, {"fp32/single": fp32, "bf16/single": {**bf16, **zero(1)}})
     train_all(corpus, folder, 2, {f"bf16/{name}": {**bf16, **cut} for name, cut in HALF.items()})
     train_all(corpus, folder, 4, {f"fp32/{name}": {**fp32, **cut} for name, cut in FOUR.items()})
+    llama = {**LLAMA, "train_iters": 20}
+    train_all(corpus, folder, 1, {"llama/single": llama})
+    train_all(corpus, folder, 4, {f"llama/{name}": {**llama, **FOUR[name]} for name in LLAMA_CUTS})
     return folder
 
 
 @pytest.mark.parametrize("cut", FOUR)
 def test_four_processes_compute_what_one_computes(trained, cut):
     assert_same_curve(trained / "fp32" / cut, trained / "fp32/single")
+
+
+@pytest.mark.parametrize("cut", LLAMA_CUTS)
+def test_a_llama_loses_the_same_on_four_processes_for_twenty_iterations(trained, cut):
+    got, want = losses(trained / "llama" / cut), losses(trained / "llama/single")
+    assert len(want) == 20
+    assert want[20] < want[1]
+    assert got == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.parametrize("cut", HALF)

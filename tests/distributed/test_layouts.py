@@ -21,20 +21,30 @@ SGD = {
     "gradient_clipping": 0.0,
     "weight_decay": 0.0,
 }
+LLAMA = {
+    **{"norm": "rmsnorm", "rms_norm_epsilon": 1e-6, "gpt_j_residual": False},
+    **{"activation": "swiglu", "mlp_inner_size": 88, "use_bias_in_mlp": False},
+    **{"num_kv_heads": 2, "head_dim": 12, "qk_norm": "head"},
+    **{"use_bias_in_attn_linear": True, "use_bias_in_attn_output": False},
+    **{"rotary_pct": 1.0, "rotary_emb_base": 500},
+    "rope_scaling": {
+        **{"rope_type": "llama3", "factor": 4, "original_max_position_embeddings": 8},
+        **{"low_freq_factor": 1, "high_freq_factor": 4},
+    },
+}
+"""What Llama 3, Qwen2 and Qwen3 have, each some of it."""
 MODELS: dict[str, dict[str, Any]] = {
     "adam": {},
     "sgd": SGD,
-    "tied": {"no_weight_tying": False, **SGD},
-    "llama": {
-        "norm": "rmsnorm",
-        "activation": "swiglu",
-        "num_kv_heads": 2,
-        "gpt_j_residual": False,
-        "use_bias_in_attn_linear": False,
-        "use_bias_in_mlp": False,
+    "tied": {
+        "no_weight_tying": False,
         "pos_emb": "learned",
+        "opt_pos_emb_offset": 2,
+        "max_position_embeddings": 18,
+        "use_qk_layernorm": True,
         **SGD,
     },
+    "llama": {**LLAMA, **SGD},
 }
 CUTS: dict[str, dict[str, Any]] = {
     "dp2": {},

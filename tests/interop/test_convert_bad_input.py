@@ -43,6 +43,18 @@ pytest.importorskip("tokenizers")
         ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
         ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms per block"]),
         (
+            {"head_dim": 32, "qk_norm": "head", "use_bias_in_attn_output": False},
+            [
+                "head_dim: 32 its heads are hidden_size / num_attention_heads wide",
+                "qk_norm: 'head' it does not normalise queries and keys",
+                "use_bias_in_attn_output: False both attention projections have a bias or none",
+            ],
+        ),
+        (
+            {"norm": "non_parametric_layernorm"},
+            ["norm: 'non_parametric_layernorm' it has layernorm"],
+        ),
+        (
             {"use_bias_in_norms": False, "use_bias_in_mlp": False},
             [
                 "use_bias_in_norms: False its norms have a bias",
@@ -238,8 +250,8 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ({"model_type": "opt"}, "model_type: 'opt' is not supported; known are gpt_neox"),
         ({"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu' is not supported"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
-            "rope_parameters: rope_type 'yarn' is not supported",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0}},
+            "rope_parameters: rope_type 'longrope' is not supported",
         ),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": None}},

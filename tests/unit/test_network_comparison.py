@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import fields, replace
@@ -12,9 +13,13 @@ import pytest
 
 from megatron.checkpoint.loading import load_module_weights
 from megatron.checkpoint.network_comparison import first_difference
+from megatron.checkpoint.schema import check_resolved
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
+from megatron.neox_arguments.resolved import in_current_form
+from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
+from odm.json_data import SchemaError
 from tests.interop.conversions import ALONE, VOCAB_SIZE, random_weights
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import RunSettings, resolve_model_fields
@@ -29,6 +34,10 @@ FIELDS: dict[str, Any] = {
     "no_weight_tying": True,
     "gpt_j_residual": True,
 }
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+UNSCALED = dict.fromkeys(field.name for field in fields(RopeScaling))
 
 
 def groups_of(**changes: Any) -> dict[str, dict[str, Any]]:
@@ -52,6 +61,10 @@ def network_of(**changes: Any) -> ModelShape:
         ({"layernorm_epsilon": 1e-3}, ("layernorm_epsilon", 1e-5, 1e-3)),
         ({"gpt_j_residual": False}, ("gpt_j_residual", True, False)),
         ({"gpt_j_tied": True}, ("gpt_j_tied", False, True)),
+        ({"head_dim": 16}, ("head_dim", 8, 16)),
+        ({"qk_norm": "head"}, ("qk_norm", "none", "head")),
+        ({"use_bias_in_attn_output": False}, ("use_bias_in_attn_output", True, False)),
+        ({"rope_scaling": LINEAR}, ("rope_scaling", None, {**UNSCALED, **LINEAR})),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -75,6 +88,40 @@ def test_a_network_is_like_itself_whatever_has_no_effect_on_it(norm, pos_emb):
     if norm != "layernorm":
         other["use_bias_in_norms"] = False
     assert first_difference(network_of(**changes, **other), groups_of(**changes)) is None
+
+
+def test_a_scaling_is_like_itself_and_unlike_none():
+    scaled = {"rope_scaling": LINEAR}
+    stored = json.loads(json.dumps(groups_of(**scaled)))
+    assert first_difference(RunSettings(stored).shape(VOCAB_SIZE), stored) is None
+    found = first_difference(network_of(), stored)
+    assert found == ("rope_scaling", {**UNSCALED, **LINEAR}, None)
+
+
+def test_a_checkpoint_of_a_version_without_the_switches_is_a_network_without_them():
+    stored = groups_of(use_bias_in_attn_linear=False)
+    for name in ("qk_norm", "rope_scaling", "opt_pos_emb_offset", "use_bias_in_attn_output"):
+        del stored["model"][name]
+    shape = RunSettings(in_current_form(stored)).shape(VOCAB_SIZE)
+    assert shape == network_of(use_bias_in_attn_linear=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ({"rope_type": "su", "factor": 2.0}, "model.rope_scaling.rope_type"),
+        ({"rope_type": "linear", "factor": 0.5}, "model.rope_scaling.factor"),
+        ({"rope_type": "linear"}, "model.rope_scaling.factor"),
+        ({"rope_type": "linear", "factor": 2.0, "more": 1}, "model.rope_scaling.'more'"),
+        ([], "model.rope_scaling"),
+    ],
+)
+def test_a_damaged_scaling_is_named(section, place):
+    stored = groups_of()
+    stored["model"]["rope_scaling"] = section
+    with pytest.raises(SchemaError) as error:
+        check_resolved(stored, "")
+    assert place in str(error.value)
 
 
 def test_fields_that_an_older_version_lacks_are_accepted():

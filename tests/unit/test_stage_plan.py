@@ -32,6 +32,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "learned": {"pos_emb": "learned", "no_weight_tying": False, "use_bias_in_norms": False},
     "gpt-j": {"gpt_j_residual": True, "gpt_j_tied": True, "norm": "scalenorm"},
     "wide heads": {"head_dim": 16},
+    "qwen3": {"norm": "rmsnorm", "qk_norm": "head", "use_bias_in_attn_output": False},
+    "gpt-neox's norm of queries and keys": {"qk_norm": "neox"},
+    "without weights in norms": {"qk_norm": "neox", "norm": "non_parametric_layernorm"},
+    "one number a norm": {"qk_norm": "neox", "norm": "scalenorm"},
 }
 METHODS = ("type:transformer|mlp", "type:embedding|transformer", "parameters", "uniform")
 

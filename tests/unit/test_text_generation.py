@@ -26,6 +26,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinusoidal positions": {"pos_emb": "sinusoidal", "rotary_dim": 0},
     "no positions": {"pos_emb": "none", "rotary_dim": 0},
     "grouped keys": {"num_kv_heads": 2},
+    "positions from 2": {
+        **{"pos_emb": "learned", "rotary_dim": 0, "opt_pos_emb_offset": 2},
+        "max_position_embeddings": LONGEST + 2,
+    },
+    "qwen3-like": {"norm": "rmsnorm", "qk_norm": "head", "head_dim": 12, "num_kv_heads": 2},
     "gpt-j": {"gpt_j_residual": True},
 }
 PROMPTS = [[3, 41, 59, 26, 53], [7], [9, 9, 12], [1, 2, 3, 4, 5, 6, 7, 8], [60]]

@@ -132,6 +132,6 @@ def _check_together(draft: Draft, scaling: RopeScaling, rotary_dim: int) -> None
             draft.issues.add(_KEY, f"{_KEY}: {problem}")
         limit = draft["max_position_embeddings"]
         draft.notes.append(
-            f"'{_KEY}: dynamic' changes nothing up to max_position_embeddings {limit}; longer "
-            "texts are not read, but an export keeps the section"
+            f"'{_KEY}: dynamic' changes nothing up to max_position_embeddings {limit}, and "
+            "longer texts are not read"
         )

@@ -9,6 +9,7 @@ import torch
 
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.key_value_cache import KeyValueCache
+from megatron.neox_arguments.sections.model import RopeScaling
 from tests.unit.model.shapes import small_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -21,6 +22,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "grouped keys": {"num_kv_heads": 2},
     "one key head": {"num_kv_heads": 1},
     "parallel residual": {"gpt_j_residual": True},
+    "qwen3-like": {
+        **{"norm": "rmsnorm", "num_kv_heads": 2, "qk_norm": "head", "rotary_dim": 12},
+        **{"head_dim": 12, "use_bias_in_attn_output": False},
+        "rope_scaling": RopeScaling(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+        ),
+    },
+    "positions from 2, gpt-neox's norm of queries and keys": {
+        **{"pos_emb": "learned", "rotary_dim": 0, "opt_pos_emb_offset": 2, "qk_norm": "neox"},
+    },
     "llama-like": {
         "norm": "rmsnorm",
         "activation": "swiglu",

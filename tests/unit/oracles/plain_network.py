@@ -26,6 +26,12 @@ class Network:
     vocab: int = 61
     rotary_dim: int = 0
     rotary_base: float = 10000.0
+    frequencies: tuple[float, ...] = ()
+    """Instead of those that follow from the base."""
+    rotary_scale: float = 1.0
+    """Multiplies cosines and sines."""
+    first_position: int = 0
+    qk_norm: str = "none"
     positions: str = "rotary"
     norm: str = "layernorm"
     norm_epsilon: float = 1e-5
@@ -63,10 +69,11 @@ def logits(weights: Weights, net: Network, tokens: Tensor) -> Tensor:
     bottom = "tied_modules.embed" if net.is_tied else "0"
     table = weights[f"{bottom}.word_embeddings.weight"]
     hidden = table[tokens]
+    used = slice(net.first_position, net.first_position + tokens.shape[1])
     if net.positions == "learned":
-        hidden = hidden + weights[f"{bottom}.position_embeddings.weight"][: tokens.shape[1]]
+        hidden = hidden + weights[f"{bottom}.position_embeddings.weight"][used]
     if net.positions == "sinusoidal":
-        hidden = hidden + _sinusoids(tokens.shape[1], hidden.shape[-1])
+        hidden = hidden + _sinusoids(used.stop, hidden.shape[-1])[used]
     for index in range(2, net.layers + 2):
         hidden = _block(weights, net, f"{index}", hidden)
     hidden = _norm(weights, net, f"{net.layers + 3}.norm", hidden)
@@ -94,25 +101,43 @@ def _attention(weights: Weights, net: Network, name: str, hidden: Tensor) -> Ten
     groups = fused.unflatten(-1, (net.kv_heads, queries + 2, net.head_dim))
     length = hidden.shape[1]
     hidden_from = torch.ones(length, length).triu(1).bool()
+    if net.qk_norm == "neox":
+        normed = [_norm_of_heads(weights, net, name, groups[:, :, :, i]) for i in (0, 1)]
+        groups = torch.stack((*normed, groups[:, :, :, 2]), dim=3)
     outputs = []
     for head in range(net.heads):
         group = groups[:, :, head // queries]
-        query = _rotate(net, group[:, :, head % queries])
-        key, value = _rotate(net, group[:, :, queries]), group[:, :, queries + 1]
+        query, key, value = group[:, :, head % queries], group[:, :, queries], group[:, :, -1]
+        if net.qk_norm == "head":
+            query = _norm(weights, net, f"{name}.q_norm", query)
+            key = _norm(weights, net, f"{name}.k_norm", key)
+        query, key = _rotate(net, query), _rotate(net, key)
         scores = query @ key.transpose(1, 2) / math.sqrt(net.head_dim)
         likelihoods = scores.masked_fill(hidden_from, -math.inf).exp()
         outputs.append(likelihoods / likelihoods.sum(-1, keepdim=True) @ value)
     return _linear(weights, f"{name}.dense", torch.cat(outputs, dim=-1))
 
 
+def _norm_of_heads(weights: Weights, net: Network, name: str, heads: Tensor) -> Tensor:
+    """(b, s, n, d): a layernorm of all heads at once, an rmsnorm of each; a weight per element."""
+    if net.norm == "rmsnorm":
+        size = (heads**2).mean(-1, keepdim=True) + net.norm_epsilon
+        return heads / size.sqrt() * weights[f"{name}.qk_layernorm.scale"]
+    flat = {k: v.flatten() for k, v in weights.items() if k.startswith(f"{name}.qk_layernorm")}
+    return _norm(flat, net, f"{name}.qk_layernorm", heads.flatten(2)).view_as(heads)
+
+
 def _rotate(net: Network, head: Tensor) -> Tensor:
-    """(b, s, d): features i and i + r/2 turn by position * base^(-2i/r); angles are float32's."""
+    """(b, s, d): features i and i + r/2 turn by position * base^(-2i/r); their cosines and sines
+    are float32's."""
     half = net.rotary_dim // 2
     if half == 0:
         return head
-    frequencies = [net.rotary_base ** (-2 * i / net.rotary_dim) for i in range(half)]
+    plain = [net.rotary_base ** (-2 * i / net.rotary_dim) for i in range(half)]
+    frequencies = net.frequencies or plain
     angles = torch.tensor([[p * f for f in frequencies] for p in range(head.shape[1])]).double()
-    cos, sin = (function(angles).float().to(head.dtype) for function in (torch.cos, torch.sin))
+    scaled = (net.rotary_scale * function(angles) for function in (torch.cos, torch.sin))
+    cos, sin = (values.float().to(head.dtype) for values in scaled)
     one, other, rest = head[..., :half], head[..., half : 2 * half], head[..., 2 * half :]
     return torch.cat((one * cos - other * sin, other * cos + one * sin, rest), dim=-1)
 
@@ -142,6 +167,8 @@ def _norm(weights: Weights, net: Network, name: str, hidden: Tensor) -> Tensor:
         return hidden / (hidden**2).sum(-1, keepdim=True).sqrt() * weights[f"{name}.g"]
     centred = hidden - hidden.mean(-1, keepdim=True)
     deviation = ((centred**2).mean(-1, keepdim=True) + net.norm_epsilon).sqrt()
+    if net.norm == "non_parametric_layernorm":
+        return centred / deviation
     normed = centred / deviation * weights[f"{name}.weight"]
     bias = weights.get(f"{name}.bias")
     return normed if bias is None else normed + bias

@@ -7,6 +7,7 @@ few digits that angles and the scale of clipping lose in float32.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -50,6 +51,23 @@ LLAMA = {
     "no_weight_tying": False,
 }
 
+
+def yarn_by_hand() -> tuple[float, ...]:
+    """Pair i of 6 turns 32 / wavelength times in 32 positions: it is kept from 1.5 turns on, slowed
+    four times below 0.25, and mixed by its place between."""
+
+    def pair_with(turns: float) -> float:
+        return 6 * math.log(32 / (2 * math.pi * turns)) / math.log(1000)
+
+    first, last = pair_with(1.5), pair_with(0.25)
+    found = []
+    for i in range(6):
+        plain = 1000 ** (-i / 6)
+        slowed = min(max((i - first) / (last - first), 0), 1)
+        found.append(plain * (1 - slowed) + plain / 4 * slowed)
+    return tuple(found)
+
+
 CASES: dict[str, tuple[dict[str, Any], Network]] = {
     "parallel": (
         {**GPT_NEOX, "rotary_pct": 0.25, "gpt_j_residual": True, "z_loss": 1e-2},
@@ -71,6 +89,42 @@ CASES: dict[str, tuple[dict[str, Any], Network]] = {
             is_gated=True,
             is_tied=True,
         ),
+    ),
+    "qwen3, yarn": (
+        {
+            **LLAMA,
+            **{"head_dim": 12, "qk_norm": "head", "rotary_emb_base": 1000},
+            **{"use_bias_in_attn_linear": True, "use_bias_in_attn_output": False},
+            "rope_scaling": {
+                **{"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32},
+                **{"beta_fast": 1.5, "beta_slow": 0.25, "truncate": False},
+            },
+        },
+        Network(
+            head_dim=12,
+            rotary_dim=12,
+            frequencies=yarn_by_hand(),
+            rotary_scale=0.1 * math.log(4) + 1,
+            kv_heads=2,
+            qk_norm="head",
+            norm="rmsnorm",
+            norm_epsilon=1e-6,
+            activation="silu",
+            is_gated=True,
+            is_tied=True,
+        ),
+    ),
+    "gpt-neox, queries and keys, positions from 2": (
+        {
+            **{"pos_emb": "learned", "opt_pos_emb_offset": 2, "use_qk_layernorm": True},
+            **{"max_position_embeddings": LENGTH + 2, "seq_length": LENGTH},
+            **{"no_weight_tying": True, "use_bias_in_norms": False},
+        },
+        Network(positions="learned", first_position=2, qk_norm="neox"),
+    ),
+    "non-parametric norm": (
+        {**GPT_NEOX, "norm": "non_parametric_layernorm", "qk_norm": "head"},
+        Network(rotary_dim=8, norm="non_parametric_layernorm", qk_norm="head"),
     ),
     "one norm, learned positions": (
         {

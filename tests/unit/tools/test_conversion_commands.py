@@ -17,7 +17,7 @@ from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
 from tools.datasets.prepare import get_args as prepare_arguments
-from tools.hf.gpt_neox import read_config, write_config
+from tools.hf.gpt_neox import read_config, refusals, write_config
 from tools.hf.importing import write_model_checkpoint
 from tools.hf.settings import resolve_model_fields
 
@@ -198,7 +198,8 @@ def test_an_import_reads_the_network_and_every_weight(changes, expected, tmp_pat
         ({"intermediate_size": 64}, "has shape (40, 16), config.json says (64, 16)"),
         ({"num_hidden_layers": 2}, "no tensor 'gpt_neox.layers.1."),
         ({"hidden_act": "tanh"}, "hidden_act: 'tanh' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_type 'linear' is not supported"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: is missing"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_and_leaves_nothing(changes, message, tmp_path, capsys):
@@ -226,6 +227,13 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
         ("5.final_linear.weight", "embed_out.weight"),
     ):
         assert torch.equal(reader.read_logical(ours), theirs[name][:20])
+
+
+def test_a_scaled_rotation_goes_both_ways():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    shape = shape_of({**FIELDS, "activation": "gelu", "rope_scaling": scaling}, 512)
+    assert refusals(shape) == []
+    assert read_config(write_config(shape))["rope_scaling"] == scaling
 
 
 def test_a_configuration_goes_both_ways():
