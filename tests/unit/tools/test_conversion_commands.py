@@ -199,7 +199,7 @@ def test_an_import_reads_the_network_and_every_weight(changes, expected, tmp_pat
         ({"num_hidden_layers": 2}, "no tensor 'gpt_neox.layers.1."),
         ({"hidden_act": "tanh"}, "hidden_act: 'tanh' is not supported"),
         ({"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: is missing"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_and_leaves_nothing(changes, message, tmp_path, capsys):

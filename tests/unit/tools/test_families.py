@@ -309,7 +309,7 @@ def test_a_scaling_without_its_fields_is_one_line(model_type):
     fields = FAMILIES[model_type].read_config(config)
     with pytest.raises(ConfigError) as caught:
         resolve_model_fields({**fields, "tokenizer_type": "CharLevelTokenizer"})
-    assert str(caught.value).startswith("rope_scaling.factor: ")
+    assert str(caught.value).startswith("rope_scaling.factor is missing; ")
     assert len(str(caught.value).splitlines()) == 1
 
 
