@@ -79,13 +79,14 @@ NETWORKS: dict[str, Network] = {
         "llama",
         {
             **_LLAMA,
-            "rotary_emb_base": 500000,
+            # the four frequencies: kept, between, and two that are divided
+            "rotary_emb_base": 100,
             "rope_scaling": {
                 "rope_type": "llama3",
                 "factor": 8.0,
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 24,
+                "original_max_position_embeddings": 40,
             },
         },
     ),
