@@ -74,11 +74,6 @@ def convert_from_hf(
     run_config = resolve_model_fields(fields)
     shape = RunSettings(run_config.to_dict()).shape(vocab_size)
     files = WeightFiles(source)
-    if shape.num_layers > len(files.names):
-        raise CheckpointError(
-            f"{source / 'config.json'}: num_hidden_layers: is {shape.num_layers}, but there are "
-            f"{len(files.names)} tensors; the weights belong to another model"
-        )
     read = _reader(files, family, shape, rows)
     output.mkdir(parents=True, exist_ok=True)
     config_out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,6 +224,11 @@ def _reader(
     files: WeightFiles, family: Family, shape: ModelShape, rows: int
 ) -> Callable[[str], Tensor]:
     """Checks the names in ``files``; returns a function that reads a parameter by our name."""
+    if shape.num_layers > len(files.names):
+        raise CheckpointError(
+            f"{files.folder / 'config.json'}: num_hidden_layers: is {shape.num_layers}, but there "
+            f"are {len(files.names)} tensors; the weights belong to another model"
+        )
     infos = parameter_infos(shape)
     weights: dict[str, Weight] = {}
     for weight in family.weights_of(shape):
