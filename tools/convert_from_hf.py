@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes a checkpoint and a YAML file from a model folder of transformers, such as Pythia.
+"""Makes a checkpoint and a YAML file from a model folder of transformers: Pythia, Llama, Qwen ...
 
     python tools/convert_from_hf.py --input_dir pythia-70m --output_dir checkpoints/pythia-70m
 
@@ -37,6 +37,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config_out", metavar="YAML", help="file to write (default: OUTPUT_DIR/model.yml)"
     )
+    parser.add_argument(
+        "--seq_length",
+        type=int,
+        metavar="TOKENS",
+        help="length of samples to write (default: the longest text of the model)",
+    )
     return parser
 
 
@@ -46,7 +52,13 @@ def main(input_args: Sequence[str] | None = None) -> None:
     output = Path(args.output_dir)
     config_out = Path(args.config_out) if args.config_out else output / "model.yml"
     try:
-        final = convert_from_hf(Path(args.input_dir), output, config_out=config_out, say=_print)
+        final = convert_from_hf(
+            Path(args.input_dir),
+            output,
+            config_out=config_out,
+            seq_length=args.seq_length,
+            say=_print,
+        )
     except (UserError, SafetensorError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)

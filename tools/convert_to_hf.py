@@ -25,7 +25,11 @@ from megatron.errors import UserError
 from megatron.files import describe_error
 from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
-from tools.hf.settings import settings_of
+from tools.hf.families import FAMILIES, NEOX
+from tools.hf.settings import RunSettings, settings_of
+
+_DTYPE_OF_PRECISION = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_DTYPE_OF_TRAINING = {"fp16": "float16", "bfloat16": "bfloat16"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,9 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="begin a new file at this size; bounds the memory too (default: 5GB)",
     )
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="number format (default: float32)"
-    )
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="number format (default: float32)")
     parser.add_argument(
         "--verify",
         action=argparse.BooleanOptionalAction,
@@ -66,7 +68,33 @@ def get_parser() -> argparse.ArgumentParser:
         "sides (default: 1e-4)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    _add_neox_flags(parser)
     return parser
+
+
+def _add_neox_flags(parser: argparse.ArgumentParser) -> None:
+    """Options that GPT-NeoX's converter has too."""
+    parser.add_argument(
+        "--architecture",
+        choices=(*FAMILIES, NEOX),
+        help="family of model classes (default: the first that expresses the network)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *_DTYPE_OF_PRECISION),
+        help="number format, instead of --dtype; auto: that of training",
+    )
+    parser.add_argument(
+        "--no_save_tokenizer", action="store_true", help="write no files of the tokenizer"
+    )
+    parser.add_argument(
+        "--pad-token-id", type=int, metavar="ID", help="id that fills up a text, for config.json"
+    )
+    parser.add_argument(
+        "--vocab-is-hf-tokenizer",
+        action="store_true",
+        help="vocab_file is in the folder of a tokenizer of transformers; copy its files",
+    )
 
 
 def main(
@@ -80,21 +108,39 @@ def main(
     """
     args = get_parser().parse_args(input_args)
     try:
-        options = ExportOptions(
-            max_shard_size=parse_size(args.max_shard_size, "--max_shard_size"),
-            dtype=args.dtype,
-            verifies=args.verify,
-            tolerance=args.tolerance,
-            overwrite=args.overwrite,
-        )
+        max_shard_size = parse_size(args.max_shard_size, "--max_shard_size")
         source = find_source(Path(args.input_dir), args.iteration, reads_neox=True)
         output = Path(args.output_dir)
         settings = settings_of(source, args.config_file, overwrite_values)
+        options = ExportOptions(
+            max_shard_size=max_shard_size,
+            dtype=_dtype(args, settings),
+            verifies=args.verify,
+            tolerance=args.tolerance,
+            overwrite=args.overwrite,
+            architecture=args.architecture,
+            saves_tokenizer=not args.no_save_tokenizer,
+            pad_token_id=args.pad_token_id,
+            copies_tokenizer=args.vocab_is_hf_tokenizer,
+        )
         export(source, output, settings=settings, options=options, say=_print)
     except (UserError, SafetensorError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)
     _print(f"wrote {output}")
+
+
+def _dtype(args: argparse.Namespace, settings: RunSettings) -> str:
+    """The key of `DTYPES` that was asked for."""
+    if args.no_save_tokenizer and args.vocab_is_hf_tokenizer:
+        raise UserError("--no_save_tokenizer, --vocab-is-hf-tokenizer: give only one of them")
+    if args.precision is None:
+        return args.dtype or "float32"
+    if args.dtype is not None:
+        raise UserError("--dtype, --precision: both name the number format; give only one of them")
+    if args.precision != "auto":
+        return _DTYPE_OF_PRECISION[args.precision]
+    return _DTYPE_OF_TRAINING.get(settings.dtype or "fp32", "float32")
 
 
 def _print(line: str) -> None:

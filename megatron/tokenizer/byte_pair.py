@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class _TokenizersBackend(AbstractTokenizer):
         if eod is None:
             raise TokenizerError(
                 f"{source}: the vocabulary has no token {eod_token!r} to end a document; "
-                "add it as a special token to the file"
+                "add it as a special token to the file, or for a tokenizer.json, name another as "
+                "eos_token in a tokenizer_config.json beside it"
             )
         pad = backend.token_to_id(PADDING)
         super().__init__(
@@ -62,16 +64,21 @@ class _TokenizersBackend(AbstractTokenizer):
 
 
 class HFTokenizer(_TokenizersBackend):
-    """Any `tokenizer.json` of the `tokenizers` library, with ``<|endoftext|>`` in it."""
+    """Any `tokenizer.json` of the `tokenizers` library; see `end_of_document`."""
 
     def __init__(self, vocab_file: str | None):
         path = existing_file(vocab_file, "HFTokenizer", wanted="the path of a tokenizer.json")
+        backend = _backend_of_file(path, "HFTokenizer")
+        eod_token = end_of_document(path, lambda token: backend.token_to_id(token) is not None)
+        fingerprint = fingerprint_of(path)
+        if eod_token != END_OF_DOCUMENT:  # the file alone does not define where documents end
+            fingerprint = sha256_of(f"{fingerprint} ends with {eod_token}".encode())
         super().__init__(
             "HFTokenizer",
-            _backend_of_file(path, "HFTokenizer"),
-            fingerprint=fingerprint_of(path),
+            backend,
+            fingerprint=fingerprint,
             source=str(path),
-            eod_token=END_OF_DOCUMENT,
+            eod_token=eod_token,
         )
 
 
@@ -186,6 +193,17 @@ def _backend_of_folder(folder: Path) -> tuple[Any, str]:
     return backend, eod_token
 
 
+def end_of_document(path: Path, is_known: Callable[[str], bool]) -> str:
+    """The token that ends a document for the tokenizer.json at ``path``.
+
+    It is ``<|endoftext|>``; for a vocabulary without it, such as Llama's, the end-of-text token of
+    the settings beside the file.
+    """
+    if is_known(END_OF_DOCUMENT):
+        return END_OF_DOCUMENT
+    return end_of_text(path.with_name("tokenizer_config.json"))
+
+
 def end_of_text(settings_path: Path) -> str:
     """The end-of-text token in the settings that `transformers` saves beside a tokenizer."""
     if not settings_path.is_file():
@@ -193,7 +211,7 @@ def end_of_text(settings_path: Path) -> str:
     try:
         eos = json.loads(settings_path.read_text(encoding="utf-8")).get("eos_token")
         token = (eos["content"] if isinstance(eos, dict) else eos) or END_OF_DOCUMENT
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
         raise TokenizerError(
             f"vocab_file: {settings_path} holds no settings of a tokenizer ({error!r}); fix it or "
             "remove it"

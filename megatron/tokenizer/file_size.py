@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.tokenizer.abstract import END_OF_DOCUMENT, PADDING, existing_file
-from megatron.tokenizer.byte_pair import end_of_text
+from megatron.tokenizer.byte_pair import end_of_document, end_of_text
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.tik_token import encoding_size
 
@@ -21,8 +21,8 @@ __all__ = ["tokenizer_file_size", "tokenizer_size"]
 _LARGEST_FILE_BYTES = 64 * 1024 * 1024
 _CHARACTER_LEVEL_SIZE = 512
 _NO_END = (
-    f"the vocabulary has no token {END_OF_DOCUMENT!r} to end a document; add it as a special token "
-    "to the file"
+    "to end a document; add it as a special token to the file, or for a tokenizer.json, name "
+    "another as eos_token in a tokenizer_config.json beside it"
 )
 
 
@@ -64,7 +64,10 @@ def tokenizer_size(
 def _size_of_hf(vocab_file: str | None, _: str | None) -> int | None:
     path = existing_file(vocab_file, "HFTokenizer", wanted="the path of a tokenizer.json")
     content = _tokenizer_json(path)
-    return None if content is None else _size_with_end(*content, path)
+    if content is None:
+        return None
+    ids = _ids(*content)
+    return _size_with_end(ids, end_of_document(path, ids.__contains__), path)
 
 
 def _size_of_gpt2(vocab_file: str | None, merge_file: str | None) -> int | None:
@@ -73,13 +76,12 @@ def _size_of_gpt2(vocab_file: str | None, merge_file: str | None) -> int | None:
         merge_file, "GPT2BPETokenizer", wanted="the path of a merges.txt", key="merge_file"
     )
     content = _vocab_json(path)
-    return None if content is None else _size_with_end(*content, path)
+    return None if content is None else _size_with_end(_ids(*content), END_OF_DOCUMENT, path)
 
 
-def _size_with_end(vocabulary: dict[str, int], added: list[str], path: Path) -> int:
-    ids = _ids(vocabulary, added)
-    if END_OF_DOCUMENT not in ids:
-        raise TokenizerError(f"{path}: {_NO_END}")
+def _size_with_end(ids: Mapping[str, int], end: str, path: Path) -> int:
+    if end not in ids:
+        raise TokenizerError(f"{path}: the vocabulary has no token {end!r} {_NO_END}")
     return max(ids.values()) + 1
 
 

@@ -22,6 +22,8 @@ from tests.interop.conversions import (
     write_tokenizer,
 )
 from tests.tiny import write_tiny_corpus
+from tools.benchmark.interop.checks import check_export
+from tools.benchmark.interop.networks import NETWORKS, fields_of, write_network
 from tools.convert_from_hf import main as import_main
 from tools.inspect_checkpoint import main as inspect_main
 from tools.reshard_checkpoint import reshard
@@ -38,6 +40,16 @@ LAYOUTS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "tp2 pp2": (4, "tied", {"model_parallel_size": 2, "pipe_parallel_size": 2}),
 }
 """{name: (processes, the model it starts from, settings)}"""
+
+FAMILIES = {
+    "tp2": "qwen3",
+    "pp2": "qwen2",
+    "zero1": "mistral",
+    "zero3": "llama 3.x",
+    "tp2 pp2": "llama, tied, with biases",
+}
+"""{layout: a network of `NETWORKS`}: each family on one layout, each layout once; the
+command `python -m tools.benchmark.interop` has them all."""
 
 STILL = {"optimizer": {"type": "Adam", "params": {"lr": 1e-9}}}
 
@@ -64,6 +76,15 @@ def folder(tmp_path_factory) -> Path:
         runs[processes][name] = {**common[kind], **settings}
     runs[2]["continued"] = {**common["untied"], **LAYOUTS["tp2"][2], **STILL}
     runs[2]["finetuned"] = {**common["untied"], **LAYOUTS["zero3"][2], **STILL, "finetune": True}
+    for layout, name in FAMILIES.items():
+        processes, _, settings = LAYOUTS[layout]
+        fields = fields_of(NETWORKS[name], folder / "tokenizer.json")
+        write_network(folder / f"{name} start", fields)
+        load = {"load": str(folder / f"{name} start"), "finetune": True, "train_iters": 2}
+        runs[processes][f"{layout}, {name}"] = {
+            **{"gpt_j_residual": False, "rotary_pct": 1.0},
+            **{**fields, **settings, **load},
+        }
     paths = write_tiny_corpus(folder / "corpus")
     for processes, configs in runs.items():
         train_all(paths, folder, processes, configs)
@@ -92,6 +113,16 @@ def test_a_checkpoint_of_any_layout_is_exported_and_read_back_to_the_bit(
     for name in first.parameters:
         assert torch.equal(first.read_logical(name), second.read_logical(name)), name
         assert not torch.equal(first.read_logical(name), start.read_logical(name)), name
+    assert inspect_main([str(source), "--diff", str(tmp_path / "hf")]) == 0
+
+
+@pytest.mark.parametrize(("layout", "name"), FAMILIES.items(), ids=list(FAMILIES))
+def test_a_checkpoint_of_any_family_goes_to_transformers_and_back(layout, name, folder, tmp_path):
+    source = folder / f"{layout}, {name}/run/global_step2"
+    row = check_export(source, tmp_path, NETWORKS[name].family)
+    assert row.is_equal
+    assert row.spread > 1
+    assert row.difference <= 1e-4
     assert inspect_main([str(source), "--diff", str(tmp_path / "hf")]) == 0
 
 

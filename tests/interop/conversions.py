@@ -12,9 +12,9 @@ from megatron.checkpoint.loading import load_module_weights
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import RankGrid, Topology
 from megatron.sizing.model_shape import ModelShape
+from tools.benchmark.interop.networks import far_from_start
 from tools.convert_to_hf import main as export_main
 from tools.hf.importing import write_model_checkpoint
-from tools.hf.network import parameter_infos
 from tools.hf.settings import RunSettings, resolve_model_fields, settings_of
 
 VOCAB_SIZE = 300
@@ -62,13 +62,7 @@ def shape_of(fields: dict[str, Any], vocab_size: int = VOCAB_SIZE) -> ModelShape
 
 def random_weights(shape: ModelShape) -> dict[str, torch.Tensor]:
     """Far from initial values: matrices of 0.3, norms and biases spread by 0.5."""
-    generator = torch.Generator().manual_seed(5)
-    return {
-        name: torch.randn(info.shape, generator=generator) * 0.3
-        if len(info.shape) == 2
-        else float("norm.weight" in name) + 0.5 * torch.randn(info.shape, generator=generator)
-        for name, info in parameter_infos(shape).items()
-    }
+    return far_from_start(shape)
 
 
 def write_run(folder: Path, fields: dict[str, Any]) -> Path:

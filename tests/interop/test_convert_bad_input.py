@@ -250,8 +250,8 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ({"model_type": "opt"}, "model_type: 'opt' is not supported; known are gpt_neox"),
         ({"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu' is not supported"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}},
-            "rope_parameters: rope_type 'yarn' is not supported",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0}},
+            "rope_parameters: rope_type 'longrope' is not supported",
         ),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": None}},

@@ -111,8 +111,9 @@ def their_side(shape_name: str) -> dict[str, Callable[..., Any]]:
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**family.write_config(ours.config))).eval()
     weights = dict(ours.named_parameters())
     renamed = {
-        family.other_names.get(theirs, theirs): weights[name].detach()
-        for name, theirs in family.names(ours.config).items()
+        family.other_names.get(name, name): weights[weight.ours].detach()
+        for weight in family.weights_of(ours.config)
+        for name in weight.theirs
     }
     model.load_state_dict(renamed)
     model.generation_config.eos_token_id = None

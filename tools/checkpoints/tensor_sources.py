@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from tools.checkpoints.single_process import find_source
 from tools.hf.families import family_of_config
 from tools.hf.settings import RunSettings, resolve_model_fields
 from tools.hf.weight_files import WeightFiles
+from tools.hf.weights import Weight
 
 __all__ = [
     "CheckpointSource",
@@ -140,13 +141,21 @@ class ModelFolderSource:
     folder: Path
     files: WeightFiles
     shapes: Mapping[str, tuple[int, ...]]
-    their_names: Mapping[str, str]
-    """Name here -> name in the files."""
+    weights: Mapping[str, Weight]
+    """Name here -> tensors in the files."""
     kinds: tuple[str, ...] = ("fp32",)
 
     def rows(self, name: str, kind: str, first: int, end: int) -> Tensor:
         """As in `TensorSource`."""
-        return self.files.read_rows(self.their_names[name], first, end).float()
+        weight = self.weights[name]
+        if weight.rows is None:
+            return self.files.read_rows(weight.theirs[0], first, end).float()
+        if weight.rows.is_stacked:
+            return torch.stack([self.files.read(each).float() for each in weight.theirs[first:end]])
+        pieces = weight.rows.pieces(first, end)
+        return torch.cat(
+            [self.files.read_rows(weight.theirs[part], *place).float() for part, *place in pieces]
+        )
 
     def facts(self) -> dict[str, Any]:
         """The class of the model and the number format of its weights."""
@@ -170,11 +179,11 @@ def open_source(path: Path, *, our_names: bool = False) -> TensorSource:
         folder = find_source(path, None)
         return CheckpointSource(folder, CheckpointReader(folder))
     files = WeightFiles(path)
-    theirs = {name: name for name in sorted(files.names)}
+    weights = {name: Weight(name, (name,)) for name in sorted(files.names)}
     if our_names:
-        theirs = _our_names(_model_configuration(path), files.names)
-    shapes = {ours: files.shape(name) for ours, name in theirs.items()}
-    return ModelFolderSource(path, files, shapes, theirs)
+        weights = _our_names(_model_configuration(path), files.names)
+    shapes = {name: _our_shape(weight, files) for name, weight in weights.items()}
+    return ModelFolderSource(path, files, shapes, weights)
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -186,22 +195,37 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, num_rows)
 
 
-def _our_names(config: dict[str, Any], found: set[str]) -> dict[str, str]:
-    """{our name: name in the files}; tensors without a name of ours keep theirs."""
+def _our_names(config: dict[str, Any], found: set[str]) -> dict[str, Weight]:
+    """{our name: tensors in the files}; tensors without a name of ours keep theirs."""
     family = family_of_config(config)
     try:
         settings = resolve_model_fields(family.read_config(config)).to_dict()
     except SchemaError as error:
         raise CheckpointError(f"config.json: {error}") from error
-    names = family.names(RunSettings(settings).shape(config["vocab_size"]))
-    result: dict[str, str] = {}
-    for ours, theirs in names.items():
-        other = family.other_names.get(theirs, theirs)
-        stored = theirs if theirs in found else other
-        if stored in found:
-            result[ours] = stored
-    unknown = found - {*result.values()}
-    return result | {name: name for name in sorted(unknown) if not family.is_ignored(name)}
+    result: dict[str, Weight] = {}
+    for weight in family.weights_of(RunSettings(settings).shape(config["vocab_size"])):
+        stored = family.stored_names(weight, found)
+        if found.issuperset(stored):
+            result[weight.ours] = replace(weight, theirs=stored)
+    unknown = found - {name for weight in result.values() for name in weight.theirs}
+    ours = {name: Weight(name, (name,)) for name in sorted(unknown) if not family.is_ignored(name)}
+    return result | ours
+
+
+def _our_shape(weight: Weight, files: WeightFiles) -> tuple[int, ...]:
+    """Shape of a parameter that consists of tensors of theirs.
+
+    Raises:
+        CheckpointError: If they do not fit together.
+    """
+    shapes = [files.shape(name) for name in weight.theirs]
+    ours = weight.our_shape(shapes[0])
+    for part, shape in enumerate(shapes):
+        wanted = weight.their_shape(part, ours)
+        if shape != wanted:
+            where = f"{files.folder}: {weight.theirs[part]}"
+            raise CheckpointError(f"{where} has shape {shape}, config.json says {wanted}")
+    return ours
 
 
 def _model_configuration(folder: Path) -> dict[str, Any]:

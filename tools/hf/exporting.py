@@ -24,13 +24,21 @@ from tools.checkpoints.tensor_sources import TensorSource, row_blocks, source_of
 from tools.hf.families import Family, family_for
 from tools.hf.network import open_parameters
 from tools.hf.settings import RunSettings
-from tools.hf.tokenizer_files import token_ids, write_tokenizer
+from tools.hf.tokenizer_files import (
+    GENERATION_CONFIG,
+    TOKENIZER_FILE,
+    TOKENIZER_FILES,
+    copied_files,
+    token_ids,
+    write_tokenizer,
+)
 from tools.hf.verification import compare, real_text
+from tools.hf.weights import Weight
 
 __all__ = ["DTYPES", "ExportOptions", "export"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-EXPORTED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+EXPORTED = ("config.json", GENERATION_CONFIG, *TOKENIZER_FILES)
 """Beside model*.safetensors and their index."""
 
 
@@ -48,6 +56,14 @@ class ExportOptions:
     """Largest difference of logits to accept."""
     overwrite: bool = False
     """Replace an earlier export."""
+    architecture: str | None = None
+    """Family to use, see `family_for`; None is the first that expresses the network."""
+    saves_tokenizer: bool = True
+    """Write the files of the tokenizer."""
+    pad_token_id: int | None = None
+    """Id that fills up a text; None is the tokenizer's."""
+    copies_tokenizer: bool = False
+    """Copy the folder of ``vocab_file`` as it is, with the tokens that transformers adds."""
 
 
 def export(
@@ -82,25 +98,18 @@ def export(
         raise CheckpointError(
             "--verify: the package transformers is not installed; install it or use --no-verify"
         )
-    opened = _open_source(source, settings)
+    opened = _open_source(source, settings, options)
     verify_files(source)
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         _write_weights(opened, temporary, options)
-        _write_configs(opened, temporary, options.dtype)
-        has_tokenizer = write_tokenizer(
-            opened.tokenizer,
-            temporary,
-            vocab_file=settings.vocab_file,
-            max_length=opened.shape.max_position_embeddings,
-        )
-        if not has_tokenizer:
-            kind = opened.tokenizer.name
-            say(f"tokenizer: transformers has no {kind}; the folder has no tokenizer files")
-        elif told := opened.tokenizer.describe_own_added():
-            say(_added_tokens_line(told, is_kept=bool(opened.tokenizer.added)))
+        _write_configs(opened, temporary, options)
+        if options.copies_tokenizer:
+            _copy_tokenizer(opened.tokenizer, settings.vocab_file, temporary, say)
+        elif options.saves_tokenizer:
+            _save_tokenizer(opened, settings.vocab_file, temporary, options.pad_token_id, say)
         for path in temporary.iterdir():
             with path.open("rb+") as stream:
                 flush_to_disk(stream)
@@ -110,6 +119,41 @@ def export(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _save_tokenizer(
+    export: _Source,
+    vocab_file: str | None,
+    folder: Path,
+    pad: int | None,
+    say: Callable[[str], None],
+) -> None:
+    tokenizer = export.tokenizer
+    longest = export.shape.max_position_embeddings
+    if not write_tokenizer(tokenizer, folder, vocab_file=vocab_file, max_length=longest, pad=pad):
+        kind = tokenizer.name
+        say(f"tokenizer: transformers has no {kind}; the folder has no tokenizer files")
+    elif told := tokenizer.describe_own_added():
+        say(_added_tokens_line(told, is_kept=bool(tokenizer.added)))
+
+
+def _copy_tokenizer(
+    tokenizer: AbstractTokenizer,
+    vocab_file: str | None,
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Copies what there is beside ``vocab_file`` as it is."""
+    if tokenizer.name != "HFTokenizer" or Path(vocab_file or "").name != TOKENIZER_FILE:
+        raise CheckpointError(
+            f"--vocab-is-hf-tokenizer: vocab_file {vocab_file} of {tokenizer.name} is no "
+            f"{TOKENIZER_FILE} in the folder of a tokenizer; leave the flag out"
+        )
+    for path in copied_files(Path(vocab_file or "").parent):
+        shutil.copyfile(path, folder / path.name)
+    told = tokenizer.describe_own_added()
+    if told and not tokenizer.added:
+        say(f"tokenizer: transformers adds {told} each text, though training added none")
 
 
 def _added_tokens_line(told: str, *, is_kept: bool) -> str:
@@ -130,36 +174,48 @@ class _Source:
     family: Family
     tokenizer: AbstractTokenizer
 
-    def names(self) -> dict[str, str]:
-        """{our name: theirs} of the parameters that exist."""
-        names = self.family.names(self.shape)
-        return {ours: names[ours] for ours in names if ours in self.reader.shapes}
+    def weights(self) -> list[Weight]:
+        """The parameters that exist."""
+        weights = self.family.weights_of(self.shape)
+        return [weight for weight in weights if weight.ours in self.reader.shapes]
 
 
-def _open_source(folder: Path, settings: RunSettings) -> _Source:
+def _open_source(folder: Path, settings: RunSettings, options: ExportOptions) -> _Source:
     """Opens a checkpoint and refuses what cannot be exported."""
     reader, shape = open_parameters(folder, settings)
-    family = family_for(shape)
+    family = family_for(shape, options.architecture)
     tokenizer = settings.tokenizer()
     if tokenizer.vocab_size > shape.vocab_size:
         raise CheckpointError(
             f"{folder}: has {shape.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}; "
             "correct vocab_file"
         )
+    pad = options.pad_token_id
+    if pad is not None and not 0 <= pad < shape.vocab_size:
+        raise CheckpointError(
+            f"--pad-token-id: must be from 0 to {shape.vocab_size - 1}, got {pad}"
+        )
     return _Source(reader, shape, family, tokenizer)
 
 
 def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> None:
-    source, names = source_of(export.reader), export.names()
-    dtype = DTYPES[options.dtype]
-    sizes = {name: dtype.itemsize * math.prod(source.shapes[name]) for name in names}
+    source, dtype = source_of(export.reader), DTYPES[options.dtype]
+    parts = {
+        name: (weight, part)
+        for weight in export.weights()
+        for part, name in enumerate(weight.theirs)
+    }
+    sizes = {
+        name: dtype.itemsize * math.prod(weight.their_shape(part, source.shapes[weight.ours]))
+        for name, (weight, part) in parts.items()
+    }
     groups = list(groups_by_size(sizes, options.max_shard_size))
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         if len(groups) == 1:
             file = "model.safetensors"
-        tensors = {names[name]: _read_as(dtype, source, name) for name in group}
+        tensors = {name: _read_as(dtype, source, *parts[name]) for name in group}
         write_tensors(folder / file, tensors, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file))
         del tensors  # the next shard must not be read beside it
@@ -169,38 +225,48 @@ def _write_weights(export: _Source, folder: Path, options: ExportOptions) -> Non
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _read_as(dtype: torch.dtype, source: TensorSource, name: str) -> Tensor:
-    """One parameter, read a few rows at a time, so that there is never a second copy."""
-    shape = source.shapes[name]
-    result = torch.empty(shape, dtype=dtype)
-    for first, end in row_blocks(shape):
-        block = source.rows(name, "fp32", first, end)
-        result[first:end] = block
-        if not result[first:end].isfinite().all():
-            if not block.isfinite().all():
-                raise CheckpointError(
-                    f"{source.folder}: {name} holds values that are not finite, so the run has "
-                    "diverged; export an earlier one with --iteration"
-                )
-            raise CheckpointError(
-                f"--dtype: {name} has values up to {block.abs().max().item():g}, which {dtype} "
-                "cannot hold; use float32"
-            )
-    return result
+def _read_as(dtype: torch.dtype, source: TensorSource, weight: Weight, part: int) -> Tensor:
+    """One tensor of theirs, read a few rows at a time, so that there is never a second copy."""
+    name, shape = weight.ours, source.shapes[weight.ours]
+    ranges = weight.ranges(part, shape)
+    num_rows = sum(end - first for first, end in ranges)
+    result = torch.empty((num_rows, *shape[1:]) if shape else (), dtype=dtype)
+    start = 0
+    for range_start, range_end in ranges:
+        for first, end in row_blocks((range_end - range_start, *shape[1:])):
+            block = source.rows(name, "fp32", range_start + first, range_start + end)
+            place = result[start : start + end - first] if shape else result
+            place.copy_(block)
+            start += end - first
+            if not place.isfinite().all():
+                raise CheckpointError(_not_finite(source.folder, name, block, dtype))
+    return result.view(weight.their_shape(part, shape))
 
 
-def _write_configs(export: _Source, folder: Path, dtype: str) -> None:
-    ids = token_ids(export.tokenizer)
+def _not_finite(folder: Path, name: str, block: Tensor, dtype: torch.dtype) -> str:
+    if not block.isfinite().all():
+        return (
+            f"{folder}: {name} holds values that are not finite, so the run has diverged; export "
+            "an earlier one with --iteration"
+        )
+    return (
+        f"--dtype: {name} has values up to {block.abs().max().item():g}, which {dtype} cannot "
+        "hold; use float32"
+    )
+
+
+def _write_configs(export: _Source, folder: Path, options: ExportOptions) -> None:
+    ids = token_ids(export.tokenizer, options.pad_token_id)
     config: dict[str, Any] = {
         "architectures": [export.family.architecture],
         "model_type": export.family.model_type,
         **export.family.write_config(export.shape),
         **ids,
-        "torch_dtype": dtype,  # transformers 4
-        "dtype": dtype,
+        "torch_dtype": options.dtype,  # transformers 4
+        "dtype": options.dtype,
     }
     write_json_atomic(folder / "config.json", config)
-    write_json_atomic(folder / "generation_config.json", ids)
+    write_json_atomic(folder / GENERATION_CONFIG, ids)
 
 
 def _verify(
@@ -213,6 +279,7 @@ def _verify(
         read=export.reader.read_logical,
         dtype=DTYPES[options.dtype],
         text=real_text(),
+        with_special_tokens=not options.copies_tokenizer or bool(export.tokenizer.added),
     )
     if not result.difference <= options.tolerance:
         raise CheckpointError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 from megatron.neox_arguments import ConfigError
 from megatron.sizing.model_shape import ModelShape
 from odm.json_data import shown
-from tools.hf import gpt_neox
+from tools.hf import gpt_neox, llama, llama_names
+from tools.hf.weights import Names, Weight, weights_of
 
-__all__ = ["FAMILIES", "Family", "family_for", "family_of_config"]
+__all__ = ["FAMILIES", "NEOX", "Family", "family_for", "family_of_config"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,8 @@ class Family:
     """Value of `model_type` in config.json."""
     architecture: str
     """Name of the class."""
-    weights: tuple[tuple[str, str], ...]
-    """Our name and theirs, in the order of their files. {embedding}, {block}, {norm} and {output}
-    are our layer numbers, {layer} counts blocks from 0."""
+    weights: Names
+    """Our names of parameters and theirs."""
     other_names: dict[str, str]
     """Other names that some files use for a weight."""
     ignored: str
@@ -37,66 +37,94 @@ class Family:
     read_config: Callable[[dict[str, Any]], dict[str, Any]]
     """Fields of our YAML files; ValueError for what we cannot express."""
 
-    def names(self, shape: ModelShape) -> dict[str, str]:
-        """Our parameter names and theirs; includes the names of biases that are switched off."""
-        fixed = {
-            "embedding": "0" if shape.no_weight_tying else "tied_modules.embed",
-            "norm": shape.num_layers + 3,
-            "output": shape.num_layers + 4,
-        }
-        names: dict[str, str] = {}
-        blocks = [pair for pair in self.weights if "{block}" in pair[0]]
-        for pair in self.weights:
-            if pair not in blocks:
-                names[pair[0].format(**fixed)] = pair[1]
-            elif pair == blocks[0]:  # all of a block, then all of the next
-                for layer in range(shape.num_layers):
-                    for ours, theirs in blocks:
-                        names[ours.format(block=layer + 2)] = theirs.format(layer=layer)
-        return names
+    def weights_of(self, shape: ModelShape) -> list[Weight]:
+        """All parameters of a network; includes biases that are switched off."""
+        return weights_of(self.weights, shape)
+
+    def stored_names(self, weight: Weight, found: Container[str]) -> tuple[str, ...]:
+        """Names of the tensors of a parameter in a folder that holds the tensors ``found``."""
+        others = (self.other_names.get(name, name) for name in weight.theirs)
+        pairs = zip(weight.theirs, others, strict=True)
+        return tuple(name if name in found else other for name, other in pairs)
 
     def is_ignored(self, name: str) -> bool:
         """Returns whether a tensor of theirs is not a weight."""
         return re.fullmatch(self.ignored, name) is not None
 
 
-FAMILIES = {
-    "gpt_neox": Family(
+_ROWS = (
+    Family(
         model_type="gpt_neox",
         architecture="GPTNeoXForCausalLM",
-        weights=gpt_neox.WEIGHTS,
+        weights=gpt_neox.NAMES,
         other_names=gpt_neox.OTHER_NAMES,
         ignored=gpt_neox.IGNORED,
         refusals=gpt_neox.refusals,
         write_config=gpt_neox.write_config,
         read_config=gpt_neox.read_config,
     ),
-}
+    *(
+        Family(
+            model_type=model_type,
+            architecture=kind.architecture,
+            weights=llama_names.NAMES,
+            other_names={},
+            ignored=llama_names.IGNORED,
+            refusals=kind.refusals,
+            write_config=kind.write_config,
+            read_config=kind.read_config,
+        )
+        for model_type, kind in llama.KINDS.items()
+    ),
+)
+FAMILIES = {row.model_type: row for row in _ROWS}
+"""In the order in which an export looks for the first that expresses its network."""
+
+NEOX = "neox"
+"""GPT-NeoX's name of its own family on the command line."""
 
 
-def family_for(shape: ModelShape) -> Family:
-    """The first family that expresses a network.
+def family_for(shape: ModelShape, architecture: str | None = None) -> Family:
+    """The first family that expresses a network, or the one that is asked for.
+
+    Args:
+        shape: The network.
+        architecture: A key of `FAMILIES`, or `NEOX`.
 
     Raises:
-        ConfigError: With one line per field that it cannot express.
+        ConfigError: With one line per field that the family cannot express: the one asked for, or
+            else the one that lacks the fewest.
     """
-    problems: list[str] = []
-    for family in FAMILIES.values():
-        found = family.refusals(shape)
-        if not found:
-            return family
-        problems += found
-    raise ConfigError(*problems)
+    if architecture is None:
+        candidates = list(FAMILIES.values())
+    else:
+        candidates = [FAMILIES["gpt_neox" if architecture == NEOX else architecture]]
+    problems = [family.refusals(shape) for family in candidates]
+    fewest = min(problems, key=len)
+    if fewest:
+        raise ConfigError(*fewest)
+    return candidates[problems.index(fewest)]
+
+
+_FOREIGN = {
+    "quantization_config": "the weights are quantised; get the folder of the full ones",
+    "num_local_experts": "mixtures of experts are not supported",
+    "num_experts": "mixtures of experts are not supported",
+}
+"""Fields that make another network of any family."""
 
 
 def family_of_config(config: dict[str, Any]) -> Family:
     """The family that a config.json names.
 
     Raises:
-        ConfigError: If it is none of the table.
+        ConfigError: If it is none of the table, or the network is not the plain one of its class.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ConfigError(f"model_type: {shown(model_type)} is not supported; known are {known}")
+    for key, reason in _FOREIGN.items():
+        if config.get(key):
+            raise ConfigError(f"{key}: {shown(config[key])}: {reason}")
     return FAMILIES[model_type]

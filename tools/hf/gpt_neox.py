@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
-from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import boolean, fields, integer, number, optional, shown, text
+from odm.json_data import boolean, fields, integer, number, text
+from tools.hf.conditions import Condition, refusals_of
+from tools.hf.rotary import BASE, ROPE_FIELDS, SHARE, read_rope, rotary_share, write_rope
+from tools.hf.weights import Names
 
-__all__ = ["IGNORED", "OTHER_NAMES", "WEIGHTS", "read_config", "refusals", "write_config"]
+__all__ = ["IGNORED", "NAMES", "OTHER_NAMES", "read_config", "refusals", "write_config"]
 
 BLOCK_WEIGHTS = tuple(
     f"{module}.{kind}"
@@ -25,7 +25,7 @@ BLOCK_WEIGHTS = tuple(
     for kind in ("weight", "bias")
 )
 
-WEIGHTS = (
+NAMES: Names = (
     ("{embedding}.word_embeddings.weight", "gpt_neox.embed_in.weight"),
     *(("{block}." + name, "gpt_neox.layers.{layer}." + name) for name in BLOCK_WEIGHTS),
     ("{norm}.norm.weight", "gpt_neox.final_layer_norm.weight"),
@@ -66,7 +66,7 @@ def _hidden_act(shape: ModelShape) -> str | None:
     return _TO_HIDDEN_ACT.get((shape.activation, is_tanh))
 
 
-_CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
+_CONDITIONS: tuple[Condition, ...] = (
     ("norm", lambda s: s.norm == "layernorm", "it has layernorm"),
     ("pos_emb", lambda s: s.pos_emb == "rotary", "it has rotary positions"),
     (
@@ -95,11 +95,6 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
         lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
         "both attention projections have a bias or none has",
     ),
-    (
-        "rope_scaling",
-        lambda s: s.rope_scaling is None,
-        "its rotation frequencies are not scaled",
-    ),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )
@@ -107,16 +102,7 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
 
 def refusals(shape: ModelShape) -> list[str]:
     """What the class cannot express, as ``field: value, reason``; may be empty."""
-    return [
-        f"{field}: GPTNeoXForCausalLM cannot express {_written(shape, field)!r}; {reason}"
-        for field, can_express, reason in _CONDITIONS
-        if not can_express(shape)
-    ]
-
-
-def _written(shape: ModelShape, field: str) -> Any:
-    value = getattr(shape, field)
-    return value.written() if isinstance(value, RopeScaling) else value
+    return refusals_of("GPTNeoXForCausalLM", _CONDITIONS, shape)
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:
@@ -124,8 +110,6 @@ def write_config(shape: ModelShape) -> dict[str, Any]:
 
     Version 4 reads ``rotary_pct`` and ``rotary_emb_base``, version 5 ``rope_parameters``.
     """
-    share = _rotary_share(shape.rotary_dim, shape.head_dim)
-    base = shape.rotary_emb_base
     return {
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
@@ -142,30 +126,13 @@ def write_config(shape: ModelShape) -> dict[str, Any]:
         "hidden_dropout": shape.hidden_dropout,
         "tie_word_embeddings": not shape.no_weight_tying,
         "use_cache": True,
-        "rotary_pct": share,
-        "rotary_emb_base": base,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": float(base),
-            "partial_rotary_factor": share,
-        },
+        "rotary_pct": rotary_share(shape),
+        "rotary_emb_base": shape.rotary_emb_base,
+        **write_rope(shape),
     }
 
 
-def _rotary_share(rotary_dim: int, head_dim: int) -> float:
-    """The share whose product with the head size, rounded down, is ``rotary_dim``."""
-    share = rotary_dim / head_dim
-    return share if int(head_dim * share) == rotary_dim else math.nextafter(share, 1.0)
-
-
 _SIZE = integer(1, 1 << 19)
-_SHARE = number(0, 1)
-_ROPE = {
-    "rope_theta": number(1, 2**53),
-    "partial_rotary_factor": _SHARE,
-    "rope_type": text(),
-    "type": text(),
-}
 _CONFIG = fields(
     {
         "vocab_size": integer(1, 1 << 31),
@@ -175,18 +142,17 @@ _CONFIG = fields(
         "intermediate_size": _SIZE,
     },
     {
-        "rotary_emb_base": number(1, 2**53),
-        "rotary_pct": _SHARE,
-        "rope_scaling": optional(fields({}, _ROPE)),
-        "rope_parameters": optional(fields({}, _ROPE)),
+        **ROPE_FIELDS,
+        "rotary_emb_base": BASE,
+        "rotary_pct": SHARE,
         "hidden_act": text(),
         "max_position_embeddings": integer(1, 1 << 31),
         "layer_norm_eps": number(0, 1),
         "use_parallel_residual": boolean,
         "tie_word_embeddings": boolean,
         "attention_bias": boolean,
-        "hidden_dropout": _SHARE,
-        "attention_dropout": _SHARE,
+        "hidden_dropout": SHARE,
+        "attention_dropout": SHARE,
         "initializer_range": number(0, 1e6),
     },
 )
@@ -200,20 +166,6 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
             program has no equivalent of.
     """
     _CONFIG(config, "")
-    rope = {
-        "rope_theta": config.get("rotary_emb_base", 10000),
-        "partial_rotary_factor": config.get("rotary_pct", 0.25),
-        **(config.get("rope_scaling") or {}),
-        **(config.get("rope_parameters") or {}),
-    }
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(
-            f"rope_parameters: rope_type {shown(kind)} is not supported; only 'default' is"
-        )
-    base = rope["rope_theta"]
-    if not float(base).is_integer():
-        raise ValueError(f"rope_parameters: rope_theta must be a whole number, got {base!r}")
     hidden_act = config.get("hidden_act", "gelu")
     if hidden_act not in _FROM_HIDDEN_ACT:
         known = ", ".join(_FROM_HIDDEN_ACT)
@@ -227,9 +179,12 @@ def read_config(config: dict[str, Any]) -> dict[str, Any]:
         "mlp_inner_size": config["intermediate_size"],
         "seq_length": positions,
         "max_position_embeddings": positions,
-        "pos_emb": "rotary",
-        "rotary_pct": rope["partial_rotary_factor"],
-        "rotary_emb_base": int(base),
+        **read_rope(
+            config,
+            base=config.get("rotary_emb_base", 10000),
+            share=config.get("rotary_pct", 0.25),
+            positions=positions,
+        ),
         "norm": "layernorm",
         "layernorm_epsilon": config.get("layer_norm_eps", 1e-5),
         "activation": activation,

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from megatron.checkpoint.format import ParameterInfo, checkpoint_steps
+from megatron.checkpoint.format import checkpoint_steps
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import atomic_writer, write_json_atomic, write_text_atomic
@@ -25,23 +25,32 @@ from tools.datasets.added_tokens import added_tokens_lines
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
 from tools.hf.settings import RunSettings, resolve_model_fields
-from tools.hf.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE
+from tools.hf.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE, copied_files
 from tools.hf.weight_files import WeightFiles
+from tools.hf.weights import Weight
 
 __all__ = ["convert_from_hf", "write_model_checkpoint"]
 
 MAX_FILE_SIZE = 5 * 10**9
+_SENTENCEPIECE = "tokenizer.model"
 
 
 def convert_from_hf(
-    source: Path, output: Path, *, config_out: Path, say: Callable[[str], None]
+    source: Path,
+    output: Path,
+    *,
+    config_out: Path,
+    seq_length: int | None = None,
+    say: Callable[[str], None],
 ) -> Path:
     """Writes a model folder of transformers as the checkpoint of iteration 0 of a run.
 
     Args:
         source: A folder with config.json and weights of a family in `FAMILIES`.
-        output: Folder of the run; gets ``global_step0``, ``latest`` and the tokenizer.
+        output: Folder of the run; gets ``global_step0``, ``latest``, and the files of tokenizer and
+            generation.
         config_out: YAML file to write: network, tokenizer and ``load``.
+        seq_length: Length of the samples that the YAML file names; not given: the longest text.
         say: Receives each message for the user.
 
     Returns:
@@ -53,35 +62,32 @@ def convert_from_hf(
             result exists, or if ``output`` is the folder of another run, which would begin again
             from these weights.
     """
-    copied = output / TOKENIZER_FILE
-    _check_output(output, config_out, copied)
+    copied = {output / path.name: path for path in copied_files(source)}
+    _check_output(output, config_out, *copied)
     config = _read_json(source / "config.json")
     family = family_of_config(config)
     fields, rows = _model_fields(family, config, source / "config.json")
     vocab_size, tokenizer_fields = _vocabulary(source, output, rows, say)
     fields.update(tokenizer_fields)
+    if seq_length is not None:
+        fields["seq_length"] = seq_length
     run_config = resolve_model_fields(fields)
     shape = RunSettings(run_config.to_dict()).shape(vocab_size)
     files = WeightFiles(source)
-    if shape.num_layers > len(files.names):
-        raise CheckpointError(
-            f"{source / 'config.json'}: num_hidden_layers: is {shape.num_layers}, but there are "
-            f"{len(files.names)} tensors; the weights belong to another model"
-        )
     read = _reader(files, family, shape, rows)
     output.mkdir(parents=True, exist_ok=True)
     config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})
     try:
-        if tokenizer_fields:
-            with atomic_writer(copied) as stream:
-                stream.write((source / TOKENIZER_FILE).read_bytes())
+        for copy, path in copied.items():
+            with atomic_writer(copy) as stream:
+                stream.write(path.read_bytes())
         write_text_atomic(config_out, text)
         return write_model_checkpoint(
             output, shape, run_config=run_config, read=read, files={config_out.name: text}
         )
     except BaseException:
-        for path in (copied, config_out):  # neither was there before
+        for path in (*copied, config_out):  # none was there before
             path.unlink(missing_ok=True)
         raise
 
@@ -186,6 +192,8 @@ def _vocabulary(
     path = source / TOKENIZER_FILE
     if not path.is_file():
         say(f"{source}: no {TOKENIZER_FILE}; all {rows} rows of the embedding count as tokens")
+        if (source / _SENTENCEPIECE).is_file():
+            say(f"{source}: for its {_SENTENCEPIECE}, set tokenizer_type: SPMTokenizer")
         return rows, {}
     tokenizer = HFTokenizer(str(path))
     vocab_size = tokenizer.vocab_size
@@ -216,15 +224,22 @@ def _reader(
     files: WeightFiles, family: Family, shape: ModelShape, rows: int
 ) -> Callable[[str], Tensor]:
     """Checks the names in ``files``; returns a function that reads a parameter by our name."""
+    if shape.num_layers > len(files.names):
+        raise CheckpointError(
+            f"{files.folder / 'config.json'}: num_hidden_layers: is {shape.num_layers}, but there "
+            f"are {len(files.names)} tensors; the weights belong to another model"
+        )
     infos = parameter_infos(shape)
-    theirs: dict[str, str] = {}
-    for ours, name in family.names(shape).items():
-        if ours in infos:
-            other = family.other_names.get(name, name)
-            theirs[ours] = name if name in files.names else other
-            if theirs[ours] not in files.names:
-                raise CheckpointError(f"{files.folder}: no tensor {name!r}")
-    known = {*theirs.values(), *family.other_names, *family.other_names.values()}
+    weights: dict[str, Weight] = {}
+    for weight in family.weights_of(shape):
+        if weight.ours in infos:
+            stored = family.stored_names(weight, files.names)
+            for name, found in zip(weight.theirs, stored, strict=True):
+                if found not in files.names:
+                    raise CheckpointError(f"{files.folder}: no tensor {name!r}")
+            weights[weight.ours] = replace(weight, theirs=stored)
+    known = {name for weight in weights.values() for name in weight.theirs}
+    known |= {*family.other_names, *family.other_names.values()}
     for name in sorted(files.names - known):
         if not family.is_ignored(name):
             raise CheckpointError(
@@ -232,26 +247,31 @@ def _reader(
             )
 
     def read(ours: str) -> Tensor:
-        where = f"{files.folder}: {theirs[ours]}"
-        tensor = _without_padding(files.read(theirs[ours]), infos[ours], rows, where)
-        if tensor.numel() and not extremes(tensor).isfinite().all():
-            raise CheckpointError(
-                f"{where} has values that are not finite; such a model generates and scores at "
-                "random; use a sound one"
-            )
-        return tensor
+        weight, info = weights[ours], infos[ours]
+        tensors = []
+        for part, name in enumerate(weight.theirs):
+            where = f"{files.folder}: {name}"
+            wanted = weight.their_shape(part, info.shape)
+            tensor = _without_padding(files.read(name), wanted, rows, where)
+            if tensor.numel() and not extremes(tensor).isfinite().all():
+                raise CheckpointError(
+                    f"{where} has values that are not finite; such a model generates and scores "
+                    "at random; use a sound one"
+                )
+            tensors.append(tensor)
+        return weight.joined(tensors)
 
     return read
 
 
-def _without_padding(tensor: Tensor, info: ParameterInfo, rows: int, where: str) -> Tensor:
+def _without_padding(tensor: Tensor, wanted: tuple[int, ...], rows: int, where: str) -> Tensor:
     """In float32, without padding rows of the vocabulary; only their number may differ."""
     stored = tuple(tensor.shape)
-    is_vocabulary = len(info.shape) == 2 and stored == (rows, *info.shape[1:])
-    if is_vocabulary and rows >= info.shape[0]:
-        tensor = tensor[: info.shape[0]]
-    if tuple(tensor.shape) != info.shape:
-        raise CheckpointError(f"{where} has shape {stored}, config.json says {info.shape}")
+    is_vocabulary = len(wanted) == 2 and stored == (rows, *wanted[1:])
+    if is_vocabulary and rows >= wanted[0]:
+        tensor = tensor[: wanted[0]]
+    if tuple(tensor.shape) != wanted:
+        raise CheckpointError(f"{where} has shape {stored}, config.json says {wanted}")
     return tensor.float().contiguous()
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from megatron.checkpoint.foreign import is_neox_checkpoint
+from megatron.checkpoint.format import read_resolved_config
 from megatron.checkpoint.schema import CONFIGS, check_resolved
 from megatron.errors import CheckpointError
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
@@ -23,7 +24,8 @@ from odm.json_data import read_json
 __all__ = ["RunSettings", "resolve_model_fields", "settings_of"]
 
 _TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_adds_special_tokens")
-_KEYS = (*_TOKENIZER, "padded_vocab_size", "seq_length", "neox_compat")
+_PRECISION = ("precision", "fp16", "bf16")
+_KEYS = (*_TOKENIZER, *_PRECISION, "padded_vocab_size", "seq_length", "neox_compat")
 """Keys outside the section of the model that count here."""
 _CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
 
@@ -64,6 +66,11 @@ class RunSettings:
         return build_tokenizer(SimpleNamespace(**{name: data.get(name) for name in _TOKENIZER}))
 
     @property
+    def dtype(self) -> str | None:
+        """Number format of training: fp16, bfloat16 or fp32; None if no file tells."""
+        return self.sections.get("precision", {}).get("dtype")
+
+    @property
     def vocab_file(self) -> str | None:
         """The field of this name."""
         return self.sections.get("data", {}).get("vocab_file")
@@ -76,7 +83,9 @@ def settings_of(
 ) -> RunSettings:
     """Settings of a checkpoint: from its ``resolved.json`` unless configuration files are given.
 
-    Without a ``resolved.json``, those in the ``configs`` of a GPT-NeoX checkpoint are taken.
+    Without a ``resolved.json``, those in the ``configs`` of a GPT-NeoX checkpoint are taken. The
+    file of the model is enough: tokenizer and precision are those of the checkpoint unless a file
+    names them.
 
     Args:
         checkpoint: A ``global_step<N>`` folder.
@@ -92,7 +101,7 @@ def settings_of(
     if config_files:
         args = NeoXArgs.from_ymls(config_files, overwrite_values)
         given = {key: getattr(args, key) for key in args.given if _counts(key)}
-        return RunSettings(resolve_model_fields(given).to_dict())
+        return RunSettings(_completed(resolve_model_fields(given).to_dict(), given, checkpoint))
     values = read_json(
         checkpoint / CONFIGS / "resolved.json",
         check_resolved,
@@ -118,6 +127,19 @@ def _configs_of_neox(checkpoint: Path) -> list[Path]:
     raise CheckpointError(
         f"{checkpoint}: has no configs; give the files of the model with --config_file"
     )
+
+
+def _completed(
+    sections: dict[str, Any], given: Mapping[str, Any], checkpoint: Path
+) -> dict[str, Any]:
+    """Fills in tokenizer and precision of a checkpoint where the files name none."""
+    saved = read_resolved_config(checkpoint) or {}
+    for key in _TOKENIZER:
+        if key not in given and saved.get("data", {}).get(key) is not None:
+            sections["data"] = {**sections.get("data", {}), key: saved["data"][key]}
+    if not any(key in given for key in _PRECISION):
+        sections["precision"] = saved.get("precision", {})
+    return sections
 
 
 def resolve_model_fields(fields: Mapping[str, Any]) -> RunConfig:

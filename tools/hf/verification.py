@@ -47,6 +47,7 @@ def compare(
     read: Callable[[str], Tensor],
     dtype: torch.dtype,
     text: str,
+    with_special_tokens: bool = True,
 ) -> Comparison:
     """Compares the export in ``folder`` with our network on ``text``. Memory: two models.
 
@@ -57,6 +58,8 @@ def compare(
         read: Returns parameters of the checkpoint by name.
         dtype: Number format of the export.
         text: As many tokens of it as the context holds are used, at most 512.
+        with_special_tokens: Whether the tokens that `AutoTokenizer` adds to a text must be those
+            of training; if not, they do not count.
 
     Raises:
         CheckpointError: If transformers misses or does not know a tensor, or splits the text into
@@ -68,20 +71,22 @@ def compare(
     transformers.utils.logging.disable_progress_bar()
     ids = tokenizer.tokenize(text)
     if (folder / TOKENIZER_FILE).is_file():
-        _check_tokens(transformers.AutoTokenizer.from_pretrained(folder), text, ids)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        found = theirs(text, add_special_tokens=with_special_tokens)["input_ids"]
+        _check_tokens(found, ids)
     tokens = torch.tensor([ids[: min(MAX_TOKENS, shape.max_position_embeddings)]])
     with torch.no_grad():
         exported = filled_model(shape, lambda name: read(name).to(dtype).float())(tokens)
         rounding = 0.0
         if dtype != torch.float32:
             rounding = _largest(exported - filled_model(shape, read)(tokens))
-        theirs = _load(folder, transformers)(tokens).logits
-    if theirs.shape != exported.shape:
+        logits = _load(folder, transformers)(tokens).logits
+    if logits.shape != exported.shape:
         raise CheckpointError(
-            f"verification: logits of shape {tuple(theirs.shape)}, ours {tuple(exported.shape)}"
+            f"verification: logits of shape {tuple(logits.shape)}, ours {tuple(exported.shape)}"
         )
     return Comparison(
-        tokens.numel(), _largest(theirs - exported), rounding, transformers.__version__
+        tokens.numel(), _largest(logits - exported), rounding, transformers.__version__
     )
 
 
@@ -100,8 +105,7 @@ def _load(folder: Path, transformers: Any) -> Any:
     return model.float().eval()
 
 
-def _check_tokens(theirs: Any, text: str, ids: list[int]) -> None:
-    found = theirs(text)["input_ids"]  # as anyone calls it: special tokens count
+def _check_tokens(found: list[int], ids: list[int]) -> None:
     if found != ids:
         first = next(
             (n for n, pair in enumerate(zip(found, ids, strict=False)) if pair[0] != pair[1]),

@@ -7,7 +7,7 @@ import pytest
 
 from megatron.tokenizer import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_file_size, tokenizer_size
-from megatron.tokenizer.tokenizer import BUILDERS
+from megatron.tokenizer.tokenizer import BUILDERS, HFTokenizer
 
 TEXT = ["the weights of the mixture follow the losses of the domains"] * 3
 END = "<|endoftext|>"
@@ -192,3 +192,23 @@ def test_merges_that_are_not_there_are_refused(tmp_path):
 
 def test_a_name_on_the_hub_is_not_looked_up():
     assert tokenizer_size("HFGPT2Tokenizer", "somebody/some-model") is None
+
+
+@pytest.mark.parametrize("eos", ["</s>", {"content": "</s>", "lstrip": False}])
+def test_a_vocabulary_without_neox_end_of_document_ends_with_the_eos_beside_it(eos, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"a": 0, "</s>": 1, "<unk>": 2}
+    path = tmp_path / "tokenizer.json"
+    model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+    tokenizers.Tokenizer(model).save(str(path))
+    for build in (HFTokenizer, lambda file: tokenizer_size("HFTokenizer", file)):
+        with pytest.raises(TokenizerError, match=r"no token '<\|endoftext\|>'.*eos_token"):
+            build(str(path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    tokenizer = HFTokenizer(str(path))
+    assert (tokenizer.eod, tokenizer.vocab_size) == (1, 3)
+    assert tokenizer_size("HFTokenizer", str(path)) == 3
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    other = HFTokenizer(str(path))
+    assert other.eod == 0
+    assert other.fingerprint != tokenizer.fingerprint  # documents end elsewhere

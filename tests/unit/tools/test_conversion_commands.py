@@ -194,11 +194,12 @@ def test_an_import_reads_the_network_and_every_weight(changes, expected, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type: 'llama' is not supported"),
+        ({"model_type": "opt"}, "model_type: 'opt' is not supported"),
         ({"intermediate_size": 64}, "has shape (40, 16), config.json says (64, 16)"),
         ({"num_hidden_layers": 2}, "no tensor 'gpt_neox.layers.1."),
         ({"hidden_act": "tanh"}, "hidden_act: 'tanh' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_type 'linear' is not supported"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
     ],
 )
 def test_what_cannot_be_imported_is_refused_and_leaves_nothing(changes, message, tmp_path, capsys):
@@ -228,11 +229,11 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
         assert torch.equal(reader.read_logical(ours), theirs[name][:20])
 
 
-def test_a_scaled_rotation_is_refused_with_its_fields():
-    scaling = {"type": "linear", "factor": 2}
-    (line,) = refusals(shape_of({**FIELDS, "activation": "gelu", "rope_scaling": scaling}, 512))
-    assert line.startswith("rope_scaling: GPTNeoXForCausalLM cannot express ")
-    assert "{'rope_type': 'linear', 'factor': 2.0}; " in line
+def test_a_scaled_rotation_goes_both_ways():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    shape = shape_of({**FIELDS, "activation": "gelu", "rope_scaling": scaling}, 512)
+    assert refusals(shape) == []
+    assert read_config(write_config(shape))["rope_scaling"] == scaling
 
 
 def test_a_configuration_goes_both_ways():

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron.errors import CheckpointError
-from tools.benchmark.fuzz.data_kinds import MODEL, model_folder
+from tools.benchmark.fuzz.data_kinds import model_folder
 from tools.convert_from_hf import main
 from tools.hf.weight_files import WeightFiles
 
@@ -60,7 +60,8 @@ def refusal(source: Path, capsys) -> str:
     ],
 )
 def test_a_wrong_field_of_config_json_is_named_with_its_value(source, capsys, changes, message):
-    (source / "config.json").write_text(json.dumps({**MODEL, **changes}))
+    sound = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**sound, **changes}))
     said = refusal(source, capsys)
     assert re.search(message, said), said
 

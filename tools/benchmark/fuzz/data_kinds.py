@@ -27,10 +27,14 @@ from megatron.data.metadata import (
     write_metadata,
 )
 from megatron.errors import CheckpointError
+from megatron.sizing.model_shape import ModelShape
 from odm.json_data import SchemaError
 from odm.replay import main as replay_main
 from tools.compare_runs import report
+from tools.hf.families import FAMILIES
 from tools.hf.importing import convert_from_hf
+from tools.hf.network import parameter_infos
+from tools.hf.settings import RunSettings, resolve_model_fields
 from tools.hf.weight_files import WeightFiles
 from tools.learning_curves import fit_curves
 from tools.plot_mixture import read_history
@@ -46,25 +50,28 @@ from .state_kinds import DOMAINS, Read, mixture
 
 __all__ = ["KINDS", "model_folder"]
 
-MODEL = {
-    "model_type": "gpt_neox",
-    "architectures": ["GPTNeoXForCausalLM"],
-    "vocab_size": 16,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 8,
-    "layer_norm_eps": 1e-5,
-    "rotary_pct": 0.5,
-    "rotary_emb_base": 10000,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "tie_word_embeddings": False,
-    "use_parallel_residual": True,
-    "attention_bias": True,
-    "hidden_dropout": 0.0,
-    "initializer_range": 0.02,
+_LLAMA = {
+    **{"norm": "rmsnorm", "activation": "swiglu", "mlp_inner_size": 12, "num_kv_heads": 1},
+    **{"use_bias_in_attn_linear": False, "use_bias_in_mlp": False, "no_weight_tying": True},
+}
+_SCALED = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 4,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"rotary_pct": 0.5, "no_weight_tying": True, "gpt_j_residual": True},
+    "llama": {**_LLAMA, "rope_scaling": _SCALED},
+    "mistral": {**_LLAMA, "head_dim": 6},
+    "qwen2": {
+        **{**_LLAMA, "no_weight_tying": False},
+        **{"use_bias_in_attn_linear": True, "use_bias_in_attn_output": False},
+    },
+    "qwen3": {**_LLAMA, "head_dim": 6, "qk_norm": "head"},
+}
+"""A tiny network of each family."""
+_SIZES = {
+    **{"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "pos_emb": "rotary"},
+    **{"max_position_embeddings": 8, "seq_length": 8},
 }
 
 
@@ -170,28 +177,29 @@ def _run_log(folder: Path) -> Read:
     return read
 
 
-def model_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """Writes config.json of a tiny model; returns its weights by their names."""
+def model_folder(folder: Path, family: str = "gpt_neox") -> dict[str, torch.Tensor]:
+    """Writes config.json of a tiny model of a family; returns its weights by their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(MODEL))
-    layer = "gpt_neox.layers.0."
-    shapes = {
-        "gpt_neox.embed_in.weight": (16, 8),
-        **{f"{layer}{norm}_layernorm.weight": (8,) for norm in ("input", "post_attention")},
-        **{f"{layer}{norm}_layernorm.bias": (8,) for norm in ("input", "post_attention")},
-        f"{layer}attention.query_key_value.weight": (24, 8),
-        f"{layer}attention.query_key_value.bias": (24,),
-        f"{layer}attention.dense.weight": (8, 8),
-        f"{layer}attention.dense.bias": (8,),
-        f"{layer}mlp.dense_h_to_4h.weight": (32, 8),
-        f"{layer}mlp.dense_h_to_4h.bias": (32,),
-        f"{layer}mlp.dense_4h_to_h.weight": (8, 32),
-        f"{layer}mlp.dense_4h_to_h.bias": (8,),
-        "gpt_neox.final_layer_norm.weight": (8,),
-        "gpt_neox.final_layer_norm.bias": (8,),
-        "embed_out.weight": (16, 8),
+    (folder / "config.json").write_text(json.dumps(_configuration(family)))
+    shape = _shape(family)
+    infos = parameter_infos(shape)
+    return {
+        name: torch.full(weight.their_shape(part, infos[weight.ours].shape), 0.25)
+        for weight in FAMILIES[family].weights_of(shape)
+        if weight.ours in infos
+        for part, name in enumerate(weight.theirs)
     }
-    return {name: torch.full(shape, 0.25) for name, shape in shapes.items()}
+
+
+def _shape(family: str) -> ModelShape:
+    fields = resolve_model_fields({**_SIZES, **MODELS[family]})
+    return RunSettings(fields.to_dict()).shape(16)
+
+
+def _configuration(family: str) -> dict[str, Any]:
+    """Content of config.json, with fields that files on the Hub have and that change nothing."""
+    more = {"architectures": [FAMILIES[family].architecture], "quantization_config": None}
+    return {"model_type": family, **more, **FAMILIES[family].write_config(_shape(family))}
 
 
 def _import(source: Path, output: Path) -> None:
@@ -208,12 +216,15 @@ def _import(source: Path, output: Path) -> None:
 
 
 def _import_config(folder: Path) -> Read:
-    source = folder / "model"
-    save_file(model_folder(source), source / "model.safetensors")
+    sound = {family: _configuration(family) for family in MODELS}
+    for family in MODELS:
+        source = folder / family
+        save_file(model_folder(source, family), source / "model.safetensors")
 
     def read(rng: random.Random) -> None:
-        (source / "config.json").write_bytes(changed_document(MODEL, rng))
-        _import(source, folder / "run")
+        family = rng.choice(list(MODELS))
+        (folder / family / "config.json").write_bytes(changed_document(sound[family], rng))
+        _import(folder / family, folder / "run")
 
     return read
 
@@ -222,18 +233,21 @@ def _import_weights(name: str) -> Callable[[Path], Read]:
     """The only file of weights, in one of the two formats."""
 
     def make(folder: Path) -> Read:
-        source = folder / "model"
-        weights = model_folder(source)
-        save_file(weights, source / name) if "safe" in name else torch.save(weights, source / name)
-        sound = (source / name).read_bytes()
+        sound = {}
+        for family in MODELS:
+            path = folder / family / name
+            weights = model_folder(path.parent, family)
+            save_file(weights, path) if "safe" in name else torch.save(weights, path)
+            sound[family] = path.read_bytes()
 
         def read(rng: random.Random) -> None:
+            family = rng.choice(list(MODELS))
             change = changed_safetensors if "safe" in name else changed_bytes
-            (source / name).write_bytes(change(sound, rng))
-            files = WeightFiles(source)
+            (folder / family / name).write_bytes(change(sound[family], rng))
+            files = WeightFiles(folder / family)
             for tensor in files.names:
                 files.shape(tensor)
-            _import(source, folder / "run")
+            _import(folder / family, folder / "run")
 
         return read
 

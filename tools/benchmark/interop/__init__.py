@@ -1,0 +1,1 @@
+"""Every family of models on every layout, to transformers and back."""
