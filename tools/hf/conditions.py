@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from megatron.sizing.model_shape import ModelShape
+from odm.json_data import shown
 
 __all__ = ["Condition", "refusals_of"]
 
@@ -15,7 +16,7 @@ Condition = tuple[str, Callable[[ModelShape], bool], str]
 def refusals_of(architecture: str, conditions: Sequence[Condition], shape: ModelShape) -> list[str]:
     """What a class cannot express, as ``field: value, reason``; may be empty."""
     return [
-        f"{field}: {architecture} cannot express {getattr(shape, field)!r}; {reason}"
+        f"{field}: {architecture} cannot express {shown(getattr(shape, field))}; {reason}"
         for field, can_express, reason in conditions
         if not can_express(shape)
     ]

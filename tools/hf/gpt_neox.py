@@ -9,6 +9,7 @@ from odm.json_data import boolean, fields, integer, number, text
 from tools.hf.conditions import Condition, refusals_of
 from tools.hf.rotary import BASE, ROPE_FIELDS, SHARE, read_rope, rotary_share, write_rope
 from tools.hf.weights import Names
+from tools.hf.windows import layers_of_windows
 
 __all__ = ["IGNORED", "NAMES", "OTHER_NAMES", "read_config", "refusals", "write_config"]
 
@@ -95,6 +96,7 @@ _CONDITIONS: tuple[Condition, ...] = (
         lambda s: s.use_bias_in_attn_output == s.use_bias_in_attn_linear,
         "both attention projections have a bias or none has",
     ),
+    ("attention_reach", lambda s: not layers_of_windows(s), "its layers see all earlier tokens"),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )
