@@ -305,6 +305,8 @@ def _continue_from(
     if config.saving.finetune:
         say(f"finetune: weights of {folder}; iteration, optimizer and mixture start from zero")
         return LoadedRun(runner, state, folder=folder)
+    if config.optimizer.use_bnb_optimizer and state.applied_steps:
+        say("use_bnb_optimizer: checkpoints have no 8-bit moments; they begin at zero")
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not config.saving.no_load_rng:
