@@ -32,8 +32,8 @@ Data Mixing, and has the same commands. Written by `python -m tools.benchmark.mi
 edit it.
 
 1. **Install**: `pip install -r requirements/requirements.txt`, with torch and DeepSpeed from the
-   package index. There are no fused kernels to build; `python megatron/fused_kernels/setup.py
-   install` says so.
+   package index. There are no fused kernels to build: `python megatron/fused_kernels/setup.py
+   install` reports that.
 2. **Check your files**: `./deepy.py train.py -d configs 125M.yml my_setup.yml --check` reads them
    as GPT-NeoX does and prints what is refused, each with file, line and reason, and a note for
    each key without effect. Old names of keys work. `python -m tools.benchmark.configuration_files
