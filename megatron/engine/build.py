@@ -233,7 +233,7 @@ def _begin_prompt(
                 f"soft_prompt_tuning.init_string: {settings.init_string!r} has no token; write "
                 "another text, or none for random values"
             )
-        fill_with_embeddings(prompt, model.embedding, tokens)
+        fill_with_embeddings(prompt, model.embedding.word_embeddings, tokens)
     say(f"soft_prompt_tuning: a new prompt of {prompt.num_tokens} vectors; all else is frozen")
 
 
