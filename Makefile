@@ -1,7 +1,7 @@
 # Needs make and python3 >= 3.10 with venv; everything else is installed into a virtual environment.
 #   make demo   text of this machine, training, export, evaluation, samples: in ./demo, and mixture.png here
 #   make test   what is missing from the dev requirements, then the tests
-#   make lint   ruff and mypy          make docs   configs/neox_arguments.md
+#   make lint   ruff and mypy          make docs   configs/neox_arguments.md and docs/migration.md
 #   make clean  removes ./demo, caches and .venv
 #   make constraints   requirements/constraints.txt: the versions that are in VENV
 # VENV=path uses another virtual environment (made when it is not there).
@@ -74,6 +74,7 @@ lint: install-dev
 
 docs: install
 	$(PYTHON) configs/gen_docs.py
+	$(PYTHON) -m tools.benchmark.migration
 
 clean:
 	rm -rf demo .venv .ci-venv build dist odm/build *.egg-info odm/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -165,7 +165,7 @@ def prepare_moments(
     base = engine.optimizer.optimizer if stage else engine.optimizer
     for tensor in optimizer_tensors(engine):
         state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key in moment_names}
-        if not isinstance(base, torch.optim.SGD):
+        if isinstance(base, torch.optim.AdamW):
             state["step"] = torch.tensor(float(applied_steps), device=tensor.device)
         base.state[tensor] = state
     if stage in (1, 2):

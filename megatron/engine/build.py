@@ -234,7 +234,7 @@ def _begin_prompt(
                 f"soft_prompt_tuning.init_string: {settings.init_string!r} has no token; write "
                 "another text, or none for random values"
             )
-        fill_with_embeddings(prompt, model.embedding, tokens)
+        fill_with_embeddings(prompt, model.embedding.word_embeddings, tokens)
     say(f"soft_prompt_tuning: a new prompt of {prompt.num_tokens} vectors; all else is frozen")
 
 
@@ -312,6 +312,8 @@ def _continue_from(
             f"{folder}: GPT-NeoX's checkpoint of iteration {state.step}; data and mixture start "
             "from their beginning, since GPT-NeoX's order of the samples is another one"
         )
+    if config.optimizer.use_bnb_optimizer and state.applied_steps:
+        say("use_bnb_optimizer: checkpoints have no 8-bit moments; they begin at zero")
     if not skips_moments:
         load_loss_scaler(runner.engine, saved_state["loss_scaler"])
     if not config.saving.no_load_rng:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from megatron.engine.lion import Lion
 from megatron.model.parameters import spec_of
-from megatron.neox_arguments import RunConfig
+from megatron.neox_arguments import ConfigError, RunConfig
+from megatron.neox_arguments.deepspeed_json import missing_optimizer_problem
+from megatron.runtime import accelerator
 
 __all__ = ["build_optimizer", "moment_names", "parameter_groups"]
 
 
 def moment_names(config: RunConfig) -> tuple[str, ...]:
-    """Per-parameter state tensors of the optimizer, as torch names them."""
+    """Per-parameter state tensors of the optimizer that checkpoints have, as torch names them."""
     if config.optimizer.type == "sgd":
         return ("momentum_buffer",) if config.optimizer.options.get("momentum") else ()
+    if config.optimizer.type == "lion":
+        return ("exp_avg",)
+    if config.optimizer.use_bnb_optimizer:
+        return ()  # 8-bit codes, which mean nothing without the tables of their blocks
     return ("exp_avg", "exp_avg_sq")
 
 
@@ -35,16 +42,41 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """Builds the optimizer that ``optimizer.type`` names, on torch's fused kernels."""
+    """Builds the optimizer that ``optimizer.type`` names, on torch's fused kernels.
+
+    Raises:
+        ConfigError: If bitsandbytes is asked for and cannot be used here.
+    """
     groups = parameter_groups(module, config.optimizer.weight_decay)
     if config.optimizer.type == "sgd":
         return torch.optim.SGD(
             groups, lr=config.optimizer.learning_rate, fused=True, **config.optimizer.options
         )
+    if config.optimizer.type == "lion":
+        rate, betas = config.optimizer.learning_rate, config.optimizer.betas
+        return Lion(groups, lr=rate, betas=betas)
+    if config.optimizer.use_bnb_optimizer:
+        return _eight_bit_adam(groups, config)
     return torch.optim.AdamW(
         groups,
         lr=config.optimizer.learning_rate,
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
         fused=True,
+    )
+
+
+def _eight_bit_adam(groups: list[dict], config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW of bitsandbytes, which keeps moments in 8 bits."""
+    if problem := missing_optimizer_problem(config):
+        raise ConfigError(problem)
+    if accelerator.is_cpu():
+        raise ConfigError("use_bnb_optimizer: bitsandbytes needs a GPU; remove the key")
+    from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+
+    return AdamW8bit(
+        groups,
+        lr=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
     )

@@ -86,6 +86,6 @@ def _pieces(runner: StepRunner) -> dict[int, list[tuple[str, int, int]]]:
         owner = owners.get(values.untyped_storage().data_ptr())
         if owner is None:  # not trained
             continue
-        first = values.storage_offset() - owner.storage_offset()
+        first = int(values.storage_offset() - owner.storage_offset())
         found.setdefault(id(owner), []).append((fragment.name, first, fragment.length))
     return found

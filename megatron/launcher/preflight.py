@@ -18,7 +18,10 @@ from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
-from megatron.neox_arguments.deepspeed_json import missing_monitor_problem
+from megatron.neox_arguments.deepspeed_json import (
+    missing_monitor_problem,
+    missing_optimizer_problem,
+)
 from megatron.neox_arguments.purpose import Purpose, is_training_script, purpose_of
 from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.sizing.mixture import describe_mixture
@@ -56,8 +59,8 @@ def start_problems(
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
-        monitor = missing_monitor_problem(config) if is_valid else None
-        problems += [ConfigError(monitor)] if monitor else []
+        for missing in (missing_monitor_problem, missing_optimizer_problem) if is_valid else ():
+            problems += [ConfigError(problem)] if (problem := missing(config)) else []
     elif Path(script or "").name == "generate.py":
         problems += _generation_problems(config)
     else:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.parameters import make_parameter
+from megatron.model.word_embeddings import VocabularyTable
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = ["SOFT_PROMPT_NAME", "SoftPrompt", "fill_with_embeddings", "freeze_all_but_prompt"]
@@ -77,17 +78,16 @@ def freeze_all_but_prompt(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill_with_embeddings(prompt: SoftPrompt, embedding: nn.Module, tokens: Sequence[int]) -> None:
+def fill_with_embeddings(prompt: SoftPrompt, table: VocabularyTable, tokens: Sequence[int]) -> None:
     """Sets the prompt to the word embeddings of ``tokens``, repeated or cut to its length.
 
     All ranks of a tensor-parallel group call it.
 
     Args:
         prompt: The prompt.
-        embedding: The layer at the bottom, an `Embedding`.
+        table: The word embeddings.
         tokens: Token ids, at least one.
     """
-    table = embedding.word_embeddings
     ids = [tokens[place % len(tokens)] for place in range(prompt.num_tokens)]
     vectors = table(torch.tensor([ids], device=prompt.soft_embedding_weight.device))
     prompt.soft_embedding_weight.copy_(table.tp.all_reduce(vectors)[0])

@@ -91,6 +91,14 @@ def missing_monitor_problem(config: RunConfig) -> str | None:
     return None
 
 
+def missing_optimizer_problem(config: RunConfig) -> str | None:
+    """Returns what is wrong when the package of the 8-bit optimizer is not there."""
+    if not config.optimizer.use_bnb_optimizer or find_spec("bitsandbytes") is not None:
+        return None
+    fault = "is true and the package bitsandbytes is not installed"
+    return f"use_bnb_optimizer {fault}; install it, or remove the key"
+
+
 def with_secrets(value: Any, environ: Mapping[str, str], *, name: str) -> Any:
     """Returns a section for the library that it is meant for.
 

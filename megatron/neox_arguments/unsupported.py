@@ -95,8 +95,6 @@ no effect: samples are read from memory maps; there are no loader processes
     num_workers=2
 no effect: index files are built by the first process that misses them
     use_shared_fs=True
-refused: 8-bit optimizers are not part of this version
-    use_bnb_optimizer=False
 refused: the embedding's gradient is dense
     sparse_gradients=False
 refused: the learning rate is set by lr_decay_style, warmup and min_lr

@@ -50,7 +50,8 @@ class MemoryPlan:
     zero_stage: int
     parameter_bytes: int
     """Bytes of a weight, gradient or activation: 4 or 2."""
-    num_moments: int
+    num_moments: float
+    """Float32 moments of a parameter; two of 8 bits are half a one."""
     bucket_elements: int
     """Size of DeepSpeed's buffer for sums of gradients, used with ZeRO."""
     overlap_comm: bool
@@ -102,7 +103,6 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
     divisor = lcm(config.model.make_vocab_size_divisible_by, config.layout.model_parallel_size)
     padded = _round_up(vocabulary.size, divisor)
     zero: dict[str, Any] = dict(config.layout.zero_options)
-    momentum = bool(config.optimizer.options.get("momentum"))
     return MemoryPlan(
         shape=model_shape(config, vocab_size=vocabulary.size, padded_vocab_size=padded),
         vocabulary=vocabulary,
@@ -112,7 +112,7 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
         partition_method=config.layout.pipe_partition_method,
         zero_stage=config.layout.zero_stage,
         parameter_bytes=4 if config.precision.dtype == "fp32" else 2,
-        num_moments=2 if config.optimizer.type != "sgd" else int(momentum),
+        num_moments=_num_moments(config),
         bucket_elements=int(zero["reduce_bucket_size"]),
         overlap_comm=bool(zero["overlap_comm"]),
         max_live_parameters=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
@@ -123,6 +123,13 @@ def memory_plan(config: RunConfig) -> MemoryPlan:
         checkpoint_num_layers=config.model.checkpoint_num_layers,
         hidden_dropout=config.model.hidden_dropout > 0,
     )
+
+
+def _num_moments(config: RunConfig) -> float:
+    if config.optimizer.use_bnb_optimizer:
+        return 0.5
+    momentum = bool(config.optimizer.options.get("momentum"))
+    return {"adam": 2, "lion": 1, "sgd": int(momentum)}[config.optimizer.type]
 
 
 def _vocabulary(config: RunConfig) -> Vocabulary:
@@ -178,7 +185,7 @@ def _stage_memory(
         parameters=count,
         weights=size * (share if zero == 3 else count),
         gradients=size * (trained_share if zero >= 2 else trained),
-        optimizer=4 * partitioned * (plan.num_moments + (1 if zero else 0)),
+        optimizer=int(4 * partitioned * (plan.num_moments + (1 if zero else 0))),
         buffers=size * _buffer_elements(plan, count),
         activations=activation_bytes(plan, layers, stage, places),
         loss=loss_bytes(plan) if is_last else 0,

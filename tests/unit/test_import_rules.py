@@ -23,7 +23,10 @@ LIBRARY = sorted(
 TOOLS = sorted((ROOT / "tools").rglob("*.py"))
 
 LEVELS = {
-    0: ("megatron", "odm", "neox_arguments", "tokenizer", "launcher", "sizing", "files", "errors"),
+    0: (
+        *("megatron", "odm", "neox_arguments", "tokenizer", "launcher", "sizing", "files"),
+        *("errors", "fused_kernels"),
+    ),
     1: ("mpu",),
     2: ("data",),
     3: ("model",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from megatron.neox_arguments import ConfigError, NeoXArgs, deepspeed_config, resolve
 from megatron.neox_arguments.schema import SUFFIXES, read_files
 
-__all__ = ["Reading", "configuration_files", "main", "read_configuration"]
+__all__ = ["Reading", "completed", "configuration_files", "main", "read_configuration"]
 
 _SMALLEST = {
     "num_layers": 2,
@@ -48,6 +48,16 @@ def configuration_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
 
 
+def completed(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest network and run, as far as a file does not describe them."""
+    lacks_length = not written.get("train_epochs")
+    return {
+        key: value
+        for key, value in _SMALLEST.items()
+        if key not in written and (key != "train_iters" or lacks_length)
+    }
+
+
 def read_configuration(path: Path, *beside: Path, script: str | None = None) -> Reading:
     """Resolves a file, together with others if they are given, as far as possible.
 
@@ -59,7 +69,7 @@ def read_configuration(path: Path, *beside: Path, script: str | None = None) -> 
     """
     try:
         written = dict(read_files([path, *beside]).values)
-        missing: dict[str, Any] = {k: v for k, v in _SMALLEST.items() if k not in written}
+        missing = completed(written)
         if not any(key in written for key in ("train_batch_size", "batch_size", _BATCH[1])):
             missing["train_micro_batch_size_per_gpu"] = 1
         if not any(key in written for key in ("checkpoint_factor", "save_interval")):

@@ -21,6 +21,7 @@ from megatron.tokenizer.records import DEFAULT_LIMIT_BYTES
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES, build_tokenizer
 from tools import preprocess_data
 from tools.corpora.corpus import CorpusOptions
+from tools.corpora.elsewhere import ELSEWHERE, elsewhere_problem
 from tools.corpora.registry import DATA_DOWNLOADERS
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.data_yaml import (
@@ -33,6 +34,7 @@ from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
 
 NOTHING = "pass"
+DEFAULT = "this_machine"
 SEVERAL_WORKERS_FROM_BYTES = 32_000_000
 """Below this size, starting worker processes takes longer than they save."""
 
@@ -60,8 +62,13 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    listed = [*DATA_DOWNLOADERS, NOTHING]
     parser.add_argument(
-        "dataset", nargs="?", default="this_machine", choices=[*DATA_DOWNLOADERS, NOTHING]
+        "dataset",
+        nargs="?",
+        choices=[*listed, *ELSEWHERE],
+        metavar=f"{{{','.join(listed)}}}",
+        help=f"what to prepare (default: {DEFAULT})",
     )
     parser.add_argument(
         "-t", "--tokenizer", default="HFTokenizer", choices=TOKENIZER_TYPES, metavar="TYPE"
@@ -114,6 +121,14 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         DocumentError, TokenizerError, DataError: With a one-line message.
     """
     args = get_args(input_args)
+    if args.dataset is None:
+        args.dataset = DEFAULT
+        tell(
+            f"no dataset is named: preparing {DEFAULT} ({DATA_DOWNLOADERS[DEFAULT].description}); "
+            "GPT-NeoX would download enwik8: prepare_data.py enwik8 tells how to get it"
+        )
+    if args.dataset in ELSEWHERE:
+        raise DocumentError(elsewhere_problem(args.dataset))
     if args.dataset == NOTHING:
         tell("pass: nothing to prepare")
         return None

@@ -44,7 +44,8 @@ class RunSettings:
         """
         model = self.sections["model"]
         vocabulary = {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
-        names = [field.name for field in fields(ModelShape) if field.name not in vocabulary]
+        left_out = {*vocabulary, "soft_prompt"}  # no class of transformers has one
+        names = [field.name for field in fields(ModelShape) if field.name not in left_out]
         missing = next((name for name in names if not _has(model, name)), None)
         if missing is not None:
             raise CheckpointError(

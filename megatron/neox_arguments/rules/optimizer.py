@@ -12,11 +12,11 @@ from .draft import Draft
 
 _TYPES = {
     **dict.fromkeys(("adam", "adamw", "cpu_adam", "cpu_torch_adam"), "adam"),
-    "sgd": "sgd",
+    **{"sgd": "sgd", "lion": "lion"},
 }
 _REFUSED_NAMES = {
     **{"onebitadam": "1-bit Adam", "sm3": "SM3", "madgrad_wd": "MADGRAD"},
-    **{"lion": "Lion", "muon": "Muon"},
+    "muon": "Muon",
 }
 _NUMBER = (float, at_least(0))
 _SHARE = (float, in_range("[0, 1)"))
@@ -27,6 +27,7 @@ _PARAMS_OF: Mapping[str, Mapping[str, Any]] = {
         **{**_PARAMS, "betas": (list[float], _IS_BETAS), "eps": _NUMBER},
         **dict.fromkeys(("adam_w_mode", "bias_correction", "torch_adam"), Any),
     },
+    "lion": {**_PARAMS, "betas": (list[float], _IS_BETAS)},
     "sgd": {**_PARAMS, "momentum": _SHARE, "dampening": _SHARE, "nesterov": Any},
 }
 """Keys of `optimizer.params` with their types and bounds, by optimizer."""
@@ -42,12 +43,14 @@ def resolve_optimizer(draft: Draft) -> Optimizer:
             name = f"optimizer.params.{key}"
             problem = f"{name}: false is not supported; the optimizer is AdamW"
             draft.issues.add(name, problem)
+    if draft["use_bnb_optimizer"] and kind != "adam":
+        draft.refuse("use_bnb_optimizer", f"is for Adam, the optimizer is {kind}; remove the key")
     return draft.section(
         Optimizer,
         type=kind,
         options=_sgd_options(draft, params) if kind == "sgd" else {},
         learning_rate=_pick(draft, params, "lr", "lr"),
-        betas=tuple(params.get("betas", (0.9, 0.999))),
+        betas=tuple(params.get("betas", (0.9, 0.99 if kind == "lion" else 0.999))),
         eps=params.get("eps", 1e-8),
         weight_decay=_pick(draft, params, "weight_decay", "weight_decay"),
         gradient_clipping=_pick(draft, params, "max_grad_norm", "gradient_clipping"),
@@ -69,7 +72,7 @@ def _optimizer_type(draft: Draft, written: Any) -> str:
     known = _REFUSED_NAMES.get(kind)
     reason = f"{known} is not part of this version" if known else "it is unknown"
     where = "optimizer.type" if written else "optimizer_type"
-    draft.refuse(where, f"{name!r}: {reason}; use Adam or SGD")
+    draft.refuse(where, f"{name!r}: {reason}; use Adam, Lion or SGD")
     return "adam"
 
 

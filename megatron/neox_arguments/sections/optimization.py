@@ -60,9 +60,9 @@ class PrecisionKeys:
 class Optimizer:
     """The optimizer and its numbers."""
 
-    type: Annotated[Literal["adam", "sgd"], Key("optimizer_type", str | None)]
-    """Used when the `optimizer` section names no type: adam or sgd. Not set: adam, that is torch's
-    fused AdamW."""
+    type: Annotated[Literal["adam", "sgd", "lion"], Key("optimizer_type", str | None)]
+    """Used when the `optimizer` section names no type: adam, sgd or lion. Not set: adam, that is
+    torch's fused AdamW."""
 
     options: Mapping[str, Any]
     """Settings of the optimizer beside those that have a name here: momentum, dampening, nesterov.
@@ -80,6 +80,11 @@ class Optimizer:
     weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decay of matrices and embeddings; biases and norms have none."""
 
+    use_bnb_optimizer: bool = False
+    """Keeps Adam's moments in 8 bits, with AdamW8bit of the package bitsandbytes, which must be
+    installed and needs a GPU. Checkpoints do not have these moments: a continued run begins with
+    new ones."""
+
     gradient_clipping: Annotated[float, at_least(0, "0 clips nothing")] = 1.0
     """Largest global norm of the gradient. 0 clips nothing."""
 
@@ -90,7 +95,7 @@ class OptimizerKeys:
     optimizer: dict[str, Any] | None = None
     """`{"type": name, "params": {"lr", "betas", "eps", ...}}`. Adam, AdamW, cpu_adam and
     cpu_torch_adam are torch's fused AdamW; SGD is torch's, with `momentum`, `dampening` and
-    `nesterov`."""
+    `nesterov`; Lion has one moment and wants about a tenth of Adam's learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)

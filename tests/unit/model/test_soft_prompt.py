@@ -41,7 +41,7 @@ def test_a_prompt_of_word_embeddings_is_the_text_of_these_words(tied):
     tuned, plain = models(no_weight_tying=not tied)
     words = [5, 11, 2]
     assert tuned.soft_prompt is not None
-    fill_with_embeddings(tuned.soft_prompt, tuned.embedding, words)
+    fill_with_embeddings(tuned.soft_prompt, tuned.embedding.word_embeddings, words)
     text = tokens()
     whole = torch.cat((torch.tensor([words, words]), text), dim=1)
     torch.testing.assert_close(tuned(text), plain(whole)[:, LENGTH:])
@@ -49,12 +49,12 @@ def test_a_prompt_of_word_embeddings_is_the_text_of_these_words(tied):
 
 def test_a_short_text_is_repeated_and_a_long_one_cut():
     tuned, _ = models()
-    prompt, table = tuned.soft_prompt, tuned.embedding.word_embeddings.weight
+    prompt, table = tuned.soft_prompt, tuned.embedding.word_embeddings
     assert prompt is not None
-    fill_with_embeddings(prompt, tuned.embedding, [4, 9])
-    torch.testing.assert_close(prompt.soft_embedding_weight, table[[4, 9, 4]])
-    fill_with_embeddings(prompt, tuned.embedding, [1, 2, 3, 4, 5])
-    torch.testing.assert_close(prompt.soft_embedding_weight, table[[1, 2, 3]])
+    fill_with_embeddings(prompt, table, [4, 9])
+    torch.testing.assert_close(prompt.soft_embedding_weight, table.weight[[4, 9, 4]])
+    fill_with_embeddings(prompt, table, [1, 2, 3, 4, 5])
+    torch.testing.assert_close(prompt.soft_embedding_weight, table.weight[[1, 2, 3]])
 
 
 def test_random_first_values_fill_the_range():

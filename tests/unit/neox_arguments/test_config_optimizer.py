@@ -36,11 +36,24 @@ def test_sgd_keeps_its_momentum(make_config):
     assert config.optimizer.options == expected
 
 
-@pytest.mark.parametrize("name", ["OneBitAdam", "sm3", "madgrad_wd", "Lion", "muon"])
+@pytest.mark.parametrize("name", ["OneBitAdam", "sm3", "madgrad_wd", "muon"])
 def test_other_optimizers_are_refused(problem, name):
     message = problem(optimizer={"type": name, "params": {}})
     assert message.startswith(f"optimizer.type {name!r}: ")
-    assert message.endswith("; use Adam or SGD")
+    assert message.endswith("; use Adam, Lion or SGD")
+
+
+def test_lion_has_betas_of_its_own(make_config):
+    config = make_config(optimizer={"type": "Lion", "params": {"lr": 1e-4}})
+    assert (config.optimizer.type, config.optimizer.betas) == ("lion", (0.9, 0.99))
+    config = make_config(optimizer={"type": "lion", "params": {"betas": [0.95, 0.98]}})
+    assert config.optimizer.betas == (0.95, 0.98)
+
+
+def test_8_bits_are_for_adam(make_config, problem):
+    assert make_config(use_bnb_optimizer=True).optimizer.use_bnb_optimizer
+    message = problem(use_bnb_optimizer=True, optimizer={"type": "SGD", "params": {}})
+    assert message == "use_bnb_optimizer is for Adam, the optimizer is sgd; remove the key"
 
 
 def test_outer_keys_stand_in_for_the_section(make_config):
@@ -63,7 +76,10 @@ def test_outer_keys_stand_in_for_the_section(make_config):
             "optimizer_type is 'sgd', optimizer.type is 'Adam'; keep one",
         ),
         ({"optimizer": {"params": {"lr": 1}}}, "optimizer needs a type, such as 'Adam'"),
-        ({"optimizer": {"type": "Foo"}}, "optimizer.type 'Foo': it is unknown; use Adam or SGD"),
+        (
+            {"optimizer": {"type": "Foo"}},
+            "optimizer.type 'Foo': it is unknown; use Adam, Lion or SGD",
+        ),
         (
             {"optimizer": {"type": "Adam", "parms": {}}},
             "unknown key 'optimizer.parms'; did you mean 'params'?",

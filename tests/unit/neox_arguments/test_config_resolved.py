@@ -23,7 +23,11 @@ def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():
     first = {"method", "run_length", "warmup_steps", "update_frequency", "smoothing_factor"}
     first |= {"stratified", "min_weights", "max_weights", "max_epochs"}
     later = {"data.train_weighting", *(f"mixing.{name}" for name in {*run["mixing"]} - first)}
-    later |= {"schedule.wsd_decay_style", "schedule.wsd_decay_iters"}
+    later |= {"schedule.wsd_decay_style", "schedule.wsd_decay_iters", "schedule.train_epochs"}
+    later |= {"model.soft_prompt", "optimizer.use_bnb_optimizer"}
+    later |= {f"logging.log_{name}" for name in ("grad_norm", "param_norm", "grad_pct_zeros")}
+    later |= {"logging.log_optimizer_states", "logging.log_gradient_noise_scale"}
+    later |= {f"logging.gradient_noise_scale_{name}" for name in ("n_batches", "cpu_offload")}
     missing = set()
     for name in SECTIONS:
         for field, value in run[name].items():

@@ -141,7 +141,6 @@ REFUSED = [
     ("autotuning_run", "tune"),
     ("compression_training", {"weight_quantization": {}}),
     ("load_universal", True),
-    ("use_bnb_optimizer", True),
     ("moe_num_experts", 8),
     ("te_mha", True),
     ("use_mup", True),
