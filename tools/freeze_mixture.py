@@ -242,11 +242,18 @@ def _resolved(values: Mapping[str, Any], world_size: int | None) -> RunConfig:
 
 
 def _text(values: Mapping[str, Any], run: FinishedRun, kind: str, output: Path) -> str:
-    return (
-        f"# A control of the run in {run.folder.parent.name}: {KINDS[kind]}.\n"
-        f"# Written by tools/freeze_mixture.py from its checkpoint of iteration {run.iteration}.\n"
-        f"# Train it with: ./deepy.py train.py {output.name}\n"
-    ) + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    comments = (
+        f"A control of the run in {run.folder.parent.name}: {KINDS[kind]}.",
+        f"Written by tools/freeze_mixture.py from its checkpoint of iteration {run.iteration}.",
+        f"Train it with: ./deepy.py train.py {output.name}",
+    )
+    lines = [  # a name may contain the end of a line, which would end the comment
+        "".join(letter if letter.isprintable() else "?" for letter in comment)
+        for comment in comments
+    ]
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, width=100
+    )
 
 
 def _table(run: FinishedRun, weights: Sequence[float]) -> list[str]:
