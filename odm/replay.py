@@ -108,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = find_log(options.log)
         with open(path, encoding="utf-8", errors="surrogateescape") as lines:
             log = read_run_log(lines)
-        is_own = options.mixer is None
-        return _replay_own(log, options) if is_own else _replay_other(log, options)
+        answer = _replay_own if options.mixer is None else _replay_other
+        with np.errstate(all="ignore"):  # numbers of a damaged log may overflow
+            return answer(log, options)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         sys.stderr.write(f"{options.log}: {reason}\n")

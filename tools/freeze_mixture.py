@@ -189,7 +189,9 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
         UserError: If there are no such weights, or the folder has checkpoints.
     """
     weights = control_weights(run, kind)
-    folder = save or f"{run.config.saving.save_path}-{kind}"
+    folder = f"{run.config.saving.save_path}-{kind}" if save is None else save
+    if not folder or (Path(folder).exists() and not Path(folder).is_dir()):
+        raise UserError(f"--save: {shown(folder)} is no folder; name one for the checkpoints")
     if checkpoint_steps(Path(folder)):
         raise UserError(f"{folder}: contains checkpoints; name another folder with --save")
     values = {

@@ -228,7 +228,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     before = names(tmp_path)
     for name in before:
-        with pytest.raises(OSError, match="Is no ordinary file|Is a directory"):
+        with pytest.raises(OSError, match=r"Is no ordinary file|Is a directory"):
             write_text_atomic(tmp_path / name, "x")
     with pytest.raises(OSError, match="Is a directory"):
         write_text_atomic(Path(), "x")
