@@ -274,9 +274,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="save folder of a run, or a global_step<N> in it")
     parser.add_argument("-o", "--output", type=Path, help="YAML file to write (static.yml)")
     kind = parser.add_mutually_exclusive_group()
-    for name in ("uniform", "natural"):
+    for flag in ("--uniform", "--natural"):
+        name = flag.lstrip("-")
         kind.add_argument(
-            f"--{name}", dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
+            flag, dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
         )
     parser.add_argument("--save", help="save folder of the new run (default: the run's + the kind)")
     parser.add_argument("--iteration", type=int, help="checkpoint to read (default: the latest)")
