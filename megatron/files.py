@@ -47,8 +47,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         A binary stream on a temporary file beside ``path``; it is removed if the block raises.
 
     Raises:
-        OSError: If the folder cannot be written or the disk is full.
+        OSError: If the folder cannot be written, the disk is full, or ``path`` is something else
+            than a file: as root, a rename would replace a device such as /dev/null.
     """
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Is no ordinary file", str(path))
     temporary = temporary_path(path)
     try:
         with temporary.open("xb") as stream:

@@ -218,7 +218,7 @@ class MixtureController:
             observation = self._observation(
                 step, observed, losses, present, weights_used=used, held_out=held_out
             )
-            is_due = is_due and bool(np.count_nonzero(observation.present))
+            is_due = is_due and self.mixer.has_losses(observation)
             proposal = self._learn(observation, is_due=is_due)
         if self._guard is not None:
             counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present

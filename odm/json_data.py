@@ -42,6 +42,8 @@ def shown(value: Any) -> str:
         text = reprlib.repr(value)
     except ValueError:  # Python prints no number with more than 4300 digits
         return "a number with thousands of digits"
+    if "\n" in text:  # a table of numpy
+        text = " ".join(text.split())
     return text if len(text) <= _LARGEST_SHOWN else f"{text[:_LARGEST_SHOWN]}..."
 
 

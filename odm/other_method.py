@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .json_data import shown
 from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
 from .rewards import Reward
@@ -124,15 +125,19 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     """Options from ``name=value``; a value is JSON, or text if it is not JSON.
 
     Raises:
-        ValueError: If a text has another form.
+        ValueError: If a text has another form, or a name occurs twice.
     """
     options: dict[str, Any] = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name:
-            raise ValueError(f"--option: must be name=value, got {text!r}")
+            raise ValueError(f"--option: must be name=value, got {shown(text)}")
+        if name in options:
+            raise ValueError(f"--option {shown(name)}: is given twice; give it once")
         try:
             options[name] = json.loads(value)
+        except RecursionError:
+            raise ValueError(f"--option {shown(name)}: is nested too deep") from None
         except ValueError:
             options[name] = value
     return options

@@ -100,13 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="of --mixer: print all weights as JSON")
     options = parser.parse_args(arguments)
+    if not options.tolerance >= 0:  # also nan
+        parser.error(f"--tolerance must be at least 0, got {options.tolerance}")
     if options.mixer is None and (options.option or options.json):
         parser.error("--option and --json need --mixer")
     try:
         path = find_log(options.log)
         with open(path, encoding="utf-8", errors="surrogateescape") as lines:
             log = read_run_log(lines)
-        return _replay_other(log, options) if options.mixer else _replay_own(log, options)
+        answer = _replay_own if options.mixer is None else _replay_other
+        with np.errstate(all="ignore"):  # numbers of a damaged log may overflow
+            return answer(log, options)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         sys.stderr.write(f"{options.log}: {reason}\n")

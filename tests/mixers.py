@@ -20,4 +20,4 @@ def mixer_for(method: str, num_domains: int, **options: object) -> Mixer:
         ],
     }
     required = METHODS.get(method, Method()).required
-    return make_mixer(method, **{name: alike[name] for name in required}, **options)
+    return make_mixer(method, **{**{name: alike[name] for name in required}, **options})

@@ -189,7 +189,9 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
         UserError: If there are no such weights, or the folder has checkpoints.
     """
     weights = control_weights(run, kind)
-    folder = save or f"{run.config.saving.save_path}-{kind}"
+    folder = f"{run.config.saving.save_path}-{kind}" if save is None else save
+    if not folder or (Path(folder).exists() and not Path(folder).is_dir()):
+        raise UserError(f"--save: {shown(folder)} is no folder; name one for the checkpoints")
     if checkpoint_steps(Path(folder)):
         raise UserError(f"{folder}: contains checkpoints; name another folder with --save")
     values = {
@@ -242,11 +244,18 @@ def _resolved(values: Mapping[str, Any], world_size: int | None) -> RunConfig:
 
 
 def _text(values: Mapping[str, Any], run: FinishedRun, kind: str, output: Path) -> str:
-    return (
-        f"# A control of the run in {run.folder.parent.name}: {KINDS[kind]}.\n"
-        f"# Written by tools/freeze_mixture.py from its checkpoint of iteration {run.iteration}.\n"
-        f"# Train it with: ./deepy.py train.py {output.name}\n"
-    ) + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    comments = (
+        f"A control of the run in {run.folder.parent.name}: {KINDS[kind]}.",
+        f"Written by tools/freeze_mixture.py from its checkpoint of iteration {run.iteration}.",
+        f"Train it with: ./deepy.py train.py {output.name}",
+    )
+    lines = [  # a name may contain the end of a line, which would end the comment
+        "".join(letter if letter.isprintable() else "?" for letter in comment)
+        for comment in comments
+    ]
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, width=100
+    )
 
 
 def _table(run: FinishedRun, weights: Sequence[float]) -> list[str]:
@@ -265,9 +274,10 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="save folder of a run, or a global_step<N> in it")
     parser.add_argument("-o", "--output", type=Path, help="YAML file to write (static.yml)")
     kind = parser.add_mutually_exclusive_group()
-    for name in ("uniform", "natural"):
+    for flag in ("--uniform", "--natural"):
+        name = flag.lstrip("-")
         kind.add_argument(
-            f"--{name}", dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
+            flag, dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
         )
     parser.add_argument("--save", help="save folder of the new run (default: the run's + the kind)")
     parser.add_argument("--iteration", type=int, help="checkpoint to read (default: the latest)")

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 import yaml
 
 from megatron.errors import UserError
-from megatron.files import describe_error, write_text_atomic
+from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.neox_arguments.coerce import parse_number
 from megatron.neox_arguments.errors import ConfigError, shown
 from megatron.neox_arguments.parsing import load_json, parse_text
@@ -95,10 +95,10 @@ def renamed(weights: Mapping[str, float], names: Sequence[str], source: str) -> 
     new_names: dict[str, str] = {}
     for text in names:
         old, is_pair, new = text.rpartition("=")
-        if not is_pair or not new or old not in weights:
+        if not is_pair or not new or not new.isprintable() or old not in weights:
             raise ConfigError(
-                f"--rename {text}: must be OLD=NEW with a domain of {source}; the domains are "
-                f"{', '.join(weights)}"
+                f"--rename: {shown(text)} must be OLD=NEW with a domain of {source}; the domains "
+                f"are {', '.join(weights)}"
             )
         new_names[old] = new
     result: dict[str, float] = {}
@@ -126,14 +126,25 @@ def _section(text: str, source: str) -> dict[str, Any]:
 
 
 def _of_table(text: str, source: str, row: int | None) -> Mixture:
-    table = csv.DictReader(io.StringIO(text))
-    columns = [name for name in table.fieldnames or () if name.startswith(_TRAIN_PREFIX)]
+    try:
+        table = csv.DictReader(io.StringIO(text), strict=True)
+        columns = [name for name in table.fieldnames or () if name.startswith(_TRAIN_PREFIX)]
+        lines = list(table)
+    except csv.Error as error:
+        raise ConfigError(f"{source}: malformed CSV: {error}; correct it there") from None
     if not columns or "index" not in (table.fieldnames or ()):
         raise ConfigError(
             f"{source}: unknown format; a table of mixtures has columns index and train_<domain>"
         )
-    rows = {parse_number(line["index"]): line for line in table}
-    if row not in rows:
+    rows: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        number = parse_number(line["index"])
+        if type(number) is not int or number in rows:
+            raise ConfigError(
+                f"{source}: index {shown(line['index'])} must be a whole number that occurs once"
+            )
+        rows[number] = line
+    if row is None or row not in rows:
         given = "it has no --row" if row is None else f"there is no row {row}"
         numbers = f"{min(rows)} to {max(rows)}" if rows else "none, since the table is empty"
         raise ConfigError(
@@ -170,8 +181,9 @@ def _leaves(section: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
 def _checked(pairs: Sequence[tuple[Any, Any]], source: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for name, value in pairs:
-        if not isinstance(name, str) or not name or name in weights:
-            raise ConfigError(f"{source}: domain {shown(name)} must be a name that occurs once")
+        if not isinstance(name, str) or not name or not name.isprintable() or name in weights:
+            problem = "must be a name that occurs once, on one line"
+            raise ConfigError(f"{source}: domain {shown(name)} {problem}")
         weights[name] = _number(value, name, source)
     if not 0 < sum(weights.values()) < math.inf:
         raise ConfigError(f"{source}: the weights of {len(weights)} domains are all 0 or too large")
@@ -211,6 +223,8 @@ def main(input_args: Sequence[str] | None = None) -> None:
     """Runs the command; ends with exit code 2 and one line if the file cannot be read."""
     args = get_parser().parse_args(input_args)
     try:
+        if is_same_path(args.source, args.output):
+            raise UserError(f"{args.output}: is the file to read; name another one with -o")
         mixture = read_mixture(args.source, row=args.row)
         mixture = mixture._replace(weights=renamed(mixture.weights, args.rename, args.source))
         text = mixture_text(mixture, args.source)

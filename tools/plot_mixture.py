@@ -377,11 +377,12 @@ def _run(arguments: argparse.Namespace) -> None:
     title = arguments.title or f"{what} of {arguments.run.resolve().name}"
     if is_of_curves:
         curves = fit_curves(history)
+        if not arguments.json or arguments.output is not None:
+            draw_curves(history, curves, output, title=title)
         if arguments.json:
             print(json.dumps(curves.to_dict(), allow_nan=False))
         if arguments.json and arguments.output is None:
             return
-        draw_curves(history, curves, output, title=title)
     else:
         other = None
         if arguments.replay is not None:

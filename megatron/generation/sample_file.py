@@ -36,6 +36,8 @@ def check_output(path: Path | None) -> None:
         problem = f"there is no folder {folder}; make it or name another file"
     elif path.is_dir():
         problem = f"{path} is a folder; name a file"
+    elif path.exists() and not path.is_file():  # a rename would replace the device
+        problem = f"{path} is no ordinary file; name one"
     elif not os.access(folder, os.W_OK):
         problem = f"the folder {folder} is not writable; name another file"
     else:

@@ -15,13 +15,16 @@ in which each method did worst.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..methods import METHODS
 from ..mixers import Mixer, make_mixer
+from ..other_method import parse_options
 from .gates import gates
 from .required_options import required_options
 from .scores import Score, best_scores, method_scores, uniform_runs
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="options of the methods of --mixer; a value is JSON",
+        help="options of the methods of --mixer; a value is JSON, or else text",
     )
     parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
@@ -62,27 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(worlds, seeds)
     names = options.mixer or [name for name in methods if not METHODS[name].required]
     try:
-        given = _given_options(options.option)
+        given = parse_options(options.option)
         if given and not options.mixer:
             raise ValueError("--option needs --mixer; name the methods that have these options")
-        for name in names:
-            _mixer(name, given, worlds[0])
+        for name, world in itertools.product(names, worlds):
+            mixer = _mixer(name, given, world)
+            mixer.init(world.domains, np.ones(world.num_domains))
     except ValueError as error:
         parser.error(str(error))
     _compare(worlds, names, given, seeds)
     return 0
-
-
-def _given_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options by name from texts such as ``exponent=1``."""
-    given = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            raise ValueError(f"--option {text}: expected NAME=VALUE with a JSON value") from None
-    return given
 
 
 def _mixer(name: str, given: Mapping[str, Any], world: World) -> Mixer:

@@ -152,6 +152,10 @@ class MixtureCallback(TrainerCallback):
         recorder: The recorder whose ``collate`` and ``loss_function`` the trainer uses.
         held_out: Held-out samples of every domain, for a controller whose reward needs them.
         held_out_interval: Steps from one measurement of them to the next.
+
+    Raises:
+        ValueError: If the controller's reward and ``held_out`` do not go together: without samples
+            the weights would never change, and samples that nothing follows would only cost time.
     """
 
     def __init__(
@@ -164,6 +168,16 @@ class MixtureCallback(TrainerCallback):
     ) -> None:
         if held_out_interval < 1:
             raise ValueError(f"transformers: held_out_interval must be >= 1: {held_out_interval}")
+        source = controller.reward.source
+        if controller.reward.needs_held_out and held_out is None:
+            raise ValueError(
+                f"transformers: the controller's reward is {source}; give held_out=HeldOutSamples"
+            )
+        if held_out is not None and not controller.reward.needs_held_out:
+            raise ValueError(
+                f"transformers: held_out is given, but the controller's reward is {source}; set "
+                "its reward to heldout, or leave out held_out"
+            )
         self._controller, self._recorder = controller, recorder
         self._held_out, self._interval = held_out, held_out_interval
 

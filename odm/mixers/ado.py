@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..json_data import MAX_INTEGER, Check, SchemaError, integer, is_number, list_of, number
+from ..json_data import MAX_INTEGER, Check, SchemaError, integer, is_number, list_of, number, shown
 from ..observation import Observation
 from ..power_laws import EXPONENTS, fit_power_laws
 from ..simplex import FloatArray, normalize
@@ -87,7 +87,7 @@ class Ado(Mixer):
         ):
             value = getattr(self, name)
             if not is_number(value) or not is_right(value):
-                raise ValueError(f"{self.name}: {name} must be {must}, got {value}")
+                raise ValueError(f"{self.name}: {name} must be {must}, got {shown(value)}")
 
     def _init(self, weights: FloatArray) -> State:
         prior, zeros = normalize(weights).tolist(), [0.0] * weights.size

@@ -122,9 +122,14 @@ class Mixer(ABC):
 
     def update_checked(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         """As ``update``, for a caller that has already checked the observation."""
-        if not np.count_nonzero(observation.present):
+        if not self.has_losses(observation):
             return state, observation.weights_used
         return self._update(state, observation)
+
+    def has_losses(self, observation: Observation) -> bool:
+        """Whether a step has a loss of any domain that this method learns from."""
+        is_measured = self.method.sees_both and observation.held_out is not None
+        return is_measured or bool(np.count_nonzero(observation.present))
 
     def observe_checked(self, state: State, observation: Observation) -> State:
         """Takes in a step whose weights stay the same, for methods with ``every_step``.
@@ -165,6 +170,8 @@ class Mixer(ABC):
     @abstractmethod
     def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         """Updates from checked input: finite losses, 0 for absent domains, at least one present.
+
+        A method that sees both kinds of losses may get a measurement of held-out losses alone.
 
         Returns:
             The next state and probabilities, shape (K,), float64.
@@ -257,15 +264,15 @@ def check_smoothing_factor(where: str, value: float) -> None:
     """Raises an error for a coefficient outside [0, 1), since 1 would never learn."""
     if not is_number(value) or not 0.0 <= value < 1.0:
         raise ValueError(
-            f"{where}: smoothing_factor must be in [0, 1), got {value}; it is the weight of the "
-            "old value, so 1 would never learn and 0 keeps only the last loss"
+            f"{where}: smoothing_factor must be in [0, 1), got {shown(value)}; it is the weight of "
+            "the old value, so 1 would never learn and 0 keeps only the last loss"
         )
 
 
 def check_step_size(where: str, value: float) -> None:
     """Raises an error for a factor that is not above 0."""
     if not is_number(value) or value <= 0:
-        raise ValueError(f"{where}: step_size must be above 0, got {value}")
+        raise ValueError(f"{where}: step_size must be above 0, got {shown(value)}")
 
 
 def finite_numbers(where: str, name: str, values: Any) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..json_data import Check, is_number, list_of, number
+from ..json_data import Check, is_number, list_of, number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, normalize, softmax
 from .base import MAX_REWARD, Mixer, State, check_step_size, finite_numbers
@@ -32,7 +32,9 @@ class ExcessLossMixer(Mixer):
         object.__setattr__(self, self.given, losses)
         check_step_size(self.name, self.step_size)
         if not is_number(self.smoothing) or not 0 <= self.smoothing < 1:
-            raise ValueError(f"{self.name}: smoothing must be in [0, 1), got {self.smoothing}")
+            raise ValueError(
+                f"{self.name}: smoothing must be in [0, 1), got {shown(self.smoothing)}"
+            )
 
     def _init(self, weights: FloatArray) -> State:
         given = getattr(self, self.given)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..json_data import is_number
+from ..json_data import is_number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, exploration_rate
 from .base import MAX_REWARD, State, register
@@ -31,12 +31,16 @@ class Exp3(ExploringMixer):
 
     def __post_init__(self) -> None:
         if not is_number(self.reward_scale) or self.reward_scale <= 0:
-            raise ValueError(f"{self.name}: reward_scale must be > 0, got {self.reward_scale}")
+            raise ValueError(
+                f"{self.name}: reward_scale must be > 0, got {shown(self.reward_scale)}"
+            )
 
     def _reward_range(self, step: int) -> tuple[float, float]:
         return -MAX_REWARD * max(1, step), MAX_REWARD * max(1, step)
 
     def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
-        gain = self._over_weights(observation.losses / self.reward_scale, observation)
+        with np.errstate(over="ignore"):  # what overflows is bounded below
+            scaled = observation.losses / self.reward_scale
+        gain = self._over_weights(scaled, observation)
         reward = np.array(state["cumulative_estimated_reward"], dtype=np.float64) + gain
         return self._mixed(reward, exploration_rate(observation.step, reward.size), state["eps"])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
-from ..json_data import Check, integer, is_number, list_of, number, optional
+from ..json_data import Check, integer, is_number, list_of, number, optional, shown
 from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
@@ -77,18 +77,19 @@ class LearningCurve(Mixer):
         self._require("exponent", "in (0, 1]", lambda value: 0 < value <= 1)
         for name in ("objective_weights", "anchor"):
             values = getattr(self, name)
-            if not isinstance(values, str):
+            if name != "anchor" or not isinstance(values, str):
                 object.__setattr__(self, name, _numbers(f"{self.name}: {name}", values))
-        if isinstance(self.anchor, str) and self.anchor not in ("initial", "uniform"):
+        is_word = isinstance(self.anchor, str)
+        if not self.anchor or (is_word and self.anchor not in ("initial", "uniform")):
             raise ValueError(
                 f"{self.name}: anchor must be initial, uniform or one number per domain, got "
-                f"{self.anchor!r}"
+                f"{shown(self.anchor)}"
             )
 
     def _require(self, name: str, wanted: str, is_good: Any) -> None:
         value = getattr(self, name)
         if not is_number(value) or not is_good(value):
-            raise ValueError(f"{self.name}: {name} must be a number {wanted}, got {value!r}")
+            raise ValueError(f"{self.name}: {name} must be a number {wanted}, got {shown(value)}")
 
     def _init(self, weights: FloatArray) -> State:
         count = weights.size
@@ -249,8 +250,11 @@ def expected_falls(falls: FloatArray, errors: FloatArray) -> FloatArray | None:
     return shrunk * np.minimum(1.0, 2.0 / (1.0 + np.exp(np.minimum(log_odds, _MAX_LOG))))
 
 
-def _numbers(where: str, values: Sequence[float]) -> tuple[float, ...]:
+def _numbers(where: str, values: Any) -> tuple[float, ...]:
     """Checks numbers that are 0 or more, not all 0; an empty list stays empty."""
-    if len(values) == 0:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if not isinstance(values, (list, tuple)) or not all(map(is_number, values)):
+        raise ValueError(f"{where} must be one finite number per domain, got {shown(values)}")
+    if not values:
         return ()
     return tuple(check_weights(values, len(values), where=where).tolist())

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..json_data import is_number
+from ..json_data import is_number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, check_weights, normalize
 from .base import State, register
@@ -38,16 +38,22 @@ class Schedule(Static):
     a straight line between them. After the last point its weights are kept."""
 
     def __post_init__(self) -> None:
-        if self.interpolation not in _INTERPOLATIONS:
+        if not isinstance(self.interpolation, str) or self.interpolation not in _INTERPOLATIONS:
             raise ValueError(
                 f"schedule: interpolation must be one of {', '.join(_INTERPOLATIONS)}, got "
-                f"{self.interpolation!r}"
+                f"{shown(self.interpolation)}"
+            )
+        if not isinstance(self.points, (list, tuple)) or not all(map(_is_point, self.points)):
+            raise ValueError(
+                "schedule: points must be a list of a step and one finite number per domain each, "
+                f"got {shown(self.points)}"
             )
         points = tuple((step, tuple(map(float, weights))) for step, weights in self.points)
         steps = [step for step, _ in points]
-        is_right = all(map(is_number, steps)) and steps[:1] in ([], [0])
-        if not is_right or any(a >= b for a, b in pairwise(steps)):
-            raise ValueError(f"schedule: points must be at ascending steps from 0 on, got {steps}")
+        if steps[:1] not in ([], [0]) or any(a >= b for a, b in pairwise(steps)):
+            raise ValueError(
+                f"schedule: points must be at ascending steps from 0 on, got {shown(steps)}"
+            )
         for step, weights in points:
             check_weights(weights, len(points[0][1]), where=f"schedule: weights at step {step}")
         object.__setattr__(self, "points", points)
@@ -83,3 +89,11 @@ class Schedule(Static):
     def _update(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         initial = np.array(state["weights"], dtype=np.float64)
         return state, self.weights_at(observation.step, initial)
+
+
+def _is_point(point: Any) -> bool:
+    """Whether it is a pair of a number and a list of numbers."""
+    if not isinstance(point, (list, tuple)) or len(point) != 2 or not is_number(point[0]):
+        return False
+    weights = point[1]
+    return isinstance(weights, (list, tuple, np.ndarray)) and all(map(is_number, weights))

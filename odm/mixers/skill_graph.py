@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..json_data import Check, list_of, number
+from ..json_data import Check, list_of, number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, holds_everywhere, normalize, softmax
 from .base import Mixer, State, check_step_size, finite_numbers, register
@@ -60,7 +60,7 @@ class SkillGraph(Mixer):
         check_step_size(self.name, self.step_size)
         if type(self.window) is not int or self.window < 1:
             raise ValueError(
-                f"{self.name}: window must be a whole number from 1 on, got {self.window}"
+                f"{self.name}: window must be a whole number from 1 on, got {shown(self.window)}"
             )
 
     @cached_property

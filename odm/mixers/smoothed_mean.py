@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..json_data import shown
 from ..observation import Observation
 from ..simplex import FloatArray, exploration_rate, normalize, softmax
 from .base import State, check_smoothing_factor, register
@@ -39,8 +40,10 @@ class SmoothedMean(ExploringMixer):
 
     def __post_init__(self) -> None:
         check_smoothing_factor(self.name, self.smoothing_factor)
-        if self.share not in ("linear", "softmax"):
-            raise ValueError(f"{self.name}: share must be linear or softmax, got {self.share!r}")
+        if not isinstance(self.share, str) or self.share not in ("linear", "softmax"):
+            raise ValueError(
+                f"{self.name}: share must be linear or softmax, got {shown(self.share)}"
+            )
 
     def _reward_range(self, step: int) -> tuple[float, float]:
         return 0.0, _MAX_PERPLEXITY

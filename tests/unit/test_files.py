@@ -219,3 +219,18 @@ def test_a_folder_that_cannot_take_the_place_leaves_the_old_one(two_folders, tmp
         replace_folder(new, old)
     assert (old / "x").read_text() == "run"
     assert sorted(tmp_path.iterdir()) == [old, new]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs special files")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    before = names(tmp_path)
+    for name in before:
+        with pytest.raises(OSError, match=r"Is no ordinary file|Is a directory"):
+            write_text_atomic(tmp_path / name, "x")
+    with pytest.raises(OSError, match="Is a directory"):
+        write_text_atomic(Path(), "x")
+    assert names(tmp_path) == before
+    assert (tmp_path / "link").is_symlink()

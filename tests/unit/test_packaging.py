@@ -111,6 +111,33 @@ def test_a_source_distribution_holds_the_repository_and_installs(tmp_path):
     assert (tmp_path / "installed/odm/mixers/base.py").is_file()
 
 
+def test_the_library_alone_installs_and_runs_its_readme_without_the_rest(tmp_path):
+    pytest.importorskip("setuptools")
+    ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT / "odm", tmp_path / "odm_alone", ignore=ignored)
+    # odm/signal.py must not stand for the module of the standard library
+    program = "import sys; sys.path.remove(''); import setuptools; setuptools.setup()"
+    setup = [sys.executable, "-c", program]
+    install = ["-q", "install_lib", "--install-dir", str(tmp_path / "installed")]
+    subprocess.run([*setup, *install], cwd=tmp_path / "odm_alone", check=True, timeout=120)
+    readme = (ROOT / "odm/README.md").read_text(encoding="utf-8")
+    codes = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    gym = "from odm.gym.__main__ import main; main(['--world', 'homogeneous', '--seeds', '1'])"
+    others = "{'torch', 'transformers', 'megatron', 'yaml'} & set(sys.modules)"
+    check = f"import sys; assert not {others}, {others}; import odm; print(odm.__file__)"
+    for code in (*codes, gym):
+        ran = subprocess.run(
+            [sys.executable, "-c", f"{code}\n{check}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.splitlines()[-1] == str(tmp_path / "installed/odm/__init__.py")
+
+
 def run_setup(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "setup.py", "-q", *arguments]
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

@@ -155,6 +155,8 @@ def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "Format 'bmpx' is not supported" in error
     assert error.count("\n") == 1
+    assert main([str(tmp_path), "--json", "-o", str(tmp_path / "x.bmpx")]) == 2
+    assert capsys.readouterr().out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

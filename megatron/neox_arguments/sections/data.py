@@ -208,8 +208,8 @@ class Mixing:
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
 
     update_frequency: Annotated[int, Key("data_sampling_update_frequency")] = 1
-    """Iterations from one update of the weights to the next; only learning_curve uses the losses in
-    between. At least 1 for methods that learn."""
+    """Iterations from one update of the weights to the next; only learning_curve and ado use the
+    losses in between. At least 1 for methods that learn."""
 
     points: tuple[tuple[float, tuple[float, ...]], ...]
     """Points of a schedule: iterations before it (a number that need not be whole) and one weight

@@ -37,3 +37,28 @@ def test_the_command_runs_methods_that_need_options_when_they_are_named(capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(f" {name} " in printed for name in NEEDY)
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("x", "--option: must be name=value, got 'x'"),
+        ("exponent=" + "[" * 100_000, "--option 'exponent': is nested too deep"),
+        ("exponent=abc", "learning_curve: exponent must be a number in (0, 1], got 'abc'"),
+        ("anchor={}", "learning_curve: anchor must be one finite number per domain, got {}"),
+        ("anchor=[1,2]", "learning_curve: anchor has 2 numbers, the run has 13 domains"),
+        (f"anchor={[1] * 13}", "learning_curve: anchor has 13 numbers, the run has 14 domains"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_line_before_any_world_is_run(capsys, option, problem):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--mixer", "learning_curve", "--option", option, "--world", "plain", "noise_1"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].endswith(f"error: {problem}")
+
+
+def test_an_option_that_is_given_twice_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--mixer", "learning_curve", "--option", "exponent=1", "exponent=0.5"])
+    assert capsys.readouterr().err.endswith("--option 'exponent': is given twice; give it once\n")

@@ -20,6 +20,16 @@ def test_the_examples_of_the_readme_print_what_it_says():
         assert printed
 
 
+def test_the_gym_prints_what_the_readme_shows():
+    ((command, expected),) = re.findall(r"```\n\$ (.*)\n(.*?)```", README, flags=re.DOTALL)
+    program, *arguments = command.split()
+    assert program == "python"
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == expected
+
+
 def test_the_benchmark_of_mixing_refuses_arguments_without_a_meaning():
     command = [sys.executable, "-m", "tools.benchmark.mixing_overhead", "--domains", "1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

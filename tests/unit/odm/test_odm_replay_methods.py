@@ -169,3 +169,53 @@ def test_a_guard_that_restores_its_anchor_is_replayed(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main([str(tmp_path)]) == 2
     assert "constraint 'guard' depends on the cursors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["doremi", "learning_curve", "smoothed_mean"])
+def test_what_cannot_learn_from_differences_of_losses_follows_held_out_losses(
+    tmp_path, capsys, method
+):
+    options = [f"--option={k}={json.dumps(v)}" for k, v in REQUIRED.get(method, {}).items()]
+    answers = {}
+    for reward in ("generalization", "heldout"):
+        write_run(tmp_path / "metrics.jsonl", "exp3", reward, limits=())
+        assert main([str(tmp_path), "--mixer", method, "--json", *options]) == 0
+        answers[reward] = json.loads(capsys.readouterr().out)["other"]["web"]
+    is_same = np.allclose(answers["generalization"], answers["heldout"], atol=0.05)
+    assert is_same == METHODS[method].needs_losses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--mixer", ""], "mixers: unknown method ''"),
+        (["--mixer", "exp3", "--option", "reward_scale=" + "[" * 100_000], "is nested too deep"),
+        (["--mixer", "exp3", "--option", "reward_scale=1", "--option", "reward_scale=2"], "twice"),
+        (["--mixer", "schedule", "--option", "points=3"], "schedule: points must be a list of"),
+    ],
+)
+def test_an_odd_request_is_one_line(tmp_path, capsys, arguments, problem):
+    write_run(tmp_path / "metrics.jsonl", "exp3", "train")
+    assert main([str(tmp_path), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert problem in printed.err
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1"])
+def test_a_tolerance_without_a_meaning_is_refused(tmp_path, capsys, tolerance):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--tolerance", tolerance])
+    assert f"--tolerance must be at least 0, got {float(tolerance)}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_overflow_end_in_one_line(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_run(path, "exp3", "train", limits=())
+    lines[5]["losses"] = {name: 1e308 for name in DOMAINS}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(path), "--mixer", "learning_curve"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "must be finite" in printed.err

@@ -179,3 +179,30 @@ def test_a_small_model_trains_with_a_held_out_reward():
             measured = held_out.measure(step, lambda samples: squared_errors(model, samples))
         mixture.observe(step, [np.nan, np.nan], held_out=measured)
     assert mixture.weights[1] > 0.7, "its held-out loss is higher; training losses were not given"
+
+
+def test_a_small_model_trains_with_the_held_out_curves_of_learning_curve():
+    torch.manual_seed(0)
+    mixture = controller("learning_curve", reward="heldout", total_steps=120)
+    _, loader = sampler_loader(mixture, num_steps=120)
+    held_out = HeldOutSamples(datasets(), num_samples=4, num_parts=2)
+    table = torch.zeros(2, 2, requires_grad=True)  # a level and a slope per domain
+    optimizer = torch.optim.SGD([table], lr=0.05)
+
+    def losses_of(samples):
+        owners = torch.tensor([sample["owner"] for sample in samples])
+        numbers = torch.tensor([sample["number"] / 50 for sample in samples])
+        chance = torch.where(owners == 1, torch.cos(37.0 * numbers), 0.0)  # nobody can predict it
+        wanted = torch.where(owners == 0, 2.0 + numbers, 0.0) + chance
+        made = table[owners, 0] + table[owners, 1] * numbers
+        return (made - wanted) ** 2, torch.ones(len(samples))
+
+    for step, batch in enumerate(loader, start=1):
+        rows = zip(batch["owner"].tolist(), batch["number"].tolist(), strict=True)
+        losses, _ = losses_of([{"owner": owner, "number": number} for owner, number in rows])
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        measured = held_out.measure(step, losses_of) if step % 2 == 0 else None
+        mixture.observe(step, [np.nan, np.nan], held_out=measured)
+    assert mixture.weights[0] > 0.6, "the other domain is noise"

@@ -50,9 +50,8 @@ def tiny_model():
     )
 
 
-def controller(**options):
-    schedule = MixtureSchedule(3, 2)
-    return MixtureController(DOMAINS, make_mixer("smoothed_mean"), schedule, **options)
+def controller(method="smoothed_mean", **options):
+    return MixtureController(DOMAINS, make_mixer(method), MixtureSchedule(3, 2), **options)
 
 
 def trainer_for(mixture, folder, *, max_steps, first_step=1, **options):
@@ -162,3 +161,22 @@ def test_trainer_follows_held_out_losses_and_saves_what_was_measured(tmp_path):
     resumed = controller(reward="heldout")
     MixtureCallback(resumed, DomainLossRecorder(2), held_out=again).load(tmp_path / "checkpoint-10")
     assert again.state_dict() == saved["held_out"]
+
+
+def test_a_reward_without_its_samples_and_samples_without_a_reward_are_refused():
+    recorder = DomainLossRecorder(2)
+    with pytest.raises(ValueError, match="reward is heldout; give held_out=HeldOutSamples"):
+        MixtureCallback(controller(reward="heldout"), recorder)
+    samples = HeldOutSamples(datasets(), num_samples=4)
+    with pytest.raises(ValueError, match="held_out is given, but the controller's reward is train"):
+        MixtureCallback(controller(), recorder, held_out=samples)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_trainer_follows_the_held_out_curves_of_learning_curve(tmp_path, interval):
+    pytest.importorskip("accelerate")
+    mixture = controller("learning_curve", reward="heldout", total_steps=40)
+    samples = HeldOutSamples(datasets(), num_samples=4, num_parts=2)
+    options = {"held_out": samples, "held_out_interval": interval}
+    trainer_for(mixture, tmp_path, max_steps=40, **options).train()
+    assert mixture.weights[0] > 0.6, "only the constant text can be learnt"

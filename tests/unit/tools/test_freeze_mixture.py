@@ -172,3 +172,23 @@ def test_a_damaged_part_is_named(tmp_path, capsys, part):
     run = write_run(tmp_path)
     (run / "global_step10" / part).write_text('{"counters": ')
     assert part in refused(capsys, run)
+
+
+@pytest.mark.parametrize("save", ["", "occupied"])
+def test_a_save_that_is_no_folder_is_one_line(tmp_path, monkeypatch, capsys, save):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "occupied").write_text("a file")
+    run = write_run(tmp_path)
+    assert main([str(run), "-o", "static.yml", "--save", save]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error == f"freeze_mixture.py: --save: {save!r} is no folder; name one for the checkpoints\n"
+    )
+    assert not (tmp_path / "static.yml").exists()
+
+
+def test_a_name_with_the_end_of_a_line_does_not_end_the_comment(tmp_path):
+    output = tmp_path / "a\nseed: 5 #.yml"
+    assert main([str(write_run(tmp_path)), "-o", str(output)]) == 0
+    assert "seed" not in yaml.safe_load(output.read_text())
+    assert "train.py a?seed: 5 #.yml" in output.read_text()

@@ -91,7 +91,7 @@ def test_a_json_file_has_the_same_content(tmp_path):
         ("a.yaml", REGMIX, ("--row", "3"), "--row 3 is for a table of mixtures"),
         ("a.yaml", REGMIX.replace("0.25", "-1"), (), "weight of the_pile_arxiv must be"),
         ("a.json", OLMIX_PROPOSAL.replace("arxiv", "dclm:code"), (), "a name that occurs once"),
-        ("a.yaml", REGMIX, ("--rename", "x=y"), "--rename x=y: must be OLD=NEW with a domain of"),
+        ("a.yaml", REGMIX, ("--rename", "x=y"), "--rename: 'x=y' must be OLD=NEW with a domain of"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path, capsys, name, text, options, message):
@@ -110,3 +110,48 @@ def test_a_mixture_of_the_published_table_is_read(tmp_path):
     weights = yaml.safe_load((tmp_path / "out.yml").read_text())["weights"]
     assert (len(weights), weights["the_pile_github"]) == (17, 0.304)
     assert sum(weights.values()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        (
+            "a.csv",
+            "index,train_x\nabc,1\n1,1\n",
+            "index 'abc' must be a whole number that occurs once",
+        ),
+        ("a.csv", "index,train_x\n1,1\n1,2\n", "index '1' must be a whole number that occurs once"),
+        ("a.csv", "index,train_x\n,1\n", "index '' must be a whole number that occurs once"),
+        ("a.csv", 'index,train_x\n"1,1\n', "malformed CSV: unexpected end of data"),
+        ("a.csv", f"index,train_x\n{'1' * 140_000},1\n", "malformed CSV: field larger than"),
+        (
+            "a.json",
+            '[{"domain": "a\\nb", "weight": 1}]',
+            "must be a name that occurs once, on one line",
+        ),
+        (
+            "a.json",
+            '[{"domain": "\\ud800", "weight": 1}]',
+            "must be a name that occurs once, on one line",
+        ),
+    ],
+)
+def test_an_odd_table_or_name_is_one_line_and_nothing_is_written(
+    tmp_path, capsys, name, text, problem
+):
+    with pytest.raises(SystemExit, match="2"):
+        imported(tmp_path, name, text)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{tmp_path / name}: " in error
+    assert problem in error
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_file_that_is_read_is_not_replaced(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    path.write_text(OLMIX_PROPOSAL)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(path), "-o", str(tmp_path / "." / "a.json")])
+    assert "is the file to read; name another one with -o" in capsys.readouterr().err
+    assert path.read_text() == OLMIX_PROPOSAL
