@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.neox.folder import NeoxFolder
+from megatron.checkpoint.neox.torch_file import is_dense
 from megatron.errors import CheckpointError
 
 __all__ = ["OptimizerStates", "no_states"]
@@ -198,7 +199,7 @@ def _cut(
         offset += math.prod(shape)
     wanted = math.ceil(offset / alignment)
     for kind, pieces in flat.items():
-        if not all(isinstance(t, Tensor) and t.dim() == 1 for t in pieces):
+        if not all(is_dense(tensor) and tensor.dim() == 1 for tensor in pieces):
             raise CheckpointError(f"{path}: {kind} is no flat tensor; copy it again, {_ADVICE}")
         found = sum(tensor.numel() for tensor in pieces)
         if found < offset or math.ceil(found / alignment) != wanted:
@@ -252,7 +253,7 @@ def _per_parameter(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str
     moments = {
         name: [value.flatten()]
         for name, value in sorted(state.items())
-        if isinstance(value, Tensor) and tuple(value.shape) == shape
+        if is_dense(value) and tuple(value.shape) == shape
     }
     if not moments and state:
         raise ValueError("a state of another shape")
