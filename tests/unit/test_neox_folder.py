@@ -315,6 +315,30 @@ def test_counters_are_those_of_the_files_or_of_the_name_of_the_folder(tmp_path):
     assert saved_configuration(slim) is None
 
 
+def test_flat_states_of_half_precision_without_zero_are_read(tmp_path):
+    folder, shape, weights = write(tmp_path, parts=1, stages=False, dtype=torch.float16)
+    path = folder / "mp_rank_00_model_states.pt"
+    content = torch.load(path, weights_only=False)
+    named = {n: t.float() for n, t in content["module"].items() if "inv_freq" not in n}
+    kept = [t.flatten() for n, t in named.items() if "norm." in n or n.endswith(".bias")]
+    decays = [t.flatten() for n, t in named.items() if t.dim() == 2]
+    flat = [torch.cat(group) + 0.125 for group in (decays, kept)]
+    states = {k: {"exp_avg": -f, "exp_avg_sq": f * f, "step": 7} for k, f in enumerate(flat)}
+    groups = [{"params": [0]}, {"params": [1]}]
+    state = {"state": states, "param_groups": groups}
+    content["optimizer"] = {"optimizer_state_dict": state, "fp32_groups_flat": flat}
+    torch.save({**content, "cur_scale": 2.0}, path)
+    reader = NeoxReader(folder, shape, with_optimizer=True)
+    for name, tensor in weights.items():
+        master = tensor.half().float() + 0.125
+        assert torch.allclose(reader.read_logical(name)[:VOCAB_SIZE], master, atol=1e-6), name
+        assert torch.allclose(reader.read_logical(name, "exp_avg"), -master, atol=1e-6)
+    flat[0] = flat[0][:-1]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="of different checkpoints"):
+        NeoxReader(folder, shape, with_optimizer=True)
+
+
 @pytest.mark.parametrize("value", [-1, True, "7", 2**60, float("nan")])
 def test_a_wrong_counter_is_a_line_with_its_name(tmp_path, value):
     folder, _, _ = write(tmp_path)
