@@ -331,7 +331,7 @@ def test_flat_states_of_half_precision_without_zero_are_read(tmp_path):
     reader = NeoxReader(folder, shape, with_optimizer=True)
     for name, tensor in weights.items():
         master = tensor.half().float() + 0.125
-        assert torch.allclose(reader.read_logical(name)[:VOCAB_SIZE], master, atol=1e-6), name
+        assert torch.allclose(reader.read_logical(name), master, atol=1e-6), name
         assert torch.allclose(reader.read_logical(name, "exp_avg"), -master, atol=1e-6)
     flat[0] = flat[0][:-1]
     torch.save(content, path)

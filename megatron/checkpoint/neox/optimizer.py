@@ -245,6 +245,8 @@ def _without_zero(files: NeoxFolder, rank: int) -> Iterator[tuple[str, _Piece]]:
             for number, (name, shape) in zip(group, names.items(), strict=True):
                 moments = _per_parameter(states.get(number, {}), shape)
                 yield name, _Piece(shape, 0, moments)
+    except CheckpointError:  # a ValueError too
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Unknown(f"those in {path.name} do not fit its parameters") from error
 
