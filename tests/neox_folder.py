@@ -16,21 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.model.gpt2_model import GPT2Model
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["random_weights", "write_neox_folder"]
+__all__ = ["neox_counters", "write_neox_folder"]
 
 Layers = dict[int, dict[str, Tensor]]
-
-
-def random_weights(model: GPT2Model, *, seed: int = 0) -> dict[str, Tensor]:
-    """Fills a model with values far from its initial ones; returns them by our names."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def write_neox_folder(

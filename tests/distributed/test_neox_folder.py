@@ -7,6 +7,9 @@ Each run saves twice at the same iteration: as this program does, and by the eng
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,9 +17,13 @@ import torch
 
 from megatron.checkpoint.format import CheckpointReader
 from megatron.checkpoint.neox.reader import NeoxReader
-from tests.distributed.runs import train, write_config
+from tests.distributed.runs import REPOSITORY, train, write_config
 from tests.distributed.spawn import run_ranks
+from tests.generation_runs import FIELDS, write_run
+from tests.interop.conversions import random_weights, shape_of
+from tests.neox_folder import write_neox_folder
 from tests.tiny import VOCAB_SIZE, tiny_config, write_tiny_corpus
+from tools.hf.network import filled_model
 from tools.hf.settings import settings_of
 
 pytestmark = pytest.mark.distributed
@@ -84,6 +91,41 @@ def test_files_of_deepspeed_give_the_weights_and_moments_that_we_save(corpus, tm
     state = json.loads((loaded.folder / "state.json").read_text())["counters"]
     assert state["step"] == state["applied_steps"] == 3
     assert state["consumed_samples"] == 24
+
+
+def test_generate_reads_slim_weights_as_the_readme_of_gpt_neox_asks(tmp_path):
+    shape = shape_of(FIELDS, VOCAB_SIZE)
+    weights = random_weights(shape)
+    for rows in (slice(0, 32), slice(127, None)):
+        weights["6.final_linear.weight"][rows] = 0.0  # the likeliest characters are printable
+    write_neox_folder(tmp_path / "20B_checkpoints", weights, shape, parts=2, counters=False)
+    (tmp_path / "prompts.txt").write_text("abc")
+    config = write_run(
+        tmp_path,
+        tmp_path / "20B_checkpoints",
+        processes=2,
+        model_parallel_size=2,
+        text_gen_type="input-file",
+        sample_input_file=str(tmp_path / "prompts.txt"),
+        sample_output_file=str(tmp_path / "out.jsonl"),
+        maximum_tokens=5,
+    )
+    finished = subprocess.run(
+        [sys.executable, str(REPOSITORY / "deepy.py"), "generate.py", str(config)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    tokens = torch.tensor([list(b"abc")])
+    model = filled_model(shape, weights.__getitem__)
+    with torch.no_grad():
+        for _ in range(5):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    text = json.loads((tmp_path / "out.jsonl").read_text())["text"]
+    assert text == "".join(map(chr, tokens[0, 3:].tolist()))
 
 
 def train_and_save_twice(file: str, theirs: str) -> None:

@@ -11,10 +11,10 @@ import random
 import pytest
 
 from tools.benchmark.fuzz import __main__ as fuzz
-from tools.benchmark.fuzz import data_kinds, hostile, state_kinds
+from tools.benchmark.fuzz import data_kinds, hostile, neox_kinds, state_kinds
 from tools.benchmark.fuzz.state import run_cases
 
-KINDS = {**state_kinds.KINDS, **data_kinds.KINDS}
+KINDS = {**state_kinds.KINDS, **data_kinds.KINDS, **neox_kinds.KINDS}
 CASES = {kind: 30 if kind.startswith("import") else 70 for kind in KINDS}
 
 

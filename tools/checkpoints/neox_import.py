@@ -69,15 +69,6 @@ def import_neox(
     for line in _description(source, reader, state["counters"]["step"], shape.vocab_size):
         say(line)
 
-    def read(name: str, kind: str) -> Tensor:
-        tensor = reader.read_logical(name, kind)
-        if tensor.numel() and not extremes(tensor).isfinite().all():
-            raise CheckpointError(
-                f"{source}: {kind} of {name} has values that are not finite; choose an earlier "
-                "checkpoint with --iteration"
-            )
-        return tensor
-
     def add_files(target: Path) -> tuple[str, ...]:
         _write_configs(source, target, settings, config_files)
         write_json_atomic(target / "state.json", state)
@@ -90,11 +81,21 @@ def import_neox(
         output,
         source.name,
         parameters=parameter_infos(padded),
-        read=read,
+        read=lambda name, kind: _read_finite(reader, name, kind),
         moment_names=reader.moment_names,
         max_file_size=MAX_FILE_SIZE,
         add_files=add_files,
     )
+
+
+def _read_finite(reader: NeoxReader, name: str, kind: str) -> Tensor:
+    tensor = reader.read_logical(name, kind)
+    if tensor.numel() and not extremes(tensor).isfinite().all():
+        raise CheckpointError(
+            f"{reader.folder}: {kind} of {name} has values that are not finite; choose an earlier "
+            "checkpoint with --iteration"
+        )
+    return tensor
 
 
 def _description(source: Path, reader: NeoxReader, step: int, vocab_size: int) -> list[str]:

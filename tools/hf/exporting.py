@@ -80,8 +80,7 @@ def export(
     which is removed when something fails.
 
     Args:
-        source: A ``global_step<N>`` folder of any layout, of ours, whose checksums are verified
-            first, or of GPT-NeoX.
+        source: A ``global_step<N>`` folder of ours or of GPT-NeoX; its files are verified first.
         output: The folder to make; it may exist if it is empty.
         settings: Configuration of the run.
         options: How to export.

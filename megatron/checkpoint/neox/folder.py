@@ -17,10 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from megatron.checkpoint.neox.torch_file import read_torch_file
+from megatron.checkpoint.neox.torch_file import is_dense, read_torch_file
 from megatron.errors import CheckpointError
 
 __all__ = ["NeoxFolder", "PartsOfLayer"]
@@ -215,7 +214,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             if value is not None and "_extra_state" not in name:
                 raise CheckpointError(f"{path}: {name} is no tensor")
-        elif value.layout != torch.strided or value.is_quantized or value.is_complex():
+        elif not is_dense(value):
             raise CheckpointError(f"{path}: {name} is a tensor of an unknown kind")
         elif value.is_floating_point():
             tensors[name] = value

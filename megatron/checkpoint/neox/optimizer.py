@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.neox.folder import NeoxFolder
+from megatron.checkpoint.neox.torch_file import is_dense
 from megatron.errors import CheckpointError
 
 __all__ = ["OptimizerStates", "no_states"]
@@ -198,7 +199,7 @@ def _cut(
         offset += math.prod(shape)
     wanted = math.ceil(offset / alignment)
     for kind, pieces in flat.items():
-        if not all(isinstance(t, Tensor) and t.dim() == 1 for t in pieces):
+        if not all(is_dense(tensor) and tensor.dim() == 1 for tensor in pieces):
             raise CheckpointError(f"{path}: {kind} is no flat tensor; copy it again, {_ADVICE}")
         found = sum(tensor.numel() for tensor in pieces)
         if found < offset or math.ceil(found / alignment) != wanted:
@@ -244,6 +245,8 @@ def _without_zero(files: NeoxFolder, rank: int) -> Iterator[tuple[str, _Piece]]:
             for number, (name, shape) in zip(group, names.items(), strict=True):
                 moments = _per_parameter(states.get(number, {}), shape)
                 yield name, _Piece(shape, 0, moments)
+    except CheckpointError:  # a ValueError too
+        raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Unknown(f"those in {path.name} do not fit its parameters") from error
 
@@ -252,7 +255,7 @@ def _per_parameter(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str
     moments = {
         name: [value.flatten()]
         for name, value in sorted(state.items())
-        if isinstance(value, Tensor) and tuple(value.shape) == shape
+        if is_dense(value) and tuple(value.shape) == shape
     }
     if not moments and state:
         raise ValueError("a state of another shape")

@@ -54,7 +54,7 @@ def neox_schedule(folder: Path) -> dict[str, Any] | None:
     if not isinstance(saved, Mapping):
         return None
     names = ("start_lr", "min_lr", "warmup_iter", "end_iter")
-    numbers = {name: saved.get(name) for name in names}
+    numbers: dict[str, Any] = {name: saved.get(name) for name in names}
     style = saved.get("decay_style")
     if not isinstance(style, str) or not all(map(_is_number, numbers.values())):
         return None

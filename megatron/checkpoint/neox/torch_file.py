@@ -16,7 +16,7 @@ import torch
 
 from megatron.errors import CheckpointError
 
-__all__ = ["Unread", "read_torch_file"]
+__all__ = ["Unread", "is_dense", "read_torch_file"]
 
 _KNOWN_CLASSES = (
     "numpy.core.multiarray._reconstruct",
@@ -73,6 +73,16 @@ def read_torch_file(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is cut, damaged or not a file of torch.save ({_reason(error)}); copy it again"
         ) from error
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a tensor with all of its elements, not sparse, quantized or complex."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and not value.is_complex()
+    )
 
 
 def _reason(error: Exception) -> str:
