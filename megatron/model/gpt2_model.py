@@ -2,7 +2,8 @@
 
 Parameters are named by GPT-NeoX's layer numbers, on every layout: ``0`` embedding, ``2 .. L+1``
 blocks, ``L+3`` final norm, ``L+4`` output matrix (1 and L+2 were transpositions in GPT-NeoX and are
-empty here). With tied embeddings layer 0 is ``tied_modules.embed`` and there is no L+4.
+empty here). With tied embeddings layer 0 is ``tied_modules.embed`` and there is no L+4. Learned
+relative biases, which GPT-NeoX writes with every block, are ``rpe``.
 """
 
 from __future__ import annotations
@@ -14,31 +15,40 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.forward_context import ForwardContext, make_context
+from megatron.model.attention_span import layer_spans
+from megatron.model.forward_context import ForwardContext, document_context, make_context
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
+from megatron.model.relative_bias import RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["GPT2Model", "layer_list"]
+__all__ = ["SHARED_BIAS", "GPT2Model", "layer_list"]
+
+SHARED_BIAS = "rpe"
+"""Name of the module of learned relative biases, which all blocks share."""
 
 LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
 """Class of a layer, and its positional arguments."""
 
 
-def layer_list(config: ModelShape, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
+def layer_list(
+    config: ModelShape, tp: TensorParallel = SINGLE, *, bias: RelativeBias | None = None
+) -> dict[int, LayerRecipe]:
     """GPT-NeoX's layer numbers -> class and arguments of the layer.
 
-    With tied embeddings the layer after the final norm is missing, since it has no matrix.
+    With tied embeddings the layer after the final norm is missing, since it has no matrix. The
+    blocks share ``bias``; if it has parameters, the caller registers it as `SHARED_BIAS`.
     """
     rotary = make_rotary(config)
     top = config.num_layers + 2
     layers: dict[int, LayerRecipe] = {0: (Embedding, (config, tp))}
-    layers.update({index: (TransformerLayer, (config, rotary, tp)) for index in range(2, top)})
+    for index, span in enumerate(layer_spans(config, bias), start=2):
+        layers[index] = (TransformerLayer, (config, rotary, tp, span))
     layers[top + 1] = (FinalNorm, (config, tp))
     if config.no_weight_tying:
         layers[top + 2] = (OutputLayer, (config, tp))
@@ -63,7 +73,9 @@ class GPT2Model(nn.Module):
         super().__init__()
         self.config = config
         self.tp = tp
-        layers = {index: kind(*args) for index, (kind, args) in layer_list(config, tp).items()}
+        bias = make_relative_bias(config, tp)
+        recipes = layer_list(config, tp, bias=bias)
+        layers = {index: kind(*args) for index, (kind, args) in recipes.items()}
         self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
         self._block_names = [str(index) for index in range(2, config.num_layers + 2)]
         self._norm_name = str(config.num_layers + 3)
@@ -77,6 +89,8 @@ class GPT2Model(nn.Module):
             self.add_module("0", embedding)
         else:
             self.tied_modules = nn.ModuleDict({"embed": embedding})
+        if isinstance(bias, nn.Module):
+            self.add_module(SHARED_BIAS, bias)
         for index, layer in layers.items():
             self.add_module(str(index), layer)
         if not config.no_weight_tying:
@@ -89,6 +103,7 @@ class GPT2Model(nn.Module):
         tokens: Tensor,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        document_offsets: Tensor | None = None,
         *,
         caches: Sequence[KeyValueCache] | None = None,
         positions: Tensor | None = None,
@@ -101,6 +116,8 @@ class GPT2Model(nn.Module):
             tokens: (b, s) int64.
             labels: (b, s) int64, the next tokens.
             loss_mask: (b, s), 0 for tokens that do not count.
+            document_offsets: (b, s) int64, tokens of its document before each token, as for
+                `hidden_states`.
             caches: One cache per layer, as for `hidden_states`; None keeps no keys and values.
             positions: (b, s) int64, position of each token, as for `hidden_states`.
             attention_mask: True where a token may attend, as for `hidden_states`.
@@ -111,7 +128,11 @@ class GPT2Model(nn.Module):
             Logits (b, s, vocab_size); with labels see `OutputLayer`.
         """
         hidden = self.hidden_states(
-            tokens, caches=caches, positions=positions, attention_mask=attention_mask
+            tokens,
+            caches=caches,
+            positions=positions,
+            attention_mask=attention_mask,
+            document_offsets=document_offsets,
         )
         output = self.output_layer
         if labels is None:
@@ -132,6 +153,7 @@ class GPT2Model(nn.Module):
         caches: Sequence[KeyValueCache] | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        document_offsets: Tensor | None = None,
     ) -> Tensor:
         """Activations after the final norm, (b, s, h); with caches they have no gradients.
 
@@ -147,15 +169,22 @@ class GPT2Model(nn.Module):
                 the positions after those in the caches.
             attention_mask: bool, broadcastable to (b, 1, s, t), where t includes the cached
                 positions; True where a token may attend. None is causal.
+            document_offsets: (b, s) int64, tokens of its document before each token. What they do
+                is decided by ``reset_attention_mask`` and ``reset_position_ids``; not together with
+                the other arguments.
         """
         embedding = self.get_submodule(self._embedding_name)
         blocks = [self.get_submodule(name) for name in self._block_names]
         norm = self.get_submodule(self._norm_name)
         start = 0 if caches is None else caches[0].length
         with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
+            if document_offsets is not None and self.config.reset_position_ids:
+                positions = document_offsets
             hidden = embedding(tokens, start, positions)
             context = None
-            if caches is not None or positions is not None or attention_mask is not None:
+            if document_offsets is not None:
+                context = document_context(self.config, self._rotary, hidden, document_offsets)
+            elif caches is not None or positions is not None or attention_mask is not None:
                 context = make_context(
                     self._rotary,
                     tokens.shape[1],

@@ -30,8 +30,6 @@ part of: moe_num_experts
     create_moe_param_group=True enable_expert_tensor_parallelism=False moe_loss_coeff=0.1
     moe_{aux_loss_coeff,z_loss_coeff,jitter_eps}:float moe_type='megablocks'
     moe_{train,eval}_capacity_factor=1.0 moe_router_type='sinkhorn'
-refused by all: sparse attention is not part of this version
-    sparsity_config:section
 refused by all: quantisation and pruning are not part of this version
     compression_training:section
 refused when enabled, by all: sparse attention is not part of this version
@@ -49,8 +47,6 @@ refused by all: queries and keys are not normalised
     use_qk_layernorm=False
 refused by all: learned positions start at 0
     opt_pos_emb_offset=0
-part of: pos_emb: rpe
-    rpe_num_buckets=32 rpe_max_distance=128
 part of: gMLP layers
     gmlp_attn_dim:int=64
 part of: RWKV layers

@@ -1,0 +1,104 @@
+"""Whole rows by torch's ``flex_attention``: hidden keys are skipped, and no (s, s) matrix exists.
+
+Shapes: b batch, s sequence, n query heads and g key-value heads of this rank, d head size.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from megatron.model.attention_span import AttentionSpan, Documents, Reach
+
+__all__ = ["flexible_attention", "is_flexible"]
+
+_SMALLEST_HEAD = 16
+"""The compiled kernels accept no smaller head."""
+
+
+def is_flexible(query: Tensor) -> bool:
+    """Whether the compiled kernels accept queries of this head size."""
+    return query.shape[-1] >= _SMALLEST_HEAD
+
+
+def flexible_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents | None,
+    span: AttentionSpan,
+    *,
+    compiled: bool = True,
+) -> Tensor:
+    """Attention inside documents, or inside whole rows if there are none.
+
+    Args:
+        query: (b, n, s, d).
+        key: (b, g, s, d).
+        value: (b, g, s, d).
+        documents: The documents of the rows; None: each row is one.
+        span: What the queries of this layer see, and the bias of their scores.
+        compiled: False computes all scores, slowly: for tests.
+
+    Returns:
+        (b, n, s, d).
+    """
+    batch, _, length, _ = query.shape
+    mask = _block_mask(documents, span.reach, batch, length, query.device, compiled)
+    biases = None
+    if span.bias is not None:
+        distances = torch.arange(length, device=query.device)[None]
+        biases = span.bias.reader(length, query.device)(distances)[:, 0]  # (n, s)
+
+    def add_bias(score: Tensor, b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert biases is not None
+        return score + biases[head, torch.where(q >= k, q - k, 0)]
+
+    run = _compiled(flex_attention) if compiled else flex_attention
+    result = run(
+        query,
+        key,
+        value,
+        score_mod=None if biases is None else add_bias,
+        block_mask=mask,
+        enable_gqa=query.shape[1] > key.shape[1],
+    )
+    assert isinstance(result, Tensor)
+    return result
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)
+
+
+_WHOLE: dict[Any, Any] = {}
+"""Masks of rows that are one document, by reach, length and device."""
+
+
+def _block_mask(
+    documents: Documents | None,
+    reach: Reach | None,
+    batch: int,
+    length: int,
+    device: torch.device,
+    compiled: bool,
+) -> Any:
+    kept = _WHOLE if documents is None else documents.kept
+    name = "block mask", reach, length, device, compiled
+    if name not in kept:
+        offsets = torch.arange(length, device=device)[None]
+        if documents is not None:
+            offsets = documents.offsets
+        depth = AttentionSpan(reach).depth(offsets).contiguous()
+
+        def is_seen(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (q - k <= depth[b, q])
+
+        make = _compiled(create_block_mask) if compiled else create_block_mask
+        kept[name] = make(is_seen, depth.shape[0], None, length, length, device=device)
+    return kept[name]
