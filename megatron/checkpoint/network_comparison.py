@@ -31,6 +31,8 @@ _FREE = {
     "init_method_std",
     "checkpoint_num_layers",
     "z_loss",
+    "reset_attention_mask",  # how samples are read, as seq_length
+    "reset_position_ids",
 }
 """Fields of `ModelShape` that may change between runs; a new one is compared."""
 
@@ -40,12 +42,15 @@ _ONLY_WITH = {
     "rotary_emb_base": ("pos_emb", "rotary"),
     "gpt_j_tied": ("gpt_j_residual", True),
     "use_bias_in_norms": ("norm", "layernorm"),
+    "rpe_num_buckets": ("pos_emb", "rpe"),
+    "rpe_max_distance": ("pos_emb", "rpe"),
 }
 """{field: (other field, value)}: the field has an effect only if the other one has this value."""
 
 _LABELS = {
     "rotary_dim": "rotary_dim (from rotary_pct)",
     "mlp_inner_size": "mlp_inner_size (from intermediate_size)",
+    "attention_reach": "attention_reach (from sliding_window_width and attention_config)",
 }
 """Field -> its label in messages, if the user sets it by a key of another name."""
 
@@ -87,7 +92,8 @@ def first_difference(
         other, value = _ONLY_WITH.get(name, (name, getattr(network, name)))
         if getattr(network, other) != value or known.get(name) is None:
             continue
-        if known[name] != getattr(network, name):
+        wanted = json.loads(json.dumps(getattr(network, name)))  # lists in place of tuples
+        if json.loads(json.dumps(known[name])) != wanted:
             key = NORM_EPSILONS[network.norm] if name == "norm_epsilon" else name
-            return _LABELS.get(key, key), known[name], getattr(network, name)
+            return _LABELS.get(key, key), known[name], wanted
     return None

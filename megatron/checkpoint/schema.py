@@ -136,6 +136,8 @@ _NETWORK: dict[str, Check] = {
     "num_layers": integer(1, 10_000),
     "max_position_embeddings": integer(1, 1 << 31),
     "rotary_emb_base": number(0),
+    "rpe_max_distance": integer(0, 1 << 31),
+    "attention_reach": list_of(optional(list_of(integer(0, 1 << 31), length=2))),
 }
 """Types of the fields that decide the network."""
 _READ_FIELDS = fields(

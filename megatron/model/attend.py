@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron.model.attention_span import AttentionSpan, Documents
 from megatron.model.flexible_attention import flexible_attention, is_flexible
 from megatron.model.forward_context import ForwardContext
-from megatron.model.relative_bias import AlibiBias, LearnedBias, Reader
+from megatron.model.relative_bias import LearnedBias, Reader
 
 __all__ = ["attend"]
 
@@ -101,7 +101,7 @@ def _attend_documents(
 def _bias_of_short(
     documents: Documents, start: int, end: int, span: AttentionSpan, like: Tensor
 ) -> Tensor:
-    """Bias of several documents at once, (1, 1 or n, s, s); kept unless it has gradients."""
+    """Bias of several documents at once, (1, 1 or n, s, s); kept unless it is learned."""
     key = span, start, like.dtype
     found = documents.kept.get(key)
     if found is not None:
@@ -109,7 +109,7 @@ def _bias_of_short(
     depth = span.depth(documents.offsets.flatten()[start:end])
     places = torch.arange(end - start, device=like.device)
     bias = _bias(places, places, depth, _reader(span, end - start, like), like)
-    if not bias.requires_grad:
+    if not isinstance(span.bias, LearnedBias):
         documents.kept[key] = bias
     return bias
 
@@ -126,7 +126,9 @@ def _attend_document(
     starts = range(0, length, size)
     firsts = [0 if span.reach is None else max(0, span.reach.first(start)) for start in starts]
     most = max(start - first for start, first in zip(starts, firsts, strict=True))
-    strip = _strip(span, min(size, length), most, query)
+    # one that is kept serves documents of every length
+    rows = min(size, length) if isinstance(span.bias, LearnedBias) else size
+    strip = _strip(span, rows, most, query)
     before = strip.shape[-1] - strip.shape[-2]
     results = []
     for start, first in zip(starts, firsts, strict=True):
@@ -143,7 +145,7 @@ def _strip(span: AttentionSpan, size: int, before: int, like: Tensor) -> Tensor:
     """Bias of ``size`` queries and the keys from ``before`` tokens before the first one on.
 
     Returns:
-        (1, 1 or n, s, t), where t is at least ``before + size``; kept unless it has gradients.
+        (1, 1 or n, s, t), where t is at least ``before + size``; kept unless it is learned.
     """
     name = size, like.dtype, like.device
     found = span.kept.get(name)
@@ -157,7 +159,7 @@ def _strip(span: AttentionSpan, size: int, before: int, like: Tensor) -> Tensor:
         inside = (queries - before) % span.reach.block_size
         depth = inside + span.reach.num_blocks * span.reach.block_size
     bias = _bias(queries, keys, depth, _reader(span, before + size, like), like)
-    if not bias.requires_grad:
+    if not isinstance(span.bias, LearnedBias):
         span.kept[name] = bias
     return bias
 

@@ -7,6 +7,7 @@ so that tensor parallelism is a plain cut of dimension 0; with g = n this is GPT
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class SelfAttention(nn.Module):
         self.queries_per_group = config.num_attention_heads // config.num_kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        self.common_context: Callable[[], ForwardContext | None] | None = None
+        """Gives the context of passes that bring none; None, or no answer: see ``forward``."""
         self.rotary = rotary
         query_size = config.num_attention_heads * config.head_dim
         init_method, output_init_method = init_methods(config)
@@ -83,6 +86,8 @@ class SelfAttention(nn.Module):
         """
         fused = self._project(hidden)
         batch, length = fused.shape[:2]
+        if context is None and self.common_context is not None:
+            context = self.common_context()
         if context is None:
             context = make_context(self.rotary, length, like=fused, is_whole=True)
         if context.angles is not None:

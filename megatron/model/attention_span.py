@@ -47,7 +47,7 @@ class AttentionSpan:
     """None: to the beginning."""
     bias: RelativeBias | None = None
     kept: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    """Biases without gradients that later passes use again."""
+    """Biases that are not learned, which later passes use again."""
 
     @property
     def is_plain(self) -> bool:

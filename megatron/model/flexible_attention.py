@@ -47,8 +47,8 @@ def flexible_attention(
     Returns:
         (b, n, s, d).
     """
-    batch, _, length, _ = query.shape
-    mask = _block_mask(documents, span.reach, batch, length, query.device, compiled)
+    length = query.shape[2]
+    mask = _block_mask(documents, span.reach, length, query.device, compiled)
     biases = None
     if span.bias is not None:
         distances = torch.arange(length, device=query.device)[None]
@@ -83,7 +83,6 @@ _WHOLE: dict[Any, Any] = {}
 def _block_mask(
     documents: Documents | None,
     reach: Reach | None,
-    batch: int,
     length: int,
     device: torch.device,
     compiled: bool,
@@ -91,14 +90,27 @@ def _block_mask(
     kept = _WHOLE if documents is None else documents.kept
     name = "block mask", reach, length, device, compiled
     if name not in kept:
-        offsets = torch.arange(length, device=device)[None]
-        if documents is not None:
-            offsets = documents.offsets
-        depth = AttentionSpan(reach).depth(offsets).contiguous()
-
-        def is_seen(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (q >= k) & (q - k <= depth[b, q])
-
         make = _compiled(create_block_mask) if compiled else create_block_mask
-        kept[name] = make(is_seen, depth.shape[0], None, length, length, device=device)
+        rows, is_seen = _visibility(documents, reach, length, device)
+        kept[name] = make(is_seen, rows, None, length, length, device=device)
     return kept[name]
+
+
+def _visibility(
+    documents: Documents | None, reach: Reach | None, length: int, device: torch.device
+) -> tuple[int | None, Any]:
+    """The number of rows that differ, or None, and the rule for (row, head, query, key)."""
+    span = AttentionSpan(reach)
+    if documents is None:
+        depth = span.depth(torch.arange(length, device=device)).contiguous()
+
+        def in_row(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (q - k <= depth[q])
+
+        return None, in_row
+    depths = span.depth(documents.offsets).contiguous()
+
+    def in_document(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (q - k <= depths[b, q])
+
+    return depths.shape[0], in_document

@@ -49,7 +49,8 @@ class AlibiBias:
 
     def reader(self, longest: int, device: torch.device) -> Reader:
         """A function from distances below ``longest`` to biases; smaller and larger ones count as
-        the nearest of these."""
+        the nearest of these.
+        """
         slopes = self._on_device.get(device)
         if slopes is None:
             slopes = -torch.tensor(self._slopes, dtype=torch.float32, device=device)[:, None, None]

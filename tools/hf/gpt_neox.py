@@ -83,18 +83,33 @@ _CONDITIONS: tuple[tuple[str, Callable[[ModelShape], bool], str], ...] = (
         lambda s: not (s.gpt_j_residual and s.gpt_j_tied),
         "it has two norms per block",
     ),
+    ("attention_reach", lambda s: not s.attention_reach, "its layers see all earlier tokens"),
     ("use_bias_in_norms", lambda s: s.use_bias_in_norms, "its norms have a bias"),
     ("use_bias_in_mlp", lambda s: s.use_bias_in_mlp, "its MLP has biases"),
 )
+
+_KEYS = {"attention_reach": "sliding_window_width and 'local' in attention_config"}
+"""Field -> the keys that decide it, if they have other names."""
 
 
 def refusals(shape: ModelShape) -> list[str]:
     """What the class cannot express, as ``field: value, reason``; may be empty."""
     return [
-        f"{field}: GPTNeoXForCausalLM cannot express {getattr(shape, field)!r}; {reason}"
+        f"{_KEYS.get(field, field)}: GPTNeoXForCausalLM cannot express {_value(shape, field)}; "
+        f"{reason}"
         for field, can_express, reason in _CONDITIONS
         if not can_express(shape)
     ]
+
+
+def _value(shape: ModelShape, field: str) -> str:
+    if field != "attention_reach":
+        return repr(getattr(shape, field))
+    kinds = sorted({tuple(reach) for reach in shape.attention_reach if reach is not None})
+    return " and ".join(
+        f"a window of {blocks} tokens" if size == 1 else f"{blocks} blocks of {size} tokens"
+        for blocks, size in kinds
+    )
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:

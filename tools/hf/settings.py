@@ -24,6 +24,12 @@ _TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_adds_spec
 _KEYS = (*_TOKENIZER, "padded_vocab_size", "seq_length", "neox_compat")
 """Keys outside the section of the model that count here."""
 
+_NEWER = {
+    *("attention_reach", "rpe_num_buckets", "rpe_max_distance"),
+    *("reset_attention_mask", "reset_position_ids"),
+}
+"""Fields of the network that files of earlier versions lack: they then have their defaults."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -39,8 +45,9 @@ class RunSettings:
         """
         model = self.sections["model"]
         vocabulary = {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
-        names = [field.name for field in fields(ModelShape) if field.name not in vocabulary]
-        missing = next((name for name in names if model.get(name) is None), None)
+        expected = [field.name for field in fields(ModelShape) if field.name not in vocabulary]
+        names = [name for name in expected if model.get(name) is not None]
+        missing = next((n for n in expected if n not in names and n not in _NEWER), None)
         if missing is not None:
             raise CheckpointError(
                 f"configs/resolved.json: lacks {missing}; perhaps another version of this "

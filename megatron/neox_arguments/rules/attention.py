@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..declarations import at_least
+from ..declarations import between
 from .draft import Draft
 
 WINDOW = "sliding_window_width"
 _LOCAL = {
-    key: (int, at_least(1)) for key in ("block", "num_local_blocks", "num_sliding_window_blocks")
+    "block": (int, between(1, 1024)),
+    **dict.fromkeys(("num_local_blocks", "num_sliding_window_blocks"), (int, between(1, 1 << 20))),
 }
 _OTHERS = {
     **dict.fromkeys(("different_layout_per_head", "horizontal_global_attention"), bool),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, in_range
+from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, between, in_range
 
 MOST_LAYERS = 100_000
 """More are a slip of the pen, and lists of them would fill the memory."""
@@ -73,21 +73,21 @@ class Model:
     """Added to the variance of the chosen `norm`."""
 
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
-    """How positions enter the model. `alibi`: a query's score of a key falls with their distance, by
-    a fixed slope per head; `rpe`: a learned bias per head and bucket of distances, as in T5, which
-    all layers share."""
+    """How positions enter the model. `alibi`: the score of a key falls with its distance from the
+    query, by a fixed slope per head; `rpe`: a learned bias per head and bucket of distances, as in
+    T5, which all layers share."""
 
-    rpe_num_buckets: Annotated[int, at_least(2)] = 32
+    rpe_num_buckets: Annotated[int, between(2, 1 << 16)] = 32
     """Buckets of distances with `pos_emb: rpe`. The first half has one distance each, the second
     half grows logarithmically."""
 
-    rpe_max_distance: Annotated[int, at_least(2)] = 128
+    rpe_max_distance: Annotated[int, between(2, 1 << 31)] = 128
     """Distances of this many tokens and more share the last bucket, with `pos_emb: rpe`; above half
     of `rpe_num_buckets`."""
 
     attention_reach: tuple[tuple[int, int] | None, ...] = field(default_factory=tuple)
-    """How far back each layer sees, as (blocks, tokens per block): its own block up to itself and so
-    many blocks before it. None: all earlier tokens; empty: all layers see these."""
+    """How far back a token sees in each layer, as (blocks, tokens per block): its own block up to
+    itself, and so many blocks before it. None: all earlier tokens; empty: so in all layers."""
 
     reset_attention_mask: bool = False
     """Hides earlier documents: a token attends to its own document alone. A document ends with its
