@@ -15,6 +15,7 @@ Shapes: b batch, s queries, t keys, n query heads and g key-value heads of this 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -64,108 +65,114 @@ def attend(
     if span.is_plain and context.documents is None:
         return product(query, key, value, attn_mask=context.bias, is_causal=context.is_causal)
     if context.is_whole and query.device.type == "cpu":
+        run = _Pieces(span, product, context.bias_values)
         if context.documents is None:
-            return _attend_document(query, key, value, span, product)
-        return _attend_documents(query, key, value, context.documents, span, product)
+            return run.attend_document(query, key, value)
+        return run.attend_documents(query, key, value, context.documents)
     if context.is_whole and not dropout and is_flexible(query):
-        return flexible_attention(query, key, value, context.documents, span)
+        values = context.bias_values
+        return flexible_attention(query, key, value, context.documents, span, bias_values=values)
     return _attend_in_blocks(query, key, value, context, span, product)
 
 
-def _attend_documents(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Documents,
-    span: AttentionSpan,
-    product: Product,
-) -> Tensor:
-    """Piece by piece along the rows of the batch, one after the other."""
-    sizes = [piece.end - piece.start for piece in documents.pieces]
-    flat = (
-        tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0).split(sizes, dim=2)
-        for tensor in (query, key, value)
-    )
-    results = []
-    for piece, *parts in zip(documents.pieces, *flat, strict=True):
-        if piece.is_one_document:
-            result = _attend_document(*parts, span, product)
-        else:
-            bias = _bias_of_short(documents, piece.start, piece.end, span, query)
-            result = _with_bias(product, *parts, bias)
-        results.append(result.squeeze(0).transpose(0, 1))
-    batch, _, length, _ = query.shape
-    return torch.cat(results).unflatten(0, (batch, length)).transpose(1, 2)
+@dataclass(frozen=True)
+class _Pieces:
+    """Whole rows in pieces, on a CPU."""
+
+    span: AttentionSpan
+    product: Product
+    bias_values: Tensor | None
+
+    def attend_documents(
+        self, query: Tensor, key: Tensor, value: Tensor, documents: Documents
+    ) -> Tensor:
+        """Piece by piece along the rows of the batch, one after the other."""
+        sizes = [piece.end - piece.start for piece in documents.pieces]
+        flat = (
+            tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0).split(sizes, dim=2)
+            for tensor in (query, key, value)
+        )
+        results = []
+        for piece, *parts in zip(documents.pieces, *flat, strict=True):
+            if piece.is_one_document:
+                result = self.attend_document(*parts)
+            else:
+                bias = self._bias_of_short(documents, piece.start, piece.end, query)
+                result = _with_bias(self.product, *parts, bias)
+            results.append(result.squeeze(0).transpose(0, 1))
+        batch, _, length, _ = query.shape
+        return torch.cat(results).unflatten(0, (batch, length)).transpose(1, 2)
+
+    def attend_document(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Rows that are one document each, from its first token on."""
+        reach = self.span.reach
+        if self.span.is_plain:
+            return self.product(query, key, value, is_causal=True)
+        length = query.shape[2]
+        unit = 1 if reach is None else reach.block_size
+        size = -(-_BLOCK // unit) * unit  # of all blocks: they then have the same bias by distance
+        starts = range(0, length, size)
+        firsts = [0 if reach is None else max(0, reach.first(start)) for start in starts]
+        most = max(start - first for start, first in zip(starts, firsts, strict=True))
+        strip = self._strip(min(size, length) if self._is_learned else size, most, query)
+        before = strip.shape[-1] - strip.shape[-2]
+        results = []
+        for start, first in zip(starts, firsts, strict=True):
+            end = min(start + size, length)
+            shift = before - (start - first)
+            bias = strip[:, :, : end - start, shift : shift + end - first]
+            keys = slice(first, end)
+            block = query[:, :, start:end], key[:, :, keys], value[:, :, keys]
+            results.append(_with_bias(self.product, *block, bias))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2)
+
+    @property
+    def _is_learned(self) -> bool:
+        """Whether biases change with each step, so that none can be kept."""
+        return isinstance(self.span.bias, LearnedBias)
+
+    def _bias_of_short(self, documents: Documents, start: int, end: int, like: Tensor) -> Tensor:
+        """Bias of several documents at once, (1, 1 or n, s, s); kept unless it is learned."""
+        key = self.span, start, like.dtype
+        found = documents.kept.get(key)
+        if found is not None:
+            return found
+        depth = self.span.depth(documents.offsets.flatten()[start:end])
+        places = torch.arange(end - start, device=like.device)
+        reader = _reader(self.span, end - start, like, self.bias_values)
+        bias = _bias(places, places, depth, reader, like)
+        if not self._is_learned:
+            documents.kept[key] = bias
+        return bias
+
+    def _strip(self, size: int, before: int, like: Tensor) -> Tensor:
+        """Bias of ``size`` queries and the keys from ``before`` tokens before the first one on.
+
+        Returns:
+            (1, 1 or n, s, t), where t is at least ``before + size``; kept unless it is learned.
+        """
+        name = size, like.dtype, like.device
+        found = self.span.kept.get(name)
+        if found is not None and found.shape[-1] >= before + size:
+            return found
+        keys = torch.arange(before + size, device=like.device)
+        queries = keys[before:]
+        depth, reach = queries, self.span.reach
+        if reach is not None:
+            # counted from a block's beginning, as if no document began inside the strip
+            inside = (queries - before) % reach.block_size
+            depth = inside + reach.num_blocks * reach.block_size
+        reader = _reader(self.span, before + size, like, self.bias_values)
+        bias = _bias(queries, keys, depth, reader, like)
+        if not self._is_learned:
+            self.span.kept[name] = bias
+        return bias
 
 
-def _bias_of_short(
-    documents: Documents, start: int, end: int, span: AttentionSpan, like: Tensor
-) -> Tensor:
-    """Bias of several documents at once, (1, 1 or n, s, s); kept unless it is learned."""
-    key = span, start, like.dtype
-    found = documents.kept.get(key)
-    if found is not None:
-        return found
-    depth = span.depth(documents.offsets.flatten()[start:end])
-    places = torch.arange(end - start, device=like.device)
-    bias = _bias(places, places, depth, _reader(span, end - start, like), like)
-    if not isinstance(span.bias, LearnedBias):
-        documents.kept[key] = bias
-    return bias
-
-
-def _attend_document(
-    query: Tensor, key: Tensor, value: Tensor, span: AttentionSpan, product: Product
-) -> Tensor:
-    """Rows that are one document each, from its first token on."""
-    if span.is_plain:
-        return product(query, key, value, is_causal=True)
-    length = query.shape[2]
-    unit = 1 if span.reach is None else span.reach.block_size
-    size = -(-_BLOCK // unit) * unit  # of all blocks: they then have the same bias by distance
-    starts = range(0, length, size)
-    firsts = [0 if span.reach is None else max(0, span.reach.first(start)) for start in starts]
-    most = max(start - first for start, first in zip(starts, firsts, strict=True))
-    # one that is kept serves documents of every length
-    rows = min(size, length) if isinstance(span.bias, LearnedBias) else size
-    strip = _strip(span, rows, most, query)
-    before = strip.shape[-1] - strip.shape[-2]
-    results = []
-    for start, first in zip(starts, firsts, strict=True):
-        end = min(start + size, length)
-        shift = before - (start - first)
-        bias = strip[:, :, : end - start, shift : shift + end - first]
-        keys = slice(first, end)
-        block = query[:, :, start:end], key[:, :, keys], value[:, :, keys]
-        results.append(_with_bias(product, *block, bias))
-    return results[0] if len(results) == 1 else torch.cat(results, dim=2)
-
-
-def _strip(span: AttentionSpan, size: int, before: int, like: Tensor) -> Tensor:
-    """Bias of ``size`` queries and the keys from ``before`` tokens before the first one on.
-
-    Returns:
-        (1, 1 or n, s, t), where t is at least ``before + size``; kept unless it is learned.
-    """
-    name = size, like.dtype, like.device
-    found = span.kept.get(name)
-    if found is not None and found.shape[-1] >= before + size:
-        return found
-    keys = torch.arange(before + size, device=like.device)
-    queries = keys[before:]
-    depth = queries
-    if span.reach is not None:
-        # counted from a block's beginning, as if no document began inside the strip
-        inside = (queries - before) % span.reach.block_size
-        depth = inside + span.reach.num_blocks * span.reach.block_size
-    bias = _bias(queries, keys, depth, _reader(span, before + size, like), like)
-    if not isinstance(span.bias, LearnedBias):
-        span.kept[name] = bias
-    return bias
-
-
-def _reader(span: AttentionSpan, longest: int, like: Tensor) -> Reader | None:
-    return None if span.bias is None else span.bias.reader(longest, like.device)
+def _reader(
+    span: AttentionSpan, longest: int, like: Tensor, values: Tensor | None
+) -> Reader | None:
+    return None if span.bias is None else span.bias.reader(longest, like.device, values)
 
 
 def _bias(
@@ -220,7 +227,7 @@ def _attend_in_blocks(
     own, others = context.places(length, total, query.device)
     depth = span.depth(own if context.documents is None else context.documents.offsets)
     given = None if context.bias is None else context.bias.expand(_at_least(context.bias, length))
-    reader = _reader(span, max(total, context.longest), query)
+    reader = _reader(span, max(total, context.longest), query, context.bias_values)
     size = max(1, _LARGEST_BIAS // (batch * heads * total))
     results = []
     for start in range(0, length, size):

@@ -32,6 +32,7 @@ def flexible_attention(
     documents: Documents | None,
     span: AttentionSpan,
     *,
+    bias_values: Tensor | None = None,
     compiled: bool = True,
 ) -> Tensor:
     """Attention inside documents, or inside whole rows if there are none.
@@ -42,6 +43,7 @@ def flexible_attention(
         value: (b, g, s, d).
         documents: The documents of the rows; None: each row is one.
         span: What the queries of this layer see, and the bias of their scores.
+        bias_values: See `ForwardContext`.
         compiled: False computes all scores, slowly: for tests.
 
     Returns:
@@ -52,7 +54,7 @@ def flexible_attention(
     biases = None
     if span.bias is not None:
         distances = torch.arange(length, device=query.device)[None]
-        biases = span.bias.reader(length, query.device)(distances)[:, 0]  # (n, s)
+        biases = span.bias.reader(length, query.device, bias_values)(distances)[:, 0]  # (n, s)
 
     def add_bias(score: Tensor, b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         assert biases is not None

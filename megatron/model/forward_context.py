@@ -36,6 +36,8 @@ class ForwardContext:
     """(b, s), positions given for inference; None: those after the cached ones."""
     longest: int = 0
     """Number of positions that the model supports."""
+    bias_values: Tensor | None = None
+    """Learned biases of all distances, see `LearnedBias`; None: each layer computes them."""
 
     def places(self, length: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions of ``length`` queries and of all ``total`` keys, whose differences are their
@@ -94,7 +96,7 @@ def make_context(
     return ForwardContext(
         angles,
         bias,
-        is_causal=bias is None and length > 1,
+        is_causal=bias is None and (is_whole or length > 1),
         is_whole=is_whole,
         documents=documents,
         positions=None if is_whole else positions,

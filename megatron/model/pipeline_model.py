@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron.model.attention import SelfAttention
-from megatron.model.forward_context import ForwardContext, document_context
+from megatron.model.forward_context import ForwardContext, document_context, make_context
 from megatron.model.gpt2_model import SHARED_BIAS, layer_list
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
@@ -140,18 +141,27 @@ class GPT2PipelineModel(PipelineModule):
         Returns:
             Hidden states, and on all but the last stage the offsets, if there are any.
         """
-        if isinstance(inputs, Tensor):
-            return super().forward(inputs)
-        first, offsets = inputs
-        context = None
-        if self._attentions:
-            like, rotary = next(self.parameters()), self._attentions[0].rotary
+        first, offsets = (inputs, None) if isinstance(inputs, Tensor) else inputs
+        resets = offsets is not None and self.config.reset_position_ids
+        with self._running(self._make_context(offsets)):
+            hidden = super().forward((first, offsets) if resets and self.stage_id == 0 else first)
+        is_last = self.stage_id == self.num_stages - 1
+        return hidden if is_last or offsets is None else (hidden, offsets)
+
+    def _make_context(self, offsets: Tensor | None) -> ForwardContext | None:
+        """What the blocks of this stage share in a pass; None if each needs nothing from others."""
+        if not self._attentions:
+            return None
+        like, context = next(self.parameters()), None
+        if offsets is not None:
+            rotary = self._attentions[0].rotary
             context = document_context(self.config, rotary, like, offsets)
-        is_first = self.stage_id == 0
-        with self._running(context):
-            pair = is_first and self.config.reset_position_ids
-            hidden = super().forward((first, offsets) if pair else first)
-        return hidden if self.stage_id == self.num_stages - 1 else (hidden, offsets)
+        bias = getattr(self, SHARED_BIAS, None)
+        if bias is None:
+            return context
+        values = bias(self.config.max_position_embeddings, like.device)
+        context = context or make_context(None, 0, like=like, is_whole=True)
+        return dataclasses.replace(context, bias_values=values)
 
     @contextlib.contextmanager
     def _running(self, context: ForwardContext | None) -> Iterator[None]:
@@ -170,12 +180,14 @@ class GPT2PipelineModel(PipelineModule):
     def _recompute_later(self, function: Any, *inputs: Tensor) -> Tensor:
         """Activation checkpointing: other micro-batches run before layers are computed again."""
         context = self._context
+        values = None if context is None else context.bias_values
 
-        def run(*inputs: Tensor) -> Tensor:
-            with self._running(context):
+        def run(values: Tensor | None, *inputs: Tensor) -> Tensor:
+            own = None if context is None else dataclasses.replace(context, bias_values=values)
+            with self._running(own):
                 return function(*inputs)
 
-        return checkpoint(run, *inputs, use_reentrant=True)
+        return checkpoint(run, values, *inputs, use_reentrant=True)
 
     def _share_bias(self, bias: nn.Module, topology: Topology) -> None:
         """Registers learned biases on every stage that has blocks, as copies of the first one's.

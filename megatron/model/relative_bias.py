@@ -47,7 +47,7 @@ class AlibiBias:
         self._slopes = slopes[tp.rank * heads : (tp.rank + 1) * heads]
         self._on_device: dict[torch.device, Tensor] = {}
 
-    def reader(self, longest: int, device: torch.device) -> Reader:
+    def reader(self, longest: int, device: torch.device, values: Tensor | None = None) -> Reader:
         """A function from distances below ``longest`` to biases; smaller and larger ones count as
         the nearest of these.
         """
@@ -91,12 +91,17 @@ class LearnedBias(nn.Module):
             self._buckets = buckets(distances, self._num_buckets, self._max_distance).to(device)
         return F.embedding(self._buckets[:longest], self.weight) * self._scale
 
-    def reader(self, longest: int, device: torch.device) -> Reader:
-        """As `AlibiBias.reader`; the biases have gradients."""
-        values = self(longest, device)
+    def reader(self, longest: int, device: torch.device, values: Tensor | None = None) -> Reader:
+        """As `AlibiBias.reader`, with gradients; ``values`` are the result of ``forward``.
+
+        A model calls ``forward`` once per pass, outside of what is computed again for gradients:
+        ZeRO reduces the gradient of a parameter when it has come, and it has to come once.
+        """
+        found = self(longest, device) if values is None else values
 
         def read(distances: Tensor) -> Tensor:
-            return F.embedding(distances.clamp(0, longest - 1), values).movedim(-1, -3)
+            rows = distances.clamp(0, min(longest, found.shape[0]) - 1)
+            return F.embedding(rows, found).movedim(-1, -3)
 
         return read
 

@@ -90,8 +90,7 @@ class Case:
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
         weights = torch.linspace(-1, 1, want.numel()).view(want.shape)
         one, two = (
-            torch.autograd.grad((result * weights).sum(), self.parameters)
-            for result in (got, want)
+            torch.autograd.grad((result * weights).sum(), self.parameters) for result in (got, want)
         )
         for gradient, expected in zip(one, two, strict=True):
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
