@@ -91,11 +91,9 @@ def check_relative_bias(draft: Draft) -> None:
         draft.refuse("rpe_max_distance", problem)
 
 
-def check_documents(draft: Draft, types: Sequence[str] | None) -> None:
-    """Checks what `reset_position_ids` can mean beside other keys."""
+def check_documents(draft: Draft) -> None:
+    """Notes where `reset_position_ids` has no effect."""
     key = "reset_position_ids"
-    if not draft[key]:
-        return
-    if draft["pos_emb"] in ("alibi", "rpe", "none"):
+    if draft[key] and draft["pos_emb"] in ("alibi", "rpe", "none"):
         reason = f"pos_emb {draft['pos_emb']!r} counts no positions from the start of a sample"
         draft.notes.append(f"'{key}' has no effect: {reason}")

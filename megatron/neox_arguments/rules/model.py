@@ -51,7 +51,7 @@ def resolve_model(draft: Draft) -> Model:
         draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")
     types = _attention_types(draft, layers)
     check_relative_bias(draft)
-    check_documents(draft, types)
+    check_documents(draft)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
