@@ -27,10 +27,12 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Returns the batch on another device."""
-        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Batch(
-            *(t if t is None else t.to(device, non_blocking=non_blocking) for t in tensors)
-        )
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in vars(self).items()
+            if tensor is not None
+        }
+        return Batch(**moved)
 
 
 def make_batch(

@@ -93,12 +93,12 @@ class _Pieces:
             for tensor in (query, key, value)
         )
         results = []
-        for piece, *parts in zip(documents.pieces, *flat, strict=True):
+        for piece, own, keys, values in zip(documents.pieces, *flat, strict=True):
             if piece.is_one_document:
-                result = self.attend_document(*parts)
+                result = self.attend_document(own, keys, values)
             else:
                 bias = self._bias_of_short(documents, piece.start, piece.end, query)
-                result = _with_bias(self.product, *parts, bias)
+                result = _with_bias(self.product, own, keys, values, bias)
             results.append(result.squeeze(0).transpose(0, 1))
         batch, _, length, _ = query.shape
         return torch.cat(results).unflatten(0, (batch, length)).transpose(1, 2)

@@ -22,7 +22,7 @@ from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
-from megatron.model.relative_bias import LearnedBias, RelativeBias, make_relative_bias
+from megatron.model.relative_bias import RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
@@ -140,19 +140,15 @@ class GPT2Model(nn.Module):
             return output(hidden[:, -1:] if last_logits_only else hidden)
         return output(hidden, labels, loss_mask)
 
-    def _context_after(
-        self, start: int, length: int, hidden: Tensor, **given: Tensor | None
-    ) -> ForwardContext:
-        longest = self.config.max_position_embeddings
-        return make_context(
-            self._rotary, length, like=hidden, start=start, longest=longest, **given
-        )
-
-    @property
-    def _learned_bias(self) -> LearnedBias | None:
+    def _with_bias_values(
+        self, context: ForwardContext | None, hidden: Tensor
+    ) -> tuple[ForwardContext | None, Tensor | None]:
+        """The learned biases, if there are any, and a context that can take them."""
         bias = getattr(self, SHARED_BIAS, None)
-        assert bias is None or isinstance(bias, LearnedBias)
-        return bias
+        if bias is None:
+            return context, None
+        values = bias(self.config.max_position_embeddings, hidden.device)
+        return context or make_context(None, 0, like=hidden, is_whole=True), values
 
     @property
     def output_layer(self) -> OutputLayer:
@@ -200,20 +196,22 @@ class GPT2Model(nn.Module):
             if document_offsets is not None:
                 context = document_context(self.config, self._rotary, hidden, document_offsets)
             elif caches is not None or positions is not None or attention_mask is not None:
-                given = {"positions": positions, "attention_mask": attention_mask}
-                context = self._context_after(start, tokens.shape[1], hidden, **given)
-            values = None
-            if self._learned_bias is not None:
-                values = self._learned_bias(self.config.max_position_embeddings, hidden.device)
-                context = context or make_context(None, 0, like=hidden, is_whole=True)
+                context = make_context(
+                    self._rotary,
+                    tokens.shape[1],
+                    like=hidden,
+                    start=start,
+                    longest=self.config.max_position_embeddings,
+                    positions=positions,
+                    attention_mask=attention_mask,
+                )
+            context, values = self._with_bias_values(context, hidden)
             chunk = self.config.checkpoint_num_layers
-            if chunk and self.training and torch.is_grad_enabled():
-                for first in range(0, len(blocks), chunk):
-                    part = blocks[first : first + chunk]
-                    inputs = (part, hidden, context, values)
-                    hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
-            else:
-                hidden = _run_blocks(blocks, hidden, context, values, caches)
+            if not chunk or not self.training or not torch.is_grad_enabled():
+                return norm(_run_blocks(blocks, hidden, context, values, caches))
+            for first in range(0, len(blocks), chunk):
+                inputs = (blocks[first : first + chunk], hidden, context, values)
+                hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
             return norm(hidden)
 
     def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
