@@ -170,3 +170,32 @@ def test_a_window_as_wide_as_the_row_changes_nothing_and_a_narrower_one_does():
     torch.testing.assert_close(wide, free, rtol=1e-5, atol=1e-6)
     assert torch.allclose(narrow[:, :15], free[:, :15], atol=1e-6)
     assert not torch.allclose(narrow[:, 15], free[:, 15], atol=1e-4)
+
+
+def kept_for_gradients(model: GPT2Model, *inputs: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = model(*inputs)
+    loss.backward()
+    return sum(kept.values())
+
+
+def test_documents_of_2048_tokens_need_as_much_memory_as_a_causal_row_within_a_tenth():
+    size = {"hidden_size": 64, "head_dim": 16, "mlp_inner_size": 256, "num_layers": 2}
+    model = make_model("rotary", **size, max_position_embeddings=2048, **RESET)
+    text = tokens(1, 2049)
+    lengths = (500, 3, 20, 90, 700, 35, 300, 400)
+    offsets = torch.tensor([[place for length in lengths for place in range(length)]])
+    assert offsets.shape == (1, 2048)
+    inputs = (text[:, :-1], text[:, 1:], torch.ones(1, 2048))
+    packed, causal = kept_for_gradients(model, *inputs, offsets), kept_for_gradients(model, *inputs)
+    assert packed < 1.10 * causal
