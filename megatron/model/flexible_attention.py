@@ -80,6 +80,7 @@ def _compiled(function: Any) -> Any:
 
 _WHOLE: dict[Any, Any] = {}
 """Masks of rows that are one document, by reach, length and device."""
+_MOST_MASKS = 64
 
 
 def _block_mask(
@@ -92,6 +93,8 @@ def _block_mask(
     kept = _WHOLE if documents is None else documents.kept
     name = "block mask", reach, length, device, compiled
     if name not in kept:
+        if len(kept) >= _MOST_MASKS:  # rows of many lengths, in evaluation
+            kept.clear()
         make = _compiled(create_block_mask) if compiled else create_block_mask
         rows, is_seen = _visibility(documents, reach, length, device)
         kept[name] = make(is_seen, rows, None, length, length, device=device)
