@@ -43,7 +43,8 @@ def flexible_attention(
         value: (b, g, s, d).
         documents: The documents of the rows; None: each row is one.
         span: What the queries of this layer see, and the bias of their scores.
-        bias_values: See `ForwardContext`.
+        bias_values: Learned biases of all distances, which the model has computed for this pass;
+            None: they are computed here.
         compiled: False computes all scores, slowly: for tests.
 
     Returns:
