@@ -32,6 +32,8 @@ _FREE = {
     "checkpoint_num_layers",
     "z_loss",
     "soft_prompt",  # compared as a shape
+    "reset_attention_mask",  # how samples are read, as seq_length
+    "reset_position_ids",
 }
 """Fields of `ModelShape` that may change between runs; a new one is compared."""
 
@@ -42,6 +44,8 @@ _ONLY_WITH = {
     "rope_scaling": ("pos_emb", "rotary"),
     "gpt_j_tied": ("gpt_j_residual", True),
     "use_bias_in_norms": ("norm", "layernorm"),
+    "rpe_num_buckets": ("pos_emb", "rpe"),
+    "rpe_max_distance": ("pos_emb", "rpe"),
 }
 """{field: (other field, value)}: the field has an effect only if the other one has this value."""
 
@@ -51,6 +55,7 @@ _MAY_BE_NULL = {"rope_scaling"}
 _LABELS = {
     "rotary_dim": "rotary_dim (from rotary_pct)",
     "mlp_inner_size": "mlp_inner_size (from intermediate_size)",
+    "attention_reach": "attention_reach (from sliding_window_width and attention_config)",
 }
 """Field -> its label in messages, if the user sets it by a key of another name."""
 
@@ -88,7 +93,7 @@ def first_difference(
         sections: Contents of ``resolved.json`` in today's form.
     """
     known = sections.get("model", {})
-    wanted = asdict(network)
+    wanted = json.loads(json.dumps(asdict(network)))  # lists in place of tuples
     for name in (field.name for field in fields(network) if field.name not in _FREE):
         other, value = _ONLY_WITH.get(name, (name, wanted[name]))
         is_told = known.get(name) is not None or (name in _MAY_BE_NULL and name in known)

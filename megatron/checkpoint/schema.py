@@ -156,6 +156,8 @@ _NETWORK: dict[str, Check] = {
         {name: optional(check) for name, check in _ROPE_SCALING.items()},
         closed=True,
     ),
+    "rpe_max_distance": integer(0, 1 << 31),
+    "attention_reach": list_of(optional(list_of(integer(0, 1 << 31), length=2))),
 }
 """Types of the fields that decide the network."""
 _READ_FIELDS = fields(

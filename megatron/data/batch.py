@@ -21,15 +21,18 @@ class Batch:
     """1 where the label counts, else 0, shape (b, s), float32."""
     domain_ids: torch.Tensor
     """Number of the domain of each row, shape (b,), int64."""
+    document_offsets: torch.Tensor | None = None
+    """Tokens between each input and the start of its document, or of the row if that comes later,
+    shape (b, s), int64; None if the model need not tell documents apart."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Returns the batch on another device."""
-        return Batch(
-            *(
-                getattr(self, field.name).to(device, non_blocking=non_blocking)
-                for field in dataclasses.fields(self)
-            )
-        )
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in vars(self).items()
+            if tensor is not None
+        }
+        return Batch(**moved)
 
 
 def make_batch(
@@ -38,6 +41,7 @@ def make_batch(
     *,
     eod_token: int,
     eod_mask_loss: bool = False,
+    tells_documents: bool = False,
     vocab_size: int | None = None,
     domains: Sequence[str] = (),
 ) -> Batch:
@@ -48,6 +52,7 @@ def make_batch(
         domain_ids: Number of the domain of each sample, shape (b,).
         eod_token: Id of the end of a document.
         eod_mask_loss: Leaves out the prediction of the token after an end of document.
+        tells_documents: Adds `Batch.document_offsets`.
         vocab_size: Ids of this size or larger are refused; None does not check.
         domains: Names of the domains, for the message.
 
@@ -66,7 +71,27 @@ def make_batch(
         labels=torch.from_numpy(np.ascontiguousarray(tokens[:, 1:])),
         loss_mask=torch.from_numpy(loss_mask),
         domain_ids=torch.from_numpy(np.array(domain_ids, dtype=np.int64)),
+        document_offsets=(
+            torch.from_numpy(document_offsets(inputs, eod_token)) if tells_documents else None
+        ),
     )
+
+
+def document_offsets(tokens: np.ndarray, eod_token: int) -> np.ndarray:
+    """Counts the tokens before each token in its document.
+
+    Args:
+        tokens: Shape (b, s). A document ends with ``eod_token``, which belongs to it; the first one
+            of a row may have begun before the row.
+        eod_token: Id of the end of a document.
+
+    Returns:
+        Shape (b, s), int64: 0 for the first token of a row and for every token after an end.
+    """
+    places = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int64), tokens.shape)
+    starts = np.zeros(tokens.shape, dtype=np.int64)
+    np.copyto(starts[:, 1:], places[:, 1:], where=tokens[:, :-1] == eod_token)
+    return places - np.maximum.accumulate(starts, axis=1)
 
 
 def _require_known_ids(

@@ -70,6 +70,7 @@ def build_train_source(
         gradient_accumulation_steps=config.batch.gradient_accumulation_steps,
         eod_token=tokenizer_info.eod,
         eod_mask_loss=config.data.eod_mask_loss,
+        tells_documents=config.model.tells_documents,
         vocab_size=tokenizer_info.vocab_size,
     )
     samples_per_epoch = source.samples_per_epoch.tolist()
@@ -264,6 +265,7 @@ def _evaluation_batches(
         micro_batch_size=config.batch.micro_batch_size,
         eod_token=tokenizer_info.eod,
         eod_mask_loss=config.data.eod_mask_loss,
+        tells_documents=config.model.tells_documents,
         vocab_size=tokenizer_info.vocab_size,
     )
 

@@ -45,6 +45,7 @@ class EvaluationBatches:
         micro_batch_size: int,
         eod_token: int,
         eod_mask_loss: bool = False,
+        tells_documents: bool = False,
         vocab_size: int | None = None,
     ) -> None:
         """Takes the domains; reads nothing yet.
@@ -56,12 +57,14 @@ class EvaluationBatches:
             micro_batch_size: Rows of a batch.
             eod_token: Id of the end of a document.
             eod_mask_loss: See ``make_batch``.
+            tells_documents: See ``make_batch``.
             vocab_size: See ``make_batch``.
         """
         self._domains = tuple(domains)
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = micro_batch_size
         self._eod_token, self._eod_mask_loss = eod_token, eod_mask_loss
+        self._tells_documents = tells_documents
         self._vocab_size = vocab_size
 
     @property
@@ -125,6 +128,7 @@ class EvaluationBatches:
                 domain_ids[places],
                 eod_token=self._eod_token,
                 eod_mask_loss=self._eod_mask_loss,
+                tells_documents=self._tells_documents,
                 vocab_size=self._vocab_size,
                 domains=self.domains,
             )

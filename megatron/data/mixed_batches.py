@@ -27,6 +27,7 @@ class MixedBatches:
         gradient_accumulation_steps: int,
         eod_token: int,
         eod_mask_loss: bool = False,
+        tells_documents: bool = False,
         vocab_size: int | None = None,
     ) -> None:
         """Opens the data of the domains.
@@ -39,6 +40,7 @@ class MixedBatches:
             gradient_accumulation_steps: Micro-batches of a step on each rank.
             eod_token: Id of the end of a document.
             eod_mask_loss: See ``make_batch``.
+            tells_documents: See ``make_batch``.
             vocab_size: See ``make_batch``.
         """
         self.domains = tuple(dataset.name for dataset in datasets)
@@ -50,6 +52,7 @@ class MixedBatches:
         self._micro_batch_size = micro_batch_size
         self._num_micro_batches = gradient_accumulation_steps
         self._eod_token, self._eod_mask_loss = eod_token, eod_mask_loss
+        self._tells_documents = tells_documents
         self._vocab_size = vocab_size
 
     @property
@@ -89,6 +92,7 @@ class MixedBatches:
                 domain_ids,
                 eod_token=self._eod_token,
                 eod_mask_loss=self._eod_mask_loss,
+                tells_documents=self._tells_documents,
                 vocab_size=self._vocab_size,
                 domains=self.domains,
             )

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import deepspeed
 import torch
@@ -213,15 +213,19 @@ def _forward(
 ) -> Tensor:
     """Mean loss of a micro-batch; one rank of a tensor group records the losses of its tokens."""
     moved = batch.to(runner.device, non_blocking=True)
-    loss, nll = model(moved.tokens, moved.labels, moved.loss_mask)
+    offsets = () if moved.document_offsets is None else (moved.document_offsets,)
+    loss, nll = model(moved.tokens, moved.labels, moved.loss_mask, *offsets)
     if runner.topology.model_rank == 0:
         recorder.record(nll, moved.loss_mask, moved.domain_ids)
     return loss
 
 
-def _stage_inputs(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def _stage_inputs(batch: Batch) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
     """The input of the first stage, and the targets of the last stage."""
-    return batch.tokens, (batch.labels, batch.loss_mask, batch.domain_ids)
+    targets = batch.labels, batch.loss_mask, batch.domain_ids
+    if batch.document_offsets is None:
+        return batch.tokens, targets
+    return (batch.tokens, batch.document_offsets), targets
 
 
 def count_parameters(runner: StepRunner) -> int:

@@ -16,6 +16,8 @@ _LOSSES = {
     "derived.split": "data.split",
     "derived.seq_length": "data.seq_length",
     "other.eod_mask_loss": "data.eod_mask_loss",
+    "reset_attention_mask": "model.reset_attention_mask",
+    "reset_position_ids": "model.reset_position_ids",
 }
 _DECIDES = {
     "validation": {"derived.valid_paths": "data.valid_paths", **_LOSSES},

@@ -7,12 +7,14 @@ so that tensor parallelism is a plain cut of dimension 0; with g = n this is GPT
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.model.attend import attend
+from megatron.model.attention_span import EVERYTHING, AttentionSpan
 from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
@@ -26,15 +28,29 @@ __all__ = ["SelfAttention"]
 
 
 class SelfAttention(nn.Module):
-    """Attention by ``scaled_dot_product_attention``: no (s, s) mask or score matrix is stored."""
+    """Attention without a stored (s, s) mask or score matrix; see `attend`.
 
-    def __init__(self, config: ModelShape, rotary: RotaryTable | None, tp: TensorParallel = SINGLE):
+    Args:
+        rotary: The table of angles; None without rotary positions.
+        span: What the queries of this layer see, and the bias of their scores.
+    """
+
+    def __init__(
+        self,
+        config: ModelShape,
+        rotary: RotaryTable | None,
+        tp: TensorParallel = SINGLE,
+        span: AttentionSpan = EVERYTHING,
+    ):
         super().__init__()
         self.tp = tp
+        self.span = span
         self.num_kv_heads = tp.divide(config.num_kv_heads, "num_kv_heads")
         self.queries_per_group = config.num_attention_heads // config.num_kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
+        self.common_context: Callable[[], ForwardContext | None] | None = None
+        """Gives the context of passes that bring none; None, or no answer: see ``forward``."""
         self.rotary = rotary
         self.qk_norm = config.qk_norm
         query_size = config.num_attention_heads * config.head_dim
@@ -80,8 +96,10 @@ class SelfAttention(nn.Module):
         batch, length = fused.shape[:2]
         if self.qk_norm != "none":
             fused = self._normalize(fused)
+        if context is None and self.common_context is not None:
+            context = self.common_context()
         if context is None:
-            context = make_context(self.rotary, length, like=fused)
+            context = make_context(self.rotary, length, like=fused, is_whole=True)
         if context.angles is not None:
             fused = rotate_(fused, context.angles)
         return self.dense(self._attend(fused, context, cache).reshape(batch, length, -1))
@@ -110,13 +128,5 @@ class SelfAttention(nn.Module):
             key, value = cache.append(key, value)
         dropout = self.dropout if self.training else 0.0
         with self.tp.own_random_state() if dropout else nullcontext():
-            attended = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=context.bias,
-                dropout_p=dropout,
-                is_causal=context.is_causal,
-                enable_gqa=self.queries_per_group > 1,
-            )
+            attended = attend(query, key, value, context, self.span, dropout=dropout)
         return attended.transpose(1, 2)

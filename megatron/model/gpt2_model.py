@@ -3,44 +3,55 @@
 Parameters are named by GPT-NeoX's layer numbers, on every layout: ``0`` embedding, ``2 .. L+1``
 blocks, ``L+3`` final norm, ``L+4`` output matrix (1 and L+2 were transpositions in GPT-NeoX and are
 empty here; 1 is the soft prompt if there is one). With tied embeddings layer 0 is
-``tied_modules.embed`` and there is no L+4.
+``tied_modules.embed`` and there is no L+4. Learned relative biases, which GPT-NeoX writes with
+every block, are ``rpe``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.forward_context import ForwardContext, make_context
+from megatron.model.attention_span import layer_spans
+from megatron.model.forward_context import ForwardContext, document_context, make_context
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
+from megatron.model.relative_bias import RelativeBias, make_relative_bias
 from megatron.model.soft_prompt import SoftPrompt
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["GPT2Model", "layer_list"]
+__all__ = ["SHARED_BIAS", "GPT2Model", "layer_list"]
+
+SHARED_BIAS = "rpe"
+"""Name of the module of learned relative biases, which all blocks share."""
 
 LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
 """Class of a layer, and its positional arguments."""
 
 
-def layer_list(config: ModelShape, tp: TensorParallel = SINGLE) -> dict[int, LayerRecipe]:
+def layer_list(
+    config: ModelShape, tp: TensorParallel = SINGLE, *, bias: RelativeBias | None = None
+) -> dict[int, LayerRecipe]:
     """GPT-NeoX's layer numbers -> class and arguments of the layer.
 
-    With tied embeddings the layer after the final norm is missing, since it has no matrix.
+    With tied embeddings the layer after the final norm is missing, since it has no matrix. The
+    blocks share ``bias``; if it has parameters, the caller registers it as `SHARED_BIAS`.
     """
     rotary = make_rotary(config)
     top = config.num_layers + 2
     layers: dict[int, LayerRecipe] = {0: (Embedding, (config, tp))}
-    layers.update({index: (TransformerLayer, (config, rotary, tp)) for index in range(2, top)})
+    for index, span in enumerate(layer_spans(config, bias), start=2):
+        layers[index] = (TransformerLayer, (config, rotary, tp, span))
     if config.soft_prompt is not None:
         layers[1] = (SoftPrompt, (config,))
     layers[top + 1] = (FinalNorm, (config, tp))
@@ -67,7 +78,9 @@ class GPT2Model(nn.Module):
         super().__init__()
         self.config = config
         self.tp = tp
-        layers = {index: kind(*args) for index, (kind, args) in layer_list(config, tp).items()}
+        bias = make_relative_bias(config, tp)
+        recipes = layer_list(config, tp, bias=bias)
+        layers = {index: kind(*args) for index, (kind, args) in recipes.items()}
         self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
         self._block_names = [str(index) for index in range(2, config.num_layers + 2)]
         self._norm_name = str(config.num_layers + 3)
@@ -81,6 +94,8 @@ class GPT2Model(nn.Module):
             self.add_module("0", embedding)
         else:
             self.tied_modules = nn.ModuleDict({"embed": embedding})
+        if isinstance(bias, nn.Module):
+            self.add_module(SHARED_BIAS, bias)
         for index, layer in layers.items():
             self.add_module(str(index), layer)
         if not config.no_weight_tying:
@@ -93,6 +108,7 @@ class GPT2Model(nn.Module):
         tokens: Tensor,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        document_offsets: Tensor | None = None,
         *,
         caches: Sequence[KeyValueCache] | None = None,
         positions: Tensor | None = None,
@@ -105,6 +121,8 @@ class GPT2Model(nn.Module):
             tokens: (b, s) int64.
             labels: (b, s) int64, the next tokens.
             loss_mask: (b, s), 0 for tokens that do not count.
+            document_offsets: (b, s) int64, tokens of its document before each token, as for
+                `hidden_states`.
             caches: One cache per layer, as for `hidden_states`; None keeps no keys and values.
             positions: (b, s) int64, position of each token, as for `hidden_states`.
             attention_mask: True where a token may attend, as for `hidden_states`.
@@ -115,12 +133,26 @@ class GPT2Model(nn.Module):
             Logits (b, s, vocab_size); with labels see `OutputLayer`.
         """
         hidden = self.hidden_states(
-            tokens, caches=caches, positions=positions, attention_mask=attention_mask
+            tokens,
+            caches=caches,
+            positions=positions,
+            attention_mask=attention_mask,
+            document_offsets=document_offsets,
         )
         output = self.output_layer
         if labels is None:
             return output(hidden[:, -1:] if last_logits_only else hidden)
         return output(hidden, labels, loss_mask)
+
+    def _with_bias_values(
+        self, context: ForwardContext | None, hidden: Tensor
+    ) -> tuple[ForwardContext | None, Tensor | None]:
+        """The learned biases, if there are any, and a context that can take them."""
+        bias = getattr(self, SHARED_BIAS, None)
+        if bias is None:
+            return context, None
+        values = bias(self.config.max_position_embeddings, hidden.device)
+        return context or make_context(None, 0, like=hidden, is_whole=True), values
 
     @property
     def output_layer(self) -> OutputLayer:
@@ -136,6 +168,7 @@ class GPT2Model(nn.Module):
         caches: Sequence[KeyValueCache] | None = None,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        document_offsets: Tensor | None = None,
     ) -> Tensor:
         """Activations after the final norm, (b, s, h); with caches they have no gradients.
 
@@ -151,11 +184,16 @@ class GPT2Model(nn.Module):
                 None: the positions after those in the caches.
             attention_mask: bool, broadcastable to (b, 1, s, t), where t includes the cached
                 positions; True where a token may attend. None is causal.
+            document_offsets: (b, s) int64, tokens of its document before each token. What they do
+                is decided by ``reset_attention_mask`` and ``reset_position_ids``; not together with
+                the other arguments.
         """
         blocks = [self.get_submodule(name) for name in self._block_names]
         norm = self.get_submodule(self._norm_name)
         start = 0 if caches is None else caches[0].length
         with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
+            if document_offsets is not None and self.config.reset_position_ids:
+                positions = document_offsets
             hidden = self.embedding(tokens, self.cached_tokens(caches), positions)
             if self.soft_prompt is not None:
                 length, is_first = tokens.shape[1], start == 0
@@ -165,7 +203,9 @@ class GPT2Model(nn.Module):
                 )
                 hidden = self.soft_prompt(hidden) if is_first else hidden
             context = None
-            if caches is not None or positions is not None or attention_mask is not None:
+            if document_offsets is not None:
+                context = document_context(self.config, self._rotary, hidden, document_offsets)
+            elif caches is not None or positions is not None or attention_mask is not None:
                 context = make_context(
                     self._rotary,
                     hidden.shape[1],
@@ -175,13 +215,14 @@ class GPT2Model(nn.Module):
                     positions=positions,
                     attention_mask=attention_mask,
                 )
+            context, values = self._with_bias_values(context, hidden)
             chunk = self.config.checkpoint_num_layers
             if chunk and self.training and torch.is_grad_enabled():
                 for first in range(0, len(blocks), chunk):
-                    part = blocks[first : first + chunk]
-                    hidden = checkpoint(_run_blocks, part, hidden, context, use_reentrant=True)
+                    inputs = (blocks[first : first + chunk], hidden, context, values)
+                    hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
             else:
-                hidden = _run_blocks(blocks, hidden, context, caches)
+                hidden = _run_blocks(blocks, hidden, context, values, caches)
             return norm(hidden[:, -tokens.shape[1] :])  # a soft prompt predicts nothing
 
     @property
@@ -230,8 +271,12 @@ def _run_blocks(
     blocks: Sequence[nn.Module],
     hidden: Tensor,
     context: ForwardContext | None,
+    bias_values: Tensor | None,
     caches: Sequence[KeyValueCache] | None = None,
 ) -> Tensor:
+    """Learned biases come as an argument of their own, through which gradients flow."""
+    if context is not None and bias_values is not None:
+        context = replace(context, bias_values=bias_values)
     layer_caches: Sequence[KeyValueCache | None] = caches or [None] * len(blocks)
     for block, cache in zip(blocks, layer_caches, strict=True):
         hidden = block(hidden, context, cache)

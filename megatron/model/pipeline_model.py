@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.gpt2_model import layer_list
+from megatron.model.attention import SelfAttention
+from megatron.model.forward_context import ForwardContext, document_context, make_context
+from megatron.model.gpt2_model import SHARED_BIAS, layer_list
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
+from megatron.model.relative_bias import RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
+from megatron.model.word_embeddings import Embedding
 from megatron.mpu import TensorParallel, Topology
 from megatron.sizing.model_shape import ModelShape
 
@@ -30,6 +37,17 @@ class TokenLosses(NamedTuple):
     """Mask of the tokens, (b, s): 0 for tokens that do not count."""
     domain_ids: Tensor
     """Domain of each sample, (b,) int64."""
+
+
+class PipelineEmbedding(Embedding):
+    """The embedding on the first stage, which gets all that a stage gets."""
+
+    def forward(self, inputs: Tensor | tuple[Tensor, Tensor], *_: Any) -> Tensor:
+        """Embeds tokens (b, s), or the pair of tokens and positions, (b, s) both."""
+        if isinstance(inputs, Tensor):
+            return super().forward(inputs)
+        tokens, positions = inputs
+        return super().forward(tokens, 0, positions)
 
 
 class PipelineOutputLayer(OutputLayer):
@@ -87,22 +105,114 @@ class GPT2PipelineModel(PipelineModule):
     ):
         self.config = config
         self._stage_loss = _StageLoss()
+        self._context: ForwardContext | None = None  # of the pass whose layers are running
+        self._bias_group: Any = None
+        bias = make_relative_bias(config, tp)
         grid = topology.grid
         with contextlib.redirect_stdout(io.StringIO()):  # every rank prints tables of stages
             super().__init__(
-                layers=_layer_specs(config, tp),
+                layers=_layer_specs(config, tp, bias),
                 topology=PipeModelDataParallelTopology(
                     num_pp=grid.pipe, num_mp=grid.model, num_dp=grid.data
                 ),
                 loss_fn=self._stage_loss,
                 partition_method=partition_method,
                 activation_checkpoint_interval=config.checkpoint_num_layers,
-                activation_checkpoint_func=_checkpoint,
+                activation_checkpoint_func=self._recompute_later,
                 checkpointable_layers=[TransformerLayer.__name__],
             )
+        self._attentions = tuple(m for m in self.modules() if isinstance(m, SelfAttention))
+        for attention in self._attentions:
+            attention.common_context = self._common_context
+        if isinstance(bias, nn.Module):
+            self._share_bias(bias, topology)
         initialize_parameters(self, seed, tp_rank=tp.rank)
         if topology.is_last_stage:
             self._stage_loss.layer = self._find_output_layer(tp)
+
+    def forward(self, inputs: Tensor | tuple[Tensor, Tensor]) -> Any:
+        """Runs the layers of this stage.
+
+        Args:
+            inputs: Tokens on the first stage and hidden states on others; where documents are told
+                apart, the pair of these and the offsets of all tokens in their documents, (b, s)
+                int64.
+
+        Returns:
+            Hidden states, and on all but the last stage the offsets, if there are any.
+        """
+        first, offsets = (inputs, None) if isinstance(inputs, Tensor) else inputs
+        resets = offsets is not None and self.config.reset_position_ids
+        with self._running(self._make_context(offsets)):
+            hidden = super().forward((first, offsets) if resets and self.stage_id == 0 else first)
+        is_last = self.stage_id == self.num_stages - 1
+        return hidden if is_last or offsets is None else (hidden, offsets)
+
+    def _make_context(self, offsets: Tensor | None) -> ForwardContext | None:
+        """What the blocks of this stage share in a pass; None if each needs nothing from others."""
+        if not self._attentions:
+            return None
+        like, context = next(self.parameters()), None
+        if offsets is not None:
+            rotary = self._attentions[0].rotary
+            context = document_context(self.config, rotary, like, offsets)
+        bias = getattr(self, SHARED_BIAS, None)
+        if bias is None:
+            return context
+        values = bias(self.config.max_position_embeddings, like.device)
+        context = context or make_context(None, 0, like=like, is_whole=True)
+        return dataclasses.replace(context, bias_values=values)
+
+    @contextlib.contextmanager
+    def _running(self, context: ForwardContext | None) -> Iterator[None]:
+        """Makes ``context`` that of the layers that run inside; the engine gives them only one
+        argument.
+        """
+        before, self._context = self._context, context
+        try:
+            yield
+        finally:
+            self._context = before
+
+    def _common_context(self) -> ForwardContext | None:
+        return self._context
+
+    def _recompute_later(self, function: Any, *inputs: Tensor) -> Tensor:
+        """Activation checkpointing: other micro-batches run before layers are computed again."""
+        context = self._context
+        values = None if context is None else context.bias_values
+
+        def run(values: Tensor | None, *inputs: Tensor) -> Tensor:
+            own = None if context is None else dataclasses.replace(context, bias_values=values)
+            with self._running(own):
+                return function(*inputs)
+
+        return checkpoint(run, values, *inputs, use_reentrant=True)
+
+    def _share_bias(self, bias: nn.Module, topology: Topology) -> None:
+        """Registers learned biases on every stage that has blocks, as copies of the first one's.
+
+        DeepSpeed's tied layers have a place in the list of layers, which these biases do not have.
+        """
+        owners = {self.stage_owner(index) for index in range(2, self.config.num_layers + 2)}
+        stages, grid = sorted(owners), topology.grid
+        for data in range(grid.data):
+            for model in range(grid.model):
+                group = dist.new_group([grid.rank(stage, data, model) for stage in stages])
+                if (data, model) == (topology.data_rank, topology.model_rank):
+                    self._bias_group = group
+        if self.stage_id in owners:
+            self.add_module(SHARED_BIAS, bias)
+            for parameter in bias.parameters():
+                parameter.ds_pipe_replicated = self.stage_id != stages[0]  # type: ignore[attr-defined]
+
+    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
+        """DeepSpeed's tied weights, and the learned biases: the engine sums their gradients."""
+        tied = super().get_tied_weights_and_groups()
+        bias = getattr(self, SHARED_BIAS, None)
+        if bias is not None:
+            tied = [*tied, *((parameter, self._bias_group) for parameter in bias.parameters())]
+        return tied
 
     def take_token_losses(self) -> list[TokenLosses]:
         """Losses of the micro-batches since the last call; empty except on the last stage."""
@@ -122,19 +232,21 @@ class GPT2PipelineModel(PipelineModule):
         return OutputLayer(self.config, tp, tied=self.tied_modules["embed"].word_embeddings)
 
 
-def _layer_specs(config: ModelShape, tp: TensorParallel) -> list[Any]:
+_ON_STAGES: dict[type[nn.Module], type[nn.Module]] = {
+    Embedding: PipelineEmbedding,
+    OutputLayer: PipelineOutputLayer,
+}
+
+
+def _layer_specs(config: ModelShape, tp: TensorParallel, bias: RelativeBias | None) -> list[Any]:
     """Layers 0 .. L+4; a layer's position in the list is its name."""
-    recipes = layer_list(config, tp)
+    recipes = layer_list(config, tp, bias=bias)
     specs: list[Any] = [_pass_through] * (config.num_layers + 5)
     for index, (kind, args) in recipes.items():
-        specs[index] = LayerSpec(PipelineOutputLayer if kind is OutputLayer else kind, *args)
+        specs[index] = LayerSpec(_ON_STAGES.get(kind, kind), *args)
     if not config.no_weight_tying:
-        kind, args = recipes[0]
+        kind, args = PipelineEmbedding, recipes[0][1]
         tied = {"tied_weight_attr": "word_embeddings.weight"}
         specs[0] = TiedLayerSpec("embed", kind, *args, **tied)
         specs[-1] = TiedLayerSpec("embed", kind, *args, forward_fn=_keep_hidden, **tied)
     return specs
-
-
-def _checkpoint(function: Any, *inputs: Tensor) -> Tensor:
-    return checkpoint(function, *inputs, use_reentrant=True)

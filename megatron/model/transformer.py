@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.model.attention import SelfAttention
+from megatron.model.attention_span import EVERYTHING, AttentionSpan
 from megatron.model.forward_context import ForwardContext
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.mlp import MLP
@@ -25,14 +26,20 @@ class TransformerLayer(nn.Module):
     ``gpt_j_tied``.
     """
 
-    def __init__(self, config: ModelShape, rotary: RotaryTable | None, tp: TensorParallel = SINGLE):
+    def __init__(
+        self,
+        config: ModelShape,
+        rotary: RotaryTable | None,
+        tp: TensorParallel = SINGLE,
+        span: AttentionSpan = EVERYTHING,
+    ):
         super().__init__()
         self.tp = tp
         self.is_parallel = config.gpt_j_residual
         self.is_tied = config.gpt_j_residual and config.gpt_j_tied
         self.dropout = config.hidden_dropout
         self.input_layernorm = make_norm(config, tp)
-        self.attention = SelfAttention(config, rotary, tp)
+        self.attention = SelfAttention(config, rotary, tp, span)
         if not self.is_tied:
             self.post_attention_layernorm = make_norm(config, tp)
         self.mlp = MLP(config, tp)

@@ -75,7 +75,9 @@ def _with_later_fields(sections: dict[str, Any]) -> dict[str, Any]:
     """Adds fields of the network that versions before them could not set."""
     model = sections.get("model")
     if model:  # what an imported or damaged file lacks altogether stays missing
-        then = {"qk_norm": "none", "rope_scaling": None, "opt_pos_emb_offset": 0}
+        then: dict[str, Any] = {"qk_norm": "none", "rope_scaling": None, "opt_pos_emb_offset": 0}
+        then |= {"attention_reach": [], "rpe_num_buckets": 32, "rpe_max_distance": 128}
+        then |= {"reset_attention_mask": False, "reset_position_ids": False}
         if "use_bias_in_attn_linear" in model:
             then["use_bias_in_attn_output"] = model["use_bias_in_attn_linear"]
         sections["model"] = {**then, **model}

@@ -30,8 +30,6 @@ part of: moe_num_experts
     create_moe_param_group=True enable_expert_tensor_parallelism=False moe_loss_coeff=0.1
     moe_{aux_loss_coeff,z_loss_coeff,jitter_eps}:float moe_type='megablocks'
     moe_{train,eval}_capacity_factor=1.0 moe_router_type='sinkhorn'
-refused by all: sparse attention is not part of this version
-    sparsity_config:section
 refused by all: quantisation and pruning are not part of this version
     compression_training:section
 refused when enabled, by all: sparse attention is not part of this version
@@ -43,8 +41,6 @@ refused: maximal update parametrisation is not part of this version
 part of: use_mup
     mup_{init_scale,attn_temp,output_temp,embedding_mult,rp_embedding_mult}=1.0
     mup_width_scale=2 base_shapes_file:text
-part of: pos_emb: rpe
-    rpe_num_buckets=32 rpe_max_distance=128
 part of: gMLP layers
     gmlp_attn_dim:int=64
 part of: RWKV layers

@@ -19,7 +19,8 @@ def forward_flops_per_token(shape: ModelShape, *, seq_length: int) -> float:
     *causal-half* convention: a token attends to ``seq_length / 2`` tokens on average, so scores and
     values cost ``2 * 2 * (seq_length / 2) * num_attention_heads * head_dim`` a layer. Counting the
     masked half too, as GPT-NeoX's own log does, gives 12 % more for an 8B model at 8192 tokens:
-    compare figures of one convention only.
+    compare figures of one convention only. A layer with a window attends to fewer tokens; documents
+    that are hidden from each other are not counted, since their lengths are not known.
 
     Args:
         shape: The network. The embedding is a lookup and free; of the unembedding the
@@ -31,10 +32,20 @@ def forward_flops_per_token(shape: ModelShape, *, seq_length: int) -> float:
     """
     context = shape.num_attention_heads * shape.head_dim
     projections = 2 * shape.hidden_size * (shape.qkv_size + context)
-    attention = 2 * seq_length * context
+    reaches = shape.attention_reach or (None,) * shape.num_layers
+    attention = sum(4 * _mean_keys(reach, seq_length) * context for reach in reaches)
     mlp = 2 * shape.hidden_size * shape.mlp_inner_size * (3 if shape.is_gated_mlp else 2)
     unembedding = 2 * shape.hidden_size * shape.vocab_size
-    return float(shape.num_layers * (projections + attention + mlp) + unembedding)
+    return float(shape.num_layers * (projections + mlp) + attention + unembedding)
+
+
+def _mean_keys(reach: tuple[int, int] | None, seq_length: int) -> float:
+    """Earlier tokens that a token of a sample attends to on average: a half without a window."""
+    if reach is None:
+        return seq_length / 2
+    blocks, size = reach
+    width = min(blocks * size + (size - 1) / 2, seq_length)
+    return width - width**2 / (2 * seq_length)
 
 
 def flops_per_token(shape: ModelShape, *, seq_length: int) -> float:

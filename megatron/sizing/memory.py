@@ -174,7 +174,10 @@ def _stage_memory(
     plan: MemoryPlan, layers: Sequence[PlannedLayer], stage: int, places: range
 ) -> StageMemory:
     size, zero = plan.parameter_bytes, plan.zero_stage
-    count = stage_parameters(layers[places.start : places.stop])
+    own = layers[places.start : places.stop]
+    count = stage_parameters(own)
+    if plan.shape.pos_emb == "rpe" and any(layer.name == BLOCK for layer in own):
+        count += plan.shape.rpe_num_buckets * plan.shape.num_attention_heads // plan.model
     prompt = plan.shape.soft_prompt
     trained = count if prompt is None else prompt.num_tokens * plan.shape.hidden_size
     share, trained_share = -(-count // plan.data), -(-trained // plan.data)
@@ -209,8 +212,9 @@ def block_bytes(plan: MemoryPlan) -> int:
     - the residual stream at the norms: n h e / u, twice with a sequential residual;
     - their results, read by the matrix products: n h e a norm;
     - queries, keys, values n (heads + 2 kv_heads) head_dim e / t, the attention's result
-      n heads head_dim e / t and its normalisers n heads 4 / t; with a norm of queries and keys
-      also the three as they were before it;
+      n heads head_dim e / t, twice where documents are hidden from each other (a CPU joins their
+      results), and its normalisers n heads 4 / t; with a norm of queries and keys also the three
+      as they were before it;
     - in the MLP 2 n f e / t for the inner width f, or 4 n f e / t when gated;
     - with dropout, two masks of n h / u bytes.
 
@@ -226,7 +230,12 @@ def block_bytes(plan: MemoryPlan) -> int:
     elements = (
         shape.hidden_size * residuals // cut
         + shape.hidden_size * shape.num_norms
-        + (shape.qkv_size * (1 if shape.qk_norm == "none" else 2) + query_size + inner) // tp
+        + (
+            shape.qkv_size * (1 if shape.qk_norm == "none" else 2)
+            + query_size * (2 if shape.reset_attention_mask else 1)
+            + inner
+        )
+        // tp
     )
     masks = 2 * shape.hidden_size // cut if plan.hidden_dropout else 0
     normalisers = 4 * shape.num_attention_heads // tp

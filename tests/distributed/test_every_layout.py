@@ -12,8 +12,14 @@ import pytest
 
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import assert_same_state, train_events
+from tests.distributed.test_attention_layouts import (
+    ATTENTION,
+    assert_same_weights,
+    validation,
+    write_corpus_of_short_documents,
+)
 from tests.distributed.test_held_out import measurements
-from tests.distributed.test_layouts import LLAMA, SGD, assert_same_curve
+from tests.distributed.test_layouts import CUTS, LLAMA, SGD, assert_same_curve
 from tests.tiny import write_tiny_corpus
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -154,3 +160,37 @@ def test_a_checkpoint_keeps_every_bit_and_continues_on_any_layout(moved, source,
         assert event["lm_loss"] == pytest.approx(want[step]["lm_loss"], rel=rel)
         assert event["weights"] == pytest.approx(want[step]["weights"], rel=rel)
     assert max(want[LAST]["weights"].values()) > 0.35, "the weights moved, by losses of both runs"
+
+
+LENGTH = 20
+PAIRS = ("dp2-zero1", "dp2-zero2", "dp2-zero3", "tp2-sp", "pp2-zero1", "pp2-recompute")
+
+
+@pytest.fixture(scope="module")
+def attention(tmp_path_factory) -> Path:
+    """Windows, relative biases and packed documents on layouts of one, two and four processes."""
+    folder = tmp_path_factory.mktemp("attention")
+    corpus = write_corpus_of_short_documents(folder / "corpus")
+    for processes, cuts in ((1, {"single": {}}), (2, {p: CUTS[p] for p in PAIRS}), (4, FOUR)):
+        runs = {
+            f"{model}/{name}": {**keys, **cut, "train_iters": LENGTH}
+            for model, keys in ATTENTION.items()
+            for name, cut in cuts.items()
+        }
+        train_all(corpus, folder, processes, runs, timeout_s=1800)
+    return folder
+
+
+@pytest.mark.parametrize("cut", [*PAIRS, *FOUR])
+@pytest.mark.parametrize("model", ATTENTION)
+def test_windows_and_documents_are_the_same_on_every_layout(attention, model, cut):
+    one, other = attention / model / "single", attention / model / cut
+    assert_same_curve(other, one)
+    assert_same_weights(other, one, LENGTH)
+    assert validation(other) == pytest.approx(validation(one), rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ATTENTION)
+def test_training_with_windows_and_documents_lowers_the_loss(attention, model):
+    curve = [*losses(attention / model / "single").values()]
+    assert sum(curve[-5:]) < 0.95 * sum(curve[:5])

@@ -40,6 +40,8 @@ pytest.importorskip("tokenizers")
         ({"activation": "swiglu"}, ["activation: 'swiglu' it has gelu, relu, silu and mish, none"]),
         ({"activation": "softsign"}, ["activation: 'softsign' it has gelu, relu, silu and mish"]),
         ({"pos_emb": "learned"}, ["pos_emb: 'learned' it has rotary positions"]),
+        ({"pos_emb": "alibi"}, ["pos_emb: 'alibi' it has rotary positions"]),
+        ({"pos_emb": "rpe"}, ["pos_emb: 'rpe' it has rotary positions"]),
         ({"num_kv_heads": 2}, ["num_kv_heads: 2 it has a key and a value for every query head"]),
         ({"gpt_j_tied": True}, ["gpt_j_tied: True it has two norms per block"]),
         (
@@ -74,6 +76,28 @@ def test_what_the_class_cannot_express_is_refused_by_field_and_value(
         field, value, reason = message.split(" ", 2)
         assert line.startswith(f"{field} GPTNeoXForCausalLM cannot express {value}; {reason}")
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"sliding_window_width": 3}, "a window of 3 tokens"),
+        (
+            {"attention_config": ["local", "flash"], "sliding_window_width": 3},
+            "2 blocks of 16 tokens and a window of 3 tokens",
+        ),
+    ],
+)
+def test_windows_that_the_class_cannot_express_are_refused_by_key(
+    changes, value, tokenizer_file, tmp_path, capsys
+):
+    write_run(tmp_path / "run", model_fields(tokenizer_file, **changes))
+    arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
+    (line,) = refusal(export_main, arguments, capsys).splitlines()
+    assert line == (
+        "sliding_window_width and 'local' in attention_config: GPTNeoXForCausalLM cannot express "
+        f"{value}; its layers see all earlier tokens"
+    )
 
 
 def test_a_failed_verification_leaves_nothing(run, tmp_path, capsys):

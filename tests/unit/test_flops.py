@@ -90,3 +90,15 @@ def test_a_configuration_gives_its_own_shape():
         )
     )
     assert model_flops_per_token(config, vocab_size=10) == 2832.0
+
+
+def test_windows_and_local_layers_attend_to_fewer_tokens():
+    # per head dimension four operations for each key: of 8 tokens the mean distance to the first
+    # seen one is 4 without a window, 2 - 4 / 16 with one of 2, 5.5 - 5.5^2 / 16 with blocks of 4
+    free, narrow, local = (
+        forward_flops_per_token(replace(TINY, num_layers=1, attention_reach=reach), seq_length=8)
+        for reach in ((), ((2, 1),), ((1, 4),))
+    )
+    context = TINY.num_attention_heads * TINY.head_dim
+    assert free - narrow == pytest.approx(4 * context * (4 - (2 - 4 / 16)))
+    assert free - local == pytest.approx(4 * context * (4 - (5.5 - 5.5**2 / 16)))

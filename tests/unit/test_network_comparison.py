@@ -65,6 +65,13 @@ def network_of(**changes: Any) -> ModelShape:
         ({"qk_norm": "head"}, ("qk_norm", "none", "head")),
         ({"use_bias_in_attn_output": False}, ("use_bias_in_attn_output", True, False)),
         ({"rope_scaling": LINEAR}, ("rope_scaling", None, {**UNSCALED, **LINEAR})),
+        (
+            {"sliding_window_width": 9},
+            (
+                "attention_reach (from sliding_window_width and attention_config)",
+                *([], [[9, 1], [9, 1]]),
+            ),
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -214,3 +221,20 @@ def test_a_checkpoint_that_does_not_say_its_network_is_accepted(trained, tmp_pat
             load_module_weights(other, folder, ALONE)
     resolved.unlink()
     load_module_weights(other, folder, ALONE)
+
+
+def test_windows_are_compared_as_they_are_read_from_a_file():
+    sections = json.loads(json.dumps(groups_of(sliding_window_width=9)))
+    assert first_difference(network_of(sliding_window_width=9), sections) is None
+
+
+def test_how_documents_are_read_may_change_between_runs():
+    packed = network_of(reset_attention_mask=True, reset_position_ids=True)
+    assert first_difference(packed, groups_of()) is None
+
+
+@pytest.mark.parametrize("key", ["rpe_num_buckets", "rpe_max_distance"])
+def test_the_buckets_of_a_relative_bias_are_compared_only_with_one(key):
+    assert first_difference(network_of(**{key: 50}), groups_of()) is None
+    changed = network_of(pos_emb="rpe", **{key: 50})
+    assert first_difference(changed, groups_of(pos_emb="rpe"))[0] == key

@@ -37,9 +37,7 @@ REFUSED = {
             f"configs/mamba/mamba-{size}.yml": {"attention_config"}
             for size in ("130M", "370M", "790M", "1.4B", "2.8B")
         },
-        "configs/mistral/7B.yml": {"sliding_window_width"},  # half a sample wide
         "configs/rwkv/170M.yml": {"attention_config"},
-        "configs/sparse.yml": {"attention_config", "sparsity_config"},
         **{
             f"{OTHER_LOSSES}{name}.yml": {*PAIRS, "pack_impl", "dataset_impl", "train_impl", *more}
             for name, more in {
@@ -62,7 +60,6 @@ REFUSED = {
     },
     RESEARCH: {
         "configs/gmlp_small.yml": {"attention_config"},
-        "configs/sparse.yml": {"attention_config", "sparsity_config"},
     },
 }
 """Keys that each refused file is refused for; all other files load."""

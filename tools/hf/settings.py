@@ -55,6 +55,9 @@ class RunSettings:
         values = {name: model[name] for name in names}
         if values["rope_scaling"] is not None:
             values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        values["attention_reach"] = tuple(
+            None if reach is None else tuple(reach) for reach in values["attention_reach"]
+        )
         return ModelShape(**values, **vocabulary)
 
     def tokenizer(self) -> AbstractTokenizer:

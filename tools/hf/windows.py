@@ -27,7 +27,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 def _reaches(shape: ModelShape) -> tuple[Any, ...]:
     """(blocks, tokens per block) of each layer, None if it sees all; empty: all layers do."""
-    return getattr(shape, "attention_reach", ())
+    return shape.attention_reach
 
 
 def window_of(shape: ModelShape) -> int | None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Any, get_args
 
 from ..sections import Model
 from ..sections.model import MOST_LAYERS, GatedActivation
+from .attention import attention_reach, check_documents, check_relative_bias
 from .draft import Draft
 from .rope import resolve_rope_scaling
 from .soft_prompt import resolve_soft_prompt
 
 _WIDEST_MLP = 2**31
 
-_ATTENTION_TYPES = ("global", "flash")
+_ATTENTION_TYPES = ("global", "flash", "local")
 _REFUSED_ATTENTION = {
-    **{"local": "sliding windows are", "gmlp": "gMLP layers are", "amlp": "aMLP layers are"},
+    **{"gmlp": "gMLP layers are", "amlp": "aMLP layers are"},
     **{"rwkv": "RWKV layers are", "mamba": "Mamba layers are"},
     **dict.fromkeys(("sparse_fixed", "sparse_variable"), "sparse attention is"),
     **dict.fromkeys(("bigbird", "bslongformer"), "sparse attention is"),
@@ -24,7 +24,6 @@ _REFUSED_ATTENTION = {
 _WITHOUT_HEADS = frozenset({"rwkv", "mamba", "gmlp"})
 """Refused types whose files may give a number of heads that nothing reads."""
 _REFUSED_VALUES = {
-    "pos_emb": dict.fromkeys(("rpe", "alibi"), "rotary, learned, sinusoidal or none"),
     "norm": {"te_rmsnorm": "rmsnorm", "te_layernorm": "layernorm"},
 }
 """Values of a key that are not built, and what to use."""
@@ -50,8 +49,9 @@ def resolve_model(draft: Draft) -> Model:
     unique = draft["num_unique_layers"]
     if unique not in (None, layers):
         draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")
-    _check_window(draft)
-    _check_attention(draft, layers)
+    types = _attention_types(draft, layers)
+    check_relative_bias(draft)
+    check_documents(draft)
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
@@ -70,6 +70,7 @@ def resolve_model(draft: Draft) -> Model:
         rotary_dim=rotary_dim,
         rope_scaling=resolve_rope_scaling(draft, rotary_dim),
         opt_pos_emb_offset=_position_offset(draft),
+        attention_reach=attention_reach(draft, types, layers=layers),
         mlp_inner_size=inner,
         is_gated_mlp=is_gated,
         norm_epsilon=draft[NORM_EPSILONS.get(draft["norm"], "layernorm_epsilon")],
@@ -94,44 +95,35 @@ def _sizes(draft: Draft) -> tuple[int, int, int]:
     return hidden, heads, min(max(draft["num_layers"] or 1, 1), MOST_LAYERS)
 
 
-def _check_window(draft: Draft) -> None:
-    """Takes a sliding window that is as wide as a sample: it hides nothing."""
-    width, length = draft["sliding_window_width"], draft["seq_length"]
-    if width is None:
-        return
-    if width < (length or 1):
-        reason = "sliding windows are not part of this version; remove it, or lower seq_length"
-        draft.refuse("sliding_window_width", f"{width} is less than seq_length {length}: {reason}")
-        return
-    positions = draft["max_position_embeddings"] or length
-    beyond = " (longer texts are read without a window)" if positions > width else ""
-    reason = f"{width} is not less than seq_length {length}{beyond}"
-    draft.notes.append(f"'sliding_window_width' has no effect: {reason}")
+def _attention_types(draft: Draft, layers: int) -> tuple[str, ...] | None:
+    """Returns the type of each layer that `attention_config` gives; None without the key.
 
-
-def _check_attention(draft: Draft, layers: int) -> None:
-    """Checks that `attention_config` gives each layer a type that is built."""
+    Types that are not built, and another number of layers, are refused.
+    """
     key, written = "attention_config", draft["attention_config"]
-    counts = None if written is None else _layers_by_type(draft, written, layers)
-    if counts is None:
-        return
-    for name in counts:
+    if written is None:
+        return None
+    types = _types_by_layer(draft, written, layers)
+    if types is None:
+        return None
+    for name in dict.fromkeys(types):
         if name not in _ATTENTION_TYPES:
             refused = _REFUSED_ATTENTION.get(name)
             reason = f"{refused} not part of this version" if refused else "it is unknown"
-            draft.issues.add(key, f"{key}: {name!r}: {reason}; use 'global' or 'flash'")
-    if counts.total() != layers:
+            draft.issues.add(key, f"{key}: {name!r}: {reason}; use 'global', 'flash' or 'local'")
+    if len(types) != layers:
         advice = "make them equal or write 'all'"
-        draft.refuse(key, f"gives {counts.total()} layers, num_layers is {layers}; {advice}")
+        draft.refuse(key, f"gives {len(types)} layers, num_layers is {layers}; {advice}")
+    return types
 
 
-def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | None:
-    """Returns the number of layers of each type, or None after noting that the form is wrong."""
+def _types_by_layer(draft: Draft, written: Any, layers: int) -> tuple[str, ...] | None:
+    """Returns the type of each layer, or None after noting that the form is wrong."""
     if isinstance(written, str):
-        return Counter({written: layers})
+        return (written,) * layers
     if written and all(isinstance(item, str) for item in written):
-        return Counter(written)
-    key, counts = "attention_config", Counter[str]()
+        return tuple(written)
+    key, types = "attention_config", list[str]()
     for item in written:
         if not _is_entry(item):
             form = '[[["flash"], 12]] or [[["flash"], "all"]]'
@@ -139,15 +131,15 @@ def _layers_by_type(draft: Draft, written: Any, layers: int) -> Counter[str] | N
             return None
         names, repeats = item
         if repeats != "all":
-            counts.update({name: repeats * names.count(name) for name in names})
+            types += [*names] * min(repeats, MOST_LAYERS)
         elif layers % len(names) == 0:
-            return Counter(names * (layers // len(names)))
+            return (*names,) * (layers // len(names))
         else:
             problem = f"repeats {len(names)} types, num_layers is {layers}, which is no multiple"
             advice = "write the number of repeats"
             draft.issues.add(key, f"{key}: 'all' {problem} of it; {advice}")
             return None
-    return counts
+    return tuple(types)
 
 
 def _is_entry(item: Any) -> bool:

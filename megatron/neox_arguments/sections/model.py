@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, in_range
+from ..declarations import ONLY_TRAINING, Key, above, at_least, at_most, between, in_range
 
 MOST_LAYERS = 100_000
 """More are a slip of the pen, and lists of them would fill the memory."""
@@ -124,7 +124,29 @@ class Model:
     neox: as `use_qk_layernorm`. Not set: none, or what `use_qk_layernorm` says."""
 
     pos_emb: Literal["learned", "rotary", "sinusoidal", "rpe", "alibi", "none"] = "learned"
-    """How positions enter the model. `rpe` and `alibi` are refused."""
+    """How positions enter the model. `alibi`: the score of a key falls with its distance from the
+    query, by a fixed slope per head; `rpe`: a learned bias per head and bucket of distances, as in
+    T5, which all layers share."""
+
+    rpe_num_buckets: Annotated[int, between(2, 1 << 16)] = 32
+    """Buckets of distances with `pos_emb: rpe`. The first half has one distance each, the second
+    half grows logarithmically."""
+
+    rpe_max_distance: Annotated[int, between(2, 1 << 31)] = 128
+    """Distances of this many tokens and more share the last bucket, with `pos_emb: rpe`; above half
+    of `rpe_num_buckets`."""
+
+    attention_reach: tuple[tuple[int, int] | None, ...] = field(default_factory=tuple)
+    """How far back a token sees in each layer, as (blocks, tokens per block): its own block up to
+    itself, and so many blocks before it. None: all earlier tokens; empty: so in all layers."""
+
+    reset_attention_mask: bool = False
+    """Hides earlier documents: a token attends to its own document alone. A document ends with its
+    end-of-document token. For training and losses on data; a prompt or a task is one document."""
+
+    reset_position_ids: bool = False
+    """Counts positions from the start of each document, instead of the start of the sample. For
+    training and losses on data."""
 
     rotary_dim: int
     """Rotated dimensions of a head; 0 without rotary positions."""
@@ -213,6 +235,11 @@ class Model:
         prompt = self.soft_prompt.num_tokens if self.soft_prompt else 0
         return self.max_position_embeddings - offset - prompt
 
+    @property
+    def tells_documents(self) -> bool:
+        """Whether the model must know where documents begin."""
+        return self.reset_attention_mask or self.reset_position_ids
+
 
 class ModelKeys:
     """Keys that decide fields of `Model` together."""
@@ -253,10 +280,18 @@ class ModelKeys:
     attention_config: list | str | None = None
     """Attention type of each layer, as `[[[types...], repeats or "all"], ...]`: `[[["flash"], 12]]`
     or `[[["global", "flash"], "all"]]`; or a plain list of one type a layer. Not set: `global`
-    everywhere. `flash` and `global` compute the same; other types are refused."""
+    everywhere. `flash` and `global` compute the same, but only `flash` layers have the window of
+    `sliding_window_width`. `local` layers see the blocks of `sparsity_config`. Other types are
+    refused."""
 
-    sliding_window_width: int | None = None
-    """Tokens that a position sees, itself included. Refused: a position sees all before it."""
+    sliding_window_width: Annotated[int | None, at_least(1)] = None
+    """Earlier tokens that a position sees, besides itself. For layers of type `flash`, as in
+    GPT-NeoX; for all if `attention_config` is not set. Not set: all earlier tokens."""
+
+    sparsity_config: dict | None = None
+    """Blocks of `local` layers: `block` tokens each (16 if not set), and `num_local_blocks` or else
+    `num_sliding_window_blocks` (4): a token sees its own block up to itself, and half that number
+    of blocks before it. Other keys have no effect on `local` layers."""
 
     num_unique_layers: int | None = None
     """Planned weight sharing between layers; never did anything in GPT-NeoX. Refused unless equal

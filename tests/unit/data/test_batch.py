@@ -42,3 +42,15 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_domain(token):
     with pytest.raises(DataError, match=f"domain code: token id {token} is not in .* of 9 ids"):
         make_batch(tokens, np.array([0, 1]), eod_token=0, vocab_size=9, domains=("books", "code"))
     make_batch(TOKENS, np.array([0, 1]), eod_token=0, vocab_size=9)
+
+
+def test_documents_begin_after_an_end_which_belongs_to_what_it_ends():
+    tokens = np.array([[5, 0, 6, 7, 0, 0, 8, 9], [0, 1, 2, 3, 4, 5, 6, 0]])
+    batch = make_batch(tokens, np.array([0, 0]), eod_token=0, tells_documents=True)
+    assert batch.document_offsets.tolist() == [[0, 1, 0, 1, 2, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
+    assert batch.document_offsets.dtype == torch.int64
+    assert batch.to("meta").document_offsets.device.type == "meta"
+
+
+def test_without_need_a_batch_does_not_tell_documents_apart():
+    assert make_batch(TOKENS, np.array([0, 0]), eod_token=0).document_offsets is None

@@ -42,7 +42,7 @@ SHAPE = 'attention_config must look like [[["flash"], 12]] or [[["flash"], "all"
         ([3], SHAPE + "[3]"),
         (
             [[["flsh"], 2]],
-            "attention_config: 'flsh': it is unknown; use 'global' or 'flash'",
+            "attention_config: 'flsh': it is unknown; use 'global', 'flash' or 'local'",
         ),
     ],
 )
@@ -52,7 +52,7 @@ def test_other_attention_configs_are_refused(problem, written, expected):
 
 @pytest.mark.parametrize(
     "name",
-    "local sparse_fixed sparse_variable bigbird bslongformer gmlp amlp mamba rwkv".split(),
+    "sparse_fixed sparse_variable bigbird bslongformer gmlp amlp mamba rwkv".split(),
 )
 def test_attention_types_that_are_not_built_are_refused_with_the_reason(problem, name):
     message = problem(attention_config=[[[name], 2]])
@@ -187,9 +187,19 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"make_vocab_size_divisible_by": 0},
             "make_vocab_size_divisible_by must be at least 1, got 0",
         ),
+        ({"sliding_window_width": 0}, "sliding_window_width must be at least 1, got 0"),
         (
-            {"pos_emb": "alibi"},
-            "pos_emb: 'alibi' is not part of this version; use rotary, learned, sinusoidal or none",
+            {"pos_emb": "rpe", "rpe_max_distance": 16},
+            "rpe_max_distance must be above half of rpe_num_buckets 32, got 16",
+        ),
+        ({"rpe_num_buckets": 1}, "rpe_num_buckets must be 2 to 65536, got 1"),
+        (
+            {"attention_config": ["local"] * 2, "sparsity_config": {"block": 0}},
+            "sparsity_config.block must be a whole number, 1 to 1024, got 0",
+        ),
+        (
+            {"attention_config": ["local"] * 2, "sparsity_config": {"blocks": 8}},
+            "unknown key 'sparsity_config.blocks'; did you mean 'block'?",
         ),
         ({"norm": "te_rmsnorm"}, "norm: 'te_rmsnorm' is not part of this version; use rmsnorm"),
         (
@@ -220,14 +230,56 @@ def test_a_row_output_layer_is_read_as_column(make_config):
     assert notes == ("'output_layer_parallelism: row' gave wrong losses; read as 'column'",)
 
 
-def test_a_sliding_window_of_the_whole_sample_is_noted(make_config, problem):
-    (note,) = make_config(sliding_window_width=128, seq_length=128).notes
-    assert note.startswith("'sliding_window_width' has no effect: 128")
-    longer = make_config(sliding_window_width=100, seq_length=64).notes
-    assert "longer texts are read without a window" in longer[0]
-    assert "sliding_window_width 127 is less than seq_length 128" in problem(
-        sliding_window_width=127
-    )
+def reach_of(config):
+    return config.model.attention_reach
+
+
+def test_a_sliding_window_of_the_whole_context_is_noted(make_config):
+    for width in (127, 128):
+        config = make_config(sliding_window_width=width, max_position_embeddings=128)
+        (note,) = config.notes
+        assert note.startswith(f"'sliding_window_width' has no effect: {width} is not less than")
+        assert reach_of(config) == ()
+    config = make_config(sliding_window_width=100, seq_length=64, max_position_embeddings=128)
+    assert config.notes[0].startswith("'sliding_window_width' has no effect in training: 100")
+    assert reach_of(config) == ((100, 1),) * 2
+
+
+def test_flash_layers_have_the_window_as_in_gpt_neox_and_all_without_attention_config(make_config):
+    alternating = make_config(sliding_window_width=9, attention_config=[[["flash", "global"], 1]])
+    assert reach_of(alternating) == ((9, 1), None)
+    everywhere = make_config(sliding_window_width=9)
+    assert reach_of(everywhere) == ((9, 1), (9, 1))
+    assert "GPT-NeoX gives it to 'flash' layers" in everywhere.notes[0]
+    nowhere = make_config(sliding_window_width=9, attention_config="global")
+    assert reach_of(nowhere) == ()
+    assert "has no 'flash' layer" in nowhere.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "expected"),
+    [
+        (None, (2, 16)),
+        ({"block": 8, "num_local_blocks": 32}, (16, 8)),
+        ({"num_sliding_window_blocks": 3}, (1, 16)),
+        ({"num_local_blocks": 1, "num_sliding_window_blocks": 9}, (0, 16)),
+    ],
+)
+def test_local_layers_see_half_the_blocks_before_their_own(make_config, sparsity, expected):
+    config = make_config(attention_config=[[["local", "global"], 1]], sparsity_config=sparsity)
+    assert reach_of(config) == (expected, None)
+
+
+def test_keys_of_other_kinds_of_attention_are_noted(make_config):
+    notes = make_config(
+        attention_config="local", sparsity_config={"num_global_blocks": 2, "block": 4}
+    ).notes
+    assert notes == ("'sparsity_config.num_global_blocks' has no effect on 'local' layers",)
+    notes = make_config(sparsity_config={"block": 4}).notes
+    assert notes == ("'sparsity_config' has no effect: attention_config has no 'local' layer",)
+    notes = make_config(pos_emb="alibi", rpe_num_buckets=8, reset_position_ids=True).notes
+    assert "'rpe_num_buckets' has no effect: pos_emb is 'alibi'" in notes
+    assert any(note.startswith("'reset_position_ids' has no effect: pos_emb") for note in notes)
 
 
 @pytest.mark.parametrize("kind", ["mamba", "rwkv", "gmlp"])

@@ -80,7 +80,7 @@ def test_what_only_training_needs_is_refused_for_training_alone(values):
         ({"num_attention_heads": 5}, "num_attention_heads"),
         ({"rotary_pct": 0.001, "pos_emb": "rotary"}, "rotary_pct"),
         ({"model_parallel_size": 3}, "model_parallel_size"),
-        ({"attention_config": [[["local"], 2]]}, "attention_config"),
+        ({"attention_config": [[["bigbird"], 2]]}, "attention_config"),
         ({"precision": "fp16", "bf16": {"enabled": True}}, "precision"),
         ({"moe_num_experts": 8}, "moe_num_experts"),
         ({"valid_data_weights": [1, 2]}, "valid_data_weights"),
