@@ -90,7 +90,7 @@ def config(folder):
         return SimpleNamespace(
             evaluation=SimpleNamespace(**{**settings, **changes}),
             launch=SimpleNamespace(seed=run_seed),
-            model=SimpleNamespace(max_position_embeddings=64),
+            model=SimpleNamespace(longest_text=64),
             batch=SimpleNamespace(micro_batch_size=4),
             layout=SimpleNamespace(data_parallel_size=2),
             by_key=lambda: {"hidden_size": 8},

@@ -51,7 +51,7 @@ def one_process():
 def config_of(names, folders, *, trust_task_code=False):
     paths = [str(path) for path in folders]
     return SimpleNamespace(
-        model=SimpleNamespace(max_position_embeddings=64),
+        model=SimpleNamespace(longest_text=64),
         evaluation=SimpleNamespace(
             tasks=list(names),
             task_paths=paths,
@@ -336,7 +336,7 @@ def test_local_tasks_ask_no_network(folder, tmp_path):
         f"folders = [{str(folder)!r}]\n"
         "settings = Space(tasks=['tiny_text'], task_paths=folders)\n"
         "settings.apply_chat_template = settings.trust_task_code = False\n"
-        "load_tasks(Space(evaluation=settings, model=Space(max_position_embeddings=64)))\n"
+        "load_tasks(Space(evaluation=settings, model=Space(longest_text=64)))\n"
         "print(json.dumps(asked))\n"
     )
     environ = {k: v for k, v in os.environ.items() if k not in OFFLINE}

@@ -30,7 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **{"pos_emb": "learned", "rotary_dim": 0, "opt_pos_emb_offset": 2},
         "max_position_embeddings": LONGEST + 2,
     },
-    "qwen3-like": {"norm": "rmsnorm", "qk_norm": "head", "head_dim": 12, "num_kv_heads": 2},
+    "qwen3-like": {
+        **{"norm": "rmsnorm", "qk_norm": "head", "num_kv_heads": 2},
+        **{"head_dim": 12, "rotary_dim": 12},
+    },
     "gpt-j": {"gpt_j_residual": True},
 }
 PROMPTS = [[3, 41, 59, 26, 53], [7], [9, 9, 12], [1, 2, 3, 4, 5, 6, 7, 8], [60]]

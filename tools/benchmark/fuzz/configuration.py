@@ -40,6 +40,10 @@ MODEL: dict[str, Any] = {
     **{"pos_emb": "rotary", "optimizer": {"type": "Adam", "params": {"lr": 0.001}}},
     **{f"{name}_data_paths": ["d/a/text", "d/b/text"] for name in ("train", "valid", "test")},
     **{"data_sampling_method": "smoothed_mean", "data_domain_names": ["a", "b"]},
+    "rope_scaling": {
+        **{"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32},
+        **{"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
+    },
     **{"zero_optimization": {"stage": 1}, "save": "run", "checkpoint_factor": 5},
 }
 """A configuration under which most keys are read."""

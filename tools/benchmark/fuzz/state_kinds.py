@@ -77,6 +77,7 @@ FIELDS: dict[str, Any] = {
     "max_position_embeddings": 8,
     "pos_emb": "rotary",
     "rotary_pct": 0.5,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
 }
 
 
