@@ -21,7 +21,6 @@ from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
 from megatron.model.relative_bias import RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
-from megatron.model.word_embeddings import Embedding
 from megatron.mpu import TensorParallel, Topology
 from megatron.sizing.model_shape import ModelShape
 
@@ -37,17 +36,6 @@ class TokenLosses(NamedTuple):
     """Mask of the tokens, (b, s): 0 for tokens that do not count."""
     domain_ids: Tensor
     """Domain of each sample, (b,) int64."""
-
-
-class PipelineEmbedding(Embedding):
-    """The embedding on the first stage, which gets all that a stage gets."""
-
-    def forward(self, inputs: Tensor | tuple[Tensor, Tensor], *_: Any) -> Tensor:
-        """Embeds tokens (b, s), or the pair of tokens and positions, (b, s) both."""
-        if isinstance(inputs, Tensor):
-            return super().forward(inputs)
-        tokens, positions = inputs
-        return super().forward(tokens, 0, positions)
 
 
 class PipelineOutputLayer(OutputLayer):
@@ -232,20 +220,14 @@ class GPT2PipelineModel(PipelineModule):
         return OutputLayer(self.config, tp, tied=self.tied_modules["embed"].word_embeddings)
 
 
-_ON_STAGES: dict[type[nn.Module], type[nn.Module]] = {
-    Embedding: PipelineEmbedding,
-    OutputLayer: PipelineOutputLayer,
-}
-
-
 def _layer_specs(config: ModelShape, tp: TensorParallel, bias: RelativeBias | None) -> list[Any]:
     """Layers 0 .. L+4; a layer's position in the list is its name."""
     recipes = layer_list(config, tp, bias=bias)
     specs: list[Any] = [_pass_through] * (config.num_layers + 5)
     for index, (kind, args) in recipes.items():
-        specs[index] = LayerSpec(_ON_STAGES.get(kind, kind), *args)
+        specs[index] = LayerSpec(PipelineOutputLayer if kind is OutputLayer else kind, *args)
     if not config.no_weight_tying:
-        kind, args = PipelineEmbedding, recipes[0][1]
+        kind, args = recipes[0]
         tied = {"tied_weight_attr": "word_embeddings.weight"}
         specs[0] = TiedLayerSpec("embed", kind, *args, **tied)
         specs[-1] = TiedLayerSpec("embed", kind, *args, forward_fn=_keep_hidden, **tied)

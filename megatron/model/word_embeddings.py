@@ -70,8 +70,18 @@ class Embedding(nn.Module):
         if config.pos_emb == "learned":
             self.position_embeddings = EmbeddingTable(config, config.max_position_embeddings)
 
-    def forward(self, tokens: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
-        """Embeds tokens at ``positions`` (b, s), or at ``start, start + 1, ...``."""
+    def forward(
+        self,
+        tokens: Tensor | tuple[Tensor, Tensor],
+        start: int = 0,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Embeds tokens at ``positions`` (b, s), or at ``start, start + 1, ...``.
+
+        A pipeline, which gives a layer one argument, passes the pair of tokens and positions.
+        """
+        if not isinstance(tokens, Tensor):
+            tokens, positions = tokens
         hidden = self.tp.leave(self.word_embeddings(tokens))
         vectors = self._positions(tokens, start, positions)
         if vectors is not None:

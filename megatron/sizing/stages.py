@@ -37,7 +37,7 @@ def network_layers(shape: ModelShape, *, tensor_parallel: int) -> tuple[PlannedL
     table = shape.padded_vocab_size // tensor_parallel * shape.hidden_size
     positions = shape.max_position_embeddings * shape.hidden_size
     embedding = table + (positions if shape.pos_emb == "learned" else 0)
-    bottom = PlannedLayer("PipelineEmbedding", embedding, is_tied=not shape.no_weight_tying)
+    bottom = PlannedLayer("Embedding", embedding, is_tied=not shape.no_weight_tying)
     passing = PlannedLayer("_pass_through", 0)
     prompt = passing
     if shape.soft_prompt is not None:
