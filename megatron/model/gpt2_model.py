@@ -189,19 +189,17 @@ class GPT2Model(nn.Module):
                 the other arguments.
         """
         blocks = [self.get_submodule(name) for name in self._block_names]
-        norm = self.get_submodule(self._norm_name)
         start = 0 if caches is None else caches[0].length
         with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
             if document_offsets is not None and self.config.reset_position_ids:
                 positions = document_offsets
             hidden = self.embedding(tokens, self.cached_tokens(caches), positions)
-            if self.soft_prompt is not None:
-                length, is_first = tokens.shape[1], start == 0
-                positions = self.soft_prompt.positions(positions, is_first=is_first)
-                attention_mask = self.soft_prompt.attention_mask(
-                    attention_mask, length, is_first=is_first
+            if (prompt := self.soft_prompt) is not None:
+                positions = prompt.positions(positions, is_first=start == 0)
+                attention_mask = prompt.attention_mask(
+                    attention_mask, tokens.shape[1], is_first=start == 0
                 )
-                hidden = self.soft_prompt(hidden) if is_first else hidden
+                hidden = hidden if start else prompt(hidden)
             context = None
             if document_offsets is not None:
                 context = document_context(self.config, self._rotary, hidden, document_offsets)
@@ -223,7 +221,8 @@ class GPT2Model(nn.Module):
                     hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
             else:
                 hidden = _run_blocks(blocks, hidden, context, values, caches)
-            return norm(hidden[:, -tokens.shape[1] :])  # a soft prompt predicts nothing
+            hidden = hidden[:, -tokens.shape[1] :]  # a soft prompt predicts nothing
+            return self.get_submodule(self._norm_name)(hidden)
 
     @property
     def embedding(self) -> Embedding:

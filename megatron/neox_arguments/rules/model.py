@@ -59,6 +59,7 @@ def resolve_model(draft: Draft) -> Model:
     inner, is_gated = _mlp_width(draft, hidden)
     kv_heads, rotary_dim = _kv_heads(draft, heads), _rotary_dim(draft, head_dim)
     output_bias = draft["use_bias_in_attn_output"]
+    reach = attention_reach(draft, types, layers=layers)
     return draft.section(
         Model,
         head_dim=head_dim,
@@ -70,14 +71,14 @@ def resolve_model(draft: Draft) -> Model:
         rotary_dim=rotary_dim,
         rope_scaling=resolve_rope_scaling(draft, rotary_dim),
         opt_pos_emb_offset=_position_offset(draft),
-        attention_reach=attention_reach(draft, types, layers=layers),
+        attention_reach=reach,
         mlp_inner_size=inner,
         is_gated_mlp=is_gated,
         norm_epsilon=draft[NORM_EPSILONS.get(draft["norm"], "layernorm_epsilon")],
         checkpoint_num_layers=(
             draft["checkpoint_num_layers"] if draft["checkpoint_activations"] else 0
         ),
-        soft_prompt=resolve_soft_prompt(draft),
+        soft_prompt=resolve_soft_prompt(draft, has_windows=bool(reach)),
     )
 
 

@@ -15,8 +15,13 @@ _KINDS = {
 }
 
 
-def resolve_soft_prompt(draft: Draft) -> SoftPrompt | None:
-    """Returns the prompt, or None where the section is missing, empty or not enabled."""
+def resolve_soft_prompt(draft: Draft, *, has_windows: bool) -> SoftPrompt | None:
+    """Returns the prompt, or None where the section is missing, empty or not enabled.
+
+    Args:
+        draft: The configuration.
+        has_windows: Whether some layers do not see all earlier tokens.
+    """
     written = draft[KEY]
     section = draft.typed(KEY, written, _KINDS)
     if not written or not section.get("enabled", True):
@@ -32,6 +37,7 @@ def resolve_soft_prompt(draft: Draft) -> SoftPrompt | None:
         init_range=section.get("init_range", 0.5),
     )
     _check_length(draft, prompt.num_tokens)
+    _check_attention(draft, has_windows=has_windows)
     with draft.training_rules():
         _check_training(draft)
     return prompt
@@ -48,6 +54,18 @@ def _check_length(draft: Draft, length: int) -> None:
             f"max_position_embeddings {positions}; {advice or 'shorten the prompt'}"
         )
         draft.refuse(f"{KEY}.num_tokens", problem)
+
+
+def _check_attention(draft: Draft, *, has_windows: bool) -> None:
+    """Refuses what counts distances or documents: the prompt is no part of them."""
+    if draft["pos_emb"] in ("alibi", "rpe"):
+        draft.refuse(KEY, f"does not work with pos_emb {draft['pos_emb']}; use another model")
+    if has_windows:
+        reason = "layers with a window do not see the prompt; use another model"
+        draft.refuse(KEY, f"does not work with sliding_window_width and 'local' layers: {reason}")
+    for key in ("reset_attention_mask", "reset_position_ids"):
+        if draft[key]:
+            draft.refuse(KEY, f"does not work with {key}; set {key}: false")
 
 
 def _check_training(draft: Draft) -> None:

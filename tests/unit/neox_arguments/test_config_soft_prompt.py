@@ -78,9 +78,14 @@ def test_the_prompt_needs_positions_beside_the_text():
         ({"pipe_parallel_size": 2}, "pipe_parallel_size 2"),
         ({"model_parallel_size": 2, "sequence_parallel": True}, "sequence_parallel"),
         ({"load": None}, "set load"),
+        ({"pos_emb": "alibi"}, "pos_emb alibi"),
+        ({"sliding_window_width": 2}, "sliding_window_width"),
+        ({"attention_config": [[["local"], "all"]]}, "'local' layers"),
+        ({"reset_attention_mask": True}, "reset_attention_mask"),
+        ({"reset_position_ids": True}, "reset_position_ids"),
     ],
 )
-def test_layouts_that_do_not_work_are_refused_by_name(changes, words):
+def test_what_does_not_work_with_a_prompt_is_refused_by_name(changes, words):
     message = refusal({"num_tokens": 4}, **changes)
     assert message.startswith("soft_prompt_tuning")
     assert words in message
