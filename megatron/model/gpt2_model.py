@@ -188,7 +188,6 @@ class GPT2Model(nn.Module):
                 is decided by ``reset_attention_mask`` and ``reset_position_ids``; not together with
                 the other arguments.
         """
-        blocks = [self.get_submodule(name) for name in self._block_names]
         start = 0 if caches is None else caches[0].length
         with torch.set_grad_enabled(torch.is_grad_enabled() and caches is None):
             if document_offsets is not None and self.config.reset_position_ids:
@@ -213,16 +212,25 @@ class GPT2Model(nn.Module):
                     positions=positions,
                     attention_mask=attention_mask,
                 )
-            context, values = self._with_bias_values(context, hidden)
-            chunk = self.config.checkpoint_num_layers
-            if chunk and self.training and torch.is_grad_enabled():
-                for first in range(0, len(blocks), chunk):
-                    inputs = (blocks[first : first + chunk], hidden, context, values)
-                    hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
-            else:
-                hidden = _run_blocks(blocks, hidden, context, values, caches)
+            hidden = self._through_blocks(hidden, context, caches)
             hidden = hidden[:, -tokens.shape[1] :]  # a soft prompt predicts nothing
             return self.get_submodule(self._norm_name)(hidden)
+
+    def _through_blocks(
+        self,
+        hidden: Tensor,
+        context: ForwardContext | None,
+        caches: Sequence[KeyValueCache] | None,
+    ) -> Tensor:
+        blocks = [self.get_submodule(name) for name in self._block_names]
+        context, values = self._with_bias_values(context, hidden)
+        chunk = self.config.checkpoint_num_layers
+        if not chunk or not self.training or not torch.is_grad_enabled():
+            return _run_blocks(blocks, hidden, context, values, caches)
+        for first in range(0, len(blocks), chunk):
+            inputs = (blocks[first : first + chunk], hidden, context, values)
+            hidden = checkpoint(_run_blocks, *inputs, use_reentrant=True)
+        return hidden
 
     @property
     def embedding(self) -> Embedding:
