@@ -132,6 +132,11 @@ def _part(
 ) -> Layers:
     layers: Layers = {}
     for name, tensor in weights.items():
+        if name == "rpe.weight":  # every block has it
+            for number in range(2, shape.num_layers + 2):
+                own = tensor.chunk(parts, dim=1)[part]
+                layers.setdefault(number, {})["attention.rpe.weight"] = own
+            continue
         number, _, local = name.replace("tied_modules.embed.", "0.").partition(".")
         layer = layers.setdefault(int(number), {})
         layer.update(_cut(local, tensor, shape, part, parts, renamed=renamed, divisor=divisor))
@@ -175,6 +180,8 @@ def _cut(
         return {"mlp.w1.weight": gate, "mlp.w3.weight": plain}
     if local.startswith("mlp.dense_h_to_4h."):
         return {f"{first}.{kind}": tensor.chunk(parts)[part]}
+    if local.startswith("attention.qk_layernorm."):
+        return {local: tensor.chunk(parts)[part]}
     old_second = "mlp.w2" if shape.activation == "swiglu" and not renamed else second
     if local in ("attention.dense.weight", "mlp.dense_4h_to_h.weight"):
         name = local if local.startswith("attention") else f"{old_second}.weight"

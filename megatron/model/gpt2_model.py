@@ -23,17 +23,14 @@ from megatron.model.init_functions import initialize_parameters
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.output_layer import FinalNorm, OutputLayer
 from megatron.model.positional_embeddings import make_rotary
-from megatron.model.relative_bias import RelativeBias, make_relative_bias
+from megatron.model.relative_bias import SHARED_BIAS, RelativeBias, make_relative_bias
 from megatron.model.soft_prompt import SoftPrompt
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["SHARED_BIAS", "GPT2Model", "layer_list"]
-
-SHARED_BIAS = "rpe"
-"""Name of the module of learned relative biases, which all blocks share."""
+__all__ = ["GPT2Model", "layer_list"]
 
 LayerRecipe = tuple[type[nn.Module], tuple[Any, ...]]
 """Class of a layer, and its positional arguments."""

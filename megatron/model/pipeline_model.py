@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron.model.attention import SelfAttention
 from megatron.model.forward_context import ForwardContext, document_context, make_context
-from megatron.model.gpt2_model import SHARED_BIAS, layer_list
+from megatron.model.gpt2_model import layer_list
 from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
-from megatron.model.relative_bias import RelativeBias, make_relative_bias
+from megatron.model.relative_bias import SHARED_BIAS, RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
 from megatron.mpu import TensorParallel, Topology
 from megatron.sizing.model_shape import ModelShape

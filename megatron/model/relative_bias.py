@@ -19,7 +19,17 @@ from megatron.sizing.model_shape import ModelShape
 
 Reader = Callable[[Tensor], Tensor]
 
-__all__ = ["AlibiBias", "LearnedBias", "RelativeBias", "alibi_slopes", "make_relative_bias"]
+__all__ = [
+    "SHARED_BIAS",
+    "AlibiBias",
+    "LearnedBias",
+    "RelativeBias",
+    "alibi_slopes",
+    "make_relative_bias",
+]
+
+SHARED_BIAS = "rpe"
+"""Name of the module of learned relative biases, which all blocks share."""
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

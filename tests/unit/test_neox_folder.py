@@ -60,6 +60,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "sequential": SEQUENTIAL,
     "llama": LLAMA,
     "grouped": {**LLAMA, "num_attention_heads": 8, "num_kv_heads": 4},
+    "normed": {**LLAMA, "use_qk_layernorm": True},
+    "relative": {**PYTHIA, "pos_emb": "rpe"},
     "geglu": {**PYTHIA, "activation": "geglu", "mlp_inner_size": 24, "gpt_j_tied": True},
 }
 FORMS = {
@@ -98,6 +100,16 @@ def test_logits_are_those_of_the_model_for_every_number_of_parts(tmp_path, name,
         want = filled_model(shape, weights.__getitem__)(tokens)
         got = filled_model(shape, NeoxReader(folder, shape).read_logical)(tokens)
     assert torch.allclose(got, want, atol=1e-5)
+
+
+def test_a_layernorm_over_the_heads_of_a_part_is_refused(tmp_path):
+    shape = shape_of({**PYTHIA, "use_qk_layernorm": True}, VOCAB_SIZE)
+    weights = random_weights(shape)
+    one = write_neox_folder(tmp_path / "one", weights, shape, divisor=8, parts=1)
+    assert equal(NeoxReader(one, shape), weights)
+    two = write_neox_folder(tmp_path / "two", weights, shape, divisor=8, parts=2)
+    with pytest.raises(CheckpointError, match="over the heads of each of 2 parts"):
+        NeoxReader(two, shape)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.format import CheckpointReader, ParameterInfo
@@ -14,6 +14,7 @@ from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import cut_shard, spec_of
+from megatron.model.relative_bias import SHARED_BIAS, make_relative_bias
 from megatron.sizing.model_shape import ModelShape
 from tools.hf.settings import RunSettings
 
@@ -68,10 +69,14 @@ def parameter_infos(shape: ModelShape) -> dict[str, ParameterInfo]:
     """Description of every parameter as one process saves it; allocates nothing."""
     infos: dict[str, ParameterInfo] = {}
     with torch.device("meta"):
+        bias = make_relative_bias(shape)
         layers = {number: kind(*args) for number, (kind, args) in layer_list(shape).items()}
-    for number, layer in layers.items():
-        prefix = str(number) if number or shape.no_weight_tying else "tied_modules.embed"
-        for name, parameter in layer.named_parameters():
+    bottom = "0" if shape.no_weight_tying else "tied_modules.embed"
+    modules = {str(number) if number else bottom: layer for number, layer in layers.items()}
+    if isinstance(bias, nn.Module):
+        modules[SHARED_BIAS] = bias
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
             spec = spec_of(parameter)
             extent = spec.shard_shape[spec.tp_dim or 0]
             infos[f"{prefix}.{name}"] = ParameterInfo(spec.logical_shape, spec.tp_dim, extent)

@@ -6,7 +6,9 @@
   ordered by group.
 - First MLP matrix: rows after each other. Gated, a part is [plain, gate], and here the gate is
   first; before September 2024 Llama's w1 is the gate and w3 the plain one.
-- Attention output and second MLP matrix: columns after each other.
+- Attention output, second MLP matrix and relative biases: columns after each other. Each block has
+  the relative biases, and all have the same.
+- A norm of queries and keys: heads after each other.
 - Their biases: with the parallel residual each part adds its own before the sum over parts, so they
   are summed. Otherwise they are copies.
 - Norms and positions: copies; the mean if they have drifted apart, as in GPT-NeoX's own converters.
@@ -20,9 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from megatron.model.relative_bias import SHARED_BIAS
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["SPLIT_GATE", "is_cut", "is_left_out", "merge", "our_name", "tied_or_numbered"]
+__all__ = ["SPLIT_GATE", "full_name", "is_cut", "is_left_out", "merge", "our_name"]
 
 SPLIT_GATE = {"mlp.w1.weight": 0, "mlp.w3.weight": 1}
 """Halves of a gated projection before 2024, in our order: gate, plain."""
@@ -45,7 +48,9 @@ _NOT_WEIGHTS = re.compile(
 _VOCABULARY = ("word_embeddings.weight", "final_linear.weight")
 _PROJECTION = ("attention.query_key_value.weight", "attention.query_key_value.bias")
 _FIRST = ("mlp.dense_h_to_4h.weight", "mlp.dense_h_to_4h.bias")
-_COLUMNS = ("attention.dense.weight", "mlp.dense_4h_to_h.weight")
+_RELATIVE_BIAS = "attention.rpe.weight"
+_COLUMNS = ("attention.dense.weight", "mlp.dense_4h_to_h.weight", _RELATIVE_BIAS)
+_NORM_OF_HEADS = tuple(f"attention.qk_layernorm.{kind}" for kind in ("weight", "bias", "scale"))
 _SUMMED = ("attention.dense.bias", "mlp.dense_4h_to_h.bias")
 
 
@@ -70,14 +75,16 @@ def is_left_out(theirs: str, network: ModelShape) -> bool:
     return is_tied and theirs.startswith("post_attention_layernorm.")
 
 
-def tied_or_numbered(layer: int, network: ModelShape) -> str:
-    """The name of a layer of GPT-NeoX's number in our modules."""
-    return str(layer) if layer or network.no_weight_tying else "tied_modules.embed"
+def full_name(layer: int, name: str, network: ModelShape) -> str:
+    """Our name of a parameter of a layer. All blocks of GPT-NeoX have the same relative biases."""
+    if name == _RELATIVE_BIAS:
+        return f"{SHARED_BIAS}.weight"
+    return f"{layer if layer or network.no_weight_tying else 'tied_modules.embed'}.{name}"
 
 
 def is_cut(name: str) -> bool:
     """Whether parts of a parameter are pieces after each other, without padding at the end."""
-    return name in (*_PROJECTION, *_FIRST, *_COLUMNS)
+    return name in (*_PROJECTION, *_FIRST, *_COLUMNS, *_NORM_OF_HEADS)
 
 
 def merge(
@@ -113,6 +120,13 @@ def merge(
         return torch.cat(pieces)
     if name in _COLUMNS:
         return torch.cat(pieces, dim=1)
+    if name in _NORM_OF_HEADS:
+        if num_parts > 1 and network.norm == "layernorm":
+            raise ValueError(
+                f"the layernorm of queries and keys took its mean over the heads of each of "
+                f"{num_parts} parts alone, and is over all heads here"
+            )
+        return torch.cat(pieces)
     if name in _SUMMED and network.gpt_j_residual and kind == "fp32":
         return torch.stack(pieces).sum(0)
     if all(piece.device.type == "meta" or torch.equal(piece, pieces[0]) for piece in pieces):

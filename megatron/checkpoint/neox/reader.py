@@ -11,11 +11,11 @@ from torch import Tensor
 from megatron.checkpoint.neox.folder import NeoxFolder
 from megatron.checkpoint.neox.merging import (
     SPLIT_GATE,
+    full_name,
     is_cut,
     is_left_out,
     merge,
     our_name,
-    tied_or_numbered,
 )
 from megatron.checkpoint.neox.optimizer import OptimizerStates, no_states
 from megatron.errors import CheckpointError
@@ -102,7 +102,6 @@ class NeoxReader:
 
     def _add_layer(self, layer: int) -> None:
         parts = self._files.parts_of(layer)
-        prefix = tied_or_numbered(layer, self._network)
         sources: dict[str, tuple[str, ...]] = {}
         for theirs in parts[0]:
             if not is_left_out(theirs, self._network):
@@ -121,8 +120,9 @@ class NeoxReader:
                 raise CheckpointError(
                     f"{where} has the shape {shapes}, which does not fit the configuration: {error}"
                 ) from error
-            self._sources[f"{prefix}.{ours}"] = layer, names
-            self.shapes[f"{prefix}.{ours}"] = tuple(merged.shape)
+            name = full_name(layer, ours, self._network)
+            self._sources[name] = layer, names
+            self.shapes[name] = tuple(merged.shape)
             if ours == "word_embeddings.weight":
                 self.num_vocabulary_rows = sum(part[names[0]].shape[0] for part in parts)
 
