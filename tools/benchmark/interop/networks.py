@@ -91,6 +91,7 @@ NETWORKS: dict[str, Network] = {
         },
     ),
     "mistral": Network("mistral", {**_LLAMA, "head_dim": 12, "rotary_emb_base": 1000000}),
+    "mistral, windows": Network("mistral", {**_LLAMA, "sliding_window_width": 6}),
     "qwen2": Network(
         "qwen2",
         {
@@ -112,6 +113,15 @@ NETWORKS: dict[str, Network] = {
                 "factor": 4.0,
                 "original_max_position_embeddings": 12,
             },
+        },
+    ),
+    "qwen3, some windows": Network(
+        "qwen3",
+        {
+            **_LLAMA,
+            "qk_norm": "head",
+            "sliding_window_width": 6,
+            "attention_config": [[["global", "flash"], 1]],
         },
     ),
     "qwen3": Network(
