@@ -49,8 +49,10 @@ edit it.
 6. **Hugging Face**: `tools/ckpts/convert_neox_to_hf.py` exports. `tools/convert_from_hf.py`
    imports; GPT-NeoX's commands for that are in `tools/ckpts` and name it. See
    [huggingface.md](huggingface.md).
-7. **Checkpoints** that this program saves load on any number of ranks, tensor parallel sizes,
-   stages and ZeRO stages; there is nothing to merge. See [checkpoints.md](checkpoints.md).
+7. **Checkpoints** of GPT-NeoX load as they are: `load` names the folder with its
+   `global_step<N>`. Those that this program saves load on any number of ranks, tensor parallel
+   sizes, stages and ZeRO stages; there is nothing to merge. See
+   [checkpoints.md](checkpoints.md#checkpoints-of-gpt-neox).
 
 What differs: metrics come with the logged iterations, not with each one; `train_epochs` allows a
 mixture; weights and optimizer are always in float32 beside half precision; bfloat16 and fp16
