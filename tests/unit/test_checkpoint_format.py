@@ -121,7 +121,7 @@ def write_index(folder: Path, **content: Any) -> None:
     cuts=st.lists(st.floats(0, 1), max_size=4),
     padding=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_cut_reads_back_as_the_parameters(tmp_path_factory, tp, ranks, cuts, padding):
     folder = write_checkpoint(
         tmp_path_factory.mktemp("cut") / "c",
@@ -139,7 +139,7 @@ def test_every_cut_reads_back_as_the_parameters(tmp_path_factory, tp, ranks, cut
 
 
 @given(st.integers(0, 35), st.integers(0, 35))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_range_of_a_shard_can_be_read(tmp_path_factory, one, other):
     start, stop = sorted((one, other))
     folder = write_checkpoint(tmp_path_factory.mktemp("range") / "c", cuts=(0.2, 0.5, 0.9))

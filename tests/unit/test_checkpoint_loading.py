@@ -74,7 +74,7 @@ def expected_shard(name: str, kind: str, spec: ParameterSpec, tp_rank: int) -> T
     padding=st.integers(0, 2),
     cuts=st.lists(st.floats(0, 1), max_size=2),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_layout_loads_on_any_other(
     tmp_path_factory, saved_tp, saved_padding, tp, padding, cuts
 ):

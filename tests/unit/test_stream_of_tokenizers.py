@@ -183,7 +183,7 @@ RUNS = st.sampled_from(
 PARTS = st.lists(TEXT | RUNS | st.lists(st.integers(0, 10**6), max_size=6), max_size=6)
 SIZES = st.lists(st.integers(0, 40), max_size=20)
 ANY_TOKENIZER = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -12,7 +12,7 @@ def make_datasets(*lengths):
     return [[(name, item) for item in range(length)] for name, length in enumerate(lengths)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights=st.lists(st.floats(0.001, 10), min_size=1, max_size=20), total=st.integers(0, 1000))
 def test_apportioned_counts_are_whole_and_close(weights, total):
     shares = np.array(weights) / sum(weights)

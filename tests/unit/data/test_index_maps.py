@@ -45,7 +45,7 @@ def test_document_order_depends_on_seed_and_domain():
     assert len({tuple(order) for order in orders}) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=12),
     seq_length=st.integers(1, 9),

@@ -23,7 +23,7 @@ from megatron.data.indexed_dataset import (
 DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     documents=st.lists(st.lists(st.integers(0, 255), max_size=6), max_size=8),
     dtype=st.sampled_from(["u1", "i2", "u2", "i4", "i8", "f4", "f8"]),

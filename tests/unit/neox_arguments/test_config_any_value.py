@@ -80,7 +80,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.dictionaries(st.sampled_from(sorted(field_table())), PLAIN, max_size=4))
 def test_any_values_of_several_keys_are_taken_or_refused(values):
     outcome({**MINIMAL, **values})

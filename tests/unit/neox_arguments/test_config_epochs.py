@@ -72,7 +72,7 @@ def paths(tmp_path_factory) -> list[str]:
     return [write_dataset(folder / name / "text", num_tokens=n) for name, n in SIZES.items()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(epochs=st.integers(1, 50), batch=st.integers(1, 40))
 def test_no_iteration_more_would_fit(paths, epochs, batch):
     changes = {"train_data_paths": paths, "train_micro_batch_size_per_gpu": batch}

@@ -18,7 +18,7 @@ def apply(constraints, target, *, previous=None, consumed=None):
 shares = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=10)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(target=shares, floor=st.floats(0, 1), ceiling=st.floats(0, 1))
 def test_floor_and_ceiling_hold_and_the_weights_sum_to_one(target, floor, ceiling):
     num_domains = len(target)
@@ -29,7 +29,7 @@ def test_floor_and_ceiling_hold_and_the_weights_sum_to_one(target, floor, ceilin
     assert weights.max() <= ceiling + 1e-12
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     target=shares, floor=st.floats(0.1, 0.9), ceiling=st.floats(0.1, 0.9), seed=st.integers(0, 99)
 )
@@ -66,7 +66,7 @@ def bisected(target, lower, upper):
     return clipped(high)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 10**6), decades=st.sampled_from([1, 5, 20, 100, 300, 320]))
 def test_bounds_give_what_bisection_gives_however_far_the_weights_are_apart(seed, decades):
     rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_a_domain_of_weight_zero_is_lifted_to_the_floor_and_no_further():
     np.testing.assert_allclose(weights, [0.1, 0.6, 0.3], rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(previous=shares, seed=st.integers(0, 999), limit=st.floats(1e-4, 0.5))
 def test_trust_region_limits_the_move_by_either_measure(previous, seed, limit):
     target = np.random.default_rng(seed).random(len(previous)) + 1e-3

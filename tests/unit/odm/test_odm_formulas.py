@@ -48,7 +48,7 @@ def naive_update(method, state, step, losses, used):
 
 
 @pytest.mark.parametrize("method", ["smoothed_mean", "odm_paper", "exp3", "ema"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), first_step=st.integers(1, 10**6))
 def test_updates_equal_the_printed_formulas_whatever_domains_are_absent(method, seed, first_step):
     rng = np.random.default_rng(seed)

@@ -82,7 +82,7 @@ def problems(draw):
     return target, inside, lower, upper, members, low, high
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problem=problems())
 def test_the_projection_is_exact_and_keeps_ratios_within_groups(problem):
     target, inside, lower, upper, members, low, high = problem
@@ -108,7 +108,7 @@ def test_the_projection_is_exact_and_keeps_ratios_within_groups(problem):
         assert kl_divergence(other, target) >= kl_divergence(weights, target) - 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problem=problems(), limit=st.floats(1e-3, 0.5))
 def test_a_trust_region_keeps_the_groups(problem, limit):
     target, inside, _, _, members, low, high = problem

@@ -87,7 +87,7 @@ def again(controller, run, constraints=()):
     return resumed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(run=runs(), stop=st.integers(0, 60))
 def test_a_restored_run_ends_with_the_counts_of_the_anchor(run, stop):
     total, stop = run["total_steps"] * run["batch"], min(stop, run["total_steps"])
@@ -102,7 +102,7 @@ def test_a_restored_run_ends_with_the_counts_of_the_anchor(run, stop):
     assert resumed.cursors.tolist() == whole.cursors.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(run=runs())
 def test_until_the_decision_no_domain_is_read_more_than_the_anchor_reads_it(run):
     run["decision_point"] = 1.0
@@ -192,7 +192,7 @@ def test_the_decision_is_in_the_audit_record_after_the_other_limits():
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(run=runs())
 def test_the_anchor_keeps_the_other_limits(run):
     num_domains, total = len(run["initial"]), run["total_steps"] * run["batch"]
@@ -282,7 +282,7 @@ def test_a_second_guard_and_another_batch_are_refused():
         controller.draw(1, 4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 10**6),
     num_groups=st.integers(1, 40),
@@ -316,7 +316,7 @@ def test_a_draw_never_exceeds_what_is_left_and_moves_no_more_than_it_must(
         assert positions.tolist() == list(range(start, start + counts[domain] * run_length))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shares=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=30), total=st.integers(0, 10**9))
 def test_whole_parts_sum_to_the_whole_and_differ_by_less_than_one(shares, total):
     parts = whole_parts(np.array(shares), total)

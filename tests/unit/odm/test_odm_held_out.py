@@ -89,7 +89,7 @@ def test_a_window_without_tokens_does_not_count():
     assert second.change[0] == -1.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any),
     num_parts=st.integers(1, 7),
@@ -114,7 +114,7 @@ def test_windows_cancel_where_the_loss_is_linear_in_the_logarithm_of_the_step(
     assert held_out.change[has_text] == pytest.approx(expected[has_text], abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any),
     num_parts=st.integers(1, 7),

@@ -44,7 +44,7 @@ def traces(draw):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trace=traces(), first_step=st.integers(1, 10**7))
 def test_weights_are_a_probability_vector(method, trace, first_step):
     _, weights = run(
@@ -56,7 +56,7 @@ def test_weights_are_a_probability_vector(method, trace, first_step):
 
 
 @pytest.mark.parametrize("method", WITH_FLOOR)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trace=traces(), first_step=st.integers(1, 10**7))
 def test_no_weight_falls_below_the_exploration_rate(method, trace, first_step):
     state, weights = run(make_mixer(method), trace, first_step=first_step)
@@ -64,7 +64,7 @@ def test_no_weight_falls_below_the_exploration_rate(method, trace, first_step):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trace=traces(), seed=st.integers(0, 1000))
 def test_renaming_the_domains_permutes_the_weights(method, trace, seed):
     trace = np.array(trace) + 1e-3

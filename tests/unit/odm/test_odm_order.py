@@ -29,7 +29,7 @@ def test_no_seed_gives_a_sample_beyond_the_last():
         assert np.sort(order_of(1025, seed=seed)).tolist() == list(range(1025)), seed
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     size=st.integers(1025, 20_000),
     seed=st.integers(0, 2**63),

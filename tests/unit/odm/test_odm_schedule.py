@@ -32,7 +32,7 @@ def test_a_plan_depends_on_seed_and_step_and_nothing_before():
 
 
 @given(num_slots=st.integers(1, 200), more=st.integers(1, 200))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_plan_of_a_slot_does_not_depend_on_how_many_follow(num_slots, more):
     short, long = plan(num_slots=num_slots), plan(num_slots=num_slots + more)
     np.testing.assert_array_equal(long.domains[:num_slots], short.domains)
@@ -55,7 +55,7 @@ def test_ranks_that_take_slices_of_one_plan_read_every_sample_once():
         assert taken == list(range(first, first + len(taken)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     weights=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8),
     run_length=st.integers(1, 6),
@@ -106,7 +106,7 @@ def test_neighbouring_slots_and_steps_are_independent():
         assert ((pairs - expected) ** 2 / expected).sum() < 26.1  # p = 0.001, 8 degrees
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     weights=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=12).filter(lambda w: sum(w) > 0.1),
     step=st.integers(0, 10**6),

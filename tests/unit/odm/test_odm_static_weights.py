@@ -40,7 +40,7 @@ def test_unimax_by_hand():
     assert unimax_shares([1000, 1000], 1, total_samples=10) == [0.5, 0.5]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes=sizes, epochs=st.floats(0.1, 20), used=st.floats(0.01, 1.0))
 def test_unimax_is_as_equal_as_the_epochs_allow(sizes, epochs, used):
     total = used * epochs * sum(sizes)
@@ -85,7 +85,7 @@ def test_a_linear_schedule_moves_the_shares_on_a_line():
     np.testing.assert_allclose([w[0] for w in weights], shares, rtol=0, atol=1e-15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     stop=st.integers(0, 20),
     interpolation=st.sampled_from(["constant", "linear"]),

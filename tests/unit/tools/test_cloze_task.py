@@ -41,7 +41,7 @@ def test_passages_are_cut_at_white_space_and_follow_each_other():
 
 
 @given(st.lists(st.text(alphabet="ab \n\u00e9\u4e2d", max_size=200), max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_passage_is_a_piece_of_its_document_and_no_longer_than_allowed(texts):
     for passage in find_passages("d", texts, SMALL):
         assert passage.context + passage.ending in texts[passage.document]

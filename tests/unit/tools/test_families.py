@@ -68,7 +68,7 @@ def test_gate_and_input_are_the_two_rows_of_our_weight():
     assert weight.ranges(1, (2, 3, 2)) == [(1, 2)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(groups=st.integers(1, 4), queries=st.integers(1, 4), width=st.integers(1, 3), data=st.data())
 def test_any_rows_are_those_of_the_joined_tensor(groups, queries, width, data):
     rows = Rows(groups, (queries, 1, 1), width)
