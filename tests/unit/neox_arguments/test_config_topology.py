@@ -239,7 +239,7 @@ def test_a_message_says_where_the_value_was_written(write, minimal):
             "num_gpus: 2\npipe_parallel_size: 2\nzero_stage: 2",
             "zero_stage 2 does not work with pipe_parallel_size 2: ",
         ),
-        ("optimizer_type: Foo", "optimizer_type 'Foo': it is unknown; use Adam or SGD"),
+        ("optimizer_type: Foo", "optimizer_type 'Foo': it is unknown; use Adam, Lion or SGD"),
         ("lr: -1", "lr must be at least 0, got -1.0"),
         (
             "optimizer: {type: Adam, params: {lr: -1}}",

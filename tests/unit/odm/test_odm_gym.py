@@ -170,7 +170,7 @@ def test_a_number_of_seeds_below_one_is_refused(capsys):
     ("arguments", "message"),
     [
         (["--option", "exponent=1"], "--option needs --mixer"),
-        (["--mixer", "exp3", "--option", "scale"], "--option scale: expected NAME=VALUE"),
+        (["--mixer", "exp3", "--option", "scale"], "--option: must be name=value, got 'scale'"),
         (["--mixer", "exp3", "--option", "scale=1"], "unknown option of exp3 'scale'"),
     ],
 )

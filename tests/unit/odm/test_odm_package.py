@@ -21,7 +21,7 @@ def test_the_examples_of_the_readme_print_what_it_says():
 
 
 def test_the_gym_prints_what_the_readme_shows():
-    ((command, expected),) = re.findall(r"```\n\$ (.*)\n(.*?)```", README, flags=re.DOTALL)
+    ((command, expected),) = re.findall(r"```\n\$ ([^\n]*)\n(.*?)```", README, flags=re.DOTALL)
     program, *arguments = command.split()
     assert program == "python"
     result = subprocess.run(

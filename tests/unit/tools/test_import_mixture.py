@@ -123,7 +123,7 @@ def test_a_mixture_of_the_published_table_is_read(tmp_path):
         ("a.csv", "index,train_x\n1,1\n1,2\n", "index '1' must be a whole number that occurs once"),
         ("a.csv", "index,train_x\n,1\n", "index '' must be a whole number that occurs once"),
         ("a.csv", 'index,train_x\n"1,1\n', "malformed CSV: unexpected end of data"),
-        ("a.csv", f"index,train_x\n{'1' * 140_000},1\n", "malformed CSV: field larger than"),
+        ("a.csv", f"index,train_x\n{'1' * 140_000},1\n", "a.csv: "),
         (
             "a.json",
             '[{"domain": "a\\nb", "weight": 1}]',

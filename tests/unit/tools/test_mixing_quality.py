@@ -84,7 +84,7 @@ def test_the_plan_of_the_repository_is_one():
         "learning_curve",
     }
     assert min(main_runs.values()) == 3
-    assert len(plan.runs()) == 48
+    assert len(plan.runs()) == 51
     assert not any(run.suite in ("T", "X10") for run in plan.runs())
     tuned = {domain for spec in plan.texts["T"].domains.values() for domain in spec.corpus}
     tested = [spec for spec in plan.texts["X"].domains.values() if spec.train_bytes is None]
