@@ -11,13 +11,17 @@ import torch
 from megatron.checkpoint.loading import load_module_weights
 from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu import RankGrid, Topology
-from megatron.sizing.model_shape import ModelShape
-from tools.benchmark.interop.networks import far_from_start
+from tools.benchmark.interop.networks import (
+    VOCAB_SIZE,
+    far_from_start,
+    network_shape,
+    write_network,
+)
 from tools.convert_to_hf import main as export_main
-from tools.hf.importing import write_model_checkpoint
-from tools.hf.settings import RunSettings, resolve_model_fields, settings_of
+from tools.hf.settings import settings_of
 
-VOCAB_SIZE = 300
+# what the interop command uses serves the tests too
+shape_of, random_weights, write_run = network_shape, far_from_start, write_network
 ALONE = Topology(RankGrid(1, 1, 1), 0, None, None, None)
 
 
@@ -54,27 +58,6 @@ def model_fields(tokenizer_file: Path, **changes: Any) -> dict[str, Any]:
         "vocab_file": str(tokenizer_file),
     }
     return {**fields, **changes}
-
-
-def shape_of(fields: dict[str, Any], vocab_size: int = VOCAB_SIZE) -> ModelShape:
-    return RunSettings(resolve_model_fields(fields).to_dict()).shape(vocab_size)
-
-
-def random_weights(shape: ModelShape) -> dict[str, torch.Tensor]:
-    """Far from initial values: matrices of 0.3, norms and biases spread by 0.5."""
-    return far_from_start(shape)
-
-
-def write_run(folder: Path, fields: dict[str, Any]) -> Path:
-    shape = shape_of(fields)
-    weights = random_weights(shape)
-    return write_model_checkpoint(
-        folder,
-        shape,
-        run_config=resolve_model_fields(fields),
-        read=weights.__getitem__,
-        files={},
-    )
 
 
 def export(source: Path, output: Path, *flags: str) -> None:

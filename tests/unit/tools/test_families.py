@@ -228,7 +228,7 @@ def test_fields_of_theirs_have_the_meaning_that_transformers_gives_them(
     [
         ("mistral", {"sliding_window": 64}, {}),  # as long as the longest text
         ("mistral", {"sliding_window": 16}, {"sliding_window_width": 15}),
-        ("mistral", {}, {}),  # 4096 where nothing is said
+        ("mistral", {}, {}),  # 4096 if the file has no value
         ("llama", {"sliding_window": 16}, {}),  # a field that the class has not
         ("qwen2", {"sliding_window": 16}, {}),  # off by default
         ("qwen2", {"sliding_window": 16, "use_sliding_window": True}, {}),  # from layer 28 on
