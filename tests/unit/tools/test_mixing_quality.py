@@ -15,9 +15,11 @@ import yaml
 
 from megatron.tokenizer import build_tokenizer
 from tools.benchmark.mixing_quality import PLAN, main
+from tools.benchmark.quality.answers import answers
 from tools.benchmark.quality.campaign import Campaign
+from tools.benchmark.quality.measures import curve, iterations_ratio, measures
 from tools.benchmark.quality.plan import Plan, PlanError, Run, read_plan
-from tools.benchmark.quality.report import curve, iterations_ratio, measures, report
+from tools.benchmark.quality.report import report
 from tools.benchmark.quality.results import read_result, result_path, write_result
 from tools.benchmark.quality.suites import Corpus
 from tools.benchmark.quality.texts import made_documents, whole_words
@@ -330,6 +332,40 @@ def test_the_report_pairs_runs_of_a_seed(plan):
     assert "| moving | loss | +0.0300 | - | - | 0 of 1 |" in text  # against its own average
     assert "| base64 (noise, entropy 3.500) | 4.0200 | -0.0600 | -0.0500 |" in text
     assert "25.0% |" in text  # 20 of 80 samples on noise
+
+
+def answers_by_question(results):
+    return {row[1]: row[2:] for row in answers(results)}
+
+
+def test_questions_are_answered_only_with_enough_runs():
+    def results(*offsets, arm="learning_curve", suite="X"):
+        pairs = {}
+        for seed, offset in enumerate(offsets, 1):
+            pairs[Run(suite, "uniform", seed)] = result_of(Run(suite, "uniform", seed))
+            pairs[Run(suite, arm, seed)] = result_of(Run(suite, arm, seed), offset=offset)
+        return pairs
+
+    asked = "loss: is learning_curve below uniform?"
+    assert answers({}) == []
+    assert answers_by_question(results(-0.02))[asked][-1] == "one pair"
+    assert answers_by_question(results(-0.02, -0.021, -0.022))[asked][-1] == "**yes**"
+    assert answers_by_question(results(-0.02, -0.1))[asked][-1] == "not shown"
+    assert answers_by_question(results(0.02, 0.021))[asked][-1] == "**no**, it is above"
+    # the guarded arm may differ as much as uniform's own seeds, which are all alike here
+    drill = results(0.01, 0.02, arm="guarded_smoothed_mean")
+    asked = "bits per byte: is guarded_smoothed_mean within 2 standard deviations of the seeds of"
+    assert answers_by_question(drill)[f"{asked} uniform?"][-1] == "**no**"
+    asked = "bits per byte: is learning_curve within 2 standard errors of uniform?"
+    assert answers_by_question(results(-0.01, 0.012, suite="H"))[asked][-1] == "**yes**"
+    assert answers_by_question(results(0.01, 0.012, suite="H"))[asked][-1] == "**no**"
+
+
+def test_a_slower_arm_does_not_reach_the_goal_in_iterations():
+    one, other = Run("X", "uniform", 1), Run("X", "learning_curve", 1)
+    results = {one: result_of(one), other: result_of(other, offset=9.0)}
+    asked = "iterations to uniform's loss before the decay: at most 1 times as many?"
+    assert answers_by_question(results)[asked] == ["never", "-", "0 of 1", "one pair"]
 
 
 def test_each_suite_is_drawn(tmp_path, prepared):

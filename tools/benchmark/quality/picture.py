@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from megatron.files import atomic_writer
+from tools.benchmark.quality.measures import BASELINE, curve
 from tools.benchmark.quality.plan import Run
-from tools.benchmark.quality.report import BASELINE, curve
 
 __all__ = ["draw_suite"]
 

@@ -3,82 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tools.benchmark.quality.plan import Plan, Run
-from tools.paired_runs import PairedDifference, iterations_to_target, paired_difference
+from tools.benchmark.quality.answers import answers
+from tools.benchmark.quality.measures import (
+    BASELINE,
+    MEASURES,
+    SECOND_BASELINE,
+    Measure,
+    Result,
+    Results,
+    iterations_ratio,
+    measures,
+    of_arm,
+    pairs_of,
+)
+from tools.benchmark.quality.plan import Plan
+from tools.paired_runs import PairedDifference, paired_difference
 
-__all__ = ["Measures", "curve", "measures", "report"]
-
-BASELINE = "uniform"
-SECOND_BASELINE = "smoothed_mean"
-
-Result = Mapping[str, Any]
-Results = Mapping[Run, Result]
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What a run is judged by, on test text, over the domains that are not noise."""
-
-    bits_per_byte: float
-    """Mean over domains: the primary measure."""
-    loss: float
-    """Mean over domains, in nats per token."""
-    perplexity: float
-    """Mean over domains of the perplexities."""
-    worst_loss: float
-    """The largest of the losses, in nats per token."""
-
-
-def measures(result: Result) -> Measures:
-    """Computes the measures of a result."""
-    learnable = [entry for entry in result["domains"].values() if not entry["noise"]]
-    losses = np.array([entry["test_loss"] for entry in learnable])
-    return Measures(
-        bits_per_byte=float(np.mean([entry["test_bits_per_byte"] for entry in learnable])),
-        loss=float(losses.mean()),
-        perplexity=float(np.exp(losses).mean()),
-        worst_loss=float(losses.max()),
-    )
-
-
-def curve(result: Result, *, perplexity: bool) -> np.ndarray:
-    """Mean validation loss, or perplexity, over the domains that are not noise, per validation."""
-    entries = [entry for entry in result["domains"].values() if not entry["noise"]]
-    losses = np.array([entry["validation_loss"] for entry in entries])
-    return (np.exp(losses) if perplexity else losses).mean(axis=0)
-
-
-def iterations_ratio(
-    candidate: Result, baseline: Result, *, perplexity: bool, at_end: bool
-) -> float | None:
-    """Iterations of ``candidate`` to a value of ``baseline``, over the baseline's own iterations.
-
-    Args:
-        candidate: A run.
-        baseline: A run of the same suite and seed.
-        perplexity: Whether mean perplexity is compared, or mean loss.
-        at_end: Whether the value is that after the decay of the learning rate, or the last one
-            before the decay.
-
-    Returns:
-        Below 1 if the candidate is faster; None if it never gets there.
-    """
-    values = curve(baseline, perplexity=perplexity)
-    iterations = np.array(baseline["iterations"])
-    allowed = iterations if at_end else iterations[iterations <= baseline["stable_until"]]
-    if not allowed.size:
-        return None
-    place = allowed.size - 1
-    reached = iterations_to_target(
-        candidate["iterations"], curve(candidate, perplexity=perplexity), values[place]
-    )
-    return None if reached is None else reached / float(iterations[place])
+__all__ = ["report"]
 
 
 def report(plan: Plan, results: Results, *, left_out: int = 0) -> str:
@@ -97,11 +42,30 @@ def report(plan: Plan, results: Results, *, left_out: int = 0) -> str:
     ]
     if left_out:
         lines += ["", f"{left_out} results of other settings or another text are left out."]
+    lines += ["", *_summary(plan, results)]
     for suite in plan.suites:
         of_suite = {run: result for run, result in results.items() if run.suite == suite}
         if of_suite:
             lines += ["", f"## Suite {suite}", "", *_suite(plan, suite, of_suite)]
     return "\n".join(lines) + "\n"
+
+
+def _summary(plan: Plan, results: Results) -> list[str]:
+    """How far the campaign is, and the protocol's questions."""
+    main = plan.runs()
+    done = sum(run in results for run in main)
+    rows = answers(results)
+    if not rows:
+        return [f"{done} of {len(main)} main runs are finished."]
+    head = ["suite", "question", "difference", "Student 95 %", "lower in", "answer"]
+    return [
+        "## Questions and answers",
+        "",
+        f"{done} of {len(main)} main runs are finished"
+        + ("." if done == len(main) else "; the answers may change until all are."),
+        "",
+        *_table(head, rows),
+    ]
 
 
 def _suite(plan: Plan, suite: str, results: Results) -> list[str]:
@@ -130,14 +94,10 @@ def _seconds(results: Results) -> str:
     return f"{min(minutes):.0f} to {max(minutes):.0f} minutes each"
 
 
-def _of_arm(results: Results, arm: str) -> dict[int, Result]:
-    return {run.seed: result for run, result in sorted(results.items()) if run.arm == arm}
-
-
 def _values(arms: Sequence[str], results: Results) -> list[str]:
     rows = []
     for arm in arms:
-        found = [measures(result) for result in _of_arm(results, arm).values()]
+        found = [measures(result) for result in of_arm(results, arm).values()]
         bits = np.array([one.bits_per_byte for one in found])
         spread = f"{bits.std(ddof=1):.4f}" if bits.size > 1 else "-"
         rows.append(
@@ -150,7 +110,7 @@ def _values(arms: Sequence[str], results: Results) -> list[str]:
                     f"{np.mean([getattr(one, name) for one in found]):.{digits}f}"
                     for name, digits in (("loss", 4), ("perplexity", 2), ("worst_loss", 4))
                 ),
-                f"{np.mean([_noise_share(r) for r in _of_arm(results, arm).values()]):.1%}",
+                f"{np.mean([_noise_share(r) for r in of_arm(results, arm).values()]):.1%}",
             ]
         )
     head = ["arm", "seeds", "bits per byte", "sd over seeds", "loss", "perplexity", "worst loss"]
@@ -163,25 +123,18 @@ def _noise_share(result: Result) -> float:
     return noise / sum(samples.values())
 
 
-_MEASURES: tuple[tuple[str, Callable[[Measures], float], int], ...] = (
-    ("bits per byte", lambda one: one.bits_per_byte, 4),
-    ("loss", lambda one: one.loss, 4),
-    ("perplexity", lambda one: one.perplexity, 2),
-    ("worst loss", lambda one: one.worst_loss, 4),
-)
-
-
 def _differences(arms: Sequence[str], results: Results, baseline: str) -> list[str]:
     rows = []
     for arm in arms:
-        pairs = _pairs(results, arm, baseline)
+        pairs = pairs_of(results, arm, baseline)
         if arm == baseline or not pairs:
             continue
-        for name, of, digits in _MEASURES:
+        for measure in MEASURES:
             difference = paired_difference(
-                [of(measures(one)) for one, _ in pairs], [of(measures(other)) for _, other in pairs]
+                [measure.of(measures(one)) for one, _ in pairs],
+                [measure.of(measures(other)) for _, other in pairs],
             )
-            rows.append([arm, name, *_cells(difference, digits)])
+            rows.append([arm, measure.name, *_cells(difference, measure)])
     head = ["arm", "measure", "difference", "bootstrap 95 %", "Student 95 %", "lower in"]
     return [f"Paired differences to {baseline}; negative is better.", "", *_table(head, rows)]
 
@@ -189,32 +142,24 @@ def _differences(arms: Sequence[str], results: Results, baseline: str) -> list[s
 def _frozen(frozen: Mapping[str, str | None], results: Results) -> list[str]:
     rows = []
     for arm, source in frozen.items():
-        pairs = _pairs(results, source or "", arm)
+        pairs = pairs_of(results, source or "", arm)
         if pairs:
-            for name, of, digits in _MEASURES[:3]:
+            for measure in MEASURES[:3]:
                 difference = paired_difference(
-                    [of(measures(one)) for one, _ in pairs],
-                    [of(measures(other)) for _, other in pairs],
+                    [measure.of(measures(one)) for one, _ in pairs],
+                    [measure.of(measures(other)) for _, other in pairs],
                 )
-                rows.append([source or "", name, *_cells(difference, digits)])
+                rows.append([source or "", measure.name, *_cells(difference, measure)])
     head = ["arm", "measure", "difference", "bootstrap 95 %", "Student 95 %", "lower in"]
     title = "Each method against its own average weights, kept from the first iteration on; "
     return [f"{title}negative: moving the weights helped.", "", *_table(head, rows)]
 
 
-def _pairs(results: Results, arm: str, baseline: str) -> list[tuple[Result, Result]]:
-    one, other = _of_arm(results, arm), _of_arm(results, baseline)
-    return [(one[seed], other[seed]) for seed in one if seed in other]
-
-
-def _cells(difference: PairedDifference, digits: int) -> list[str]:
-    def interval(bounds: tuple[float, float] | None) -> str:
-        return "-" if bounds is None else f"{bounds[0]:+.{digits}f} to {bounds[1]:+.{digits}f}"
-
+def _cells(difference: PairedDifference, measure: Measure) -> list[str]:
     return [
-        f"{difference.mean:+.{digits}f}",
-        interval(difference.bootstrap),
-        interval(difference.student),
+        f"{difference.mean:+.{measure.digits}f}",
+        measure.interval(difference.bootstrap),
+        measure.interval(difference.student),
         f"{difference.num_lower} of {difference.count}",
     ]
 
@@ -222,7 +167,7 @@ def _cells(difference: PairedDifference, digits: int) -> list[str]:
 def _speed(arms: Sequence[str], results: Results) -> list[str]:
     rows = []
     for arm in arms:
-        pairs = _pairs(results, arm, BASELINE)
+        pairs = pairs_of(results, arm, BASELINE)
         if arm == BASELINE or not pairs:
             continue
         cells = []
@@ -250,18 +195,18 @@ def _ratio(ratios: Sequence[float | None]) -> str:
 
 def _domains(arms: Sequence[str], results: Results) -> list[str]:
     """Difference of each domain's loss to the baseline."""
-    others = [arm for arm in arms if arm != BASELINE and _pairs(results, arm, BASELINE)]
+    others = [arm for arm in arms if arm != BASELINE and pairs_of(results, arm, BASELINE)]
     rows = []
     for name, entry in next(iter(results.values()))["domains"].items():
         cells = []
         for arm in others:
-            pairs = _pairs(results, arm, BASELINE)
+            pairs = pairs_of(results, arm, BASELINE)
             losses = [
                 one["domains"][name]["test_loss"] - other["domains"][name]["test_loss"]
                 for one, other in pairs
             ]
             cells.append(f"{np.mean(losses):+.4f}")
-        baseline = [r["domains"][name]["test_loss"] for r in _of_arm(results, BASELINE).values()]
+        baseline = [r["domains"][name]["test_loss"] for r in of_arm(results, BASELINE).values()]
         entropy = entry.get("entropy")
         floor = "" if entropy is None else f" (noise, entropy {entropy:.3f})"
         rows.append([f"{name}{floor}", f"{np.mean(baseline):.4f}", *cells])
@@ -275,7 +220,7 @@ def _shares(arms: Sequence[str], results: Results) -> list[str]:
     for name in next(iter(results.values()))["domains"]:
         cells = []
         for arm in arms:
-            found = list(_of_arm(results, arm).values())
+            found = list(of_arm(results, arm).values())
             shares = [
                 result["domains"][name]["samples"]
                 / math.fsum(entry["samples"] for entry in result["domains"].values())
