@@ -1,22 +1,26 @@
 #!/usr/bin/env python
-"""Tokens per second of our training step against a plain loop over transformers' GPT-NeoX.
+"""Tokens per second of our training step against plain loops over transformers' GPT-NeoX.
 
-Both train the same shape on the same number of tokens with fused AdamW in fp32, steps interleaved.
-Ours is the whole step as `train.py` runs it: plan, batch, DeepSpeed engine, per-domain
-losses, update of the mixture, optimizer. Theirs is forward, loss, backward, clip, optimizer on a
-batch that is ready. A third side computes nothing but the matrix products of a step, as plain
-``torch.mm``: the machine's own rate at the model's shapes. Each side has a
-process of its own and waits while another runs. Prints the ratio, the rates, the share of them that
-our step reaches, peak memory, and (``--profile``) where our step spends its time.
+All train the same shape on the same number of tokens with fused AdamW, steps interleaved. Ours is
+the whole step as `train.py` runs it: plan, batch, DeepSpeed engine, per-domain losses, update of
+the mixture, optimizer. Theirs is forward, loss, backward, clip, optimizer on a batch that is ready.
+In float32 there is one plain loop; in bfloat16 there are two: float32 weights under
+`torch.autocast`, which is what most people write, and weights and moments in bfloat16 (`pure`),
+which keeps no master weights as ours does. A further side computes nothing but the matrix products
+of a step, as plain ``torch.mm``: the machine's own rate at the model's shapes. Each side has a
+process of its own and waits while another runs. Prints the processor, the rates and their ratios,
+the share of the machine's own rate that our step reaches, peak memory, and (``--profile``) where
+our step spends its time.
 
-    python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--steps 8] [--profile]
+    python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--vocab-sizes 50304]
+        [--precisions fp32 bf16] [--steps 8] [--profile]
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import os
+import itertools
 import resource
 import statistics
 import tempfile
@@ -25,12 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark.processor import processor
 from tools.benchmark.turns import seconds_of
 from tools.benchmark.workers import Answers, Worker
 
 VOCAB_SIZE = 50304
 WARMUP_TURNS = 1
 BATCH, SEQ_LENGTH = 4, 512
+SIDES = {"fp32": ("ours", "plain loop"), "bf16": ("ours", "autocast", "pure")}
+"""Who computes in each precision; the matrix products alone come on top."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +48,35 @@ class Shape:
     hidden_size: int
     num_attention_heads: int
 
-    @property
-    def matrix_flops_per_token(self) -> float:
+    def matrix_flops_per_token(self, vocab_size: int) -> float:
         """Forward and backward products of weight matrices; attention scores are left out."""
-        return 6.0 * (12 * self.num_layers * self.hidden_size**2 + VOCAB_SIZE * self.hidden_size)
+        return 6.0 * (12 * self.num_layers * self.hidden_size**2 + vocab_size * self.hidden_size)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    shape: str
+    """A name in `SHAPES`."""
+    vocab_size: int
+    precision: str
+    """A name in `SIDES`."""
 
 
 SHAPES = {"14M": Shape(6, 128, 4), "70M": Shape(6, 512, 8)}
 
 
-def our_step(shape: Shape, folder: Path):
+def our_step(case: Case, folder: Path):
     """Returns a function that runs one iteration of the project's training loop."""
     from megatron.training import train
     from tools.benchmark.synthetic_run import make_run
 
+    shape = SHAPES[case.shape]
+    precision = {"bf16": {"enabled": True}} if case.precision == "bf16" else {}
     run = make_run(
         folder,
-        vocab_size=VOCAB_SIZE,
+        vocab_size=case.vocab_size,
         num_domains=10,
         settings={
             "num_layers": shape.num_layers,
@@ -71,6 +90,7 @@ def our_step(shape: Shape, folder: Path):
             "no_weight_tying": True,
             "train_batch_size": BATCH,
             "train_micro_batch_size_per_gpu": BATCH,
+            **precision,
         },
     )
     arguments = run.loop_arguments()
@@ -81,14 +101,15 @@ def our_step(shape: Shape, folder: Path):
     return step
 
 
-def their_step(shape: Shape):
+def their_step(case: Case, side: str):
     """Returns a function that runs one step of a plain loop over transformers' model."""
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+    shape = SHAPES[case.shape]
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=case.vocab_size,
             hidden_size=shape.hidden_size,
             num_hidden_layers=shape.num_layers,
             num_attention_heads=shape.num_attention_heads,
@@ -104,11 +125,15 @@ def their_step(shape: Shape):
             hidden_dropout=0.0,
         )
     ).train()
+    if side == "pure":
+        model.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    tokens = torch.randint(0, VOCAB_SIZE, (BATCH, SEQ_LENGTH))
+    tokens = torch.randint(0, case.vocab_size, (BATCH, SEQ_LENGTH))
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=side == "autocast"):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -116,21 +141,24 @@ def their_step(shape: Shape):
     return step
 
 
-def product_seconds(shape: Shape) -> Callable[[], float]:
+def product_seconds(case: Case) -> Callable[[], float]:
     """Returns a function that computes a step's products of weights, and returns its seconds.
 
     Products of a kind are computed once and counted as often as there are layers.
     """
     import torch
 
+    shape = SHAPES[case.shape]
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     tokens, h = BATCH * SEQ_LENGTH, shape.hidden_size
     # (inputs, outputs, how often) of a layer
     layers = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
-    counted = [(*layer, shape.num_layers) for layer in layers] + [(h, VOCAB_SIZE, 1)]
+    counted = [(*layer, shape.num_layers) for layer in layers] + [(h, case.vocab_size, 1)]
     products: list[tuple[int, Callable[[], object]]] = []
     for inputs, outputs, count in counted:
-        rows, weight = torch.randn(tokens, inputs), torch.randn(outputs, inputs)
-        grad = torch.randn(tokens, outputs)
+        rows = torch.randn(tokens, inputs, dtype=dtype)
+        weight = torch.randn(outputs, inputs, dtype=dtype)
+        grad = torch.randn(tokens, outputs, dtype=dtype)
         operands = ((rows, weight.t()), (grad, weight), (grad.t(), rows))
         products += [
             (count, functools.partial(torch.mm, *pair, out=pair[0] @ pair[1])) for pair in operands
@@ -138,14 +166,14 @@ def product_seconds(shape: Shape) -> Callable[[], float]:
     return lambda: sum(count * seconds_of(product) for count, product in products)
 
 
-def our_side(shape_name: str) -> Answers:
+def our_side(case: Case) -> Answers:
     """Answers of our process, which `train.py` would set up alike."""
     from megatron.runtime.initialize import shutdown
 
     _join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
     folder = tempfile.TemporaryDirectory()
-    step = our_step(SHAPES[shape_name], Path(folder.name))
+    step = our_step(case, Path(folder.name))
 
     def end() -> None:
         shutdown()
@@ -158,18 +186,18 @@ def our_side(shape_name: str) -> Answers:
     }
 
 
-def their_side(shape_name: str) -> Answers:
-    """Answers of the process with the plain loop."""
-    return {**_answers(their_step(SHAPES[shape_name])), "end": lambda: None}
+def their_side(case: Case, side: str) -> Answers:
+    """Answers of a process with a plain loop."""
+    return {**_answers(their_step(case, side)), "end": lambda: None}
 
 
-def products_side(shape_name: str) -> Answers:
+def products_side(case: Case) -> Answers:
     """Answers of the process that only multiplies, with the settings of ours."""
     from megatron.runtime import accelerator
 
     accelerator.prepare_environment()
     accelerator.keep_freed_memory()
-    return {"step": product_seconds(SHAPES[shape_name]), "end": lambda: None}
+    return {"step": product_seconds(case), "end": lambda: None}
 
 
 def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
@@ -226,27 +254,32 @@ def measure(
     return times
 
 
-def compare(name: str, steps: int, profile: bool) -> None:
-    """Prints the table of one shape."""
-    shape = SHAPES[name]
+def compare(case: Case, steps: int, profile: bool) -> None:
+    """Prints the table of one case."""
     sides = {
-        "ours": Worker(our_side, name),
-        "theirs": Worker(their_side, name),
-        "products": Worker(products_side, name),
+        side: Worker(our_side, case) if side == "ours" else Worker(their_side, case, side)
+        for side in SIDES[case.precision]
     }
-    ours, theirs, products = measure(sides, [(side, "step") for side in sides], steps)
+    sides["products"] = Worker(products_side, case)
+    times = dict(zip(sides, measure(sides, [(side, "step") for side in sides], steps), strict=True))
     tokens = BATCH * SEQ_LENGTH
-    print(f"{name}: batch {BATCH} x {SEQ_LENGTH}, fp32, {os.cpu_count()} cores")
-    for who, times in (("ours", ours), ("theirs", theirs)):
+    products = times.pop("products")
+    print(
+        f"{case.shape}, {case.vocab_size} tokens of vocabulary, {case.precision}: batch {BATCH} x "
+        f"{SEQ_LENGTH}"
+    )
+    for side, taken in times.items():
         print(
-            f"  {who:<7}{tokens / statistics.median(times):9.0f} tokens/s (median), "
-            f"{tokens / min(times):9.0f} (best), peak memory {sides[who].ask('peak'):.0f} MiB"
+            f"  {side:<10}{tokens / statistics.median(taken):9.0f} tokens/s (median), "
+            f"{tokens / min(taken):9.0f} (best), peak memory {sides[side].ask('peak'):.0f} MiB"
+            + ("" if side == "ours" else f"; ratio {_ratio(taken, times['ours'])}")
         )
-    print(f"  ratio  {_ratio(theirs, ours)}")
-    flops = shape.matrix_flops_per_token * tokens
+    flops = SHAPES[case.shape].matrix_flops_per_token(case.vocab_size) * tokens
     print(
         f"  products alone {flops / statistics.median(products) / 1e9:4.0f} GFLOPS (median), "
-        f"{flops / min(products) / 1e9:4.0f} (best); our step reaches {_ratio(products, ours)}"
+        f"{flops / min(products) / 1e9:4.0f} (best); our step reaches "
+        f"{_ratio(products, times['ours'])}",
+        flush=True,
     )
     if profile:
         print(sides["ours"].ask("profile"))
@@ -265,14 +298,19 @@ def _ratio(numerator: list[float], denominator: list[float]) -> str:
 
 
 def main() -> None:
-    """Parses the command line and prints a table per shape."""
+    """Parses the command line and prints a table per case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--vocab-sizes", nargs="+", type=int, default=[VOCAB_SIZE])
+    parser.add_argument("--precisions", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
     parser.add_argument("--profile", action="store_true", help="print where our step spends time")
     args = parser.parse_args()
-    for name in args.shapes:
-        compare(name, args.steps, args.profile)
+    print(processor())
+    for shape, vocab_size, precision in itertools.product(
+        args.shapes, args.vocab_sizes, args.precisions
+    ):
+        compare(Case(shape, vocab_size, precision), args.steps, args.profile)
 
 
 if __name__ == "__main__":

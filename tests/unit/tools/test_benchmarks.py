@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.benchmark import held_out_cost, loss_chunks, mixing_overhead, step_throughput
+from tools.benchmark.processor import processor
 from tools.benchmark.turns import interleaved_seconds
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,7 +111,19 @@ def test_sides_take_turns_of_two_steps_of_which_the_second_counts():
     assert times == [[6.0, 10.0], [8.0, 12.0]]  # the first turn warms up
 
 
-def test_the_products_of_a_small_step_take_time(monkeypatch):
-    for name, size in {"VOCAB_SIZE": 50, "BATCH": 1, "SEQ_LENGTH": 8}.items():
+@pytest.mark.parametrize("precision", step_throughput.SIDES)
+def test_the_products_of_a_small_step_take_time(monkeypatch, precision):
+    monkeypatch.setitem(step_throughput.SHAPES, "tiny", step_throughput.Shape(1, 16, 2))
+    for name, size in {"BATCH": 1, "SEQ_LENGTH": 8}.items():
         monkeypatch.setattr(step_throughput, name, size)
-    assert step_throughput.product_seconds(step_throughput.Shape(1, 16, 2))() > 0
+    assert step_throughput.product_seconds(step_throughput.Case("tiny", 50, precision))() > 0
+
+
+def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
+    (tmp_path / "cpuinfo").write_text(
+        "model name : A Processor\nflags : fpu avx512_bf16 amx_bf16\n"
+    )
+    name = processor(cpuinfo=tmp_path / "cpuinfo")
+    assert name.startswith("A Processor, AMX, AVX512-BF16, ")
+    assert name.endswith(" cores")
+    assert processor(cpuinfo=tmp_path / "nothing").endswith(" cores")

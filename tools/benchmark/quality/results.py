@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from odm.json_data import (
     read_json,
     text,
 )
+from tools.benchmark.processor import processor
 from tools.benchmark.quality.plan import PlanError, Run
 
 __all__ = ["collect", "read_result", "result_path", "write_result"]
@@ -129,7 +129,7 @@ def collect(
         "tokens": end["consumed_tokens"],
         "parameters": starts[-1]["parameters"],
         "seconds": round(sum(event["seconds"] for event in train.values()), 1),
-        "machine": {"processor": _processor(), "threads": threads},
+        "machine": {"processor": processor(), "threads": threads},
         "versions": _versions(),
         "iterations": list(validations),
         "stable_until": max(
@@ -196,13 +196,3 @@ def _versions() -> dict[str, str]:
     ).stdout.strip()
     packages = {name: version(name) for name in ("torch", "deepspeed", "numpy")}
     return {"commit": commit or "unknown", "python": platform.python_version(), **packages}
-
-
-def _processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
