@@ -22,7 +22,7 @@ from megatron.runtime import process_life
 from tests import signals
 from tests.tiny import write_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {
     "num_layers": 1,
     "hidden_size": 8,
