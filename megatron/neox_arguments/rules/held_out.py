@@ -115,8 +115,8 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
     if source == "train" and facts.signal == "held_out":
         problem = f"{method} learns from held-out losses; set data_sampling_reward: heldout"
         draft.issues.add("data_sampling_method", f"data_sampling_method: {problem}")
-    elif source != "train" and (problem := facts.reward_problem(method, source)):
-        both = f"data_sampling_reward: {source}: {problem}"
+    elif source != "train" and (reason := facts.reward_problem(method, source)):
+        both = f"data_sampling_reward: {source}: {reason}"
         draft.issues.add("data_sampling_reward", f"{both}; use smoothed_mean, or set train")
     return source
 

@@ -21,7 +21,7 @@ from .draft import Draft
 from .saved_run import saved_sections
 
 KEY = "train_data_weights"
-_FILE = (str, Bound("the name of a file", str.strip))
+_FILE = (str, Bound("the name of a file", lambda name: bool(name.strip())))
 _RULES = {
     **dict.fromkeys(("temperature", "unimax"), (float, above(0))),
     **dict.fromkeys(("file", "schedule"), _FILE),
