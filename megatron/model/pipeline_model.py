@@ -119,11 +119,9 @@ class GPT2PipelineModel(PipelineModule):
                 activation_checkpoint_func=self._recompute_later,
                 checkpointable_layers=[_Block.__name__],
             )
-        # the engine calls layers with one argument
-        self.forward_funcs = [
-            _Block(layer, lambda: self._context) if isinstance(layer, TransformerLayer) else layer
-            for layer in self.forward_funcs
-        ]
+        for index, layer in enumerate(self.forward_funcs):
+            if isinstance(layer, TransformerLayer):  # the engine calls layers with one argument
+                self.forward_funcs[index] = _Block(layer, lambda: self._context)
         self._blocks = tuple(layer for layer in self.forward_funcs if isinstance(layer, _Block))
         if isinstance(bias, nn.Module):
             self._share_bias(bias, topology)
