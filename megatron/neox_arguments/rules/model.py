@@ -39,7 +39,7 @@ def resolve_model(draft: Draft) -> Model:
     head_dim = max(max(draft["head_dim"] or 0, 0) or hidden // heads, 1)
     if draft["norm"] in get_args(UnbuiltNorm):
         advice = f"use {draft['norm'].removeprefix('te_')}"
-        draft.refuse("norm", f"{draft['norm']} is not part of this version; {advice}")
+        draft.issues.add("norm", f"norm: {draft['norm']!r} is not part of this version; {advice}")
     unique = draft["num_unique_layers"]
     if unique not in (None, layers):
         draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")

@@ -201,7 +201,7 @@ def test_the_sequence_length_is_that_of_the_positions_unless_set(make_config):
             {"attention_config": ["local"] * 2, "sparsity_config": {"blocks": 8}},
             "unknown key 'sparsity_config.blocks'; did you mean 'block'?",
         ),
-        ({"norm": "te_rmsnorm"}, "norm te_rmsnorm is not part of this version; use rmsnorm"),
+        ({"norm": "te_rmsnorm"}, "norm: 'te_rmsnorm' is not part of this version; use rmsnorm"),
         (
             {"num_unique_layers": 1},
             "num_unique_layers is 1: layers cannot share weights; remove it",
