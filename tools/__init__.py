@@ -1,1 +1,1 @@
-"""Scripts around training; nothing imports them."""
+"""Scripts around training; the packages do not import them."""

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         command = read_deepy_command(argv)
-        arguments = NeoXArgs.build(command.values, command.origins, command.notes)
+        arguments = NeoXArgs.build(command.written)
         plan, config = _planned(arguments, is_elsewhere=command.elsewhere)
         _check_stages(arguments, config)
         _check_launcher(arguments, plan)

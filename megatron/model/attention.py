@@ -7,7 +7,6 @@ so that tensor parallelism is a plain cut of dimension 0; with g = n this is GPT
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -49,8 +48,6 @@ class SelfAttention(nn.Module):
         self.queries_per_group = config.num_attention_heads // config.num_kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
-        self.common_context: Callable[[], ForwardContext | None] | None = None
-        """Gives the context of passes that bring none; None, or no answer: see ``forward``."""
         self.rotary = rotary
         self.qk_norm = config.qk_norm
         query_size = config.num_attention_heads * config.head_dim
@@ -96,8 +93,6 @@ class SelfAttention(nn.Module):
         batch, length = fused.shape[:2]
         if self.qk_norm != "none":
             fused = self._normalize(fused)
-        if context is None and self.common_context is not None:
-            context = self.common_context()
         if context is None:
             context = make_context(self.rotary, length, like=fused, is_whole=True)
         if context.angles is not None:

@@ -78,7 +78,6 @@ class GPT2Model(nn.Module):
         bias = make_relative_bias(config, tp)
         recipes = layer_list(config, tp, bias=bias)
         layers = {index: kind(*args) for index, (kind, args) in recipes.items()}
-        self._embedding_name = "0" if config.no_weight_tying else "tied_modules.embed"
         self._block_names = [str(index) for index in range(2, config.num_layers + 2)]
         self._norm_name = str(config.num_layers + 3)
         self._output_name = str(config.num_layers + 4)
@@ -232,7 +231,7 @@ class GPT2Model(nn.Module):
     @property
     def embedding(self) -> Embedding:
         """The layer at the bottom."""
-        layer = self.get_submodule(self._embedding_name)
+        layer = self.get_submodule(self.config.embedding_name)
         assert isinstance(layer, Embedding)
         return layer
 

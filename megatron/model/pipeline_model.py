@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -14,7 +14,6 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from megatron.model.attention import SelfAttention
 from megatron.model.forward_context import ForwardContext, document_context, make_context
 from megatron.model.gpt2_model import layer_list
 from megatron.model.init_functions import initialize_parameters
@@ -64,6 +63,17 @@ class _StageLoss:
         return loss
 
 
+class _Block:
+    """A block as a stage calls it: with the context that all blocks of a pass share."""
+
+    def __init__(self, layer: TransformerLayer, context: Callable[[], ForwardContext | None]):
+        self.layer = layer
+        self._context = context
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden, self._context())
+
+
 def _pass_through(hidden: Tensor) -> Tensor:
     """Layers 1 and L+2, which were transpositions in GPT-NeoX."""
     return hidden
@@ -107,11 +117,12 @@ class GPT2PipelineModel(PipelineModule):
                 partition_method=partition_method,
                 activation_checkpoint_interval=config.checkpoint_num_layers,
                 activation_checkpoint_func=self._recompute_later,
-                checkpointable_layers=[TransformerLayer.__name__],
+                checkpointable_layers=[_Block.__name__],
             )
-        self._attentions = tuple(m for m in self.modules() if isinstance(m, SelfAttention))
-        for attention in self._attentions:
-            attention.common_context = self._common_context
+        for index, layer in enumerate(self.forward_funcs):
+            if isinstance(layer, TransformerLayer):  # the engine calls layers with one argument
+                self.forward_funcs[index] = _Block(layer, lambda: self._context)
+        self._blocks = tuple(layer for layer in self.forward_funcs if isinstance(layer, _Block))
         if isinstance(bias, nn.Module):
             self._share_bias(bias, topology)
         initialize_parameters(self, seed, tp_rank=tp.rank)
@@ -138,11 +149,11 @@ class GPT2PipelineModel(PipelineModule):
 
     def _make_context(self, offsets: Tensor | None) -> ForwardContext | None:
         """What the blocks of this stage share in a pass; None if each needs nothing from others."""
-        if not self._attentions:
+        if not self._blocks:
             return None
         like, context = next(self.parameters()), None
         if offsets is not None:
-            rotary = self._attentions[0].rotary
+            rotary = self._blocks[0].layer.attention.rotary
             context = document_context(self.config, rotary, like, offsets)
         bias = getattr(self, SHARED_BIAS, None)
         if bias is None:
@@ -153,17 +164,12 @@ class GPT2PipelineModel(PipelineModule):
 
     @contextlib.contextmanager
     def _running(self, context: ForwardContext | None) -> Iterator[None]:
-        """Makes ``context`` that of the layers that run inside; the engine gives them only one
-        argument.
-        """
+        """Makes ``context`` that of the blocks that run inside."""
         before, self._context = self._context, context
         try:
             yield
         finally:
             self._context = before
-
-    def _common_context(self) -> ForwardContext | None:
-        return self._context
 
     def _recompute_later(self, function: Any, *inputs: Tensor) -> Tensor:
         """Activation checkpointing: other micro-batches run before layers are computed again."""

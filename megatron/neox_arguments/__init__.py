@@ -1,6 +1,6 @@
 """The configuration system: files to ``NeoXArgs``, ``NeoXArgs`` to a frozen ``RunConfig``.
 
-It imports the standard library and yaml alone, so that any machine checks a configuration at once.
+It imports neither torch nor numpy, so that any machine checks a configuration at once.
 """
 
 from __future__ import annotations

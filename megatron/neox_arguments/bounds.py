@@ -6,6 +6,7 @@ or filling the memory: aliases of aliases, brackets in brackets, numbers of thou
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -61,16 +62,29 @@ def check_plain(value: Any, where: str) -> None:
         if count > MOST_VALUES:
             raise ConfigError(f"{where} contains more than {MOST_VALUES} values; shorten it")
         if isinstance(value, dict):
+            names = set[Any]()
             for key, item in value.items():
                 if not isinstance(key, (str, int, float)):  # a bool is an int
                     raise ConfigError(f"{where}: contains the key {shown(key)}; put it in quotes")
                 if problem := _scalar_problem(key):
                     raise ConfigError(f"{where}: a key {problem}")
+                if not names.isdisjoint(key_names(key)):
+                    problem = f"{shown(key)} and a key before it are one key in JSON; keep one"
+                    raise ConfigError(f"{where}: {problem}")
+                names |= key_names(key)
                 pending.append((item, f"{where}.{shown_key(str(key))}", depth + 1))
         elif isinstance(value, (list, tuple)):
             pending += [(item, where, depth + 1) for item in value]
         elif problem := _scalar_problem(value):
             raise ConfigError(f"{where} {problem}")
+
+
+def key_names(key: Any) -> set[Any]:
+    """Returns what may stand for a key: its value, and its text in Python and in JSON.
+
+    Two keys that share one of these are the same to some reader: 1, 1.0 and true, or 1 and "1".
+    """
+    return {key} if isinstance(key, str) else {key, str(key), json.dumps(key, default=str)}
 
 
 def shown_key(key: str) -> str:

@@ -6,17 +6,17 @@ import argparse
 import base64
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron.errors import nearest
 
-from .errors import ConfigError, Origin, shown
+from .errors import ConfigError, shown
 from .fields import field_table
 from .parsing import load_json
-from .schema import SUFFIXES, find_file, read_files, read_text
+from .schema import SUFFIXES, Document, find_file, read_files, read_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("train.py", "evaluate.py", "generate.py", "eval.py")
@@ -28,14 +28,11 @@ _NOT_FOR_RANKS = [ROOT / name for name in ("deepy.py", "prepare_data.py", "setup
 class DeepyCommand:
     """A parsed command line of ``deepy.py``.
 
-    ``values``, ``origins`` and ``notes`` are what `NeoXArgs.build` takes. ``check``: only check the
-    configuration; ``dry_run``: only say what would be started; ``elsewhere``: what this machine
-    lacks does not count for the two.
+    ``check``: only check the configuration; ``dry_run``: only say what would be started;
+    ``elsewhere``: what this machine lacks does not count for the two.
     """
 
-    values: Mapping[str, Any]
-    origins: Mapping[str, Origin]
-    notes: tuple[str, ...]
+    written: Document
     check: bool
     dry_run: bool
     elsewhere: bool
@@ -112,14 +109,12 @@ def read_deepy_command(input_args: Sequence[str] | None = None) -> DeepyCommand:
         problem = "--elsewhere has no effect on a run that starts here"
         advice = "add --check or --dry-run, or remove it"
         raise ConfigError(f"the command line: {problem}; {advice}")
-    actions = (parsed.check, parsed.dry_run, parsed.elsewhere)
-    return DeepyCommand(*_read_configuration(parsed), *actions)
+    written = _read_configuration(parsed)
+    return DeepyCommand(written, parsed.check, parsed.dry_run, parsed.elsewhere)
 
 
-def read_script_command(
-    input_args: Sequence[str] | None = None,
-) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
-    """Parses the command line of a script; returns values, their origins and notes.
+def read_script_command(input_args: Sequence[str] | None = None) -> Document:
+    """Parses the command line of a script, and reads its files.
 
     Raises:
         ConfigError: If there is no configuration or it cannot be read.
@@ -129,9 +124,8 @@ def read_script_command(
     if any(a.partition("=")[0] == "--megatron_config" for a in arguments):
         # a launcher's whole command line may be here, with flags that are its own
         parsed, _ = parser.parse_known_args(arguments)
-        return load_megatron_config(parsed.megatron_config), {}, ()
-    parsed = parser.parse_intermixed_args(arguments)
-    return _read_configuration(parsed)
+        return Document(load_megatron_config(parsed.megatron_config))
+    return _read_configuration(parser.parse_intermixed_args(arguments))
 
 
 def _check_script(script: str, conf_dir: str | None) -> None:
@@ -199,9 +193,7 @@ def _decoded(text: str) -> str:
         return ""
 
 
-def _read_configuration(
-    parsed: argparse.Namespace,
-) -> tuple[dict[str, Any], dict[str, Origin], tuple[str, ...]]:
+def _read_configuration(parsed: argparse.Namespace) -> Document:
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
     if programs := [name for name in parsed.conf_file if name.endswith(".py")]:
@@ -209,11 +201,8 @@ def _read_configuration(
         problem = f"is a program, not a configuration file; {advice}"
         raise ConfigError(f"the command line: {programs[0]} {problem}")
     document = read_files([find_file(name, parsed.conf_dir) for name in parsed.conf_file])
-    values: dict[str, Any] = {"config_files": dict(document.texts), **document.values}
     flags = {k: v for k, v in vars(parsed).items() if k in field_table() and v is not None}
     if flags.get("sample_input_file"):
         # GPT-NeoX's text_generation.yml says unconditional, and its README passes -i beside it
         flags["text_gen_type"] = "input-file"
-    values |= flags
-    origins = {**document.origins, **dict.fromkeys(flags, Origin("the command line"))}
-    return values, origins, document.notes
+    return document.replaced(flags, "the command line")

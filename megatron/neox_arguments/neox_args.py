@@ -21,7 +21,7 @@ from .errors import ConfigError, IssueList, Origin, shown
 from .fields import DEEPSPEED_KEYS, RUNNER_KEYS, field_table
 from .hostfile import BOTH_FILTERS
 from .presets import default_of
-from .schema import find_file, read_files, with_underscores
+from .schema import Document, find_file, read_files, with_underscores
 from .secrets import plain_secrets, redacted
 
 REQUIRED = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
@@ -51,7 +51,7 @@ class NeoXArgs(_FlatFields):
     """
 
     def __init__(self, **values: Any) -> None:
-        self._fill(values, {}, ())
+        self._fill(Document(values))
 
     @classmethod
     def from_ymls(
@@ -60,20 +60,18 @@ class NeoXArgs(_FlatFields):
         overwrite_values: Mapping[str, Any] | None = None,
     ) -> NeoXArgs:
         """Reads YAML and JSON files, then replaces values by ``overwrite_values``."""
-        document = read_files([find_file(str(path)) for path in paths_to_yml_files])
-        values = {"config_files": dict(document.texts), **document.values}
-        return cls._overwritten(values, document.origins, document.notes, overwrite_values)
+        written = read_files([find_file(str(path)) for path in paths_to_yml_files])
+        return cls._overwritten(written, overwrite_values)
 
     @classmethod
     def from_dict(cls, args_dict: Mapping[str, Any]) -> NeoXArgs:
         """Takes values from a mapping; dashes in keys are underscores."""
-        return cls.build(with_underscores(args_dict), {})
+        return cls.build(Document(with_underscores(args_dict)))
 
     @classmethod
     def consume_deepy_args(cls, input_args: Sequence[str] | None = None) -> NeoXArgs:
         """Reads the command line of ``deepy.py``: a script, configuration files and flags."""
-        command = read_deepy_command(input_args)
-        return cls.build(command.values, command.origins, command.notes)
+        return cls.build(read_deepy_command(input_args).written)
 
     @classmethod
     def consume_neox_args(
@@ -85,7 +83,7 @@ class NeoXArgs(_FlatFields):
 
         It is either ``--megatron_config`` (a path, JSON or base64 of JSON) or configuration files.
         """
-        return cls._overwritten(*read_script_command(input_args), overwrite_values)
+        return cls._overwritten(read_script_command(input_args), overwrite_values)
 
     @classmethod
     def validate_keys(cls) -> bool:
@@ -116,7 +114,7 @@ class NeoXArgs(_FlatFields):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how files were merged; `resolve` passes it on."""
-        return tuple(self._notes)
+        return self._notes
 
     @property
     def megatron_config(self) -> dict[str, Any]:
@@ -153,29 +151,22 @@ class NeoXArgs(_FlatFields):
 
     @classmethod
     def _overwritten(
-        cls,
-        values: Mapping[str, Any],
-        origins: Mapping[str, Origin],
-        notes: Sequence[str],
-        overwrite_values: Mapping[str, Any] | None,
+        cls, written: Document, overwrite_values: Mapping[str, Any] | None
     ) -> NeoXArgs:
         given = with_underscores(overwrite_values or {})
-        placed_by_caller = dict.fromkeys(given, Origin("overwrite_values"))
-        return cls.build({**values, **given}, {**origins, **placed_by_caller}, notes)
+        return cls.build(written.replaced(given, "overwrite_values"))
 
     @classmethod
-    def build(
-        cls, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str] = ()
-    ) -> NeoXArgs:
-        """Makes it from values, where they were written, and notes on how they were merged."""
+    def build(cls, written: Document) -> NeoXArgs:
+        """Makes it from what was written, and remembers where."""
         args = cls.__new__(cls)
-        args._fill(values, origins, notes)
+        args._fill(written)
         return args
 
-    def _fill(
-        self, values: Mapping[str, Any], origins: Mapping[str, Origin], notes: Sequence[str]
-    ) -> None:
-        issues = IssueList(origins)
+    def _fill(self, written: Document) -> None:
+        values, issues = dict(written.values), IssueList(written.origins)
+        if written.texts:
+            values.setdefault("config_files", dict(written.texts))
         for key, value in values.items():
             _check_entry(key, value, issues)
         for key in REQUIRED:
@@ -183,8 +174,8 @@ class NeoXArgs(_FlatFields):
                 issues.add(key, f"{key} is required; set it in one of the configuration files")
         issues.raise_if_any()
         object.__setattr__(self, "_given", set(values))
-        object.__setattr__(self, "_origins", dict(origins))
-        object.__setattr__(self, "_notes", tuple(notes))
+        object.__setattr__(self, "_origins", dict(written.origins))
+        object.__setattr__(self, "_notes", written.notes)
         self._set_all({key: copy.deepcopy(value) for key, value in values.items()})
 
     def _set_all(self, values: Mapping[str, Any]) -> None:

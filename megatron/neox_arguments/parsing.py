@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import yaml
 
 from . import bounds
-from .bounds import DEEPEST_NESTING, LONGEST_NUMBER, check_plain, shown_key
+from .bounds import DEEPEST_NESTING, LONGEST_NUMBER, check_plain, key_names, shown_key
 from .errors import ConfigError, shown
 
 Entry = tuple[str, Any, int]
@@ -21,6 +22,7 @@ _TAGS = frozenset(
 )
 _TOO_DEEP = f"is nested more than {DEEPEST_NESTING} deep; make it flatter"
 _DATE_TAG = "tag:yaml.org,2002:timestamp"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _NOT_TEXT = yaml.reader.Reader.NON_PRINTABLE
 
 
@@ -86,8 +88,14 @@ def load_json(text: str, source: str) -> Any:
             return int(word)
         raise ConfigError(f"{source}:{_line_at(text, text.find(word))}: {problem}")
 
+    def section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        ((name, count),) = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
+        if count > 1:
+            raise ConfigError(f"{source}: {shown_key(name)} is set twice; set it once")
+        return dict(pairs)
+
     try:
-        return json.loads(text, parse_int=number, parse_constant=number)
+        return json.loads(text, parse_int=number, parse_constant=number, object_pairs_hook=section)
     except json.JSONDecodeError as error:
         where = f"{source}:{error.lineno}:{error.colno}"
         problem = error.msg.removesuffix(" at")  # some of json's messages wait for the place
@@ -174,16 +182,36 @@ class _BoundedLoader(yaml.SafeLoader):
                 problem = "holds half a character (a surrogate); write it whole"
                 raise self.error(problem, node.start_mark) from None
 
-    def _refuse_duplicates(self, node: Any) -> None:
-        lines: dict[str, int] = {}
+    def _refuse_duplicates(self, node: Any, *, is_merged: bool = False) -> None:
+        """Refuses two keys of a section that a reader takes for one, as 1, 1.0 and true are.
+
+        After a merge (`<<`) the same text may be there twice: the section's own value wins.
+        """
+        found: dict[Any, Any] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and key.value in lines:
-                first = f"{self._source}:{lines[key.value]}"
-                problem = f"{shown(key.value)} is already set at {first}; set it once"
-                raise ConfigError(f"{self._source}:{line}: {problem}")
-            if isinstance(key, yaml.ScalarNode):
-                lines[key.value] = line
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            try:
+                names = key_names(self.construct_object(key))
+            except (ValueError, LookupError, OverflowError):  # it does not fit its tag
+                continue
+            first = next((found[name] for name in names if name in found), key)
+            found |= dict.fromkeys(names, key)
+            if first is key or (is_merged and first.value == key.value):
+                continue
+            place = f"{self._source}:{first.start_mark.line + 1}"
+            if first.value == key.value:
+                problem = f"{shown(key.value)} is already set at {place}; set it once"
+            else:
+                both = f"{shown_key(key.value)} and {shown_key(first.value)} at {place}"
+                problem = f"{both} are one key; set it once, or put both in quotes"
+            raise ConfigError(f"{self._source}:{key.start_mark.line + 1}: {problem}")
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As `SafeLoader`, and refuses merged keys that only Python takes for the same."""
+        self.flatten_mapping(node)
+        self._refuse_duplicates(node, is_merged=True)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _long_number(length: int) -> str:
@@ -197,6 +225,8 @@ def _entry(loader: Any, key_node: Any, value_node: Any, source: str) -> Entry:
     try:
         key = loader.construct_object(key_node, deep=True)
         value = loader.construct_object(value_node, deep=True)
+    except ConfigError:
+        raise
     except (ValueError, LookupError, OverflowError):  # `!!int x`, `!!bool x`
         raise ConfigError(f"{where}: a value does not fit its tag; put it in quotes") from None
     if not isinstance(key, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,21 @@ KEPT_NAMES = ("resolved.json",)
 
 @dataclass(frozen=True)
 class Document:
-    """The merged content of configuration files.
+    """What was written: the merged content of files and flags, or values of a program.
 
-    ``values`` by key with underscores, ``origins`` the file and line of each key, ``texts`` the
-    files as they are, without secrets, ``notes`` what a user should know of the merge.
+    ``values`` by key with underscores, ``origins`` the place of each key that has one, ``texts``
+    the files as they are, without secrets, ``notes`` what a user should know of the merge.
     """
 
     values: Mapping[str, Any]
-    origins: Mapping[str, Origin]
-    texts: Mapping[str, str]
-    notes: tuple[str, ...]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def replaced(self, values: Mapping[str, Any], source: str) -> Document:
+        """Returns it with other values for some keys, which were written in ``source``."""
+        origins = {**self.origins, **dict.fromkeys(values, Origin(source))}
+        return replace(self, values={**self.values, **values}, origins=origins)
 
 
 def find_file(name: str, folder: str | None = None) -> Path:

@@ -266,7 +266,7 @@ def check_unsupported(draft: Draft) -> None:
     asked_for = [row for row in UNSUPPORTED.values() if row.is_asked_for(draft[row.key])]
     for row in asked_for:
         if row.verdict == "no effect" and row.key in draft.given:
-            draft.notes.append(f"'{row.key}' has no effect: {row.reason}")
+            draft.note_no_effect(row.key, row.reason)
         elif row.is_of_network:
             _refuse(draft, row)
     with draft.training_rules():

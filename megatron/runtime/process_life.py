@@ -20,7 +20,6 @@ __all__ = [
     "bind_to_launcher",
     "die_with_parent",
     "handle_stop_signals",
-    "reset_stop_request",
     "stop_requested",
 ]
 
@@ -89,12 +88,6 @@ def handle_stop_signals() -> None:
 def stop_requested() -> bool:
     """Returns whether this process was asked to stop; the loop agrees on it over all ranks."""
     return _stop_since is not None
-
-
-def reset_stop_request() -> None:
-    """Forgets a stop request, for programs that train several times in one process."""
-    global _stop_since
-    _stop_since = None
 
 
 def _note_stop(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,10 @@ from megatron.neox_arguments.sections import Model
 if TYPE_CHECKING:
     from megatron.neox_arguments import RunConfig
 
-__all__ = ["ModelShape", "model_shape"]
+__all__ = ["EMBEDDING_NAMES", "ModelShape", "model_shape"]
+
+EMBEDDING_NAMES = ("0", "tied_modules.embed")
+"""Modules that may hold the word embedding: the first layer, or what the output layer shares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class ModelShape(Model):
     def qkv_size(self) -> int:
         """Width of the fused projection to queries, keys and values."""
         return (self.num_attention_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
+    def embedding_name(self) -> str:
+        """Name of the module that holds the word embedding."""
+        return EMBEDDING_NAMES[0 if self.no_weight_tying else 1]
 
     @property
     def num_norms(self) -> int:

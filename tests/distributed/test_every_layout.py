@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.cuts import CUTS
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import assert_same_state, train_events
 from tests.distributed.test_attention_layouts import (
@@ -19,7 +20,7 @@ from tests.distributed.test_attention_layouts import (
     write_corpus_of_short_documents,
 )
 from tests.distributed.test_held_out import measurements
-from tests.distributed.test_layouts import CUTS, LLAMA, SGD, assert_same_curve
+from tests.distributed.test_layouts import LLAMA, SGD, assert_same_curve
 from tests.tiny import write_tiny_corpus
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

@@ -12,6 +12,7 @@ import pytest
 from megatron.reporting.run_log import read_run_log
 from odm.replay import read_run_log as read_replay_log
 from odm.replay import replay
+from tests.distributed.cuts import some_cuts
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import curve, log_of, train_events
 from tests.distributed.test_layouts import SGD, assert_same_curve
@@ -44,15 +45,7 @@ ALONE: dict[str, dict[str, Any]] = {
     },
 }
 METHODS = ("naive_validation", "learning_curve", "generalization")
-CUTS: dict[str, dict[str, Any]] = {
-    "dp2": {},
-    "dp2-zero1": {"zero_optimization": {"stage": 1}},
-    "dp2-zero2": {"zero_optimization": {"stage": 2}},
-    "dp2-zero3": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
-    "tp2": {"model_parallel_size": 2},
-    "tp2-sp": {"model_parallel_size": 2, "sequence_parallel": True},
-    "pp2": {"pipe_parallel_size": 2},
-}
+CUTS = some_cuts("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "tp2", "tp2-sp", "pp2")
 RECOMPUTED = {"pipe_parallel_size": 2, "checkpoint_activations": True, **DROPOUT, "train_iters": 6}
 
 

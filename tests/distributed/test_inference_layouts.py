@@ -11,18 +11,14 @@ from typing import Any
 import pytest
 
 from megatron.launcher.rendezvous import reserve_port
+from tests.distributed.cuts import some_cuts
 from tests.distributed.many_runs import train_all
 from tests.distributed.spawn import run_ranks
 from tests.tiny import tiny_config, write_tiny_corpus
 
 pytestmark = pytest.mark.distributed
 
-CUTS: dict[str, dict[str, Any]] = {
-    "tp2": {"model_parallel_size": 2},
-    "tp2-sp": {"model_parallel_size": 2, "sequence_parallel": True},
-    "pp2": {"pipe_parallel_size": 2},
-    "dp2-zero3": {"zero_optimization": {"stage": 3}},
-}
+CUTS = some_cuts("tp2", "tp2-sp", "pp2", "dp2-zero3")
 PROMPTS = ["abc", "0101", "hgf ed"]
 
 

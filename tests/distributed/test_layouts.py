@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron.checkpoint.format import CheckpointReader
+from tests.distributed.cuts import CUTS
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.tiny import write_tiny_corpus
@@ -45,26 +46,6 @@ MODELS: dict[str, dict[str, Any]] = {
         **SGD,
     },
     "llama": {**LLAMA, **SGD},
-}
-CUTS: dict[str, dict[str, Any]] = {
-    "dp2": {},
-    "dp2-zero1": {"zero_optimization": {"stage": 1}},
-    "dp2-zero2": {"zero_optimization": {"stage": 2}},
-    "dp2-zero3": {
-        "zero_optimization": {
-            "stage": 3,
-            "stage3_max_live_parameters": 0,
-            "stage3_max_reuse_distance": 0,
-            "stage3_param_persistence_threshold": 0,
-        }
-    },
-    "tp2": {"model_parallel_size": 2},
-    "tp2-zero1": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
-    "tp2-zero3": {"model_parallel_size": 2, "zero_optimization": {"stage": 3}},
-    "tp2-sp": {"model_parallel_size": 2, "sequence_parallel": True},
-    "pp2": {"pipe_parallel_size": 2},
-    "pp2-zero1": {"pipe_parallel_size": 2, "zero_optimization": {"stage": 1}},
-    "pp2-recompute": {"pipe_parallel_size": 2, "checkpoint_activations": True},
 }
 ITERATIONS = {"train_iters": 5}
 

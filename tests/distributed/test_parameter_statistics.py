@@ -9,6 +9,7 @@ import pytest
 
 from megatron.checkpoint.format import CheckpointReader
 from megatron.reporting.run_log import read_run_log
+from tests.distributed.cuts import some_cuts
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.tiny import write_tiny_corpus
@@ -38,19 +39,11 @@ ADAM = {
     "log_optimizer_states": True,
     "gradient_clipping": 1.0,
 }
-CUTS: dict[str, dict[str, Any]] = {
-    "dp2": {},
-    "dp2-zero1": {"zero_optimization": {"stage": 1}},
-    "dp2-zero2": {"zero_optimization": {"stage": 2}},
-    "dp2-zero3": {
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-        "gradient_noise_scale_cpu_offload": True,
-    },
-    "tp2": {"model_parallel_size": 2},
-    "tp2-zero1": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
-    "pp2-tied": {"pipe_parallel_size": 2, "no_weight_tying": False},
-    "pp2-zero1": {"pipe_parallel_size": 2, "zero_optimization": {"stage": 1}},
+CUTS = {
+    **some_cuts("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "tp2", "tp2-zero1", "pp2-zero1"),
+    "pp2-tied": {**some_cuts("pp2")["pp2"], "no_weight_tying": False},
 }
+MORE = {"dp2-zero3": {"gradient_noise_scale_cpu_offload": True}}
 
 
 def statistics_of(folder: Path) -> dict[int, dict[str, Any]]:
@@ -75,7 +68,8 @@ def runs(corpus, tmp_path_factory) -> Path:
 def cut_runs(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cut")
     cuts = {**CUTS, "dp2-adam": {**ADAM, "zero_optimization": {"stage": 1}}}
-    train_all(corpus, folder, 2, {name: {**CHANGES, **more} for name, more in cuts.items()})
+    runs = {name: {**CHANGES, **cut, **MORE.get(name, {})} for name, cut in cuts.items()}
+    train_all(corpus, folder, 2, runs)
     return folder
 
 

@@ -11,6 +11,7 @@ import torch
 from megatron.checkpoint.format import CheckpointReader
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.reporting.run_log import read_run_log
+from tests.distributed.cuts import some_cuts
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.tiny import write_tiny_corpus
@@ -18,17 +19,8 @@ from tests.tiny import write_tiny_corpus
 pytestmark = pytest.mark.distributed
 
 TUNING = {"num_tokens": 4, "init_string": "abc"}
-CUTS: dict[str, dict[str, Any]] = {
-    "dp2": {},
-    "dp2-zero1": {"zero_optimization": {"stage": 1}},
-    "dp2-zero2": {"zero_optimization": {"stage": 2}},
-    "dp2-zero3": {
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-        "log_param_norm": True,
-    },
-    "tp2": {"model_parallel_size": 2},
-    "tp2-zero1": {"model_parallel_size": 2, "zero_optimization": {"stage": 1}},
-}
+CUTS = some_cuts("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "tp2", "tp2-zero1")
+MORE = {"dp2-zero3": {"log_param_norm": True}}
 
 
 def tuning(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -95,7 +87,7 @@ def test_the_frozen_weights_of_half_precision_are_those_it_computes_with(runs):
 
 @pytest.mark.slow
 def test_two_processes_train_the_prompt_of_one(corpus, runs, tmp_path):
-    cuts = {name: tuning(runs, **changes) for name, changes in CUTS.items()}
+    cuts = {name: tuning(runs, **cut, **MORE.get(name, {})) for name, cut in CUTS.items()}
     train_all(corpus, tmp_path, 2, cuts)
     want = train_events(runs / "tuned/run.yml")
     for name in CUTS:

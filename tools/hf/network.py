@@ -15,7 +15,7 @@ from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import cut_shard, spec_of
 from megatron.model.relative_bias import SHARED_BIAS, make_relative_bias
-from megatron.sizing.model_shape import ModelShape
+from megatron.sizing.model_shape import EMBEDDING_NAMES, ModelShape
 from tools.hf.settings import RunSettings
 
 __all__ = [
@@ -59,9 +59,9 @@ def true_vocab_size(reader: CheckpointReader) -> int:
     Raises:
         CheckpointError: If it has none.
     """
-    for name in ("0.word_embeddings.weight", "tied_modules.embed.word_embeddings.weight"):
-        if name in reader.parameters:
-            return reader.parameters[name].shape[0]
+    for name in EMBEDDING_NAMES:
+        if parameter := reader.parameters.get(f"{name}.word_embeddings.weight"):
+            return parameter.shape[0]
     raise CheckpointError(f"{reader.folder}: holds no word embedding")
 
 
@@ -71,8 +71,7 @@ def parameter_infos(shape: ModelShape) -> dict[str, ParameterInfo]:
     with torch.device("meta"):
         bias = make_relative_bias(shape)
         layers = {number: kind(*args) for number, (kind, args) in layer_list(shape).items()}
-    bottom = "0" if shape.no_weight_tying else "tied_modules.embed"
-    modules = {str(number) if number else bottom: layer for number, layer in layers.items()}
+    modules = {str(number or shape.embedding_name): layer for number, layer in layers.items()}
     if isinstance(bias, nn.Module):
         modules[SHARED_BIAS] = bias
     for prefix, module in modules.items():

@@ -101,7 +101,7 @@ class Weight:
 def weights_of(names: Names, shape: ModelShape) -> list[Weight]:
     """All parameters of a network; includes biases that are switched off."""
     fixed = {
-        "embedding": "0" if shape.no_weight_tying else "tied_modules.embed",
+        "embedding": shape.embedding_name,
         "norm": shape.num_layers + 3,
         "output": shape.num_layers + 4,
     }

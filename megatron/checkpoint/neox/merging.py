@@ -79,7 +79,7 @@ def full_name(layer: int, name: str, network: ModelShape) -> str:
     """Our name of a parameter of a layer. All blocks of GPT-NeoX have the same relative biases."""
     if name == _RELATIVE_BIAS:
         return f"{SHARED_BIAS}.weight"
-    return f"{layer if layer or network.no_weight_tying else 'tied_modules.embed'}.{name}"
+    return f"{layer or network.embedding_name}.{name}"
 
 
 def is_cut(name: str) -> bool:

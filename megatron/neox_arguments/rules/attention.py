@@ -51,18 +51,18 @@ def _window(draft: Draft, types: Sequence[str] | None) -> tuple[int, int] | None
     if width is None or width < 1:
         return None
     positions = draft["max_position_embeddings"] or width + 2
-    note = None
     if types is not None and "flash" not in types:
-        note = "attention_config has no 'flash' layer, and other layers have no window"
-    elif width >= positions - 1:
-        note = f"{width} is not less than max_position_embeddings {positions} - 1"
-    elif width >= (draft["seq_length"] or positions) - 1:
+        reason = "attention_config has no 'flash' layer, and other layers have no window"
+        draft.note_no_effect(WINDOW, reason)
+        return None
+    if width >= positions - 1:
+        reason = f"{width} is not less than max_position_embeddings {positions} - 1"
+        draft.note_no_effect(WINDOW, reason)
+        return None
+    if width >= (draft["seq_length"] or positions) - 1:
         reason = f"{width} is not less than seq_length {draft['seq_length']} - 1"
         draft.notes.append(f"'{WINDOW}' has no effect in training: {reason}")
-    if note is None:
-        return width, 1
-    draft.notes.append(f"'{WINDOW}' has no effect: {note}")
-    return None
+    return width, 1
 
 
 def _local_reach(draft: Draft, types: Sequence[str]) -> tuple[int, int] | None:
@@ -71,7 +71,7 @@ def _local_reach(draft: Draft, types: Sequence[str]) -> tuple[int, int] | None:
     blocks: dict[str, Any] = draft.typed(key, written, {**_LOCAL, **_OTHERS})
     if "local" not in types:
         if written:
-            draft.notes.append(f"'{key}' has no effect: attention_config has no 'local' layer")
+            draft.note_no_effect(key, "attention_config has no 'local' layer")
         return None
     for name in sorted(blocks.keys() & _OTHERS.keys()):
         draft.notes.append(f"'{key}.{name}' has no effect on 'local' layers")
@@ -83,9 +83,8 @@ def check_relative_bias(draft: Draft) -> None:
     """Checks the keys of T5's relative bias."""
     buckets, distance = draft["rpe_num_buckets"], draft["rpe_max_distance"]
     if draft["pos_emb"] != "rpe":
-        for key in ("rpe_num_buckets", "rpe_max_distance"):
-            if draft.is_set(key):
-                draft.notes.append(f"'{key}' has no effect: pos_emb is {draft['pos_emb']!r}")
+        for key in filter(draft.is_set, ("rpe_num_buckets", "rpe_max_distance")):
+            draft.note_no_effect(key, f"pos_emb is {draft['pos_emb']!r}")
     elif distance <= buckets // 2:
         problem = f"must be above half of rpe_num_buckets {buckets}, got {distance}"
         draft.refuse("rpe_max_distance", problem)
@@ -93,7 +92,6 @@ def check_relative_bias(draft: Draft) -> None:
 
 def check_documents(draft: Draft) -> None:
     """Notes where `reset_position_ids` has no effect."""
-    key = "reset_position_ids"
-    if draft[key] and draft["pos_emb"] in ("alibi", "rpe", "none"):
+    if draft["reset_position_ids"] and draft["pos_emb"] in ("alibi", "rpe", "none"):
         reason = f"pos_emb {draft['pos_emb']!r} counts no positions from the start of a sample"
-        draft.notes.append(f"'{key}' has no effect: {reason}")
+        draft.note_no_effect("reset_position_ids", reason)

@@ -12,6 +12,7 @@ from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
+from .by_domain import NEEDS_NAMES
 from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
@@ -47,21 +48,16 @@ def resolve_data(draft: Draft) -> Data:
         draft.notes.append(
             f"data_impl {draft['data_impl']} is read as mmap: files are memory-mapped"
         )
-    unused = [f"{name}_data_weights" for name in SPLITS if draft[f"{name}_data_weights"]]
-    if draft["weight_by_num_documents"] and unused:
-        draft.notes.append(
-            f"weight_by_num_documents computes the weights: {', '.join(unused)} not used"
-        )
-    elif draft["use_named_eval_datasets"]:
-        draft.notes += [
-            f"use_named_eval_datasets evaluates each dataset by itself: {key} not used"
-            for key in unused
-            if key != "train_data_weights"
-        ]
+    for name in SPLITS:
+        key = f"{name}_data_weights"
+        if draft[key] and draft["weight_by_num_documents"]:
+            draft.note_no_effect(key, "weight_by_num_documents computes the weights")
+        elif draft[key] and draft["use_named_eval_datasets"] and name != "train":
+            draft.note_no_effect(key, "use_named_eval_datasets evaluates each dataset by itself")
     _note_held_out(draft, is_split_off=is_split_off)
     has_tokenizer = draft["vocab_file"] or draft["tokenizer_type"] == "CharLevelTokenizer"
     if draft.is_set("padded_vocab_size") and has_tokenizer:
-        draft.notes.append("padded_vocab_size is not used: it is computed from the tokenizer")
+        draft.note_no_effect("padded_vocab_size", "it is computed from the tokenizer")
     return draft.section(
         Data,
         split=split,
@@ -108,7 +104,7 @@ def _note_held_out(draft: Draft, *, is_split_off: bool) -> None:
     """Notes what becomes of held-out text where that may not be what was meant."""
     named = [key for key in HELD_OUT_PATHS if draft[key]]
     if named and draft.is_set("split"):
-        draft.notes.append(f"split is not used: {named[0]} names the held-out text")
+        draft.note_no_effect("split", f"{named[0]} names the held-out text")
     if draft["train_data_paths"] and not named and not is_split_off:
         draft.notes.append(
             "there is no held-out text, so nothing is measured on it; set valid_data_paths, or "
@@ -241,25 +237,16 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
     learns = facts.learns
     _check_sampling_keys(draft, method, learns=learns)
     note_unused_settings(draft, method, facts)
-    draft.require(
-        learns or draft["data_sampling_guard"] is None,
-        "data_sampling_guard",
-        "data_sampling_guard compares learnt weights with the initial ones, but "
-        f"{method or 'no data_sampling_method'} learns none; remove it or set a method that learns",
-    )
-    if learns:
-        draft.require(
-            len(domains) >= 2 or bool(draft["data_path"]),
-            "data_sampling_method",
-            f"data_sampling_method {method} needs at least 2 domains, train_data_paths has "
-            f"{len(domains)}; add domains or remove the method",
-        )
-        draft.require(
-            not draft["weight_by_num_documents"],
-            "weight_by_num_documents",
-            f"weight_by_num_documents fixes the weights, data_sampling_method {method} learns "
-            "them; keep one",
-        )
+    if draft["data_sampling_guard"] and not learns:
+        reason = f"but {method or 'no data_sampling_method'} learns none"
+        problem = f"compares learnt weights with the initial ones, {reason}"
+        draft.refuse("data_sampling_guard", f"{problem}; remove it or set a method that learns")
+    if learns and len(domains) < 2 and not draft["data_path"]:
+        problem = f"{method} needs at least 2 domains, train_data_paths has {len(domains)}"
+        draft.refuse("data_sampling_method", f"{problem}; add domains or remove the method")
+    if learns and draft["weight_by_num_documents"]:
+        problem = f"fixes the weights, data_sampling_method {method} learns them; keep one"
+        draft.refuse("weight_by_num_documents", problem)
     points = schedule_points(
         draft,
         data.train_weighting,
@@ -283,51 +270,38 @@ def resolve_mixing(draft: Draft, data: Data, batch: Batch) -> Mixing:
 
 def _run_length(draft: Draft, batch: Batch, *, is_named: bool) -> int:
     """Consecutive samples that share a domain."""
-    if draft["mixed_batches"] and draft["mixed_minibatches"]:
-        draft.refuse("mixed_batches", "and mixed_minibatches are both true; keep one")
-    if is_named and draft["mixed_minibatches"]:
-        return batch.micro_batch_size
-    if is_named and not draft["mixed_batches"]:
-        return batch.train_batch_size
+    draft.keep_one("mixed_batches", "mixed_minibatches")
     if not is_named:
         for key in ("mixed_minibatches", "mixed_batches"):
-            draft.require(
-                not draft[key] or not draft["train_data_paths"],
-                key,
-                f"{key} needs named datasets; set use_named_train_datasets: true",
-            )
-    return 1
+            if draft[key] and draft["train_data_paths"]:
+                draft.refuse(key, NEEDS_NAMES)
+        return 1
+    if draft["mixed_minibatches"]:
+        return batch.micro_batch_size
+    return 1 if draft["mixed_batches"] else batch.train_batch_size
 
 
 def _method(draft: Draft, weighting: TrainWeighting) -> str | None:
     """The method as written, or `schedule` if the weights are one."""
     method = draft["data_sampling_method"]
     if weighting.rule != "schedule":
-        draft.require(
-            method != "schedule",
-            "data_sampling_method",
-            f"data_sampling_method schedule needs {KEY}: {{schedule: FILE}}; add it",
-        )
+        if method == "schedule":
+            problem = f"schedule needs {KEY}: {{schedule: FILE}}; add it"
+            draft.refuse("data_sampling_method", problem)
         return method
-    draft.require(
-        method in (None, "static", "schedule"),
-        KEY,
-        f"{KEY}.schedule fixes the weights, data_sampling_method {method} learns them; remove one "
-        "of the two",
-    )
-    draft.require(
-        not draft["weight_by_num_documents"],
-        "weight_by_num_documents",
-        f"weight_by_num_documents and {KEY}.schedule both fix the weights; keep one",
-    )
+    if method not in (None, "static", "schedule"):
+        both = f"fixes the weights, data_sampling_method {method} learns them"
+        draft.refuse(f"{KEY}.schedule", f"{both}; remove one of the two")
+    if draft["weight_by_num_documents"]:
+        problem = f"and {KEY}.schedule both fix the weights; keep one"
+        draft.refuse("weight_by_num_documents", problem)
     return "schedule"
 
 
 def _check_sampling_keys(draft: Draft, method: str | None, *, learns: bool) -> None:
     frequency, warmup = draft["data_sampling_update_frequency"], draft["data_sampling_warmup_steps"]
-    smallest = 1 if learns else 0
-    if frequency < smallest:
-        problem = f"must be at least {smallest}, got {frequency}"
+    if learns and frequency == 0:  # below: a broken bound
+        problem = f"must be at least 1 for {method}, got 0"
         draft.refuse("data_sampling_update_frequency", problem)
     if method is None and warmup > 0:
         problem = f"is {warmup} but there is no data_sampling_method; set one"

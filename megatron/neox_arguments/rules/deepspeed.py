@@ -64,7 +64,7 @@ def _check_extra(draft: Draft, key: str, value: Any) -> None:
     if row:
         typed = draft.typed_value(name, value, row.type)
         if typed is not None and row.verdict == "no effect":
-            draft.notes.append(f"'{name}' has no effect: {row.reason}")
+            draft.note_no_effect(name, row.reason)
         elif typed is not None and row.is_asked_for(typed):
             draft.refuse(name, f"is not supported: {row.reason}; remove it")
     elif key in EXTRA_KEYS:

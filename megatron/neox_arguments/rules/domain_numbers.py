@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from odm.json_data import SchemaError, is_number, read_json
+from odm.json_data import SchemaError, read_json
 from odm.methods import Method
 
-from ..coerce import parse_number
+from ..declarations import at_least
 from ..errors import shown
+from .by_domain import by_domain
 from .draft import Draft
 from .saved_run import saved_sections
 
@@ -36,100 +36,61 @@ def resolve_domain_numbers(
         domains: Names of the training domains.
         facts: Of the mixing method.
     """
-    return {
-        name: _Reader(draft, f"data_sampling_{name}", domains)(name, name in facts.required)
-        if name in facts.settings and domains
-        else ()
-        for name in (*_LOSSES, _MATRIX)
-    }
+    found: dict[str, tuple[Any, ...]] = dict.fromkeys((*_LOSSES, _MATRIX), ())
+    for name in found:
+        if name not in facts.settings or not domains:
+            continue
+        key = f"data_sampling_{name}"
+        given = draft[key]
+        if given is not None:
+            found[name] = _numbers(draft, name, key, given, domains) or ()
+        elif name in facts.required:
+            method = draft["data_sampling_method"]
+            draft.issues.add(key, f"data_sampling_method {method} needs {key}: {_MUST[name]}")
+    return found
 
 
-class _Reader:
-    """Reads one of the keys; what is wrong becomes an issue of the draft."""
-
-    def __init__(self, draft: Draft, key: str, domains: Sequence[str]) -> None:
-        self._draft, self._key, self._domains = draft, key, domains
-
-    def __call__(self, name: str, is_required: bool) -> tuple[Any, ...]:
-        given = self._draft[self._key]
-        if given is None:
-            method = self._draft["data_sampling_method"]
-            self._draft.require(
-                not is_required,
-                self._key,
-                f"data_sampling_method {method} needs {self._key}: {_MUST[name]}",
-            )
-            return ()
+def _numbers(
+    draft: Draft, name: str, key: str, given: Any, domains: Sequence[str]
+) -> tuple[Any, ...] | None:
+    """What a key means: its section, or what its file contains; None after it was refused."""
+    where, content = key, given
+    if not isinstance(given, Mapping):
+        where = f"{key}: {shown(given)}"
         try:
-            content, where = self._content(name, given)
-            if name != _MATRIX:
-                return self._numbers(_losses(content, self._domains), where, smallest=0.0)
-            rows = zip(self._domains, self._entries(content, where), strict=True)
-            return tuple(
-                self._numbers(row, f"{where}: row {shown(domain)}", smallest=-math.inf)
-                for domain, row in rows
-            )
+            content = _of_file(draft, name, key, given)
         except SchemaError as error:
-            self._draft.issues.add(self._key, str(error))
-            return ()
+            draft.issues.add(key, f"{key}: {error}")
+            return None
+    if name != _MATRIX:
+        losses = _losses(content, domains)
+        return by_domain(draft, key, losses, domains, (float, at_least(0)), where=where)
+    rows = by_domain(draft, key, content, domains, dict[str, Any], where=where) or ()
+    matrix = [
+        by_domain(draft, key, row, domains, float, where=f"{where}: row {shown(domain)}")
+        for domain, row in zip(domains, rows, strict=False)
+    ]
+    return None if None in matrix else tuple(matrix)
 
-    def _content(self, name: str, given: Any) -> tuple[Any, str]:
-        """What the key means, a mapping if it is right, and its place for messages."""
-        if isinstance(given, Mapping):
-            return given, self._key
-        where = f"{self._key}: {shown(given)}"
-        if not os.path.isfile(given):
-            missing = f"{where}: there is no such file; name {_MUST[name]}"
-            return self._of_checkpoint(name, missing), where
-        try:
-            return read_json(given, what="JSON file", advice=f"name {_MUST[name]}"), where
-        except SchemaError as error:
-            raise SchemaError(f"{self._key}: {error}") from None
 
-    def _numbers(self, values: Any, where: str, *, smallest: float) -> tuple[float, ...]:
-        numbers = [parse_number(value) for value in self._entries(values, where)]
-        for domain, value in zip(self._domains, numbers, strict=True):
-            if not is_number(value) or value < smallest:
-                wanted = "a finite number" + (", at least 0" if smallest == 0 else "")
-                raise SchemaError(
-                    f"{where}: that of domain {shown(domain)} must be {wanted}, got {shown(value)}"
-                )
-        return tuple(map(float, numbers))
-
-    def _entries(self, values: Any, where: str) -> list[Any]:
-        """The entries of a section, in the order of the domains, each of which must have one."""
-        known = ", ".join(self._domains)
-        if not isinstance(values, Mapping):
-            raise SchemaError(f"{where}: must have an entry per domain ({known})")
-        by_name = {str(name): value for name, value in values.items()}
-        missing = [domain for domain in self._domains if domain not in by_name]
-        unknown = set(by_name).difference(self._domains)
-        if missing:
-            raise SchemaError(f"{where}: has no entry for domain {shown(missing[0])} of {known}")
-        if unknown:
-            raise SchemaError(f"{where}: names domain {shown(min(unknown))}, known: {known}")
-        return [by_name[domain] for domain in self._domains]
-
-    def _of_checkpoint(self, name: str, missing: str) -> Any:
-        """The numbers with which the run that is continued was configured, by domain.
-
-        Args:
-            name: Field of `Mixing`.
-            missing: What is wrong if there are none.
-        """
-        sections = saved_sections(self._draft)
-        try:
-            domains, values = sections["data"]["train_domains"], sections["mixing"][name]
-            if name == _MATRIX:
-                values = [dict(zip(domains, row, strict=True)) for row in values]
-            numbers = dict(zip(domains, values, strict=True))
-        except (KeyError, TypeError, ValueError):
-            raise SchemaError(missing) from None
-        load = self._draft["load"]
-        self._draft.notes.append(
-            f"{self._key}: the file is missing; its numbers are those of the checkpoint in {load}"
-        )
-        return numbers
+def _of_file(draft: Draft, name: str, key: str, path: str) -> Any:
+    """The content of a file, or without it what the checkpoint of the run that is continued has."""
+    if os.path.isfile(path):
+        return read_json(path, what="JSON file", advice=f"name {_MUST[name]}")
+    sections = saved_sections(draft)
+    try:
+        domains, values = sections["data"]["train_domains"], sections["mixing"][name]
+        if name == _MATRIX:
+            values = [dict(zip(domains, row, strict=True)) for row in values]
+        numbers = dict(zip(domains, values, strict=True))
+    except (KeyError, TypeError, ValueError):
+        missing = f"{shown(path)}: there is no such file; name {_MUST[name]}"
+        raise SchemaError(missing) from None
+    load = draft["load"]
+    draft.notes.append(
+        f"{key}: the file is missing; its numbers are those of the checkpoint in {load}"
+    )
+    return numbers
 
 
 def _losses(content: Any, domains: Sequence[str]) -> Any:

@@ -54,11 +54,14 @@ class Draft:
         """Adds a message that begins with ``key`` and goes on with what is wrong with it."""
         self.issues.add(key, f"{key} {problem}")
 
-    def require(self, condition: bool, key: str, message: str) -> bool:
-        """Adds a message about ``key`` unless ``condition`` holds; returns the condition."""
-        if not condition:
-            self.issues.add(key, message)
-        return condition
+    def keep_one(self, first: str, second: str) -> None:
+        """Refuses two keys that say the same in different ways, if both are set."""
+        if all(self.is_set(key) and self[key] is not False for key in (first, second)):
+            self.refuse(first, f"and {second} are both set; keep one")
+
+    def note_no_effect(self, key: str, reason: str) -> None:
+        """Notes that ``key`` changes nothing in this run, and why."""
+        self.notes.append(f"'{key}' has no effect: {reason}")
 
     def typed(
         self, name: str, written: Mapping[Any, Any] | None, kinds: Mapping[str, Any]
@@ -80,8 +83,11 @@ class Draft:
                 values[key] = typed
         return values
 
-    def typed_value(self, name: str, value: Any, wanted: Any) -> Any:
-        """Returns the value of ``section.key`` with its type; None for null and what is refused."""
+    def typed_value(self, name: str, value: Any, wanted: Any, *, key: str = "") -> Any:
+        """Returns the value of ``section.key`` with its type; None for null and what is refused.
+
+        ``key`` is the one to blame, if ``name`` does not begin with it.
+        """
         kind, bound = wanted if isinstance(wanted, tuple) else (wanted, None)
         try:
             typed = coerce(value, kind)
@@ -91,7 +97,7 @@ class Draft:
         if is_good:
             return typed
         words = f"{describe(kind)}, {bound.words}" if bound else describe(kind)
-        self.refuse(name, f"must be {words}, got {shown(value)}")
+        self.issues.add(key or name, f"{name} must be {words}, got {shown(value)}")
         return None
 
     def check_bounds(self) -> None:

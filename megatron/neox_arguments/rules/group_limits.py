@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..coerce import parse_number
+from ..declarations import above, in_range
 from ..errors import shown
 from ..sections import DomainGroup
+from .by_domain import NEEDS_NAMES
 from .draft import Draft
 
 GROUPS = "data_sampling_groups"
 TRUST_REGION = "data_sampling_trust_region"
-_MEASURES = {"kl": math.inf, "total_variation": 1.0}
-"""Measures of a move -> the largest limit that has a meaning."""
-_ROUNDING = 1e-9
+_MEASURES = {"kl": (float, above(0)), "total_variation": (float, in_range("(0, 1]"))}
+"""Measures of a move, and their limits."""
+_SHARE = (float, in_range("[0, 1]"))
+_GROUP = {"domains": list, "min": _SHARE, "max": _SHARE}
+ROUNDING = 1e-9
+"""Sums of decimal fractions are off by some units in the last place."""
 
 
 def resolve_trust_region(draft: Draft) -> dict[str, float]:
     """Returns the measure and its limit; empty if none is set."""
     given = draft[TRUST_REGION]
-    if given is None:
+    if given is not None and (len(given) != 1 or None in given.values()):
+        form = f"{{{'} or {'.join(f'{name}: x' for name in _MEASURES)}}}"
+        draft.refuse(TRUST_REGION, f"must be {form}, got {shown(given)}")
         return {}
-    measure, value = next(iter(given.items()), ("", None))
-    limit = parse_number(value)
-    is_right = len(given) == 1 and measure in _MEASURES and _is_number(limit)
-    if not is_right or not 0 < limit <= _MEASURES[measure]:
-        draft.refuse(
-            TRUST_REGION,
-            "must be {kl: x} with x above 0 (nats) or {total_variation: x} with x in (0, 1], got "
-            f"{shown(given)}",
-        )
-        return {}
-    return {measure: float(limit)}
+    return draft.typed(TRUST_REGION, given, _MEASURES)
 
 
 def resolve_groups(
@@ -54,7 +49,7 @@ def resolve_groups(
     if given is None:
         return ()
     if not domains:
-        draft.refuse(GROUPS, "needs named datasets; set use_named_train_datasets: true")
+        draft.refuse(GROUPS, NEEDS_NAMES)
         return ()
     groups = [_group(draft, str(name), value, domains) for name, value in given.items()]
     found = tuple(group for group in groups if group is not None)
@@ -64,11 +59,9 @@ def resolve_groups(
     for group in found:
         for name in group.domains:
             first = owner.setdefault(name, group.name)
-            draft.require(
-                first == group.name,
-                GROUPS,
-                f"{GROUPS}: domain '{name}' is in {first} and in {group.name}; leave it in one",
-            )
+            if first != group.name:
+                both = f"domain {name!r} is in {first} and in {group.name}; leave it in one"
+                draft.issues.add(GROUPS, f"{GROUPS}: {both}")
     if not draft.issues:
         lower = dict(zip(domains, limits["min_weights"] or (0.0,) * len(domains), strict=True))
         upper = dict(zip(domains, limits["max_weights"] or (1.0,) * len(domains), strict=True))
@@ -79,30 +72,24 @@ def resolve_groups(
 
 
 def _group(draft: Draft, name: str, value: Any, domains: Sequence[str]) -> DomainGroup | None:
-    where, keys = f"{GROUPS}.{name}", {"domains", "min", "max"}
-    if not isinstance(value, Mapping) or not {"domains"} < set(value) <= keys:
-        draft.issues.add(
-            GROUPS, f"{where} must have domains and min, max or both, got {shown(value)}"
-        )
+    where = f"{GROUPS}.{name}"
+    written = draft.typed_value(where, {} if value is None else value, dict[str, Any])
+    if written is None:
         return None
-    names = value["domains"]
-    names = [str(domain) for domain in names] if isinstance(names, list) else []
+    section = draft.typed(where, written, _GROUP)
+    names = [str(domain) for domain in section.get("domains", [])]
+    low, high = section.get("min", 0.0), section.get("max", 1.0)
     unknown = [domain for domain in names if domain not in domains]
-    if not names or unknown or len(set(names)) < len(names):
-        what = f"names '{unknown[0]}'" if unknown else f"is {shown(value['domains'])}"
-        draft.issues.add(
-            GROUPS,
-            f"{where}.domains {what}; list some of {', '.join(domains)}, each once",
-        )
-        return None
-    low, high = parse_number(value.get("min", 0.0)), parse_number(value.get("max", 1.0))
-    if not (_is_number(low) and _is_number(high) and 0 <= low <= high <= 1):
-        draft.issues.add(
-            GROUPS,
-            f"{where} must have 0 <= min <= max <= 1, got min {shown(low)} and max {shown(high)}",
-        )
-        return None
-    return DomainGroup(name=name, domains=tuple(names), minimum=float(low), maximum=float(high))
+    if unknown or not names or len(set(names)) < len(names):
+        what = f"names {unknown[0]!r}" if unknown else f"is {shown(names)}"
+        draft.refuse(f"{where}.domains", f"{what}; list some of {', '.join(domains)}, each once")
+    elif written.keys() <= {"domains"}:
+        draft.refuse(where, f"must have min, max or both, got {shown(value)}")
+    elif low > high:
+        draft.refuse(where, f"must have 0 <= min <= max <= 1, got min {low:g} and max {high:g}")
+    else:
+        return DomainGroup(name=name, domains=tuple(names), minimum=low, maximum=high)
+    return None
 
 
 def _check_sums(
@@ -121,33 +108,20 @@ def _check_sums(
         used = drawn & set(group.domains) or set(group.domains)
         low = sum(lower[name] for name in group.domains)
         high = sum(upper[name] if name in used else lower[name] for name in group.domains)
-        draft.require(
-            low <= group.maximum + _ROUNDING,
-            GROUPS,
-            f"{GROUPS}.{group.name}: data_sampling_min_weight of its domains sum to {low:.6g}, max "
-            f"is {group.maximum:g}; lower the first or raise the second",
-        )
-        draft.require(
-            high >= group.minimum - _ROUNDING,
-            GROUPS,
-            f"{GROUPS}.{group.name}: the largest weights of its domains that are drawn sum to "
-            f"{high:.6g}, min is {group.minimum:g}; raise the first or lower the second",
-        )
-        least += max(low, group.minimum)
-        most += min(high, group.maximum) if drawn & set(group.domains) else max(low, group.minimum)
-    draft.require(
-        least <= 1 + _ROUNDING,
-        GROUPS,
-        f"{GROUPS}: the smallest weights of groups and of the other domains sum to {least:.6g}, "
-        "must be at most 1; lower them",
-    )
-    draft.require(
-        most >= 1 - _ROUNDING,
-        GROUPS,
-        f"{GROUPS}: the largest weights of groups and of the other domains that are drawn sum to "
-        f"{most:.6g}, must be at least 1; raise them",
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        where, own_low, own_high = f"{GROUPS}.{group.name}", group.minimum, group.maximum
+        if low > own_high + ROUNDING:
+            sums = f"data_sampling_min_weight of its domains sum to {low:.6g}, max is {own_high:g}"
+            draft.issues.add(where, f"{where}: {sums}; lower the first or raise the second")
+        if high < own_low - ROUNDING:
+            sums = f"its domains that are drawn sum to {high:.6g}, min is {own_low:g}"
+            advice = "raise the first or lower the second"
+            draft.issues.add(where, f"{where}: the largest weights of {sums}; {advice}")
+        least += max(low, own_low)
+        most += min(high, own_high) if drawn & set(group.domains) else max(low, own_low)
+    both = "weights of groups and of the other domains"
+    if least > 1 + ROUNDING:
+        sums = f"the smallest {both} sum to {least:.6g}"
+        draft.issues.add(GROUPS, f"{GROUPS}: {sums}, must be at most 1; lower them")
+    if most < 1 - ROUNDING:
+        sums = f"the largest {both} that are drawn sum to {most:.6g}"
+        draft.issues.add(GROUPS, f"{GROUPS}: {sums}, must be at least 1; raise them")

@@ -9,6 +9,7 @@ from typing import Any
 from odm.methods import Method, RewardSource
 
 from ..sections import Batch, Data
+from .by_domain import NEEDS_NAMES
 from .draft import Draft
 from .mixing_notes import note_late_updates
 
@@ -40,33 +41,24 @@ def resolve_reward(
     interval = draft["data_sampling_heldout_interval"]
     is_measured = source != "train" or interval is not None
     if not is_measured:
-        draft.notes += [
-            f"{key} is not used: data_sampling_reward is train"
-            for key in OPTIONS
-            if draft.is_set(key)
-        ]
+        for key in filter(draft.is_set, OPTIONS):
+            draft.note_no_effect(key, "data_sampling_reward is train")
         note_late_updates(draft, method, facts, source=source, interval=None)
         return {"reward": source, "heldout_interval": None}
     parts, samples = draft["data_sampling_heldout_parts"], draft["data_sampling_heldout_samples"]
-    draft.require(
-        parts <= samples,
-        "data_sampling_heldout_parts",
-        f"data_sampling_heldout_parts is {parts}, data_sampling_heldout_samples is {samples}; the "
-        "samples of a domain are divided into the parts, so make it at least as large",
-    )
+    if parts > samples:
+        both = f"is {parts}, data_sampling_heldout_samples is {samples}"
+        advice = "the samples of a domain are divided into the parts, so make it at least as large"
+        draft.refuse("data_sampling_heldout_parts", f"{both}; {advice}")
     _require_held_out_text(draft, data)
     frequency = max(1, draft["data_sampling_update_frequency"])
     if interval is None:
         rows = len(data.train_domains) * -(-samples // max(1, parts))
         interval = default_interval(rows, batch.train_batch_size, frequency)
-    elif source != "train":
-        draft.require(
-            interval % frequency == 0,
-            "data_sampling_heldout_interval",
-            f"data_sampling_heldout_interval is {interval}, must be a multiple of "
-            f"data_sampling_update_frequency {frequency}: weights follow held-out losses when they "
-            "are measured",
-        )
+    elif source != "train" and interval % frequency:
+        must = f"must be a multiple of data_sampling_update_frequency {frequency}, got {interval}"
+        reason = "weights follow held-out losses when they are measured"
+        draft.refuse("data_sampling_heldout_interval", f"{must}: {reason}")
     note_late_updates(draft, method, facts, source=source, interval=interval)
     return {"reward": source, "heldout_interval": interval}
 
@@ -99,11 +91,8 @@ def no_held_out_text_problem(missing: Sequence[str]) -> str:
 
 def _require_held_out_text(draft: Draft, data: Data) -> None:
     """Checks that each training domain has validation data, as far as names tell."""
-    if not draft.require(
-        bool(data.train_domains),
-        "data_sampling_heldout_interval",
-        "data_sampling_heldout_interval needs named datasets; set use_named_train_datasets: true",
-    ):
+    if not data.train_domains:
+        draft.refuse("data_sampling_heldout_interval", NEEDS_NAMES)
         return
     names = data.valid_domains or [PurePath(path).parent.name for path in data.valid_paths]
     missing = [name for name in data.train_domains if name not in names]
@@ -117,31 +106,18 @@ def _source(draft: Draft, method: str, facts: Method) -> RewardSource:
     """Where the losses come from, as `odm.methods.RewardSource`."""
     source: RewardSource = draft["data_sampling_reward"]
     if draft["validation_based_reward"]:
-        if draft.is_set("data_sampling_reward"):
-            draft.refuse(
-                "validation_based_reward", "and data_sampling_reward are both set; keep one"
-            )
+        draft.keep_one("validation_based_reward", "data_sampling_reward")
         source = _source_of_research_code(draft, method, facts)
     if source != "generalization":
-        for key in OF_GENERALIZATION:
-            draft.require(
-                not draft[key],
-                key,
-                f"{key} needs validation_based_reward, mixed_minibatches and "
-                "data_sampling_method: exp3",
-            )
-    if source == "train":
-        draft.require(
-            facts.signal != "held_out",
-            "data_sampling_method",
-            f"data_sampling_method: {method} learns from held-out losses; set "
-            "data_sampling_reward: heldout",
-        )
-    elif problem := facts.reward_problem(method, source):
-        draft.issues.add(
-            "data_sampling_reward",
-            f"data_sampling_reward: {source}: {problem}; use smoothed_mean, or set train",
-        )
+        needed = "validation_based_reward, mixed_minibatches and data_sampling_method: exp3"
+        for key in filter(draft.__getitem__, OF_GENERALIZATION):
+            draft.refuse(key, f"needs {needed}; set these, or remove it")
+    if source == "train" and facts.signal == "held_out":
+        problem = f"{method} learns from held-out losses; set data_sampling_reward: heldout"
+        draft.issues.add("data_sampling_method", f"data_sampling_method: {problem}")
+    elif source != "train" and (reason := facts.reward_problem(method, source)):
+        both = f"data_sampling_reward: {source}: {reason}"
+        draft.issues.add("data_sampling_reward", f"{both}; use smoothed_mean, or set train")
     return source
 
 

@@ -53,7 +53,7 @@ def _check_tensor_parallel(draft: Draft, size: int, model: Model) -> None:
     is_sequence_cut = draft["sequence_parallel"] and draft.purpose is Purpose.TRAINING
     if size == 1:
         if is_sequence_cut:
-            draft.notes.append("sequence_parallel does nothing with model_parallel_size 1")
+            draft.note_no_effect("sequence_parallel", "model_parallel_size is 1")
         return
     counts = {}
     if has_heads(draft):

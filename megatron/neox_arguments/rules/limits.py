@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..coerce import parse_number
+from ..declarations import Bound, above, in_range
+from .by_domain import NEEDS_NAMES, by_domain
 from .draft import Draft
-from .group_limits import resolve_groups, resolve_trust_region
+from .group_limits import ROUNDING, resolve_groups, resolve_trust_region
 
-_ROUNDING = 1e-9
-"""Sums of decimal fractions are off by some units in the last place."""
+_MINIMUM, _MAXIMUM = "data_sampling_min_weight", "data_sampling_max_weight"
 
 
 def resolve_limits(
@@ -27,14 +26,9 @@ def resolve_limits(
     Whether `data_sampling_max_epochs` leaves enough samples for the run is known when the data are
     open.
     """
-
-    def is_share(value: float) -> bool:
-        return 0 <= value <= 1
-
-    read = _Reader(draft, domains)
-    minimum = read("data_sampling_min_weight", 0.0, is_share, "in [0, 1]")
-    maximum = read("data_sampling_max_weight", 1.0, is_share, "in [0, 1]")
-    epochs = read("data_sampling_max_epochs", None, lambda value: value > 0, "above 0")
+    minimum = _limits(draft, domains, _MINIMUM, in_range("[0, 1]"), default=0.0)
+    maximum = _limits(draft, domains, _MAXIMUM, in_range("[0, 1]"), default=1.0)
+    epochs = _limits(draft, domains, "data_sampling_max_epochs", above(0), default=None)
     if (minimum or maximum) and not draft.issues:
         for weights in initial_weights:
             _check_sums(draft, domains, minimum, maximum, weights)
@@ -43,43 +37,20 @@ def resolve_limits(
     return {**found, "groups": groups, "trust_region": resolve_trust_region(draft)}
 
 
-class _Reader:
-    """Reads a number for all domains or a section ``domain: number``."""
-
-    def __init__(self, draft: Draft, domains: Sequence[str]) -> None:
-        self._draft = draft
-        self._domains = domains
-
-    def __call__(
-        self, key: str, missing: Any, is_good: Callable[[float], bool], wanted: str
-    ) -> tuple[Any, ...]:
-        given = self._draft[key]
-        if given is None:
-            return ()
-        if not self._domains:
-            self._draft.refuse(key, "needs named datasets; set use_named_train_datasets: true")
-            return ()
-        if not isinstance(given, Mapping):
-            self._check(key, key, given, is_good, wanted)
-            return (given,) * len(self._domains)
-        values = {str(name): parse_number(value) for name, value in given.items()}
-        for name, value in values.items():
-            if name not in self._domains:
-                known = ", ".join(self._domains)
-                self._draft.refuse(key, f"names domain '{name}'; the domains are {known}")
-            else:
-                self._check(key, f"{key}.{name}", value, is_good, wanted)
-        return tuple(values.get(name, missing) for name in self._domains)
-
-    def _check(
-        self, key: str, where: str, value: Any, is_good: Callable[[float], bool], wanted: str
-    ) -> None:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        self._draft.require(
-            is_number and math.isfinite(value) and is_good(value),
-            key,
-            f"{where} must be a number {wanted}, got {value!r}",
-        )
+def _limits(
+    draft: Draft, domains: Sequence[str], key: str, bound: Bound, *, default: float | None
+) -> tuple[Any, ...]:
+    """One limit per domain, from a number for all of them or a section ``domain: number``."""
+    given = draft[key]
+    if given is None:
+        return ()
+    if not domains:
+        draft.refuse(key, NEEDS_NAMES)
+        return ()
+    if isinstance(given, Mapping):
+        return by_domain(draft, key, given, domains, (float, bound), default=default) or ()
+    number = draft.typed_value(key, given, (float, bound))
+    return () if number is None else (number,) * len(domains)
 
 
 def _check_sums(
@@ -90,27 +61,22 @@ def _check_sums(
     initial_weights: Sequence[float],
 ) -> None:
     """Checks that there are weights within the limits."""
-    draft.require(
-        sum(minimum) <= 1 + _ROUNDING,
-        "data_sampling_min_weight",
-        f"data_sampling_min_weight: the smallest weights of {len(domains)} domains sum to "
-        f"{sum(minimum):.6g}, must be at most 1; lower them",
-    )
+    if sum(minimum) > 1 + ROUNDING:
+        total = f"of {len(domains)} domains sum to {sum(minimum):.6g}"
+        draft.issues.add(
+            _MINIMUM, f"{_MINIMUM}: the smallest weights {total}, must be at most 1; lower them"
+        )
     lower = minimum or (0.0,) * len(domains)
     upper = maximum or (1.0,) * len(domains)
     for name, low, high in zip(domains, lower, upper, strict=True):
-        draft.require(
-            low <= high,
-            "data_sampling_min_weight",
-            f"data_sampling_min_weight of {name} is {low:g}, data_sampling_max_weight is "
-            f"{high:g}; lower the first or raise the second",
-        )
+        if low > high:
+            both = f"of {name} is {low:g}, {_MAXIMUM} is {high:g}"
+            draft.refuse(_MINIMUM, f"{both}; lower the first or raise the second")
     # a domain whose initial weight is 0 gets what the floor says
     pairs = zip(initial_weights, lower, upper, strict=True)
     reachable = sum(high if weight > 0 else low for weight, low, high in pairs)
-    draft.require(
-        not maximum or reachable >= 1 - _ROUNDING,
-        "data_sampling_max_weight",
-        f"data_sampling_max_weight: the largest weights of the domains that are drawn sum to "
-        f"{reachable:.6g}, must be at least 1; raise them",
-    )
+    if maximum and reachable < 1 - ROUNDING:
+        total = f"of the domains that are drawn sum to {reachable:.6g}"
+        draft.issues.add(
+            _MAXIMUM, f"{_MAXIMUM}: the largest weights {total}, must be at least 1; raise them"
+        )

@@ -32,10 +32,10 @@ def note_unused_settings(draft: Draft, method: str | None, facts: Method) -> Non
         unused += ["data_sampling_warmup_steps", "data_sampling_update_frequency"]
         if not facts.follows_steps and draft["data_sampling_max_epochs"] is None:
             unused.append("data_sampling_trust_region")
+    reason = f"{method} does not use it" if method else "there is no data_sampling_method"
     for key in unused:
         if draft.values.get(key) and draft.is_set(key):
-            reader = f"by {method}" if method else "without a data_sampling_method"
-            draft.notes.append(f"{key} is not used {reader}")
+            draft.note_no_effect(key, reason)
 
 
 def note_late_updates(

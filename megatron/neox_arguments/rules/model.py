@@ -6,7 +6,7 @@ import re
 from typing import Any, get_args
 
 from ..sections import Model
-from ..sections.model import MOST_LAYERS, GatedActivation
+from ..sections.model import MOST_LAYERS, GatedActivation, UnbuiltNorm
 from .attention import attention_reach, check_documents, check_relative_bias
 from .draft import Draft
 from .rope import resolve_rope_scaling
@@ -23,10 +23,6 @@ _REFUSED_ATTENTION = {
 }
 _WITHOUT_HEADS = frozenset({"rwkv", "mamba", "gmlp"})
 """Refused types whose files may give a number of heads that nothing reads."""
-_REFUSED_VALUES = {
-    "norm": {"te_rmsnorm": "rmsnorm", "te_layernorm": "layernorm"},
-}
-"""Values of a key that are not built, and what to use."""
 
 NORM_EPSILONS = {
     "layernorm": "layernorm_epsilon",
@@ -41,11 +37,9 @@ def resolve_model(draft: Draft) -> Model:
     """Returns the network."""
     hidden, heads, layers = _sizes(draft)
     head_dim = max(max(draft["head_dim"] or 0, 0) or hidden // heads, 1)
-    for key, refused in _REFUSED_VALUES.items():
-        if draft[key] in refused:
-            advice = f"use {refused[draft[key]]}"
-            problem = f"{key}: {draft[key]!r} is not part of this version; {advice}"
-            draft.issues.add(key, problem)
+    if draft["norm"] in get_args(UnbuiltNorm):
+        advice = f"use {draft['norm'].removeprefix('te_')}"
+        draft.issues.add("norm", f"norm: {draft['norm']!r} is not part of this version; {advice}")
     unique = draft["num_unique_layers"]
     if unique not in (None, layers):
         draft.refuse("num_unique_layers", f"is {unique}: layers cannot share weights; remove it")
@@ -55,7 +49,7 @@ def resolve_model(draft: Draft) -> Model:
     if draft["output_layer_parallelism"] == "row":
         draft.notes.append("'output_layer_parallelism: row' gave wrong losses; read as 'column'")
     if draft["gpt_j_tied"] and not draft["gpt_j_residual"]:
-        draft.notes.append("gpt_j_tied does nothing without gpt_j_residual")
+        draft.note_no_effect("gpt_j_tied", "gpt_j_residual is false")
     inner, is_gated = _mlp_width(draft, hidden)
     kv_heads, rotary_dim = _kv_heads(draft, heads), _rotary_dim(draft, head_dim)
     output_bias = draft["use_bias_in_attn_output"]
@@ -187,7 +181,7 @@ def _position_offset(draft: Draft) -> int:
     offset, rows = draft["opt_pos_emb_offset"], draft["max_position_embeddings"] or 1
     if offset and draft["pos_emb"] not in ("learned", "sinusoidal"):
         reason = f"it moves learned and sinusoidal positions, pos_emb is {draft['pos_emb']}"
-        draft.notes.append(f"'opt_pos_emb_offset' has no effect: {reason}")
+        draft.note_no_effect("opt_pos_emb_offset", reason)
         return 0
     needed = (draft["seq_length"] or 1) + offset
     if offset > 0 and draft["pos_emb"] == "learned" and rows < needed:

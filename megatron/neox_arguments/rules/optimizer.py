@@ -97,36 +97,21 @@ def _sgd_options(draft: Draft, params: Mapping[str, Any]) -> dict[str, Any]:
 def resolve_schedule(draft: Draft, learning_rate: float) -> Schedule:
     """Returns the length of the run, of the schedule and of its warm-up."""
     if draft["train_iters"] is None:
-        draft.issues.add(
-            "train_iters",
-            "train_iters is required; set the number of optimizer steps, or train_epochs",
-        )
+        advice = "set the number of optimizer steps, or train_epochs"
+        draft.refuse("train_iters", f"is required; {advice}")
     train_iters = draft["train_iters"] or 1
     decay_iters, fraction = draft["lr_decay_iters"], draft["lr_decay_fraction"]
-    if decay_iters is not None and fraction is not None:
-        draft.issues.add(
-            "lr_decay_fraction", "lr_decay_iters and lr_decay_fraction are both set; keep one"
-        )
+    draft.keep_one("lr_decay_fraction", "lr_decay_iters")
     if fraction is not None:
         decay_iters = max(math.floor(train_iters * _within_bounds(fraction)), 1)
-        draft.require(
-            train_iters * fraction >= 1 or fraction <= 0 or train_iters < 1,
-            "lr_decay_fraction",
-            f"lr_decay_fraction {fraction} of train_iters {train_iters} is less than one "
-            "iteration; raise it",
-        )
+        if 0 < train_iters * fraction < 1:  # below: a broken bound
+            problem = f"{fraction} of train_iters {train_iters} is less than one iteration"
+            draft.refuse("lr_decay_fraction", f"{problem}; raise it")
     decay_iters = max(train_iters if decay_iters is None else decay_iters, 1)
-    draft.require(
-        0 <= draft["min_lr"] <= max(learning_rate, 0.0),
-        "min_lr",
-        f"min_lr must be between 0 and the learning rate {learning_rate:g}, got "
-        f"{draft['min_lr']:g}",
-    )
-    if draft["override_lr_scheduler"] and draft["use_checkpoint_lr_scheduler"]:
-        draft.issues.add(
-            "override_lr_scheduler",
-            "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
-        )
+    if draft["min_lr"] > max(learning_rate, 0.0):
+        problem = f"must be at most the learning rate {learning_rate:g}, got {draft['min_lr']:g}"
+        draft.refuse("min_lr", problem)
+    draft.keep_one("override_lr_scheduler", "use_checkpoint_lr_scheduler")
     warmup_iters = float(draft["warmup"] * decay_iters)
     return draft.section(
         Schedule,
@@ -147,26 +132,20 @@ def _wsd_decay_iters(draft: Draft, schedule_iters: int, warmup_iters: float) -> 
     iters, fraction = draft["lr_wsd_decay_iters"], draft["lr_wsd_decay_fraction"]
     if draft["lr_decay_style"] != "wsd":
         for key in ("lr_wsd_decay_iters", "lr_wsd_decay_fraction", "lr_wsd_decay_style"):
-            draft.require(
-                not draft.is_set(key),
-                key,
-                f"{key} needs lr_decay_style wsd, got {draft['lr_decay_style']}; remove the key",
-            )
+            if draft.is_set(key):
+                other = f"needs lr_decay_style wsd, got {draft['lr_decay_style']}"
+                draft.refuse(key, f"{other}; remove the key")
         return None
-    if not draft.require(
-        (iters is None) != (fraction is None),
-        "lr_wsd_decay_iters",
-        "lr_decay_style wsd needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got "
-        f"{'neither' if iters is None else 'both'}",
-    ):
+    if (iters is None) == (fraction is None):
+        both = "needs one of lr_wsd_decay_iters and lr_wsd_decay_fraction, got"
+        problem = f"lr_decay_style wsd {both} {'neither' if iters is None else 'both'}"
+        draft.issues.add("lr_wsd_decay_iters", problem)
         return iters
     key = "lr_wsd_decay_fraction" if iters is None else "lr_wsd_decay_iters"
     if iters is None:
         iters = max(round(schedule_iters * _within_bounds(fraction)), 1)
-    draft.require(
-        warmup_iters + iters <= schedule_iters or max(fraction or 0, draft["warmup"]) > 1,
-        key,
-        f"{key}: the decay of {iters} iterations and the warm-up of {warmup_iters:g} are longer "
-        f"than the schedule of {schedule_iters} (lr_decay_iters); shorten one",
-    )
+    if warmup_iters + iters > schedule_iters and max(fraction or 0, draft["warmup"]) <= 1:
+        both = f"the decay of {iters} iterations and the warm-up of {warmup_iters:g}"
+        schedule = f"the schedule of {schedule_iters} (lr_decay_iters)"
+        draft.issues.add(key, f"{key}: {both} are longer than {schedule}; shorten one")
     return iters

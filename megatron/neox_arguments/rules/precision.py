@@ -112,9 +112,9 @@ def resolve_precision(draft: Draft) -> Precision:
 
 def _note_unused_loss_scale(draft: Draft, precision: str) -> None:
     for alias in ALIASES:
-        if alias.new.startswith("fp16.") and draft.is_set(alias.old):
-            if draft[alias.old] != alias.default:
-                draft.notes.append(f"{alias.old} does nothing in {precision}; it belongs to fp16")
+        is_of_fp16 = alias.new.startswith("fp16.") and draft.is_set(alias.old)
+        if is_of_fp16 and draft[alias.old] != alias.default:
+            draft.note_no_effect(alias.old, f"it belongs to fp16, and precision is {precision}")
 
 
 def _section(draft: Draft, name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:

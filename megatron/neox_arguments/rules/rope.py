@@ -46,24 +46,24 @@ def resolve_rope_scaling(draft: Draft, rotary_dim: int) -> RopeScaling | None:
         draft: The configuration.
         rotary_dim: Rotated dimensions of a head.
     """
-    written = dict(draft[_KEY] or {})
-    if not written:
-        return None
-    kind = _type(draft, written)
+    written = {key: value for key, value in (draft[_KEY] or {}).items() if value is not None}
+    kind = _type(draft, written) if written else None
     if kind is None:
         return None
     if draft["pos_emb"] != "rotary":
         problem = f"needs pos_emb: rotary, got {draft['pos_emb']}; remove the section"
         draft.refuse(_KEY, problem)
         return None
-    required, optional = _REQUIRED[kind], _OPTIONAL.get(kind, {})
-    if not _has_known_keys(draft, kind, written, [*required, *optional]):
-        return None
-    values = draft.typed(_KEY, written, {**required, **optional})
-    missing = [name for name in required if written.get(name) is None]
-    if missing:
+    required = _REQUIRED[kind]
+    kinds = {**required, **_OPTIONAL.get(kind, {})}
+    for key in written:
+        if key not in kinds:
+            _refuse_key(draft, kind, key, [*kinds])
+    values = draft.typed(_KEY, {key: written[key] for key in kinds if key in written}, kinds)
+    missing = [name for name in required if name not in written]
+    if missing and written.keys() <= kinds.keys():
         draft.refuse(f"{_KEY}.{missing[0]}", f"is missing; {kind} needs {', '.join(required)}")
-    if missing or len(values) < sum(value is not None for value in written.values()):
+    if missing or len(values) < len(written):
         return None  # a value was refused
     scaling = RopeScaling(rope_type=kind, **values)
     _check_together(draft, scaling, rotary_dim)
@@ -72,9 +72,8 @@ def resolve_rope_scaling(draft: Draft, rotary_dim: int) -> RopeScaling | None:
 
 def _type(draft: Draft, written: dict[str, Any]) -> Any:
     """Takes the type out of ``written``; None if nothing is scaled, or it is refused."""
-    names = [written.pop(key, None) for key in ("rope_type", "type")]
-    kind, old = names
-    if None not in names and kind != old:
+    kind, old = (written.pop(key, None) for key in ("rope_type", "type"))
+    if None not in (kind, old) and kind != old:
         draft.refuse(_KEY, f"has rope_type {shown(kind)} and type {shown(old)}; keep rope_type")
         return None
     kind = old if kind is None else kind
@@ -86,27 +85,21 @@ def _type(draft: Draft, written: dict[str, Any]) -> Any:
         draft.refuse(f"{_KEY}.rope_type", f"is missing; use one of {listed}")
     elif kind != "default":
         draft.refuse(f"{_KEY}.rope_type", f"must be one of {listed}, got {shown(kind)}")
-    elif rest := [key for key, value in written.items() if value is not None]:
-        problem = f"is default, which has no {rest[0]}; remove the section"
+    elif written:
+        problem = f"is default, which has no {next(iter(written))}; remove the section"
         draft.refuse(f"{_KEY}.rope_type", problem)
     return None
 
 
-def _has_known_keys(draft: Draft, kind: str, written: Mapping[str, Any], known: list[str]) -> bool:
-    """Refuses fields that are keys of their own here, or that the type has not."""
-    is_good = True
-    for key in written:
-        if key in known:
-            continue
-        if key in _ELSEWHERE:
-            problem = f"is a key of its own; write {_ELSEWHERE[key]} beside {_KEY}"
-        elif key in RopeScaling.__dataclass_fields__:
-            problem = f"has no meaning for {kind}, which takes {', '.join(known)}; remove it"
-        else:
-            problem = f"is unknown; {name_hint(key, known)}"
-        draft.refuse(f"{_KEY}.{key}", problem)
-        is_good = False
-    return is_good
+def _refuse_key(draft: Draft, kind: str, key: str, known: list[str]) -> None:
+    """Refuses a field that is a key of its own here, or that the type does not have."""
+    if key in _ELSEWHERE:
+        problem = f"is a key of its own; write {_ELSEWHERE[key]} beside {_KEY}"
+    elif key in RopeScaling.__dataclass_fields__:
+        problem = f"has no meaning for {kind}, which takes {', '.join(known)}; remove it"
+    else:
+        problem = f"is unknown; {name_hint(key, known)}"
+    draft.refuse(f"{_KEY}.{key}", problem)
 
 
 def _check_together(draft: Draft, scaling: RopeScaling, rotary_dim: int) -> None:

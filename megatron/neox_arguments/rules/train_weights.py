@@ -8,18 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odm.json_data import SchemaError, anything, fields, mapping_of, text
+from odm.json_data import SchemaError, anything, fields, is_number, mapping_of, text
 
 from ..coerce import parse_number
+from ..declarations import Bound, above, at_least
 from ..errors import ConfigError, shown
 from ..parsing import parse_text
 from ..schema import read_text
 from ..sections import TrainWeighting
+from .by_domain import NEEDS_NAMES, by_domain
 from .draft import Draft
 from .saved_run import saved_sections
 
 KEY = "train_data_weights"
-_FORMS = ("temperature", "unimax", "file", "schedule")
+_FILE = (str, Bound("the name of a file", lambda name: bool(name.strip())))
+_RULES = {
+    **dict.fromkeys(("temperature", "unimax"), (float, above(0))),
+    **dict.fromkeys(("file", "schedule"), _FILE),
+}
 _UNITS = ("iterations", "tokens")
 _INTERPOLATIONS = ("constant", "linear")
 
@@ -33,26 +39,21 @@ def resolve_weighting(draft: Draft, domains: Sequence[str]) -> TrainWeighting:
     if written is None or isinstance(written, list):
         return TrainWeighting()
     if draft["data_path"]:
-        draft.issues.add(KEY, f"{KEY} has no meaning with data_path; use train_data_paths")
+        draft.refuse(KEY, "has no meaning with data_path; use train_data_paths")
         return TrainWeighting()
     if isinstance(written, str):
         return TrainWeighting(rule=written)
-    if len(written) != 1 or next(iter(written)) not in _FORMS:
-        draft.issues.add(
-            KEY,
-            f"{KEY} must have one of the keys {', '.join(_FORMS)}, got {shown(written)}; write a "
-            "file of weights by domain as {file: FILE}",
-        )
+    if len(written) != 1 or next(iter(written)) not in _RULES or None in written.values():
+        one = f"must have one of the keys {', '.join(_RULES)}, got {shown(written)}"
+        draft.refuse(KEY, f"{one}; write a file of weights by domain as {{file: FILE}}")
         return TrainWeighting()
-    ((rule, value),) = written.items()
+    ((rule, given),) = written.items()
+    value = draft.typed_value(f"{KEY}.{rule}", given, _RULES[rule])
+    if value is None:
+        return TrainWeighting()
     if rule in ("file", "schedule"):
         return _of_file(draft, rule, value, domains)
-    number = parse_number(value)
-    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
-    if not (is_number and 0 < number < math.inf):
-        draft.issues.add(KEY, f"{KEY}.{rule} must be a number above 0, got {shown(value)}")
-        return TrainWeighting()
-    return TrainWeighting(rule=rule, value=float(number))
+    return TrainWeighting(rule=rule, value=value)
 
 
 def weights_of_file(
@@ -94,14 +95,10 @@ def schedule_points(
     return tuple(points)
 
 
-def _of_file(draft: Draft, rule: str, name: Any, domains: Sequence[str]) -> TrainWeighting:
-    if not isinstance(name, str) or not name.strip():
-        draft.issues.add(KEY, f"{KEY}.{rule} must be the name of a file, got {shown(name)}")
-        return TrainWeighting()
+def _of_file(draft: Draft, rule: str, name: str, domains: Sequence[str]) -> TrainWeighting:
     if not domains:
-        draft.issues.add(
-            KEY, f"{KEY}.{rule} needs named datasets; set use_named_train_datasets: true"
-        )
+        draft.refuse(f"{KEY}.{rule}", NEEDS_NAMES)
+        return TrainWeighting()
     saved = None if Path(name).exists() else _saved_by_run(draft, rule, domains)
     if saved is not None:
         draft.notes.append(
@@ -161,39 +158,16 @@ def _point(
     """Iteration and weights of a point; no iteration if the point is wrong."""
     units = [unit for unit in _UNITS if isinstance(entry, Mapping) and unit in entry]
     at: Any = parse_number(entry[units[0]]) if len(units) == 1 else None
-    is_number = isinstance(at, (int, float)) and not isinstance(at, bool) and 0 <= at < math.inf
-    if not is_number or set(entry) != {units[0], "weights"}:
-        draft.issues.add(
-            KEY,
-            f"{where} must have weights and either tokens or iterations, at least 0, got "
-            f"{shown(entry)}",
-        )
+    if not is_number(at) or at < 0 or set(entry) != {units[0], "weights"}:
+        must = "must have weights and either tokens or iterations, at least 0"
+        draft.issues.add(KEY, f"{where} {must}, got {shown(entry)}")
         return None, None
     return at / (tokens_per_iteration if units[0] == "tokens" else 1), entry["weights"]
 
 
 def _weights(draft: Draft, given: Any, domains: Sequence[str], *, where: str) -> tuple[float, ...]:
     """One weight per domain from a section ``domain: weight``."""
-    equal = (1.0,) * len(domains)
-    if not isinstance(given, Mapping):
-        draft.issues.add(
-            KEY, f"{where}: weights must be a section domain: weight, got {shown(given)}"
-        )
-        return equal
-    values = {str(name): parse_number(value) for name, value in given.items()}
-    problems = [f"names domain '{name}'" for name in values if name not in domains]
-    problems += [f"has no weight of domain '{name}'" for name in domains if name not in values]
-    if problems and domains:
-        draft.issues.add(KEY, f"{where}: {problems[0]}; the domains are {', '.join(domains)}")
-        return equal
-    for name, value in values.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number and 0 <= value < math.inf):
-            draft.issues.add(
-                KEY, f"{where}: weight of {name} must be a number of at least 0, got {shown(value)}"
-            )
-            return equal
-    if domains and not 0 < sum(values.values()) < math.inf:
+    weights = by_domain(draft, KEY, given, domains, (float, at_least(0)), where=where)
+    if weights and not 0 < sum(weights) < math.inf:
         draft.issues.add(KEY, f"{where}: the weights are all 0 or too large; change one")
-        return equal
-    return tuple(float(values[name]) for name in domains)
+    return weights or (1.0,) * len(domains)

@@ -207,7 +207,7 @@ class Mixing:
     warmup_steps: Annotated[int, Key("data_sampling_warmup_steps"), at_least(0)] = 0
     """Iterations during which the initial weights are kept. 0 updates from the first iteration."""
 
-    update_frequency: Annotated[int, Key("data_sampling_update_frequency")] = 1
+    update_frequency: Annotated[int, Key("data_sampling_update_frequency"), at_least(0)] = 1
     """Iterations from one update of the weights to the next; only learning_curve and ado use the
     losses in between. At least 1 for methods that learn."""
 

@@ -135,7 +135,7 @@ class Schedule:
     warmup_iters: float
     """Iterations of warm-up, not rounded."""
 
-    min_lr: float = 0.0
+    min_lr: Annotated[float, at_least(0)] = 0.0
     """The decay stops here."""
 
     override_lr_scheduler: bool = False

@@ -201,6 +201,11 @@ def test_a_malformed_megatron_config_is_refused_with_its_place(tmp_path, text, p
         assert f"{place}{problem}" in str(caught.value)
 
 
+def test_a_key_twice_in_a_megatron_config_is_refused():
+    with pytest.raises(ConfigError, match=r"^--megatron_config: lr is set twice; set it once$"):
+        load_megatron_config('{"a": [{"lr": 1, "eps": 1, "lr": 2}]}')
+
+
 def test_a_megatron_config_file_that_is_no_object_or_no_text_is_named(tmp_path):
     path = tmp_path / "config.json"
     for content, problem in ((b"[1]", ": must be a JSON object"), (b'{"a": "\xff"}', ":1: is not")):

@@ -99,7 +99,7 @@ LIMIT = {"max_validation_samples_per_dataset": 5}
     ("keys", "words"),
     [
         (TRAIN, "no held-out text"),
-        ({**PATHS, "split": "8,1,1"}, "split is not used: valid_data_paths"),
+        ({**PATHS, "split": "8,1,1"}, "'split' has no effect: valid_data_paths"),
         ({**NAMED, "eval_iters": 3}, "eval_iters 3: each held-out dataset .* global batches"),
         ({**NAMED, **LIMIT, "eval_iters": 3}, "eval_iters 3 is not used where max_validation_sam"),
         ({**PATHS, "eval_iters": 0}, "eval_iters 0: training measures nothing"),
@@ -225,7 +225,7 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**MIXED, "mixed_batches": True, "mixed_minibatches": True},
-            "mixed_batches and mixed_minibatches are both true; keep one",
+            "mixed_batches and mixed_minibatches are both set; keep one",
         ),
         (
             {**PATHS, "mixed_batches": True},
@@ -233,7 +233,7 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**MIXED, "data_sampling_update_frequency": 0},
-            "data_sampling_update_frequency must be at least 1, got 0",
+            "data_sampling_update_frequency must be at least 1 for smoothed_mean, got 0",
         ),
         (
             {"data_sampling_update_frequency": -3},
@@ -271,11 +271,11 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**CURVE, "data_sampling_objective": {"loss": 1}},
-            "data_sampling_objective has perplexity and weights, not 'loss'",
+            "unknown key 'data_sampling_objective.loss'; known keys: perplexity, weights",
         ),
         (
             {**CURVE, "data_sampling_objective": {"perplexity": 2}},
-            "data_sampling_objective.perplexity must be a number in [0, 1], got 2",
+            "data_sampling_objective.perplexity must be a number, in [0, 1], got 2",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": {"web": 1}}},
@@ -283,15 +283,15 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": {"code": -1}}},
-            "data_sampling_objective.weights.code must be a number of at least 0, got -1",
+            "data_sampling_objective.weights.code must be a number, at least 0, got -1",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": {"wiki": 0, "code": 0}}},
-            "data_sampling_objective.weights: all 2 are 0; at least one must be positive",
+            "data_sampling_objective.weights are all 0; give one of them a positive number",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": [1, 2]}},
-            "data_sampling_objective.weights must be a section of domain: number, got [1, 2]",
+            "data_sampling_objective.weights must be a section (key: value pairs), got [1, 2]",
         ),
         (
             {**CURVE, "data_sampling_max_ratio": 1},
@@ -332,8 +332,8 @@ def test_the_objective_is_a_share_and_a_number_per_domain(make_config, objective
 def test_an_objective_without_a_method_that_has_one_is_noted(make_config):
     keys = {"data_sampling_objective": {"perplexity": 1}, "data_sampling_exponent": 0.25}
     notes = make_config(**MIXED, **keys).notes
-    assert "data_sampling_objective is not used by smoothed_mean" in notes
-    assert "data_sampling_exponent is not used by smoothed_mean" in notes
+    assert "'data_sampling_objective' has no effect: smoothed_mean does not use it" in notes
+    assert "'data_sampling_exponent' has no effect: smoothed_mean does not use it" in notes
 
 
 @pytest.mark.parametrize(
@@ -366,15 +366,15 @@ def test_limits_are_for_all_domains_or_by_name(make_config, keys, expected):
         ),
         (
             {"data_sampling_max_weight": 1.5},
-            "data_sampling_max_weight must be a number in [0, 1], got 1.5",
+            "data_sampling_max_weight must be a number, in [0, 1], got 1.5",
         ),
         (
             {"data_sampling_max_epochs": {"code": 0}},
-            "data_sampling_max_epochs.code must be a number above 0, got 0",
+            "data_sampling_max_epochs.code must be a number, above 0, got 0",
         ),
         (
             {"data_sampling_min_weight": {"code": "some"}},
-            "data_sampling_min_weight.code must be a number in [0, 1], got 'some'",
+            "data_sampling_min_weight.code must be a number, in [0, 1], got 'some'",
         ),
         (
             {"data_sampling_min_weight": {"wiki": 0.7, "code": 0.4}},
@@ -427,7 +427,7 @@ def test_a_method_that_learns_needs_two_domains(problem, method):
         ),
         (
             {"data_sampling_method": "exp3", "data_sampling_smoothing_factor": 0.5},
-            "data_sampling_smoothing_factor is not used by exp3",
+            "'data_sampling_smoothing_factor' has no effect: exp3 does not use it",
         ),
         (
             {
@@ -435,11 +435,12 @@ def test_a_method_that_learns_needs_two_domains(problem, method):
                 "weight_by_num_documents": True,
                 "train_data_weights": [2.0] * len(PATHS["train_data_paths"]),
             },
-            "weight_by_num_documents computes the weights: train_data_weights not used",
+            "'train_data_weights' has no effect: weight_by_num_documents computes the weights",
         ),
         (
             {"valid_data_weights": [2.0] * len(PATHS["train_data_paths"])},
-            "use_named_eval_datasets evaluates each dataset by itself: valid_data_weights not used",
+            "'valid_data_weights' has no effect: use_named_eval_datasets evaluates each dataset by "
+            "itself",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def test_the_command_line_names_tasks_and_domains(write, minimal, tmp_path, argu
     import json
 
     write("a.yml", json.dumps(minimal))
-    values, *_ = read_script_command(arguments.format(d=tmp_path).split())
+    values = read_script_command(arguments.format(d=tmp_path).split()).values
     config = resolve(NeoXArgs.from_dict(values))
     assert config.evaluation.tasks == ["x", "y*"]
     assert config.evaluation.results_prefix == "p"

@@ -117,6 +117,44 @@ def test_a_key_twice_in_a_section_names_both_lines(write):
     ]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *[("1", "true"), ("1", "1.0"), ("0", "no"), ("on", "yes"), ("1", "0x1"), ("1.5", "1.50")],
+        *[("0x1", '"1"'), ("true", '"True"'), ("yes", '"true"')],
+    ],
+)
+@pytest.mark.parametrize("form", ["a: {{{}: 1, b: 1,\n {}: 2}}", "a: {{b: [{{{}: 1,\n {}: 2}}]}}"])
+def test_keys_that_some_reader_takes_for_one_name_both_lines(write, form, one, other):
+    for keys in [(one, other), (other, one)]:
+        path = write("a.yml", form.format(*keys))
+        (message,) = messages(read_files, [path])
+        first, second = (key.strip('"') for key in keys)
+        both = f"{second} and {first} at {path}:1 are one key"
+        assert message == f"{path}:2: {both}; set it once, or put both in quotes"
+
+
+def test_a_merged_key_is_not_taken_for_another_one(write):
+    lines = ["a: &a {1: x, 2: y}", "b: {<<: *a, 1: z}", "c: &c {<<: *a, 3: z}", "d: {<<: *c, 3: v}"]
+    values = read_files([write("a.yml", "\n".join(lines))]).values
+    assert values["b"] == {1: "z", 2: "y"}
+    assert values["d"] == {1: "x", 2: "y", 3: "v"}
+    path = write("b.yml", "a: &a {1: x}\nb: {<<: *a, true: y}\n")
+    (message,) = messages(read_files, [path])
+    assert message.startswith(f"{path}:2: true and 1 at {path}:1 are one key;")
+
+
+def test_keys_in_quotes_are_apart_and_so_they_are_in_json(write):
+    content = '{"a": {"1": 1, "1.0": 2, "true": 3, "True": 4}}'
+    for name in ("a.yml", "a.json"):
+        assert read_files([write(name, content)]).values == json.loads(content)
+
+
+def test_one_name_of_two_keys_from_python_is_refused(minimal):
+    (message,) = messages(NeoXArgs.from_dict, {**minimal, "wandb": {1: "a", "1": "b"}})
+    assert message == "wandb: '1' and a key before it are one key in JSON; keep one"
+
+
 def test_malformed_yaml_names_line_and_column(write):
     # the published file of Pythia 12B misses this comma
     path = write("bad.yml", '{\n  "seed": 1\n  "lr": 2,\n}\n')

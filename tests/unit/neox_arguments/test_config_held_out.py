@@ -131,9 +131,9 @@ def test_the_default_interval_does_not_depend_on_the_ranks(make_config):
                 "data_sampling_heldout_interval": 10,
                 "data_sampling_update_frequency": 4,
             },
-            "data_sampling_heldout_interval is 10, must be a multiple of "
-            "data_sampling_update_frequency 4: weights follow held-out losses when they are "
-            "measured",
+            "data_sampling_heldout_interval must be a multiple of "
+            "data_sampling_update_frequency 4, got 10: weights follow held-out losses when they "
+            "are measured",
         ),
         (
             {**HELD_OUT, "data_sampling_heldout_interval": 0},
@@ -164,7 +164,7 @@ def test_text_that_is_split_off_serves_as_windows(make_config):
     [
         (
             {**MIXED, "data_sampling_heldout_samples": 4},
-            "data_sampling_heldout_samples is not used: data_sampling_reward is train",
+            "'data_sampling_heldout_samples' has no effect: data_sampling_reward is train",
         ),
         (
             {**HELD_OUT, "train_iters": 30},
@@ -207,15 +207,15 @@ def test_text_that_is_split_off_serves_as_windows(make_config):
         ),
         (
             {**NAMED, "data_sampling_method": "static", "data_sampling_warmup_steps": 10},
-            "data_sampling_warmup_steps is not used by static",
+            "'data_sampling_warmup_steps' has no effect: static does not use it",
         ),
         (
             {**NAMED, "data_sampling_method": "static", "data_sampling_trust_region": {"kl": 1}},
-            "data_sampling_trust_region is not used by static",
+            "'data_sampling_trust_region' has no effect: static does not use it",
         ),
         (
             {**NAMED, "data_sampling_objective": {"perplexity": 1}},
-            "data_sampling_objective is not used without a data_sampling_method",
+            "'data_sampling_objective' has no effect: there is no data_sampling_method",
         ),
     ],
 )
@@ -296,5 +296,6 @@ def test_the_two_ways_to_set_the_reward_exclude_each_other(problem):
 @pytest.mark.parametrize("key", ["batch_normalized_reward", "scale_by_reward_loss_diff"])
 def test_options_of_the_generalization_reward_need_it(problem, key):
     assert problem(**MIXED, **{key: True}) == (
-        f"{key} needs validation_based_reward, mixed_minibatches and data_sampling_method: exp3"
+        f"{key} needs validation_based_reward, mixed_minibatches and data_sampling_method: exp3; "
+        "set these, or remove it"
     )

@@ -53,7 +53,7 @@ def test_the_sequence_may_have_any_length_without_sequence_parallelism(problems)
 
 def test_sequence_parallelism_on_one_rank_is_noted(make_config):
     assert make_config(sequence_parallel=True).notes == (
-        "sequence_parallel does nothing with model_parallel_size 1",
+        "'sequence_parallel' has no effect: model_parallel_size is 1",
     )
 
 

@@ -156,16 +156,16 @@ def test_the_schedule_follows_its_keys(make_config, keys, decay_iters, warmup_it
     [
         (
             {"lr_decay_iters": 5, "lr_decay_fraction": 0.5},
-            "lr_decay_iters and lr_decay_fraction are both set; keep one",
+            "lr_decay_fraction and lr_decay_iters are both set; keep one",
         ),
         ({"lr_decay_fraction": 2}, "lr_decay_fraction must be in (0, 1], got 2.0"),
         ({"lr_decay_fraction": -1e308}, "lr_decay_fraction must be in (0, 1], got -1e+308"),
         ({"lr_decay_iters": 0}, "lr_decay_iters must be at least 1, got 0"),
         ({"warmup": 5}, "warmup must be in [0, 1], got 5.0"),
-        ({"min_lr": 0.5}, "min_lr must be between 0 and the learning rate 0.001, got 0.5"),
+        ({"min_lr": 0.5}, "min_lr must be at most the learning rate 0.001, got 0.5"),
         (
             {"override_lr_scheduler": True, "use_checkpoint_lr_scheduler": True},
-            "override_lr_scheduler and use_checkpoint_lr_scheduler are both true; keep one",
+            "override_lr_scheduler and use_checkpoint_lr_scheduler are both set; keep one",
         ),
     ],
 )

@@ -185,9 +185,13 @@ def test_what_is_switched_off_is_accepted(make_config, key, value):
     ("key", "value", "note"),
     [
         ("rank", 3, "'rank' has no effect: the launcher's environment says it"),
-        ("loss_scale", 128, "loss_scale does nothing in fp32; it belongs to fp16"),
-        ("hysteresis", 3, "hysteresis does nothing in fp32; it belongs to fp16"),
-        ("gpt_j_tied", True, "gpt_j_tied does nothing without gpt_j_residual"),
+        (
+            "loss_scale",
+            128,
+            "'loss_scale' has no effect: it belongs to fp16, and precision is fp32",
+        ),
+        ("hysteresis", 3, "'hysteresis' has no effect: it belongs to fp16, and precision is fp32"),
+        ("gpt_j_tied", True, "'gpt_j_tied' has no effect: gpt_j_residual is false"),
         ("rope_fusion", True, "'rope_fusion' has no effect: torch's kernels are used"),
         (
             "fp16_lm_cross_entropy",
@@ -229,7 +233,7 @@ def test_a_hint_with_its_default_is_not_noted(make_config):
 def test_a_padded_vocabulary_beside_a_tokenizer_is_noted(make_config):
     assert make_config(padded_vocab_size=5).notes == ()
     assert make_config(padded_vocab_size=5, vocab_file="t.json").notes == (
-        "padded_vocab_size is not used: it is computed from the tokenizer",
+        "'padded_vocab_size' has no effect: it is computed from the tokenizer",
     )
 
 

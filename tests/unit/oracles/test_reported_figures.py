@@ -24,7 +24,7 @@ from tests.process_group import engine_of_one
 from tests.unit.model.shapes import small_model
 from tests.unit.oracles.plain_network import Network, losses
 from tests.unit.oracles.training_runs import configuration, make_runner
-from tests.unit.test_logging import make_logger, make_record
+from tests.unit.reporting.test_run_logger import make_logger, make_record
 from tests.unit.test_training_loop import EvaluatingRunner, EvaluationSource, Runner, Source
 
 

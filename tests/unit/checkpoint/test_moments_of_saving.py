@@ -10,8 +10,8 @@ import pytest
 
 from megatron.checkpoint.format import checkpoint_steps
 from megatron.engine.state import TrainState
-from tests.unit.test_checkpoint_hook import Hook as SavingHook
-from tests.unit.test_checkpoint_saving import contents, make_saver, one_rank
+from tests.unit.checkpoint.test_checkpoint_saving import contents, make_saver, one_rank
+from tests.unit.hooks.test_checkpoint_hook import Hook as SavingHook
 from tests.unit.test_training_loop import EvaluatingRunner, evaluation_hook, run
 
 pytestmark = pytest.mark.usefixtures(one_rank.__name__)

@@ -108,7 +108,7 @@ def test_a_method_that_cannot_work_is_refused(method, message):
 
 @pytest.mark.distributed
 def test_stages_and_their_parameters_are_those_of_the_pipeline():
-    results = run_ranks("tests.unit.test_stage_plan:build_pipelines", 2)
+    results = run_ranks("tests.unit.sizing.test_stages:build_pipelines", 2)
     for name, changes in MODELS.items():
         layers = network_layers(small_model(num_layers=5, **changes), tensor_parallel=1)
         for method in METHODS:

@@ -12,7 +12,7 @@ import pytest
 
 from megatron.launcher import installation
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = sorted(
     str(path.relative_to(ROOT))
     for folder, pattern in ((ROOT, "*.py"), (ROOT / "tools", "*.py"), (ROOT / "tools", "*/*.py"))

@@ -21,7 +21,7 @@ from megatron.launcher.plan import plan_launch
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import NeoXArgs
 from tests.tiny import write_tiny_corpus
-from tests.unit.test_launcher import CONFIG
+from tests.unit.launcher.test_launcher import CONFIG
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 

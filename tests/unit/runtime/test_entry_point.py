@@ -11,7 +11,7 @@ import pytest
 
 from megatron.runtime.process_life import PARENT_VARIABLE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def end(body: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -78,7 +78,7 @@ def test_subnormal_numbers_are_zero_until_the_run_ends():
 
 
 def test_every_thread_of_a_run_takes_subnormal_numbers_for_zero():
-    target = "tests.unit.test_accelerator:check_all_threads"
+    target = "tests.unit.runtime.test_accelerator:check_all_threads"
     run_ranks(target, 1, environ={"OMP_NUM_THREADS": "2"}, fresh=True)
 
 

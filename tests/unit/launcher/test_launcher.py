@@ -22,7 +22,7 @@ from megatron.runtime import process_life
 from tests import signals
 from tests.tiny import write_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {
     "num_layers": 1,
     "hidden_size": 8,
@@ -414,13 +414,13 @@ def test_dry_run_on_several_hosts_prints_the_runners_command(files, tmp_path, ca
 
 
 @pytest.fixture
-def stop_handlers():
-    """Installs the handlers and takes them away again."""
+def stop_handlers(monkeypatch):
+    """Installs the handlers and takes them away again; a request to stop is forgotten too."""
     before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(process_life, "_stop_since", None)
     with signals.defaults():
         process_life.handle_stop_signals()
         yield
-    process_life.reset_stop_request()
     signal.signal(signal.SIGTERM, before)
 
 

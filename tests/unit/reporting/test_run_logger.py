@@ -24,7 +24,7 @@ from megatron.reporting.run_log import RunLogFile
 from megatron.reporting.run_logger import RunLogger, print_rank_0, read_run_log
 from megatron.reporting.writers import ConsoleWriter, has_wandb_key, wandb_run_name
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_config(folder, **logging_args):

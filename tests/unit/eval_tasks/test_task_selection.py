@@ -22,7 +22,7 @@ from megatron.eval_tasks.old_names import current_name
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.task_selection import find_tasks, load_tasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,12 @@ from megatron.mpu import RankGrid
 from megatron.runtime import accelerator
 from odm.json_data import SchemaError
 from tests.process_group import process_group_of_one
-from tests.unit.test_checkpoint_format import TENSORS, TP_DIMS, value_of, write_checkpoint
+from tests.unit.checkpoint.test_checkpoint_format import (
+    TENSORS,
+    TP_DIMS,
+    value_of,
+    write_checkpoint,
+)
 from tools.benchmark.fuzz.state_kinds import FIELDS, checkpoint, listed_again, write_index
 from tools.hf.settings import RunSettings, resolve_model_fields
 

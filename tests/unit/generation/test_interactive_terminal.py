@@ -16,7 +16,7 @@ import pytest
 from tests import signals
 from tests.generation_runs import write_run, write_talking_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 NUM_TOKENS = 300
 

@@ -27,7 +27,7 @@ from megatron.sizing.memory import (
 )
 from megatron.sizing.model_shape import ModelShape
 from tests.unit.model.shapes import small_model
-from tests.unit.test_stage_plan import MODELS
+from tests.unit.sizing.test_stages import MODELS
 
 
 def plan_of(config: ModelShape | None = None, **changes: Any) -> MemoryPlan:

@@ -18,7 +18,7 @@ from megatron.checkpoint import lock
 from megatron.checkpoint.lock import LOCK_NAME, lock_save_folder
 from megatron.errors import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ from megatron.neox_arguments.schema import read_files
 from tools.benchmark.configuration_files import completed, configuration_files
 from tools.benchmark.migration import TARGET, main, page, refused_values, verdicts
 
-SHARED = Path(__file__).resolve().parents[3] / "shared/data"
+SHARED = Path(__file__).resolve().parents[4] / "shared/data"
 FOLDERS = (SHARED / "neox_configs", SHARED / "odm_research_configs")
 
 needs_published_files = pytest.mark.skipif(

@@ -22,7 +22,7 @@ SIZES = {"0.weight": 35, "0.bias": 7, "1.weight": 21, "1.bias": 3}
 @pytest.fixture(scope="module")
 def cells() -> dict[str, list[dict[str, Any]]]:
     """{cell: [what rank 0 saw, what rank 1 saw]}."""
-    results = run_ranks("tests.unit.test_engine_state:exercise_all_cells", 2)
+    results = run_ranks("tests.unit.engine.test_engine_state:exercise_all_cells", 2)
     return {cell: [result.value[cell] for result in results] for cell in results[0].value}
 
 
