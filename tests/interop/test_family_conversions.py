@@ -104,9 +104,7 @@ def test_files_of_tokenizer_and_generation_are_copied_and_come_back(llama, tmp_p
     ]
 
 
-def test_an_import_can_be_verified_before_anything_is_written(
-    llama, tmp_path, capsys, monkeypatch
-):
+def test_an_import_can_be_verified_before_anything_is_written(llama, tmp_path, capsys, monkeypatch):
     arguments = ["--input_dir", str(llama), "--output_dir", str(tmp_path / "run"), "--verify"]
     monkeypatch.setattr("tools.hf.verification.filled_model", _wrong_model)
     with pytest.raises(SystemExit):
