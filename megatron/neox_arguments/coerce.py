@@ -71,8 +71,10 @@ def describe(annotation: Any) -> str:
     """Returns a type in words, for messages and documentation."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        parts = [describe(part) for part in get_args(annotation) if part is not type(None)]
-        return " or ".join(parts)
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        if float in kinds and int in kinds:  # whole numbers stay whole; to the user both are one
+            kinds.remove(int)
+        return " or ".join(map(describe, kinds))
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
     if origin is list:
