@@ -20,13 +20,13 @@ import os
 import resource
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.benchmark.turns import seconds_of
-from tools.benchmark.workers import Answers, Worker
+from tools.benchmark.workers import Answers, Side, Worker
 
 VOCAB_SIZE = 50304
 WARMUP_TURNS = 1
@@ -142,7 +142,7 @@ def our_side(shape_name: str) -> Answers:
     """Answers of our process, which `train.py` would set up alike."""
     from megatron.runtime.initialize import shutdown
 
-    _join_process_group()
+    join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
     folder = tempfile.TemporaryDirectory()
     step = our_step(SHAPES[shape_name], Path(folder.name))
@@ -190,7 +190,7 @@ def _profile(step: Callable[[], None]) -> str:
     )
 
 
-def _join_process_group() -> None:
+def join_process_group() -> None:
     """Sets up the process as `train.py` does."""
     from megatron.neox_arguments import NeoXArgs, resolve
     from megatron.runtime.initialize import initialize_megatron
@@ -209,7 +209,7 @@ def _join_process_group() -> None:
 
 
 def measure(
-    sides: dict[str, Worker], requests: list[tuple[str, str]], steps: int
+    sides: Mapping[str, Side], requests: list[tuple[str, str]], steps: int
 ) -> list[list[float]]:
     """Seconds of each (side, request), which take turns.
 
