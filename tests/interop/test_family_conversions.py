@@ -116,6 +116,18 @@ def test_an_import_can_be_verified_before_anything_is_written(llama, tmp_path, c
     assert "verified with transformers" in capsys.readouterr().out
 
 
+def test_a_model_that_transformers_refuses_is_not_verified(llama, tmp_path, capsys, monkeypatch):
+    def fail(folder, transformers):
+        raise KeyError("a field\nof theirs")
+
+    monkeypatch.setattr("tools.hf.verification._load", fail)
+    with pytest.raises(SystemExit):
+        import_main(["--input_dir", str(llama), "--output_dir", str(tmp_path / "run"), "--verify"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot use the model" in line
+    assert "leave --verify out" in line
+
+
 def _wrong_model(shape, read):
     return filled_model(shape, lambda name: read(name).flip(0))
 

@@ -122,7 +122,7 @@ def _ask_for_download(
     imports: bool = True,
 ) -> NoReturn:
     """Ends the program with the commands for a model on the Hub: this program downloads none."""
-    folder = str(parent / model.rpartition("/")[2])
+    folder = str(parent / Path(model).name)
     at = ["--revision", revision] if revision else []
     download = shlex.join(["hf", "download", model, *at, "--local-dir", folder])
     if not imports:

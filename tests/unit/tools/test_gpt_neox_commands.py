@@ -73,7 +73,9 @@ def test_a_model_on_the_hub_is_to_be_downloaded(capsys):
     line = answer(capsys, PYTHIA, "--hf-model-name", "pythia-70m", "--output-dir", "out")
     assert "hf download EleutherAI/pythia-70m --local-dir pythia-70m)" in line
     assert line.endswith("convert_from_hf.py --input_dir pythia-70m --output_dir out")
-    assert "hf download some/llama" in answer(capsys, LLAMA, "--model", "some/llama")
+    for name in ("some/llama", "some/llama/"):
+        line = answer(capsys, LLAMA, "--model", name)
+        assert f"hf download {name} --local-dir llama)" in line
 
 
 def test_revision_cache_and_test_are_in_the_commands_that_are_shown(capsys):
