@@ -89,12 +89,14 @@ def _coerce_union(value: Any, annotation: Any) -> Any:
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if len(parts) == 1:
         return coerce(value, parts[0])
+    expected = describe(annotation)
     for part in parts:
         try:
             return coerce(value, part)
-        except Mismatch:
-            continue
-    raise Mismatch(describe(annotation))
+        except Mismatch as mismatch:
+            if part is float and int in parts:  # says more, of infinity and of large numbers
+                expected = str(mismatch)
+    raise Mismatch(expected)
 
 
 def _coerce_list(value: Sequence[Any], annotation: Any) -> list[Any]:

@@ -65,6 +65,8 @@ def test_another_type_is_refused_with_the_expected_one_in_words(value, annotatio
     ("value", "annotation", "expected"),
     [
         (float("inf"), float, "a finite number"),
+        (float("inf"), int | float | None, "a finite number"),
+        (10**20, int | float | None, "a number of at most 9223372036854775807"),
         (float("nan"), float | None, "a finite number"),
         (2**63, int, "a number of at most 9223372036854775807"),
         (10**400, float, "a number of at most 9223372036854775807"),
