@@ -43,6 +43,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="length of samples to write (default: the longest text of the model)",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare logits with transformers, which must be installed; memory: two models",
+    )
     return parser
 
 
@@ -57,6 +62,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
             output,
             config_out=config_out,
             seq_length=args.seq_length,
+            verifies=args.verify,
             say=_print,
         )
     except (UserError, SafetensorError, OSError) as error:

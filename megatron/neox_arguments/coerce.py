@@ -71,8 +71,10 @@ def describe(annotation: Any) -> str:
     """Returns a type in words, for messages and documentation."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        parts = [describe(part) for part in get_args(annotation) if part is not type(None)]
-        return " or ".join(parts)
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        if float in kinds and int in kinds:  # whole numbers stay whole; to the user both are one
+            kinds.remove(int)
+        return " or ".join(map(describe, kinds))
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
     if origin is list:
@@ -87,12 +89,14 @@ def _coerce_union(value: Any, annotation: Any) -> Any:
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if len(parts) == 1:
         return coerce(value, parts[0])
+    expected = describe(annotation)
     for part in parts:
         try:
             return coerce(value, part)
-        except Mismatch:
-            continue
-    raise Mismatch(describe(annotation))
+        except Mismatch as mismatch:
+            if part is float and int in parts:  # says more, of infinity and of large numbers
+                expected = str(mismatch)
+    raise Mismatch(expected)
 
 
 def _coerce_list(value: Sequence[Any], annotation: Any) -> list[Any]:

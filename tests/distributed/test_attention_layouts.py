@@ -36,6 +36,7 @@ TWO: dict[str, dict[str, Any]] = {
     "pp2-recompute": {**PP, "checkpoint_activations": True},
 }
 FAST = ("window-packed", "rpe-packed")
+ALIBI: dict[str, Any] = {**SGD, "pos_emb": "alibi"}
 SAVED_AT, LAST = 3, 6
 
 
@@ -62,11 +63,33 @@ def runs(tmp_path_factory) -> Path:
     cut, moved = {}, {}
     for model, keys in models.items():
         for name, layout in TWO.items():
-            saved = {"load": str(folder / model / "single/run"), "iteration": SAVED_AT}
+            saved = _from(folder / model / "single")
             cut[f"{model}/{name}"] = {**keys, **layout}
             moved[f"{model}/{name}-loaded"] = {**keys, **layout, **saved}
     train_all(corpus, folder, 2, {**cut, **moved}, timeout_s=600)
     return folder
+
+
+@pytest.fixture(scope="module")
+def alibi(tmp_path_factory) -> Path:
+    """ALiBi alone: one process to two and two to one, each from the other's checkpoint."""
+    folder = tmp_path_factory.mktemp("alibi")
+    corpus = write_tiny_corpus(folder / "corpus")
+    keys = {**ALIBI, "train_iters": LAST, "extra_save_iters": [SAVED_AT]}
+    without = {**keys, "pos_emb": "none", "train_iters": 1}
+    train_all(corpus, folder, 1, {"single": keys, "without": without}, timeout_s=600)
+    two, one = {}, {}
+    for name, layout in {"tp2": TP, "pp2": PP}.items():
+        two[name] = {**keys, **layout}
+        two[f"{name}-from-single"] = {**keys, **layout, **_from(folder / "single")}
+        one[f"single-from-{name}"] = {**keys, **_from(folder / name)}
+    train_all(corpus, folder, 2, two, timeout_s=600)
+    train_all(corpus, folder, 1, one, timeout_s=600)
+    return folder
+
+
+def _from(folder: Path) -> dict[str, Any]:
+    return {"load": str(folder / "run"), "iteration": SAVED_AT}
 
 
 def assert_same_weights(folder: Path, reference: Path, step: int) -> None:
@@ -95,8 +118,11 @@ def test_two_processes_compute_what_one_computes(runs, model, cut):
 @pytest.mark.parametrize("cut", TWO)
 @pytest.mark.parametrize("model", FAST)
 def test_a_checkpoint_continues_on_another_layout(runs, model, cut):
-    got = train_events(runs / model / f"{cut}-loaded" / "run.yml")
-    want = train_events(runs / model / "single" / "run.yml")
+    assert_continues(runs / model / f"{cut}-loaded", runs / model / "single")
+
+
+def assert_continues(folder: Path, reference: Path) -> None:
+    got, want = (train_events(f / "run.yml") for f in (folder, reference))
     assert got.keys() == set(range(SAVED_AT + 1, LAST + 1))
     for step, event in got.items():
         assert event["lm_loss"] == pytest.approx(want[step]["lm_loss"], rel=1e-4), step
@@ -106,3 +132,16 @@ def test_the_keys_change_the_first_loss(runs):
     names = ("window-packed/single", "rpe-packed/single", "unpacked")
     first = [train_events(runs / name / "run.yml")[1]["lm_loss"] for name in names]
     assert len({round(loss, 5) for loss in first}) == 3
+
+
+@pytest.mark.parametrize("cut", ["tp2", "pp2"])
+def test_alibi_alone_continues_on_two_processes_and_back_on_one(alibi, cut):
+    assert_same_curve(alibi / cut, alibi / "single")
+    for moved in (f"{cut}-from-single", f"single-from-{cut}"):
+        assert_continues(alibi / moved, alibi / "single")
+        assert_same_weights(alibi / moved, alibi / "single", LAST)
+
+
+def test_alibi_alone_changes_the_first_loss(alibi):
+    one, other = (train_events(alibi / name / "run.yml")[1] for name in ("single", "without"))
+    assert abs(one["lm_loss"] - other["lm_loss"]) > 1e-5

@@ -45,43 +45,50 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inference")
     corpus = write_tiny_corpus(folder / "corpus")
     train_all(corpus, folder, 1, {"trained": {"train_iters": 30}})
+    load = folder / "trained/run"
+    return {
+        name: (*read_run(corpus, folder / name, load=load, **cut), folder / name)
+        for name, cut in {"single": {}, **CUTS}.items()
+    }
+
+
+def read_run(
+    corpus: dict[str, list[str]], folder: Path, *, load: Path, **cut: Any
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Evaluates and generates: each rank's losses, and the texts by file; a cut is of two ranks."""
+    size = 2 if cut.keys() - {"soft_prompt_tuning", "max_position_embeddings"} else 1
+    folder.mkdir()
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    found = {}
-    for name, cut in {"single": {}, **CUTS}.items():
-        size = 2 if cut else 1
-        config = tiny_config(
-            corpus,
-            folder / name,
-            load=str(folder / "trained/run"),
-            save=None,
-            global_num_gpus=size,
-            sample_input_file=str(folder / "prompts.txt"),
-            sample_output_file=str(folder / name / "samples.jsonl"),
-            eval_results_prefix=str(folder / name / "results"),
-            maximum_tokens=8,
-            generation_batch_size=3,
-            **cut,
+    config = tiny_config(
+        corpus,
+        folder,
+        load=str(load),
+        save=None,
+        global_num_gpus=size,
+        sample_input_file=str(folder / "prompts.txt"),
+        sample_output_file=str(folder / "samples.jsonl"),
+        eval_results_prefix=str(folder / "results"),
+        maximum_tokens=8,
+        generation_batch_size=3,
+        **cut,
+    )
+    (folder / "run.yml").write_text(json.dumps(config))
+    with ExitStack() as holders:
+        reserved = [reserve_port(None, print) for _ in range(2)]
+        for holder, _ in reserved:
+            holders.enter_context(holder)
+        keywords = {"file": str(folder / "run.yml"), "folder": str(folder)}
+        ranks = run_ranks(
+            "tests.distributed.test_inference_layouts:read_model",
+            size,
+            keywords={**keywords, "ports": [port for _, port in reserved]},
+            environ={"OMP_NUM_THREADS": "1"},
         )
-        (folder / name).mkdir()
-        (folder / name / "run.yml").write_text(json.dumps(config))
-        file = str(folder / name / "run.yml")
-        with ExitStack() as holders:
-            reserved = [reserve_port(None, print) for _ in range(2)]
-            for holder, _ in reserved:
-                holders.enter_context(holder)
-            ports = [port for _, port in reserved]
-            ranks = run_ranks(
-                "tests.distributed.test_inference_layouts:read_model",
-                size,
-                keywords={"file": file, "folder": str(folder / name), "ports": ports},
-                environ={"OMP_NUM_THREADS": "1"},
-            )
-        texts = {
-            kind: [json.loads(line)["text"] for line in (folder / name / kind).open()]
-            for kind in ("samples.jsonl", "sampled.jsonl")
-        }
-        found[name] = ([rank.value for rank in ranks], texts, folder / name)
-    return found
+    texts = {
+        kind: [json.loads(line)["text"] for line in (folder / kind).open()]
+        for kind in ("samples.jsonl", "sampled.jsonl")
+    }
+    return [rank.value for rank in ranks], texts
 
 
 @pytest.mark.parametrize("name", CUTS)

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.distributed
 # biases that every part adds are GPT-NeoX's alone; without a parallel residual there are none
 NETWORK: dict[str, Any] = {"gpt_j_residual": False, "train_iters": 3, "vocab_file": None}
 TP, PP = {"model_parallel_size": 2}, {"pipe_parallel_size": 2}
-ZERO_1, ZERO_2 = ({"zero_optimization": {"stage": stage}} for stage in (1, 2))
+ZERO_1, ZERO_2, ZERO_3 = ({"zero_optimization": {"stage": stage}} for stage in (1, 2, 3))
+SMALL_GROUPS = {"zero_optimization": {"stage": 3, "sub_group_size": 5000}}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
     "single-zero1": (1, ZERO_1),
@@ -40,6 +41,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2-zero1-bf16": (2, {**ZERO_1, "precision": "bfloat16"}),
     "tp2": (2, TP),
     "tp2-zero1": (2, {**TP, **ZERO_1}),
+    "dp2-zero3": (2, SMALL_GROUPS),
+    "dp3-zero3-bf16": (3, {**ZERO_3, "precision": "bfloat16", "train_batch_size": 6}),
     "pp2-zero1": (2, {**PP, **ZERO_1}),
     "pp2-zero1-tied": (2, {**PP, **ZERO_1, "no_weight_tying": False}),
 }

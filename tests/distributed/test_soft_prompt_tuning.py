@@ -14,6 +14,7 @@ from megatron.reporting.run_log import read_run_log
 from tests.distributed.cuts import some_cuts
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
+from tests.distributed.test_inference_layouts import read_run
 from tests.tiny import write_tiny_corpus
 
 pytestmark = pytest.mark.distributed
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.distributed
 TUNING = {"num_tokens": 4, "init_string": "abc"}
 CUTS = some_cuts("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "tp2", "tp2-zero1")
 MORE = {"dp2-zero3": {"log_param_norm": True}}
+STRONG: dict[str, Any] = {"optimizer": {"type": "Adam", "params": {"lr": 0.3}}, "weight_decay": 0}
 
 
 def tuning(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def runs(corpus, tmp_path_factory) -> Path:
         "base": {"train_iters": 2, "max_position_embeddings": 20},
         "tuned": tuning(folder),
         "resumed": tuning(folder, **resumed),
+        "strong": tuning(folder, train_iters=30, **STRONG),
         "bf16": tuning(folder, precision="bfloat16", train_iters=2),
     }
     train_all(corpus, folder, 1, runs)
@@ -83,6 +86,29 @@ def test_the_frozen_weights_of_half_precision_are_those_it_computes_with(runs):
     for name in base.parameters:
         rounded = base.read_logical(name).bfloat16().float()
         assert torch.equal(rounded, tuned.read_logical(name)), name
+
+
+def test_evaluation_and_generation_use_the_prompt_on_each_layout(corpus, runs, tmp_path):
+    keys = {"max_position_embeddings": 20}
+    without = read_run(corpus, tmp_path / "base", load=runs / "base/run", **keys)
+    keys["soft_prompt_tuning"] = TUNING
+    one = read_run(corpus, tmp_path / "one", load=runs / "strong/run", **keys)
+    losses = [_losses(values[0]) for values, _ in (without, one)]
+    assert losses[0].keys() == losses[1].keys()
+    # trained on these three domains with the model frozen: the prompt alone lowers the losses
+    assert sum(losses[1].values()) < sum(losses[0].values()) - 0.01 * len(losses[0])
+    assert one[1]["samples.jsonl"] != without[1]["samples.jsonl"]
+    for name, cut in {"tp2": "model_parallel_size", "pp2": "pipe_parallel_size"}.items():
+        values, texts = read_run(
+            corpus, tmp_path / name, load=runs / "strong/run", **keys, **{cut: 2}
+        )
+        for value in values:
+            assert _losses(value) == pytest.approx(losses[1], rel=1e-5)
+        assert texts == one[1]
+
+
+def _losses(report: dict[str, Any]) -> dict[str, float]:
+    return {domain: result["loss"] for domain, result in report["validation"].items()}
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(run, tmp_path, capsys):
         ),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
-            "config.json: rope_parameters.rope_theta: must be a number from 1 to",
+            "config.json: rope_parameters.rope_theta: must be a finite number above 0",
         ),
         ({"vocab_size": None}, "config.json: "),
         ({"hidden_dropout": None}, "config.json: "),

@@ -24,6 +24,7 @@ from tools.benchmark.interop.checks import (
 from tools.benchmark.interop.networks import NETWORKS, VOCAB_SIZE, fields_of, write_network
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
+from tools.hf.network import filled_model
 from tools.inspect_checkpoint import main as inspect_main
 
 transformers = pytest.importorskip("transformers")
@@ -101,6 +102,34 @@ def test_files_of_tokenizer_and_generation_are_copied_and_come_back(llama, tmp_p
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == [
         *("config.json", "generation_config.json", "model.safetensors")
     ]
+
+
+def test_an_import_can_be_verified_before_anything_is_written(llama, tmp_path, capsys, monkeypatch):
+    arguments = ["--input_dir", str(llama), "--output_dir", str(tmp_path / "run"), "--verify"]
+    monkeypatch.setattr("tools.hf.verification.filled_model", _wrong_model)
+    with pytest.raises(SystemExit):
+        import_main(arguments)
+    assert "logits differ" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    import_main(arguments)
+    assert "verified with transformers" in capsys.readouterr().out
+
+
+def test_a_model_that_transformers_refuses_is_not_verified(llama, tmp_path, capsys, monkeypatch):
+    def fail(folder, transformers):
+        raise KeyError("a field\nof theirs")
+
+    monkeypatch.setattr("tools.hf.verification._load", fail)
+    with pytest.raises(SystemExit):
+        import_main(["--input_dir", str(llama), "--output_dir", str(tmp_path / "run"), "--verify"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot use the model" in line
+    assert "leave --verify out" in line
+
+
+def _wrong_model(shape, read):
+    return filled_model(shape, lambda name: read(name).flip(0))
 
 
 def test_a_tokenizer_without_neox_end_of_document_ends_with_its_own(llama, tmp_path, capsys):

@@ -24,14 +24,14 @@ import itertools
 import resource
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.benchmark.processor import processor
 from tools.benchmark.turns import seconds_of
-from tools.benchmark.workers import Answers, Worker
+from tools.benchmark.workers import Answers, Side, Worker
 
 VOCAB_SIZE = 50304
 WARMUP_TURNS = 1
@@ -166,13 +166,19 @@ def product_seconds(case: Case) -> Callable[[], float]:
     return lambda: sum(count * seconds_of(product) for count, product in products)
 
 
-def our_side(case: Case) -> Answers:
-    """Answers of our process, which `train.py` would set up alike."""
+def our_side(case: Case | str) -> Answers:
+    """Answers of our process, which `train.py` would set up alike.
+
+    A shape alone stands for float32 and `VOCAB_SIZE`, which is all that earlier versions have:
+    `tools/benchmark/step_turns.py` asks them so.
+    """
     from megatron.runtime.initialize import shutdown
 
-    _join_process_group()
+    join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
     folder = tempfile.TemporaryDirectory()
+    if isinstance(case, str):
+        case = Case(case, VOCAB_SIZE, "fp32")
     step = our_step(case, Path(folder.name))
 
     def end() -> None:
@@ -218,7 +224,7 @@ def _profile(step: Callable[[], None]) -> str:
     )
 
 
-def _join_process_group() -> None:
+def join_process_group() -> None:
     """Sets up the process as `train.py` does."""
     from megatron.neox_arguments import NeoXArgs, resolve
     from megatron.runtime.initialize import initialize_megatron
@@ -237,7 +243,7 @@ def _join_process_group() -> None:
 
 
 def measure(
-    sides: dict[str, Worker], requests: list[tuple[str, str]], steps: int
+    sides: Mapping[str, Side], requests: list[tuple[str, str]], steps: int
 ) -> list[list[float]]:
     """Seconds of each (side, request), which take turns.
 

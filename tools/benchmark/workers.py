@@ -6,11 +6,18 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Worker"]
+__all__ = ["Side", "Worker"]
 
 Answers = Mapping[str, Callable[..., Any]]
+
+
+class Side(Protocol):
+    """What waits until it is asked."""
+
+    def ask(self, request: str) -> Any:
+        """Sends a request and waits for the answer."""
 
 
 class Worker:

@@ -5,7 +5,7 @@
 
 Training, evaluation and generation load GPT-NeoX's folders as they are; this command is for the
 programs that read ours alone, and for a copy that is checked by checksums. Weights in half
-precision become float32. Iteration, optimizer states (ZeRO 0 to 2) and learning-rate schedule are
+precision become float32. Iteration, optimizer states (ZeRO 0 to 3) and learning-rate schedule are
 taken over; the data mixture starts from its beginning. One process, any number of model-parallel
 parts, no code of the files is run.
 """

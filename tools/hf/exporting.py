@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from tools.hf.tokenizer_files import (
     token_ids,
     write_tokenizer,
 )
-from tools.hf.verification import compare, real_text
+from tools.hf.verification import compare, real_text, require_transformers
 from tools.hf.weights import Weight
 
 __all__ = ["DTYPES", "ExportOptions", "export"]
@@ -93,10 +92,8 @@ def export(
         TokenizerError: If the tokenizer cannot be built.
     """
     _check_output(output, options.overwrite)
-    if options.verifies and importlib.util.find_spec("transformers") is None:
-        raise CheckpointError(
-            "--verify: the package transformers is not installed; install it or use --no-verify"
-        )
+    if options.verifies:
+        require_transformers("use --no-verify")
     opened = _open_source(source, settings, options)
     verify_files(source)
     temporary = output.with_name(output.name + ".tmp")

@@ -26,6 +26,7 @@ from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
 from tools.hf.settings import RunSettings, resolve_model_fields
 from tools.hf.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_FILE, copied_files
+from tools.hf.verification import verify_import
 from tools.hf.weight_files import WeightFiles
 from tools.hf.weights import Weight
 
@@ -41,6 +42,7 @@ def convert_from_hf(
     *,
     config_out: Path,
     seq_length: int | None = None,
+    verifies: bool = False,
     say: Callable[[str], None],
 ) -> Path:
     """Writes a model folder of transformers as the checkpoint of iteration 0 of a run.
@@ -51,6 +53,7 @@ def convert_from_hf(
             generation.
         config_out: YAML file to write: network, tokenizer and ``load``.
         seq_length: Length of the samples that the YAML file names; not given: the longest text.
+        verifies: Whether transformers must compute the same logits from ``source``.
         say: Receives each message for the user.
 
     Returns:
@@ -59,8 +62,8 @@ def convert_from_hf(
     Raises:
         ConfigError: If the network cannot be expressed here.
         CheckpointError: If weights are missing, unknown, of another shape or not finite, if a
-            result exists, or if ``output`` is the folder of another run, which would begin again
-            from these weights.
+            result exists, if ``output`` is the folder of another run, which would begin again
+            from these weights, or if the verification fails, before anything is written.
     """
     copied = {output / path.name: path for path in copied_files(source)}
     _check_output(output, config_out, *copied)
@@ -75,6 +78,8 @@ def convert_from_hf(
     shape = RunSettings(run_config.to_dict()).shape(vocab_size)
     files = WeightFiles(source)
     read = _reader(files, family, shape, rows)
+    if verifies:
+        say(verify_import(source, shape, read=read))
     output.mkdir(parents=True, exist_ok=True)
     config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})

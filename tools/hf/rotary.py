@@ -7,13 +7,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import boolean, fields, integer, number, optional, shown, text
+from odm.json_data import (
+    MAX_NUMBER,
+    boolean,
+    fields,
+    integer,
+    number,
+    optional,
+    refuse,
+    shown,
+    text,
+)
 from tools.hf.windows import FULL, SLIDING
 
 __all__ = ["ROPE_FIELDS", "read_rope", "rotary_share", "write_rope"]
 
-BASE = number(1, 2**53)
 SHARE = number(0, 1)
+
+
+def _positive(value: Any, where: str) -> None:
+    if type(value) not in (int, float) or not 0 < value <= MAX_NUMBER:
+        refuse(where, "a finite number above 0", value)
+
+
+BASE = _positive
+
 _ROPE = optional(
     fields(
         {},
@@ -37,6 +55,7 @@ _ROPE = optional(
 ROPE_FIELDS = {"rope_scaling": _ROPE, "rope_parameters": _ROPE}
 """Checks of the fields that every family has."""
 
+_LARGEST_EXACT = 2**53
 _TRAINED = "original_max_position_embeddings"
 _TAKEN = {
     "linear": ("factor",),
@@ -70,13 +89,12 @@ def read_rope(
         **(config.get("rope_scaling") or {}),
         **(config.get("rope_parameters") or {}),
     }
-    theta = rope["rope_theta"]
-    if not float(theta).is_integer():
-        raise ValueError(f"rope_parameters: rope_theta must be a whole number, got {theta!r}")
+    theta = float(rope["rope_theta"])
+    is_whole = theta.is_integer() and theta <= _LARGEST_EXACT
     return {
         "pos_emb": "rotary",
         "rotary_pct": rope["partial_rotary_factor"],
-        "rotary_emb_base": int(theta),
+        "rotary_emb_base": int(theta) if is_whole else theta,
         **_read_scaling(rope, positions),
     }
 

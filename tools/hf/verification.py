@@ -1,7 +1,8 @@
-"""Proof of an export: transformers loads it and computes what our network computes."""
+"""Proof of an export or import: transformers computes from the folder what our network computes."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from megatron.tokenizer import AbstractTokenizer
 from tools.hf.network import filled_model
 from tools.hf.tokenizer_files import TOKENIZER_FILE
 
-__all__ = ["Comparison", "compare", "real_text"]
+__all__ = ["Comparison", "compare", "real_text", "require_transformers", "verify_import"]
 
 MAX_TOKENS = 512
+_MAX_REASON = 200
+TOLERANCE = 1e-4
+"""Of logits in float32."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,60 @@ def compare(
     return Comparison(
         tokens.numel(), _largest(logits - exported), rounding, transformers.__version__
     )
+
+
+def verify_import(folder: Path, shape: ModelShape, *, read: Callable[[str], Tensor]) -> str:
+    """Compares our network with the model folder that it is made from, on random tokens.
+
+    Args:
+        folder: The folder of transformers.
+        shape: Shape of our network, without padding of the vocabulary.
+        read: Returns parameters of our network by name.
+
+    Returns:
+        A line for the user.
+
+    Raises:
+        CheckpointError: If transformers is not installed, misses or does not know a tensor, or
+            computes other logits.
+    """
+    require_transformers("leave --verify out")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    size = (1, min(MAX_TOKENS, shape.max_position_embeddings))
+    tokens = torch.randint(shape.vocab_size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = filled_model(shape, read)(tokens)
+        try:
+            theirs = _load(folder, transformers)(tokens).logits[..., : shape.vocab_size]
+        except CheckpointError:
+            raise
+        except Exception as error:  # a foreign folder makes transformers raise errors of many kinds
+            reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+            raise CheckpointError(
+                f"{folder}: verification: transformers {transformers.__version__} cannot use the "
+                f"model: {reason}; leave --verify out to import it all the same"
+            ) from error
+    difference, version = _largest(theirs - ours), transformers.__version__
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: verification: logits differ by {difference:.2e} from transformers "
+            f"{version}, more than {TOLERANCE:g}; nothing was written"
+        )
+    return (
+        f"verified with transformers {version} on {tokens.numel()} random tokens: logits differ by "
+        f"{difference:.2e} at most (tolerance {TOLERANCE:g})"
+    )
+
+
+def require_transformers(alternative: str) -> None:
+    """Raises CheckpointError if the package is not installed, with what to do instead."""
+    if importlib.util.find_spec("transformers") is None:
+        raise CheckpointError(
+            f"--verify: the package transformers is not installed; install it or {alternative}"
+        )
 
 
 def _largest(difference: Tensor) -> float:

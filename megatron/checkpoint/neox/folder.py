@@ -4,25 +4,29 @@
 global_step<N>/
   layer_<LL>-model_<MM>-model_states.pt      with pipeline stages: layer L of model-parallel part M
   mp_rank_<RR>_model_states.pt               counters; without stages also all layers of part R
-  (bf16_)zero_pp_rank_<D>_mp_rank_<RR>_optim_states.pt      ZeRO 1 and 2: optimizer states
+  (bf16_)zero_pp_rank_<D>_mp_rank_<RR>_optim_states.pt      ZeRO: optimizer states
+  zero_pp_rank_<D>_mp_rank_<RR>_model_states.pt      ZeRO 3: counters and shapes, no weights
   configs/*.yml                              configuration files as given
 ```
-Layers have the numbers of `megatron.model.gpt2_model`. With stages R = stage * parts + M.
+Layers have the numbers of `megatron.model.gpt2_model`. With stages R = stage * parts + M. ZeRO 3
+leaves the weights to the files with optimizer states; of its other files the first says all.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megatron.checkpoint.neox.torch_file import is_dense, read_torch_file
 from megatron.errors import CheckpointError
 
-__all__ = ["NeoxFolder", "PartsOfLayer"]
+__all__ = ["NeoxFolder", "PartsOfLayer", "is_shape", "param_shapes"]
 
 PartsOfLayer = list[dict[str, Tensor]]
 """The tensors of a layer by name, one entry per model-parallel part."""
@@ -30,7 +34,8 @@ PartsOfLayer = list[dict[str, Tensor]]
 _LAYER = re.compile(r"layer_(\d{2,6})(?:-model_(\d{2,6}))?-model_states\.pt")
 _RANK = re.compile(r"mp_rank_(\d{2,6})_model_states\.pt")
 _OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d{2,6})_optim_states\.pt")
-_PARTITIONED = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
+_PARTITIONED = re.compile(r"zero_pp_rank_(\d{1,6})_mp_rank_(\d{2,6})_model_states\.pt")
+_MAX_ELEMENTS = 1 << 48
 _LAYER_NAME = re.compile(r"(?:(?:sequential\.)?(\d{1,6})|tied_modules\.embed)\.(.+)")
 
 
@@ -38,7 +43,7 @@ class NeoxFolder:
     """A ``global_step<N>`` folder of GPT-NeoX; files are opened when they are needed.
 
     Raises:
-        CheckpointError: If files are missing, or the weights are partitioned by ZeRO 3.
+        CheckpointError: If files are missing, or are of two checkpoints.
     """
 
     def __init__(self, folder: Path):
@@ -46,6 +51,7 @@ class NeoxFolder:
         self._rank_files: dict[int, Path] = {}
         self._optimizer_files: dict[int, dict[int, Path]] = {}
         self._layer_files: dict[int, dict[int, Path]] = {}
+        partitioned: dict[int, Path] = {}
         for path in sorted(folder.iterdir()):
             if match := _LAYER.fullmatch(path.name):
                 self._layer_files.setdefault(int(match[1]), {})[int(match[2] or 0)] = path
@@ -53,11 +59,18 @@ class NeoxFolder:
                 self._rank_files[int(match[1])] = path
             elif match := _OPTIMIZER.fullmatch(path.name):
                 self._optimizer_files.setdefault(int(match[2]), {})[int(match[1])] = path
-            elif _PARTITIONED.fullmatch(path.name):
+            elif match := _PARTITIONED.fullmatch(path.name):
+                first = f"zero_pp_rank_0_mp_rank_{match[2]}_model_states.pt"
+                partitioned.setdefault(int(match[2]), folder / first)
+        self.is_partitioned = bool(partitioned)
+        """Whether ZeRO 3 saved it: the weights are in the files with optimizer states."""
+        if self.is_partitioned:
+            for path in (*self._rank_files.values(), *self._paths_of_layers()):
                 raise CheckpointError(
-                    f"{path}: has weights that ZeRO 3 partitioned, which this program cannot "
-                    "merge; load the checkpoint in GPT-NeoX and save it with ZeRO stage 1"
+                    f"{path}: has whole weights, beside files of ZeRO 3, which are of another "
+                    "checkpoint; remove the files of one of them"
                 )
+            self._rank_files = partitioned
         self._opened: dict[Path, Any] = {}
         self._modules: list[dict[int, dict[str, Tensor]]] | None = None
         if not self._layer_files and not self._rank_files:
@@ -71,8 +84,10 @@ class NeoxFolder:
     @property
     def paths(self) -> list[Path]:
         """All files with weights or counters, in a fixed order."""
-        layers = [path for parts in self._layer_files.values() for path in parts.values()]
-        return sorted((*layers, *self._rank_files.values()))
+        more: list[Path] = []
+        if self.is_partitioned:
+            more = [path for ranks in self._optimizer_files.values() for path in ranks.values()]
+        return sorted((*self._paths_of_layers(), *self._rank_files.values(), *more))
 
     @property
     def rank_files(self) -> dict[int, Path]:
@@ -163,10 +178,13 @@ class NeoxFolder:
             return num_parts
         for number in range(1 + max(self._rank_files)):
             if number not in self._rank_files:
-                raise CheckpointError(
-                    f"{self.folder / f'mp_rank_{number:02d}_model_states.pt'}: is missing"
-                )
+                prefix = "zero_pp_rank_0_" if self.is_partitioned else ""
+                name = f"{prefix}mp_rank_{number:02d}_model_states.pt"
+                raise CheckpointError(f"{self.folder / name}: is missing")
         return len(self._rank_files)
+
+    def _paths_of_layers(self) -> list[Path]:
+        return [path for parts in self._layer_files.values() for path in parts.values()]
 
     def _paths_of(self, layer: int, num_parts: int | None = None) -> list[Path]:
         parts = self._layer_files.get(layer, {})
@@ -178,22 +196,60 @@ class NeoxFolder:
     def _split_modules(self) -> list[dict[int, dict[str, Tensor]]]:
         """Part -> layer -> tensors, from files without pipeline stages."""
         if self._modules is None:
-            self._modules = [
-                dict(_layers_in(self.content_of(part), self._rank_files[part]))
-                for part in range(self.num_parts)
-            ]
+            self._modules = []
+            for part in range(self.num_parts):
+                content, path = self.content_of(part), self._rank_files[part]
+                module = (_empty_module if self.is_partitioned else _module)(content, path)
+                self._modules.append(dict(_layers_in(module, path)))
         return self._modules
 
 
-def _layers_in(content: Mapping[str, Any], path: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    module = content.get("module")
-    if module is None:
+def _module(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of all layers by name."""
+    if content.get("module") is None:
         raise CheckpointError(
             f"{path}: has no weights, and there are no layer_<LL>-model_<MM>-model_states.pt "
             "beside it; copy the files of the layers too"
         )
+    return _tensors(content["module"], path)
+
+
+def _empty_module(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Tensors without data in the shapes of the weights that ZeRO 3 has elsewhere."""
+    shapes = param_shapes(content)
+    if shapes is None:
+        raise CheckpointError(
+            f"{path}: has no param_shapes, without which weights that ZeRO 3 partitioned cannot be "
+            "put together; load the checkpoint in GPT-NeoX and save it with ZeRO stage 1"
+        )
+    module: dict[str, Tensor] = {}
+    for name, shape in (item for group in shapes for item in group.items()):
+        if not isinstance(name, str) or not is_shape(shape):
+            raise CheckpointError(f"{path}: {name!r} is no parameter with a shape")
+        module[name] = torch.empty(shape, device="meta")
+    return module
+
+
+def param_shapes(content: Mapping[str, Any]) -> list[Mapping[Any, Any]] | None:
+    """Per group of parameters {name: shape}, as DeepSpeed saves it; None if there is no such."""
+    groups = content.get("param_shapes")
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(g, Mapping) for g in groups):
+        return None
+    return list(groups)
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a value is the shape of a tensor, not larger than any that there is."""
+    return (
+        isinstance(value, (tuple, list))
+        and all(type(size) is int and 0 <= size for size in value)
+        and math.prod(value) <= _MAX_ELEMENTS
+    )
+
+
+def _layers_in(module: Mapping[str, Tensor], path: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
     layers: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _tensors(module, path).items():
+    for name, tensor in module.items():
         match = _LAYER_NAME.fullmatch(name)
         if match is None:
             raise CheckpointError(

@@ -2,8 +2,10 @@
 
 With ZeRO 1 and 2 each data-parallel rank saves one flat partition per parameter group; the names
 and shapes in it, in order, are ``param_shapes`` of the file with counters (deepspeed/utils/
-zero_to_fp32.py reads them so). Without ZeRO the file with counters has the optimizer's own state
-without names; the groups are GPT-NeoX's: all that decays, then norms and biases.
+zero_to_fp32.py reads them so). ZeRO 3 cuts each parameter instead: a partition has a piece of each,
+one after the other, and a group may be several. Without ZeRO the file with counters has the
+optimizer's own state without names; the groups are GPT-NeoX's: all that decays, then norms and
+biases.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.neox.folder import NeoxFolder
+from megatron.checkpoint.neox.folder import NeoxFolder, is_shape, param_shapes
 from megatron.checkpoint.neox.torch_file import is_dense
 from megatron.errors import CheckpointError
 
@@ -26,8 +28,6 @@ __all__ = ["OptimizerStates", "no_states"]
 
 _NAME = re.compile(r"(?:(?:sequential\.)?(\d{1,6})|tied_modules\.embed)\.(.+)")
 _NO_DECAY = re.compile(r"(.*norm\..*|(.*\.)?bias)")
-_MAX_ELEMENTS = 1 << 48
-_ADVICE = "or set no_load_optim: true, which starts the optimizer from zero"
 
 Sources = Mapping[str, tuple[int, tuple[str, ...]]]
 """Our name of a parameter -> its layer and GPT-NeoX's names in it."""
@@ -35,6 +35,23 @@ Sources = Mapping[str, tuple[int, tuple[str, ...]]]
 
 class _Unknown(Exception):
     """The states are sound, but of a form that is not read."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Where a file has the states, and what else to do if it is damaged."""
+
+    weights: str
+    base: str
+    advice: str
+
+
+_ZERO_1 = _Form(
+    weights="single_partition_of_fp32_groups",
+    base="base_optimizer_state",
+    advice=", or set no_load_optim: true, which starts the optimizer from zero",
+)
+_ZERO_3 = _Form(weights="fp32_flat_groups", base="optimizer_state_dict", advice="")
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,7 @@ def _find(files: NeoxFolder, sources: Sources) -> OptimizerStates:
     if len(kinds) > 1:
         raise CheckpointError(
             f"{files.folder}: the files with optimizer states have different moments; they are of "
-            f"different checkpoints; copy them again, {_ADVICE}"
+            f"different checkpoints; copy them again{_form_of(files).advice}"
         )
     for layer, names in sources.values():
         for name in names:
@@ -110,7 +127,8 @@ def _find(files: NeoxFolder, sources: Sources) -> OptimizerStates:
                     raise CheckpointError(
                         f"{files.file_of(layer, part)}: {name} has the shape "
                         f"{tuple(tensors[name].shape)}, the optimizer's states say {found.shape}; "
-                        f"the files are of different checkpoints; copy them again, {_ADVICE}"
+                        "the files are of different checkpoints; copy them again"
+                        f"{_form_of(files).advice}"
                     )
     (kind,) = kinds
     moments = tuple(name for name in kind if name != "fp32")
@@ -120,55 +138,64 @@ def _find(files: NeoxFolder, sources: Sources) -> OptimizerStates:
 def _pieces_of_rank(files: NeoxFolder, rank: int) -> Iterator[tuple[str, _Piece]]:
     """GPT-NeoX's full name of each parameter of a model rank, and where it is."""
     content, path = files.content_of(rank), files.rank_files[rank]
-    if not files.optimizer_files:
+    if not files.optimizer_files and not files.is_partitioned:
         yield from _without_zero(files, rank)
         return
-    shapes = content.get("param_shapes")
-    if not isinstance(shapes, (list, tuple)) or not all(isinstance(s, Mapping) for s in shapes):
+    shapes, form = param_shapes(content), _form_of(files)
+    if shapes is None:
         raise _Unknown(f"{path.name} has no param_shapes, as in files of old versions of DeepSpeed")
     found = files.optimizer_files.get(rank, {})
     for number in range(max(found, default=0) + 1):
         if number not in found:
             name = f"zero_pp_rank_{number}_mp_rank_{rank:02d}_optim_states.pt"
-            raise CheckpointError(f"{files.folder / name}: is missing; copy it too, {_ADVICE}")
-    partitions = [_partition(files.read(found[n]), found[n]) for n in sorted(found)]
-    _check_count(partitions, found[0])
+            raise CheckpointError(f"{files.folder / name}: is missing; copy it too{form.advice}")
+    partitions = [_partition(files.read(found[n]), found[n], form) for n in sorted(found)]
+    _check_count(partitions, found[0], form)
     for number, group in enumerate(shapes):
-        flat = _flat_group([_group(p, number, found[n]) for n, p in enumerate(partitions)])
-        yield from _cut(group, flat, found[0], alignment=2 * len(partitions))
+        flat = _flat_group(
+            [_group(p, number, found[n], form) for n, p in enumerate(partitions)], found[0], form
+        )
+        if form is _ZERO_3:
+            yield from _cut_each(group, flat, found[0])
+        else:
+            yield from _cut(group, flat, found[0], alignment=2 * len(partitions))
 
 
-def _partition(content: Any, path: Path) -> Mapping[str, Any]:
+def _form_of(files: NeoxFolder) -> _Form:
+    return _ZERO_3 if files.is_partitioned else _ZERO_1
+
+
+def _partition(content: Any, path: Path, form: _Form) -> Mapping[str, Any]:
     """What one data-parallel rank saved."""
     states = content.get("optimizer_state_dict") if isinstance(content, Mapping) else None
     if not isinstance(states, Mapping):
-        raise CheckpointError(f"{path}: has no optimizer_state_dict; copy it again, {_ADVICE}")
-    if "single_partition_of_fp32_groups" not in states or "base_optimizer_state" not in states:
+        raise CheckpointError(f"{path}: has no optimizer_state_dict; copy it again{form.advice}")
+    if form.weights not in states or form.base not in states:
         raise _Unknown(f"{path.name} is of a version of ZeRO that is not known")
     return states
 
 
-def _check_count(partitions: Sequence[Mapping[str, Any]], path: Path) -> None:
+def _check_count(partitions: Sequence[Mapping[str, Any]], path: Path, form: _Form) -> None:
     count = partitions[0].get("partition_count", len(partitions))
     counts = count if isinstance(count, (list, tuple)) else [count]
     if any(type(number) is int and number != len(partitions) for number in counts):
         raise CheckpointError(
             f"{path}: is one of {max(counts)} partitions, but there are {len(partitions)} files; "
-            f"copy them again, {_ADVICE}"
+            f"copy them again{form.advice}"
         )
 
 
-def _group(states: Mapping[str, Any], number: int, path: Path) -> dict[str, Tensor]:
+def _group(states: Mapping[str, Any], number: int, path: Path, form: _Form) -> dict[str, Tensor]:
     """Kind -> the flat partition of a parameter group."""
-    base = states["base_optimizer_state"]
+    base = states[form.base]
     moments = base.get("state") if isinstance(base, Mapping) else base
     try:
-        weights = states["single_partition_of_fp32_groups"][number]
+        weights = states[form.weights][number]
         kinds = moments[number] if moments else {}
         named = {"fp32": weights, **_moments(kinds, weights)}
     except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: has no states of parameter group {number}; copy it again, {_ADVICE}"
+            f"{path}: has no states of parameter group {number}; copy it again{form.advice}"
         ) from error
     return named
 
@@ -182,39 +209,63 @@ def _moments(kinds: Mapping[str, Any], weights: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _flat_group(partitions: Sequence[Mapping[str, Tensor]]) -> dict[str, list[Tensor]]:
+def _flat_group(
+    partitions: Sequence[Mapping[str, Tensor]], path: Path, form: _Form
+) -> dict[str, list[Tensor]]:
     """Kind -> the partitions of all data-parallel ranks, one after the other."""
+    if any(partition.keys() != partitions[0].keys() for partition in partitions):
+        raise CheckpointError(
+            f"{path}: has other moments than the files of the other ranks; they are of different "
+            f"checkpoints; copy them again{form.advice}"
+        )
     return {kind: [partition[kind] for partition in partitions] for kind in partitions[0]}
+
+
+def _check_flat(flat: Mapping[str, Sequence[Tensor]], path: Path, form: _Form) -> None:
+    for kind, pieces in flat.items():
+        if not all(is_dense(tensor) and tensor.dim() == 1 for tensor in pieces):
+            raise CheckpointError(f"{path}: {kind} is no flat tensor; copy it again{form.advice}")
+
+
+def _cut_each(
+    group: Mapping[str, Any], flat: Mapping[str, Sequence[Tensor]], path: Path
+) -> Iterator[tuple[str, _Piece]]:
+    """Gives each parameter of a group of ZeRO 3 a range of each partition."""
+    _check_flat(flat, path, _ZERO_3)
+    offset = 0
+    for name, shape in group.items():
+        length = math.ceil(math.prod(shape) / len(flat["fp32"]))
+        pieces = {kind: [t[offset : offset + length] for t in flat[kind]] for kind in flat}
+        yield name, _Piece(tuple(shape), 0, pieces)
+        offset += length
+    for kind, partitions in flat.items():
+        for tensor in partitions:
+            if tensor.numel() != offset:
+                raise CheckpointError(
+                    f"{path}: {kind} has partitions of {tensor.numel()} elements, its parameters "
+                    f"give each {offset}; the files are of different checkpoints; copy them again"
+                )
 
 
 def _cut(
     group: Mapping[str, Any], flat: Mapping[str, Sequence[Tensor]], path: Path, *, alignment: int
 ) -> Iterator[tuple[str, _Piece]]:
     """Gives each parameter of a group its range; the end may be padding."""
+    _check_flat(flat, path, _ZERO_1)
     offset = 0
     for name, shape in group.items():
-        if not isinstance(name, str) or not _is_shape(shape):
+        if not isinstance(name, str) or not is_shape(shape):
             raise CheckpointError(f"{path}: {name!r} is no parameter with a shape")
         yield name, _Piece(tuple(shape), offset, flat)
         offset += math.prod(shape)
     wanted = math.ceil(offset / alignment)
     for kind, pieces in flat.items():
-        if not all(is_dense(tensor) and tensor.dim() == 1 for tensor in pieces):
-            raise CheckpointError(f"{path}: {kind} is no flat tensor; copy it again, {_ADVICE}")
         found = sum(tensor.numel() for tensor in pieces)
         if found < offset or math.ceil(found / alignment) != wanted:
             raise CheckpointError(
                 f"{path}: {kind} has {found} elements, its parameters {offset}; the files are of "
-                f"different checkpoints; copy them again, {_ADVICE}"
+                f"different checkpoints; copy them again{_ZERO_1.advice}"
             )
-
-
-def _is_shape(shape: Any) -> bool:
-    return (
-        isinstance(shape, (tuple, list))
-        and all(type(size) is int and 0 <= size for size in shape)
-        and math.prod(shape) <= _MAX_ELEMENTS
-    )
 
 
 def _without_zero(files: NeoxFolder, rank: int) -> Iterator[tuple[str, _Piece]]:

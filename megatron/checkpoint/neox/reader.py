@@ -33,10 +33,12 @@ class NeoxReader:
         network: The network of the run; the files do not say how many heads share a key, whether
             the MLP is gated or how large the vocabulary is without padding.
         with_optimizer: Whether to read the optimizer's states and master weights, if they are of a
-            known form. Without them the weights are those of the model, often in half precision.
+            known form. Without them the weights are those of the model, often in half precision;
+            ZeRO 3 saves only master weights, which are read in any case.
 
     Raises:
-        CheckpointError: If files are missing or damaged, or of another network.
+        CheckpointError: If files are missing or damaged, or of another network, or if weights that
+            ZeRO 3 partitioned are of an unknown form.
     """
 
     def __init__(self, folder: Path, network: ModelShape, *, with_optimizer: bool = False):
@@ -51,9 +53,17 @@ class NeoxReader:
         """Rows of the word embedding, padding included."""
         for layer in self._files.layers:
             self._add_layer(layer)
-        self._states: OptimizerStates = no_states("not asked for")
+        self._states = self._weights = no_states("not asked for")
+        if with_optimizer or self._files.is_partitioned:
+            self._weights = OptimizerStates.find(self._files, self._sources)
         if with_optimizer:
-            self._states = OptimizerStates.find(self._files, self._sources)
+            self._states = self._weights
+        if self._files.is_partitioned and self._weights.problem:
+            raise CheckpointError(
+                f"{folder}: weights that ZeRO 3 partitioned cannot be put together: "
+                f"{self._weights.problem}; load the checkpoint in GPT-NeoX and save it with ZeRO "
+                "stage 1"
+            )
 
     @property
     def moment_names(self) -> tuple[str, ...]:
@@ -89,12 +99,12 @@ class NeoxReader:
 
     def _read(self, name: str, kind: str, parts: Sequence[int]) -> Tensor:
         layer, sources = self._sources[name]
-        if kind == "fp32" and not self._states.has_weights:
+        if kind == "fp32" and not self._weights.has_weights:
             found = self._files.parts_of(layer)
             tensors = [[found[part][source] for source in sources] for part in parts]
         else:
             tensors = [
-                [self._states.read(layer, source, part, kind) for source in sources]
+                [self._weights.read(layer, source, part, kind) for source in sources]
                 for part in parts
             ]
         local = our_name(sources[0], self._network)

@@ -115,8 +115,9 @@ def _check_together(draft: Draft, scaling: RopeScaling, rotary_dim: int) -> None
         if fast < slow:
             problem = f"must be at least beta_slow {slow:g}, got {fast:g}"
             draft.refuse(f"{_KEY}.beta_fast", problem)
-        if draft["rotary_emb_base"] == 1:
-            draft.refuse("rotary_emb_base", f"must be above 1 with {_KEY}: yarn, got 1")
+        base = draft["rotary_emb_base"]
+        if 0 < base <= 1:
+            draft.refuse("rotary_emb_base", f"must be above 1 with {_KEY}: yarn, got {base:g}")
     if kind == "dynamic":
         if rotary_dim == 2:
             problem = (

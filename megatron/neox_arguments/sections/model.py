@@ -151,7 +151,7 @@ class Model:
     rotary_dim: int
     """Rotated dimensions of a head; 0 without rotary positions."""
 
-    rotary_emb_base: Annotated[int, at_least(1)] = 10000
+    rotary_emb_base: Annotated[int | float, above(0)] = 10000
     """Base of the rotation's wavelengths (`rope_theta` in transformers)."""
 
     rope_scaling: Annotated[RopeScaling | None, Key("rope_scaling", dict[str, Any] | None)] = None

@@ -15,7 +15,6 @@ import torch
 
 from megatron.checkpoint.format import CheckpointReader
 from megatron.checkpoint.loading import find_checkpoint
-from megatron.checkpoint.neox.folder import NeoxFolder
 from megatron.checkpoint.neox.merging import merge
 from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.checkpoint.neox.torch_file import read_torch_file
@@ -356,13 +355,6 @@ def test_a_wrong_counter_is_a_line_with_its_name(tmp_path, value):
     torch.save({"iteration": value}, path)
     with pytest.raises(CheckpointError, match=r"mp_rank_00_model_states.pt: iteration must be"):
         load_run_state(folder)
-
-
-def test_weights_that_zero_3_partitioned_are_refused(tmp_path):
-    folder, _, _ = write(tmp_path)
-    (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="ZeRO 3"):
-        NeoxFolder(folder)
 
 
 def write_yaml(folder: Path) -> Path:

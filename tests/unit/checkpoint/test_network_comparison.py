@@ -55,6 +55,7 @@ def network_of(**changes: Any) -> ModelShape:
         ({"num_kv_heads": 2}, ("num_kv_heads", 4, 2)),
         ({"rotary_pct": 1.0}, ("rotary_dim (from rotary_pct)", 4, 8)),
         ({"rotary_emb_base": 500000}, ("rotary_emb_base", 10000, 500000)),
+        ({"rotary_emb_base": 10000.5}, ("rotary_emb_base", 10000, 10000.5)),
         ({"pos_emb": "sinusoidal"}, ("pos_emb", "rotary", "sinusoidal")),
         ({"activation": "relu"}, ("activation", "gelu", "relu")),
         ({"norm": "rmsnorm"}, ("norm", "layernorm", "rmsnorm")),
@@ -95,6 +96,15 @@ def test_a_network_is_like_itself_whatever_has_no_effect_on_it(norm, pos_emb):
     if norm != "layernorm":
         other["use_bias_in_norms"] = False
     assert first_difference(network_of(**changes, **other), groups_of(**changes)) is None
+
+
+@pytest.mark.parametrize("base", [10000, 10000.0, "1e4", "10000.0"])
+def test_a_whole_base_of_rotary_positions_is_written_as_it_always_was(base):
+    groups = groups_of(rotary_emb_base=base)
+    assert json.dumps(groups["model"]["rotary_emb_base"]) == "10000"
+    assert first_difference(network_of(), groups) is None
+    groups["model"]["rotary_emb_base"] = 10000.0
+    assert first_difference(network_of(), groups) is None
 
 
 def test_a_scaling_is_like_itself_and_unlike_none():

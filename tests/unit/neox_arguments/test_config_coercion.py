@@ -51,7 +51,7 @@ def test_a_value_takes_the_type_of_its_field(value, annotation, expected):
         ("x", dict[str, Any], "a section (key: value pairs)"),
         ("gpt", CHOICES, "one of HFTokenizer, CharLevelTokenizer"),
         (True, Literal["fp16", "fp32"], "one of fp16, fp32"),
-        ("x", int | float | None, "a whole number or a number"),
+        ("x", int | float | None, "a number"),
     ],
 )
 def test_another_type_is_refused_with_the_expected_one_in_words(value, annotation, expected):
@@ -65,6 +65,8 @@ def test_another_type_is_refused_with_the_expected_one_in_words(value, annotatio
     ("value", "annotation", "expected"),
     [
         (float("inf"), float, "a finite number"),
+        (float("inf"), int | float | None, "a finite number"),
+        (10**20, int | float | None, "a number of at most 9223372036854775807"),
         (float("nan"), float | None, "a finite number"),
         (2**63, int, "a number of at most 9223372036854775807"),
         (10**400, float, "a number of at most 9223372036854775807"),

@@ -164,6 +164,12 @@ def test_a_scaling_that_cannot_be_computed_is_one_line(problem, section, expecte
             "rotary_emb_base must be above 1 with rope_",
         ),
         (
+            {"rope_scaling": YARN, "rotary_emb_base": 0.5},
+            "rotary_emb_base must be above 1 with rope_scaling: yarn, got 0.5",
+        ),
+        ({"rotary_emb_base": 0}, "rotary_emb_base must be above 0, got 0"),
+        ({"rotary_emb_base": "fast"}, "rotary_emb_base must be a number, got 'fast'"),
+        (
             {"rope_scaling": {"type": "dynamic", "factor": 2}, "rotary_pct": 0.125},
             "rope_scaling: dynamic needs at least 4 rotated dimensions per head, got 2",
         ),

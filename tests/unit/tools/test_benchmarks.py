@@ -6,9 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tools.benchmark import held_out_cost, loss_chunks, mixing_overhead, step_throughput
+from tools.benchmark import (
+    held_out_cost,
+    loss_chunks,
+    mixing_overhead,
+    packed_memory,
+    step_throughput,
+    step_turns,
+)
 from tools.benchmark.processor import processor
 from tools.benchmark.turns import interleaved_seconds
 
@@ -20,6 +28,7 @@ def costs(*, step: float = 0.5, **parts: float) -> mixing_overhead.Costs:
 
 
 BENCHMARKS = ["mixing_overhead", "held_out_cost", "loss_chunks", "generation_throughput"]
+BENCHMARKS += ["step_turns", "packed_memory"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -127,3 +136,48 @@ def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
     assert name.startswith("A Processor, AMX, AVX512-BF16, ")
     assert name.endswith(" cores")
     assert processor(cpuinfo=tmp_path / "nothing").endswith(" cores")
+
+
+SIDE = """
+def our_side(shape):
+    print("a message that is no answer")
+    return {{"step": lambda: {seconds}, "end": lambda: None}}
+"""
+
+
+def write_version(folder: Path, seconds: float) -> Path:
+    for package in ("megatron", "tools", "tools/benchmark"):
+        (folder / package).mkdir(parents=True)
+        (folder / package / "__init__.py").touch()
+    (folder / "tools/benchmark/step_throughput.py").write_text(SIDE.format(seconds=seconds))
+    return folder
+
+
+def test_two_versions_step_in_turns(tmp_path):
+    checkouts = write_version(tmp_path / "a", 0.5), write_version(tmp_path / "b", 0.75)
+    lines = step_turns.compare("14M", checkouts, steps=3).splitlines()
+    assert lines[0] == "14M: 3 turns"
+    assert lines[1].split() == ["first", "500.0", "ms", "(median),", "500.0", "ms", "(best)"]
+    assert lines[2].split()[:2] == ["second", "750.0"]
+    assert "second / first: 1.500 (median of turns, 1.500 to 1.500), 1.500 (best" in lines[3]
+
+
+def test_a_version_that_fails_ends_the_comparison(tmp_path):
+    checkouts = write_version(tmp_path / "a", 0.5), write_version(tmp_path / "b", 0.75)
+    (checkouts[1] / "tools/benchmark/step_throughput.py").write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="its process ended with 3"):
+        step_turns.compare("14M", checkouts, steps=3)
+
+
+def test_a_version_is_a_folder_or_a_commit(tmp_path):
+    assert step_turns.checkout_of(str(tmp_path), tmp_path / "other") == tmp_path
+    with pytest.raises(SystemExit, match="no-such-commit: is no folder and no commit"):
+        step_turns.checkout_of("no-such-commit", tmp_path / "other")
+
+
+def test_documents_have_the_length_that_is_asked_for(tmp_path):
+    path = tmp_path / "text.bin"
+    np.zeros(20_000, dtype=np.uint16).tofile(path)
+    packed_memory._put_ends(path, 50)
+    ends = (np.fromfile(path, dtype=np.uint16) == packed_memory.EOD).sum()
+    assert 350 < ends < 450

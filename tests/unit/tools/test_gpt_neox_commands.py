@@ -11,15 +11,7 @@ from typing import Any
 import pytest
 
 from megatron.tokenizer import DocumentError
-from tools.ckpts import (
-    convert_hf_llama_to_neox,
-    convert_hf_to_sequential,
-    convert_neox_to_mamba_ssm,
-    convert_raw_llama_weights_to_neox,
-    inspect_checkpoints,
-    merge20b,
-    upload,
-)
+from tools.ckpts.doors import DOORS
 from tools.corpora.elsewhere import ELSEWHERE
 from tools.datasets import prepare
 
@@ -30,10 +22,12 @@ REGISTRY = (
 ).split()
 """Names of GPT-NeoX's datasets, beside ``pass``."""
 
+PYTHIA, LLAMA = "convert_hf_to_sequential.py", "convert_hf_llama_to_neox.py"
 
-def answer(capsys: pytest.CaptureFixture[str], command: Any, *arguments: Any) -> str:
+
+def answer(capsys: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        command(*arguments)
+        DOORS[command](arguments)
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
@@ -66,9 +60,9 @@ def test_without_a_name_the_text_of_this_machine_is_prepared_and_that_is_told(mo
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (merge20b.main, "import_neox.py"),
-        (convert_raw_llama_weights_to_neox.main, "tools/convert_from_hf.py"),
-        (convert_neox_to_mamba_ssm.main, "Mamba"),
+        ("merge20b.py", "import_neox.py"),
+        ("convert_raw_llama_weights_to_neox.py", "tools/convert_from_hf.py"),
+        ("convert_neox_to_mamba_ssm.py", "Mamba"),
     ],
 )
 def test_commands_without_a_purpose_name_another(capsys, command, words):
@@ -76,36 +70,90 @@ def test_commands_without_a_purpose_name_another(capsys, command, words):
 
 
 def test_a_model_on_the_hub_is_to_be_downloaded(capsys):
-    arguments = ["--hf-model-name", "pythia-70m", "--output-dir", "out"]
-    line = answer(capsys, convert_hf_to_sequential.main, arguments)
-    assert "hf download EleutherAI/pythia-70m" in line
-    assert "convert_from_hf.py --input_dir pythia-70m --output_dir out" in line
-    line = answer(capsys, convert_hf_llama_to_neox.main, ["--model", "some/llama", "--tp", "2"])
-    assert "hf download some/llama" in line
+    line = answer(capsys, PYTHIA, "--hf-model-name", "pythia-70m", "--output-dir", "out")
+    assert "hf download EleutherAI/pythia-70m --local-dir pythia-70m)" in line
+    assert line.endswith("convert_from_hf.py --input_dir pythia-70m --output_dir out")
+    for name in ("some/llama", "some/llama/"):
+        line = answer(capsys, LLAMA, "--model", name)
+        assert f"hf download {name} --local-dir llama)" in line
 
 
-def test_a_downloaded_model_is_imported(capsys, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr("tools.ckpts.doors.convert_from_hf", calls.append)
-    arguments = ["--model", str(tmp_path), "--model_path", "out", "--tp", "2"]
-    convert_hf_llama_to_neox.main(arguments)
-    assert calls == [["--input_dir", str(tmp_path), "--output_dir", "out"]]
-    assert "--tp: not used" in capsys.readouterr().out
+def test_revision_cache_and_test_are_in_the_commands_that_are_shown(capsys):
+    flags = ("--hf-model-name", "pythia-70m", "--revision", "143000", "--cache-dir", "my models")
+    download = (
+        "hf download EleutherAI/pythia-70m --revision step143000 --local-dir 'my models/pythia-70m'"
+    )
+    line = answer(capsys, PYTHIA, *flags, "--test")
+    assert download in line
+    assert line.endswith("--input_dir 'my models/pythia-70m' --output_dir OUTPUT --verify")
+    line = answer(capsys, PYTHIA, *flags, "--download-only")
+    assert line == f"{PYTHIA}: --download-only: run {download}"
+
+
+@pytest.fixture
+def imports(monkeypatch) -> list[list[str]]:
+    calls: list[list[str]] = []
+    monkeypatch.setattr("tools.convert_from_hf.main", calls.append)
+    return calls
+
+
+def test_a_downloaded_model_is_imported(capsys, tmp_path, imports):
+    folder = str(tmp_path)
+    assert DOORS[LLAMA](["--model", folder, "--model_path", "out", "--tp", "2"]) == 0
+    assert "--tp: not needed; a checkpoint loads on any layout" in capsys.readouterr().out
+    assert DOORS[PYTHIA](["--hf-model-name", folder, "--output-dir", "out", "--test"]) == 0
+    command = ["--input_dir", folder, "--output_dir", "out"]
+    assert imports == [command, [*command, "--verify"]]
+
+
+def test_each_flag_that_changes_nothing_has_its_own_reason(capsys, tmp_path, imports):
+    flags = {
+        "--revision": ("143000", "whatever revision"),
+        "--cache-dir": ("models", "nothing is downloaded"),
+        "--config": ("70M.yml", "config.json has the network"),
+        "--ckpt-tmp-dir": ("tmp", "no checkpoint is written twice"),
+    }
+    words = [word for flag, (value, _) in flags.items() for word in (flag, value)]
+    DOORS[PYTHIA](["--hf-model-name", str(tmp_path), "--output-dir", "out", *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(flags)
+    for flag, (_, reason) in flags.items():
+        assert [reason in line for line in lines if f"{flag}: not needed" in line] == [True], flag
+
+
+def test_a_folder_is_not_downloaded_and_needs_an_output(capsys, tmp_path, imports):
+    line = answer(capsys, PYTHIA, "--hf-model-name", str(tmp_path), "--download-only")
+    assert "nothing has to be downloaded" in line
+    assert "--output-dir" in answer(capsys, PYTHIA, "--hf-model-name", str(tmp_path))
+    assert "--model_path" in answer(capsys, LLAMA, "--model", str(tmp_path))
+    assert imports == []
 
 
 def test_gpt_neox_form_of_an_upload_is_translated(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    line = answer(capsys, upload.main, [str(tmp_path), "me/model", "other"])
-    assert "'other'" in line
-    upload.main([str(tmp_path), "--repo_id", "me/model", "--dry_run"])
+    assert "'other'" in answer(capsys, "upload.py", str(tmp_path), "me/model", "other")
+    DOORS["upload.py"]([str(tmp_path), "--repo_id", "me/model", "--dry_run"])
     assert "nothing is uploaded" in capsys.readouterr().out
 
 
-def test_what_cannot_be_inspected_is_refused(capsys, tmp_path):
-    assert "--interactive" in answer(capsys, inspect_checkpoints.main, ["x", "-i"])
-    assert "two folders" in answer(capsys, inspect_checkpoints.main, ["x", "--compare"])
-    assert inspect_checkpoints.main([str(tmp_path / "missing")]) == 2
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["x", "-i"], "--interactive"),
+        (["x", "--attributes"], "--attributes"),
+        (["x", "--attributes", "module"], "--attributes"),
+        (["x", "--compare"], "two folders"),
+        (["x,", "--compare"], "two folders"),
+        (["x", "--diff"], "--compare"),
+    ],
+)
+def test_what_cannot_be_inspected_is_refused(capsys, words, part):
+    assert part in answer(capsys, "inspect_checkpoints.py", *words)
+
+
+def test_the_code_of_an_inspection_is_returned(tmp_path):
+    assert DOORS["inspect_checkpoints.py"]([str(tmp_path / "missing")]) == 2
 
 
 @pytest.mark.parametrize("name", ["merge20b", "convert_hf_to_sequential", "upload"])
@@ -120,6 +168,12 @@ def test_a_command_starts_as_a_file(name):
     )
     assert done.returncode == (2 if name == "merge20b" else 0), done.stderr
     assert "Traceback" not in done.stderr
+    assert f"{name}.py" in done.stdout + done.stderr
+
+
+def test_each_file_is_a_door_that_works():
+    files = {path.name for path in (ROOT / "tools/ckpts").glob("*.py")}
+    assert files == {*DOORS, "__init__.py", "doors.py", "convert_neox_to_hf.py"}
 
 
 def test_nothing_has_to_be_built():

@@ -90,7 +90,7 @@ NETWORKS: dict[str, Network] = {
             },
         },
     ),
-    "mistral": Network("mistral", {**_LLAMA, "head_dim": 12, "rotary_emb_base": 1000000}),
+    "mistral": Network("mistral", {**_LLAMA, "head_dim": 12, "rotary_emb_base": 7777.25}),
     "mistral, windows": Network("mistral", {**_LLAMA, "sliding_window_width": 6}),
     "qwen2": Network(
         "qwen2",
