@@ -28,6 +28,7 @@ __all__ = [
     "is_cpu",
     "keep_freed_memory",
     "name",
+    "pinned",
     "prepare_environment",
     "rng_state",
     "seed_everything",
@@ -113,6 +114,14 @@ def supports(precision: str) -> bool:
     if precision == "fp16":
         return not is_cpu() and bool(_accelerator().is_fp16_supported())
     return bool(_accelerator().is_bf16_supported())
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy in page-locked memory, from which a GPU copies while it computes.
+
+    On a CPU, where nothing is copied, returns the tensor itself.
+    """
+    return tensor if is_cpu() else tensor.pin_memory()
 
 
 def keep_freed_memory() -> None:
