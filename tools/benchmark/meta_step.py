@@ -29,7 +29,7 @@ from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.neox_arguments import RunConfig
 from megatron.sizing.model_shape import model_shape
 
-__all__ = ["MetaStep", "Roles", "meta_kernels", "zipf_batch"]
+__all__ = ["MetaStep", "Roles", "meta_batch", "meta_kernels", "zipf_batch"]
 
 META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
@@ -90,6 +90,19 @@ def zipf_batch(
             )
         )
     return tuple(made)
+
+
+def meta_batch(config: RunConfig) -> Batch:
+    """A micro-batch that is on ``meta`` already, however large it is."""
+    rows, length = config.batch.micro_batch_size, config.data.seq_length
+    tokens = torch.empty(rows, length, dtype=torch.int64, device=META)
+    return Batch(
+        tokens=tokens,
+        labels=torch.empty_like(tokens),
+        loss_mask=torch.empty(rows, length, device=META),
+        domain_ids=torch.empty(rows, dtype=torch.int64, device=META),
+        document_offsets=torch.empty_like(tokens) if config.model.tells_documents else None,
+    )
 
 
 class MetaStep:
