@@ -36,6 +36,7 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
+from megatron.hooks.profile import profile_hooks
 from megatron.hooks.statistics import statistics_hooks
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
@@ -44,6 +45,7 @@ from megatron.reporting.run_logger import RunLogger
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import stop_requested
 from megatron.sizing.flops import model_flops_per_token
+from megatron.sizing.gpus import peak_flops
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import MixtureController, Signal
 
@@ -241,6 +243,7 @@ def pretrain(config: RunConfig) -> TrainState:
         train_iters=config.schedule.train_iters,
         flops_per_token=model_flops_per_token(config, vocab_size=tokenizer.vocab_size),
         device_kind=accelerator.label(),
+        peak_flops=peak_flops(config, accelerator.device_name()),
     )
     try:
         logger.say("opening the data")
@@ -280,6 +283,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
         *statistics_hooks(runner, config, logger),
+        *profile_hooks(config, dist.get_rank(), logger.say),
         saving,  # before hooks that take long or may fail
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured

@@ -24,6 +24,7 @@ __all__ = [
     "backend",
     "device",
     "device_count",
+    "device_name",
     "flush_subnormals",
     "is_cpu",
     "keep_freed_memory",
@@ -70,6 +71,15 @@ def label() -> str:
     """Returns what a rank computes on, for messages: ``GPU``, ``CPU process``, ``XPU`` ..."""
     kind = name()
     return {"cuda": "GPU", "cpu": "CPU process"}.get(kind, kind.upper())
+
+
+def device_name() -> str:
+    """Returns the model of the device as its driver reports it; ``cpu`` on a CPU."""
+    if name() != "cuda":
+        return name()
+    import torch
+
+    return torch.cuda.get_device_name(device())
 
 
 def is_cpu() -> bool:
