@@ -50,29 +50,61 @@ class Shape:
 SHAPES = {"14M": Shape(6, 128, 4), "70M": Shape(6, 512, 8)}
 
 
-def our_step(shape: Shape, folder: Path):
-    """Returns a function that runs one iteration of the project's training loop."""
-    from megatron.training import train
+@dataclass(frozen=True)
+class Job:
+    """What a loop trains on, and how."""
+
+    batch: int = BATCH
+    seq_length: int = SEQ_LENGTH
+    vocab_size: int = VOCAB_SIZE
+    device: str = "cpu"
+    precision: str = "fp32"
+    """fp32, or bfloat16: ours keeps float32 master weights, theirs computes under autocast."""
+    compiled: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.seq_length
+
+
+def settings_of(shape: Shape, job: Job) -> dict[str, Any]:
+    """The keys of our configuration for a shape."""
+    return {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "seq_length": job.seq_length,
+        "max_position_embeddings": job.seq_length,
+        "pos_emb": "rotary",
+        "rotary_pct": 0.25,
+        "gpt_j_residual": True,
+        "no_weight_tying": True,
+        "train_batch_size": job.batch,
+        "train_micro_batch_size_per_gpu": job.batch,
+        "precision": job.precision,
+        "torch_compile": job.compiled,
+    }
+
+
+def our_run(shape: Shape, folder: Path, job: Job | None = None) -> Any:
+    """The project's training run of a shape, with data in ``folder``."""
     from tools.benchmark.synthetic_run import make_run
 
-    run = make_run(
-        folder,
-        vocab_size=VOCAB_SIZE,
-        num_domains=10,
-        settings={
-            "num_layers": shape.num_layers,
-            "hidden_size": shape.hidden_size,
-            "num_attention_heads": shape.num_attention_heads,
-            "seq_length": SEQ_LENGTH,
-            "max_position_embeddings": SEQ_LENGTH,
-            "pos_emb": "rotary",
-            "rotary_pct": 0.25,
-            "gpt_j_residual": True,
-            "no_weight_tying": True,
-            "train_batch_size": BATCH,
-            "train_micro_batch_size_per_gpu": BATCH,
-        },
-    )
+    job = job or Job()
+    settings = settings_of(shape, job)
+    return make_run(folder, vocab_size=job.vocab_size, num_domains=10, settings=settings)
+
+
+def our_step(shape: Shape, folder: Path):
+    """Returns a function that runs one iteration of the project's training loop."""
+    return step_of(our_run(shape, folder))
+
+
+def step_of(run: Any) -> Callable[[], None]:
+    """Returns a function that runs one iteration of a run."""
+    from megatron.training import train
+
     arguments = run.loop_arguments()
 
     def step() -> None:
@@ -81,34 +113,38 @@ def our_step(shape: Shape, folder: Path):
     return step
 
 
-def their_step(shape: Shape):
+def their_step(shape: Shape, job: Job | None = None):
     """Returns a function that runs one step of a plain loop over transformers' model."""
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_attention_heads,
-            intermediate_size=4 * shape.hidden_size,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.25,
-            },
-            max_position_embeddings=SEQ_LENGTH,
-            use_parallel_residual=True,
-            attention_dropout=0.0,
-            hidden_dropout=0.0,
-        )
-    ).train()
+    job = job or Job()
+    config = GPTNeoXConfig(
+        vocab_size=job.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=4 * shape.hidden_size,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        max_position_embeddings=job.seq_length,
+        use_parallel_residual=True,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+    )
+    model = GPTNeoXForCausalLM(config).train().to(job.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    tokens = torch.randint(0, VOCAB_SIZE, (BATCH, SEQ_LENGTH))
+    tokens = torch.randint(0, job.vocab_size, (job.batch, job.seq_length), device=job.device)
+    forward = torch.compile(model, dynamic=False) if job.compiled else model
+    is_mixed = job.precision == "bfloat16"
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        with torch.autocast(job.device, torch.bfloat16, enabled=is_mixed):
+            loss = forward(input_ids=tokens, labels=tokens).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
