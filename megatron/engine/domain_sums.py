@@ -55,7 +55,7 @@ class DomainSums(Generic[Numbers]):
         fields: dict[str, Tensor] = vars(self)
         along = torch.from_numpy(np.array(own, dtype=np.float64))
         packed = torch.cat([*fields.values(), along.to(self.total.device, non_blocking=True)])
-        beside = [number.detach().double().view(1) for number in same]
+        beside: list[Tensor] = [number.detach().double().view(1) for number in same]
         numbers, first = torch.cat([all_reduce_sum(packed), *beside]).cpu().numpy(), 0
         reduced = {}
         for name, field in fields.items():
