@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron.checkpoint.foreign import neox_checkpoint_names
 from megatron.checkpoint.format import checkpoint_steps
@@ -35,6 +36,7 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
+from megatron.hooks.profile import profile_hooks
 from megatron.hooks.statistics import statistics_hooks
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
@@ -43,6 +45,7 @@ from megatron.reporting.run_logger import RunLogger
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import stop_requested
 from megatron.sizing.flops import model_flops_per_token
+from megatron.sizing.gpus import peak_flops
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import MixtureController, Signal
 
@@ -88,14 +91,14 @@ def train(
         draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
         runner.set_learning_rate(learning_rate := learning_rate_of(state.applied_steps))
         result = runner.train_step(source.batches(draw))
-        signal, lm_loss, state.stop = reduce_step(result, mixture)  # one all-reduce
+        signal, lm_loss, grad_norm, state.stop = reduce_step(result, mixture)  # one all-reduce
         clock, before = time.perf_counter(), clock
         report = StepReport(
             draw=draw,
             weights=mixture.weights,  # from the losses of earlier steps
             signal=signal,
             lm_loss=lm_loss,
-            grad_norm=None if result.grad_norm is None else float(result.grad_norm),
+            grad_norm=grad_norm,
             learning_rate=learning_rate,
             loss_scale=runner.loss_scale,
             skipped=result.skipped,
@@ -120,10 +123,13 @@ def before_step(hooks: Sequence[Hook], step: int) -> float:
     return time.perf_counter()
 
 
-def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal, float, bool]:
-    """Sums a step's losses over all ranks: per-domain signal, mean loss, and whether to stop.
+def reduce_step(
+    result: StepResult, mixture: MixtureController
+) -> tuple[Signal, float, float | None, bool]:
+    """Sums a step's losses over all ranks, and reads the result: the only wait for the device.
 
-    The mean is over all tokens of the global batch that count.
+    Returns the per-domain signal, the mean loss over all tokens of the global batch that count, the
+    gradient norm, and whether to stop.
 
     A request to stop (some rank got SIGTERM) is sent in the same vector, so that all ranks leave
     the loop after the same step. So is a fingerprint of the mixture, which must be the same on
@@ -132,15 +138,18 @@ def reduce_step(result: StepResult, mixture: MixtureController) -> tuple[Signal,
     Raises:
         RuntimeError: On every rank, if weights or cursors differ between ranks.
     """
-    fingerprint = mixture.fingerprint()
-    sums, (num_stopping, fingerprints) = result.sums.all_reduce(stop_requested(), fingerprint)
+    fingerprint, norm = mixture.fingerprint(), result.grad_norm
+    sums, (num_stopping, fingerprints, *read) = result.sums.all_reduce(
+        stop_requested(), fingerprint, same=[norm] if isinstance(norm, Tensor) else []
+    )
+    grad_norm = float(read[0]) if read else None if norm is None else float(norm)
     if fingerprints != fingerprint * dist.get_world_size():
         raise RuntimeError(
             f"rank {dist.get_rank()}: weights or cursors of the mixture differ between ranks; "
             "the checkpoints before this step are sound: continue from the newest one"
         )
     signal, _ = sums.signal().drop_nonfinite()
-    return signal, sums.mean_loss(), bool(num_stopping)
+    return signal, sums.mean_loss(), grad_norm, bool(num_stopping)
 
 
 def require_finite(
@@ -234,6 +243,7 @@ def pretrain(config: RunConfig) -> TrainState:
         train_iters=config.schedule.train_iters,
         flops_per_token=model_flops_per_token(config, vocab_size=tokenizer.vocab_size),
         device_kind=accelerator.label(),
+        peak_flops=peak_flops(config, accelerator.device_name()),
     )
     try:
         logger.say("opening the data")
@@ -245,8 +255,7 @@ def pretrain(config: RunConfig) -> TrainState:
 
 
 def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
-    tasks = tasks_of_training(config)
-    topology = make_topology(config)
+    tasks, topology = tasks_of_training(config), make_topology(config)
     ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
     source, mixture = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
@@ -273,6 +282,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
         *statistics_hooks(runner, config, logger),
+        *profile_hooks(config, dist.get_rank(), logger.say),
         saving,  # before hooks that take long or may fail
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured

@@ -1,7 +1,7 @@
 """The input of a model: a micro-batch of tokens, labels, mask and domains."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """Returns the batch on another device."""
-        moved = {
-            name: tensor.to(device, non_blocking=non_blocking)
-            for name, tensor in vars(self).items()
-            if tensor is not None
-        }
-        return Batch(**moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """Returns a batch with ``change`` applied to each tensor."""
+        tensors = vars(self).items()
+        return Batch(**{name: change(tensor) for name, tensor in tensors if tensor is not None})
 
 
 def make_batch(

@@ -27,6 +27,7 @@ from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunn
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import is_same_path
+from megatron.model.compiling import compile_model, compiler_problem
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.pipeline_model import GPT2PipelineModel
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME, fill_with_embeddings, freeze_all_but_prompt
@@ -34,6 +35,7 @@ from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
 from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
 from megatron.neox_arguments.deepspeed_json import missing_monitor_problem, passed_sections
+from megatron.neox_arguments.rules.compilation import compilation_obstacles
 from megatron.runtime import accelerator
 from megatron.runtime.initialize import set_timeout_on_all_groups
 from megatron.sizing.model_shape import ModelShape, model_shape
@@ -196,6 +198,7 @@ def build_runner(
         )
         if absent:
             _begin_prompt(model, config, tokenizer, say)
+    compile_if_wanted(model, config, say)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -213,6 +216,28 @@ def build_runner(
     if folder is None:
         return LoadedRun(runner, TrainState())
     return _continue_from(config, runner, folder, say, absent=absent)
+
+
+def compile_if_wanted(model: GPT2Model | GPT2PipelineModel, config: RunConfig, say: Say) -> None:
+    """Makes blocks and loss run compiled, as ``torch_compile`` asks.
+
+    Raises:
+        ConfigError: If it is true, and this machine cannot compile.
+    """
+    wanted = config.launch.torch_compile
+    if not wanted or (wanted == "auto" and accelerator.is_cpu()):
+        return
+    parts = config.layout, config.model, config.logging.flops_profiler
+    obstacles = compilation_obstacles(*parts)
+    problem = compiler_problem(accelerator.name())
+    if wanted == "auto" and (obstacles or problem):
+        reason = f"it does not work with {', '.join(obstacles)}" if obstacles else problem
+        say(f"torch_compile: nothing is compiled: {reason}")
+        return
+    if problem:
+        raise ConfigError(f"torch_compile: {problem}, or set torch_compile to false")
+    compile_model(model, output=model.output_layer)
+    say("torch_compile: the first iteration compiles the blocks and the loss, and takes longer")
 
 
 def _begin_prompt(

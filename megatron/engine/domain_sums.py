@@ -6,6 +6,7 @@ add a field to `DomainSums` and fill it in `DomainLossRecorder.sums`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -37,19 +38,25 @@ class DomainSums(Generic[Numbers]):
     total: Numbers
     """Sum of the losses and number of tokens of all domains, shape (2,)."""
 
-    def all_reduce(self: DomainSums[Tensor], *own: float) -> tuple[DomainSums[np.ndarray], Any]:
+    def all_reduce(
+        self: DomainSums[Tensor], *own: float, same: Sequence[Tensor] = ()
+    ) -> tuple[DomainSums[np.ndarray], Any]:
         """Adds up all fields over the ranks: one collective, and the only wait of a step.
 
         Args:
             own: Other numbers of this rank, summed in the same collective.
+            same: Numbers on the device that all ranks have alike, shape () each. They are not
+                summed, only read together with the sums.
 
         Returns:
-            The sums over all ranks, on the host, and an array with the sums of ``own``.
+            The sums over all ranks, on the host, and an array with the sums of ``own``, then
+            ``same``.
         """
         fields: dict[str, Tensor] = vars(self)
-        along = torch.from_numpy(np.array(own, dtype=np.float64)).to(self.total.device)
-        packed = torch.cat([*fields.values(), along])
-        numbers, first = all_reduce_sum(packed).cpu().numpy(), 0
+        along = torch.from_numpy(np.array(own, dtype=np.float64))
+        packed = torch.cat([*fields.values(), along.to(self.total.device, non_blocking=True)])
+        beside: list[Tensor] = [number.detach().double().view(1) for number in same]
+        numbers, first = torch.cat([all_reduce_sum(packed), *beside]).cpu().numpy(), 0
         reduced = {}
         for name, field in fields.items():
             reduced[name] = numbers[first : first + len(field)]

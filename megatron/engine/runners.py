@@ -33,6 +33,7 @@ __all__ = [
     "StepRunner",
     "any_rank_asked_to_stop",
     "count_parameters",
+    "forward_and_record",
 ]
 
 
@@ -131,8 +132,8 @@ class StepRunner(ABC):
         All ranks of a replica count the same samples, which does not change the mean.
         """
         tokens = sum(float(batch.loss_mask.sum()) for batch in batches)
-        counts = torch.tensor([tokens, len(batches)], dtype=torch.float64, device=self.device)
-        tokens_of_all, batches_of_all = all_reduce_sum(counts)
+        counts = torch.tensor([tokens, len(batches)], dtype=torch.float64)
+        tokens_of_all, batches_of_all = all_reduce_sum(counts.to(self.device, non_blocking=True))
         output = self.engine.module.output_layer
         if output is not None:
             output.mean_tokens = (tokens_of_all.clamp_min(1.0) / batches_of_all).float()
@@ -155,13 +156,13 @@ class DataParallelRunner(StepRunner):
 
     def _run(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         for batch in batches:
-            loss = _forward(self.engine, batch, recorder, runner=self)
+            loss = forward_and_record(self.engine, batch, recorder, runner=self)
             self.engine.backward(loss)
             self.engine.step()
 
     def _forward_only(self, batches: Iterator[Batch], recorder: DomainLossRecorder) -> None:
         for batch in batches:
-            _forward(self.engine, batch, recorder, runner=self)
+            forward_and_record(self.engine, batch, recorder, runner=self)
 
 
 class PipelineRunner(StepRunner):
@@ -201,10 +202,10 @@ class InferenceRunner:
     def evaluate(self, batches: Iterable[Batch], recorder: DomainLossRecorder) -> None:
         """See `Evaluator`."""
         for batch in batches:
-            _forward(self.model, batch, recorder, runner=self)
+            forward_and_record(self.model, batch, recorder, runner=self)
 
 
-def _forward(
+def forward_and_record(
     model: Callable[..., tuple[Tensor, Tensor]],
     batch: Batch,
     recorder: DomainLossRecorder,
@@ -212,7 +213,8 @@ def _forward(
     runner: Evaluator,
 ) -> Tensor:
     """Mean loss of a micro-batch; one rank of a tensor group records the losses of its tokens."""
-    moved = batch.to(runner.device, non_blocking=True)
+    # from ordinary memory a copy would wait for the micro-batches that the device still computes
+    moved = batch.map(accelerator.pinned).to(runner.device, non_blocking=True)
     offsets = () if moved.document_offsets is None else (moved.document_offsets,)
     loss, nll = model(moved.tokens, moved.labels, moved.loss_mask, *offsets)
     if runner.topology.model_rank == 0:

@@ -18,7 +18,7 @@ from megatron.model.forward_context import ForwardContext, make_context
 from megatron.model.init_functions import init_methods
 from megatron.model.key_value_cache import KeyValueCache
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
-from megatron.model.positional_embeddings import RotaryTable, rotate_
+from megatron.model.positional_embeddings import RotaryTable, rotate_, rotated
 from megatron.model.query_key_norm import make_head_norm, make_neox_norm
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
@@ -93,11 +93,19 @@ class SelfAttention(nn.Module):
         batch, length = fused.shape[:2]
         if self.qk_norm != "none":
             fused = self._normalize(fused)
-        if context is None:
-            context = make_context(self.rotary, length, like=fused, is_whole=True)
+        context = self.context_of_pass(context, length, like=fused)
         if context.angles is not None:
-            fused = rotate_(fused, context.angles)
+            rotate = rotated if torch.compiler.is_compiling() else rotate_
+            fused = rotate(fused, context.angles)
         return self.dense(self._attend(fused, context, cache).reshape(batch, length, -1))
+
+    def context_of_pass(
+        self, given: ForwardContext | None, length: int, *, like: Tensor
+    ) -> ForwardContext:
+        """The context of a pass over ``length`` positions, if none is ``given``."""
+        if given is not None:
+            return given
+        return make_context(self.rotary, length, like=like, is_whole=True)
 
     def _project(self, hidden: Tensor) -> Tensor:
         """(b, s, h) -> (b, s, g, r + 2, d)."""

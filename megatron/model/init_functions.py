@@ -98,10 +98,12 @@ def init_methods(config: ModelShape) -> tuple[InitMethod, InitMethod]:
 def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> None:
     """Fills every parameter of ``module`` from (seed, name).
 
-    Its `ParameterSpec` define how a parameter is filled.
+    Its `ParameterSpec` define how a parameter is filled. On ``meta`` there is nothing to fill.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
+            if parameter.is_meta:
+                continue
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             spec = spec_of(parameter)

@@ -10,6 +10,7 @@ Shapes: n tokens, h hidden size, v tokens of the vocabulary on this rank, c toke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,16 @@ from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing import loss_chunks
 
 __all__ = [
+    "ChunkTerms",
     "VocabularyPart",
+    "chunk_terms",
     "chunked_cross_entropy",
     "token_losses",
     "upcast",
 ]
+
+ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""See `chunk_terms`."""
 
 _SMALLEST_LIKELIHOOD = 1e-30
 """Below it, float32 probabilities lose digits, so the loss is computed from the logits."""
@@ -55,6 +61,7 @@ def chunked_cross_entropy(
     *,
     part: VocabularyPart,
     z_loss: float = 0.0,
+    terms: ChunkTerms | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross entropy of ``hidden @ weight.T`` against ``labels``.
 
@@ -67,12 +74,14 @@ def chunked_cross_entropy(
         part: The tokens to which the rows of ``weight`` belong.
         z_loss: Adds ``z_loss * logsumexp(logits)^2`` per token (Chowdhery et al. 2022,
             arXiv:2204.02311), with the same token weights.
+        terms: `chunk_terms`, compiled; None computes operation by operation, in place. Only for a
+            group of one.
 
     Returns:
         The scalar loss, and the negative log-likelihoods (n,) in nats without z-loss, float32
         (float64 for float64 input), not differentiable; the same on all ranks of the group.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, token_weight, part, z_loss)
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, token_weight, part, z_loss, terms)
 
 
 @torch.no_grad()
@@ -86,7 +95,7 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, token_weight, part, z_loss):
+    def forward(ctx, hidden, weight, labels, token_weight, part, z_loss, terms):
         size = loss_chunks.chunk_tokens(weight.shape[0])
         valid = weight[: part.size]
         accumulator = _upcast_dtype(hidden.dtype)
@@ -98,21 +107,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             chunk, chunk_weight = hidden[rows], token_weight[rows].to(accumulator)
-            logits = upcast(chunk @ valid.t())
-            probabilities, chosen, nll[rows] = _softmax(logits, chunk, valid, labels[rows], part)
+            own_labels = labels[rows]
+            if terms is None:
+                found = _terms_in_place(chunk, valid, own_labels, part, z_loss)
+            else:
+                found = terms(chunk @ valid.t(), own_labels, z_loss)
+            nll[rows], log_normalizer, grad_logits = found
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
-                log_normalizer = chosen + nll[rows]
                 loss += z_loss * torch.dot(log_normalizer.square(), chunk_weight)
-                probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
             # d loss / d logits without the token's weight, by which the smaller operand is scaled
-            grad_logits = _subtract_one_hot(probabilities, labels[rows], part).to(hidden.dtype)
             scale = chunk_weight[:, None].to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mul(grad_logits @ valid, scale, out=grad_hidden[rows])
             if wants_weight:
                 grad_weight = _add_product(grad_weight, grad_logits, chunk * scale)
-            del logits, probabilities, grad_logits  # the next chunk uses the same memory
+            del found, grad_logits  # the next chunk uses the same memory
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_like = (weight.shape, weight.dtype)
         ctx.mark_non_differentiable(nll)
@@ -129,12 +139,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_valid is not None:
             shape, dtype = ctx.weight_like
             if is_one and grad_valid.shape == shape and grad_valid.dtype == dtype:
-                return grad_hidden, grad_valid, None, None, None, None
+                return grad_hidden, grad_valid, None, None, None, None, None
             grad_weight = torch.empty(shape, dtype=dtype, device=grad_valid.device)
             num_valid = grad_valid.shape[0]
             torch.mul(grad_valid, scale, out=grad_weight[:num_valid])
             grad_weight[num_valid:].zero_()
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _terms_in_place(
+    chunk: Tensor, valid: Tensor, labels: Tensor, part: VocabularyPart, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `chunk_terms` for the logits ``chunk @ valid.T``, in one large buffer."""
+    logits = upcast(chunk @ valid.t())
+    probabilities, chosen, nll = _softmax(logits, chunk, valid, labels, part)
+    log_normalizer = chosen + nll
+    if z_loss:
+        probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
+    grad_logits = _subtract_one_hot(probabilities, labels, part).to(chunk.dtype)
+    return nll, log_normalizer, grad_logits
+
+
+def chunk_terms(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of tokens, log-normalisers (c,), and the gradient of the logits in their dtype.
+
+    Without changes in place, a compiler makes two passes of it: the sums of each row, and the
+    gradient. The logits are read twice and written once, in the precision of the product.
+
+    Args:
+        logits: (c, v).
+        labels: (c,) int64, below v.
+        z_loss: As for `chunked_cross_entropy`.
+    """
+    exact = upcast(logits)
+    log_normalizer = exact.logsumexp(dim=1)
+    nll = log_normalizer - exact.gather(1, labels[:, None]).squeeze(1)
+    gradient = (exact - log_normalizer[:, None]).exp()
+    if z_loss:
+        gradient = gradient * (1.0 + 2.0 * z_loss * log_normalizer)[:, None]
+    places = torch.arange(logits.shape[1], device=logits.device)
+    gradient = gradient - (places == labels[:, None]).to(gradient.dtype)
+    return nll, log_normalizer, gradient.to(logits.dtype)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.model.loss import chunked_cross_entropy, token_losses
+from megatron.model.loss import ChunkTerms, chunked_cross_entropy, token_losses
 from megatron.model.norms import make_norm
 from megatron.model.scoring import score_targets
 from megatron.model.word_embeddings import VocabularyTable
@@ -50,6 +50,8 @@ class OutputLayer(nn.Module):
         self.mean_tokens: Tensor | None = None
         """Divisor of sums of losses, shape (): the mean number of tokens that count, per
         micro-batch of the global batch. None if all micro-batches have the same number."""
+        self.compiled: ChunkTerms | None = None
+        """`chunk_terms`, compiled; see `megatron.model.compiling`."""
         self._tied = () if tied is None else (tied,)  # a tuple, so not registered twice
         if tied is None:
             self.final_linear = VocabularyTable(config, tp)
@@ -80,7 +82,10 @@ class OutputLayer(nn.Module):
             nll = token_losses(flat, weight, flat_labels, part)
             return torch.dot(nll, token_weight.to(nll.dtype)), nll.view_as(labels)
         loss, nll = chunked_cross_entropy(
-            flat, weight, flat_labels, token_weight, part=part, z_loss=self.config.z_loss
+            *(flat, weight, flat_labels, token_weight),
+            part=part,
+            z_loss=self.config.z_loss,
+            terms=self.compiled,
         )
         return loss, nll.view_as(labels)
 

@@ -14,7 +14,7 @@ from megatron.model.rope_scaling import attention_factor, inverse_frequencies
 from megatron.neox_arguments.sections.model import RopeScaling
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["RotaryTable", "make_rotary", "rotate_", "sinusoidal_positions"]
+__all__ = ["RotaryTable", "make_rotary", "rotate_", "rotated", "sinusoidal_positions"]
 
 
 class RotaryTable:
@@ -103,6 +103,16 @@ def rotate_(features: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         return _RotateInPlace.apply(features, *angles)
     _rotate_(features, *angles)
     return features
+
+
+def rotated(features: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """As `rotate_`, in a new tensor: a compiler makes one kernel of it, with its neighbours."""
+    cos, sin = angles
+    size = cos.shape[-1]
+    exact = features[..., :-1, :size].to(cos.dtype)
+    turned = torch.addcmul(exact * cos, exact.roll(size // 2, dims=-1), sin).to(features.dtype)
+    queries_and_keys = torch.cat((turned, features[..., :-1, size:]), dim=-1)
+    return torch.cat((queries_and_keys, features[..., -1:, :]), dim=3)
 
 
 class _RotateInPlace(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +17,9 @@ from megatron.model.positional_embeddings import RotaryTable
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["TransformerLayer"]
+__all__ = ["CompiledBlock", "TransformerLayer"]
+
+CompiledBlock = Callable[["TransformerLayer", Tensor, tuple[Tensor, Tensor] | None], Tensor]
 
 
 class TransformerLayer(nn.Module):
@@ -38,6 +42,8 @@ class TransformerLayer(nn.Module):
         self.is_parallel = config.gpt_j_residual
         self.is_tied = config.gpt_j_residual and config.gpt_j_tied
         self.dropout = config.hidden_dropout
+        self.compiled: CompiledBlock | None = None
+        """A training pass from hidden states and angles; see `megatron.model.compiling`."""
         self.input_layernorm = make_norm(config, tp)
         self.attention = SelfAttention(config, rotary, tp, span)
         if not self.is_tied:
@@ -51,6 +57,18 @@ class TransformerLayer(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """``context`` and ``cache`` are passed to `SelfAttention.forward`."""
+        if self.compiled is None or not self.training or cache is not None:
+            return self.compute(hidden, context, cache)
+        context = self.attention.context_of_pass(context, hidden.shape[1], like=hidden)
+        return self.compiled(self, hidden, context.angles)
+
+    def compute(
+        self,
+        hidden: Tensor,
+        context: ForwardContext | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """`forward`, operation by operation."""
         normed = self.input_layernorm(hidden)
         attention = self.attention(normed, context, cache)
         if self.is_parallel:

@@ -11,6 +11,7 @@ from .fields import field_table
 from .neox_args import NeoXArgs, typed_values
 from .purpose import Purpose, is_training_script, purpose_of
 from .rules import Draft
+from .rules.compilation import check_compilation
 from .rules.data import resolve_data, resolve_mixing
 from .rules.deepspeed import check_deepspeed
 from .rules.epochs import count_iterations
@@ -122,6 +123,7 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
         mixing = resolve_mixing(draft, data, batch)
         saving = resolve_saving(draft)
         logging = resolve_logging(draft, saving.save_path)
+        check_compilation(draft, layout, model)
     check_layout(draft, layout, model, batch.gradient_accumulation_steps)
     return RunConfig(
         model=model,

@@ -148,11 +148,6 @@ refused: a running program's object cannot be written in a file
     {comet_experiment,tensorboard_writer,adlr_autoresume_object}:any
 refused by all: a running program's object cannot be written in a file
     tokenizer:any
-refused: the share of the peak is not reported in this version
-    peak_theoretical_tflops:float
-no effect: profiling is not part of this version
-    memory_profiling=False memory_profiling_path:text profile=False
-    profile_step_start=10 profile_step_stop=12
 no effect: bits per byte are reported instead
     char_level_ppl=False
 no effect: rank 0 logs metrics of all processes

@@ -30,6 +30,8 @@ class TrainRecord:
     """Loss scale; None unless the precision is fp16."""
     tokens_per_second: float
     """Tokens trained on since the start of the run, over all ranks."""
+    mfu: float | None = None
+    """Model FLOPS as a share of the device's peak; None, and not logged, if the peak is unknown."""
     seconds: float
     """Wall time per iteration, mean since the last record."""
     step_seconds: float
@@ -56,8 +58,12 @@ class TrainRecord:
     nan_iterations: int = field(default=0, metadata=_NOT_IN_THE_LOG)
 
     def event(self) -> dict[str, Any]:
-        """The line of the run log; without ``rewards`` if the mixer has no estimate."""
+        """The line of the run log; without ``rewards`` if the mixer has no estimate, and without
+        ``mfu`` if the peak is unknown.
+        """
         numbers = {name: getattr(self, name) for name in _LOGGED}
+        if self.mfu is None:
+            del numbers["mfu"]
         if not self.rewards:
             del numbers["rewards"]
         return {"event": "train", **numbers}
@@ -74,6 +80,7 @@ CURVES = {
     "consumed_tokens": "train/consumed_tokens",
     "samples_per_second": "runtime/samples_per_sec",
     "tokens_per_second": "runtime/tokens_per_sec",
+    "mfu": "runtime/mfu",
     "seconds": "runtime/iteration_time",
     "losses": "train/loss",
     "iterations": "train/iterations",

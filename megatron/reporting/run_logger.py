@@ -44,6 +44,7 @@ class RunLogger:
         train_iters: int | None = None,
         flops_per_token: float | None = None,
         device_kind: str = "GPU",
+        peak_flops: float | None = None,
         console: ConsoleWriter | None = None,
         keeps_log: bool = True,
     ) -> None:
@@ -55,6 +56,7 @@ class RunLogger:
             train_iters: Last iteration, for the console's ``n/N`` and the remaining time.
             flops_per_token: From ``megatron.sizing.flops``; without it no FLOPS are logged.
             device_kind: Kind of device that a rank computes on, for the console.
+            peak_flops: Peak operations per second of a device; without it no MFU is logged.
             console: Stream to print to instead of standard output.
             keeps_log: False only prints; for programs that use a run but are not one.
 
@@ -66,6 +68,7 @@ class RunLogger:
         self._train_iters = train_iters
         self._flops_per_token = flops_per_token
         self._device_kind = device_kind
+        self._peak_flops = peak_flops
         self._console = console or ConsoleWriter()
         self._console.on_failure = self._note_silent_console
         self._began = time.perf_counter()
@@ -104,12 +107,14 @@ class RunLogger:
         """Logs a training iteration."""
         if not self._is_writer:
             return
-        self._append(record.event())
         flops_per_second = None
         if self._flops_per_token is not None:
             flops_per_second = (
                 record.tokens_per_second * self._flops_per_token / self._config.layout.world_size
             )
+            if self._peak_flops is not None:
+                record = dataclasses.replace(record, mfu=flops_per_second / self._peak_flops)
+        self._append(record.event())
         if self._writers:
             scalars = train_scalars(record, flops_per_second=flops_per_second)
             self._scalars(record.iteration, scalars)
@@ -330,6 +335,8 @@ class RunLogger:
             parts.append(
                 f"approx flops per {self._device_kind}: {_with_unit(flops_per_second)}FLOPS"
             )
+        if record.mfu is not None:
+            parts.append(f"MFU: {record.mfu:.1%}")
         parts.append(f"lm_loss: {record.lm_loss:.6E}")
         if record.loss_scale is not None:
             parts.append(f"loss scale: {record.loss_scale:.1f}")

@@ -24,10 +24,12 @@ __all__ = [
     "backend",
     "device",
     "device_count",
+    "device_name",
     "flush_subnormals",
     "is_cpu",
     "keep_freed_memory",
     "name",
+    "pinned",
     "prepare_environment",
     "rng_state",
     "seed_everything",
@@ -69,6 +71,15 @@ def label() -> str:
     """Returns what a rank computes on, for messages: ``GPU``, ``CPU process``, ``XPU`` ..."""
     kind = name()
     return {"cuda": "GPU", "cpu": "CPU process"}.get(kind, kind.upper())
+
+
+def device_name() -> str:
+    """Returns the model of the device as its driver reports it; ``cpu`` on a CPU."""
+    if name() != "cuda":
+        return name()
+    import torch
+
+    return torch.cuda.get_device_name(device())
 
 
 def is_cpu() -> bool:
@@ -113,6 +124,14 @@ def supports(precision: str) -> bool:
     if precision == "fp16":
         return not is_cpu() and bool(_accelerator().is_fp16_supported())
     return bool(_accelerator().is_bf16_supported())
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy in page-locked memory, from which a GPU copies while it computes.
+
+    On a CPU, where nothing is copied, returns the tensor itself.
+    """
+    return tensor if is_cpu() else tensor.pin_memory()
 
 
 def keep_freed_memory() -> None:

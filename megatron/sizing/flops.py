@@ -9,7 +9,7 @@ from megatron.sizing.model_shape import ModelShape, model_shape
 if TYPE_CHECKING:
     from megatron.neox_arguments import RunConfig
 
-__all__ = ["flops_per_token", "forward_flops_per_token", "model_flops_per_token"]
+__all__ = ["flops_per_token", "forward_flops_per_token", "mean_keys", "model_flops_per_token"]
 
 
 def forward_flops_per_token(shape: ModelShape, *, seq_length: int) -> float:
@@ -33,13 +33,13 @@ def forward_flops_per_token(shape: ModelShape, *, seq_length: int) -> float:
     context = shape.num_attention_heads * shape.head_dim
     projections = 2 * shape.hidden_size * (shape.qkv_size + context)
     reaches = shape.attention_reach or (None,) * shape.num_layers
-    attention = sum(4 * _mean_keys(reach, seq_length) * context for reach in reaches)
+    attention = sum(4 * mean_keys(reach, seq_length) * context for reach in reaches)
     mlp = 2 * shape.hidden_size * shape.mlp_inner_size * (3 if shape.is_gated_mlp else 2)
     unembedding = 2 * shape.hidden_size * shape.vocab_size
     return float(shape.num_layers * (projections + mlp) + attention + unembedding)
 
 
-def _mean_keys(reach: tuple[int, int] | None, seq_length: int) -> float:
+def mean_keys(reach: tuple[int, int] | None, seq_length: int) -> float:
     """Earlier tokens that a token of a sample attends to on average: a half without a window."""
     if reach is None:
         return seq_length / 2

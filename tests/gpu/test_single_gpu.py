@@ -23,14 +23,20 @@ RUNS = {
     "recompute": {"precision": "bfloat16", "checkpoint_activations": True},
     "flash": {"precision": "bfloat16", "attention_config": [[["flash"], "all"]]},
     "zero3": {"precision": "bfloat16", "zero_optimization": {"stage": 3}},
+    "compiled": {
+        **{"precision": "bfloat16", "torch_compile": True},
+        "peak_theoretical_tflops": 1000.0,
+    },
 }
+ALL = {"train_iters": 20, "torch_compile": False}
+"""`auto` would compile each of these runs, which takes longer than the runs."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     corpus = write_tiny_corpus(folder / "corpus")
-    settings = {name: {"train_iters": 20, **changes} for name, changes in RUNS.items()}
+    settings = {name: {**ALL, **changes} for name, changes in RUNS.items()}
     train_all(corpus, folder, 1, settings)
     return {name: train_events(folder / name / "run.yml") for name in RUNS}
 
@@ -50,3 +56,9 @@ def test_fp16_reports_its_loss_scale(runs):
 def test_recomputed_activations_give_the_same_losses(runs):
     for step, event in runs["bf16"].items():
         assert runs["recompute"][step]["lm_loss"] == pytest.approx(event["lm_loss"], rel=1e-3)
+
+
+def test_a_compiled_run_has_the_losses_of_the_same_run(runs):
+    for step, event in runs["bf16"].items():
+        assert runs["compiled"][step]["lm_loss"] == pytest.approx(event["lm_loss"], rel=0.02)
+        assert runs["compiled"][step]["mfu"] > 0

@@ -13,7 +13,7 @@ the share of the machine's own rate that our step reaches, peak memory, and (``-
 our step spends its time.
 
     python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--vocab-sizes 50304]
-        [--precisions fp32 bf16] [--steps 8] [--profile]
+        [--precisions fp32 bfloat16] [--steps 8] [--profile]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tools.benchmark.workers import Answers, Side, Worker
 VOCAB_SIZE = 50304
 WARMUP_TURNS = 1
 BATCH, SEQ_LENGTH = 4, 512
-SIDES = {"fp32": ("ours", "plain loop"), "bf16": ("ours", "autocast", "pure")}
+SIDES = {"fp32": ("ours", "plain loop"), "bfloat16": ("ours", "autocast", "pure")}
 """Who computes in each precision; the matrix products alone come on top."""
 
 
@@ -53,46 +53,58 @@ class Shape:
         return 6.0 * (12 * self.num_layers * self.hidden_size**2 + vocab_size * self.hidden_size)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One comparison."""
-
-    shape: str
-    """A name in `SHAPES`."""
-    vocab_size: int
-    precision: str
-    """A name in `SIDES`."""
-
-
 SHAPES = {"14M": Shape(6, 128, 4), "70M": Shape(6, 512, 8)}
 
 
-def our_step(case: Case, folder: Path):
-    """Returns a function that runs one iteration of the project's training loop."""
-    from megatron.training import train
+@dataclass(frozen=True)
+class Job:
+    """What a loop trains on, and how."""
+
+    batch: int = BATCH
+    seq_length: int = SEQ_LENGTH
+    vocab_size: int = VOCAB_SIZE
+    device: str = "cpu"
+    precision: str = "fp32"
+    """fp32, or bfloat16: ours keeps float32 master weights, theirs computes under autocast."""
+    compiled: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.seq_length
+
+
+def settings_of(shape: Shape, job: Job) -> dict[str, Any]:
+    """The keys of our configuration for a shape."""
+    return {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "seq_length": job.seq_length,
+        "max_position_embeddings": job.seq_length,
+        "pos_emb": "rotary",
+        "rotary_pct": 0.25,
+        "gpt_j_residual": True,
+        "no_weight_tying": True,
+        "train_batch_size": job.batch,
+        "train_micro_batch_size_per_gpu": job.batch,
+        "precision": job.precision,
+        "torch_compile": job.compiled,
+    }
+
+
+def our_run(shape: Shape, folder: Path, job: Job) -> Any:
+    """The project's training run of a shape, with data in ``folder``."""
     from tools.benchmark.synthetic_run import make_run
 
-    shape = SHAPES[case.shape]
-    precision = {"bf16": {"enabled": True}} if case.precision == "bf16" else {}
-    run = make_run(
-        folder,
-        vocab_size=case.vocab_size,
-        num_domains=10,
-        settings={
-            "num_layers": shape.num_layers,
-            "hidden_size": shape.hidden_size,
-            "num_attention_heads": shape.num_attention_heads,
-            "seq_length": SEQ_LENGTH,
-            "max_position_embeddings": SEQ_LENGTH,
-            "pos_emb": "rotary",
-            "rotary_pct": 0.25,
-            "gpt_j_residual": True,
-            "no_weight_tying": True,
-            "train_batch_size": BATCH,
-            "train_micro_batch_size_per_gpu": BATCH,
-            **precision,
-        },
-    )
+    settings = settings_of(shape, job)
+    return make_run(folder, vocab_size=job.vocab_size, num_domains=10, settings=settings)
+
+
+def step_of(run: Any) -> Callable[[], None]:
+    """Returns a function that runs one iteration of a run."""
+    from megatron.training import train
+
     arguments = run.loop_arguments()
 
     def step() -> None:
@@ -101,38 +113,41 @@ def our_step(case: Case, folder: Path):
     return step
 
 
-def their_step(case: Case, side: str):
-    """Returns a function that runs one step of a plain loop over transformers' model."""
+def their_step(shape: Shape, job: Job, *, is_pure: bool = False) -> Callable[[], None]:
+    """Returns a function that runs one step of a plain loop over transformers' model.
+
+    In bfloat16 the weights are float32 under autocast, or bfloat16 too if ``is_pure``.
+    """
     import torch
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    shape = SHAPES[case.shape]
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=case.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_attention_heads,
-            intermediate_size=4 * shape.hidden_size,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "partial_rotary_factor": 0.25,
-            },
-            max_position_embeddings=SEQ_LENGTH,
-            use_parallel_residual=True,
-            attention_dropout=0.0,
-            hidden_dropout=0.0,
-        )
-    ).train()
-    if side == "pure":
+    config = GPTNeoXConfig(
+        vocab_size=job.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_attention_heads,
+        intermediate_size=4 * shape.hidden_size,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        max_position_embeddings=job.seq_length,
+        use_parallel_residual=True,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+    )
+    model = GPTNeoXForCausalLM(config).train().to(job.device)
+    if is_pure:
         model.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    tokens = torch.randint(0, case.vocab_size, (BATCH, SEQ_LENGTH))
+    tokens = torch.randint(0, job.vocab_size, (job.batch, job.seq_length), device=job.device)
+    forward = torch.compile(model, dynamic=False) if job.compiled else model
+    is_mixed = job.precision == "bfloat16" and not is_pure
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=side == "autocast"):
-            loss = model(input_ids=tokens, labels=tokens).loss
+        with torch.autocast(job.device, torch.bfloat16, enabled=is_mixed):
+            loss = forward(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -141,19 +156,18 @@ def their_step(case: Case, side: str):
     return step
 
 
-def product_seconds(case: Case) -> Callable[[], float]:
+def product_seconds(shape: Shape, job: Job) -> Callable[[], float]:
     """Returns a function that computes a step's products of weights, and returns its seconds.
 
     Products of a kind are computed once and counted as often as there are layers.
     """
     import torch
 
-    shape = SHAPES[case.shape]
-    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    tokens, h = BATCH * SEQ_LENGTH, shape.hidden_size
+    dtype = torch.bfloat16 if job.precision == "bfloat16" else torch.float32
+    tokens, h = job.tokens, shape.hidden_size
     # (inputs, outputs, how often) of a layer
     layers = [(h, 3 * h), (h, h), (h, 4 * h), (4 * h, h)]
-    counted = [(*layer, shape.num_layers) for layer in layers] + [(h, case.vocab_size, 1)]
+    counted = [(*layer, shape.num_layers) for layer in layers] + [(h, job.vocab_size, 1)]
     products: list[tuple[int, Callable[[], object]]] = []
     for inputs, outputs, count in counted:
         rows = torch.randn(tokens, inputs, dtype=dtype)
@@ -166,20 +180,17 @@ def product_seconds(case: Case) -> Callable[[], float]:
     return lambda: sum(count * seconds_of(product) for count, product in products)
 
 
-def our_side(case: Case | str) -> Answers:
+def our_side(shape_name: str, job: Job | None = None) -> Answers:
     """Answers of our process, which `train.py` would set up alike.
 
-    A shape alone stands for float32 and `VOCAB_SIZE`, which is all that earlier versions have:
-    `tools/benchmark/step_turns.py` asks them so.
+    `tools/benchmark/step_turns.py` gives only the shape, which is all that earlier versions take.
     """
     from megatron.runtime.initialize import shutdown
 
     join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
     folder = tempfile.TemporaryDirectory()
-    if isinstance(case, str):
-        case = Case(case, VOCAB_SIZE, "fp32")
-    step = our_step(case, Path(folder.name))
+    step = step_of(our_run(SHAPES[shape_name], Path(folder.name), job or Job()))
 
     def end() -> None:
         shutdown()
@@ -192,18 +203,19 @@ def our_side(case: Case | str) -> Answers:
     }
 
 
-def their_side(case: Case, side: str) -> Answers:
+def their_side(shape_name: str, job: Job, side: str) -> Answers:
     """Answers of a process with a plain loop."""
-    return {**_answers(their_step(case, side)), "end": lambda: None}
+    step = their_step(SHAPES[shape_name], job, is_pure=side == "pure")
+    return {**_answers(step), "end": lambda: None}
 
 
-def products_side(case: Case) -> Answers:
+def products_side(shape_name: str, job: Job) -> Answers:
     """Answers of the process that only multiplies, with the settings of ours."""
     from megatron.runtime import accelerator
 
     accelerator.prepare_environment()
     accelerator.keep_freed_memory()
-    return {"step": product_seconds(case), "end": lambda: None}
+    return {"step": product_seconds(SHAPES[shape_name], job), "end": lambda: None}
 
 
 def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
@@ -260,27 +272,26 @@ def measure(
     return times
 
 
-def compare(case: Case, steps: int, profile: bool) -> None:
+def compare(name: str, job: Job, steps: int, profile: bool) -> None:
     """Prints the table of one case."""
     sides = {
-        side: Worker(our_side, case) if side == "ours" else Worker(their_side, case, side)
-        for side in SIDES[case.precision]
+        side: Worker(our_side, name, job) if side == "ours" else Worker(their_side, name, job, side)
+        for side in SIDES[job.precision]
     }
-    sides["products"] = Worker(products_side, case)
+    sides["products"] = Worker(products_side, name, job)
     times = dict(zip(sides, measure(sides, [(side, "step") for side in sides], steps), strict=True))
-    tokens = BATCH * SEQ_LENGTH
     products = times.pop("products")
     print(
-        f"{case.shape}, {case.vocab_size} tokens of vocabulary, {case.precision}: batch {BATCH} x "
-        f"{SEQ_LENGTH}"
+        f"{name}, {job.vocab_size} tokens of vocabulary, {job.precision}: batch {job.batch} x "
+        f"{job.seq_length}"
     )
     for side, taken in times.items():
         print(
-            f"  {side:<10}{tokens / statistics.median(taken):9.0f} tokens/s (median), "
-            f"{tokens / min(taken):9.0f} (best), peak memory {sides[side].ask('peak'):.0f} MiB"
+            f"  {side:<10}{job.tokens / statistics.median(taken):9.0f} tokens/s (median), "
+            f"{job.tokens / min(taken):9.0f} (best), peak memory {sides[side].ask('peak'):.0f} MiB"
             + ("" if side == "ours" else f"; ratio {_ratio(taken, times['ours'])}")
         )
-    flops = SHAPES[case.shape].matrix_flops_per_token(case.vocab_size) * tokens
+    flops = SHAPES[name].matrix_flops_per_token(job.vocab_size) * job.tokens
     print(
         f"  products alone {flops / statistics.median(products) / 1e9:4.0f} GFLOPS (median), "
         f"{flops / min(products) / 1e9:4.0f} (best); our step reaches "
@@ -316,7 +327,8 @@ def main() -> None:
     for shape, vocab_size, precision in itertools.product(
         args.shapes, args.vocab_sizes, args.precisions
     ):
-        compare(Case(shape, vocab_size, precision), args.steps, args.profile)
+        job = Job(vocab_size=vocab_size, precision=precision)
+        compare(shape, job, args.steps, args.profile)
 
 
 if __name__ == "__main__":

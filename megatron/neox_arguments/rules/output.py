@@ -34,4 +34,25 @@ def resolve_saving(draft: Draft) -> Saving:
 def resolve_logging(draft: Draft, save_path: str | None) -> Logging:
     """Returns what the run writes about itself: beside its checkpoints unless it says where."""
     folder = draft["log_dir"] or (str(Path(save_path) / "logs") if save_path else None)
+    _check_profile(draft, folder)
     return draft.section(Logging, log_dir=folder)
+
+
+def _check_profile(draft: Draft, folder: str | None) -> None:
+    first, last = draft["profile_step_start"], draft["profile_step_stop"]
+    asked_for = [key for key in ("profile", "memory_profiling") if draft[key]]
+    if not asked_for:
+        return
+    if last < first:
+        problem = f"{last} is before profile_step_start {first}; set it to {first} or more"
+        draft.refuse("profile_step_stop", problem)
+    for key in asked_for:
+        has_path = key == "memory_profiling" and draft["memory_profiling_path"]
+        if folder is None and not has_path:
+            draft.refuse(key, "needs a folder to write to; set log_dir or save")
+    last_step = draft["train_iters"]
+    if last_step is not None and first > last_step:
+        draft.notes.append(
+            f"{' and '.join(asked_for)}: no effect, since profile_step_start {first} is after the "
+            f"last iteration {last_step}"
+        )

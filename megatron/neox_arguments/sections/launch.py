@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..declarations import Bound, above, at_least, at_most, between
+from ..declarations import ONLY_TRAINING, Bound, above, at_least, at_most, between
 from ..hostfile import MOST_SLOTS, is_host_name
 
 _YEAR_MINUTES = 525_600
@@ -65,6 +65,13 @@ class Launch:
 
     seed: Annotated[int, at_least(1)] = 1234
     """Seed of all random numbers, at least 1."""
+
+    torch_compile: Annotated[bool | Literal["auto"], ONLY_TRAINING] = "auto"
+    """Compiles the blocks and the loss with torch's Inductor, so that each pass over memory does
+    more; the first iteration takes longer, and losses differ in their last digits. `auto`: on GPUs,
+    where the machine and the configuration allow it. true: on every device. Not with
+    `model_parallel_size` above 1, ZeRO 3, `flops_profiler`, windows, `alibi`, `rpe` or
+    `reset_attention_mask`."""
 
     neox_compat: Literal["odm2024"] | None = None
     """Defaults of another code base for keys that are not set. `odm2024`: those of the research

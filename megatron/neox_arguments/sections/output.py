@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ..declarations import Key, at_least, each
+from ..declarations import Key, above, at_least, each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,29 @@ class Logging:
     git_hash: str | None = None
     """Version of the code, for your own records: what is written here is kept in the resolved
     configuration. The program does not look for it."""
+
+    peak_theoretical_tflops: Annotated[float | None, above(0)] = None
+    """Peak of one device in 10^12 operations per second, of which the log reports the share that is
+    used (MFU). Not set: that of the GPU, if it is in the table of `megatron/sizing/gpus.py`; on
+    CPUs no share is logged."""
+
+    profile: bool = False
+    """Profiles the iterations `profile_step_start` to `profile_step_stop` on rank 0 with torch's
+    profiler. Their trace is written to `profile/` in `log_dir`, for `chrome://tracing` or
+    Perfetto."""
+
+    profile_step_start: Annotated[int, at_least(1)] = 10
+    """First iteration that `profile` and `memory_profiling` see."""
+
+    profile_step_stop: Annotated[int, at_least(1)] = 12
+    """Last iteration that `profile` and `memory_profiling` see."""
+
+    memory_profiling: bool = False
+    """Records the allocations of the same iterations on rank 0, for pytorch.org/memory_viz. Only on
+    GPUs."""
+
+    memory_profiling_path: str | None = None
+    """Folder of the snapshot of `memory_profiling`. Not set: `profile/` in `log_dir`."""
 
     wall_clock_breakdown: bool = False
     """DeepSpeed's timers."""

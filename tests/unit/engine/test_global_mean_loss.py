@@ -98,7 +98,7 @@ def plain_step(rows: torch.Tensor, *, z_loss: float = 0.0) -> Any:
 
 def logged_loss(result: StepResult) -> float:
     mixture = MixtureController(["web"], "static", MixtureSchedule(1, 1))
-    _, loss, _ = training.reduce_step(result, mixture)
+    _, loss, _, _ = training.reduce_step(result, mixture)
     return loss
 
 

@@ -47,7 +47,7 @@ def test_tables_name_only_known_keys():
 
 def test_the_reference_says_what_has_no_effect():
     text = reference_markdown()
-    for key in ("profile", "dump_state", "char_level_ppl"):
+    for key in ("num_workers", "dump_state", "char_level_ppl"):
         entry = text[text.index(f"- **{key}**") :].split("\n- **")[0]
         assert "No effect in this version: " in entry
 

@@ -76,7 +76,7 @@ def test_a_rank_that_differs_is_noticed_however_many_others_agree(monkeypatch):
 
 
 def test_losses_and_tokens_of_the_ranks_add_up(monkeypatch):
-    signal, loss, stop = reduced(monkeypatch, make_mixture(), make_mixture(), loss=4.0)
+    signal, loss, _, stop = reduced(monkeypatch, make_mixture(), make_mixture(), loss=4.0)
     counts = make_mixture(drawn=0).draw(1, 8).counts(2)
     assert signal.token_count.tolist() == (2 * counts).tolist()
     assert signal.mean_loss().tolist() == pytest.approx([2.0, 3.0])

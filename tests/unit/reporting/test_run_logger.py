@@ -519,3 +519,18 @@ def test_rank_0_alone_prints(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     print_rank_0("seen", 1)
     assert capsys.readouterr().out == "seen 1\n"
+
+
+def test_the_share_of_the_peak_is_logged_where_the_peak_is_known(tmp_path):
+    # 64 tokens/s of 10^12 operations each on two devices of 100 * 10^12: 32 %
+    config, stream = make_config(tmp_path), io.StringIO()
+    for peak in (None, 100e12):
+        console = ConsoleWriter(stream)
+        logger = RunLogger(config, 0, flops_per_token=1e12, peak_flops=peak, console=console)
+        logger.train(make_record())
+        logger.close()
+    without, with_peak = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert "mfu" not in without
+    assert with_peak["mfu"] == 0.32
+    assert stream.getvalue().count("MFU: 32.0%") == 1
+    assert train_scalars(make_record(mfu=0.32), flops_per_second=None)["runtime/mfu"] == 0.32

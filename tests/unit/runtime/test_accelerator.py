@@ -61,6 +61,14 @@ def test_a_machine_without_gpus_is_a_cpu_that_talks_over_gloo():
     assert not accelerator.supports("fp16")
 
 
+def test_batches_are_copied_to_a_gpu_from_pinned_memory_and_nowhere_on_a_cpu(monkeypatch):
+    tensor = torch.ones(2)
+    assert accelerator.pinned(tensor) is tensor
+    monkeypatch.setattr(accelerator, "is_cpu", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
+    assert accelerator.pinned(tensor).tolist() == [2.0, 2.0]
+
+
 def test_deepspeed_is_told_of_a_machine_without_gpus(monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     accelerator.prepare_environment()

@@ -121,11 +121,9 @@ def test_sides_take_turns_of_two_steps_of_which_the_second_counts():
 
 
 @pytest.mark.parametrize("precision", step_throughput.SIDES)
-def test_the_products_of_a_small_step_take_time(monkeypatch, precision):
-    monkeypatch.setitem(step_throughput.SHAPES, "tiny", step_throughput.Shape(1, 16, 2))
-    for name, size in {"BATCH": 1, "SEQ_LENGTH": 8}.items():
-        monkeypatch.setattr(step_throughput, name, size)
-    assert step_throughput.product_seconds(step_throughput.Case("tiny", 50, precision))() > 0
+def test_the_products_of_a_small_step_take_time(precision):
+    job = step_throughput.Job(batch=1, seq_length=8, vocab_size=50, precision=precision)
+    assert step_throughput.product_seconds(step_throughput.Shape(1, 16, 2), job)() > 0
 
 
 def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):

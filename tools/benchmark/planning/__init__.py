@@ -1,0 +1,1 @@
+"""What a training step would cost on a GPU, read from its operations on torch's meta device."""
