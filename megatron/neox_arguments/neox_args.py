@@ -292,14 +292,23 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: If a secret is written out: every user of a machine sees command lines.
     """
+    arguments = _launcher_flags(args, replaced)
+    return arguments + script_arguments(args)
+
+
+def script_arguments(args: NeoXArgs) -> list[str]:
+    """Returns the script and its configuration as words of a command line.
+
+    Raises:
+        ConfigError: If a secret is written out: every user of a machine sees command lines.
+    """
     if secrets := plain_secrets(args.megatron_config):
         problem = (
             f"{secrets[0]}: would be on the command line of every machine; write ${{NAME}} there "
-            "and set NAME in the environment of each (~/.deepspeed_env becomes a part of the "
-            "command line as well)"
+            "and set NAME in the environment of each"
         )
         raise placed(args, ConfigError(problem, key=secrets[0].partition(".")[0]))
-    arguments = _launcher_flags(args, replaced)
+    arguments: list[str] = []
     if args.user_script is not None:
         arguments.append(args.user_script)
     for flag, content in (
@@ -330,4 +339,4 @@ def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-__all__ = ["NeoXArgs", "launch_values", "placed", "runner_arguments", "typed_values"]
+__all__ = ["NeoXArgs", "launch_values", "placed", "script_arguments", "typed_values"]

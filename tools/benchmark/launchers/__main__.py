@@ -5,7 +5,7 @@
     python -m tools.benchmark.launchers --only torchrun MPI
 
 Two machines are made of namespaces of Linux (this needs root; all traffic stays here): with sshd
-and Slurm where they are installed (Debian: openmpi-bin mpich slurm-wlm pdsh openssh-server). A tiny
+and Slurm where they are installed (Debian: openmpi-bin mpich slurm-wlm openssh-server). A tiny
 model is trained by two CPU processes. Columns: seconds until its first iterations; losses equal to
 those of `deepy.py` on one machine, bit for bit; after a request to stop: seconds until nothing is
 left, the exit code of the launcher, and whether a checkpoint was written; the run that continues

@@ -123,8 +123,8 @@ LAUNCHERS = (
     Launcher("sbatch", ("slurm",), _sbatch, "srun", stop=_SCANCEL),
     Launcher("sbatch, requeue", ("slurm",), _sbatch, "srun", stop=_REQUEUE, is_short=True),
     Launcher("sbatch, time limit", ("slurm",), _sbatch, "srun", stop=_TIME, is_short=True),
-    Launcher("deepy.py -H, pdsh", ("pdsh", "ssh"), _deepy_hosts("pdsh"), "runner"),
-    Launcher("deepy.py -H, openmpi", ("ompi_info", "ssh"), _deepy_hosts("openmpi"), "mpirun"),
+    Launcher("deepy.py -H, ssh", ("ssh",), _deepy_hosts("pdsh"), "deepy.py"),
+    Launcher("deepy.py -H, openmpi", ("mpirun.openmpi", "ssh"), _deepy_hosts("openmpi"), "mpirun"),
     Launcher("deepy.py -H, mpich", ("mpirun.mpich", "ssh"), _deepy_hosts("mpich"), "mpirun"),
     Launcher("deepy.py -H, slurm", ("slurm",), _deepy_hosts("slurm"), "srun"),
 )

@@ -38,7 +38,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-_MACHINE_VARIABLES = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+_MACHINE_VARIABLES = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 
 
 def _path() -> str:
