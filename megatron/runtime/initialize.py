@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from megatron.launcher.pmi import meet_by_hydra
 from megatron.launcher.rank_discovery import RankInfo, discover
 from megatron.neox_arguments import ConfigError
 from megatron.reporting.run_logger import print_rank_0
@@ -36,6 +37,7 @@ def prepare_process() -> RankInfo:
         RankDiscoveryError: If the environment contradicts itself.
     """
     bind_to_launcher()
+    os.environ.update(meet_by_hydra(os.environ))
     info = discover(os.environ)
     os.environ.update(info.variables())
     # DeepSpeed makes a shared-memory segment for each rank, and never removes it, where this is set
