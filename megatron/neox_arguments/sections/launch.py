@@ -63,8 +63,9 @@ class Launch:
     """Backend of torch.distributed, one that this PyTorch has. Not set: nccl on GPUs, gloo on CPUs;
     on CPUs nccl is read as gloo."""
 
-    distributed_timeout_minutes: Annotated[float, above(0), at_most(_YEAR_MINUTES)] = 30.0
-    """Minutes after which a collective operation that does not finish ends the run."""
+    distributed_timeout_minutes: Annotated[float, above(0), at_most(_YEAR_MINUTES)] = 10.0
+    """Minutes after which a collective operation that does not finish ends the run. Until the first
+    iteration is done, which may load a model and index data, three times as long."""
 
     seed: Annotated[int, at_least(1)] = 1234
     """Seed of all random numbers, at least 1."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machines import ADDRESSES, NAMES
+from .machines import NAMES
 from .services import has_slurm, has_ssh
 
 __all__ = ["LAUNCHERS", "SBATCH", "Launcher", "Stop"]
@@ -92,7 +92,7 @@ def _mpich(config: Path) -> list[list[str]]:
     return [
         [
             *("mpirun.mpich", "-np", "2", "-ppn", "1", "-hosts", ",".join(NAMES)),
-            *("-genv", "MASTER_ADDR", ADDRESSES[0], sys.executable, "train.py", str(config)),
+            *(sys.executable, "train.py", str(config)),
         ]
     ]
 
@@ -119,14 +119,14 @@ LAUNCHERS = (
     Launcher("torchrun, two machines", ("torchrun",), lambda c: _torchrun(c, 2), "torchrun"),
     Launcher("Open MPI", ("mpirun.openmpi", "ssh"), _openmpi, "mpirun.openmpi"),
     Launcher("MPICH", ("mpirun.mpich", "ssh"), _mpich, "mpirun.mpich"),
-    Launcher("srun", ("slurm",), _srun, "srun"),
+    Launcher("srun", ("slurm",), _srun, "srun", stop=_SCANCEL),
     Launcher("sbatch", ("slurm",), _sbatch, "srun", stop=_SCANCEL),
     Launcher("sbatch, requeue", ("slurm",), _sbatch, "srun", stop=_REQUEUE, is_short=True),
     Launcher("sbatch, time limit", ("slurm",), _sbatch, "srun", stop=_TIME, is_short=True),
     Launcher("deepy.py -H, ssh", ("ssh",), _deepy_hosts("pdsh"), "deepy.py"),
     Launcher("deepy.py -H, openmpi", ("mpirun.openmpi", "ssh"), _deepy_hosts("openmpi"), "mpirun"),
     Launcher("deepy.py -H, mpich", ("mpirun.mpich", "ssh"), _deepy_hosts("mpich"), "mpirun"),
-    Launcher("deepy.py -H, slurm", ("slurm",), _deepy_hosts("slurm"), "srun"),
+    Launcher("deepy.py -H, slurm", ("slurm",), _deepy_hosts("slurm"), "srun", stop=_SCANCEL),
 )
 """The first one is the reference of all others."""
 
