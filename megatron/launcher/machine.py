@@ -64,7 +64,8 @@ class Link:
         """What the ranks are to do, with the reason; None: continue."""
         silence = time.monotonic() - self._heard
         if self._wish is None and silence > self._silence_seconds:
-            self._wish = Wish(f"nothing heard from deepy.py for {silence:.0f} s")
+            reason = f"nothing heard from deepy.py for {silence:.0f} s"
+            self._wish = Wish(reason, since=self._heard)
         return self._wish
 
     def _hear(self) -> None:

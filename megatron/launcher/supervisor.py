@@ -54,6 +54,8 @@ class Wish:
     """Empty if the user knows it already."""
     at_once: bool = False
     """Without a save."""
+    since: float | None = None
+    """When the reason began, by `time.monotonic`; the time of grace counts from there."""
 
 
 @dataclass
@@ -285,8 +287,8 @@ class Supervisor:
         """Turns a wish into a request to stop; returns whether the ranks are to end at once."""
         wish = self._wish() if self._wish else None
         if wish is not None and self._stop_signal is None:
-            self._stop_signal, self._stop_since = signal.SIGTERM, time.monotonic()
-            self._stop_reason = wish.reason
+            self._stop_signal, self._stop_reason = signal.SIGTERM, wish.reason
+            self._stop_since = time.monotonic() if wish.since is None else wish.since
         return wish is not None and wish.at_once
 
     def _forward_stop(self) -> None:

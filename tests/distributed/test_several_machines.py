@@ -177,6 +177,8 @@ def test_silence_of_the_launcher_is_a_wish_to_stop():
     assert wish is not None
     assert wish.reason.startswith("nothing heard from deepy.py for")
     assert not wish.at_once
+    assert wish.since is not None
+    assert time.monotonic() - wish.since > 0.3  # the time of grace began with the silence
     os.close(writer)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tools.benchmark.launchers import __main__ as command
-from tools.benchmark.launchers.commands import LAUNCHERS, missing_program
+from tools.benchmark.launchers.commands import LAUNCHERS, SBATCH, missing_program
 from tools.benchmark.launchers.trial import Found, Outcome, is_rank
 
 
@@ -50,3 +52,8 @@ def test_without_root_the_command_ends_with_one_line(monkeypatch, capsys):
     monkeypatch.setattr(command, "missing_for_machines", lambda: "needs root on Linux")
     assert command.main([]) == 2
     assert capsys.readouterr().err == "launchers: needs root on Linux\n"
+
+
+def test_the_documented_script_is_the_one_that_is_run():
+    text = (Path(__file__).resolve().parents[3] / "docs/clusters.md").read_text()
+    assert f"```\n{SBATCH.format(config='run.yml')}```" in text
