@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -15,7 +16,9 @@ from megatron.launcher.native import native_command
 from megatron.launcher.plan import LaunchPlan
 from megatron.launcher.several_machines import ANSWER_SECONDS, SeveralMachines, ssh_command
 from megatron.neox_arguments import ConfigError, NeoXArgs
+from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.neox_args import launch_values, script_arguments
+from megatron.neox_arguments.schema import read_text
 
 __all__ = ["exported", "orders_of", "run_elsewhere", "shown_elsewhere"]
 
@@ -24,6 +27,7 @@ _PREFIXES = (
     *("ODM_NEOX_", "WANDB_", "COMET_", "MLFLOW", "TOKENIZERS_"),
 )
 _NOT_EXPORTED = ("CUDA_VISIBLE_DEVICES",)  # slots choose; and other machines may count differently
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SETTINGS_FILE = ".deepspeed_env"
 
 
@@ -46,12 +50,14 @@ def exported(environ: Mapping[str, str], folders: tuple[Path, ...]) -> dict[str,
         path = folder / _SETTINGS_FILE
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        lines = read_text(path, "file of variables").splitlines()
+        for number, line in enumerate(lines, start=1):
             name, equals, value = line.strip().partition("=")
-            if not name or name.startswith("#"):
+            if not line.strip() or name.startswith("#"):
                 continue
-            if not equals:
-                raise ConfigError(f"{path}:{number}: must be NAME=value, got {name!r}; correct it")
+            if not equals or not _NAME.fullmatch(name) or "\0" in value:
+                # the value may be a secret
+                raise ConfigError(f"{path}:{number}: must be NAME=value, got {shown(name)}")
             found[name] = value
     return found
 

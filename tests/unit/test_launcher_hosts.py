@@ -232,9 +232,24 @@ def test_variables_of_libraries_and_lines_of_the_settings_file_reach_other_machi
     environ = {"NCCL_DEBUG": "INFO", "PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "HF_HOME": "/h"}
     found = exported(environ, (tmp_path,))
     assert found == {"NCCL_DEBUG": "WARN", "HF_HOME": "/h", "A_B": "c=d e"}
-    (tmp_path / ".deepspeed_env").write_text("A=1\nexport\n")
-    with pytest.raises(ConfigError, match=r"\.deepspeed_env:2: must be NAME=value, got 'export'"):
-        exported(environ, (tmp_path,))
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (b"A=1\nexport\n", ":2: must be NAME=value, got 'export'"),
+        (b"export A=1\n", ":1: must be NAME=value, got 'export A'"),
+        (b"=1\n", ":1: must be NAME=value, got ''"),
+        (b"A=x\0y\n", ":1: must be NAME=value, got 'A'"),
+        (b"A=1\nB=caf\xe9\n", ":2: file of variables is not UTF-8 text"),
+    ],
+)
+def test_a_malformed_settings_file_is_one_line_without_its_values(tmp_path, lines, problem):
+    path = tmp_path / ".deepspeed_env"
+    path.write_bytes(lines)
+    with pytest.raises(ConfigError) as caught:
+        exported({}, (tmp_path,))
+    assert str(caught.value).startswith(f"{path}{problem}")
 
 
 def test_a_hostfile_that_is_no_ordinary_file_is_refused(tmp_path):
