@@ -73,9 +73,7 @@ def run_elsewhere(
     values = launch_values(arguments)
     if values["launcher"] != "pdsh":
         argv = _native(arguments, plan, values)
-        program = shutil.which(argv[0])
-        assert program is not None, argv
-        os.execv(program, argv)
+        os.execvpe(argv[0], argv, {**os.environ, **_exported_here()})
     if shutil.which("ssh") is None:
         raise ConfigError(
             f"launcher: pdsh cannot start processes on {', '.join(plan.hosts)}: there is no "
@@ -98,7 +96,7 @@ def orders_of(
     """What `megatron.launcher.machine` gets, by host."""
     values = launch_values(arguments)
     given_port = values["master_port"] if "master_port" in arguments.given else None
-    variables = exported(os.environ, (Path.home(), Path.cwd()))
+    variables = _exported_here()
     orders: dict[str, dict[str, Any]] = {}
     first_rank = 0
     for host, slots in plan.hosts.items():
@@ -129,12 +127,16 @@ def shown_elsewhere(arguments: NeoXArgs, plan: LaunchPlan) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _exported_here() -> dict[str, str]:
+    return exported(os.environ, (Path.home(), Path.cwd()))
+
+
 def _native(arguments: NeoXArgs, plan: LaunchPlan, values: Mapping[str, Any]) -> list[str]:
     return native_command(
         plan.hosts,
         values,
         script=[sys.executable, "-u", *script_arguments(arguments)],
-        variables=exported(os.environ, (Path.home(), Path.cwd())),
+        variables=_exported_here(),
         environ=os.environ,
         port=values["master_port"] if "master_port" in arguments.given else None,
     )

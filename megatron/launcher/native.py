@@ -7,7 +7,7 @@ find their place from the launcher's own variables (`megatron.launcher.rank_disc
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from megatron.neox_arguments import ConfigError
@@ -59,7 +59,7 @@ def native_command(
     values: Mapping[str, Any],
     *,
     script: Sequence[str],
-    variables: Mapping[str, str],
+    variables: Collection[str],
     environ: Mapping[str, str],
     port: int | None = None,
 ) -> list[str]:
@@ -69,7 +69,8 @@ def native_command(
         slots: Slots in use by host; rank 0 is on the first.
         values: The user's keys that say where a run starts.
         script: The command of a rank.
-        variables: Variables for the ranks; Hydra and Slurm pass on the others themselves.
+        variables: Names of variables for the ranks. They have to be in the environment of the
+            command; their values, which may be secrets, are not on the command line.
         environ: The environment of this process.
         port: Where the ranks meet; None: they derive it from the launcher's number of the job.
 
@@ -87,30 +88,32 @@ def native_command(
         values = {**values, "num_gpus": None}
     make = {"openmpi": _openmpi, "slurm": _slurm}.get(launcher, _hydra)
     program = _program(launcher, slots, environ)
-    return [program, *make(slots, values, {**variables, **meeting}), *script]
+    names = [word for name in variables if name not in meeting for word in ("-x", name)]
+    exports = names if launcher == "openmpi" else []  # the others pass on all variables
+    return [program, *make(slots, values, meeting), *exports, *script]
 
 
-def _openmpi(slots: Slots, values: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
+def _openmpi(slots: Slots, values: Mapping[str, Any], meeting: Mapping[str, str]) -> list[str]:
     hosts = ",".join(f"{name}:{len(numbers)}" for name, numbers in slots.items())
-    exports = [word for item in variables.items() for word in ("-x", "=".join(item))]
+    exports = [word for item in meeting.items() for word in ("-x", "=".join(item))]
     total = str(sum(map(len, slots.values())))
     return ["-np", total, "--host", hosts, "--bind-to", "none", *exports]
 
 
-def _hydra(slots: Slots, values: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
+def _hydra(slots: Slots, values: Mapping[str, Any], meeting: Mapping[str, str]) -> list[str]:
     each = len(next(iter(slots.values())))
-    exports = [word for name, value in variables.items() for word in ("-genv", name, value)]
+    exports = [word for name, value in meeting.items() for word in ("-genv", name, value)]
     return ["-np", str(each * len(slots)), "-ppn", str(each), "-hosts", ",".join(slots), *exports]
 
 
-def _slurm(slots: Slots, values: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
+def _slurm(slots: Slots, values: Mapping[str, Any], meeting: Mapping[str, str]) -> list[str]:
     each = len(next(iter(slots.values())))
     arguments = [f"--{name}={values[name]}" for name in ("account", "comment") if values[name]]
     arguments += [f"--nodelist={','.join(map(_name_of, slots))}", f"--nodes={len(slots)}"]
     arguments += [f"--ntasks={each * len(slots)}", f"--ntasks-per-node={each}"]
     if values["num_gpus"] is not None:
         arguments.append(f"--gpus-per-node={values['num_gpus']}")
-    exports = ",".join(["ALL", *(f"{name}={value}" for name, value in variables.items())])
+    exports = ",".join(["ALL", *(f"{name}={value}" for name, value in meeting.items())])
     return [*arguments, "--kill-on-bad-exit=1", f"--export={exports}"]
 
 

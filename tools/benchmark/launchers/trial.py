@@ -25,7 +25,7 @@ __all__ = ["LIMIT_SECONDS", "Curve", "Found", "Outcome", "Trial", "curve_of"]
 LIMIT_SECONDS = 60.0
 """A run that was stopped, or lost a rank or its launcher, ends within this time."""
 
-_START_SECONDS = 180.0
+_START_SECONDS = 400.0
 _STEPS = 4
 """Iterations between two events of a trial."""
 
@@ -65,6 +65,8 @@ class Found:
 class _Run:
     folder: Path
     starters: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    written: int = 0
+    """Bytes that earlier starts have printed."""
     events: int = 0
     """Iterations that earlier starts have logged."""
 
@@ -168,6 +170,7 @@ class Trial:
 
     def _start(self, run: _Run) -> None:
         run.events = len(_events(run.log))
+        run.written = run.output.stat().st_size if run.output.exists() else 0
         run.starters = [
             self._machines.start(index, argv, environ=self._environ, output=run.output)
             for index, argv in enumerate(self._launcher.commands(run.config))
@@ -291,7 +294,8 @@ def _saved(run: _Run) -> int | None:
 
 
 def _last_words(run: _Run) -> str:
-    lines = run.output.read_text(errors="replace").splitlines() if run.output.exists() else []
+    text = run.output.read_bytes() if run.output.exists() else b""
+    lines = text[run.written :].decode("utf-8", "replace").splitlines()
     telling = [line for line in lines if "rror" in line] or lines or ["no output"]
     return telling[-1].strip()[:120]
 
