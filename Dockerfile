@@ -5,9 +5,9 @@
 ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-devel
 FROM ${BASE_IMAGE}
 
-# make drives the demo and the tests; pdsh and an ssh client start runs on several machines.
+# make drives the demo and the tests; an ssh client starts runs on several machines.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends make git pdsh openssh-client \
+    && apt-get install -y --no-install-recommends make git openssh-client \
     && rm -rf /var/lib/apt/lists/*
 
 # Images of PyTorch since 2.10 have the system's Python, in which pip installs only when told so.

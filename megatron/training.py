@@ -38,6 +38,7 @@ from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
 from megatron.hooks.profile import profile_hooks
 from megatron.hooks.statistics import statistics_hooks
+from megatron.hooks.timeouts import TimeoutHook
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.reporting.announcement import announce
@@ -280,6 +281,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         runner, source, mixture, config, logger, moment_names=moment_names(config), held_out=meter
     )
     hooks: list[Hook] = [
+        TimeoutHook(config),
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
         *statistics_hooks(runner, config, logger),
         *profile_hooks(config, dist.get_rank(), logger.say),

@@ -210,7 +210,7 @@ def build_runner(
     if topology.grid.data == 1 and config.layout.zero_stage == 0:
         # one rank has nothing to sum, and DeepSpeed would copy all gradients into buckets and back
         engine.enable_backward_allreduce = False
-    set_timeout_on_all_groups(config)
+    set_timeout_on_all_groups(config, is_start=True)  # until the first step is made
     accelerator.seed_everything(_dropout_seed(config.launch.seed, topology))
     runner = _make_runner(config, engine, topology, num_domains=num_domains)
     if folder is None:

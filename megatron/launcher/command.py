@@ -6,9 +6,8 @@ import errno
 import math
 import os
 import shlex
-import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,36 +15,26 @@ from typing import Any
 from megatron.errors import UserError, one_line
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import rank_device_environment
+from megatron.launcher.elsewhere import run_elsewhere, shown_elsewhere
 from megatron.launcher.installation import missing_packages_problem
+from megatron.launcher.native import check_slots
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
-from megatron.launcher.runner_input import check_runner_input, hostfile_text, runner_flags
 from megatron.launcher.supervisor import RankCommand, Supervisor
 from megatron.neox_arguments import ConfigError, NeoXArgs, Purpose, RunConfig
 from megatron.neox_arguments.command_line import read_deepy_command
 from megatron.neox_arguments.errors import shown
 from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
-from megatron.neox_arguments.neox_args import launch_values, placed, runner_arguments
+from megatron.neox_arguments.neox_args import launch_values, placed
 from megatron.neox_arguments.purpose import is_training_script, purpose_of
 from megatron.neox_arguments.resolve import resolve_with_issues
 
-__all__ = ["GRACE_VARIABLE", "main", "prepared_runner", "rank_commands"]
+__all__ = ["GRACE_VARIABLE", "main", "rank_commands"]
 
 GRACE_VARIABLE = "ODM_NEOX_GRACE_SECONDS"
 """Seconds from a request to stop until ranks that have not ended are killed."""
 
 _DEFAULT_GRACE_SECONDS = 60.0
-
-_PROGRAMS = {
-    "pdsh": "pdsh",
-    "openmpi": "ompi_info",
-    "mpich": "mpirun",
-    "impi": "mpirun",
-    "mvapich": "mpiname",
-    "slurm": "sinfo",
-}
-"""What DeepSpeed's runner looks for, by `launcher`, before it starts processes elsewhere."""
-
 
 _ELSEWHERE = (
     "deepy.py: a run on this machine would be refused; to check a run that will start on another "
@@ -88,10 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.check or command.dry_run:
             return 0
         if plan.hosts:
-            _require_launcher(launch_values(arguments)["launcher"], plan.hosts)
-            # the runner takes this process's place, and the next start removes the folder
-            with prepared_runner(arguments, plan) as argv_of_runner:
-                os.execv(argv_of_runner[0], argv_of_runner)
+            return run_elsewhere(arguments, plan, grace_seconds, _say)
         talks = (
             Path(arguments.user_script).name == "generate.py"
             and config.generation.kind == "interactive"
@@ -134,22 +120,6 @@ def rank_commands(
     ]
 
 
-@contextmanager
-def prepared_runner(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[str]]:
-    """Holds the runner's hostfile while its command line is in use.
-
-    DeepSpeed's runner starts processes on several machines.
-    """
-    with arguments_folder() as folder:
-        hostfile = folder / "hostfile"
-        hostfile.write_text(hostfile_text(plan.hosts), encoding="utf-8")
-        replaced = runner_flags(plan.hosts, hostfile, launch_values(arguments))
-        yield [
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            *runner_arguments(arguments, replaced),
-        ]
-
-
 def _run_here(
     arguments: NeoXArgs, plan: LaunchPlan, grace_seconds: float, *, pass_interrupts: bool
 ) -> int:
@@ -172,9 +142,7 @@ def _prepared_commands(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[R
 
 def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
     if plan.hosts:
-        with prepared_runner(arguments, plan) as argv_of_runner:
-            lines = hostfile_text(plan.hosts).splitlines()
-            return f"{shlex.join(argv_of_runner)}\nhostfile: {', '.join(lines)}\n"
+        return shown_elsewhere(arguments, plan)
     with _prepared_commands(arguments, plan) as commands:
         return "".join(_shown(command) + "\n" for command in commands)
 
@@ -259,7 +227,7 @@ def _check_launcher(arguments: NeoXArgs, plan: LaunchPlan) -> None:
     if plan.hosts and address and not is_host_name(address):
         raise ConfigError(f"MASTER_ADDR: must be a name or an address, got {shown(address)}")
     try:
-        check_runner_input(plan.hosts, launch_values(arguments)["launcher"])
+        check_slots(plan.hosts, launch_values(arguments)["launcher"])
     except ConfigError as error:
         raise placed(arguments, error) from None
 
@@ -291,16 +259,6 @@ def _keys_of_more_machines(arguments: NeoXArgs) -> list[str]:
     alone = {"num_nodes": (-1, 1), "force_multi": (False,), "launcher": ("pdsh",)}
     names = [key for key, harmless in alone.items() if values[key] not in harmless]
     return [*names, "master_addr"] if values["master_addr"] else names
-
-
-def _require_launcher(launcher: str, hosts: Collection[str]) -> None:
-    """Refuses a run over several machines that nothing here can start."""
-    program = _PROGRAMS[launcher]
-    if shutil.which(program) is None:
-        raise ConfigError(
-            f"launcher: {launcher} cannot start processes on {', '.join(hosts)}: there is no "
-            f"program {program} here; install it, or set launcher to one of {', '.join(_PROGRAMS)}"
-        )
 
 
 def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:

@@ -35,8 +35,7 @@ class LaunchPlan:
     device_indices: tuple[int, ...] = ()
     """Local devices in rank order; empty on a machine without devices."""
     hosts: Slots = field(default_factory=dict)
-    """Machines of a run that needs DeepSpeed's runner, with their slots; empty for this machine
-    alone."""
+    """Machines of a run that does not start on this machine alone, with their slots; or empty."""
 
 
 def plan_launch(

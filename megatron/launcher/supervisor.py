@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from megatron.runtime.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
 
-__all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE"]
+__all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE", "Wish"]
 
 SHOW_ALL_VARIABLE = "ODM_NEOX_SHOW_ALL_RANKS"
 """Set to 1 to see the standard error of every rank as it comes, not of rank 0 alone."""
@@ -44,6 +44,18 @@ class RankCommand:
 
     argv: Sequence[str]
     environ: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Somebody other than a signal wants the ranks to end."""
+
+    reason: str
+    """Empty if the user knows it already."""
+    at_once: bool = False
+    """Without a save."""
+    since: float | None = None
+    """When the reason began, by `time.monotonic`; the time of grace counts from there."""
 
 
 @dataclass
@@ -66,6 +78,8 @@ class Supervisor:
         grace_seconds: float,
         report: Callable[[str], None],
         pass_interrupts: bool = False,
+        first_rank: int = 0,
+        wish: Callable[[], Wish | None] | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -74,15 +88,20 @@ class Supervisor:
             grace_seconds: Time that ranks get to save after a request to stop, before SIGKILL.
             report: Receives each message for the user.
             pass_interrupts: Hands SIGINT on to rank 0 instead of ending the run.
+            first_rank: Rank of the first command; not 0 on a further machine of a run.
+            wish: Tells whether somebody else wants the run to end; asked all the time.
         """
         self._commands = commands
         self._grace_seconds = grace_seconds
         self._report = report
         self._pass_interrupts = pass_interrupts
+        self._first_rank = first_rank
+        self._wish = wish
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
         self._stop_signal: int | None = None
         self._stop_since = 0.0
+        self._stop_reason: str | None = None
         self._stop_forwarded = False
         self._kill_signal: int | None = None
 
@@ -104,9 +123,10 @@ class Supervisor:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _start(self, index: int) -> None:
-        command = self._commands[index]
+    def _start(self, place: int) -> None:
+        command = self._commands[place]
         posix = os.name == "posix"
+        index = self._first_rank + place
         hold_back = posix and index > 0 and os.environ.get(SHOW_ALL_VARIABLE) != "1"
         process = subprocess.Popen(
             command.argv,
@@ -129,6 +149,9 @@ class Supervisor:
         failed_since: float | None = None
         while any(rank.exit_code is None for rank in self._ranks):
             self._listen(_POLL_SECONDS)
+            if self._take_wish():
+                self._kill_all()
+                return 1
             self._forward_stop()
             for rank in self._ranks:
                 self._reap(rank)
@@ -260,14 +283,25 @@ class Supervisor:
         self._kill_all()
         return 128 + number
 
+    def _take_wish(self) -> bool:
+        """Turns a wish into a request to stop; returns whether the ranks are to end at once."""
+        wish = self._wish() if self._wish else None
+        if wish is not None and self._stop_signal is None:
+            self._stop_signal, self._stop_reason = signal.SIGTERM, wish.reason
+            self._stop_since = time.monotonic() if wish.since is None else wish.since
+        return wish is not None and wish.at_once
+
     def _forward_stop(self) -> None:
         if self._stop_signal is None or self._stop_forwarded:
             return
         self._stop_forwarded = True
-        self._report(
-            f"deepy.py: {signal.Signals(self._stop_signal).name}: the run saves and stops, within "
-            f"{self._grace_seconds:g} s; a second signal ends it now"
-        )
+        reason, advice = self._stop_reason, ""
+        if reason is None:
+            reason = signal.Signals(self._stop_signal).name
+            advice = "; a second signal ends it now"
+        if reason:
+            within = f"within {self._grace_seconds:g} s"
+            self._report(f"deepy.py: {reason}: the run saves and stops, {within}{advice}")
         self._signal_ranks(signal.SIGTERM)
 
     def _signal_ranks(self, number: int) -> None:

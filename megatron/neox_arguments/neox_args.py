@@ -132,7 +132,7 @@ class NeoXArgs(_FlatFields):
         """Returns arguments for ``deepspeed.launcher.runner``: flags, script, configurations.
 
         DLTS_HOSTFILE and MASTER_ADDR stand in for `hostfile` and `master_addr`. Flags are as the
-        user wrote them; `deepy.py` passes what its own reading of the hostfile and filters leaves.
+        user wrote them. `deepy.py` does not use that runner.
 
         Raises:
             ConfigError: For a filter beside `num_nodes` or `num_gpus`, which the runner refuses, or
@@ -147,7 +147,7 @@ class NeoXArgs(_FlatFields):
                 "them; start with deepy.py, or keep one"
             )
             raise placed(self, ConfigError(problem, key=counts[0]))
-        return runner_arguments(self, {})
+        return _launcher_flags(self) + script_arguments(self)
 
     @classmethod
     def _overwritten(
@@ -273,12 +273,8 @@ def launch_values(args: NeoXArgs) -> dict[str, Any]:
     return values
 
 
-def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
-    """Returns the command line of DeepSpeed's runner.
-
-    Args:
-        args: The flat arguments.
-        replaced: Values instead of the user's, by key; `slurm_arguments` is text for srun.
+def script_arguments(args: NeoXArgs) -> list[str]:
+    """Returns the script and its configuration as words of a command line.
 
     Raises:
         ConfigError: If a secret is written out: every user of a machine sees command lines.
@@ -286,11 +282,10 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     if secrets := plain_secrets(args.megatron_config):
         problem = (
             f"{secrets[0]}: would be on the command line of every machine; write ${{NAME}} there "
-            "and set NAME in the environment of each (~/.deepspeed_env becomes a part of the "
-            "command line as well)"
+            "and set NAME in the environment of each"
         )
         raise placed(args, ConfigError(problem, key=secrets[0].partition(".")[0]))
-    arguments = _launcher_flags(args, replaced)
+    arguments: list[str] = []
     if args.user_script is not None:
         arguments.append(args.user_script)
     for flag, content in (
@@ -302,23 +297,21 @@ def runner_arguments(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _launcher_flags(args: NeoXArgs, replaced: Mapping[str, Any]) -> list[str]:
+def _launcher_flags(args: NeoXArgs) -> list[str]:
     flags: list[str] = []
     typed = launch_values(args)
     values = {key: typed[key] for key in RUNNER_KEYS}
     values["hostfile"] = values["hostfile"] or os.environ.get("DLTS_HOSTFILE")
     values["master_addr"] = values["master_addr"] or os.environ.get("MASTER_ADDR")
-    values |= {key: value for key, value in replaced.items() if key in values}
     for name, value in values.items():
         is_default = value in (None, False) or value == field_table()[name].default
         if is_default or name in _NOT_FLAGS:
             continue
         flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     slurm = [f"--{name}={values[name]}" for name in ("account", "comment") if values[name]]
-    slurm += shlex.split(replaced.get("slurm_arguments", ""))
     if slurm and values["launcher"] == "slurm":
         flags.append(f"--launcher_args={shlex.join(slurm)}")  # apart, argparse takes it for a flag
     return flags
 
 
-__all__ = ["NeoXArgs", "launch_values", "placed", "runner_arguments", "typed_values"]
+__all__ = ["NeoXArgs", "launch_values", "placed", "script_arguments", "typed_values"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from megatron.errors import UserError
 from megatron.files import describe_error
 from megatron.launcher.installation import missing_package
+from megatron.launcher.pmi import abort_job, leave_job
 from megatron.reporting.writers import drop_standard_output
 from megatron.runtime.process_life import PARENT_VARIABLE
 
@@ -111,4 +112,8 @@ def _rank() -> int:
 def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if code:
+        abort_job(os.environ, code)
+    else:
+        leave_job()
     os._exit(code)

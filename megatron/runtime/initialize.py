@@ -10,20 +10,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from megatron.launcher.pmi import meet_by_hydra
 from megatron.launcher.rank_discovery import RankInfo, discover
 from megatron.neox_arguments import ConfigError
 from megatron.reporting.run_logger import print_rank_0
 from megatron.runtime import accelerator
 from megatron.runtime.process_life import bind_to_launcher, handle_stop_signals, stop_requested
-from megatron.runtime.rendezvous_store import has_own_store, loopback_store, network_note
+from megatron.runtime.rendezvous_store import (
+    has_own_store,
+    loopback_store,
+    network_note,
+    require_names,
+)
 
 __all__ = [
+    "START_FACTOR",
     "initialize_megatron",
     "prepare_process",
     "set_timeout_on_all_groups",
     "shutdown",
     "stop_requested",
 ]
+
+START_FACTOR = 3
+"""How many times ``distributed_timeout_minutes`` a run may wait before its first step is made."""
 
 
 def prepare_process() -> RankInfo:
@@ -36,6 +46,7 @@ def prepare_process() -> RankInfo:
         RankDiscoveryError: If the environment contradicts itself.
     """
     bind_to_launcher()
+    os.environ.update(meet_by_hydra(os.environ))
     info = discover(os.environ)
     os.environ.update(info.variables())
     # DeepSpeed makes a shared-memory segment for each rank, and never removes it, where this is set
@@ -79,17 +90,22 @@ def initialize_megatron(config: Any, *, handle_signals: bool = True) -> RankInfo
     return info
 
 
-def set_timeout_on_all_groups(config: Any) -> None:
+def set_timeout_on_all_groups(config: Any, *, is_start: bool = False) -> None:
     """Gives every process group the timeout ``distributed_timeout_minutes``.
 
     Call it after ``deepspeed.initialize``. The groups that DeepSpeed makes start with torch's 30
     minutes, whatever ``init_distributed`` got, and a rank that hangs blocks the others that long.
+
+    Args:
+        config: The ``RunConfig``.
+        is_start: Until the first step is made, which may compile, index data and load a model: the
+            timeout is `START_FACTOR` times as long.
     """
     from torch.distributed import distributed_c10d
 
-    timeout = timedelta(minutes=config.launch.distributed_timeout_minutes)
+    minutes = config.launch.distributed_timeout_minutes * (START_FACTOR if is_start else 1)
     for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(timeout, group)
+        distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), group)
 
 
 def shutdown() -> None:
@@ -143,7 +159,7 @@ def _join(info: RankInfo, backend: str | None, timeout_minutes: float) -> None:
             f"distributed_backend: this PyTorch has no backend {backend}; remove the key to "
             f"use {accelerator.backend()}"
         )
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=timeout_minutes * START_FACTOR)
     if has_own_store(info):
         is_nccl = backend == "nccl" and info.world_size > 1  # as DeepSpeed has it
         torch.distributed.init_process_group(
@@ -155,6 +171,8 @@ def _join(info: RankInfo, backend: str | None, timeout_minutes: float) -> None:
             device_id=accelerator.device(info.local_rank) if is_nccl else None,
         )
     else:
+        if info.world_size > info.local_world_size:
+            require_names(info, os.environ, uses_gloo=backend == "gloo")
         print_rank_0(f"note: {network_note(info, os.environ)}")
     deepspeed.init_distributed(  # takes over a process group that is there
         dist_backend=backend,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ from megatron.launcher.rank_discovery import LOOPBACK, RankDiscoveryError, RankI
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-__all__ = ["has_own_store", "loopback_store", "network_note"]
+__all__ = ["has_own_store", "loopback_store", "network_note", "require_names"]
+
+_RETRY_SECONDS = 2.0
 
 _AGENT_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun has a store of its own for its ranks
 
@@ -49,6 +52,44 @@ def loopback_store(info: RankInfo, *, timeout: timedelta) -> Store:
         multi_tenant=True,  # as torch's own; programs may join and leave several times
         master_listen_fd=_listener(info.master_port) if info.rank == 0 else None,
     )
+
+
+def require_names(
+    info: RankInfo, environ: Mapping[str, str], *, uses_gloo: bool, seconds: float = 60.0
+) -> None:
+    """Waits until the names that a run over several machines uses have addresses.
+
+    Torch would retry for many minutes, with a warning each time. gloo would take the loopback
+    interface for a machine whose own name has no address, which no other machine can reach.
+
+    Raises:
+        RankDiscoveryError: If a name still has no address after ``seconds``.
+    """
+    names = {"MASTER_ADDR": info.master_address}
+    if uses_gloo and not environ.get("GLOO_SOCKET_IFNAME"):
+        names["this machine's own name"] = socket.gethostname()
+    end = time.monotonic() + seconds
+    for what, name in names.items():
+        while reason := _why_unknown(name):
+            if time.monotonic() > end:
+                advice = (
+                    "set MASTER_ADDR to an address that all machines know"
+                    if what == "MASTER_ADDR"
+                    else "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME to a network interface"
+                )
+                raise RankDiscoveryError(
+                    f"{what}: {name} has no address on machine {socket.gethostname()} ({reason}, "
+                    f"tried for {seconds:g} s); {advice}"
+                )
+            time.sleep(min(_RETRY_SECONDS, seconds))
+
+
+def _why_unknown(name: str) -> str | None:
+    try:
+        socket.getaddrinfo(name, None)
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 def network_note(info: RankInfo, environ: Mapping[str, str]) -> str:

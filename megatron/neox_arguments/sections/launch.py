@@ -36,19 +36,22 @@ class Launch:
     """Processes on each machine. On a machine without GPUs: CPU processes."""
 
     master_port: Annotated[int, between(1, 65535)] = 29500
-    """TCP port where the processes of a run meet."""
+    """TCP port where the processes of a run meet. `deepy.py` finds a free one when this is not set;
+    ranks that mpirun or srun started derive one from the number of their job."""
 
     master_addr: Annotated[str | None, _IS_ADDRESS] = None
     """Address of the first machine. Found from the hostfile or the environment when not set."""
 
     launcher: Literal["pdsh", "openmpi", "mvapich", "slurm", "mpich", "impi"] = "pdsh"
-    """Program that starts processes on several machines. One machine needs none."""
+    """What starts processes on several machines: `pdsh` is `deepy.py` itself, over ssh; the others
+    become a command of that launcher, which `--dry-run` prints. One machine needs none."""
 
     force_multi: bool = False
     """Uses the launcher for several machines even for a single remote one."""
 
     no_ssh_check: bool = False
-    """Starts without testing that the first host answers to ssh."""
+    """Waits without a limit for machines that do not answer over ssh. Otherwise the start fails
+    after 60 s, before any rank has started."""
 
     comment: str | None = None
     """Text for Slurm's `--comment`."""
@@ -60,8 +63,9 @@ class Launch:
     """Backend of torch.distributed, one that this PyTorch has. Not set: nccl on GPUs, gloo on CPUs;
     on CPUs nccl is read as gloo."""
 
-    distributed_timeout_minutes: Annotated[float, above(0), at_most(_YEAR_MINUTES)] = 30.0
-    """Minutes after which a collective operation that does not finish ends the run."""
+    distributed_timeout_minutes: Annotated[float, above(0), at_most(_YEAR_MINUTES)] = 10.0
+    """Minutes after which a collective operation that does not finish ends the run. Until the first
+    iteration is done, which may load a model and index data, three times as long."""
 
     seed: Annotated[int, at_least(1)] = 1234
     """Seed of all random numbers, at least 1."""

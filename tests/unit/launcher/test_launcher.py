@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
-from megatron.launcher.command import main, prepared_runner, rank_commands
+from megatron.launcher.command import main, rank_commands
 from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.plan import LaunchPlan, plan_launch
 from megatron.launcher.rendezvous import reserve_port
@@ -97,7 +97,7 @@ def test_more_processes_than_gpus_is_an_error_that_says_how_many_there_are():
         plan(4, num_gpus=5)
 
 
-def test_two_hosts_go_to_deepspeeds_runner(tmp_path):
+def test_two_hosts_are_planned_with_their_slots(tmp_path):
     hostfile = tmp_path / "hosts"
     hostfile.write_text("# cluster\nalpha slots=4\nbeta slots=4\n")
     slots = (0, 1, 2, 3)
@@ -143,16 +143,6 @@ def test_a_hostfile_that_is_no_text_is_refused(tmp_path):
 def test_a_host_without_a_hostfile_is_refused():
     with pytest.raises(ConfigError, match="there is no hostfile"):
         plan(include="alpha:0")
-
-
-def test_the_runner_gets_its_flags_the_script_and_the_configuration():
-    neox_args = NeoXArgs.from_dict({**CONFIG, "launcher": "openmpi", "user_script": "train.py"})
-    with prepared_runner(neox_args, LaunchPlan(2, hosts={"a": (0,), "b": (0,)})) as command:
-        assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-        assert command[command.index("--launcher") + 1] == "openmpi"
-        hostfile = Path(command[command.index("--hostfile") + 1])
-        assert hostfile.read_text() == "a slots=1\nb slots=1\n"
-        assert command.index("train.py") < command.index("--megatron_config")
 
 
 def test_ranks_get_torchs_variables_and_never_deepspeeds_local_size():
@@ -405,12 +395,16 @@ def test_a_configuration_can_be_checked_without_torch(files):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_dry_run_on_several_hosts_prints_the_runners_command(files, tmp_path, capsys):
+def test_dry_run_on_several_hosts_prints_the_commands_and_the_ranks(files, tmp_path, capsys):
     script, config = files
     (tmp_path / "hosts").write_text("alpha slots=1\nbeta slots=1\n")
     Path(config).write_text(json.dumps({**CONFIG, "hostfile": str(tmp_path / "hosts")}))
     assert main(["--dry-run", script, config]) == 0
-    assert "-m deepspeed.launcher.runner" in capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    for line, host in zip(lines[:2], ("alpha", "beta"), strict=True):
+        assert line.startswith("ssh -T ")
+        assert f" -- {host} " in line
+    assert lines[2:4] == ["alpha: ranks 0 on slots 0", "beta: ranks 1 on slots 0"]
 
 
 @pytest.fixture

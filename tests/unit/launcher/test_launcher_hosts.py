@@ -1,4 +1,4 @@
-"""Hostfiles and filters: what we read, what DeepSpeed's runner reads, and what launchers take."""
+"""Hostfiles and filters: what we read, what DeepSpeed's filters choose, and what launchers take."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron.launcher.command import main, prepared_runner
+from megatron.launcher.command import main
+from megatron.launcher.elsewhere import exported, orders_of
+from megatron.launcher.native import native_command
 from megatron.launcher.plan import plan_launch
+from megatron.launcher.several_machines import ssh_command
 from megatron.neox_arguments import ConfigError, NeoXArgs
 from megatron.neox_arguments.hostfile import read_hostfile, select_slots
+from megatron.neox_arguments.neox_args import launch_values
 
 CONFIG = {
     "num_layers": 1,
@@ -63,19 +67,6 @@ CASES = [
 @pytest.mark.parametrize(("hostfile", "keys", "expected"), CASES)
 def test_hostfile_filters_and_numbers_leave_these_slots(arguments, hostfile, keys, expected):
     assert plan_launch(arguments(hostfile, **keys), {}, num_devices=0).hosts == expected
-
-
-@pytest.mark.parametrize(("hostfile", "keys", "expected"), CASES)
-def test_deepspeeds_runner_reads_the_same_slots(arguments, hostfile, keys, expected):
-    runner = pytest.importorskip("deepspeed.launcher.runner")
-    args = arguments(hostfile, **keys)
-    with prepared_runner(args, plan_launch(args, {}, num_devices=0)) as command:
-        parsed = runner.parse_args(command[3:])
-        pool = runner.fetch_hostfile(parsed.hostfile)
-    assert (parsed.num_nodes, parsed.num_gpus, parsed.include) == (-1, -1, "")
-    assert parsed.force_multi
-    slots = runner.parse_inclusion_exclusion(pool, parsed.include, parsed.exclude)
-    assert {name: tuple(numbers) for name, numbers in slots.items()} == expected
 
 
 @pytest.mark.parametrize("keys", [{"include": "beta:0,2@alpha"}, {"exclude": "alpha:1@beta"}, {}])
@@ -134,15 +125,9 @@ def test_a_line_that_names_no_machine_is_refused_with_its_place(tmp_path, line, 
             {"launcher": "openmpi", "include": "alpha:1"},
             "launcher: openmpi takes the first slots of a machine, got 1 of alpha",
         ),
-        (
-            NAMED,
-            {"exclude": "root@alpha:0"},
-            "slots 1 of root@alpha: DeepSpeed's runner cannot choose slots of a name with '@'",
-        ),
-        ("2001:db8::1 slots=1\n", {}, "host 2001:db8::1: pdsh takes the part before ':' for"),
     ],
 )
-def test_what_the_runner_would_fail_on_is_one_line_before_the_start(
+def test_what_a_launcher_would_fail_on_is_one_line_before_the_start(
     arguments, tmp_path, monkeypatch, capsys, hostfile, keys, message
 ):
     args = arguments(hostfile, **keys)
@@ -168,20 +153,102 @@ def test_brackets_say_where_an_address_ends(arguments):
     assert plan_launch(args, {}, num_devices=0).hosts == {"::1:0": (0,), "b": (0,)}
 
 
+def test_the_slots_of_a_machine_become_its_ranks(arguments, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = arguments(TWO, include="alpha:1,3@beta:2")
+    first, second = orders_of(args, plan_launch(args, {}, num_devices=0), 60.0).values()
+    assert (first["slots"], first["first_rank"], first["world_size"]) == ([1, 3], 0, 3)
+    assert (second["slots"], second["first_rank"], second["world_size"]) == ([2], 2, 3)
+    assert first["config"]["include"] == "alpha:1,3@beta:2"
+    assert first["master_port"] is None
+
+
+def test_ssh_gets_the_host_behind_its_options_and_no_configuration(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    *_, end_of_options, host, there = ssh_command("me@fe80::1", {"PDSH_SSH_ARGS_APPEND": "-p 2222"})
+    assert (end_of_options, host) == ("--", "me@fe80::1")
+    assert there.startswith(f"cd {tmp_path} && exec ")
+    assert there.endswith(" -u -m megatron.launcher.machine")
+    command = ssh_command("alpha", {"PDSH_SSH_ARGS_APPEND": "-p 2222"})
+    assert command[command.index("-p") + 1] == "2222"
+    assert "BatchMode=yes" in command
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({}, []),
-        ({"include": "beta"}, ["--nodelist=beta", "--nodes=1"]),
-        ({"num_nodes": 1}, ["--nodes=1"]),
-        ({"num_gpus": 3, "account": "a"}, ["--account=a", "--gpus-per-node=3"]),
+        (
+            {"launcher": "openmpi"},
+            "mpirun -np 7 --host alpha:4,beta:3 --bind-to none -x MASTER_ADDR=alpha "
+            "-x WANDB_API_KEY python train.py",
+        ),
+        (
+            {"launcher": "mpich", "num_gpus": 2, "master_addr": "10.0.0.1"},
+            "mpirun -np 4 -ppn 2 -hosts alpha,beta -genv MASTER_ADDR 10.0.0.1 python train.py",
+        ),
+        (
+            {"launcher": "slurm", "num_gpus": 3, "account": "a", "comment": "two words"},
+            "srun --account=a '--comment=two words' --nodelist=alpha,beta --nodes=2 --ntasks=6 "
+            "--ntasks-per-node=3 --gpus-per-node=3 --kill-on-bad-exit=1 "
+            "--export=ALL,MASTER_ADDR=alpha python train.py",
+        ),
     ],
 )
-def test_slurm_gets_the_filters_as_its_own_arguments(arguments, keys, expected):
-    args = arguments("alpha slots=4\nbeta slots=4\n", launcher="slurm", **keys)
-    with prepared_runner(args, plan_launch(args, {}, num_devices=0)) as command:
-        given = [text for text in command if text.startswith("--launcher_args=")]
-    assert shlex.split("".join(given).removeprefix("--launcher_args=")) == expected
+def test_a_launcher_of_the_machines_gets_a_command_of_its_own(arguments, tmp_path, keys, expected):
+    for name in ("mpirun", "srun"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    args = arguments(TWO, **keys)
+    command = native_command(
+        plan_launch(args, {}, num_devices=0).hosts,
+        launch_values(args),
+        script=["python", "train.py"],
+        variables={"WANDB_API_KEY": "secret"},
+        environ={"PATH": str(tmp_path)},
+    )
+    assert shlex.join(command) == expected
+
+
+def test_a_port_that_is_given_reaches_the_ranks_of_mpi(arguments, tmp_path):
+    (tmp_path / "mpirun").write_text("")
+    (tmp_path / "mpirun").chmod(0o755)
+    args = arguments(TWO, launcher="openmpi")
+    slots, values = plan_launch(args, {}, num_devices=0).hosts, launch_values(args)
+    common = {"script": ["x"], "variables": (), "environ": {"PATH": str(tmp_path)}}
+    assert "MASTER_PORT=4711" in native_command(slots, values, port=4711, **common)
+    assert not any("MASTER_PORT" in word for word in native_command(slots, values, **common))
+
+
+def test_a_launcher_that_is_not_installed_is_one_line(arguments):
+    args = arguments(TWO, launcher="openmpi")
+    slots, values = plan_launch(args, {}, num_devices=0).hosts, launch_values(args)
+    with pytest.raises(ConfigError, match=r"openmpi cannot start .* there is no program mpirun"):
+        native_command(slots, values, script=["x"], variables=(), environ={"PATH": "/none"})
+
+
+def test_variables_of_libraries_and_lines_of_the_settings_file_reach_other_machines(tmp_path):
+    (tmp_path / ".deepspeed_env").write_text("# mine\n\nNCCL_DEBUG=WARN\nA_B=c=d e\n")
+    environ = {"NCCL_DEBUG": "INFO", "PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "HF_HOME": "/h"}
+    found = exported(environ, (tmp_path,))
+    assert found == {"NCCL_DEBUG": "WARN", "HF_HOME": "/h", "A_B": "c=d e"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (b"A=1\nexport\n", ":2: must be NAME=value, got 'export'"),
+        (b"export A=1\n", ":1: must be NAME=value, got 'export A'"),
+        (b"=1\n", ":1: must be NAME=value, got ''"),
+        (b"A=x\0y\n", ":1: must be NAME=value, got 'A'"),
+        (b"A=1\nB=caf\xe9\n", ":2: file of variables is not UTF-8 text"),
+    ],
+)
+def test_a_malformed_settings_file_is_one_line_without_its_values(tmp_path, lines, problem):
+    path = tmp_path / ".deepspeed_env"
+    path.write_bytes(lines)
+    with pytest.raises(ConfigError) as caught:
+        exported({}, (tmp_path,))
+    assert str(caught.value).startswith(f"{path}{problem}")
 
 
 def test_a_hostfile_that_is_no_ordinary_file_is_refused(tmp_path):

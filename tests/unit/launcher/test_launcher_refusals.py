@@ -150,7 +150,7 @@ def test_a_run_that_nothing_here_can_start_is_one_line(files, tmp_path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([script, config]) == 2
     assert capsys.readouterr().err.startswith(
-        "launcher: pdsh cannot start processes on alpha, beta: there is no program pdsh here; "
+        "launcher: pdsh cannot start processes on alpha, beta: there is no program ssh here; "
     )
 
 

@@ -13,7 +13,12 @@ from torch.distributed import TCPStore
 
 from megatron.launcher.rank_discovery import RankDiscoveryError, RankInfo
 from megatron.launcher.rendezvous import reserve_port
-from megatron.runtime.rendezvous_store import has_own_store, loopback_store, network_note
+from megatron.runtime.rendezvous_store import (
+    has_own_store,
+    loopback_store,
+    network_note,
+    require_names,
+)
 
 
 def info_of(
@@ -102,3 +107,35 @@ def test_between_machines_the_interface_is_named(environ, words):
     note = network_note(info_of("node1", size=4, local=2), environ)
     assert words in note
     assert "node1:29500 listens on all interfaces" in note
+
+
+def test_a_master_without_an_address_is_one_line_after_a_while():
+    info = info_of("machine.invalid", size=4, local=2)
+    with pytest.raises(RankDiscoveryError) as caught:
+        require_names(info, {}, uses_gloo=False, seconds=0.1)
+    assert str(caught.value).startswith("MASTER_ADDR: machine.invalid has no address on machine ")
+    assert "tried for 0.1 s); set MASTER_ADDR" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_gets_an_address_in_time_is_waited_for(monkeypatch):
+    answers = [socket.gaierror(-3, "Temporary failure in name resolution")]
+
+    def look_up(name: str, port: None) -> list:
+        if answers:
+            raise answers.pop()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr("megatron.runtime.rendezvous_store._RETRY_SECONDS", 0.01)
+    require_names(info_of("node1", size=4, local=2), {}, uses_gloo=True, seconds=30)
+    assert answers == []
+
+
+def test_gloo_needs_the_own_name_unless_an_interface_is_set(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "lonely.invalid")
+    info = info_of("127.0.0.1", size=4, local=2)
+    with pytest.raises(RankDiscoveryError, match=r"own name: lonely\.invalid .* GLOO_SOCKET_IFN"):
+        require_names(info, {}, uses_gloo=True, seconds=0.1)
+    require_names(info, {"GLOO_SOCKET_IFNAME": "eth0"}, uses_gloo=True, seconds=0.1)
+    require_names(info, {}, uses_gloo=False, seconds=0.1)
