@@ -28,7 +28,7 @@ from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import replace_folder, retired_name, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
-from megatron.runtime.agreement import agree, gather, problem_of
+from megatron.runtime.agreement import agree, gather_at_first, problem_of
 
 __all__ = ["CheckpointContents", "CheckpointSaver", "undo_interrupted_replacement"]
 
@@ -148,8 +148,9 @@ class CheckpointSaver:
         self._raise_if_any(problem, final)
         report: dict[str, Any] = {}
         problem = problem_of(lambda: report.update(write_snapshot(snapshot, temporary)))
-        reports = gather({"problem": problem, **report}, group=self._group)
-        problem = next((r["problem"] for r in reports if r["problem"]), None)
+        reports = gather_at_first({"problem": problem, **report}, group=self._group)
+        if is_first:
+            problem = next((r["problem"] for r in reports if r["problem"]), None)
         if problem is None and is_first:
             index = _index(reports, self._topology.grid, self._moment_names)
             problem = problem_of(lambda: _publish(temporary, final, contents, index))

@@ -18,10 +18,9 @@ flattened tensor-parallel shard. Vocabulary padding is never written.
 from __future__ import annotations
 
 import math
-import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron.checkpoint.index import read_index
+from megatron.checkpoint.rectangles import copy_from_fragment
+from megatron.checkpoint.runs import Run, rank_number, run_of
 from megatron.checkpoint.schema import (
     CONFIGS,
     RUN_FILES,
@@ -42,6 +43,7 @@ from megatron.checkpoint.schema import (
 )
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
+from megatron.model.shard_blocks import Rectangle
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.neox_arguments.resolved import in_current_form
 from odm.json_data import read_json
@@ -124,8 +126,9 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
 
     Args:
         folder: A ``global_step<N>`` folder.
-        part: Number of this part, from 0. With ``num_parts`` > 1 only every ``num_parts``-th file
-            is read, so that ranks share the work; index and sizes are always checked.
+        part: Number of this part, from 0. With ``num_parts`` > 1 only the files of this part are
+            looked at, so that ranks share the work. They are those that a rank loads from if the
+            layout has not changed. The index is always checked.
         num_parts: Number of ranks sharing the work.
 
     Raises:
@@ -133,18 +136,10 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
             the field if its content is wrong.
     """
     reader = CheckpointReader(folder)
-    for number, name in enumerate(_names_to_check(reader)):
+    for name in _part_of(_names_to_check(reader), part, num_parts):
         path, facts = folder / name, reader.files.get(name)
         if facts is not None:
-            if not os.path.isfile(path):  # false for a name that is too long, too
-                raise CheckpointError(f"{path}: listed in index.json but missing")
-            size = path.stat().st_size
-            if size != facts["size"]:
-                raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
-        if number % num_parts != part:
-            continue
-        if facts is not None and crc32_of_file(path) != facts["crc32"]:
-            raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+            _check_file(path, facts)
         if name in _IN_CONTENT:
             read_content(folder, name)
         elif name.startswith("rng_"):
@@ -152,6 +147,31 @@ def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
     reader.check_fragments(part=part, num_parts=num_parts)
     if part == 0:
         _check_steps(folder)
+
+
+def _check_file(path: Path, facts: Mapping[str, int]) -> None:
+    """Raises an error if a file is not as the index says."""
+    try:
+        size = path.stat().st_size
+    except OSError:  # missing, or a name that is too long
+        raise CheckpointError(f"{path}: listed in index.json but missing") from None
+    if size != facts["size"]:
+        raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
+    if crc32_of_file(path) != facts["crc32"]:
+        raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
+
+
+def _part_of(names: Iterable[str], part: int, num_parts: int) -> list[str]:
+    """The names of one part: neighbours among the files of ranks, and every n-th of the others."""
+    in_order = sorted(names)
+    of_ranks = [name for name in in_order if rank_number(name) >= 0]
+    others = [name for name in in_order if rank_number(name) < 0]
+    first, end = (len(of_ranks) * bound // num_parts for bound in (part, part + 1))
+    return sorted([*of_ranks[first:end], *others[part::num_parts]])
+
+
+def _first_element(run: Run) -> int:
+    return run.offset
 
 
 def _check_steps(folder: Path) -> None:
@@ -209,32 +229,32 @@ class CheckpointReader:
         }
         self.shapes = {name: info.shape for name, info in self.parameters.items()}
         """Logical shape of each parameter."""
-        # {(name, tp_rank): [(offset, length, file)]}, sorted by offset
-        self._fragments: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        self._runs: dict[tuple[str, int], list[Run]] = {}
+        """(name, tensor rank) -> where the elements of this shard are, in their order."""
         for name, facts in index["parameters"].items():
-            for file, tp_rank, offset, length in facts["fragments"]:
-                self._fragments.setdefault((name, tp_rank), []).append((offset, length, file))
-        for pieces in self._fragments.values():
-            pieces.sort()
+            for run in map(run_of, facts["fragments"]):
+                self._runs.setdefault((name, run.tp_rank), []).append(run)
+        for runs in self._runs.values():
+            runs.sort(key=_first_element)
         self._open_files: dict[str, Any] = {}
 
     def check_fragments(self, *, part: int = 0, num_parts: int = 1) -> None:
         """Checks that all listed fragments of weights are in the files, as float32.
 
         Args:
-            part: Number of this part, from 0. With ``num_parts`` > 1 only every ``num_parts``-th
-                file is checked.
+            part: Number of this part, from 0; see `verify`.
             num_parts: Number of ranks sharing the work.
 
         Raises:
             CheckpointError: If a fragment is missing or wrong; names the first such file and
                 fragment.
         """
-        own = set(sorted(self.files)[part::num_parts])
-        for (name, tp_rank), pieces in self._fragments.items():
-            for offset, length, file in pieces:
-                if file in own:
-                    self._fragment(file, fragment_key("fp32", name, tp_rank, offset), length)
+        own = [(name, rank_number(name)) for name in _part_of(self.files, part, num_parts)]
+        for (name, tp_rank), runs in self._runs.items():
+            for run in runs:
+                for place in run.places_in(own):
+                    key = fragment_key("fp32", name, tp_rank, run.offset + place * run.length)
+                    self._fragment(run.file_of(place), key, run.length)
 
     def info(self, name: str) -> ParameterInfo:
         """Shape of a parameter, and how it is cut into shards.
@@ -254,6 +274,44 @@ class CheckpointReader:
         is_frozen = SOFT_PROMPT_NAME in self.parameters and name != SOFT_PROMPT_NAME
         return ("fp32",) if is_frozen else ("fp32", *self.moment_names)
 
+    def read_rectangle(self, name: str, kind: str, part: Rectangle, *, out: Tensor) -> None:
+        """Reads a part of a parameter or moment, whatever the shards in which it was saved.
+
+        Args:
+            name: The parameter.
+            kind: ``fp32``, or a moment.
+            part: Rows and columns of the parameter, seen as a matrix whose columns tensor
+                parallelism cuts; see `megatron.model.shard_blocks`.
+            out: Overwritten with the values, (rows, columns).
+
+        Raises:
+            CheckpointError: If the checkpoint does not have all of them.
+        """
+        info = self.info(name)
+        dim = info.tp_dim or 0
+        inner = math.prod(info.shape[dim + 1 :])
+        if part.row_length != info.shape[dim] * inner:  # it was cut along another dimension
+            whole = self.read_logical(name, kind).reshape(-1, part.row_length)
+            rows = whole[part.first_row : part.first_row + part.num_rows]
+            out.copy_(rows[:, part.first_column : part.first_column + part.num_columns])
+            return
+        num_shards = 1 if info.tp_dim is None else self.layout["tp"]
+        width = info.extent // num_shards * inner
+        column, end = part.first_column, part.first_column + part.num_columns
+        while column < end:
+            shard, first = divmod(column, width)
+            num_columns = min(end - column, width - first)
+            own = Rectangle(
+                part.first_row,
+                part.num_rows,
+                first,
+                num_columns,
+                min(width, part.row_length - shard * width),
+            )
+            place = column - part.first_column
+            self._read_from_shard(name, kind, shard, own, out[:, place : place + num_columns])
+            column += num_columns
+
     def read_shard_range(
         self, name: str, kind: str, tp_rank: int, offset: int, length: int
     ) -> Tensor:
@@ -262,49 +320,58 @@ class CheckpointReader:
         Raises:
             CheckpointError: If the checkpoint does not have all of them.
         """
+        values = torch.empty(1, length)
+        if length:
+            part = Rectangle(0, 1, offset, length, offset + length)
+            self._read_from_shard(name, kind, tp_rank, part, values)
+        return values[0]
+
+    def _read_from_shard(
+        self, name: str, kind: str, tp_rank: int, part: Rectangle, out: Tensor
+    ) -> None:
         if kind not in ("fp32", *self.moment_names):
             raise CheckpointError(
                 f"{self.folder}: has no {kind}, only fp32 and {list(self.moment_names)}"
             )
         if kind not in self.kinds_of(name):
-            return torch.zeros(length)  # it has never been trained
-        pieces = self._fragments.get((name, tp_rank), [])
-        result = torch.empty(length, dtype=torch.float32)
-        position, end = offset, offset + length
-        number = max(0, bisect_right(pieces, (offset, 1 << 62, "")) - 1)
-        while position < end:
-            if number >= len(pieces) or not pieces[number][0] <= position:
+            out.zero_()  # it has never been trained
+            return
+        runs = self._runs.get((name, tp_rank), [])
+        position = part.start
+        number = max(0, bisect_right(runs, position, key=_first_element) - 1)
+        while position < part.end:
+            if number >= len(runs) or not runs[number].offset <= position:
                 raise CheckpointError(
                     f"{self.folder}: {kind} of {name}: elements from {position} on are missing"
                 )
-            start, size, file = pieces[number]
-            stop = min(end, start + size)
-            if stop > position:
-                tensor = self._fragment(file, fragment_key(kind, name, tp_rank, start), size)
-                result[position - offset : stop - offset] = tensor[position - start : stop - start]
-                position = stop
+            run = runs[number]
+            while position < min(run.end, part.end):
+                place = (position - run.offset) // run.length
+                start = run.offset + place * run.length
+                key = fragment_key(kind, name, tp_rank, start)
+                fragment = self._fragment(run.file_of(place), key, run.length)
+                copy_from_fragment(fragment, start, part, out)
+                position = start + run.length
             number += 1
-        return result
 
     def read_logical(self, name: str, kind: str = "fp32") -> Tensor:
         """One whole parameter (or moment) in its logical shape, float32."""
         info = self.info(name)
-        tp_size = self.layout["tp"] if info.tp_dim is not None else 1
-        shards = []
-        for tp_rank in range(tp_size):
-            shape = info.shard_shape(tp_rank, tp_size)
-            flat = self.read_shard_range(name, kind, tp_rank, 0, math.prod(shape))
-            shards.append(flat.view(shape))
-        return shards[0] if tp_size == 1 else torch.cat(shards, dim=info.tp_dim or 0)
+        rows = math.prod(info.shape[: info.tp_dim or 0])
+        columns = math.prod(info.shape) // rows
+        values = torch.empty(rows, columns)
+        self.read_rectangle(name, kind, Rectangle(0, rows, 0, columns, columns), out=values)
+        return values.view(info.shape)
 
-    def _fragment(self, file: str, key: str, length: int) -> Any:
-        """A fragment in a file, opened so that ranges of it can be read."""
+    def _fragment(self, file: str, key: str, length: int) -> Tensor:
+        """A fragment in a file, as a memory map: only what is used of it is read."""
         path = self.folder / file
         try:
             if file not in self._open_files:
                 self._open_files[file] = safe_open(path, framework="pt")
             piece = self._open_files[file].get_slice(key)
             shape, dtype = list(piece.get_shape()), piece.get_dtype()
+            values: Tensor = self._open_files[file].get_tensor(key)
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # names of tensors in it may hold line breaks
             raise CheckpointError(f"{path}: {key}: cannot be read ({reason})") from error
@@ -312,7 +379,7 @@ class CheckpointReader:
             raise CheckpointError(
                 f"{path}: {key}: is {dtype} of shape {shape}, index.json says F32 of [{length}]"
             )
-        return piece
+        return values
 
 
 def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:

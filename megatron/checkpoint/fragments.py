@@ -230,6 +230,7 @@ def _load_stage3(name: str, parameter: Any, moment_names: tuple[str, ...], read)
         values = values.view_as(current)
         if key == "fp32":
             safe_set_local_fp32_param(parameter, values)
+            parameter.ds_tensor.data.view(-1).copy_(values.flatten())
         else:
             safe_set_local_optimizer_state(parameter, values, key)
 

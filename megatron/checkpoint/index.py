@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron.checkpoint.foreign import foreign_checkpoint_problem
-from megatron.checkpoint.schema import CONFIGS, FORMAT_VERSION, ParameterInfo, check_index
+from megatron.checkpoint.runs import grouped
+from megatron.checkpoint.schema import (
+    CONFIGS,
+    FORMAT_VERSION,
+    READ_VERSIONS,
+    ParameterInfo,
+    check_index,
+)
 from megatron.errors import CheckpointError
-from megatron.files import crc32_of_file, write_json_atomic
+from megatron.files import crc32_of_file, write_text_atomic
 from megatron.model.parameters import ParameterSpec
 from odm.json_data import SchemaError, anything, fields, read_json, shown
 
@@ -81,18 +89,40 @@ def write_index(
         "version": FORMAT_VERSION,
         "layout": layout,
         "moments": moments,
-        "parameters": parameters,
+        "parameters": {
+            name: {**entry, "fragments": grouped(entry["fragments"])}
+            for name, entry in parameters.items()
+        },
         "files": {**files, **facts},
     }
-    write_json_atomic(folder / "index.json", {**index, "crc32": index_checksum(index)})
+    index["crc32"] = index_checksum(index)
+    text = json.dumps(index, allow_nan=False, separators=(",", ":"))
+    write_text_atomic(folder / "index.json", text + "\n")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Reads and checks ``index.json``.
+    """Reads and checks ``index.json``; a process interprets the same content only once.
 
     Raises:
         CheckpointError: If the index is missing, damaged or wrong; names the field.
     """
+    path = folder / "index.json"
+    try:
+        key = (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    except OSError:
+        return _read_index(folder)  # which reports why
+    if key not in _LAST_READ:
+        index = _read_index(folder)
+        _LAST_READ.clear()
+        _LAST_READ[key] = index
+    return _LAST_READ[key]
+
+
+_LAST_READ: dict[tuple[str, str], dict[str, Any]] = {}
+"""The index that was read last, by path and digest of the file; nobody changes it."""
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     if not path.is_file() and (problem := foreign_checkpoint_problem(folder)):
         raise CheckpointError(problem)
@@ -104,9 +134,10 @@ def read_index(folder: Path) -> dict[str, Any]:
         max_bytes=_MAX_INDEX_BYTES,
     )
     version = index["version"]
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READ_VERSIONS:
         raise CheckpointError(
-            f"{path}: has format version {shown(version)}, this program supports {FORMAT_VERSION}"
+            f"{path}: has format version {shown(version)}, this program supports "
+            f"{' and '.join(map(str, READ_VERSIONS))}"
         )
     if index.get("crc32") != index_checksum(index):
         raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from megatron.checkpoint.format import (
     step_folder,
 )
 from megatron.checkpoint.fragments import load_fragments, prepare_moments
-from megatron.checkpoint.index import parameter_info
 from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.checkpoint.opening import (
     ParameterReader,
@@ -32,7 +31,13 @@ from megatron.checkpoint.opening import (
     verify_files,
 )
 from megatron.errors import CheckpointError
-from megatron.model.parameters import ParameterSpec, cut_shard, extremes, spec_of
+from megatron.model.parameters import (
+    ParameterSpec,
+    allocate,
+    blocks_of_shard,
+    extremes,
+    spec_of,
+)
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
@@ -40,16 +45,21 @@ from megatron.runtime.agreement import agree, problem_of
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
+    "SavedWeights",
     "find_checkpoint",
     "first_not_finite",
     "load_engine_state",
     "load_module_weights",
+    "open_weights",
     "restore_random_state",
 ]
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+
+_PIECE = 1 << 24
+"""Elements that are read before they are copied to their place: 64 MiB."""
 
 
 def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
@@ -118,7 +128,37 @@ def _verify_together(folder: Path) -> str | None:
     return agree(problem_of(lambda: verify_files(folder, part=part, num_parts=num_parts)))
 
 
-def load_module_weights(
+@dataclass(frozen=True)
+class SavedWeights:
+    """A checkpoint whose parameters fit a model; reads what this rank has of them."""
+
+    reader: CheckpointReader | NeoxReader
+    topology: Topology
+    absent: frozenset[str]
+    """Parameters of the model that the checkpoint lacks, as it may."""
+
+    def copy_into(
+        self, flat: Tensor, name: str, spec: ParameterSpec, *, offset: int, kind: str = "fp32"
+    ) -> None:
+        """Reads the elements of this rank's flat shard from ``offset`` on; padding becomes zero."""
+        size = flat.numel() if isinstance(self.reader, NeoxReader) else _PIECE
+        for first in range(0, flat.numel(), size or 1):
+            place = flat[first : first + size]
+            start, length = offset + first, place.numel()
+            place.copy_(
+                _read_own(
+                    self.reader,
+                    spec,
+                    self.topology,
+                    name=name,
+                    offset=start,
+                    length=length,
+                    kind=kind,
+                )
+            )
+
+
+def open_weights(
     module: nn.Module,
     folder: Path,
     topology: Topology,
@@ -126,8 +166,8 @@ def load_module_weights(
     on_other_network: Say | None = None,
     with_masters: bool = False,
     may_lack: frozenset[str] = frozenset(),
-) -> frozenset[str]:
-    """Fills a float32 module from a checkpoint, before the engine casts or partitions it.
+) -> SavedWeights:
+    """Opens a checkpoint for a model, whose parameters need no memory yet.
 
     Args:
         module: A model, or this rank's part of one.
@@ -137,10 +177,7 @@ def load_module_weights(
             the same shapes; None makes that an error.
         with_masters: Whether to take the optimizer's master weights from a checkpoint of GPT-NeoX,
             if it has them, instead of the model's weights in half precision.
-        may_lack: Parameters that keep their values if the checkpoint does not have them.
-
-    Returns:
-        Those of ``may_lack`` that the module has and the checkpoint lacks.
+        may_lack: Parameters that the checkpoint need not have.
 
     Raises:
         CheckpointError: If names or shapes differ from the module's, or the network does.
@@ -150,22 +187,45 @@ def load_module_weights(
     if problem is not None and on_other_network is None:
         raise CheckpointError(problem)
     reader = open_reader(folder, network, with_optimizer=with_masters)
-    wanted = {name: (p, spec_of(p)) for name, p in module.named_parameters()}
-    absent = (may_lack & wanted.keys()) - reader.shapes.keys()
-    wanted = {name: entry for name, entry in wanted.items() if name not in absent}
+    shapes = {name: spec_of(p).logical_shape for name, p in module.named_parameters()}
+    absent = (may_lack & shapes.keys()) - reader.shapes.keys()
+    shapes = {name: shape for name, shape in shapes.items() if name not in absent}
     if network is not None and topology.rank == 0:
         _warn_of_what_is_not_compared(reader, network)
-    shapes = {name: spec.logical_shape for name, (_, spec) in wanted.items()}
     if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
         raise CheckpointError(problem or f"{folder}: {misfit}")
     if problem is not None and on_other_network is not None:
         on_other_network(problem)
+    return SavedWeights(reader, topology, frozenset(absent))
+
+
+def load_module_weights(
+    module: nn.Module,
+    folder: Path,
+    topology: Topology,
+    *,
+    on_other_network: Say | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Fills a module from a checkpoint; allocates parameters that have no memory yet.
+
+    Args:
+        module: A model, or this rank's part of one.
+        folder: A ``global_step<N>`` folder.
+        topology: The grid of ranks, and this rank's place in it.
+        on_other_network: As for `open_weights`.
+        dtype: Precision of the parameters that are allocated.
+        device: Where these are.
+
+    Raises:
+        CheckpointError: If names or shapes differ from the module's, or the network does.
+    """
+    weights = open_weights(module, folder, topology, on_other_network=on_other_network)
     with torch.no_grad():
-        for name, (parameter, spec) in wanted.items():
-            length = math.prod(spec.shard_shape)
-            values = _read_own(reader, spec, topology, name=name, offset=0, length=length)
-            parameter.copy_(values.view(spec.shard_shape))
-    return frozenset(absent)
+        for name, parameter in module.named_parameters():
+            allocate(parameter, dtype=dtype, device=device)
+            weights.copy_into(parameter.data.view(-1), name, spec_of(parameter), offset=0)
 
 
 def _network_of(module: nn.Module) -> ModelShape | None:
@@ -244,8 +304,8 @@ def load_engine_state(
 ) -> None:
     """Overwrites master weights and moments of this rank's part.
 
-    The module must have been filled by `load_module_weights` before the engine was made. Without
-    ZeRO the module's parameters are the master weights, which are not read again.
+    Without ZeRO the module's parameters are the master weights, which must have been filled before
+    the engine was made, and are not read again.
 
     Args:
         engine: DeepSpeed's engine, whose state is overwritten.
@@ -304,7 +364,7 @@ def _read_own(
 ) -> Tensor:
     """Elements [offset, offset + length) of this rank's flat shard; padding is zero.
 
-    If the parameter was saved in the same shards, only these elements are read.
+    Only these elements are read, whatever the number of shards in which they were saved.
     """
     tp_rank, tp_size = topology.model_rank, topology.grid.model
     if spec.tp_dim is None:
@@ -312,18 +372,13 @@ def _read_own(
     if isinstance(reader, NeoxReader):
         shard = reader.read_shard(name, spec, kind=kind, tp_rank=tp_rank, tp_size=tp_size)
         return shard.flatten()[offset : offset + length]
-    saved = reader.info(name)
-    shape = saved.shard_shape(tp_rank, tp_size)
-    is_saved_so = saved == parameter_info(spec, tp_size) and (
-        spec.tp_dim is None or reader.layout["tp"] == tp_size
-    )
-    # padding must follow the saved elements, which is so if rows are cut
-    if not is_saved_so or shape[1:] != spec.shard_shape[1:]:
-        shard = cut_shard(reader.read_logical(name, kind), spec, tp_rank)
-        return shard.flatten()[offset : offset + length]
-    kept = max(0, min(length, math.prod(shape) - offset))
-    own = reader.read_shard_range(name, kind, tp_rank, offset, kept)
-    return own if kept == length else torch.cat((own, own.new_zeros(length - kept)))
+    values = torch.zeros(length)
+    for block in blocks_of_shard(spec, tp_rank, offset=offset, length=length):
+        part = block.source
+        size = part.num_rows * block.width
+        place = values[block.start : block.start + size].view(part.num_rows, block.width)
+        reader.read_rectangle(name, kind, part, out=place[:, : part.num_columns])
+    return values
 
 
 def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> None:

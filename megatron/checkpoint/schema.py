@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from megatron.checkpoint.runs import Run, rank_number, run_of
 from megatron.engine.state import TrainState
 from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.run_config import SCHEMA_VERSION
@@ -36,6 +38,7 @@ from odm.saved_state import check_stored_state
 __all__ = [
     "CONFIGS",
     "FORMAT_VERSION",
+    "READ_VERSIONS",
     "RUN_FILES",
     "ParameterInfo",
     "check_index",
@@ -45,7 +48,9 @@ __all__ = [
     "check_state",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written; version 1, which lists every fragment on its own, is read as well."""
+READ_VERSIONS = (1, 2)
 CONFIGS = "configs"
 """Folder of the configuration files; older checkpoints have no checksums of them."""
 RUN_FILES = ("state.json", "mixture.json")
@@ -85,6 +90,7 @@ _FILE_NAME = text(
     as_file=True,
 )
 _COUNT = integer(0, _MAX_EXTENT)
+_RANK = integer(0, _MAX_RANKS)
 _INDEX = fields(
     {
         "layout": fields(
@@ -190,7 +196,7 @@ _READ_FIELDS = fields(
 def check_index(index: Any, where: str) -> None:
     """Checks an index whose version and checksum are right; see `odm.json_data.Check`."""
     _INDEX(index, where)
-    files, filled = index["files"], dict.fromkeys(index["files"], 0)
+    files, filled = index["files"], _Filled(index["files"])
     for name in RUN_FILES:
         if name not in files:
             raise SchemaError(f"files: does not list {name}")
@@ -213,31 +219,71 @@ def _check_shape(facts: Mapping[str, Any], tp_size: int, where: str) -> None:
         refuse(f"{where}.extent", f"a multiple of {tp_size} from {shape[tp_dim or 0]} on", extent)
 
 
-def _check_fragments(
-    facts: Mapping[str, Any], tp_size: int, filled: dict[str, int], where: str
-) -> None:
+def _check_fragments(facts: Mapping[str, Any], tp_size: int, filled: _Filled, where: str) -> None:
     """Checks that each element of a shard is in one fragment only; adds lengths to ``filled``."""
     info = ParameterInfo(tuple(facts["shape"]), facts["tp_dim"], facts["extent"])
     num_shards = 1 if info.tp_dim is None else tp_size
-    numbers = (integer(0, num_shards - 1), _COUNT, _COUNT)
     shards: dict[int, list[tuple[int, int]]] = {}
     for place, fragment in enumerate(facts["fragments"]):
         at = f"{where}.fragments[{place}]"
-        if not isinstance(fragment, (list, tuple)) or len(fragment) != 4:
-            refuse(at, "[file, tensor rank, offset, length]", fragment)
-        file = fragment[0]
-        if not isinstance(file, str) or file not in filled or "/" in file:
-            refuse(f"{at}[0]", "a file that the index lists", file)
-        for number_of, (check, value) in enumerate(zip(numbers, fragment[1:], strict=True), 1):
-            check(value, f"{at}[{number_of}]")
-        filled[file] += fragment[3]
-        shards.setdefault(fragment[1], []).append((fragment[2], fragment[3]))
+        _check_entry(fragment, num_shards, filled, at)
+        run = run_of(fragment)
+        filled.add(run, at)
+        shards.setdefault(run.tp_rank, []).append((run.offset, run.length * run.count))
     for tp_rank, pieces in shards.items():
         end = math.prod(info.shard_shape(tp_rank, num_shards))
         _check_tiling([*sorted(pieces), (end, 0)], f"{where}.fragments: tensor rank {tp_rank}")
     total = sum(length for pieces in shards.values() for _, length in pieces)
     if total != math.prod(info.shape):
         refuse(f"{where}.fragments", f"{math.prod(info.shape)} elements together", total)
+
+
+def _check_entry(fragment: Any, num_shards: int, filled: _Filled, at: str) -> None:
+    """Checks the types of one entry, see `megatron.checkpoint.runs`."""
+    is_list = isinstance(fragment, (list, tuple))
+    if not is_list or len(fragment) not in (4, 6):
+        refuse(at, "[file, tensor rank, offset, length], or six numbers", fragment)
+    numbers: tuple[Check, ...] = (integer(0, num_shards - 1), _COUNT, _COUNT)
+    first = 1
+    if len(fragment) == 6:
+        numbers = (_RANK, integer(1, _MAX_RANKS), *numbers, integer(2, _MAX_RANKS))
+        first = 0
+    elif not isinstance(fragment[0], str) or fragment[0] not in filled or "/" in fragment[0]:
+        refuse(f"{at}[0]", "a file that the index lists", fragment[0])
+    for number_of, (check, value) in enumerate(zip(numbers, fragment[first:], strict=True), first):
+        check(value, f"{at}[{number_of}]")
+
+
+class _Filled:
+    """Counts the elements that the fragments say each file has."""
+
+    def __init__(self, files: Iterable[str]):
+        self._by_name = dict.fromkeys(files, 0)
+        self._numbers = {rank_number(name): name for name in self._by_name}
+        last = max(self._numbers, default=0)
+        self._by_number = np.zeros(last + 1, dtype=np.int64)
+        self._is_there = np.zeros(last + 1, dtype=bool)
+        self._is_there[[number for number in self._numbers if number >= 0]] = True
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def add(self, run: Run, at: str) -> None:
+        """Adds the fragments of a run, whose files must be listed."""
+        if run.count == 1:
+            self._by_name[run.file] += run.length
+            return
+        stop = run.number + run.step * (run.count - 1) + 1
+        place = slice(run.number, stop, run.step)
+        if stop > len(self._by_number) or not self._is_there[place].all():
+            refuse(at, "fragments in files that the index lists", [run.file, run.step, run.count])
+        self._by_number[place] += run.length
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """(name, elements) of every file."""
+        for name, elements in self._by_name.items():
+            number = rank_number(name)
+            yield name, elements + (int(self._by_number[number]) if number >= 0 else 0)
 
 
 def _check_tiling(pieces: Iterable[tuple[int, int]], where: str) -> None:

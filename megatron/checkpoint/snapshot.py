@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron.checkpoint.format import fragment_key
 from megatron.checkpoint.fragments import Fragment, iterate_fragments
-from megatron.checkpoint.index import file_facts, index_entry, parameter_info
+from megatron.checkpoint.index import index_entry, parameter_info
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
@@ -89,13 +89,13 @@ def take_snapshot(
 def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     """Writes the files of a rank; returns the spec that the index needs, as plain data."""
     files = {
-        _file_name(snapshot.rank): _save_tensors(
+        _file_name(snapshot.rank): write_tensors(
             folder / _file_name(snapshot.rank), snapshot.tensors
         )
     }
     if snapshot.random_state:
         name = f"rng_{snapshot.rank:05d}.safetensors"
-        files[name] = _save_tensors(folder / name, snapshot.random_state)
+        files[name] = write_tensors(folder / name, snapshot.random_state)
     return {"files": files, "parameters": snapshot.parameters, "moments": snapshot.moments}
 
 
@@ -108,8 +108,3 @@ def _is_owner(parameter: Any, topology: Topology) -> bool:
     if getattr(parameter, "ds_pipe_replicated", False):
         return False
     return spec_of(parameter).tp_dim is not None or topology.model_rank == 0
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, int]:
-    write_tensors(path, tensors)
-    return file_facts(path)

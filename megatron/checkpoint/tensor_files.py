@@ -1,15 +1,15 @@
-"""Writes safetensors files, flushed to disk and with the same mode as other files."""
+"""Writes safetensors files: flushed to the disk, and checksummed on the way."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
+import json
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from megatron.errors import CheckpointError
@@ -17,27 +17,78 @@ from megatron.files import flush_to_disk
 
 __all__ = ["write_tensors"]
 
+_BLOCK_BYTES = 1 << 22
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a safetensors file and flushes it to the disk.
+) -> dict[str, int]:
+    """Writes a safetensors file and flushes it to the disk; as for all files, the umask decides.
 
-    Safetensors makes its files readable by their owner only; here the umask decides, as for all
-    other files.
+    Args:
+        path: The file to create or replace.
+        tensors: On the CPU; names as keys.
+        metadata: Texts for the header.
+
+    Returns:
+        ``size`` in bytes and ``crc32`` of what was written, which need not be read again.
 
     Raises:
         CheckpointError: If the disk is full.
     """
-    with path.open("wb") as stream:
-        mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+    head = _header(tensors, metadata)
+    checksum, size = zlib.crc32(head), len(head)
     try:
-        save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:  # raised if the disk is full
+        with path.open("wb") as stream:
+            stream.write(head)
+            for tensor in _in_file_order(tensors).values():
+                content = memoryview(_bytes_of(tensor))
+                for first in range(0, len(content), _BLOCK_BYTES):
+                    block = content[first : first + _BLOCK_BYTES]
+                    checksum = zlib.crc32(block, checksum)
+                    stream.write(block)
+                size += len(content)
+            flush_to_disk(stream)
+    except OSError as error:
         raise CheckpointError(
-            f"{path}: {error}; check the free space; nothing was written"
+            f"{path}: {error.strerror}; check the free space; nothing was written"
         ) from error
-    with contextlib.suppress(PermissionError):  # some file systems have no modes
-        path.chmod(mode)
-    with path.open("rb+") as stream:
-        flush_to_disk(stream)
+    return {"size": size, "crc32": checksum}
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
+    """Length and JSON of the header, padded so that the tensors after it are aligned."""
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    position = 0
+    for name, tensor in _in_file_order(tensors).items():
+        end = position + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wide elements first, so that all are aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy()

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-from torch import nn
+from torch import Tensor
 
 from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.fragments import load_loss_scaler
 from megatron.checkpoint.loading import (
+    SavedWeights,
     find_checkpoint,
     load_engine_state,
-    load_module_weights,
+    open_weights,
     restore_random_state,
 )
 from megatron.checkpoint.opening import load_run_state, saved_configuration
 from megatron.engine.gradient_norm import GradientClipper, clips_itself
 from megatron.engine.optimizers import build_optimizer, moment_names
+from megatron.engine.placement import place_parameters
 from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunner
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
@@ -30,7 +32,12 @@ from megatron.files import is_same_path
 from megatron.model.compiling import compile_model, compiler_problem
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.pipeline_model import GPT2PipelineModel
-from megatron.model.soft_prompt import SOFT_PROMPT_NAME, fill_with_embeddings, freeze_all_but_prompt
+from megatron.model.soft_prompt import (
+    SOFT_PROMPT_NAME,
+    freeze_all_but_prompt,
+    prompt_of_embeddings,
+)
+from megatron.model.word_embeddings import WORD_EMBEDDINGS
 from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu, make_tensor_parallel
 from megatron.neox_arguments import ConfigError, RunConfig, deepspeed_config
@@ -86,7 +93,7 @@ def build_model(
     *,
     for_training: bool = True,
 ) -> GPT2Model | GPT2PipelineModel:
-    """Builds this rank's part of the network, in float32, with its initial values.
+    """Builds this rank's part of the network, whose parameters have no memory yet.
 
     Args:
         config: The resolved configuration.
@@ -98,9 +105,8 @@ def build_model(
     shape = build_model_config(config, tokenizer)
     sequence_parallel = config.layout.sequence_parallel and for_training
     tp = make_tensor_parallel(topology, sequence_parallel=sequence_parallel)
-    seed = config.launch.seed
     if topology.grid.pipe == 1:
-        model = GPT2Model(shape, seed=seed, tp=tp)
+        model = GPT2Model(shape, seed=None, tp=tp)
         if for_training and model.soft_prompt is not None:
             freeze_all_but_prompt(model)
         return model
@@ -108,7 +114,6 @@ def build_model(
         shape,
         topology,
         tp,
-        seed=seed,
         partition_method=config.layout.pipe_partition_method,
     )
 
@@ -181,14 +186,15 @@ def build_runner(
         ConfigError: If DeepSpeed refuses a section that is passed to it unchanged.
     """
     mpu = DeepSpeedMpu(topology)
-    _check_deepspeed_sections(config, mpu)  # first, since a large model takes minutes to build
+    _check_deepspeed_sections(config, mpu)  # first, since the values of a model take longer
     say("building the model")
     model = build_model(config, tokenizer, topology)
-    folder, absent = checkpoint_to_load(config, say), frozenset[str]()
+    folder, saved = checkpoint_to_load(config, say), None
+    given: dict[str, Tensor] = {}
     if folder is not None:
         say(f"loading {folder}")
         may_differ = config.saving.finetune  # for example, a rotary base for longer texts
-        absent = load_module_weights(
+        saved = open_weights(
             model,
             folder,
             topology,
@@ -196,8 +202,9 @@ def build_runner(
             with_masters=not (may_differ or config.saving.no_load_optim),
             may_lack=frozenset([SOFT_PROMPT_NAME]) if may_differ else frozenset(),
         )
-        if absent:
-            _begin_prompt(model, config, tokenizer, say)
+        if saved.absent:
+            given = _new_prompt(config, tokenizer, saved, say)
+    place_parameters(model, config, topology, mpu, saved=saved, given=given)
     compile_if_wanted(model, config, say)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
@@ -215,6 +222,7 @@ def build_runner(
     runner = _make_runner(config, engine, topology, num_domains=num_domains)
     if folder is None:
         return LoadedRun(runner, TrainState())
+    absent = saved.absent if saved is not None else frozenset[str]()
     return _continue_from(config, runner, folder, say, absent=absent)
 
 
@@ -240,18 +248,17 @@ def compile_if_wanted(model: GPT2Model | GPT2PipelineModel, config: RunConfig, s
     say("torch_compile: the first iteration compiles the blocks and the loss, and takes longer")
 
 
-def _begin_prompt(
-    model: nn.Module, config: RunConfig, tokenizer: AbstractTokenizer, say: Say
-) -> None:
-    """Gives a new soft prompt its first values, if they are those of a text.
+def _new_prompt(
+    config: RunConfig, tokenizer: AbstractTokenizer, saved: SavedWeights, say: Say
+) -> dict[str, Tensor]:
+    """The first values of a new soft prompt, by its name; none if they are drawn.
 
     Raises:
         ConfigError: If the text has no token.
     """
-    assert isinstance(model, GPT2Model)
-    prompt, settings = model.soft_prompt, config.model.soft_prompt
-    assert prompt is not None
+    settings = config.model.soft_prompt
     assert settings is not None
+    given: dict[str, Tensor] = {}
     if settings.init_string:
         tokens = tokenizer.tokenize(settings.init_string)
         if not tokens:
@@ -259,8 +266,11 @@ def _begin_prompt(
                 f"soft_prompt_tuning.init_string: {settings.init_string!r} has no token; write "
                 "another text, or none for random values"
             )
-        fill_with_embeddings(prompt, model.embedding.word_embeddings, tokens)
-    say(f"soft_prompt_tuning: a new prompt of {prompt.num_tokens} vectors; all else is frozen")
+        name = next(name for name in saved.reader.shapes if name.endswith(WORD_EMBEDDINGS))
+        table = saved.reader.read_logical(name)
+        given[SOFT_PROMPT_NAME] = prompt_of_embeddings(settings.num_tokens, table, tokens)
+    say(f"soft_prompt_tuning: a new prompt of {settings.num_tokens} vectors; all else is frozen")
+    return given
 
 
 def _check_deepspeed_sections(config: RunConfig, mpu: DeepSpeedMpu) -> None:

@@ -91,10 +91,10 @@ def read_model(
     """
     model = build_model(config, tokenizer, topology, for_training=False)
     assert isinstance(model, GPT2Model)
-    load_module_weights(model, folder, topology)
     precision = config.precision.dtype
     dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
-    model = model.to(accelerator.device(), dtype).eval()
+    load_module_weights(model, folder, topology, dtype=dtype, device=accelerator.device())
+    model = model.to(accelerator.device()).eval()
     _check_finite(model, folder, dtype)
     return model
 

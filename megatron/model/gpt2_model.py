@@ -61,7 +61,8 @@ class GPT2Model(nn.Module):
     """The whole network on one rank.
 
     Args:
-        seed: Seed of the initial values, see `initialize_parameters`.
+        seed: Seed of the initial values, see `initialize_parameters`; None leaves the parameters
+            without memory and values.
         tp: The tensor-parallel group.
     """
 
@@ -69,7 +70,7 @@ class GPT2Model(nn.Module):
         self,
         config: ModelShape,
         *,
-        seed: int,
+        seed: int | None,
         tp: TensorParallel = SINGLE,
     ):
         super().__init__()
@@ -97,7 +98,8 @@ class GPT2Model(nn.Module):
         if not config.no_weight_tying:
             output = OutputLayer(config, tp, tied=embedding.word_embeddings)
             self.add_module(self._output_name, output)
-        initialize_parameters(self, seed, tp_rank=tp.rank)
+        if seed is not None:
+            initialize_parameters(self, seed, tp_rank=tp.rank)
 
     def forward(
         self,

@@ -1,62 +1,112 @@
 """Initial values of parameters, the same on every parallel layout.
 
-Each parameter has its own random generator, seeded by the run's seed and the parameter's name, and
-is drawn in its logical (unsharded) shape. So neither the number of ranks nor the order in which
-modules are built changes any initial value.
+Each parameter has its own sequence of random numbers, which (seed, name) decides, and each element
+its own place in it: the place in the logical (unsharded) parameter. So neither the number of ranks
+nor the order in which modules are built changes any initial value, and a rank draws only the values
+of the elements that it has. Only an orthogonal matrix is computed as a whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megatron.model.parameters import InitMethod, cut_shard, spec_of
+from megatron.model.parameters import (
+    InitMethod,
+    ParameterSpec,
+    allocate,
+    blocks_of_shard,
+    spec_of,
+)
+from megatron.model.random_numbers import NumberStream
+from megatron.model.shard_blocks import Rectangle
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
     "INIT_METHODS",
+    "fill_range",
     "init_methods",
+    "initial_values",
     "initialize_parameters",
     "ones",
     "resolve_init_method",
+    "uniform",
     "zeros",
 ]
 
+_PIECE = 1 << 24
+"""Elements that are drawn before they are copied to their place: 64 MiB."""
 
-def zeros(tensor: Tensor, generator: torch.Generator) -> None:
+
+def zeros(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
     """Biases."""
-    tensor.zero_()
+    return np.zeros((part.num_rows, part.num_columns), dtype=np.float32)
 
 
-def ones(tensor: Tensor, generator: torch.Generator) -> None:
+def ones(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
     """Scales of norms."""
-    tensor.fill_(1.0)
+    return np.ones((part.num_rows, part.num_columns), dtype=np.float32)
+
+
+def uniform(limit: float) -> InitMethod:
+    """Uniform numbers in [-limit, limit)."""
+
+    def values(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
+        return _uniform(numbers, part, limit)
+
+    return values
+
+
+def _uniform(numbers: NumberStream, part: Rectangle, limit: float) -> np.ndarray:
+    drawn = numbers.uniform(part)
+    drawn *= np.float32(2.0 * limit)
+    drawn -= np.float32(limit)
+    return drawn
+
+
+def _scaled(numbers: NumberStream, part: Rectangle, std: float) -> np.ndarray:
+    drawn = numbers.normal(part)
+    drawn *= np.float32(std)
+    return drawn
 
 
 def _normal(std: float) -> InitMethod:
-    def fill(tensor: Tensor, generator: torch.Generator) -> None:
-        nn.init.normal_(tensor, 0.0, std, generator=generator)
+    def values(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
+        return _scaled(numbers, part, std)
 
-    return fill
-
-
-def _xavier_uniform(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.xavier_uniform_(tensor, generator=generator)
+    return values
 
 
-def _xavier_normal(tensor: Tensor, generator: torch.Generator) -> None:
-    nn.init.xavier_normal_(tensor, generator=generator)
+def _xavier_uniform(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
+    return _uniform(numbers, part, math.sqrt(6.0 / sum(shape)))
+
+
+def _xavier_normal(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
+    return _scaled(numbers, part, math.sqrt(2.0 / sum(shape)))
 
 
 def _orthogonal(gain: float) -> InitMethod:
-    def fill(tensor: Tensor, generator: torch.Generator) -> None:
-        nn.init.orthogonal_(tensor, gain=gain, generator=generator)
+    def values(numbers: NumberStream, shape: tuple[int, int], part: Rectangle) -> np.ndarray:
+        whole = numbers.once("orthogonal", lambda: _orthogonal_matrix(numbers, shape, gain))
+        rows = whole.reshape(-1, part.row_length)[part.first_row : part.first_row + part.num_rows]
+        columns: np.ndarray = rows[:, part.first_column : part.first_column + part.num_columns]
+        return columns
 
-    return fill
+    return values
+
+
+def _orthogonal_matrix(numbers: NumberStream, shape: tuple[int, int], gain: float) -> np.ndarray:
+    """Q of a normal matrix, with the signs that make it unique (Mezzadri 2007, math-ph/0609050)."""
+    rows, columns = shape
+    drawn = torch.from_numpy(numbers.normal(Rectangle(0, rows, 0, columns, columns)))
+    q, r = torch.linalg.qr(drawn if rows >= columns else drawn.T)
+    q = q * r.diagonal().sign()
+    matrix: np.ndarray = (gain * (q if rows >= columns else q.T)).contiguous().numpy()
+    return matrix
 
 
 INIT_METHODS: dict[str, Callable[[float, int, int], InitMethod]] = {
@@ -95,20 +145,52 @@ def init_methods(config: ModelShape) -> tuple[InitMethod, InitMethod]:
     return first, output
 
 
-def initialize_parameters(module: nn.Module, seed: int, *, tp_rank: int = 0) -> None:
-    """Fills every parameter of ``module`` from (seed, name).
+def fill_range(
+    flat: Tensor, spec: ParameterSpec, numbers: NumberStream, *, tp_rank: int, offset: int
+) -> None:
+    """Writes initial values into a range of a flattened shard; padding becomes zero.
 
-    Its `ParameterSpec` define how a parameter is filled. On ``meta`` there is nothing to fill.
+    Args:
+        flat: The elements from ``offset`` on, (n,), of any precision and on any device.
+        spec: The parameter.
+        numbers: Its random numbers.
+        tp_rank: Number of the shard.
+        offset: First element in the flattened shard.
+    """
+    for first in range(0, flat.numel(), _PIECE):
+        place = flat[first : first + _PIECE]
+        place.copy_(initial_values(spec, numbers, tp_rank, offset + first, place.numel()))
+
+
+def initial_values(
+    spec: ParameterSpec, numbers: NumberStream, tp_rank: int, offset: int, length: int
+) -> Tensor:
+    """Initial values of the elements [offset, offset + length) of a flattened shard, float32."""
+    values = np.zeros(length, dtype=np.float32)
+    # every method treats a fused gated projection (2, f, h) as one matrix (2f, h)
+    shape = (math.prod(spec.logical_shape[:-1]), spec.logical_shape[-1])
+    for block in blocks_of_shard(spec, tp_rank, offset=offset, length=length):
+        part = block.source
+        size = part.num_rows * block.width
+        place = values[block.start : block.start + size].reshape(part.num_rows, block.width)
+        place[:, : part.num_columns] = spec.init_method(numbers, shape, part)
+    return torch.from_numpy(values)
+
+
+def initialize_parameters(
+    module: nn.Module,
+    seed: int,
+    *,
+    tp_rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Allocates every parameter of ``module``, and fills it from (seed, name).
+
+    Its `ParameterSpec` define how a parameter is filled.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.is_meta:
-                continue
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            spec = spec_of(parameter)
-            logical = torch.empty(spec.logical_shape, dtype=torch.float32)
-            # every method treats a fused gated projection (2, f, h) as one matrix (2f, h)
-            flat = logical.flatten(0, -2) if logical.dim() > 2 else logical
-            spec.init_method(flat, generator)
-            parameter.copy_(cut_shard(logical, spec, tp_rank))
+            allocate(parameter, dtype=dtype, device=device)
+            numbers = NumberStream(seed, name)
+            fill_range(parameter.view(-1), spec_of(parameter), numbers, tp_rank=tp_rank, offset=0)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InitMethod", "ParameterSpec", "cut_shard", "extremes", "spec_of", "make_parameter"]
+from megatron.model.random_numbers import NumberStream
+from megatron.model.shard_blocks import Block, Rectangle, blocks_of_range
 
-InitMethod = Callable[[Tensor, torch.Generator], None]
-"""Fills a float32 CPU tensor in place, with numbers from a generator."""
+__all__ = [
+    "InitMethod",
+    "ParameterSpec",
+    "allocate",
+    "blocks_of_shard",
+    "cut_shard",
+    "extremes",
+    "make_parameter",
+    "spec_of",
+]
+
+InitMethod = Callable[[NumberStream, tuple[int, int], Rectangle], np.ndarray]
+"""(random numbers, shape of the whole matrix, a part of it) -> the initial values of this part,
+(rows, columns) float32."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,7 @@ class ParameterSpec:
     """Facts that initialisation, checkpoints and the optimizer need."""
 
     init_method: InitMethod
-    """Fills the logical tensor with initial values."""
+    """Computes initial values of a part of the logical tensor."""
     logical_shape: tuple[int, ...]
     """Shape without vocabulary padding and without sharding."""
     tp_dim: int | None
@@ -37,11 +51,12 @@ def make_parameter(
     tp_dim: int | None = None,
     has_weight_decay: bool = True,
 ) -> nn.Parameter:
-    """Allocates a parameter of ``shape`` on this rank, with its `ParameterSpec`.
+    """Makes a parameter of ``shape`` on this rank, with its `ParameterSpec` and without memory.
 
-    ``logical_shape`` defaults to ``shape``.
+    ``logical_shape`` defaults to ``shape``. `allocate` gives it memory when it is known how much of
+    it this rank keeps, in which precision, and where its values come from.
     """
-    parameter = nn.Parameter(torch.empty(*shape))
+    parameter = nn.Parameter(torch.empty(*shape, device="meta"))
     parameter.spec = ParameterSpec(  # type: ignore[attr-defined]
         init_method, tuple(logical_shape or shape), tp_dim, shape, has_weight_decay
     )
@@ -53,6 +68,37 @@ def make_parameter(
 def spec_of(parameter: nn.Parameter) -> ParameterSpec:
     """The spec that `make_parameter` attached."""
     return parameter.spec  # type: ignore[attr-defined]
+
+
+def allocate(
+    parameter: nn.Parameter,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Gives a parameter from `make_parameter` its memory, filled with zeros; others keep theirs."""
+    if not parameter.is_meta:
+        return
+    real = nn.Parameter(
+        torch.zeros(parameter.shape, dtype=dtype, device=device),
+        requires_grad=parameter.requires_grad,
+    )
+    vars(real).update(vars(parameter))
+    torch.utils.swap_tensors(parameter, real)  # whoever shares the parameter has it still
+
+
+def blocks_of_shard(
+    spec: ParameterSpec, tp_rank: int, *, offset: int, length: int
+) -> Iterator[Block]:
+    """`blocks_of_range` of a parameter."""
+    return blocks_of_range(
+        spec.logical_shape,
+        spec.shard_shape,
+        spec.tp_dim,
+        tp_rank=tp_rank,
+        offset=offset,
+        length=length,
+    )
 
 
 def cut_shard(logical: Tensor, spec: ParameterSpec, tp_rank: int) -> Tensor:

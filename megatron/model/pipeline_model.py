@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron.model.forward_context import ForwardContext, document_context, make_context
 from megatron.model.gpt2_model import layer_list
-from megatron.model.init_functions import initialize_parameters
 from megatron.model.output_layer import OutputLayer
 from megatron.model.relative_bias import SHARED_BIAS, RelativeBias, make_relative_bias
 from megatron.model.transformer import TransformerLayer
@@ -85,10 +84,9 @@ def _keep_hidden(module: nn.Module, hidden: Tensor) -> Tensor:
 
 
 class GPT2PipelineModel(PipelineModule):
-    """This rank's stage of the network.
+    """This rank's stage of the network; its parameters have no memory yet.
 
     Args:
-        seed: Seed of the initial values, which equal those of `GPT2Model`.
         partition_method: DeepSpeed's rule for cutting the list of layers.
     """
 
@@ -98,7 +96,6 @@ class GPT2PipelineModel(PipelineModule):
         topology: Topology,
         tp: TensorParallel,
         *,
-        seed: int,
         partition_method: str,
     ):
         self.config = config
@@ -125,9 +122,23 @@ class GPT2PipelineModel(PipelineModule):
         self._blocks = tuple(layer for layer in self.forward_funcs if isinstance(layer, _Block))
         if isinstance(bias, nn.Module):
             self._share_bias(bias, topology)
-        initialize_parameters(self, seed, tp_rank=tp.rank)
         if topology.is_last_stage:
             self._stage_loss.layer = self._find_output_layer(tp)
+
+    def to(self, *args: Any, **kwargs: Any) -> GPT2PipelineModel:
+        """Does nothing while DeepSpeed builds the module: without memory there is nothing to move.
+
+        When the parameters have memory, this is `nn.Module.to`.
+        """
+        return self if self._lacks_memory() else super().to(*args, **kwargs)
+
+    def _lacks_memory(self) -> bool:
+        return any(parameter.is_meta for parameter in self.parameters())
+
+    def _synchronize_tied_weights(self) -> None:
+        """DeepSpeed sends tied weights to their copies; here both get the same values later."""
+        if not self._lacks_memory():
+            super()._synchronize_tied_weights()
 
     def forward(self, inputs: Tensor | tuple[Tensor, Tensor]) -> Any:
         """Runs the layers of this stage.

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.model.init_functions import uniform
 from megatron.model.parameters import make_parameter
-from megatron.model.word_embeddings import VocabularyTable
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["SOFT_PROMPT_NAME", "SoftPrompt", "fill_with_embeddings", "freeze_all_but_prompt"]
+__all__ = ["SOFT_PROMPT_NAME", "SoftPrompt", "freeze_all_but_prompt", "prompt_of_embeddings"]
 
 SOFT_PROMPT_NAME = "1.soft_embedding_weight"
 """GPT-NeoX inserts the prompt as layer 1 and calls its parameter so."""
@@ -28,14 +28,11 @@ class SoftPrompt(nn.Module):
     def __init__(self, config: ModelShape):
         super().__init__()
         assert config.soft_prompt is not None
-        limit = config.soft_prompt.init_range
-
-        def uniform(tensor: Tensor, generator: torch.Generator) -> None:
-            nn.init.uniform_(tensor, -limit, limit, generator=generator)
-
         self.num_tokens = config.soft_prompt.num_tokens
         self.soft_embedding_weight = make_parameter(
-            self.num_tokens, config.hidden_size, init_method=uniform
+            self.num_tokens,
+            config.hidden_size,
+            init_method=uniform(config.soft_prompt.init_range),
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -77,17 +74,15 @@ def freeze_all_but_prompt(model: nn.Module) -> None:
         parameter.requires_grad_(name == SOFT_PROMPT_NAME)
 
 
-@torch.no_grad()
-def fill_with_embeddings(prompt: SoftPrompt, table: VocabularyTable, tokens: Sequence[int]) -> None:
-    """Sets the prompt to the word embeddings of ``tokens``, repeated or cut to its length.
-
-    All ranks of a tensor-parallel group call it.
+def prompt_of_embeddings(num_tokens: int, table: Tensor, tokens: Sequence[int]) -> Tensor:
+    """The word embeddings of ``tokens``, repeated or cut to the length of a prompt.
 
     Args:
-        prompt: The prompt.
-        table: The word embeddings.
+        num_tokens: Vectors of the prompt, n.
+        table: Word embeddings of all tokens, (vocabulary, h).
         tokens: Token ids, at least one.
+
+    Returns:
+        (n, h).
     """
-    ids = [tokens[place % len(tokens)] for place in range(prompt.num_tokens)]
-    vectors = table(torch.tensor([ids], device=prompt.soft_embedding_weight.device))
-    prompt.soft_embedding_weight.copy_(table.tp.all_reduce(vectors)[0])
+    return table[[tokens[place % len(tokens)] for place in range(num_tokens)]]

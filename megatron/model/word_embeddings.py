@@ -13,7 +13,10 @@ from megatron.model.positional_embeddings import sinusoidal_positions
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing.model_shape import ModelShape
 
-__all__ = ["Embedding", "EmbeddingTable", "VocabularyTable"]
+__all__ = ["WORD_EMBEDDINGS", "Embedding", "EmbeddingTable", "VocabularyTable"]
+
+WORD_EMBEDDINGS = "word_embeddings.weight"
+"""End of the name of the table of tokens, tied or not."""
 
 
 class EmbeddingTable(nn.Module):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
 from megatron.errors import CheckpointError
+from megatron.runtime import accelerator
 
-__all__ = ["agree", "gather", "problem_of"]
+__all__ = ["agree", "gather", "gather_at_first", "problem_of"]
 
 _FILE_ERRORS = (OSError, CheckpointError, SafetensorError)  # the last is what a full disk becomes
 
@@ -27,8 +29,30 @@ def gather(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
     return values
 
 
+def gather_at_first(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Returns the values of all ranks on rank 0, and nothing on the others; all of them call it.
+
+    Args:
+        value: Can be pickled.
+        group: Contains all ranks; None is the default group.
+    """
+    is_first = dist.get_rank(group) == 0
+    values: list[Any] = [None] * dist.get_world_size(group) if is_first else []
+    dist.gather_object(value, values if is_first else None, dst=0, group=group)
+    return values
+
+
 def agree(problem: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:
-    """Returns the problem of the first rank that has one, for all of them to raise; all call it."""
+    """Returns the problem of the first rank that has one, for all of them to raise; all call it.
+
+    While nothing is wrong, the ranks exchange one number, and no text.
+    """
+    is_on_cpu = "gloo" in dist.get_backend(group)
+    device = torch.device("cpu") if is_on_cpu else accelerator.device()
+    has_problem = torch.tensor(int(bool(problem)), device=device)
+    dist.all_reduce(has_problem, op=dist.ReduceOp.MAX, group=group)
+    if not has_problem.item():
+        return None
     return next((text for text in gather(problem, group=group) if text), None)
 
 

@@ -19,7 +19,7 @@ from megatron.checkpoint.format import (
     latest_step,
     step_folder,
 )
-from megatron.checkpoint.index import config_names, file_facts, index_entry, write_index
+from megatron.checkpoint.index import config_names, index_entry, write_index
 from megatron.checkpoint.tensor_files import write_tensors
 from megatron.errors import CheckpointError, UserError
 from megatron.files import flush_to_disk, replace_folder, write_text_atomic
@@ -168,8 +168,7 @@ def _write_tensors(
                 tensors[fragment_key(kind, name, 0, 0)] = flat
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))
-        write_tensors(folder / file, tensors)
-        files[file] = file_facts(folder / file)
+        files[file] = write_tensors(folder / file, tensors)
     return {
         "layout": LAYOUT,
         "moments": moment_names,

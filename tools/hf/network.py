@@ -13,7 +13,7 @@ from megatron.checkpoint.format import CheckpointReader, ParameterInfo
 from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model, layer_list
-from megatron.model.parameters import cut_shard, spec_of
+from megatron.model.parameters import allocate, cut_shard, spec_of
 from megatron.model.relative_bias import SHARED_BIAS, make_relative_bias
 from megatron.sizing.model_shape import EMBEDDING_NAMES, ModelShape
 from tools.hf.settings import RunSettings
@@ -107,8 +107,9 @@ def check_parameters(
 
 def filled_model(shape: ModelShape, read: Callable[[str], Tensor]) -> GPT2Model:
     """Our network in evaluation mode, float32; ``read`` returns weights in their logical shape."""
-    model = GPT2Model(shape, seed=0)
+    model = GPT2Model(shape, seed=None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            allocate(parameter)
             parameter.copy_(cut_shard(read(name), spec_of(parameter), 0))
     return model.eval()

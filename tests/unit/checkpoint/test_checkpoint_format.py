@@ -33,6 +33,7 @@ from megatron.files import crc32_of_file
 from tools.benchmark.fuzz.state_kinds import checkpoint, listed_again, mixture, train
 from tools.benchmark.fuzz.state_kinds import write_index as write_checksum
 
+VERSION_TEXT = f'"version": {FORMAT_VERSION}'
 KINDS = ("fp32", "exp_avg")
 TENSORS = {
     "layer.weight": torch.arange(35, dtype=torch.float32).view(7, 5),
@@ -216,16 +217,16 @@ def change_index(folder: Path, old: str, new: str) -> None:
         (lambda c: (c / "index.json").write_text("[]"), "the whole: must be an object"),
         (lambda c: (c / "index.json").write_text("[" * 100_000), "more than 64 levels"),
         (lambda c: change_index(c, '"dp": 2', '"dp": NaN'), "contains NaN"),
-        (lambda c: change_index(c, '"version": 1', '"version": ' + "9" * 5000), "is not JSON"),
+        (lambda c: change_index(c, VERSION_TEXT, '"version": ' + "9" * 5000), "is not JSON"),
         (
             lambda c: change_index(c, '"version"', '"version": 2, "version"'),
             "contains 'version' twice",
         ),
         (lambda c: change_index(c, '"dp"', '"dp": 1, "dp"'), "contains 'dp' twice"),
-        (lambda c: change_index(c, '"version": 1', '"version": true'), "format version True"),
+        (lambda c: change_index(c, VERSION_TEXT, '"version": true'), "format version True"),
         (lambda c: (c / "index.json").write_text('{"version": 1}'), "its own checksum"),
         (lambda c: change_index(c, "[7, 5]", "[5, 7]"), "does not match its own checksum"),
-        (lambda c: change_index(c, '"version": 1', '"version": 9'), "format version 9"),
+        (lambda c: change_index(c, VERSION_TEXT, '"version": 9'), "format version 9"),
     ],
 )
 def test_damage_is_found_and_named(tmp_path, damage, message):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from megatron.checkpoint import format as checkpoint_format
+from megatron.checkpoint.format import CheckpointReader
 from megatron.checkpoint.index import index_checksum
 from megatron.checkpoint.loading import (
     find_checkpoint,
@@ -25,12 +25,15 @@ from megatron.checkpoint.loading import (
     load_module_weights,
     restore_random_state,
 )
+from megatron.checkpoint.rectangles import copy_from_fragment
 from megatron.checkpoint.schema import check_random_state
 from megatron.checkpoint.snapshot import Snapshot, write_snapshot
 from megatron.engine.build import checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
+from megatron.model.init_functions import zeros
 from megatron.model.parameters import ParameterSpec, cut_shard, make_parameter, spec_of
+from megatron.model.shard_blocks import Rectangle
 from megatron.mpu import RankGrid
 from megatron.runtime import accelerator
 from odm.json_data import SchemaError
@@ -59,7 +62,7 @@ def make_module(tp: int, padding: int = 0) -> nn.Module:
         if dim is not None:
             shape[dim] = -(-shape[dim] // tp) + padding
         parameter = make_parameter(
-            *shape, init_method=torch.nn.init.zeros_, logical_shape=tuple(tensor.shape), tp_dim=dim
+            *shape, init_method=zeros, logical_shape=tuple(tensor.shape), tp_dim=dim
         )
         owner, _, leaf = name.partition(".")
         if not hasattr(module, owner):
@@ -94,37 +97,32 @@ def test_any_layout_loads_on_any_other(
             assert torch.equal(parameter, wanted), name
 
 
-class CountedFiles:
-    """Stands in for ``safe_open``: notes every slice that is read."""
+class CountedReads:
+    """Notes the keys of the fragments that are opened, and counts what is copied from them."""
 
     def __init__(self) -> None:
-        self.read: list[tuple[str, int]] = []
+        self.keys: list[str] = []
+        self.elements = 0
 
-    def __call__(self, path: Path, framework: str) -> Any:
-        file = safe_open(path, framework=framework)
-        return SimpleNamespace(get_slice=lambda key: CountedSlice(file.get_slice(key), key, self))
-
-    @property
-    def elements(self) -> int:
-        return sum(count for _, count in self.read)
-
-
-class CountedSlice:
-    def __init__(self, piece: Any, key: str, counted: CountedFiles) -> None:
-        self._piece, self._key, self._counted = piece, key, counted
-        self.get_shape, self.get_dtype = piece.get_shape, piece.get_dtype
-
-    def __getitem__(self, place: slice) -> Tensor:
-        values = self._piece[place]
-        self._counted.read.append((self._key, values.numel()))
-        return values
+    def copy(self, fragment: Tensor, start: int, part: Rectangle, out: Tensor) -> None:
+        found = torch.full(out.shape, float("nan"))
+        copy_from_fragment(fragment, start, part, found)
+        is_there = ~found.isnan()
+        self.elements += int(is_there.sum())
+        out[is_there] = found[is_there]
 
 
 @pytest.fixture
-def counted(monkeypatch) -> CountedFiles:
-    files = CountedFiles()
-    monkeypatch.setattr(checkpoint_format, "safe_open", files)
-    return files
+def counted(monkeypatch) -> CountedReads:
+    reads, fragment = CountedReads(), CheckpointReader._fragment
+
+    def noted(reader: CheckpointReader, file: str, key: str, length: int) -> Tensor:
+        reads.keys.append(key)
+        return fragment(reader, file, key, length)
+
+    monkeypatch.setattr(CheckpointReader, "_fragment", noted)
+    monkeypatch.setattr(checkpoint_format, "copy_from_fragment", reads.copy)
+    return reads
 
 
 def partitioned_engine(module: nn.Module, ranges: dict[str, tuple[int, int]]) -> Any:
@@ -179,14 +177,30 @@ def test_a_rank_reads_its_own_range_alone_where_shards_are_alike(tmp_path, count
     # rank 1 holds 3 of its 4 rows: of its 15 elements 3 to 15 are there, two are padding
     weight = 14 if tp_rank == 0 else 12
     assert counted.elements == 2 * (weight + 4)
-    assert {key.split("|")[2] for key, _ in counted.read if "weight" in key} == {str(tp_rank)}
+    assert {key.split("|")[2] for key in counted.keys if "weight" in key} == {str(tp_rank)}
 
 
-def test_a_rank_reads_the_whole_parameter_where_shards_differ(tmp_path, counted):
-    folder = write_checkpoint(tmp_path / "c", tp=2)
-    load_ranges(folder, tp=1, tp_rank=0)
-    # the replicated bias is alike on every layout
-    assert counted.elements == 2 * (35 + 4)
+@pytest.mark.parametrize(
+    ("saved_tp", "tp", "tp_rank"), [(2, 1, 0), (1, 2, 0), (3, 2, 1), (3, 1, 0)]
+)
+def test_a_rank_reads_its_own_range_alone_where_shards_differ(
+    tmp_path, counted, saved_tp, tp, tp_rank
+):
+    folder = write_checkpoint(tmp_path / "c", tp=saved_tp, cuts=(0.4,))
+    load_ranges(folder, tp=tp, tp_rank=tp_rank)
+    offset, length = RANGES["layer.weight"]
+    rows = TENSORS["layer.weight"].shape[0]
+    first = tp_rank * -(-rows // tp)
+    own = max(0, min(rows - first, -(-rows // tp))) * 5
+    weight = max(0, min(offset + length, own) - offset)
+    assert counted.elements == 2 * (weight + RANGES["layer.bias"][1])
+
+
+def test_a_rank_reads_its_own_columns_alone(tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "c", tp=1, cuts=(0.3,))
+    load_module_weights(make_module(2), folder, topology_of(2, 1))
+    # 3 of 7 rows of 5, the bias, 3 rows of 2 of 4
+    assert counted.elements == 15 + 7 + 6
 
 
 def test_both_ways_of_reading_give_the_same_bits(tmp_path):
@@ -301,7 +315,7 @@ def test_another_shape_is_refused_before_anything_is_read(tmp_path, counted):
     folder = write_checkpoint(tmp_path / "c")
     module = nn.Module()
     module.add_module("layer", nn.Module())
-    module.layer.weight = make_parameter(6, 5, init_method=torch.nn.init.zeros_, tp_dim=0)
+    module.layer.weight = make_parameter(6, 5, init_method=zeros, tp_dim=0)
     with pytest.raises(CheckpointError, match=r"has 'layer\.bias', which this model lacks"):
         load_module_weights(module, folder, topology_of(1))
     full = make_module(1)

@@ -12,7 +12,7 @@ from torch import nn
 from megatron.engine import gradient_norm
 from megatron.engine.gradient_norm import GradientClipper, clips_itself, sum_of_squares
 from megatron.model.init_functions import zeros
-from megatron.model.parameters import make_parameter
+from megatron.model.parameters import allocate, make_parameter
 from megatron.mpu import RankGrid, Topology
 
 
@@ -26,6 +26,8 @@ class Module(nn.Module):
         self.copy = make_parameter(1, init_method=zeros, tp_dim=0)
         self.copy.ds_pipe_replicated = True
         self.unused = make_parameter(1, init_method=zeros)
+        for parameter in self.parameters():
+            allocate(parameter)
         self.part.grad = torch.tensor([3.0, 4.0])
         self.bias.grad = torch.tensor([12.0])
         self.copy.grad = torch.tensor([84.0])

@@ -48,8 +48,8 @@ class ThreadParallel(TensorParallel):
 
 def block(config: Any, tp: TensorParallel) -> TransformerLayer:
     """A block in float64, far from its first values."""
-    layer = TransformerLayer(config, make_rotary(config), tp).double()
-    initialize_parameters(layer, 3, tp_rank=tp.rank)
+    layer = TransformerLayer(config, make_rotary(config), tp)
+    initialize_parameters(layer, 3, tp_rank=tp.rank, dtype=torch.float64)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in layer.parameters():

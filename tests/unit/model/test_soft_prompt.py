@@ -11,8 +11,8 @@ from megatron.model.gpt2_model import GPT2Model
 from megatron.model.soft_prompt import (
     SOFT_PROMPT_NAME,
     SoftPrompt,
-    fill_with_embeddings,
     freeze_all_but_prompt,
+    prompt_of_embeddings,
 )
 from megatron.neox_arguments.sections import model as sections
 from tests.unit.model.shapes import small_model
@@ -41,7 +41,8 @@ def test_a_prompt_of_word_embeddings_is_the_text_of_these_words(tied):
     tuned, plain = models(no_weight_tying=not tied)
     words = [5, 11, 2]
     assert tuned.soft_prompt is not None
-    fill_with_embeddings(tuned.soft_prompt, tuned.embedding.word_embeddings, words)
+    table = tuned.embedding.word_embeddings.weight
+    tuned.soft_prompt.soft_embedding_weight.data = prompt_of_embeddings(LENGTH, table, words)
     text = tokens()
     whole = torch.cat((torch.tensor([words, words]), text), dim=1)
     torch.testing.assert_close(tuned(text), plain(whole)[:, LENGTH:])
@@ -49,12 +50,10 @@ def test_a_prompt_of_word_embeddings_is_the_text_of_these_words(tied):
 
 def test_a_short_text_is_repeated_and_a_long_one_cut():
     tuned, _ = models()
-    prompt, table = tuned.soft_prompt, tuned.embedding.word_embeddings
-    assert prompt is not None
-    fill_with_embeddings(prompt, table, [4, 9])
-    torch.testing.assert_close(prompt.soft_embedding_weight, table.weight[[4, 9, 4]])
-    fill_with_embeddings(prompt, table, [1, 2, 3, 4, 5])
-    torch.testing.assert_close(prompt.soft_embedding_weight, table.weight[[1, 2, 3]])
+    table = tuned.embedding.word_embeddings.weight
+    short, long = (prompt_of_embeddings(LENGTH, table, ids) for ids in ([4, 9], [1, 2, 3, 4, 5]))
+    torch.testing.assert_close(short, table[[4, 9, 4]])
+    torch.testing.assert_close(long, table[[1, 2, 3]])
 
 
 def test_random_first_values_fill_the_range():

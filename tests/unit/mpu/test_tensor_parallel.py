@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron.model.init_functions import initialize_parameters
+from megatron.model.init_functions import INIT_METHODS, initialize_parameters
 from megatron.model.linear import ColumnParallelLinear, RowParallelLinear
 from megatron.model.loss import VocabularyPart, chunked_cross_entropy, token_losses
 from megatron.model.norms import LayerNorm
@@ -188,7 +188,7 @@ class TwoLayers(nn.Module):
         super().__init__()
         self.tp = tp
         self.num_fused = num_fused
-        options = {"init_method": normal, "bias": True, "tp": tp}
+        options = {"init_method": INIT_METHODS["normal"](1.0, 1, 1), "bias": True, "tp": tp}
         self.up = ColumnParallelLinear(HIDDEN, INNER * num_fused, num_fused=num_fused, **options)
         self.down = RowParallelLinear(INNER, HIDDEN, **options)
 
@@ -248,10 +248,6 @@ class Loss(nn.Module):
 
 def vocabulary(size: int, padded: int):
     return small_model(hidden_size=HIDDEN, vocab_size=size, padded_vocab_size=padded)
-
-
-def normal(tensor: Tensor, generator: torch.Generator) -> None:
-    tensor.normal_(generator=generator)
 
 
 def tokens(size: int) -> Tensor:

@@ -149,7 +149,6 @@ def build_pipelines() -> dict[str, dict[str, Any]]:
                 small_model(num_layers=5, **changes),
                 topology,
                 TensorParallel(),
-                seed=1,
                 partition_method=method,
             )
             found[f"{name} {method}"] = {
