@@ -127,7 +127,7 @@ class MetaStep:
         padded = -(-vocab_size // divisor) * divisor
         shape = model_shape(config, vocab_size=vocab_size, padded_vocab_size=padded)
         with META:
-            self.model = GPT2Model(shape, seed=1, tp=tp)
+            self.model = GPT2Model(shape, seed=None, tp=tp)
         if self.model.soft_prompt is not None:
             freeze_all_but_prompt(self.model)
         self.model.to(DTYPES[config.precision.dtype]).train()
