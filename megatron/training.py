@@ -246,8 +246,7 @@ def pretrain(config: RunConfig) -> TrainState:
 
 
 def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger) -> TrainState:
-    tasks = tasks_of_training(config)
-    topology = make_topology(config)
+    tasks, topology = tasks_of_training(config), make_topology(config)
     ranks = {"dp_rank": topology.data_rank, "dp_size": topology.grid.data}
     source, mixture = build_train_source(config, tokenizer_info=tokenizer, **ranks)
     validation, test = (
