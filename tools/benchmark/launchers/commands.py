@@ -16,7 +16,7 @@ __all__ = ["LAUNCHERS", "SBATCH", "Launcher", "Stop"]
 SBATCH = """\
 #!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
-#SBATCH --time=00:02:00 --signal=TERM@60 --requeue
+#SBATCH --time=00:06:00 --signal=TERM@60 --requeue
 srun --kill-on-bad-exit=1 python train.py {config}
 """
 
@@ -120,7 +120,7 @@ LAUNCHERS = (
     Launcher("Open MPI", ("mpirun.openmpi", "ssh"), _openmpi, "mpirun.openmpi"),
     Launcher("MPICH", ("mpirun.mpich", "ssh"), _mpich, "mpirun.mpich"),
     Launcher("srun", ("slurm",), _srun, "srun", stop=_SCANCEL),
-    Launcher("sbatch", ("slurm",), _sbatch, "srun", stop=_SCANCEL),
+    Launcher("sbatch, scancel", ("slurm",), _sbatch, "srun", stop=_SCANCEL),
     Launcher("sbatch, requeue", ("slurm",), _sbatch, "srun", stop=_REQUEUE, is_short=True),
     Launcher("sbatch, time limit", ("slurm",), _sbatch, "srun", stop=_TIME, is_short=True),
     Launcher("deepy.py -H, ssh", ("ssh",), _deepy_hosts("pdsh"), "deepy.py"),

@@ -197,13 +197,14 @@ class Trial:
         """Stops a run; the second value is the iteration that it saved."""
         stop, began = self._launcher.stop, time.monotonic()
         if stop.command is None:
-            send(self._launchers()[0], signal.SIGTERM)
+            for process in self._launchers()[: len(run.starters)]:  # torchrun: one per machine
+                send(process, signal.SIGTERM)
         elif stop.command:
             job = self._machines.run(0, ["squeue", "-h", "-o", "%i"], self._environ).split()[0]
             argv = [word.format(job=job) for word in stop.command]
             self._machines.run(0, argv, self._environ)
         else:
-            wait_until(lambda: _saved(run), seconds=200)
+            wait_until(lambda: _saved(run), seconds=420)
             began = time.monotonic()
         if stop.returns:
             limit = LIMIT_SECONDS
