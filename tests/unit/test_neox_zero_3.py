@@ -99,6 +99,25 @@ def test_an_exact_sum_of_partitions_is_asked_for(tmp_path):
     assert "of different checkpoints" in refusal(folder, shape)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("partition_count", lambda _: 9, "one of 9 partitions, but there are 5 files"),
+        ("fp32_flat_groups", lambda flat: [t.int() for t in flat], "fp32 is no flat tensor"),
+        ("fp32_flat_groups", lambda flat: flat[:2], "has no states of parameter group 2"),
+    ],
+)
+def test_each_file_must_fit_the_others(tmp_path, rank, key, change, message):
+    folder, shape, _ = write_zero_3(tmp_path, parts=1)
+    path = folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    content = torch.load(path, weights_only=False)
+    states = content["optimizer_state_dict"]
+    states[key] = change(states[key])
+    torch.save(content, path)
+    assert message in refusal(folder, shape)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -150,7 +150,8 @@ def _pieces_of_rank(files: NeoxFolder, rank: int) -> Iterator[tuple[str, _Piece]
             name = f"zero_pp_rank_{number}_mp_rank_{rank:02d}_optim_states.pt"
             raise CheckpointError(f"{files.folder / name}: is missing; copy it too{form.advice}")
     partitions = [_partition(files.read(found[n]), found[n], form) for n in sorted(found)]
-    _check_count(partitions, found[0], form)
+    for data_rank, partition in enumerate(partitions):
+        _check_count(partition, len(partitions), found[data_rank], form)
     for number, group in enumerate(shapes):
         flat = _flat_group(
             [_group(p, number, found[n], form) for n, p in enumerate(partitions)], found[0], form
@@ -175,12 +176,13 @@ def _partition(content: Any, path: Path, form: _Form) -> Mapping[str, Any]:
     return states
 
 
-def _check_count(partitions: Sequence[Mapping[str, Any]], path: Path, form: _Form) -> None:
-    count = partitions[0].get("partition_count", len(partitions))
+def _check_count(partition: Mapping[str, Any], num_files: int, path: Path, form: _Form) -> None:
+    count = partition.get("partition_count", num_files)
     counts = count if isinstance(count, (list, tuple)) else [count]
-    if any(type(number) is int and number != len(partitions) for number in counts):
+    wrong = [number for number in counts if type(number) is int and number != num_files]
+    if wrong:
         raise CheckpointError(
-            f"{path}: is one of {max(counts)} partitions, but there are {len(partitions)} files; "
+            f"{path}: is one of {max(wrong)} partitions, but there are {num_files} files; "
             f"copy them again{form.advice}"
         )
 
@@ -223,7 +225,7 @@ def _flat_group(
 
 def _check_flat(flat: Mapping[str, Sequence[Tensor]], path: Path, form: _Form) -> None:
     for kind, pieces in flat.items():
-        if not all(is_dense(tensor) and tensor.dim() == 1 for tensor in pieces):
+        if not all(is_dense(t) and t.is_floating_point() and t.dim() == 1 for t in pieces):
             raise CheckpointError(f"{path}: {kind} is no flat tensor; copy it again{form.advice}")
 
 

@@ -167,20 +167,15 @@ def transformers_4_rows(folder: Path, networks: Sequence[str], venv: Path) -> It
         yield name, ONE_PROCESS, Row("transformers 4", difference, ours.std().item(), True)
 
 
+def _cells(line: Line) -> tuple[str, ...]:
+    name, layout, row = line
+    is_equal = "yes" if row.is_equal else "NO"
+    return name, layout, row.direction, f"{row.difference:.1e}", f"{row.spread:.2g}", is_equal
+
+
 def _print_table(lines: Sequence[Line]) -> None:
     header = ("network", "layout", "direction", "max difference", "logits' spread", "bytes equal")
-    rows = [
-        (
-            name,
-            layout,
-            row.direction,
-            f"{row.difference:.1e}",
-            f"{row.spread:.2g}",
-            "yes" if row.is_equal else "NO",
-        )
-        for name, layout, row in lines
-    ]
-    print("\n".join(aligned([header, *rows])))
+    print("\n".join(aligned([header, *map(_cells, lines)])))
     wrong = [line for line in lines if not line[2].is_right]
     print(f"{len(lines)} rows, {len(wrong)} wrong")
 
@@ -211,9 +206,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         folder = Path(name)
         for line in matrix(folder, args.networks, layouts):
             lines.append(line)
-            print(
-                f"{line[0]}, {line[1]}, {line[2].direction}: {line[2].difference:.1e}", flush=True
-            )
+            print(", ".join(_cells(line)), flush=True)
         if args.venv:
             lines += transformers_4_rows(folder, args.networks, Path(args.venv).absolute())
     _print_table(lines)
