@@ -24,7 +24,7 @@ def profile_hooks(config: RunConfig, rank: int, say: Callable[[str], None]) -> l
         return []
     traces = None if logging.log_dir is None else Path(logging.log_dir, "profile")
     memory = None
-    if logging.memory_profiling and accelerator.name() != "cuda":
+    if logging.memory_profiling and not accelerator.records_allocations():
         say("memory_profiling: no effect, since only allocations of GPUs are recorded")
     elif logging.memory_profiling:
         memory = Path(logging.memory_profiling_path) if logging.memory_profiling_path else traces
@@ -66,7 +66,7 @@ class ProfileHook(Hook):
             return
         self._began = step
         if self._memory is not None:
-            torch.cuda.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
+            accelerator.start_recording_allocations(_MOST_ALLOCATIONS)
         if self._traces is not None:
             self._profiler = torch.profiler.profile(record_shapes=True, profile_memory=True)
             self._profiler.start()
@@ -92,8 +92,7 @@ class ProfileHook(Hook):
             self._profiler = None
         if self._memory is not None:
             path = self._memory / f"memory_{name}.pickle"
-            self._write("memory_profiling", path, torch.cuda.memory._dump_snapshot)
-            torch.cuda.memory._record_memory_history(enabled=None)
+            self._write("memory_profiling", path, accelerator.write_allocations)
 
     def _write(self, key: str, path: Path, write: Callable[[str], object]) -> None:
         try:

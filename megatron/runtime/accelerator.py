@@ -31,11 +31,14 @@ __all__ = [
     "name",
     "pinned",
     "prepare_environment",
+    "records_allocations",
     "rng_state",
     "seed_everything",
     "set_device",
     "set_rng_state",
+    "start_recording_allocations",
     "supports",
+    "write_allocations",
 ]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
@@ -124,6 +127,26 @@ def supports(precision: str) -> bool:
     if precision == "fp16":
         return not is_cpu() and bool(_accelerator().is_fp16_supported())
     return bool(_accelerator().is_bf16_supported())
+
+
+def records_allocations() -> bool:
+    """Returns whether the device can record its allocations."""
+    return name() == "cuda"
+
+
+def start_recording_allocations(most: int) -> None:
+    """Records the newest ``most`` allocations from now on."""
+    import torch
+
+    torch.cuda.memory._record_memory_history(max_entries=most)
+
+
+def write_allocations(path: str) -> None:
+    """Writes the recorded allocations, for pytorch.org/memory_viz, and stops recording."""
+    import torch
+
+    torch.cuda.memory._dump_snapshot(path)
+    torch.cuda.memory._record_memory_history(enabled=None)
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:

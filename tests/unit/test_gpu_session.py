@@ -61,7 +61,7 @@ def test_a_session_measures_every_loop_of_every_shape():
     }
     assert machine.tasks[0]["shape"] == [24, 2048, 16]
     assert machine.tasks[0]["job"] == {
-        **{"batch": 8, "seq_length": 2048, "vocab_size": 50304, "device": "cuda"},
+        **{"batch": 8, "seq_length": 2048, "vocab_size": 50304, "device": "gpu"},
         **{"precision": "bfloat16", "compiled": True},
     }
     text = markdown(report)

@@ -207,11 +207,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("bfloat16", "fp16", "fp32"), default="bfloat16")
     parser.add_argument("--micro-batch", type=int, help="samples; not given: of the configuration")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
-    parser.add_argument(
-        "--recompute",
-        action=argparse.BooleanOptionalAction,
-        help="compute activations again; not given: as the configuration does",
-    )
+    again = parser.add_mutually_exclusive_group()
+    for flag, wanted, what_for in (
+        ("--recompute", True, "compute activations again; not given: as the configuration does"),
+        ("--no-recompute", False, "keep all activations"),
+    ):
+        again.add_argument(
+            flag, dest="recompute", action="store_const", const=wanted, help=what_for
+        )
     parser.add_argument("--json", metavar="FILE", help="write all figures to a file")
     args = parser.parse_args(argv)
     if args.accumulation < 1 or (args.micro_batch or 1) < 1:

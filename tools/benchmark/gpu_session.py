@@ -52,7 +52,7 @@ class Scale:
     warmup: int
 
 
-FULL = Scale(SHAPES, BATCHES, 2048, 50304, "cuda", steps=10, warmup=3)
+FULL = Scale(SHAPES, BATCHES, 2048, 50304, "gpu", steps=10, warmup=3)
 DRY = Scale({"tiny": (2, 64, 4)}, {"tiny": 2}, 32, 512, "cpu", steps=2, warmup=0)
 
 
@@ -210,12 +210,13 @@ def describe_machine(scale: Scale) -> Report:
     import deepspeed
     import torch
 
+    from megatron.runtime import accelerator
     from megatron.sizing.gpus import gpu_of_device
 
     versions = {"torch": str(torch.__version__), "deepspeed": str(deepspeed.__version__)}
     if scale.device == "cpu":
         return Report(f"CPU, dry run ({platform.machine()})", None, versions)
-    device = torch.cuda.get_device_name()
+    device = accelerator.device_name()
     gpu = gpu_of_device(device)
     report = Report(device, None if gpu is None else gpu.peak("bfloat16"), versions)
     if gpu is None:
@@ -233,9 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
     args = parser.parse_args(argv)
     accelerator.prepare_environment()
-    import torch
-
-    if not args.dry and not torch.cuda.is_available():
+    if not args.dry and accelerator.is_cpu():
         print("gpu_session: no GPU that torch can use; try --dry", file=sys.stderr)
         return 2
     scale = DRY if args.dry else FULL

@@ -30,7 +30,10 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             `Job`), ``steps`` and ``warmup``, and ``extras``: whether to measure a checkpoint and
             the cost of mixing too.
     """
-    shape, job = Shape(*task["shape"]), Job(**task["job"])
+    from megatron.runtime import accelerator
+
+    device = "cpu" if task["job"]["device"] == "cpu" else accelerator.name()
+    shape, job = Shape(*task["shape"]), Job(**{**task["job"], "device": device})
     with tempfile.TemporaryDirectory() as name:
         if task["side"] == "theirs":
             return _timed(their_step(shape, job), task, job, shape)
@@ -65,7 +68,7 @@ def _timed(
     def whole_step() -> None:
         step()
         if is_gpu:
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize()
 
     first = seconds_of(whole_step)
     for _ in range(task["warmup"]):
@@ -76,7 +79,7 @@ def _timed(
         "first_step_seconds": first,
         "step_seconds": median,
         "tokens_per_second": job.tokens / median,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if is_gpu else rss,
+        "peak_memory_bytes": torch.accelerator.max_memory_allocated() if is_gpu else rss,
         "flops_per_token": _flops_per_token(shape, job),
     }
 

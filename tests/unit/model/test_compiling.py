@@ -83,6 +83,7 @@ def step(model: GPT2Model) -> list[Tensor]:
     return [loss.detach(), nll.detach(), *(p.grad for p in model.parameters())]
 
 
+@pytest.mark.slow  # a compiler runs for a minute
 @pytest.mark.skipif(compiler_problem("cpu") is not None, reason=str(compiler_problem("cpu")))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_compiled_model_computes_the_same(network):
