@@ -14,7 +14,7 @@ import pytest
 
 from megatron.launcher import pmi
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HYDRA = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "2"}
 MPIRUN = next((name for name in ("mpirun.mpich", "mpiexec.hydra") if shutil.which(name)), None)
 
