@@ -37,11 +37,14 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # from some networ
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a stream; its content replaces ``path`` only if the block ends without an error.
 
     Args:
         path: The file to create or replace; its folder must exist.
+        durable: False does not wait for the disk: after a power cut the file may be missing or
+            damaged. For files whose reader finds out and makes them again; a wait takes
+            milliseconds, and a cluster's file system makes it longer.
 
     Yields:
         A binary stream on a temporary file beside ``path``; it is removed if the block raises.
@@ -58,13 +61,15 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as stream:
             yield stream
-            flush_to_disk(stream)
+            if durable:
+                flush_to_disk(stream)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # the folder itself may be the problem
             temporary.unlink()
         raise
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -187,8 +188,17 @@ def _content_key(
 
 @contextlib.contextmanager
 def _one_process_at_a_time(path: str) -> Iterator[None]:
-    """Locks an existing file, so that no lock file is left; the lock ends with the process."""
-    with open(path, "rb") as file:
+    """Locks an existing file, so that no lock file is left; the lock ends with the process.
+
+    NFS locks only files that are open for writing, other file systems also those that may only be
+    read.
+    """
+    file: BinaryIO
+    try:
+        file = open(path, "rb+")
+    except OSError:
+        file = open(path, "rb")
+    with file:
         with contextlib.suppress(OSError):  # without locks every process builds
             take_lock(file, waits=True)
         yield
@@ -202,7 +212,7 @@ def _write_cached(path: Path, stream: DocumentStream) -> None:
     for part in parts:
         checksum = zlib.crc32(part.data, checksum)
     shape = (1 + sum(map(len, parts)),)
-    with atomic_writer(path) as file:
+    with atomic_writer(path, durable=False) as file:  # who reads it checks it
         # what numpy.save writes, without a copy of the whole
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<i8", "fortran_order": False, "shape": shape}

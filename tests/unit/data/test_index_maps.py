@@ -206,3 +206,34 @@ def test_the_user_cache_lies_in_the_home_folder_by_default(monkeypatch, tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = os.path.join(tmp_path, ".cache", "odm-neox")
     assert str(cache_folders("data/toy", None)[1]) == expected
+
+
+def test_no_start_waits_for_the_disk_because_of_a_cache(write_dataset, tmp_path, monkeypatch):
+    def refuse(descriptor: int) -> None:
+        raise AssertionError("a cache is checked when it is read; nobody waits for the disk")
+
+    dataset = write_dataset("toy", make_documents(1))
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    build_stream(dataset)
+    assert len(cached_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("mode", "opened"), [(0o644, "rb+"), (0o444, "rb")])
+def test_a_lock_is_one_that_network_folders_know_if_the_data_may_be_written(
+    write_dataset, monkeypatch, mode, opened
+):
+    if mode == 0o444 and os.geteuid() == 0:
+        real = open
+
+        def as_a_user(path, how):
+            if "+" in how:
+                raise PermissionError
+            return real(path, how)
+
+        monkeypatch.setattr(index_maps, "open", as_a_user, raising=False)
+    locked = []
+    monkeypatch.setattr(index_maps, "take_lock", lambda file, waits: locked.append(file.mode))
+    dataset = write_dataset("toy", make_documents(1))
+    os.chmod(f"{dataset.path}.idx", mode)
+    build_stream(dataset)
+    assert locked == [opened]
