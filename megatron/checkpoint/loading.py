@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron.checkpoint.fit import misfit_of, warn_of_what_is_not_compared
 from megatron.checkpoint.foreign import foreign_checkpoint_problem, is_neox_checkpoint
 from megatron.checkpoint.format import (
     CheckpointReader,
     checkpoint_steps,
     latest_step,
     read_random_state,
-    read_resolved_config,
     step_folder,
 )
 from megatron.checkpoint.fragments import load_fragments, prepare_moments
 from megatron.checkpoint.neox.reader import NeoxReader
 from megatron.checkpoint.opening import (
-    ParameterReader,
     open_reader,
     other_network_problem,
     verify_files,
@@ -38,7 +36,6 @@ from megatron.model.parameters import (
     extremes,
     spec_of,
 )
-from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 from megatron.runtime.agreement import agree, problem_of
@@ -53,8 +50,6 @@ __all__ = [
     "open_weights",
     "restore_random_state",
 ]
-
-logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -191,8 +186,8 @@ def open_weights(
     absent = (may_lack & shapes.keys()) - reader.shapes.keys()
     shapes = {name: shape for name, shape in shapes.items() if name not in absent}
     if network is not None and topology.rank == 0:
-        _warn_of_what_is_not_compared(reader, network)
-    if misfit := _misfit(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
+        warn_of_what_is_not_compared(reader, network)
+    if misfit := misfit_of(reader, shapes, holds_whole_model=topology.grid.pipe == 1):
         raise CheckpointError(problem or f"{folder}: {misfit}")
     if problem is not None and on_other_network is not None:
         on_other_network(problem)
@@ -231,51 +226,6 @@ def load_module_weights(
 def _network_of(module: nn.Module) -> ModelShape | None:
     network = getattr(module, "config", None)
     return network if isinstance(network, ModelShape) else None
-
-
-def _warn_of_what_is_not_compared(reader: ParameterReader, network: ModelShape) -> None:
-    if read_resolved_config(reader.folder) is None:
-        logger.warning(
-            "%s: has no configs/resolved.json, so only names and shapes were compared with "
-            "this network",
-            reader.folder,
-        )
-    if isinstance(reader, NeoxReader):
-        rows, padding = reader.num_vocabulary_rows, network.make_vocab_size_divisible_by
-        if rows - network.vocab_size >= padding * reader.num_parts:
-            logger.warning(
-                "%s: the word embedding has %d rows, the tokenizer %d tokens, which is more than "
-                "padding; use the tokenizer that the model was trained with",
-                reader.folder,
-                rows,
-                network.vocab_size,
-            )
-
-
-def _misfit(
-    reader: ParameterReader, shapes: Mapping[str, tuple[int, ...]], *, holds_whole_model: bool
-) -> str | None:
-    """The first parameter that is unknown, missing or of another shape; None if all fit."""
-    unknown = sorted(reader.shapes.keys() - shapes.keys())
-    if SOFT_PROMPT_NAME in unknown and holds_whole_model:
-        length = reader.shapes[SOFT_PROMPT_NAME][0]
-        return f"has a soft prompt; set soft_prompt_tuning: {{num_tokens: {length}}}"
-    if SOFT_PROMPT_NAME in shapes and SOFT_PROMPT_NAME not in reader.shapes:
-        return "has no soft prompt; set finetune: true to begin one on this model"
-    if unknown and holds_whole_model:
-        return f"has {unknown[0]!r}, which this model lacks; the configuration differs"
-    for name, shape in shapes.items():
-        if name not in reader.shapes:
-            return f"no parameter {name!r}; the checkpoint belongs to another model"
-        saved = reader.shapes[name]
-        if saved != shape and name.endswith("word_embeddings.weight") and saved[1:] == shape[1:]:
-            return (
-                f"the model has {saved[0]} tokens, the tokenizer of this run has {shape[0]}; use "
-                "the tokenizer that the model was trained with (tokenizer_type, vocab_file)"
-            )
-        if saved != shape:
-            return f"{name} has shape {saved}, this model needs {shape}; the configuration differs"
-    return None
 
 
 @torch.no_grad()
