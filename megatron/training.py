@@ -281,10 +281,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         runner, source, mixture, config, logger, moment_names=moment_names(config), held_out=meter
     )
     hooks: list[Hook] = [
-        TimeoutHook(config),
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
-        *statistics_hooks(runner, config, logger),
-        *profile_hooks(config, dist.get_rank(), logger.say),
+        *_watching_hooks(runner, config, logger),
         saving,  # before hooks that take long or may fail
         EvaluationHook(
             runner, logger, validation=validation, test=test, interval=interval, measured=measured
@@ -315,6 +313,12 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
+
+
+def _watching_hooks(runner: StepRunner, config: RunConfig, logger: RunLogger) -> list[Hook]:
+    """Hooks that look at the run and change nothing in it."""
+    profile = profile_hooks(config, dist.get_rank(), logger.say)
+    return [TimeoutHook(config), *statistics_hooks(runner, config, logger), *profile]
 
 
 def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:

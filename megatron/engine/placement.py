@@ -24,7 +24,7 @@ from megatron.runtime import accelerator
 
 __all__ = ["place_parameters"]
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
+_HALVES = {"fp16": torch.float16, "bfloat16": torch.bfloat16}
 _KEEP_COPIES = ("zero_hpz_partition_size", "zero_quantized_nontrainable_weights")
 """Options of ZeRO 3 that copy or change partitions as they are made, so values must come before."""
 
@@ -48,7 +48,9 @@ def place_parameters(
         saved: The checkpoint from which `load_engine_state` will load; None: initial values.
         given: Values of parameters that are neither drawn nor read, in their logical shape.
     """
-    dtype, device = _DTYPES[config.precision.dtype], accelerator.device()
+    # fp32 is torch's default, which tests of the arithmetic set to float64
+    dtype = _HALVES.get(config.precision.dtype, torch.get_default_dtype())
+    device = accelerator.device()
     values = _Values(config, topology, saved, given)
     stage = config.layout.zero_stage
     if stage == 3:

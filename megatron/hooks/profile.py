@@ -22,7 +22,8 @@ def profile_hooks(config: RunConfig, rank: int, say: Callable[[str], None]) -> l
     logging = config.logging
     if rank != 0 or not (logging.profile or logging.memory_profiling):
         return []
-    traces = None if logging.log_dir is None else Path(logging.log_dir, "profile")
+    folder = logging.tensorboard_dir or logging.log_dir
+    traces = None if folder is None else Path(folder, "profile")
     memory = None
     if logging.memory_profiling and not accelerator.records_allocations():
         say("memory_profiling: no effect, since only allocations of GPUs are recorded")

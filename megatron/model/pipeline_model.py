@@ -72,6 +72,10 @@ class _Block:
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.layer(hidden, self._context())
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """That of the layer, for DeepSpeed's own checkpoints."""
+        return self.layer.state_dict(*args, **kwargs)
+
 
 def _pass_through(hidden: Tensor) -> Tensor:
     """Layers 1 and L+2, which were transpositions in GPT-NeoX."""

@@ -89,10 +89,11 @@ def load_json(text: str, source: str) -> Any:
         raise ConfigError(f"{source}:{_line_at(text, text.find(word))}: {problem}")
 
     def section(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        ((name, count),) = Counter(name for name, _ in pairs).most_common(1) or [("", 1)]
-        if count > 1:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise ConfigError(f"{source}: {shown_key(name)} is set twice; set it once")
-        return dict(pairs)
+        return values
 
     try:
         return json.loads(text, parse_int=number, parse_constant=number, object_pairs_hook=section)

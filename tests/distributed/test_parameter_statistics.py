@@ -84,7 +84,9 @@ def test_gradient_norms_are_those_of_the_steps_that_were_taken(runs):
         assert norms[step]["gradient_norms"].keys() == before.parameters.keys()
         for name, norm in norms[step]["gradient_norms"].items():
             moved = (after.read_logical(name) - before.read_logical(name)).double().norm().item()
-            assert norm == pytest.approx(moved / (LEARNING_RATE * clip), rel=1e-3), name
+            # a weight near 1 is rounded to 6e-8, which is seen in small norms
+            want = pytest.approx(moved / (LEARNING_RATE * clip), rel=1e-3, abs=1e-5)
+            assert norm == want, name
         squares = sum(norm**2 for norm in norms[step]["gradient_norms"].values())
         assert squares**0.5 == pytest.approx(events[step]["grad_norm"], rel=1e-5)
 

@@ -34,7 +34,7 @@ def resolve_saving(draft: Draft) -> Saving:
 def resolve_logging(draft: Draft, save_path: str | None) -> Logging:
     """Returns what the run writes about itself: beside its checkpoints unless it says where."""
     folder = draft["log_dir"] or (str(Path(save_path) / "logs") if save_path else None)
-    _check_profile(draft, folder)
+    _check_profile(draft, draft["tensorboard_dir"] or folder)
     return draft.section(Logging, log_dir=folder)
 
 
@@ -49,7 +49,7 @@ def _check_profile(draft: Draft, folder: str | None) -> None:
     for key in asked_for:
         has_path = key == "memory_profiling" and draft["memory_profiling_path"]
         if folder is None and not has_path:
-            draft.refuse(key, "needs a folder to write to; set log_dir or save")
+            draft.refuse(key, "needs a folder to write to; set log_dir, save or tensorboard_dir")
     last_step = draft["train_iters"]
     if last_step is not None and first > last_step:
         draft.notes.append(

@@ -152,8 +152,8 @@ class Logging:
 
     profile: bool = False
     """Profiles the iterations `profile_step_start` to `profile_step_stop` on rank 0 with torch's
-    profiler. Their trace is written to `profile/` in `log_dir`, for `chrome://tracing` or
-    Perfetto."""
+    profiler. Their trace is written to `profile/` in `tensorboard_dir`, or in `log_dir`, for
+    `chrome://tracing` or Perfetto."""
 
     profile_step_start: Annotated[int, at_least(1)] = 10
     """First iteration that `profile` and `memory_profiling` see."""
@@ -166,7 +166,7 @@ class Logging:
     GPUs."""
 
     memory_profiling_path: str | None = None
-    """Folder of the snapshot of `memory_profiling`. Not set: `profile/` in `log_dir`."""
+    """Folder of the snapshot of `memory_profiling`. Not set: where the trace of `profile` is."""
 
     wall_clock_breakdown: bool = False
     """DeepSpeed's timers."""

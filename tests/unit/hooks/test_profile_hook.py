@@ -69,6 +69,13 @@ def test_the_trace_has_the_iterations_that_were_asked_for(
     assert said == [f"profile: wrote {path}"]
 
 
+def test_the_trace_is_beside_the_curves_of_tensorboard(tmp_path):
+    folder = tmp_path / "curves"
+    (hook,) = hooks_of(tmp_path, [], profile=True, tensorboard_dir=str(folder))
+    run(hook, last_step=4)
+    assert len(list((folder / "profile").iterdir())) == 1
+
+
 def test_a_run_that_continues_later_has_no_profile(tmp_path):
     (hook,) = hooks_of(tmp_path, [], profile=True)
     hook.before_step(7)

@@ -18,6 +18,7 @@ from megatron.model.attention_span import AttentionSpan, Documents, Reach
 from megatron.model.flexible_attention import flexible_attention
 from megatron.model.forward_context import ForwardContext
 from megatron.model.relative_bias import make_relative_bias
+from tests.parts import allocated
 from tests.unit.model.attention_by_hand import attention_by_hand, everything
 from tests.unit.model.shapes import small_model
 
@@ -63,7 +64,7 @@ class Case:
         bias = make_relative_bias(config)
         self.parameters = list(self.inputs)
         if isinstance(bias, nn.Module):
-            nn.init.normal_(bias.weight, generator=generator)
+            nn.init.normal_(allocated(bias).weight, generator=generator)
             self.parameters.append(bias.weight)
         reach, self.sees = SEES[sees]
         self.span = AttentionSpan(reach, bias)

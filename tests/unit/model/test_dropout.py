@@ -8,6 +8,7 @@ import torch
 from megatron.model.positional_embeddings import make_rotary
 from megatron.model.transformer import TransformerLayer
 from megatron.model.word_embeddings import Embedding
+from tests.parts import allocated
 from tests.unit.model.shapes import small_model
 
 HALF = {"hidden_dropout": 0.5}
@@ -16,7 +17,7 @@ HALF = {"hidden_dropout": 0.5}
 def layer_of_ones(*, is_parallel: bool = False, **changes: float) -> TransformerLayer:
     """A block whose attention adds 1 to every element and whose MLP adds 10."""
     config = small_model(gpt_j_residual=is_parallel, **changes)
-    layer = TransformerLayer(config, make_rotary(config))
+    layer = allocated(TransformerLayer(config, make_rotary(config)))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
@@ -43,7 +44,7 @@ def test_what_attention_and_mlp_add_is_dropped_apart_and_scaled(is_parallel):
 
 def test_embeddings_are_dropped_in_training_alone():
     torch.manual_seed(1)
-    embedding = Embedding(small_model(**HALF))
+    embedding = allocated(Embedding(small_model(**HALF)))
     with torch.no_grad():
         embedding.word_embeddings.weight.fill_(1.0)
     tokens = torch.zeros(4, 24, dtype=torch.int64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron.model.norms import make_norm
+from tests.parts import allocated
 from tests.unit.model.shapes import small_model
 
 ROW = torch.tensor([3.0, 1.0, -1.0, -3.0])
@@ -24,7 +25,7 @@ ROW = torch.tensor([3.0, 1.0, -1.0, -3.0])
 )
 def test_a_row_is_divided_by_its_size(kind, epsilon, divisor):
     config = small_model(hidden_size=4, head_dim=1, norm=kind, norm_epsilon=epsilon)
-    norm = make_norm(config)
+    norm = allocated(make_norm(config))
     with torch.no_grad():
         for name, parameter in norm.named_parameters():
             parameter.fill_(0.5 if name == "bias" else 2.0)

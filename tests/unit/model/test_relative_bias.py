@@ -5,6 +5,7 @@ import torch
 
 from megatron.model.relative_bias import LearnedBias, alibi_slopes, buckets, make_relative_bias
 from megatron.mpu.tensor_parallel import TensorParallel
+from tests.parts import allocated
 from tests.unit.model.shapes import small_model
 
 
@@ -29,12 +30,12 @@ def test_each_tensor_rank_has_the_biases_of_its_heads(kind):
     distances = torch.arange(5)[None]
     whole = make_relative_bias(config)
     if isinstance(whole, LearnedBias):
-        torch.nn.init.normal_(whole.weight)
+        torch.nn.init.normal_(allocated(whole).weight)
     want = whole.reader(5, torch.device("cpu"))(distances)
     for rank in range(3):
         part = make_relative_bias(config, TensorParallel(size=3, rank=rank))
         if isinstance(part, LearnedBias):
-            part.weight.data.copy_(whole.weight[:, 2 * rank : 2 * rank + 2])
+            allocated(part).weight.data.copy_(whole.weight[:, 2 * rank : 2 * rank + 2])
         got = part.reader(5, torch.device("cpu"))(distances)
         assert torch.equal(got, want[2 * rank : 2 * rank + 2])
 
@@ -50,7 +51,7 @@ def test_buckets_are_exact_and_then_logarithmic():
 
 def test_a_learned_bias_is_scaled_by_the_root_of_the_head_size():
     config = small_model(pos_emb="rpe", rotary_dim=0, rpe_num_buckets=4, rpe_max_distance=8)
-    bias = LearnedBias(config)
+    bias = allocated(LearnedBias(config))
     torch.nn.init.normal_(bias.weight)
     values = bias(12, torch.device("cpu"))
     assert torch.equal(values[0], bias.weight[0] * math.sqrt(8))

@@ -273,7 +273,7 @@ def test_bfloat16_takes_about_the_same_steps(monkeypatch):
         assert our.report.grad_norm == pytest.approx(plain.norm, rel=0.05)
         for name, tensor in our.values["fp32"].items():
             want = plain.weights[name].float()
-            torch.testing.assert_close(tensor, want, rtol=0.05, atol=2e-2)
+            torch.testing.assert_close(tensor, want, rtol=0.05, atol=3e-2)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -26,6 +26,7 @@ from megatron.sizing.memory import (
     savings,
 )
 from megatron.sizing.model_shape import ModelShape
+from tests.parts import allocated
 from tests.unit.model.shapes import small_model
 from tests.unit.sizing.test_stages import MODELS
 
@@ -55,7 +56,7 @@ def plan_of(config: ModelShape | None = None, **changes: Any) -> MemoryPlan:
 
 def kept_bytes(config: ModelShape, batch: int, length: int) -> int:
     """Bytes that autograd keeps for a block's backward pass, each piece of memory once."""
-    layer = TransformerLayer(config, make_rotary(config)).train()
+    layer = allocated(TransformerLayer(config, make_rotary(config))).train()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     excluded = {p.untyped_storage().data_ptr() for p in layer.parameters()}
