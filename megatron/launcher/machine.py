@@ -1,7 +1,7 @@
 """One machine's part of a run over several: `deepy.py` starts this on each of them over ssh.
 
-Standard input is the link to `deepy.py`: the order, then a line per wish, and a sign of life every
-few seconds. If it ends, or stays silent, `deepy.py` or the network is gone: the ranks save and
+Standard input is the link to `deepy.py`: the order, then a line per request, and a sign of life
+every few seconds. If it ends, or stays silent, `deepy.py` or the network is gone: the ranks save and
 stop, as they do when they are asked to. So no rank outlives its launcher, and a run is stopped by
 its own link; no process is looked for by name.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import count_devices, rank_device_environment
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
-from megatron.launcher.supervisor import RankCommand, Supervisor, Wish
+from megatron.launcher.supervisor import RankCommand, StopRequest, Supervisor
 
 __all__ = ["BEAT_SECONDS", "READY", "Link", "commands_of", "main"]
 
@@ -35,14 +35,14 @@ _SILENCE_SECONDS = 30.0
 
 
 class Link:
-    """Reads wishes from `deepy.py`, one per line, in a thread of its own."""
+    """Reads requests from `deepy.py`, one per line, in a thread of its own."""
 
     def __init__(self, descriptor: int, *, silence_seconds: float = _SILENCE_SECONDS) -> None:
         self._descriptor = descriptor
         self._silence_seconds = silence_seconds
         self._buffer = b""
         self._heard = time.monotonic()
-        self._wish: Wish | None = None
+        self._asked: StopRequest | None = None
 
     def read_line(self) -> bytes:
         """Waits for a line; empty at the end of the link."""
@@ -56,25 +56,25 @@ class Link:
         return line
 
     def listen(self) -> None:
-        """Starts the thread; `wish` then tells what was heard."""
+        """Starts the thread; `stop_request` then tells what was heard."""
         self._heard = time.monotonic()
         threading.Thread(target=self._hear, daemon=True).start()
 
-    def wish(self) -> Wish | None:
+    def stop_request(self) -> StopRequest | None:
         """What the ranks are to do, with the reason; None: continue."""
         silence = time.monotonic() - self._heard
-        if self._wish is None and silence > self._silence_seconds:
+        if self._asked is None and silence > self._silence_seconds:
             reason = f"nothing heard from deepy.py for {silence:.0f} s"
-            self._wish = Wish(reason, since=self._heard)
-        return self._wish
+            self._asked = StopRequest(reason, since=self._heard)
+        return self._asked
 
     def _hear(self) -> None:
         while line := self.read_line():
             if line == b"stop":
-                self._wish = Wish("")
+                self._asked = StopRequest("")
             elif line == b"kill":
-                self._wish = Wish("", at_once=True)
-        self._wish = self._wish or Wish("deepy.py, or the connection to it, is gone")
+                self._asked = StopRequest("", at_once=True)
+        self._asked = self._asked or StopRequest("deepy.py, or the connection to it, is gone")
 
     def _read(self) -> bytes:
         try:
@@ -107,7 +107,7 @@ def main() -> int:
                 grace_seconds=order["grace_seconds"],
                 report=_say,
                 first_rank=order["first_rank"],
-                wish=link.wish,
+                stop_request=link.stop_request,
             ).run()
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from megatron.runtime.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
 
-__all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE", "Wish"]
+__all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE", "StopRequest"]
 
 SHOW_ALL_VARIABLE = "ODM_NEOX_SHOW_ALL_RANKS"
 """Set to 1 to see the standard error of every rank as it comes, not of rank 0 alone."""
@@ -47,8 +47,8 @@ class RankCommand:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """Somebody other than a signal wants the ranks to end."""
+class StopRequest:
+    """A request to end the ranks that is no signal to this process."""
 
     reason: str
     """Empty if the user knows it already."""
@@ -79,7 +79,7 @@ class Supervisor:
         report: Callable[[str], None],
         pass_interrupts: bool = False,
         first_rank: int = 0,
-        wish: Callable[[], Wish | None] | None = None,
+        stop_request: Callable[[], StopRequest | None] | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -89,14 +89,14 @@ class Supervisor:
             report: Receives each message for the user.
             pass_interrupts: Hands SIGINT on to rank 0 instead of ending the run.
             first_rank: Rank of the first command; not 0 on a further machine of a run.
-            wish: Tells whether somebody else wants the run to end; asked all the time.
+            stop_request: Returns a request that came another way, if there is one; asked often.
         """
         self._commands = commands
         self._grace_seconds = grace_seconds
         self._report = report
         self._pass_interrupts = pass_interrupts
         self._first_rank = first_rank
-        self._wish = wish
+        self._asked = stop_request
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
         self._stop_signal: int | None = None
@@ -149,7 +149,7 @@ class Supervisor:
         failed_since: float | None = None
         while any(rank.exit_code is None for rank in self._ranks):
             self._listen(_POLL_SECONDS)
-            if self._take_wish():
+            if self._take_request():
                 self._kill_all()
                 return 1
             self._forward_stop()
@@ -283,13 +283,13 @@ class Supervisor:
         self._kill_all()
         return 128 + number
 
-    def _take_wish(self) -> bool:
-        """Turns a wish into a request to stop; returns whether the ranks are to end at once."""
-        wish = self._wish() if self._wish else None
-        if wish is not None and self._stop_signal is None:
-            self._stop_signal, self._stop_reason = signal.SIGTERM, wish.reason
-            self._stop_since = time.monotonic() if wish.since is None else wish.since
-        return wish is not None and wish.at_once
+    def _take_request(self) -> bool:
+        """Takes a request that came another way; returns whether the ranks are to end at once."""
+        request = self._asked() if self._asked else None
+        if request is not None and self._stop_signal is None:
+            self._stop_signal, self._stop_reason = signal.SIGTERM, request.reason
+            self._stop_since = time.monotonic() if request.since is None else request.since
+        return request is not None and request.at_once
 
     def _forward_stop(self) -> None:
         if self._stop_signal is None or self._stop_forwarded:

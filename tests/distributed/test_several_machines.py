@@ -165,24 +165,24 @@ def test_a_machine_that_cannot_be_reached_is_one_line_before_any_rank_starts(sta
     assert not (run.folder / "pid_0").exists()
 
 
-def test_silence_of_the_launcher_is_a_wish_to_stop():
+def test_silence_of_the_launcher_is_a_request_to_stop():
     reader, writer = os.pipe()
     link = Link(reader, silence_seconds=0.3)
     os.write(writer, b"first\nalive\n")
     assert link.read_line() == b"first"
     link.listen()
-    assert link.wish() is None
+    assert link.stop_request() is None
     time.sleep(0.5)
-    wish = link.wish()
-    assert wish is not None
-    assert wish.reason.startswith("nothing heard from deepy.py for")
-    assert not wish.at_once
-    assert wish.since is not None
-    assert time.monotonic() - wish.since > 0.3  # the time of grace began with the silence
+    request = link.stop_request()
+    assert request is not None
+    assert request.reason.startswith("nothing heard from deepy.py for")
+    assert not request.at_once
+    assert request.since is not None
+    assert time.monotonic() - request.since > 0.3  # the time of grace began with the silence
     os.close(writer)
 
 
-def test_the_end_of_the_link_and_its_words_are_wishes():
+def test_the_end_of_the_link_and_its_words_are_requests():
     for words, reason in ((b"stop\n", ""), (b"", "deepy.py, or the connection")):
         reader, writer = os.pipe()
         link = Link(reader)
@@ -191,8 +191,8 @@ def test_the_end_of_the_link_and_its_words_are_wishes():
         if not words:
             os.close(writer)
         end = time.monotonic() + 10
-        while link.wish() is None and time.monotonic() < end:
+        while link.stop_request() is None and time.monotonic() < end:
             time.sleep(0.01)
-        wish = link.wish()
-        assert wish is not None
-        assert wish.reason.startswith(reason)
+        request = link.stop_request()
+        assert request is not None
+        assert request.reason.startswith(reason)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from megatron.model.compiling import compiler_problem
 from tools.benchmark import gpu_session
 from tools.benchmark.gpu_session import FULL, Report, markdown, run_session
 
@@ -105,9 +104,11 @@ def test_without_a_gpu_the_session_says_so(capsys):
 def test_the_whole_session_runs_dry(tmp_path):
     assert gpu_session.main(["--dry", "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "gpu-cpu-dry.json").read_text())
-    compiles = compiler_problem("cpu") is None
-    wanted = {name for name, how in gpu_session.SIDES.items() if compiles or not how["compiled"]}
-    assert set(report["results"]["tiny"]) == wanted, report["missing"]
+    measured = set(report["results"]["tiny"])
+    assert measured >= {name for name, how in gpu_session.SIDES.items() if not how["compiled"]}
+    # not every g++ compiles what Inductor writes for bfloat16; then the report says so
+    for name in gpu_session.SIDES.keys() - measured:
+        assert any(line.startswith(f"tiny, {name}: ") for line in report["missing"]), report
     extras = report["results"]["tiny"]["ours"]
     assert extras["checkpoint"]["nbytes"] > 100_000
     assert 0 < extras["mixing_seconds"] < 1
