@@ -1,9 +1,9 @@
 """One machine's part of a run over several: `deepy.py` starts this on each of them over ssh.
 
 Standard input is the link to `deepy.py`: the order, then a line per request, and a sign of life
-every few seconds. If it ends, or stays silent, `deepy.py` or the network is gone: the ranks save and
-stop, as they do when they are asked to. So no rank outlives its launcher, and a run is stopped by
-its own link; no process is looked for by name.
+every few seconds. If it ends, or stays silent, `deepy.py` or the network is gone: the ranks save
+and stop, as they do when they are asked to. So no rank outlives its launcher, and a run is stopped
+by its own link; no process is looked for by name.
 """
 
 from __future__ import annotations
