@@ -12,6 +12,7 @@ the ratio of both. Without a difference the median of the turns' ratios is 1 up 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import statistics
 import subprocess
@@ -55,8 +56,9 @@ class Version:
         """Waits for the answer; ends this program if the other one failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended; its exit code follows
+            self._process.stdin.write(f"{request}\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             kind, _, value = line.partition(" ")
             if kind == "ANSWER":
