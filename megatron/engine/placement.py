@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megatron.checkpoint.loading import SavedWeights
 from megatron.model.init_functions import fill_range
-from megatron.model.parameters import allocate, spec_of
+from megatron.model.parameters import DTYPES, allocate, spec_of
 from megatron.model.random_numbers import NumberStream
 from megatron.mpu import Topology
 from megatron.mpu.initialize import DeepSpeedMpu
@@ -24,7 +24,6 @@ from megatron.runtime import accelerator
 
 __all__ = ["place_parameters"]
 
-_HALVES = {"fp16": torch.float16, "bfloat16": torch.bfloat16}
 _KEEP_COPIES = ("zero_hpz_partition_size", "zero_quantized_nontrainable_weights")
 """Options of ZeRO 3 that copy or change partitions as they are made, so values must come before."""
 
@@ -49,7 +48,8 @@ def place_parameters(
         given: Values of parameters that are neither drawn nor read, in their logical shape.
     """
     # fp32 is torch's default, which tests of the arithmetic set to float64
-    dtype = _HALVES.get(config.precision.dtype, torch.get_default_dtype())
+    precision = config.precision.dtype
+    dtype = torch.get_default_dtype() if precision == "fp32" else DTYPES[precision]
     device = accelerator.device()
     values = _Values(config, topology, saved, given)
     stage = config.layout.zero_stage

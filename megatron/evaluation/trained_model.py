@@ -13,6 +13,7 @@ from megatron.checkpoint.opening import load_run_state
 from megatron.engine.build import build_model, checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
+from megatron.model.parameters import DTYPES
 from megatron.mpu import Topology
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.reporting.run_logger import print_rank_0
@@ -21,8 +22,6 @@ from megatron.runtime.agreement import agree
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 
 __all__ = ["LoadedModel", "load_for_inference", "open_checkpoint", "read_model"]
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def read_model(
     model = build_model(config, tokenizer, topology, for_training=False)
     assert isinstance(model, GPT2Model)
     precision = config.precision.dtype
-    dtype = _DTYPES[precision] if accelerator.supports(precision) else torch.float32
+    dtype = DTYPES[precision] if accelerator.supports(precision) else torch.float32
     load_module_weights(model, folder, topology, dtype=dtype, device=accelerator.device())
     model = model.to(accelerator.device()).eval()
     _check_finite(model, folder, dtype)

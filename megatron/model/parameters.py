@@ -13,6 +13,7 @@ from megatron.model.random_numbers import NumberStream
 from megatron.model.shard_blocks import Block, Rectangle, blocks_of_range
 
 __all__ = [
+    "DTYPES",
     "InitMethod",
     "ParameterSpec",
     "allocate",
@@ -22,6 +23,9 @@ __all__ = [
     "make_parameter",
     "spec_of",
 ]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
+"""Types of the parameters by ``precision`` of the configuration."""
 
 InitMethod = Callable[[NumberStream, tuple[int, int], Rectangle], np.ndarray]
 """(random numbers, shape of the whole matrix, a part of it) -> the initial values of this part,

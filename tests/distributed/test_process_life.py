@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,23 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import signals
 from tests.distributed.shared_memory import left_of, segments_of
+from tests.distributed.stand_in import ROOT, STAND_IN, StandInRun
 
-ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = Path(__file__).with_name("stand_in_run.py")
-CONFIG = {
-    "num_layers": 1,
-    "hidden_size": 8,
-    "num_attention_heads": 1,
-    "seq_length": 8,
-    "max_position_embeddings": 8,
-    "train_micro_batch_size_per_gpu": 1,
-    "train_iters": 1,
-    "num_gpus": 2,
-    "checkpoint_factor": 10,
-    "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
-}
 LIMIT_S = 10.0
 
 pytestmark = [
@@ -37,48 +22,18 @@ pytestmark = [
 ]
 
 
-class Run:
+class Run(StandInRun):
     """A run of the stand-in under ``deepy.py``."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
-        self.folder = folder
+        super().__init__(folder, config={"num_gpus": 2}, variables=variables)
         self.segments: set[str] = set()
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        config = folder / "run.yml"
-        config.write_text(json.dumps({**CONFIG, "save": str(folder)}))
-        environ = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(self.temporary),
-            **variables,
-        }
-        self.errors = folder / "stderr"
-        with open(self.errors, "wb") as errors, open(folder / "stdout", "wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "deepy.py"), str(STAND_IN), str(config)],
-                env=environ,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-                preexec_fn=signals.take_defaults,
-            )
 
     def rank_pids(self) -> list[int]:
         """Waits until both ranks run and returns their process ids."""
-        files = [self.folder / f"pid_{rank}" for rank in range(2)]
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if all(file.is_file() and file.read_text() for file in files):
-                pids = [int(file.read_text()) for file in files]
-                self.segments = segments_of([self.process.pid, *pids])
-                return pids
-            assert self.process.poll() is None, self.errors.read_text()
-            time.sleep(0.02)
-        raise AssertionError(f"the ranks did not start: {self.errors.read_text()}")
+        pids = super().rank_pids()
+        self.segments = segments_of([self.process.pid, *pids])
+        return pids
 
     def children(self) -> list[int]:
         """Waits for the launcher's first children and returns their process ids."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,21 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron.launcher.machine import Link
-from tests import signals
+from tests.distributed.stand_in import StandInRun
 
-ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = Path(__file__).with_name("stand_in_run.py")
-CONFIG = {
-    "num_layers": 1,
-    "hidden_size": 8,
-    "num_attention_heads": 1,
-    "seq_length": 8,
-    "max_position_embeddings": 8,
-    "train_micro_batch_size_per_gpu": 1,
-    "train_iters": 1,
-    "checkpoint_factor": 10,
-    "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
-}
 SSH = """\
 #!/bin/sh
 # as ssh: drops its options and runs the command of "host" in a shell
@@ -44,50 +29,21 @@ pytestmark = [
 ]
 
 
-class Run:
+class Run(StandInRun):
     """A run of the stand-in under ``deepy.py -H``."""
 
     def __init__(self, folder: Path, hosts: tuple[str, ...], **variables: str) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder = folder
         (folder / "ssh").write_text(SSH)
         (folder / "ssh").chmod(0o755)
         (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in hosts))
-        (folder / "run.yml").write_text(json.dumps({**CONFIG, "save": str(folder)}))
-        (folder / "tmp").mkdir()
-        environ = {
-            **os.environ,
+        here = {
             "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(folder),
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
-            "TMPDIR": str(folder / "tmp"),
-            **variables,
         }
-        argv = [str(ROOT / "deepy.py"), "-H", str(folder / "hosts"), str(STAND_IN)]
-        self.errors = folder / "stderr"
-        with open(self.errors, "wb") as errors, open(folder / "stdout", "wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *argv, str(folder / "run.yml")],
-                env=environ,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-                preexec_fn=signals.take_defaults,
-            )
-
-    def rank_pids(self) -> list[int]:
-        files = [self.folder / f"pid_{rank}" for rank in range(2)]
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if all(file.is_file() and file.read_text() for file in files):
-                return [int(file.read_text()) for file in files]
-            assert self.process.poll() is None, self.errors.read_text()
-            time.sleep(0.02)
-        raise AssertionError(f"the ranks did not start: {self.errors.read_text()}")
+        options = ["-H", str(folder / "hosts")]
+        super().__init__(folder, options=options, variables={**here, **variables})
 
     def saved(self) -> list[bool]:
         return [(self.folder / f"saved_{rank}").is_file() for rank in range(2)]

@@ -24,6 +24,7 @@ from megatron.engine.gradient_norm import GradientClipper
 from megatron.engine.optimizers import build_optimizer
 from megatron.engine.runners import forward_and_record
 from megatron.model.gpt2_model import GPT2Model
+from megatron.model.parameters import DTYPES
 from megatron.model.soft_prompt import freeze_all_but_prompt
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.neox_arguments import RunConfig
@@ -32,7 +33,6 @@ from megatron.sizing.model_shape import model_shape
 __all__ = ["MetaStep", "Roles", "meta_batch", "meta_kernels", "zipf_batch"]
 
 META = torch.device("meta")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Roles(Protocol):

@@ -92,20 +92,10 @@ def test_every_thread_of_a_run_takes_subnormal_numbers_for_zero():
 
 def check_all_threads() -> None:
     """What the rank does."""
-    from megatron.neox_arguments import NeoXArgs, resolve
-    from megatron.runtime.initialize import initialize_megatron, shutdown
+    from megatron.runtime.initialize import shutdown
+    from tools.benchmark.step_throughput import join_process_group
 
-    settings = {
-        "num_layers": 1,
-        "hidden_size": 8,
-        "num_attention_heads": 1,
-        "seq_length": 8,
-        "max_position_embeddings": 8,
-        "train_micro_batch_size_per_gpu": 1,
-        "train_iters": 1,
-        "optimizer": {"type": "Adam", "params": {"lr": 1e-4}},
-    }
-    initialize_megatron(resolve(NeoXArgs.from_dict(settings)), handle_signals=False)
+    join_process_group()
     assert torch.get_num_threads() == 2
     assert not (torch.full((1 << 22,), 1e-40) * 1.0).any()
     shutdown()

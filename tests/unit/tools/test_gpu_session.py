@@ -106,7 +106,7 @@ def test_the_whole_session_runs_dry(tmp_path):
     report = json.loads((tmp_path / "gpu-cpu-dry.json").read_text())
     measured = set(report["results"]["tiny"])
     assert measured >= {name for name, how in gpu_session.SIDES.items() if not how["compiled"]}
-    # not every g++ compiles what Inductor writes for bfloat16; then the report says so
+    # not every g++ compiles what Inductor writes for bfloat16; then the report names it
     for name in gpu_session.SIDES.keys() - measured:
         assert any(line.startswith(f"tiny, {name}: ") for line in report["missing"]), report
     extras = report["results"]["tiny"]["ours"]
