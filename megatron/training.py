@@ -292,6 +292,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hooks += [TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)]
     announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
+    for hook in hooks:
+        hook.at_start(state)
     try:
         train(
             runner,
@@ -321,10 +323,8 @@ def _watching_hooks(runner: StepRunner, config: RunConfig, logger: RunLogger) ->
     return [TimeoutHook(config), *statistics_hooks(runner, config, logger), *profile]
 
 
-def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]]:
-    """Finds the evaluations in the run log of a finished run, which need not be repeated."""
-    if state.step < config.schedule.train_iters:
-        return {}
+def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]] | None:
+    """Finds the evaluations of the loaded iteration in the run log; None if there is no log."""
     settings = evaluation_settings(config.to_dict())
     return measured_at(config.logging.log_dir, state.step, settings)
 

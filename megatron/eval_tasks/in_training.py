@@ -65,8 +65,9 @@ class TaskEvaluationHook(Hook):
         tokenizer: The run's tokenizer.
         tasks: The tasks to run, as `tasks_of_training` returns them.
         logger: Receives the scores.
-        measured: Earlier results at the last iteration, from `measured_at`; tasks among them are
-            not run again at that iteration.
+        measured: Earlier results at the loaded iteration, from `measured_at`; tasks among them are
+            not run again at that iteration, and tasks that are due then and missing run first. None
+            if there is no run log, in which nothing can be missing.
     """
 
     def __init__(
@@ -84,19 +85,33 @@ class TaskEvaluationHook(Hook):
         self.tokenizer = tokenizer
         self.tasks = tasks
         self.logger = logger
-        self._measured = (measured or {}).get("tasks", {}).get("results", {})
+        self._measured = measured
         self._last_run = -1
         self._reading_topology = self._make_reading_topology()
 
-    def after_step(self, state: TrainState, report: StepReport) -> None:
+    def _is_due(self, state: TrainState) -> bool:
         interval = self.config.evaluation.tasks_interval
-        if interval is not None and state.step % interval == 0 and not state.stop:
+        return interval is not None and state.step % interval == 0 and not state.stop
+
+    def _is_measured(self, state: TrainState) -> bool:
+        event = (self._measured or {}).get("tasks", {})
+        if event.get("iteration") != state.step:
+            return False
+        return event.get("results", {}).keys() >= self.tasks["tasks"].keys()
+
+    def at_start(self, state: TrainState) -> None:
+        is_due = state.step > 0 and self._is_due(state)
+        if is_due and self._measured is not None and not self._is_measured(state):
+            self._run(state)
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        if self._is_due(state):
             self._run(state)
 
     def at_end(self, state: TrainState) -> None:
         if state.stop or state.step == self._last_run:
             return
-        if self._measured and self._measured.keys() >= self.tasks["tasks"].keys():
+        if self._is_measured(state):
             self.logger.say(f" tasks at iteration {state.step}: already in the run log")
             return
         self._run(state)

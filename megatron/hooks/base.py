@@ -34,7 +34,13 @@ class StepReport:
 
 
 class Hook:
-    """Called on every rank before and after each step, in the order of the list, and at the end."""
+    """Called on every rank at the start, before and after each step, and at the end.
+
+    Hooks are called in the order of their list.
+    """
+
+    def at_start(self, state: TrainState) -> None:
+        """Runs once before the loop; ``state`` is that of the checkpoint, or of iteration 0."""
 
     def before_step(self, step: int) -> None:
         """Runs before the optimizer step of iteration ``step``."""

@@ -20,8 +20,9 @@ class EvaluationHook(Hook):
     """Evaluates validation sets every ``interval`` steps and at the end, test sets at the end.
 
     A request to stop ends an evaluation between two batches, without results. ``measured`` contains
-    the evaluations of the last iteration that `measured_at` found; they are not repeated on the
-    same samples.
+    the evaluations of the loaded iteration that `measured_at` found. They are not repeated on the
+    same samples. One that is due there and missing was lost when the run was killed or stopped
+    after it had saved, and is made first; without a run log (None) nothing can be missing in it.
     """
 
     def __init__(
@@ -39,8 +40,14 @@ class EvaluationHook(Hook):
         self.validation = validation
         self.test = test
         self.interval = interval
-        self._measured = measured or {}
+        self._measured = measured
         self._last_validated = -1
+
+    def at_start(self, state: TrainState) -> None:
+        is_due = state.step > 0 and state.step % self.interval == 0
+        if is_due and self._measured is not None:
+            if not self._is_measured("validation", self.validation, state):
+                self._validate(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         if state.step % self.interval == 0:
@@ -58,7 +65,7 @@ class EvaluationHook(Hook):
     def _evaluate(self, name: str, source: EvaluationBatches | None, state: TrainState) -> None:
         if source is None or state.stop:  # evaluate.py can evaluate the checkpoint later
             return
-        if _samples_of(self._measured.get(name, {})) == _samples_of_source(source):
+        if self._is_measured(name, source, state):
             self.logger.say(f" {name} at iteration {state.step}: already in the run log")
             return
         try:
@@ -74,6 +81,12 @@ class EvaluationHook(Hook):
             state.stop = True
             return
         self.logger.evaluation(name, state.step, results, averages(results))
+
+    def _is_measured(self, name: str, source: EvaluationBatches | None, state: TrainState) -> bool:
+        event = (self._measured or {}).get(name, {})
+        if source is None or event.get("iteration") != state.step:
+            return False
+        return _samples_of(event) == _samples_of_source(source)
 
 
 def _samples_of(event: Mapping[str, Any]) -> dict[str, int | None]:

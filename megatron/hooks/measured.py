@@ -1,4 +1,4 @@
-"""Finds earlier evaluations in the run log, so that a finished run does not repeat them."""
+"""Finds earlier evaluations in the run log: none is repeated, and none is left out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluation_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def measured_at(
     log_dir: str | None, step: int, settings: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, Any]] | None:
     """Finds the evaluations of an iteration in the run log.
 
     All ranks call it and get what rank 0 read, since only rank 0's machine may have the log.
@@ -70,9 +70,9 @@ def measured_at(
         settings: Present `evaluation_settings`; evaluations with other settings do not count.
 
     Returns:
-        Event name -> the event; empty if there is no readable log.
+        Event name -> the event; None if there is no readable log.
     """
-    found: list[dict[str, dict[str, Any]]] = [{}]
+    found: list[dict[str, dict[str, Any]] | None] = [None]
     if dist.get_rank() == 0 and log_dir is not None:
         with suppress(OSError, ValueError):
             found[0] = _find(read_run_log(log_dir), step, settings)

@@ -99,8 +99,33 @@ def test_a_finished_run_asks_again_only_what_its_log_does_not_hold(monkeypatch, 
     nothing: Any = None
     tasks: Any = {"tasks": {"piqa": None, "arc": None}}
     logger: Any = Said()
-    log = {"tasks": {"results": measured}} if measured else {}
+    log = {"tasks": {"iteration": 5, "results": measured}} if measured else {}
     hook = TaskEvaluationHook(nothing, nothing, nothing, tasks, logger, measured=log)
     hook.at_end(TrainState(step=5))
     assert asked == ([5] if runs else [])
     assert len(logger.lines) == (0 if runs else 1)
+    hook.at_end(TrainState(step=6))  # what the log has is of iteration 5
+    assert asked[-1] == 6
+
+
+@pytest.mark.parametrize(
+    ("step", "measured", "runs"),
+    [
+        (4, {}, True),
+        (4, {"tasks": {"iteration": 4, "results": {"piqa": {}}}}, False),
+        (4, {"tasks": {"iteration": 2, "results": {"piqa": {}}}}, True),
+        (4, None, False),
+        (5, {}, False),
+        (0, {}, False),
+    ],
+)
+def test_tasks_that_a_kill_lost_run_first(monkeypatch, step, measured, runs):
+    asked: list[int] = []
+    monkeypatch.setattr(TaskEvaluationHook, "_make_reading_topology", lambda self: None)
+    monkeypatch.setattr(TaskEvaluationHook, "_run", lambda self, state: asked.append(state.step))
+    nothing: Any = None
+    tasks: Any = {"tasks": {"piqa": None}}
+    config: Any = SimpleNamespace(evaluation=SimpleNamespace(tasks_interval=2))
+    hook = TaskEvaluationHook(nothing, config, nothing, tasks, nothing, measured=measured)
+    hook.at_start(TrainState(step=step))
+    assert asked == ([step] if runs else [])

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -174,10 +174,10 @@ def test_evaluations_of_the_last_iteration_are_found_in_the_log(tmp_path):
     assert measured_at(folder, 5, {**settings, "tasks": {"shots": 0}}).keys() == {"validation"}
     assert measured_at(folder, 4, settings).keys() == {"validation"}
     assert measured_at(folder, 6, settings) == {}
-    assert measured_at(None, 5, settings) == {}
-    assert measured_at(str(tmp_path / "none"), 5, settings) == {}
+    assert measured_at(None, 5, settings) is None
+    assert measured_at(str(tmp_path / "none"), 5, settings) is None
     (tmp_path / "metrics.jsonl").write_text("damaged\n")
-    assert measured_at(folder, 5, settings) == {}
+    assert measured_at(folder, 5, settings) is None
 
 
 def test_what_a_later_start_measured_on_other_text_does_not_count(tmp_path):
@@ -217,6 +217,28 @@ def test_a_finished_run_measures_only_what_its_log_does_not_hold(samples, again)
     assert done == again
     assert runner.count == 4 * len(again)
     assert len(said) == 2 - len(again)
+
+
+@pytest.mark.parametrize(
+    ("step", "measured", "again"),
+    [
+        (6, {}, ["validation"]),
+        (6, {"validation": event_of("validation", 6, code=3, text=1)}, []),
+        (6, {"validation": event_of("validation", 3, code=3, text=1)}, ["validation"]),
+        (6, None, []),
+        (5, {}, []),
+        (0, {}, []),
+    ],
+)
+def test_a_validation_that_a_kill_lost_is_made_first(step, measured, again):
+    done: list[str] = []
+    logger: Any = SimpleNamespace(say=print, evaluation=lambda name, *rest: done.append(name))
+    runner, source = cast("Any", Evaluator()), cast("Any", Source())
+    hook = EvaluationHook(
+        runner, logger, validation=source, test=source, interval=3, measured=measured
+    )
+    hook.at_start(TrainState(step=step))
+    assert done == again
 
 
 @pytest.mark.parametrize(
