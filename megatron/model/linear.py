@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.model.cpu.products import linear
 from megatron.model.init_functions import zeros
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
@@ -66,7 +66,7 @@ class ColumnParallelLinear(nn.Module):
         """(..., in) -> (..., out / size); ``features`` come from `TensorParallel.enter`."""
         if self.product is not None:
             return self.product(features)
-        return F.linear(features, *self.product_operands())
+        return linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """The matrix (out, in) and the bias (out,); `frozen_weights` sets ``product`` from them."""
@@ -110,7 +110,7 @@ class RowParallelLinear(nn.Module):
         """(..., in / size) -> partial sums (..., out); a group of one includes the bias."""
         if self.product is not None:
             return self.product(features)
-        return F.linear(features, *self.product_operands())
+        return linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight, and bias if `forward` adds it; `frozen_weights` sets ``product`` from them."""

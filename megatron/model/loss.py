@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron.model.cpu.products import product, transposed_product
 from megatron.mpu.tensor_parallel import SINGLE, TensorParallel
 from megatron.sizing import loss_chunks
 
@@ -90,7 +91,7 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
     size = loss_chunks.chunk_tokens(weight.shape[0])
     valid = weight[: part.size]
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
-    return torch.cat([_softmax(upcast(h @ valid.t()), h, valid, y, part)[2] for h, y in pieces])
+    return torch.cat([_softmax(upcast(product(h, valid)), h, valid, y, part)[2] for h, y in pieces])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -111,7 +112,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if terms is None:
                 found = _terms_in_place(chunk, valid, own_labels, part, z_loss)
             else:
-                found = terms(chunk @ valid.t(), own_labels, z_loss)
+                found = terms(product(chunk, valid), own_labels, z_loss)
             nll[rows], log_normalizer, grad_logits = found
             loss += torch.dot(nll[rows], chunk_weight)
             if z_loss:
@@ -119,7 +120,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # d loss / d logits without the token's weight, by which the smaller operand is scaled
             scale = chunk_weight[:, None].to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mul(grad_logits @ valid, scale, out=grad_hidden[rows])
+                torch.mul(product(grad_logits, valid.t()), scale, out=grad_hidden[rows])
             if wants_weight:
                 grad_weight = _add_product(grad_weight, grad_logits, chunk * scale)
             del found, grad_logits  # the next chunk uses the same memory
@@ -139,7 +140,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_valid is not None:
             shape, dtype = ctx.weight_like
             if is_one and grad_valid.shape == shape and grad_valid.dtype == dtype:
-                return grad_hidden, grad_valid, None, None, None, None, None
+                return grad_hidden, grad_valid.contiguous(), None, None, None, None, None
             grad_weight = torch.empty(shape, dtype=dtype, device=grad_valid.device)
             num_valid = grad_valid.shape[0]
             torch.mul(grad_valid, scale, out=grad_weight[:num_valid])
@@ -151,7 +152,7 @@ def _terms_in_place(
     chunk: Tensor, valid: Tensor, labels: Tensor, part: VocabularyPart, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `chunk_terms` for the logits ``chunk @ valid.T``, in one large buffer."""
-    logits = upcast(chunk @ valid.t())
+    logits = upcast(product(chunk, valid))
     probabilities, chosen, nll = _softmax(logits, chunk, valid, labels, part)
     log_normalizer = chosen + nll
     if z_loss:
@@ -185,10 +186,10 @@ def chunk_terms(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[Tensor, 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """``total + left.T @ right`` in place, (c, v) and (c, h) -> (v, h); sums in `_upcast_dtype`."""
     if total is None:
-        return upcast(left.t() @ right)
-    if total.dtype == left.dtype:
+        return upcast(transposed_product(left, right))
+    if total.dtype == left.dtype and total.is_contiguous():
         return total.addmm_(left.t(), right)
-    return total.add_(left.t() @ right)
+    return total.add_(transposed_product(left, right))
 
 
 def _subtract_one_hot(probabilities: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:

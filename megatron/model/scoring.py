@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron.model.cpu.products import product
 from megatron.model.loss import VocabularyPart, upcast
 from megatron.sizing import loss_chunks
 
@@ -55,7 +56,7 @@ def score_targets(
     ).to(hidden.device)
     score = _score_chunk if part.tp.size == 1 else _score_chunk_in_parallel
     pieces = [
-        score(upcast(chunk @ weight[: part.size].t()), rows % size, wanted, part)
+        score(upcast(product(chunk, weight[: part.size])), rows % size, wanted, part)
         for chunk, rows, wanted in zip(
             hidden.split(size),
             owners.split(target_counts),

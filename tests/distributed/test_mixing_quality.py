@@ -126,7 +126,8 @@ def test_a_killed_campaign_continues_where_it_was(tmp_path):
     assert "S/frozen/1: done\n" in output
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("results/*")}
     assert results.keys() == {"S-moving-1", "S-uniform-1", "S-frozen-1"}
-    assert all(result["iterations"] == list(range(1, ITERATIONS + 1)) for result in results.values())
+    every = list(range(1, ITERATIONS + 1))
+    assert all(result["iterations"] == every for result in results.values())
     assert all(os.path.getsize(path) < 30_000 for path in tmp_path.glob("results/*"))
 
     drawn = [entry["samples"] for entry in results["S-moving-1"]["domains"].values()]

@@ -3,7 +3,7 @@
 The time of a product with few rows is the time to read its weight. On a CPU oneDNN reads its own
 blocks faster than MKL reads rows; making the blocks costs as much as about five such products.
 ``python -m tools.benchmark.generation_throughput --without frozen`` measures the gain. Training
-multiplies many rows by weights that change at each step; there oneDNN is no faster than MKL.
+multiplies many rows by weights that change at each step; see `megatron.model.cpu.products`.
 """
 
 from __future__ import annotations
