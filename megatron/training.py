@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,18 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron.checkpoint.foreign import neox_checkpoint_names
-from megatron.checkpoint.format import checkpoint_steps
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
 from megatron.data.mixed_batches import MixedBatches
-from megatron.engine.build import LoadedRun, build_runner
+from megatron.engine.build import build_runner
+from megatron.engine.continuing import refuse_to_replace, restore_mixture
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
 from megatron.engine.runners import StepResult, StepRunner
 from megatron.engine.state import TrainState
-from megatron.errors import CheckpointError
 from megatron.eval_tasks.in_training import TaskEvaluationHook, tasks_of_training
 from megatron.evaluation.held_out import Measure, build_held_out_meter, measure_nothing
-from megatron.files import is_same_path
 from megatron.hooks.base import Hook, StepReport
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
@@ -75,7 +72,7 @@ def train(
         runner: Runs an optimizer step on the engine.
         source: Turns a plan into this rank's micro-batches.
         mixture: Has the weights of the domains and plans the batches.
-        hooks: Called before and after each step, in this order, on every rank.
+        hooks: Called at the start and before and after each step, in this order, on every rank.
         state: Counters of the run, advanced in place.
         last_step: Iteration after which to stop.
         learning_rate_of: Learning rate as a function of the applied optimizer steps.
@@ -86,7 +83,7 @@ def train(
     Raises:
         FloatingPointError: On every rank, if training diverged; see `require_finite` and `advance`.
     """
-    clock = time.perf_counter()
+    clock = start(hooks, state)
     while state.step < last_step and not state.stop:
         state.step, began = state.step + 1, before_step(hooks, state.step + 1)
         draw = mixture.draw(state.step, source.global_batch_size, run_length)  # the plan
@@ -115,6 +112,13 @@ def train(
         if exit_interval and state.step % exit_interval == 0 and state.step < last_step:
             state.stop = True  # after the hooks, which skip what takes long once state.stop is set
     return state
+
+
+def start(hooks: Sequence[Hook], state: TrainState) -> float:
+    """Tells the hooks from where the run begins; returns the time after that, in seconds."""
+    for hook in hooks:
+        hook.at_start(state)
+    return time.perf_counter()
 
 
 def before_step(hooks: Sequence[Hook], step: int) -> float:
@@ -292,8 +296,6 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hooks += [TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)]
     announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
-    for hook in hooks:
-        hook.at_start(state)
     try:
         train(
             runner,
@@ -327,71 +329,3 @@ def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str
     """Finds the evaluations of the loaded iteration in the run log; None if there is no log."""
     settings = evaluation_settings(config.to_dict())
     return measured_at(config.logging.log_dir, state.step, settings)
-
-
-def refuse_to_replace(config: RunConfig, loaded: LoadedRun) -> None:
-    """Raises an error if a run would replace the checkpoints of another run.
-
-    Raises:
-        ConfigError: If ``save`` contains checkpoints, and the run neither continues them nor goes
-            back to iteration 0 of them on purpose; or if it contains later ones of GPT-NeoX.
-    """
-    save, is_finetuning = config.saving.save_path, config.saving.finetune
-    if save is None:
-        return
-    later = {f"global_step{s}" for s in checkpoint_steps(Path(save)) if s > loaded.state.step}
-    if theirs := sorted(later & neox_checkpoint_names(Path(save))):
-        raise ConfigError(
-            f"save: {save} contains {theirs[0]} of GPT-NeoX, which this run would replace, because "
-            f"it continues from iteration {loaded.state.step}; name another folder"
-        )
-    if loaded.state.step > 0:
-        return
-    if loaded.folder is not None and is_same_path(loaded.folder.parent, save) and not is_finetuning:
-        return  # iteration: 0 goes back to the start on purpose
-    last = max(checkpoint_steps(Path(save)), default=0)
-    if last == 0:
-        return
-    way = "set load to it and remove finetune" if is_finetuning else "set load to it"
-    raise ConfigError(
-        f"save: {save} contains checkpoints up to iteration {last}, which this run would replace, "
-        f"because it begins at iteration 0; {way} to continue them, or name another folder"
-    )
-
-
-def restore_mixture(
-    mixture: MixtureController,
-    loaded: LoadedRun,
-    samples_by_domain: Mapping[str, int],
-    *,
-    warn: Callable[[str], None],
-) -> None:
-    """Continues the mixture of a checkpoint; its domains and method must be those of this run.
-
-    Args:
-        mixture: The mixture of this run, which takes over the saved state.
-        loaded: The run that the checkpoint was loaded into.
-        samples_by_domain: Domain -> samples per epoch in this run.
-        warn: Called with a message if the data have changed since the checkpoint.
-
-    Raises:
-        CheckpointError: If domains or method differ.
-    """
-    if loaded.mixture_state is None:
-        return
-    try:
-        mixture.load_state_dict(loaded.mixture_state)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{loaded.folder}: mixture.json: {error}; finetune: true loads only the weights of "
-            "the model and starts mixture, optimizer and iteration from zero"
-        ) from error
-    now, before = samples_by_domain, loaded.samples_per_epoch
-    changed = [name for name in now if now[name] != before.get(name, now[name])]
-    if changed:
-        first = changed[0]
-        warn(
-            f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples per "
-            f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
-            "continues at its old place in a new order, so some text is repeated or comes late"
-        )

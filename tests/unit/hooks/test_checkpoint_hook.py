@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from megatron.engine.continuing import refuse_to_replace
 from megatron.engine.state import TrainState
 from megatron.hooks.checkpoint import CheckpointHook
 from megatron.neox_arguments import ConfigError
-from megatron.training import refuse_to_replace
 
 
 class Hook(CheckpointHook):
