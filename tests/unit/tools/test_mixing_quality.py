@@ -17,7 +17,7 @@ from megatron.tokenizer import build_tokenizer
 from tools.benchmark.mixing_quality import PLAN, main
 from tools.benchmark.quality.answers import answers
 from tools.benchmark.quality.campaign import Campaign
-from tools.benchmark.quality.measures import curve, iterations_ratio, measures
+from tools.benchmark.quality.measures import curve, iterations_ratio, measures, pairs_of
 from tools.benchmark.quality.plan import Plan, PlanError, Run, read_plan
 from tools.benchmark.quality.report import report
 from tools.benchmark.quality.results import read_result, result_path, write_result
@@ -332,6 +332,14 @@ def test_the_report_pairs_runs_of_a_seed(plan):
     assert "| moving | loss | +0.0300 | - | - | 0 of 1 |" in text  # against its own average
     assert "| base64 (noise, entropy 3.500) | 4.0200 | -0.0600 | -0.0500 |" in text
     assert "25.0% |" in text  # 20 of 80 samples on noise
+
+
+def test_runs_of_two_processors_are_no_pair(plan):
+    results = {Run("S", arm, 1): result_of(Run("S", arm, 1)) for arm in ("uniform", "moving")}
+    assert len(pairs_of(results, "moving", "uniform")) == 1
+    results[Run("S", "moving", 1)]["machine"] = {"processor": "Q", "threads": 1}
+    assert pairs_of(results, "moving", "uniform") == []
+    assert "; P and Q, 1 thread per run." in report(plan, results)
 
 
 def answers_by_question(results):

@@ -120,6 +120,12 @@ def of_arm(results: Results, arm: str) -> dict[int, Result]:
 
 
 def pairs_of(results: Results, arm: str, baseline: str) -> list[tuple[Result, Result]]:
-    """Runs of two arms with the same seed, for each seed that both have."""
+    """Runs of two arms with the same seed on the same processor; another one rounds differently."""
     one, other = of_arm(results, arm), of_arm(results, baseline)
-    return [(one[seed], other[seed]) for seed in one if seed in other]
+    pairs = [(one[seed], other[seed]) for seed in one if seed in other]
+    return [pair for pair in pairs if processor_of(pair[0]) == processor_of(pair[1])]
+
+
+def processor_of(result: Result) -> str:
+    """The processor that made a run."""
+    return str(result["machine"]["processor"])

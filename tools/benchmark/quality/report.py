@@ -19,6 +19,7 @@ from tools.benchmark.quality.measures import (
     measures,
     of_arm,
     pairs_of,
+    processor_of,
 )
 from tools.benchmark.quality.plan import Plan
 from tools.paired_runs import PairedDifference, paired_difference
@@ -73,7 +74,7 @@ def _suite(plan: Plan, suite: str, results: Results) -> list[str]:
     first = next(iter(results.values()))
     lines = [
         f"{len(results)} runs of {first['parameters']:,} parameters and {first['tokens']:,} "
-        f"tokens; {_seconds(results)}; {first['machine']['processor']}, "
+        f"tokens; {_seconds(results)}; {_processors(results)}, "
         f"{first['machine']['threads']} thread per run.",
         "",
         *_values(arms, results),
@@ -87,6 +88,10 @@ def _suite(plan: Plan, suite: str, results: Results) -> list[str]:
     if BASELINE in arms:
         lines += ["", *_speed(arms, results), "", *_domains(arms, results)]
     return [*lines, "", *_shares(arms, results)]
+
+
+def _processors(results: Results) -> str:
+    return " and ".join(sorted({processor_of(result) for result in results.values()}))
 
 
 def _seconds(results: Results) -> str:
