@@ -12,7 +12,7 @@ _FAST_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 
 
 def processor(*, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Its name as far as the system tells it, its instructions for bfloat16, and the cores."""
+    """Its name and generation as far as known, its instructions for bfloat16, and the cores."""
     try:
         text = cpuinfo.read_text()
     except OSError:
@@ -22,4 +22,6 @@ def processor(*, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     flags = set(facts.get("flags", "").split())
     fast = [name for flag, name in _FAST_BF16.items() if flag in flags]
     name = facts.get("model name", platform.machine())
+    if "cpu family" in facts:  # virtual machines of several generations have one name
+        name += f" (family {facts['cpu family']} model {facts.get('model', '?')})"
     return ", ".join([name, *fast, f"{os.cpu_count()} cores"])

@@ -128,10 +128,11 @@ def test_the_products_of_a_small_step_take_time(precision):
 
 def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
     (tmp_path / "cpuinfo").write_text(
-        "model name : A Processor\nflags : fpu avx512_bf16 amx_bf16\n"
+        "model name : A Processor\ncpu family : 6\nmodel : 143\n"
+        "flags : fpu avx512_bf16 amx_bf16\n"
     )
     name = processor(cpuinfo=tmp_path / "cpuinfo")
-    assert name.startswith("A Processor, AMX, AVX512-BF16, ")
+    assert name.startswith("A Processor (family 6 model 143), AMX, AVX512-BF16, ")
     assert name.endswith(" cores")
     assert processor(cpuinfo=tmp_path / "nothing").endswith(" cores")
 
