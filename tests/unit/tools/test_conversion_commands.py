@@ -210,6 +210,47 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(changes, message,
     assert left == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config_out", "run"), "--config_out: run is the name of another file"),
+        (("--config_out", "run/latest"), "--config_out: run/latest is the name of another file"),
+        (("--config_out", "x/../run/generation_config.json"), "is the name of another file"),
+        (("--config_out", "run/global_step0/model.yml"), "is the name of another file"),
+        (("--config_out", "run/resolved.json"), "is the name of another file"),
+        (("--config_out", "hf"), "hf: exists already"),
+        (("--seq_length", "0"), "--seq_length: must be from 1 to 32, got 0"),
+        (("--seq_length", "33"), "--seq_length: must be from 1 to 32, got 33"),
+    ],
+)
+def test_flags_that_would_lose_a_file_or_do_not_fit_are_refused(
+    flags, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_their_folder(tmp_path / "hf")
+    (tmp_path / "hf/generation_config.json").write_text("{}")
+    (tmp_path / "x").mkdir()
+    line = refusal(import_main, ["--input_dir", "hf", "--output_dir", "run", *flags], capsys)
+    assert message in line
+    assert line.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "x"]
+
+
+def test_an_output_matrix_that_tying_would_lose_is_refused(tmp_path, capsys):
+    tensors = write_their_folder(tmp_path / "hf", tie_word_embeddings=True)
+    arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")]
+    line = refusal(import_main, arguments, capsys)
+    assert "embed_out.weight is not gpt_neox.embed_in.weight" in line
+    assert "tie_word_embeddings: false" in line
+    assert not (tmp_path / "run").exists()
+    tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"].clone()
+    save_file(tensors, tmp_path / "hf/model.safetensors")
+    import_main(arguments)
+    reader = CheckpointReader(tmp_path / "run/global_step0")
+    (name,) = (name for name in reader.parameters if name.endswith("word_embeddings.weight"))
+    assert torch.equal(reader.read_logical(name), tensors["embed_out.weight"])
+
+
 def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
     tokenizers = pytest.importorskip("tokenizers")
     theirs = write_their_folder(tmp_path / "hf", rows=24)
