@@ -58,7 +58,9 @@ def import_neox(
     """
     source = find_source(folder, iteration, reads_neox=True)
     if not is_neox_checkpoint(source):
-        raise CheckpointError(f"{source}: is a checkpoint of this program; it needs no import")
+        is_ours = (source / "index.json").exists()
+        what = "is a checkpoint of this program; it needs no import"
+        raise CheckpointError(f"{source}: {what if is_ours else 'contains no checkpoint'}")
     if (final := step_folder_to_make(output, source.name)).exists():
         raise CheckpointError(f"{final}: exists already; choose another output")
     settings = settings_of(source, config_files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
@@ -64,11 +65,16 @@ def _find_source(path: Path, iteration: int | None) -> Path:
     if step is None:
         # what is beyond ``latest`` is of a run that went back to an earlier iteration
         latest = latest_step(path)
-        step = max((s for s in steps if latest is None or s <= latest), default=None)
+        step = max((s for s in steps if latest is None or s <= latest), default=latest)
     if step not in steps:
         if not steps and (problem := foreign_checkpoint_problem(path)):
             raise CheckpointError(problem)
         found = ", ".join(map(str, steps)) or "none"
+        if steps and iteration is None:
+            raise CheckpointError(
+                f"{path / 'latest'}: names global_step{step}, which is missing; found: {found}; "
+                "choose one with --iteration"
+            )
         wanted = "" if iteration is None else f" of iteration {iteration}"
         raise CheckpointError(f"{path}: no checkpoint{wanted}; found: {found}")
     return step_folder(path, step)
@@ -117,6 +123,7 @@ def write_checkpoint(
         raise CheckpointError(f"{final}: exists already; choose another output")
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    is_new = not final.parent.exists()
     temporary.mkdir(parents=True)
     try:
         index = _write_tensors(
@@ -135,6 +142,9 @@ def write_checkpoint(
         replace_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # others may have written into it
+                final.parent.rmdir()
         raise
     if final != output:
         write_text_atomic(output / "latest", final.name)
