@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint.format import CheckpointReader
+from megatron.neox_arguments.sections.model import SoftPrompt
 from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
@@ -95,6 +97,19 @@ def test_a_rounded_export_holds_rounded_weights(tmp_path):
         export_main(error_flags)  # the folder is there
     export_main([*error_flags, "--overwrite"])
     assert load_file(tmp_path / "hf/model.safetensors")["embed_out.weight"].dtype == torch.float32
+
+
+def test_a_soft_prompt_is_refused_by_name(tmp_path, capsys):
+    prompt = SoftPrompt(num_tokens=3, init_string="", init_range=0.5)
+    shape = dataclasses.replace(shape_of(FIELDS, 512), soft_prompt=prompt)
+    weights, run_config = random_weights(shape), resolve_model_fields(FIELDS)
+    folder = tmp_path / "run"
+    write_model_checkpoint(folder, shape, run_config=run_config, read=weights.__getitem__, files={})
+    flags = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--no-verify"]
+    line = refusal(export_main, flags, capsys)
+    assert "has a soft prompt" in line
+    assert line.endswith("export the model that it was trained for, from its own checkpoint\n")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize(("rotary_dim", "head_dim"), [(2, 6), (8, 8), (30, 44), (26, 46), (60, 88)])
