@@ -27,6 +27,7 @@ from megatron.files import flush_to_disk, replace_folder, write_text_atomic
 
 __all__ = [
     "LAYOUT",
+    "all_or_nothing",
     "find_source",
     "groups_by_size",
     "parse_size",
@@ -123,32 +124,45 @@ def write_checkpoint(
         raise CheckpointError(f"{final}: exists already; choose another output")
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    is_new = not final.parent.exists()
-    temporary.mkdir(parents=True)
-    try:
-        index = _write_tensors(
-            temporary,
-            parameters,
-            read,
-            moment_names=moment_names,
-            kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
-            max_file_size=max_file_size,
-        )
-        others = tuple(add_files(temporary))
-        for name in (*others, *config_names(temporary)):
-            with (temporary / name).open("rb+") as stream:
-                flush_to_disk(stream)
-        write_index(temporary, **index, others=others)
-        replace_folder(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # others may have written into it
-                final.parent.rmdir()
-        raise
+    with all_or_nothing(final.parent):
+        temporary.mkdir(parents=True)
+        try:
+            index = _write_tensors(
+                temporary,
+                parameters,
+                read,
+                moment_names=moment_names,
+                kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
+                max_file_size=max_file_size,
+            )
+            others = tuple(add_files(temporary))
+            for name in (*others, *config_names(temporary)):
+                with (temporary / name).open("rb+") as stream:
+                    flush_to_disk(stream)
+            write_index(temporary, **index, others=others)
+            replace_folder(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     if final != output:
         write_text_atomic(output / "latest", final.name)
     return final
+
+
+@contextlib.contextmanager
+def all_or_nothing(output: Path, *files: Path) -> Iterator[None]:
+    """Makes a folder; after an error removes it if it is new, and files that did not exist."""
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # others may have written into it
+                output.rmdir()
+        raise
 
 
 def _write_tensors(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,11 @@ from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
 from odm.json_data import fields, read_json
-from tools.checkpoints.single_process import step_folder_to_make, write_checkpoint
+from tools.checkpoints.single_process import (
+    all_or_nothing,
+    step_folder_to_make,
+    write_checkpoint,
+)
 from tools.checkpoints.tensor_sources import row_blocks
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.hf.families import Family, family_of_config
@@ -82,11 +85,9 @@ def convert_from_hf(
     read = _reader(files, family, shape, rows)
     if verifies:
         say(verify_import(source, shape, read=read))
-    is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})
-    try:
+    with all_or_nothing(output, *copied, config_out):
+        config_out.parent.mkdir(parents=True, exist_ok=True)
         for copy, path in copied.items():
             with atomic_writer(copy) as stream:
                 stream.write(path.read_bytes())
@@ -94,13 +95,6 @@ def convert_from_hf(
         return write_model_checkpoint(
             output, shape, run_config=run_config, read=read, files={config_out.name: text}
         )
-    except BaseException:
-        for path in (*copied, config_out):  # none was there before
-            path.unlink(missing_ok=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # others may have written into it
-                output.rmdir()
-        raise
 
 
 def write_model_checkpoint(
