@@ -133,6 +133,19 @@ def take_lock(file: IO[Any], *, waits: bool = False) -> None:
     fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not downloaded.
+
+    False if it cannot be read, which whoever opens it next reports.
+    """
+    begin = b"version https://git-lfs.github.com/spec/"
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(begin)) == begin
+    except OSError:
+        return False
+
+
 def is_same_path(one: str | Path, other: str | Path) -> bool:
     """Whether two paths mean the same place; one may be relative, or contain a link."""
     return os.path.realpath(one) == os.path.realpath(other)

@@ -34,6 +34,7 @@ from megatron.files import describe_error, write_text_atomic
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.file_kinds import is_hidden
+from tools.path_argument import path_argument
 
 NUM_CHOICES = 4
 CHANCE = 1 / NUM_CHOICES
@@ -230,9 +231,11 @@ def _question(passage: Passage, wrong: Sequence[str]) -> Question:
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Make a multiple-choice task from held-out text.")
-    parser.add_argument("text", type=Path, help="folder of <domain>.jsonl files")
+    parser.add_argument("text", type=path_argument, help="folder of <domain>.jsonl files")
     parser.add_argument("--name", default="cloze", help="name of the task (default: cloze)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("tasks"), help="folder to write")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, default=Path("tasks"), help="folder to write"
+    )
     parser.add_argument("--on-error", default="fail", choices=["fail", "skip"])
     add_max_record_mb(parser)
     for field, default in asdict(Sizes()).items():

@@ -30,6 +30,7 @@ import numpy as np
 from megatron.errors import UserError
 from megatron.files import atomic_writer, describe_error
 from odm.text_table import aligned
+from tools.path_argument import path_argument
 from tools.plot_mixture import line_style
 from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_curves
 
@@ -223,14 +224,22 @@ def _arm_json(arm: Arm, iteration: int) -> dict[str, Any]:
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Compare the held-out losses of runs.")
-    parser.add_argument("first", type=Path, metavar="A", help="what the others are compared with")
     parser.add_argument(
-        "others", type=Path, nargs="+", metavar="B", help="save folder, log folder or metrics.jsonl"
+        "first", type=path_argument, metavar="A", help="what the others are compared with"
+    )
+    parser.add_argument(
+        "others",
+        type=path_argument,
+        nargs="+",
+        metavar="B",
+        help="save folder, log folder or metrics.jsonl",
     )
     parser.add_argument("--at", type=int, metavar="ITERATION", help="compare at this iteration")
     parser.add_argument("--domains", nargs="+", metavar="NAME", help="compare only these domains")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("-o", "--output", type=Path, help="picture to draw (PNG, SVG, PDF)")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, help="picture to draw (PNG, SVG, PDF)"
+    )
     return parser
 
 

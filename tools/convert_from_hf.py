@@ -25,17 +25,26 @@ from megatron.files import describe_error
 from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
 from tools.hf.tokenizer_files import TOKENIZER_FILE
+from tools.path_argument import path_argument
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Import a model folder of transformers.")
     parser.add_argument(
-        "--input_dir", required=True, help="folder with config.json and safetensors or .bin files"
+        "--input_dir",
+        type=path_argument,
+        required=True,
+        help="folder with config.json and safetensors or .bin files",
     )
-    parser.add_argument("--output_dir", required=True, help="folder of the run to make")
     parser.add_argument(
-        "--config_out", metavar="YAML", help="file to write (default: OUTPUT_DIR/model.yml)"
+        "--output_dir", type=path_argument, required=True, help="folder of the run to make"
+    )
+    parser.add_argument(
+        "--config_out",
+        type=path_argument,
+        metavar="YAML",
+        help="file to write (default: OUTPUT_DIR/model.yml)",
     )
     parser.add_argument(
         "--seq_length",
@@ -54,11 +63,11 @@ def get_parser() -> argparse.ArgumentParser:
 def main(input_args: Sequence[str] | None = None) -> None:
     """Runs the command; ends with exit code 2 and a message if the input is wrong."""
     args = get_parser().parse_args(input_args)
-    output = Path(args.output_dir)
-    config_out = Path(args.config_out) if args.config_out else output / "model.yml"
+    output: Path = args.output_dir
+    config_out: Path = args.config_out or output / "model.yml"
     try:
         final = convert_from_hf(
-            Path(args.input_dir),
+            args.input_dir,
             output,
             config_out=config_out,
             seq_length=args.seq_length,

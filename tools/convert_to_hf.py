@@ -27,6 +27,8 @@ from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
 from tools.hf.families import FAMILIES, NEOX
 from tools.hf.settings import RunSettings, settings_of
+from tools.hf.verification import TOLERANCE
+from tools.path_argument import path_argument
 
 _DTYPE_OF_PRECISION = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _DTYPE_OF_TRAINING = {"fp16": "float16", "bfloat16": "bfloat16"}
@@ -36,11 +38,15 @@ def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Export a checkpoint for transformers.")
     parser.add_argument(
-        "--input_dir", required=True, help="folder of a run, or a global_step<N> in it"
+        "--input_dir",
+        type=path_argument,
+        required=True,
+        help="folder of a run, or a global_step<N> in it",
     )
-    parser.add_argument("--output_dir", required=True, help="folder to make")
+    parser.add_argument("--output_dir", type=path_argument, required=True, help="folder to make")
     parser.add_argument(
         "--config_file",
+        type=path_argument,
         nargs="+",
         default=[],
         metavar="YAML",
@@ -63,7 +69,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=1e-4,
         help="largest difference of logits in float32, the weights rounded to --dtype on both "
         "sides (default: 1e-4)",
     )
@@ -108,15 +113,16 @@ def main(
     """
     args = get_parser().parse_args(input_args)
     try:
+        _check_flags(args)
         max_shard_size = parse_size(args.max_shard_size, "--max_shard_size")
-        source = find_source(Path(args.input_dir), args.iteration, reads_neox=True)
-        output = Path(args.output_dir)
+        source = find_source(args.input_dir, args.iteration, reads_neox=True)
+        output: Path = args.output_dir
         settings = settings_of(source, args.config_file, overwrite_values)
         options = ExportOptions(
             max_shard_size=max_shard_size,
             dtype=_dtype(args, settings),
             verifies=args.verify,
-            tolerance=args.tolerance,
+            tolerance=TOLERANCE if args.tolerance is None else args.tolerance,
             overwrite=args.overwrite,
             architecture=args.architecture,
             saves_tokenizer=not args.no_save_tokenizer,
@@ -130,14 +136,24 @@ def main(
     _print(f"wrote {output}")
 
 
-def _dtype(args: argparse.Namespace, settings: RunSettings) -> str:
-    """The key of `DTYPES` that was asked for."""
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuses flags that contradict each other, before anything is read."""
     if args.no_save_tokenizer and args.vocab_is_hf_tokenizer:
         raise UserError("--no_save_tokenizer, --vocab-is-hf-tokenizer: give only one of them")
+    if args.dtype is not None and args.precision is not None:
+        raise UserError("--dtype, --precision: both name the number format; give only one of them")
+    if args.tolerance is None:
+        return
+    if not args.verify:
+        raise UserError("--tolerance, --no-verify: nothing is compared; give only one of them")
+    if not args.tolerance > 0:  # NaN, too
+        raise UserError(f"--tolerance: must be a number above 0, got {args.tolerance:g}")
+
+
+def _dtype(args: argparse.Namespace, settings: RunSettings) -> str:
+    """The key of `DTYPES` that was asked for."""
     if args.precision is None:
         return args.dtype or "float32"
-    if args.dtype is not None:
-        raise UserError("--dtype, --precision: both name the number format; give only one of them")
     if args.precision != "auto":
         return _DTYPE_OF_PRECISION[args.precision]
     return _DTYPE_OF_TRAINING.get(settings.dtype or "fp32", "float32")

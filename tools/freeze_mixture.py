@@ -41,6 +41,7 @@ from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
 from odm.json_data import shown
 from tools.checkpoints.single_process import find_source
+from tools.path_argument import not_empty, path_argument
 
 KINDS = {
     "frozen": "the run's average weights",
@@ -271,15 +272,21 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Write a run's average weights as a static configuration."
     )
-    parser.add_argument("run", type=Path, help="save folder of a run, or a global_step<N> in it")
-    parser.add_argument("-o", "--output", type=Path, help="YAML file to write (static.yml)")
+    parser.add_argument(
+        "run", type=path_argument, help="save folder of a run, or a global_step<N> in it"
+    )
+    parser.add_argument(
+        "-o", "--output", type=path_argument, help="YAML file to write (static.yml)"
+    )
     kind = parser.add_mutually_exclusive_group()
     for flag in ("--uniform", "--natural"):
         name = flag.lstrip("-")
         kind.add_argument(
             flag, dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
         )
-    parser.add_argument("--save", help="save folder of the new run (default: the run's + the kind)")
+    parser.add_argument(
+        "--save", type=not_empty, help="save folder of the new run (default: the run's + the kind)"
+    )
     parser.add_argument("--iteration", type=int, help="checkpoint to read (default: the latest)")
     parser.set_defaults(kind="frozen")
     return parser

@@ -30,6 +30,7 @@ from megatron.neox_arguments.errors import ConfigError, shown
 from megatron.neox_arguments.parsing import load_json, parse_text
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code
+from tools.path_argument import not_empty
 
 _TRAIN_PREFIX = "train_"
 """RegMix puts it before the name of each training domain."""
@@ -206,8 +207,10 @@ def get_parser() -> argparse.ArgumentParser:
         description="Make a file of weights for train_data_weights from an output of RegMix or "
         "Olmix.",
     )
-    parser.add_argument("source", help="a file that RegMix or Olmix wrote")
-    parser.add_argument("-o", "--output", required=True, help="file to write (.yml or .json)")
+    parser.add_argument("source", type=not_empty, help="a file that RegMix or Olmix wrote")
+    parser.add_argument(
+        "-o", "--output", type=not_empty, required=True, help="file to write (.yml or .json)"
+    )
     parser.add_argument("--row", type=int, help="for a table of mixtures: index of the run")
     parser.add_argument(
         "--rename",

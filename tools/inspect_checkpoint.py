@@ -39,6 +39,7 @@ from tools.checkpoints.inspection import (
     tensor_figures,
 )
 from tools.checkpoints.tensor_sources import ModelFolderSource, TensorSource, open_source
+from tools.path_argument import path_argument
 
 NO_DIFFERENCE = ("layout", "architectures", "dtype")
 """Facts that two checkpoints of the same state need not share."""
@@ -48,9 +49,11 @@ def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Show a checkpoint, or compare two.")
     parser.add_argument(
-        "folder", help="folder of a run, a global_step<N> in it, or an exported model"
+        "folder",
+        type=path_argument,
+        help="folder of a run, a global_step<N> in it, or an exported model",
     )
-    parser.add_argument("--diff", metavar="OTHER", help="compare with this one")
+    parser.add_argument("--diff", type=path_argument, metavar="OTHER", help="compare with this one")
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -67,8 +70,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(input_args)
     try:
         if args.diff is not None:
-            return _diff(Path(args.folder), Path(args.diff), args)
-        source = open_source(Path(args.folder))
+            return _diff(args.folder, args.diff, args)
+        source = open_source(args.folder)
         report = inspect(source, _kinds([source], args.kinds))
         print(_json(report) if args.json else _inspection_text(report))
     except (UserError, SafetensorError, OSError) as error:

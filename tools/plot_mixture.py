@@ -33,6 +33,7 @@ from megatron.reporting.run_log import find_run_log, read_run_log
 from odm import replay_log
 from odm.other_method import OtherWeights, parse_options, replay_with
 from tools.learning_curves import draw_curves, fit_curves
+from tools.path_argument import path_argument
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -344,8 +345,8 @@ def epochs_text(epochs: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Draws the mixture of a run from its run log.")
-    parser.add_argument("run", type=Path, help="save folder, log folder or metrics.jsonl")
-    parser.add_argument("-o", "--output", type=Path, help="mixture.png, or curves.png")
+    parser.add_argument("run", type=path_argument, help="save folder, log folder or metrics.jsonl")
+    parser.add_argument("-o", "--output", type=path_argument, help="mixture.png, or curves.png")
     parser.add_argument("--title", help="title (default: the run's folder)")
     parser.add_argument("--curves", action="store_true", help="draw a learning curve per domain")
     parser.add_argument("--json", action="store_true", help="print the learning curves as JSON")

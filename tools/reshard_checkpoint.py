@@ -30,6 +30,7 @@ from tools.checkpoints.single_process import (
     step_folder_to_make,
     write_checkpoint,
 )
+from tools.path_argument import path_argument
 
 COPIED = ("state.json", "mixture.json")
 
@@ -81,9 +82,17 @@ def reshard(source: Path, output: Path, *, max_file_size: int | None = None) -> 
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Rewrite a checkpoint as that of one process.")
-    parser.add_argument("--input", required=True, help="folder of a run, or a global_step<N> in it")
     parser.add_argument(
-        "--output", required=True, help="folder of a run, or a global_step<N> to make"
+        "--input",
+        type=path_argument,
+        required=True,
+        help="folder of a run, or a global_step<N> in it",
+    )
+    parser.add_argument(
+        "--output",
+        type=path_argument,
+        required=True,
+        help="folder of a run, or a global_step<N> to make",
     )
     parser.add_argument("--iteration", type=int, help="checkpoint of the run (default: the latest)")
     parser.add_argument(
@@ -99,8 +108,8 @@ def main(input_args: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(input_args)
     try:
         size = None if args.max_file_size is None else parse_size(args.max_file_size)
-        source = find_source(Path(args.input), args.iteration)
-        final = reshard(source, Path(args.output), max_file_size=size)
+        source = find_source(args.input, args.iteration)
+        final = reshard(source, args.output, max_file_size=size)
     except (UserError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
         sys.exit(2)

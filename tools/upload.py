@@ -36,6 +36,7 @@ from tools.hf.uploading import (
     read_token,
     upload,
 )
+from tools.path_argument import path_argument
 
 _CONFIG = fields({}, {"architectures": optional(list_of(text())), "model_type": optional(text())})
 """What the card takes from config.json."""
@@ -44,9 +45,13 @@ _CONFIG = fields({}, {"architectures": optional(list_of(text())), "model_type": 
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Upload a model to the Hugging Face Hub.")
-    parser.add_argument("folder", help="what to upload, such as an export of convert_to_hf.py")
+    parser.add_argument(
+        "folder", type=path_argument, help="what to upload, such as an export of convert_to_hf.py"
+    )
     parser.add_argument("--repo_id", required=True, help="name, or owner/name; made if missing")
-    parser.add_argument("--run_dir", help="folder of the run, from which the card is made")
+    parser.add_argument(
+        "--run_dir", type=path_argument, help="folder of the run, from which the card is made"
+    )
     parser.add_argument("--iteration", type=int, help="checkpoint of the run (default: the latest)")
     parser.add_argument(
         "--private",
@@ -56,7 +61,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", metavar="ID", help="licence, such as apache-2.0")
     parser.add_argument("--message", default="Upload with ODM-NeoX", help="commit message")
     parser.add_argument(
-        "--token_file", help="file with the token (default: HF_TOKEN, or a saved login)"
+        "--token_file",
+        type=path_argument,
+        help="file with the token (default: HF_TOKEN, or a saved login)",
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be uploaded")
     return parser
@@ -70,7 +77,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         if args.dry_run:
             _print_plan(job)
             return
-        token = read_token(Path(args.token_file) if args.token_file else None)
+        token = read_token(args.token_file)
         address = upload(job, token=token, endpoint=os.environ.get("HF_ENDPOINT"), say=_print)
     except (UserError, OSError) as error:
         sys.stderr.write(f"{describe_error(error)}\n")
@@ -79,15 +86,14 @@ def main(input_args: Sequence[str] | None = None) -> None:
 
 
 def _make_job(args: argparse.Namespace) -> Upload:
-    folder = Path(args.folder)
-    files = files_of(folder)
+    files = files_of(args.folder)
     card = None
     if CARD_NAME in files and args.run_dir is None:
         _print(f"{files[CARD_NAME]}: is uploaded as the model card")
     else:
         if (own := files.pop(CARD_NAME, None)) is not None:
             _print(f"{own}: is not uploaded; the card made from the run replaces it")
-        run = read_run(Path(args.run_dir), args.iteration) if args.run_dir else None
+        run = read_run(args.run_dir, args.iteration) if args.run_dir else None
         if run is None:
             _print("no --run_dir: the card says nothing about the training")
         config = _model_config(files)

@@ -58,10 +58,14 @@ def test_a_model_of_transformers_comes_here_and_goes_back(name, tokenizer_file, 
 def test_the_command_prints_the_matrix(capsys):
     arguments = ["--layouts", "one process", "--networks", "qwen3"]
     assert interop.main(arguments) == 0
-    table = capsys.readouterr().out.splitlines()[-4:]
+    table = capsys.readouterr().out.splitlines()[-7:]
     assert table[0].split()[:3] == ["network", "layout", "direction"]
     assert [line.split()[-1] for line in table[1:3]] == ["yes", "yes"]
-    assert table[3] == "2 rows, 0 wrong"
+    assert table[4].split() == ["family", "rows", "max", "difference"]
+    family, rows, difference = table[5].split()
+    assert (family, rows) == ("qwen3", "2")
+    assert float(difference) == max(float(line.split()[-3]) for line in table[1:3])
+    assert table[6].startswith(f"transformers {transformers.__version__}: 2 rows, 0 wrong")
 
 
 @pytest.fixture
@@ -94,10 +98,13 @@ def test_files_of_tokenizer_and_generation_are_copied_and_come_back(llama, tmp_p
     fields = yaml.safe_load((tmp_path / "run/model.yml").read_text())
     assert (fields["seq_length"], fields["max_position_embeddings"]) == (8, 48)
 
-    export(tmp_path / "run", tmp_path / "hf", "--vocab-is-hf-tokenizer")
+    export(tmp_path / "run", tmp_path / "hf", "--vocab-is-hf-tokenizer", "--pad-token-id", "7")
     for name in names:
         assert (tmp_path / "hf" / name).read_bytes() == (llama / name).read_bytes()
-    assert "verified" in capsys.readouterr().out
+    assert json.loads((tmp_path / "hf/config.json").read_text())["pad_token_id"] == 7
+    told = capsys.readouterr().out
+    assert "verified" in told
+    assert "--pad-token-id: is in config.json alone" in told
     export(tmp_path / "run", tmp_path / "hf", "--no-verify", "--no_save_tokenizer", "--overwrite")
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == [
         *("config.json", "generation_config.json", "model.safetensors")
@@ -113,6 +120,15 @@ def test_an_import_can_be_verified_before_anything_is_written(llama, tmp_path, c
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
     import_main(arguments)
+    assert "verified with transformers" in capsys.readouterr().out
+
+
+def test_the_number_format_that_a_configuration_names_does_not_round_the_weights(
+    llama, tmp_path, capsys
+):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    import_main(["--input_dir", str(llama), "--output_dir", str(tmp_path / "run"), "--verify"])
     assert "verified with transformers" in capsys.readouterr().out
 
 
@@ -235,6 +251,9 @@ def test_the_padding_token_is_the_one_that_is_asked_for(tokenizer_file, tmp_path
     [
         (["--dtype", "float16", "--precision", "fp32"], "--dtype, --precision: both name"),
         (["--no_save_tokenizer", "--vocab-is-hf-tokenizer"], "give only one of them"),
+        (["--tolerance", "nan"], "--tolerance: must be a number above 0, got nan"),
+        (["--tolerance", "-1"], "--tolerance: must be a number above 0, got -1"),
+        (["--tolerance", "1e-3", "--no-verify"], "--tolerance, --no-verify: nothing is compared"),
         (["--architecture", "neox"], "norm: GPTNeoXForCausalLM cannot express 'rmsnorm'"),
     ],
 )

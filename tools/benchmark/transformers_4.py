@@ -40,10 +40,12 @@ import sys
 import torch, transformers
 from safetensors.torch import save_file
 
-folder, text_file, result, num_tokens = sys.argv[1:]
+folder, text_file, result, num_tokens, *saved = sys.argv[1:]
 model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
 wrong = {key: value for key, value in report.items() if value}
 assert not wrong, wrong
+for output in saved:
+    model.save_pretrained(output)
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 text = open(text_file, encoding="utf-8").read()
 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -84,12 +86,23 @@ def python_with_transformers_4(folder: Path) -> Path:
     return python
 
 
-def their_result(python: Path, model: Path, num_tokens: int, folder: Path) -> dict[str, Tensor]:
-    """Tokens and logits of `real_text` as transformers 4 computes them; prints its version."""
+def their_result(
+    python: Path, model: Path, num_tokens: int, folder: Path, *, saved: Path | None = None
+) -> dict[str, Tensor]:
+    """Tokens and logits of `real_text` as transformers 4 computes them; prints its version.
+
+    Args:
+        python: Interpreter of its environment.
+        model: The model folder.
+        num_tokens: Tokens of the text.
+        folder: For temporary files.
+        saved: Folder in which it saves the model again; None: it does not.
+    """
     text_file, result = folder / "text.txt", folder / "result.safetensors"
     text_file.write_text(real_text(), encoding="utf-8")
     arguments = [str(path) for path in (model, text_file, result)]
     command = [str(python), "-c", THEIR_PROGRAM, *arguments, str(num_tokens)]
+    command += [] if saved is None else [str(saved)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"transformers 4: exit code {done.returncode}:\n{done.stderr[-4000:]}")

@@ -26,21 +26,30 @@ from safetensors import SafetensorError
 from megatron.errors import UserError
 from megatron.files import describe_error
 from tools.checkpoints.neox_import import import_neox
+from tools.path_argument import path_argument
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(description="Import a checkpoint of GPT-NeoX.")
-    parser.add_argument("folder", help="folder with global_step<N> folders, or one of these")
+    parser.add_argument(
+        "folder", type=path_argument, help="folder with global_step<N> folders, or one of these"
+    )
     parser.add_argument(
         "--config",
+        type=path_argument,
         nargs="+",
         default=[],
         metavar="YAML",
         help="configuration files of the model (default: those in the checkpoint's configs)",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="folder of the run to make"
+        "-o",
+        "--output",
+        type=path_argument,
+        required=True,
+        metavar="OUT",
+        help="folder of the run to make",
     )
     parser.add_argument("--iteration", type=int, help="which checkpoint (default: the latest)")
     parser.add_argument(
@@ -54,8 +63,8 @@ def main(input_args: Sequence[str] | None = None) -> None:
     args = get_parser().parse_args(input_args)
     try:
         final = import_neox(
-            Path(args.folder),
-            Path(args.output),
+            args.folder,
+            args.output,
             config_files=args.config,
             iteration=args.iteration,
             with_optimizer=not args.no_optimizer,

@@ -58,7 +58,7 @@ def import_neox(
     """
     source = find_source(folder, iteration, reads_neox=True)
     if not is_neox_checkpoint(source):
-        raise CheckpointError(f"{source}: is a checkpoint of this program; it needs no import")
+        raise CheckpointError(f"{source}: {_why_no_import(source)}")
     if (final := step_folder_to_make(output, source.name)).exists():
         raise CheckpointError(f"{final}: exists already; choose another output")
     settings = settings_of(source, config_files)
@@ -86,6 +86,12 @@ def import_neox(
         max_file_size=MAX_FILE_SIZE,
         add_files=add_files,
     )
+
+
+def _why_no_import(source: Path) -> str:
+    is_ours = (source / "index.json").exists()
+    is_what = "is a checkpoint of this program; it needs no import"
+    return is_what if is_ours else "contains no checkpoint; copy it again"
 
 
 def _read_finite(reader: NeoxReader, name: str, kind: str) -> Tensor:

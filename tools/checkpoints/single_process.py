@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
@@ -26,6 +27,7 @@ from megatron.files import flush_to_disk, replace_folder, write_text_atomic
 
 __all__ = [
     "LAYOUT",
+    "all_or_nothing",
     "find_source",
     "groups_by_size",
     "parse_size",
@@ -64,11 +66,16 @@ def _find_source(path: Path, iteration: int | None) -> Path:
     if step is None:
         # what is beyond ``latest`` is of a run that went back to an earlier iteration
         latest = latest_step(path)
-        step = max((s for s in steps if latest is None or s <= latest), default=None)
+        step = max((s for s in steps if latest is None or s <= latest), default=latest)
     if step not in steps:
         if not steps and (problem := foreign_checkpoint_problem(path)):
             raise CheckpointError(problem)
         found = ", ".join(map(str, steps)) or "none"
+        if steps and iteration is None:
+            raise CheckpointError(
+                f"{path / 'latest'}: names global_step{step}, which is missing; found: {found}; "
+                "choose one with --iteration"
+            )
         wanted = "" if iteration is None else f" of iteration {iteration}"
         raise CheckpointError(f"{path}: no checkpoint{wanted}; found: {found}")
     return step_folder(path, step)
@@ -117,28 +124,45 @@ def write_checkpoint(
         raise CheckpointError(f"{final}: exists already; choose another output")
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        index = _write_tensors(
-            temporary,
-            parameters,
-            read,
-            moment_names=moment_names,
-            kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
-            max_file_size=max_file_size,
-        )
-        others = tuple(add_files(temporary))
-        for name in (*others, *config_names(temporary)):
-            with (temporary / name).open("rb+") as stream:
-                flush_to_disk(stream)
-        write_index(temporary, **index, others=others)
-        replace_folder(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with all_or_nothing(final.parent):
+        temporary.mkdir(parents=True)
+        try:
+            index = _write_tensors(
+                temporary,
+                parameters,
+                read,
+                moment_names=moment_names,
+                kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
+                max_file_size=max_file_size,
+            )
+            others = tuple(add_files(temporary))
+            for name in (*others, *config_names(temporary)):
+                with (temporary / name).open("rb+") as stream:
+                    flush_to_disk(stream)
+            write_index(temporary, **index, others=others)
+            replace_folder(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     if final != output:
         write_text_atomic(output / "latest", final.name)
     return final
+
+
+@contextlib.contextmanager
+def all_or_nothing(output: Path, *files: Path) -> Iterator[None]:
+    """Makes a folder; after an error removes it if it is new, and files that did not exist."""
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # others may have written into it
+                output.rmdir()
+        raise
 
 
 def _write_tensors(

@@ -6,6 +6,7 @@ A flag of GPT-NeoX either works, or its answer is a line that says why it is not
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron.launcher.installation import explain_missing_packages
+from tools.path_argument import not_empty
 
 __all__ = ["DOORS", "run"]
 
+_ON_THE_HUB = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _ANY_LAYOUT = "a checkpoint loads on any layout"
 _META = "convert_llama_weights_to_hf.py of the package transformers"
 
@@ -42,14 +45,18 @@ def _refusal(command: str, answer: str) -> Callable[[Sequence[str]], int]:
 def _import_llama(arguments: Sequence[str]) -> int:
     name = "convert_hf_llama_to_neox.py"
     parser = argparse.ArgumentParser(prog=name, description="Import a Llama of transformers.")
-    parser.add_argument("--model", required=True, help="folder, or a name on the Hub")
-    parser.add_argument("--model_path", metavar="OUTPUT", help="folder of the run to make")
+    parser.add_argument(
+        "--model", type=not_empty, required=True, help="folder, or a name on the Hub"
+    )
+    parser.add_argument(
+        "--model_path", type=not_empty, metavar="OUTPUT", help="folder of the run to make"
+    )
     parser.add_argument("--tp", help=f"not needed: {_ANY_LAYOUT}")
     parser.add_argument("--pp", help=f"not needed: {_ANY_LAYOUT}")
     args = parser.parse_args(arguments)
     _say_not_needed(name, args, {"--tp": _ANY_LAYOUT, "--pp": _ANY_LAYOUT})
     if not Path(args.model).is_dir():
-        _ask_for_download(name, args.model, args.model_path, flag="--model_path")
+        _ask_for_download(name, args.model.rstrip("/"), args.model_path, flag="--model_path")
     return _import_folder(name, args.model, args.model_path, flag="--model_path")
 
 
@@ -60,11 +67,15 @@ def _import_pythia(arguments: Sequence[str]) -> int:
         "--ckpt-tmp-dir": "no checkpoint is written twice",
     }
     parser = argparse.ArgumentParser(prog=name, description="Import a Pythia of transformers.")
-    parser.add_argument("--hf-model-name", required=True, help="folder, or a name of EleutherAI's")
-    parser.add_argument("--output-dir", metavar="OUTPUT", help="folder of the run to make")
+    parser.add_argument(
+        "--hf-model-name", type=not_empty, required=True, help="folder, or a name of EleutherAI's"
+    )
+    parser.add_argument(
+        "--output-dir", type=not_empty, metavar="OUTPUT", help="folder of the run to make"
+    )
     parser.add_argument("--test", action="store_true", help="compare logits with transformers")
-    parser.add_argument("--revision", help="step of Pythia, for the download")
-    parser.add_argument("--cache-dir", help="folder for the download")
+    parser.add_argument("--revision", type=not_empty, help="step of Pythia, for the download")
+    parser.add_argument("--cache-dir", type=not_empty, help="folder for the download")
     parser.add_argument("--download-only", action="store_true", help="print the download alone")
     parser.add_argument("--config", nargs="*", help=f"not needed: {not_needed['--config']}")
     parser.add_argument("--ckpt-tmp-dir", help=f"not needed: {not_needed['--ckpt-tmp-dir']}")
@@ -81,7 +92,7 @@ def _import_pythia(arguments: Sequence[str]) -> int:
     revision = args.revision
     _ask_for_download(
         name,
-        model if "/" in model else f"EleutherAI/{model}",
+        _name_of_pythia(model.rstrip("/")),
         output,
         flag="--output-dir",
         revision=f"step{revision}" if (revision or "").isdecimal() else revision,
@@ -89,6 +100,12 @@ def _import_pythia(arguments: Sequence[str]) -> int:
         verifies=args.test,
         imports=not args.download_only,
     )
+
+
+def _name_of_pythia(model: str) -> str:
+    """EleutherAI's, unless there is an owner, or the word is a path."""
+    is_bare = "/" not in model and not Path(model).exists()
+    return f"EleutherAI/{model}" if is_bare else model
 
 
 def _say_not_needed(command: str, args: argparse.Namespace, reasons: Mapping[str, str]) -> None:
@@ -122,6 +139,9 @@ def _ask_for_download(
     imports: bool = True,
 ) -> NoReturn:
     """Ends the program with the commands for a model on the Hub: this program downloads none."""
+    if not _ON_THE_HUB.fullmatch(model):
+        what = "is a file" if Path(model).exists() else "there is no such folder"
+        _refuse(command, f"{model}: {what}, and it is no name on the Hub (OWNER/NAME)")
     folder = str(parent / Path(model).name)
     at = ["--revision", revision] if revision else []
     download = shlex.join(["hf", "download", model, *at, "--local-dir", folder])
@@ -138,7 +158,9 @@ def _inspect(arguments: Sequence[str]) -> int:
 
     name = "inspect_checkpoints.py"
     parser = argparse.ArgumentParser(prog=name, description="Show a checkpoint, or compare two.")
-    parser.add_argument("dir", help="folder of a checkpoint; with --compare two, with a comma")
+    parser.add_argument(
+        "dir", type=not_empty, help="folder of a checkpoint; with --compare two, with a comma"
+    )
     parser.add_argument("--attributes", nargs="*", help="not supported")
     parser.add_argument("--interactive", "-i", action="store_true", help="not supported")
     parser.add_argument("--compare", "-c", action="store_true", help="compare two checkpoints")

@@ -31,7 +31,7 @@ from tools.hf.tokenizer_files import (
     token_ids,
     write_tokenizer,
 )
-from tools.hf.verification import compare, real_text, require_transformers
+from tools.hf.verification import TOLERANCE, compare, real_text, require_transformers
 from tools.hf.weights import Weight
 
 __all__ = ["DTYPES", "ExportOptions", "export"]
@@ -51,7 +51,7 @@ class ExportOptions:
     """A key of `DTYPES`."""
     verifies: bool = True
     """Compare logits before the folder gets its name."""
-    tolerance: float = 1e-4
+    tolerance: float = TOLERANCE
     """Largest difference of logits to accept."""
     overwrite: bool = False
     """Replace an earlier export."""
@@ -104,6 +104,8 @@ def export(
         _write_configs(opened, temporary, options)
         if options.copies_tokenizer:
             _copy_tokenizer(opened.tokenizer, settings.vocab_file, temporary, say)
+            if options.pad_token_id is not None:
+                say("--pad-token-id: is in config.json alone; the copied files are as they are")
         elif options.saves_tokenizer:
             _save_tokenizer(opened, settings.vocab_file, temporary, options.pad_token_id, say)
         for path in temporary.iterdir():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -20,7 +21,12 @@ from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
 from odm.json_data import fields, read_json
-from tools.checkpoints.single_process import step_folder_to_make, write_checkpoint
+from tools.checkpoints.single_process import (
+    all_or_nothing,
+    step_folder_to_make,
+    write_checkpoint,
+)
+from tools.checkpoints.tensor_sources import row_blocks
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.hf.families import Family, family_of_config
 from tools.hf.network import parameter_infos
@@ -66,24 +72,22 @@ def convert_from_hf(
             from these weights, or if the verification fails, before anything is written.
     """
     copied = {output / path.name: path for path in copied_files(source)}
-    _check_output(output, config_out, *copied)
+    _check_output(output, *copied)
+    _check_config_out(config_out, output, *copied)
     config = _read_json(source / "config.json")
     family = family_of_config(config)
     fields, rows = _model_fields(family, config, source / "config.json")
     vocab_size, tokenizer_fields = _vocabulary(source, output, rows, say)
     fields.update(tokenizer_fields)
-    if seq_length is not None:
-        fields["seq_length"] = seq_length
-    run_config = resolve_model_fields(fields)
+    run_config = _resolved(fields, seq_length, source)
     shape = RunSettings(run_config.to_dict()).shape(vocab_size)
     files = WeightFiles(source)
     read = _reader(files, family, shape, rows)
     if verifies:
         say(verify_import(source, shape, read=read))
-    output.mkdir(parents=True, exist_ok=True)
-    config_out.parent.mkdir(parents=True, exist_ok=True)
     text = _yaml_text(source, {**fields, "load": str(output)})
-    try:
+    with all_or_nothing(output, *copied, config_out):
+        config_out.parent.mkdir(parents=True, exist_ok=True)
         for copy, path in copied.items():
             with atomic_writer(copy) as stream:
                 stream.write(path.read_bytes())
@@ -91,10 +95,6 @@ def convert_from_hf(
         return write_model_checkpoint(
             output, shape, run_config=run_config, read=read, files={config_out.name: text}
         )
-    except BaseException:
-        for path in (*copied, config_out):  # none was there before
-            path.unlink(missing_ok=True)
-        raise
 
 
 def write_model_checkpoint(
@@ -153,6 +153,20 @@ def _check_output(output: Path, *files: Path) -> None:
             raise CheckpointError(f"{path}: exists already; choose another name")
 
 
+def _check_config_out(config_out: Path, output: Path, *copied: Path) -> None:
+    """Refuses a name that exists or that another file of the import will have."""
+    if config_out.exists():
+        raise CheckpointError(f"{config_out}: exists already; choose another name")
+    path, folder = config_out.resolve(), output.resolve()
+    others = [folder, folder / "latest", *(copy.resolve() for copy in copied)]
+    is_inside = folder / "global_step0" in (path, *path.parents)
+    if is_inside or path in others or path.name == "resolved.json":
+        raise CheckpointError(
+            f"--config_out: {config_out} is the name of another file or folder of the run; choose "
+            "another name"
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise CheckpointError(
@@ -185,6 +199,20 @@ def _model_fields(family: Family, config: dict[str, Any], path: Path) -> tuple[d
         return family.read_config(config), config["vocab_size"]
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _resolved(fields: dict[str, Any], seq_length: int | None, source: Path) -> RunConfig:
+    """Checks our fields, of which ``seq_length`` is set if it is given."""
+    longest = fields["max_position_embeddings"]
+    if seq_length is not None:
+        if not 1 <= seq_length <= longest:
+            raise CheckpointError(f"--seq_length: must be from 1 to {longest}, got {seq_length}")
+        fields["seq_length"] = seq_length
+    try:
+        return resolve_model_fields(fields)
+    except ConfigError as error:
+        where = source / "config.json"
+        raise ConfigError(*(f"{where}: {message}" for message in error.messages)) from error
 
 
 def _vocabulary(
@@ -250,6 +278,8 @@ def _reader(
             raise CheckpointError(
                 f"{files.folder}: contains {name!r}, which config.json does not mention"
             )
+    if not shape.no_weight_tying:
+        _check_tied(files, family)
 
     def read(ours: str) -> Tensor:
         weight, info = weights[ours], infos[ours]
@@ -267,6 +297,25 @@ def _reader(
         return weight.joined(tensors)
 
     return read
+
+
+def _check_tied(files: WeightFiles, family: Family) -> None:
+    """Refuses an output matrix that is not the embedding, though config.json ties them."""
+    names = dict(family.weights)
+    embedding, output = (
+        str(names[ours])
+        for ours in ("{embedding}.word_embeddings.weight", "{output}.final_linear.weight")
+    )
+    for name in sorted({output, family.other_names.get(output, output)} & files.names):
+        shape = files.shape(embedding)
+        if files.shape(name) != shape or not all(
+            torch.equal(*(files.read_rows(each, *rows).float() for each in (embedding, name)))
+            for rows in row_blocks(shape)
+        ):
+            raise CheckpointError(
+                f"{files.folder}: {name} is not {embedding}, though tie_word_embeddings is true, "
+                "and would be lost; set tie_word_embeddings: false in config.json to keep it"
+            )
 
 
 def _without_padding(tensor: Tensor, wanted: tuple[int, ...], rows: int, where: str) -> Tensor:

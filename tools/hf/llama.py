@@ -123,6 +123,7 @@ _OPTIONAL = {
     "initializer_range": number(0, 1e6),
     "tie_word_embeddings": boolean,
     "attention_dropout": SHARE,
+    "layer_types": optional(list_of(text())),
 }
 
 
@@ -274,7 +275,6 @@ class LlamaLike:
         if self.windows == "some":
             found["use_sliding_window"] = boolean
             found["max_window_layers"] = integer(0, 1 << 31)
-            found["layer_types"] = optional(list_of(text()))
         return found
 
     def _layer_types(self, config: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model, layer_list
 from megatron.model.parameters import allocate, cut_shard, spec_of
 from megatron.model.relative_bias import SHARED_BIAS, make_relative_bias
+from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.sizing.model_shape import EMBEDDING_NAMES, ModelShape
 from tools.hf.settings import RunSettings
 
@@ -90,6 +91,11 @@ def check_parameters(
     Raises:
         CheckpointError: Naming the first parameter that differs.
     """
+    if SOFT_PROMPT_NAME in found.keys() - wanted.keys():
+        raise CheckpointError(
+            f"{folder}: has a soft prompt ({SOFT_PROMPT_NAME}), which no class of transformers "
+            "contains; export the model that it was trained for, from its own checkpoint"
+        )
     for name in sorted(found.keys() ^ wanted.keys()):
         which = "contains" if name in found else "lacks"
         other = "lacks" if name in found else "has"

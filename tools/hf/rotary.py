@@ -52,11 +52,15 @@ _ROPE = optional(
         },
     )
 )
-ROPE_FIELDS = {"rope_scaling": _ROPE, "rope_parameters": _ROPE}
+_TRAINED = "original_max_position_embeddings"
+ROPE_FIELDS = {
+    "rope_scaling": _ROPE,
+    "rope_parameters": _ROPE,
+    _TRAINED: optional(integer(1, 1 << 31)),
+}
 """Checks of the fields that every family has."""
 
 _LARGEST_EXACT = 2**53
-_TRAINED = "original_max_position_embeddings"
 _TAKEN = {
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -67,6 +71,7 @@ _TAKEN = {
     ),
 }
 """Fields that each type of scaling takes."""
+_TYPE = ("rope_type", "type")
 
 
 def read_rope(
@@ -83,12 +88,7 @@ def read_rope(
     Raises:
         ValueError: Naming the value that this program has no equivalent of.
     """
-    rope = {
-        "rope_theta": base,
-        "partial_rotary_factor": share,
-        **(config.get("rope_scaling") or {}),
-        **(config.get("rope_parameters") or {}),
-    }
+    rope = _section(config, {"rope_theta": base, "partial_rotary_factor": share})
     theta = float(rope["rope_theta"])
     is_whole = theta.is_integer() and theta <= _LARGEST_EXACT
     return {
@@ -99,12 +99,41 @@ def read_rope(
     }
 
 
+def _section(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The section that counts, completed by ``defaults``.
+
+    Both versions of transformers take the whole of ``rope_scaling`` unless it is empty, and then
+    nothing of ``rope_parameters``.
+    """
+    scaling, parameters = (config.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    rope = {**defaults, **(scaling or parameters)}
+    for name, value in parameters.items():
+        same = ("default", _type_of(rope)) if name in _TYPE else (rope.get(name),)
+        if value is not None and value not in same:
+            raise ValueError(
+                f"rope_parameters.{name}: is {shown(value)}, but transformers reads only "
+                "rope_scaling where a file has both; keep one section, with all fields"
+            )
+    outside = config.get(_TRAINED)
+    if outside is not None and _TRAINED in _TAKEN.get(_type_of(rope), ()):
+        if rope.get(_TRAINED) not in (None, outside):
+            raise ValueError(
+                f"{_TRAINED}: is {outside}, and {rope[_TRAINED]} in the section; keep one of them"
+            )
+        rope[_TRAINED] = outside
+    return rope
+
+
+def _type_of(rope: Mapping[str, Any]) -> str:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
 def _read_scaling(rope: Mapping[str, Any], positions: int) -> dict[str, Any]:
     """Our section `rope_scaling`; transformers ignores fields that a type does not take."""
     for name in (FULL, SLIDING):
         if name in rope:
             raise ValueError(f"rope_parameters.{name}: must be the same for all layers; remove it")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = _type_of(rope)
     if kind == "default":
         return {}
     if kind not in _TAKEN:

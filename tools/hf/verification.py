@@ -17,7 +17,14 @@ from megatron.tokenizer import AbstractTokenizer
 from tools.hf.network import filled_model
 from tools.hf.tokenizer_files import TOKENIZER_FILE
 
-__all__ = ["Comparison", "compare", "real_text", "require_transformers", "verify_import"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "compare",
+    "real_text",
+    "require_transformers",
+    "verify_import",
+]
 
 MAX_TOKENS = 512
 _MAX_REASON = 200
@@ -153,14 +160,15 @@ def _largest(difference: Tensor) -> float:
 
 
 def _load(folder: Path, transformers: Any) -> Any:
+    # config.json may name a format that would round the weights of the files
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):
             names = ", ".join(sorted(map(str, report[kind]))[:3])
             raise CheckpointError(f"verification: transformers reports {kind}: {names}")
-    return model.float().eval()
+    return model.eval()
 
 
 def _check_tokens(found: list[int], ids: list[int]) -> None:

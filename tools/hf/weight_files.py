@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron.errors import CheckpointError
+from megatron.files import is_lfs_pointer
 from odm.json_data import fields, mapping_of, read_json, shown, text
 
 __all__ = ["WeightFiles"]
@@ -84,6 +85,10 @@ class WeightFiles:
             path = self.folder / name
             if not os.path.isfile(path):  # false for a name that is too long, too
                 raise CheckpointError(f"{path}: named by the index of weights but missing")
+            if is_lfs_pointer(path):
+                raise CheckpointError(
+                    f"{path}: is a pointer of Git LFS, not the file itself; run git lfs pull"
+                )
             try:
                 self._open_files[name] = _open_file(path)
             except Exception as error:  # a pickle of foreign bytes may raise any class

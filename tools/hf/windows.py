@@ -61,7 +61,7 @@ def read_windows(config: Mapping[str, Any], width: int | None, positions: int) -
         positions: The longest text; a window as long hides nothing.
 
     Raises:
-        ValueError: If ``layer_types`` is wrong.
+        ValueError: If ``layer_types`` is wrong, or the window too small.
     """
     layers = config["num_hidden_layers"]
     types = config.get("layer_types") or [FULL if width is None else SLIDING] * layers
@@ -76,6 +76,11 @@ def read_windows(config: Mapping[str, Any], width: int | None, positions: int) -
         return {}
     if width is None:
         raise ValueError(f"layer_types: has {SLIDING}, but sliding_window is null")
+    if width == 1:
+        raise ValueError(
+            "sliding_window: is 1, so a token would see only itself; windows of 2 and more are "
+            "supported"
+        )
     window = {"sliding_window_width": width - 1}
     if FULL not in types:
         return window

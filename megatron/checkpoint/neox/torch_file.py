@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megatron.errors import CheckpointError
+from megatron.files import is_lfs_pointer
 
 __all__ = ["Unread", "is_dense", "read_torch_file"]
 
@@ -31,6 +32,8 @@ _KNOWN_CLASSES = (
 )
 """Harmless classes in files of the form before torch 1.6, whose names torch does not list."""
 _MAX_REASON = 160
+_PICKLE = b"\x80"
+"""First byte of a pickle of protocol 2 and later, with which files before torch 1.6 begin."""
 
 
 class Unread:
@@ -61,9 +64,16 @@ def read_torch_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing")
+    if is_lfs_pointer(path):
+        raise CheckpointError(
+            f"{path}: is a pointer of Git LFS, not the file itself; run git lfs pull"
+        )
     try:
         with path.open("rb") as stream:
-            is_mapped = stream.read(4) == b"PK\x03\x04"  # a zip archive, even if it is cut
+            begin = stream.read(4)
+        is_mapped = begin == b"PK\x03\x04"  # a zip archive, even if it is cut
+        if begin and not is_mapped and begin[:1] != _PICKLE:
+            raise ValueError(f"begins with {begin!r}")
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_mapped else ()
         classes: list[Any] = [(Unread, name) for name in {*names, *_KNOWN_CLASSES}]
         with torch.serialization.safe_globals(classes), warnings.catch_warnings():

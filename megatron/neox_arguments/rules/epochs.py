@@ -26,13 +26,15 @@ def count_iterations(draft: Draft, data: Data, batch: Batch) -> None:
         batch: The global batch.
     """
     epochs = draft[KEY]
-    if epochs is None or epochs < 1 or draft.purpose is Purpose.READING:  # below 1: a broken bound
+    if epochs is None or draft.purpose is Purpose.READING:
         return
     if draft["train_iters"] is not None:
         both = f"is {epochs} and train_iters is {draft['train_iters']}; keep one"
         draft.refuse(KEY, both)
         return
     draft.values["train_iters"] = 1  # in the place of a number that cannot be counted
+    if epochs < 1:  # a broken bound, which is refused elsewhere
+        return
     if not data.train_paths:
         draft.refuse(KEY, f"is {epochs}, without training data; set train_data_paths or data_path")
         return
@@ -43,6 +45,10 @@ def count_iterations(draft: Draft, data: Data, batch: Batch) -> None:
         )
     except DataError as error:
         draft.refuse(KEY, f"is {epochs}, and the training data cannot be counted: {error}")
+        return
+    if samples == 0:
+        what = f"the training data have no whole sample of seq_length {data.seq_length}"
+        draft.refuse(KEY, f"is {epochs}, but {what}; lower seq_length or add texts")
         return
     iterations = epochs * samples // batch.train_batch_size
     if not 0 < iterations <= LARGEST_WHOLE_NUMBER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..declarations import at_least
+from ..declarations import at_least, in_range
 from ..purpose import Purpose
 from ..sections.model import SoftPrompt
 from .draft import Draft
@@ -11,7 +11,7 @@ KEY = "soft_prompt_tuning"
 _LENGTH = (int, at_least(1))
 _KINDS = {
     **{"enabled": bool, "num_tokens": _LENGTH, "n_tokens": _LENGTH},
-    **{"init_string": str, "init_range": (float, at_least(0))},
+    **{"init_string": str, "init_range": (float, in_range("[0, 1e6]"))},
 }
 
 
@@ -76,6 +76,6 @@ def _check_training(draft: Draft) -> None:
     if draft["sequence_parallel"] and (draft["model_parallel_size"] or 1) > 1:
         reason = "the prompt is not cut along the sequence; set sequence_parallel: false"
         draft.refuse(KEY, f"does not work with sequence_parallel: {reason}")
-    if draft["load"] is None:
+    if not draft["load"]:
         reason = "set load to the checkpoints of a trained model, and finetune: true at the start"
         draft.refuse(KEY, f"trains nothing but the prompt, so it needs a model; {reason}")

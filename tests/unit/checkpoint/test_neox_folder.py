@@ -211,6 +211,10 @@ def damage(folder: Path, how: str) -> None:
         layer.write_bytes(layer.read_bytes()[:2000])
     elif how == "empty":
         layer.write_bytes(b"")
+    elif how == "web page":
+        layer.write_bytes(b"<!DOCTYPE html>")
+    elif how == "git lfs":
+        layer.write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 123\n")
     elif how == "missing part":
         layer.unlink()
     elif how == "missing layer":
@@ -233,6 +237,9 @@ def damage(folder: Path, how: str) -> None:
 DAMAGE = {
     "cut": "layer_03-model_01",
     "empty": "layer_03-model_01",
+    "web page": "layer_03-model_01-model_states.pt: is cut, damaged or not a file of torch.save "
+    "(begins with b'<!DO')",
+    "git lfs": "layer_03-model_01-model_states.pt: is a pointer of Git LFS",
     "missing part": "layer_03-model_01-model_states.pt: is missing",
     "missing layer": "layer_03-model_00-model_states.pt: is missing",
     "another size": "layer_03-model_01",
@@ -403,6 +410,39 @@ def test_import_refuses_in_one_line_and_leaves_nothing(
     assert len(lines) == 1
     assert expected in lines[0]
     assert not Path("ours").exists()
+
+
+def spoil(folder: Path, how: str) -> None:
+    if how == "latest":
+        (folder.parent / "latest").write_text("global_step99")
+    elif how == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        path = folder / "layer_03-model_00-model_states.pt"
+        content = torch.load(path, weights_only=True)
+        content["attention.dense.bias"].fill_(float("nan"))
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("latest", "latest: names global_step99, which is missing; found: 100; choose one with "),
+        ("empty", "global_step100: contains no checkpoint"),
+        ("nan", "fp32 of 3.attention.dense.bias has values that are not finite"),
+    ],
+)
+def test_import_of_a_spoilt_folder_is_one_line_and_leaves_nothing(tmp_path, capsys, how, expected):
+    folder, _, _ = write_of_bytes(tmp_path / "theirs")
+    spoil(folder, how)
+    out = tmp_path / "ours"
+    with pytest.raises(SystemExit) as error:
+        import_neox([str(folder.parent), "--config", str(write_yaml(tmp_path)), "-o", str(out)])
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not out.exists()
 
 
 def test_export_reads_it_without_an_import(tmp_path):

@@ -106,6 +106,20 @@ def test_less_than_a_batch_is_refused(tmp_path):
     assert "12 samples in batches of 13 are no whole batch" in message
 
 
+def test_data_without_a_whole_sample_are_named_as_the_reason(tmp_path):
+    paths = [write_dataset(tmp_path / "short" / "text", num_tokens=8)]
+    message = refusal(tmp_path, train_data_paths=paths)
+    assert "no whole sample of seq_length 8" in message
+    assert "lower seq_length" in message
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_too_few_epochs_are_one_line(tmp_path, epochs):
+    assert (
+        refusal(tmp_path, train_epochs=epochs) == f"train_epochs must be at least 1, got {epochs}"
+    )
+
+
 @pytest.mark.parametrize("epochs", [0, -1, 1.5, "all", 2**63 - 1])
 def test_impossible_numbers_of_epochs_are_refused(tmp_path, epochs):
     with pytest.raises(ConfigError, match="train_epochs"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from megatron.checkpoint.format import CheckpointReader
+from megatron.neox_arguments.sections.model import SoftPrompt
 from tests.interop.conversions import random_weights, refusal, shape_of
 from tools.convert_from_hf import main as import_main
 from tools.convert_to_hf import main as export_main
@@ -95,6 +97,19 @@ def test_a_rounded_export_holds_rounded_weights(tmp_path):
         export_main(error_flags)  # the folder is there
     export_main([*error_flags, "--overwrite"])
     assert load_file(tmp_path / "hf/model.safetensors")["embed_out.weight"].dtype == torch.float32
+
+
+def test_a_soft_prompt_is_refused_by_name(tmp_path, capsys):
+    prompt = SoftPrompt(num_tokens=3, init_string="", init_range=0.5)
+    shape = dataclasses.replace(shape_of(FIELDS, 512), soft_prompt=prompt)
+    weights, run_config = random_weights(shape), resolve_model_fields(FIELDS)
+    folder = tmp_path / "run"
+    write_model_checkpoint(folder, shape, run_config=run_config, read=weights.__getitem__, files={})
+    flags = ["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--no-verify"]
+    line = refusal(export_main, flags, capsys)
+    assert "has a soft prompt" in line
+    assert line.endswith("export the model that it was trained for, from its own checkpoint\n")
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize(("rotary_dim", "head_dim"), [(2, 6), (8, 8), (30, 44), (26, 46), (60, 88)])
@@ -208,6 +223,47 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(changes, message,
     assert message in refusal(import_main, arguments, capsys)
     left = [path.name for path in (tmp_path / "run").glob("*")]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config_out", "run"), "--config_out: run is the name of another file"),
+        (("--config_out", "run/latest"), "--config_out: run/latest is the name of another file"),
+        (("--config_out", "x/../run/generation_config.json"), "is the name of another file"),
+        (("--config_out", "run/global_step0/model.yml"), "is the name of another file"),
+        (("--config_out", "run/resolved.json"), "is the name of another file"),
+        (("--config_out", "hf"), "hf: exists already"),
+        (("--seq_length", "0"), "--seq_length: must be from 1 to 32, got 0"),
+        (("--seq_length", "33"), "--seq_length: must be from 1 to 32, got 33"),
+    ],
+)
+def test_flags_that_would_lose_a_file_or_do_not_fit_are_refused(
+    flags, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    write_their_folder(tmp_path / "hf")
+    (tmp_path / "hf/generation_config.json").write_text("{}")
+    (tmp_path / "x").mkdir()
+    line = refusal(import_main, ["--input_dir", "hf", "--output_dir", "run", *flags], capsys)
+    assert message in line
+    assert line.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "x"]
+
+
+def test_an_output_matrix_that_tying_would_lose_is_refused(tmp_path, capsys):
+    tensors = write_their_folder(tmp_path / "hf", tie_word_embeddings=True)
+    arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")]
+    line = refusal(import_main, arguments, capsys)
+    assert "embed_out.weight is not gpt_neox.embed_in.weight" in line
+    assert "tie_word_embeddings: false" in line
+    assert not (tmp_path / "run").exists()
+    tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"].clone()
+    save_file(tensors, tmp_path / "hf/model.safetensors")
+    import_main(arguments)
+    reader = CheckpointReader(tmp_path / "run/global_step0")
+    (name,) = (name for name in reader.parameters if name.endswith("word_embeddings.weight"))
+    assert torch.equal(reader.read_logical(name), tensors["embed_out.weight"])
 
 
 def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):

@@ -26,9 +26,10 @@ LLAMA: dict[str, Any] = {
     "tokenizer_type": "CharLevelTokenizer",
 }
 QWEN2 = {"use_bias_in_attn_linear": True, "use_bias_in_attn_output": False}
+ORIGINAL = "original_max_position_embeddings"
 LLAMA3 = {
     **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-    "original_max_position_embeddings": 32,
+    ORIGINAL: 32,
 }
 
 
@@ -209,6 +210,23 @@ def test_a_written_configuration_serves_transformers_4_and_5():
             {"rope_theta": "absent", "rope_parameters": {"rope_theta": 7.0}},
             {"rotary_emb_base": 7},
         ),
+        (  # a user of transformers 5 adds the section that a model card recommends
+            "llama",
+            {"rope_theta": 7.0, "rope_scaling": LLAMA3}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+            {"rotary_emb_base": 7, "rope_scaling": LLAMA3},
+        ),
+        (
+            "llama",
+            {"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            "qwen2",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}, ORIGINAL: 16},
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 16}},
+        ),
+        ("llama", {ORIGINAL: 16}, {"rope_scaling": None}),  # the plain rotation has no such field
         ("llama", {"rope_theta": 10000.5}, {"rotary_emb_base": 10000.5}),
         ("llama", {"rope_theta": 1e20}, {"rotary_emb_base": 1e20}),
         ("mistral", {"sliding_window": None}, {"num_kv_heads": 2}),
@@ -280,6 +298,17 @@ def test_a_window_of_theirs_counts_the_token_itself_and_ours_does_not(model_type
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
             "rope_parameters.full_attention: must be the same for all layers",
         ),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": {"rope_theta": 7.0}},
+            "rope_parameters.rope_theta: is 7.0, but transformers reads only rope_scaling",
+        ),
+        (
+            {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            "rope_parameters.rope_type: is 'linear', but transformers reads only rope_scaling",
+        ),
+        ({"rope_scaling": LLAMA3, ORIGINAL: 16}, f"{ORIGINAL}: is 16, and "),
+        ({"layer_types": 5}, "layer_types: must be a list, got 5"),
+        ({"layer_types": [1, 2]}, "layer_types[0]: must be text, got 1"),
     ],
 )
 def test_odd_values_are_refused_by_field_and_value(changes, message):
@@ -287,6 +316,11 @@ def test_odd_values_are_refused_by_field_and_value(changes, message):
         FAMILIES["llama"].read_config(their_config(**changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_window_of_one_token_is_refused_by_the_name_it_has_in_the_file():
+    with pytest.raises(ValueError, match=r"^sliding_window: is 1, "):
+        FAMILIES["mistral"].read_config(their_config("mistral", sliding_window=1))
 
 
 @pytest.mark.parametrize(

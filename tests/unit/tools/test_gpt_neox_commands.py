@@ -75,7 +75,21 @@ def test_a_model_on_the_hub_is_to_be_downloaded(capsys):
     assert line.endswith("convert_from_hf.py --input_dir pythia-70m --output_dir out")
     for name in ("some/llama", "some/llama/"):
         line = answer(capsys, LLAMA, "--model", name)
-        assert f"hf download {name} --local-dir llama)" in line
+        assert "hf download some/llama --local-dir llama)" in line
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./missing", "a/b/c", "~/llama", "a b/c"])
+def test_a_path_that_is_no_folder_is_not_to_be_downloaded(capsys, model):
+    for command, flag in ((LLAMA, "--model"), (PYTHIA, "--hf-model-name")):
+        line = answer(capsys, command, flag, model)
+        assert line.startswith(f"{command}: {model}: there is no such folder")
+        assert "hf download" not in line
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(capsys, tmp_path):
+    (tmp_path / "llama").write_text("")
+    line = answer(capsys, LLAMA, "--model", str(tmp_path / "llama"))
+    assert line.startswith(f"{LLAMA}: {tmp_path / 'llama'}: is a file")
 
 
 def test_revision_cache_and_test_are_in_the_commands_that_are_shown(capsys):

@@ -141,6 +141,12 @@ def test_a_broken_header_of_safetensors_is_one_line(source, capsys, content):
     assert "model" in refusal(source, capsys)
 
 
+def test_a_pointer_of_git_lfs_in_the_place_of_the_weights_is_named(source, capsys):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (source / "model.safetensors").write_text(pointer)
+    assert "model.safetensors: is a pointer of Git LFS, not the file" in refusal(source, capsys)
+
+
 def test_an_import_has_the_modes_that_umask_gives(source, tmp_path):
     main(["--input_dir", str(source), "--output_dir", str(tmp_path / "run")])
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*.*")}

@@ -41,6 +41,7 @@ from tools.plot_mixture import read_history
 from tools.run_comparison import compare, read_curves
 
 from .hostile import (
+    HOSTILE,
     changed_bytes,
     changed_document,
     changed_json,
@@ -217,13 +218,19 @@ def _import(source: Path, output: Path) -> None:
 
 def _import_config(folder: Path) -> Read:
     sound = {family: _configuration(family) for family in MODELS}
+    known = {key: value for content in sound.values() for key, value in content.items()}
+    known["original_max_position_embeddings"] = 8
     for family in MODELS:
         source = folder / family
         save_file(model_folder(source, family), source / "model.safetensors")
 
     def read(rng: random.Random) -> None:
         family = rng.choice(list(MODELS))
-        (folder / family / "config.json").write_bytes(changed_document(sound[family], rng))
+        content = dict(sound[family])
+        if rng.random() < 0.3:  # a field that another family has, of any kind
+            key = rng.choice(list(known))
+            content[key] = rng.choice((known[key], rng.choice(HOSTILE)))
+        (folder / family / "config.json").write_bytes(changed_document(content, rng))
         _import(folder / family, folder / "run")
 
     return read

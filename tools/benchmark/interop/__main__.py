@@ -8,9 +8,10 @@
 A tiny network of each family, with weights far from their first values, is trained for an iteration
 and saved on each layout, exported, compared with transformers, and imported again. In the other
 direction, a model that transformers made is imported, compared and exported again. With --venv,
-transformers 4 in an environment of its own computes the exports of one process too; the environment
-is made with pip unless it is there. The exit code is 1 unless all logits agree to 1e-4 and all ways
-back give the same bits.
+transformers 4 in an environment of its own computes the exports of one process too, and saves them
+to be imported; the environment is made with pip unless it is there. At the end, a line per family
+has its number of rows and the largest difference. The exit code is 1 unless all logits agree to
+1e-4 and all ways back give the same bits.
 """
 
 from __future__ import annotations
@@ -34,12 +35,22 @@ from tools.benchmark.synthetic_run import write_random_domains
 from tools.benchmark.transformers_4 import python_with_transformers_4, their_result
 from tools.hf.verification import MAX_TOKENS
 
-from .checks import Row, check_export, check_import, our_logits, write_their_model
+from .checks import (
+    TOLERANCE,
+    Row,
+    check_export,
+    check_import,
+    import_model,
+    our_logits,
+    same_parameters,
+    write_their_model,
+)
 from .networks import NETWORKS, VOCAB_SIZE, fields_of, network_shape, write_network, write_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 ONE_PROCESS = "one process"
+VERSION_4 = "to transformers 4 and back"
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     ONE_PROCESS: (1, {}),
     "tp2": (2, {"model_parallel_size": 2}),
@@ -155,16 +166,21 @@ def train_files(files: Sequence[str]) -> None:
 
 
 def transformers_4_rows(folder: Path, networks: Sequence[str], venv: Path) -> Iterator[Line]:
-    """Yields a row for each export of one process that `matrix` left in ``folder``."""
+    """Yields a row for each export of one process that `matrix` left in ``folder``.
+
+    Transformers 4 loads the export, computes logits and saves the model; that folder is imported.
+    """
     python = python_with_transformers_4(venv)
     for name in networks:
         place = folder / name / ONE_PROCESS
         shape = network_shape(fields_of(NETWORKS[name], folder / "tokenizer.json"))
         num_tokens = min(MAX_TOKENS, shape.max_position_embeddings)
-        theirs = their_result(python, place / "export/hf", num_tokens, folder)
-        ours = our_logits(place / "global_step0", theirs["tokens"])
+        saved, source = place / "saved_by_4", place / "global_step0"
+        theirs = their_result(python, place / "export/hf", num_tokens, folder, saved=saved)
+        ours = our_logits(source, theirs["tokens"])
         difference = (ours - theirs["logits"]).abs().max().item()
-        yield name, ONE_PROCESS, Row("transformers 4", difference, ours.std().item(), True)
+        is_equal = same_parameters(source, import_model(saved, place / "back_from_4"))
+        yield name, ONE_PROCESS, Row(VERSION_4, difference, ours.std().item(), is_equal)
 
 
 def _cells(line: Line) -> tuple[str, ...]:
@@ -174,10 +190,25 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def _print_table(lines: Sequence[Line]) -> None:
+    import transformers
+
     header = ("network", "layout", "direction", "max difference", "logits' spread", "bytes equal")
     print("\n".join(aligned([header, *map(_cells, lines)])))
+    print()
+    print("\n".join(aligned([("family", "rows", "max difference"), *_by_family(lines)])))
     wrong = [line for line in lines if not line[2].is_right]
-    print(f"{len(lines)} rows, {len(wrong)} wrong")
+    print(
+        f"transformers {transformers.__version__}: {len(lines)} rows, {len(wrong)} wrong "
+        f"(logits beyond {TOLERANCE:g}, or other bits)"
+    )
+
+
+def _by_family(lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
+    """Family, number of rows, largest difference."""
+    for family in dict.fromkeys(network.family for network in NETWORKS.values()):
+        rows = [row for name, _, row in lines if NETWORKS[name].family == family]
+        if rows:
+            yield family, str(len(rows)), f"{max(row.difference for row in rows):.1e}"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -208,7 +239,9 @@ def main(input_args: Sequence[str] | None = None) -> int:
             lines.append(line)
             print(", ".join(_cells(line)), flush=True)
         if args.venv:
-            lines += transformers_4_rows(folder, args.networks, Path(args.venv).absolute())
+            for line in transformers_4_rows(folder, args.networks, Path(args.venv).absolute()):
+                lines.append(line)
+                print(", ".join(_cells(line)), flush=True)
     _print_table(lines)
     return 0 if all(row.is_right for _, _, row in lines) else 1
 

@@ -18,7 +18,16 @@ from tools.hf.importing import convert_from_hf
 from tools.hf.network import filled_model, true_vocab_size
 from tools.hf.settings import settings_of
 
-__all__ = ["Row", "check_export", "check_import", "our_logits", "some_tokens", "write_their_model"]
+__all__ = [
+    "Row",
+    "check_export",
+    "check_import",
+    "import_model",
+    "our_logits",
+    "same_parameters",
+    "some_tokens",
+    "write_their_model",
+]
 
 TOLERANCE = 1e-4
 PADDING_ROWS = 20
@@ -51,20 +60,15 @@ def check_export(source: Path, folder: Path, family: str) -> Row:
         family: A key of `FAMILIES`.
     """
     _export(source, folder / "hf", family)
-    back = _import(folder / "hf", folder / "back")
+    back = import_model(folder / "hf", folder / "back")
     tokens = some_tokens(source)
     ours, theirs = our_logits(source, tokens), their_logits(folder / "hf", tokens)
-    first, second = CheckpointReader(source), CheckpointReader(back)
-    is_equal = first.parameters.keys() == second.parameters.keys() and all(
-        torch.equal(first.read_logical(name), second.read_logical(name))
-        for name in first.parameters
-    )
-    return _row("export and back", ours, theirs, is_equal)
+    return _row("export and back", ours, theirs, same_parameters(source, back))
 
 
 def check_import(model: Path, folder: Path) -> Row:
     """Imports a model folder to ``folder/run`` and exports that again to ``folder/again``."""
-    source = _import(model, folder / "run")
+    source = import_model(model, folder / "run")
     family = _config_of(model)["model_type"]
     _export(source, folder / "again", family)
     tokens = some_tokens(source)
@@ -79,6 +83,15 @@ def check_import(model: Path, folder: Path) -> Row:
     )
     is_equal = is_equal and first.shapes.keys() == second.shapes.keys()
     return _row("import and back", ours, theirs[..., : ours.shape[-1]], is_equal)
+
+
+def same_parameters(one: Path, other: Path) -> bool:
+    """Whether two checkpoints have the same parameters bit for bit."""
+    first, second = CheckpointReader(one), CheckpointReader(other)
+    return first.parameters.keys() == second.parameters.keys() and all(
+        torch.equal(first.read_logical(name), second.read_logical(name))
+        for name in first.parameters
+    )
 
 
 def write_their_model(folder: Path, source: Path, family: str, tokenizer_file: Path) -> None:
@@ -144,7 +157,8 @@ def _export(source: Path, output: Path, family: str) -> None:
     export(source, output, settings=settings_of(source), options=options, say=_nothing)
 
 
-def _import(source: Path, output: Path) -> Path:
+def import_model(source: Path, output: Path) -> Path:
+    """Imports a model folder as the run ``output``; returns its checkpoint."""
     return convert_from_hf(source, output, config_out=output / "model.yml", say=_nothing)
 
 
