@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.checkpoint.format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.verification import verify
 from tests.distributed.many_runs import train_all
 from tests.distributed.runs import train_events
 from tests.tiny import write_tiny_corpus

@@ -26,6 +26,7 @@ import os
 import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,22 +35,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from megatron.checkpoint import format as checkpoint_format
-from megatron.checkpoint.format import CheckpointReader, fragment_key, verify
+from megatron.checkpoint.format import CheckpointReader, fragment_key
 from megatron.checkpoint.index import index_entry, parameter_info, write_index
 from megatron.checkpoint.loading import open_weights
 from megatron.checkpoint.runs import rank_file
+from megatron.checkpoint.tensor_files import BLOCK_BYTES, checksums_key, write_checked_tensors
+from megatron.checkpoint.verification import verify
 from megatron.data.data_utils import build_train_source
 from megatron.data.indexed_dataset import MMapIndexedDatasetBuilder
 from megatron.engine.state import TrainState
-from megatron.files import crc32_of_file
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.init_functions import fill_range
 from megatron.model.parameters import spec_of
 from megatron.model.random_numbers import NumberStream
-from megatron.model.shard_blocks import Rectangle
 from megatron.mpu import RankGrid
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.sizing.model_shape import ModelShape, model_shape
@@ -69,7 +70,7 @@ class Cost:
     """What one rank did."""
 
     read: float = 0.0
-    """Bytes, of files or of memory maps."""
+    """Bytes of files."""
     operations: int = 0
     """Files opened, looked at or listed."""
     memory: float = 0.0
@@ -104,17 +105,9 @@ def measure() -> Iterator[Cost]:
 
     for owner, name in (
         *((os, name) for name in ("stat", "listdir", "scandir", "open")),
-        *((builtins, "open"), (io, "open"), (checkpoint_format, "safe_open")),
+        *((builtins, "open"), (io, "open")),
     ):
         counted(owner, name)
-    copy = checkpoint_format.copy_from_fragment
-
-    def copied(fragment: Tensor, start: int, part: Rectangle, out: Tensor) -> None:
-        cost.read += out.element_size() * _elements_inside(fragment, start, part)
-        copy(fragment, start, part, out)
-
-    checkpoint_format.copy_from_fragment = copied
-    patched.callback(setattr, checkpoint_format, "copy_from_fragment", copy)
     Path("/proc/self/clear_refs").write_text("5")
     before, began, read = _resident("VmRSS"), time.process_time(), _bytes_read()
     cost.operations = 0  # what was needed to measure does not count
@@ -123,12 +116,6 @@ def measure() -> Iterator[Cost]:
     cost.seconds = time.process_time() - began
     cost.memory = max(0, _resident("VmHWM") - before)
     cost.read += _bytes_read() - read
-
-
-def _elements_inside(fragment: Tensor, start: int, part: Rectangle) -> int:
-    """Elements of a rectangle of one row, or of whole rows, in a fragment."""
-    overlap = min(start + fragment.shape[0], part.end) - max(start, part.start)
-    return overlap * part.num_columns // part.row_length if part.num_rows > 1 else overlap
 
 
 def _resident(field: str) -> int:
@@ -219,11 +206,10 @@ def _write_checkpoint(
                 pieces[rank].update({fragment_key(kind, name, 0, offset): length for kind in KINDS})
         entries[name] = entry
     for rank in range(ranks):
-        files[rank_file(rank)] = {"size": 1 << 60, "crc32": 0}
+        files[rank_file(rank)] = {"size": 1 << 60, "header_crc32": 0}
     for rank, content in pieces.items():
         path = folder / rank_file(rank)
-        _write_sparse(path, content)
-        files[path.name] = {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
+        files[path.name] = _write_sparse(path, content)
     (folder / "state.json").write_text(json.dumps({"counters": TrainState(3).state_dict()}))
     (folder / "mixture.json").write_text("null")
     layout = {"dp": ranks, "tp": 1, "pp": 1}
@@ -233,18 +219,36 @@ def _write_checkpoint(
     )
 
 
-def _write_sparse(path: Path, pieces: dict[str, int]) -> None:
-    """A safetensors file of zeros that take no space on the disk."""
+def _write_sparse(path: Path, pieces: dict[str, int]) -> dict[str, int]:
+    """Writes a file of zeros that take no space on the disk; returns what the index says about it.
+
+    The longest piece is written with its checksums, which those of the others begin with.
+    """
+    longest = {"x": torch.zeros(max(pieces.values()))}
+    write_checked_tensors(path, longest)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    block, checksums = int(metadata[BLOCK_BYTES]), metadata[checksums_key("x")]
     header, position = {}, 0
+    metadata = {BLOCK_BYTES: str(block)}
     for key, length in pieces.items():
-        end = position + 4 * length
-        header[key] = {"dtype": "F32", "shape": [length], "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
+        size = 4 * length
+        header[key] = {
+            "dtype": "F32",
+            "shape": [length],
+            "data_offsets": [position, position + size],
+        }
+        position += size
+        digits = checksums[: 8 * (size // block)]
+        rest = f"{zlib.crc32(bytes(size % block)):08x}" if size % block else ""
+        metadata[checksums_key(key)] = digits + rest
+    text = json.dumps({"__metadata__": metadata, **header}).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + position)
+    head = struct.pack("<Q", len(text)) + text
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(len(head) + position)
+    return {"size": len(head) + position, "header_crc32": zlib.crc32(head)}
 
 
 def _index(name: str, ranks: int) -> Cost:
@@ -262,7 +266,7 @@ def _check(name: str, ranks: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         _write_checkpoint(Path(folder) / "c", model, ranks, range(rank, rank + 1))
         with measure() as cost:
-            verify(Path(folder) / "c", part=rank, num_parts=ranks)
+            verify(Path(folder) / "c", part=rank, num_parts=ranks, reads_tensors=False)
     return cost.scaled(factor)
 
 

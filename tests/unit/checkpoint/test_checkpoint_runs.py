@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from megatron.checkpoint.format import CheckpointReader, fragment_key, verify
+from megatron.checkpoint.format import CheckpointReader, fragment_key
 from megatron.checkpoint.index import index_checksum, index_entry, write_index
 from megatron.checkpoint.runs import grouped, rank_file, rank_number, run_of
 from megatron.checkpoint.schema import ParameterInfo
+from megatron.checkpoint.verification import verify
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
@@ -103,8 +104,8 @@ def test_each_file_is_looked_at_by_one_rank_alone_its_own(tmp_path, monkeypatch)
     folder = write_cut_checkpoint(tmp_path / "c")
     looked_at: list[list[str]] = []
     monkeypatch.setattr(
-        "megatron.checkpoint.format._check_file",
-        lambda path, facts: looked_at[-1].append(path.name),
+        "megatron.checkpoint.verification._check_file",
+        lambda reader, name, **_: looked_at[-1].append(name),
     )
     for part in range(RANKS):
         looked_at.append([])
