@@ -19,9 +19,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.checkpoint.foreign import is_neox_checkpoint
-from megatron.checkpoint.format import checkpoint_steps, latest_step, step_folder
+from megatron.checkpoint.format import latest_step, step_folder
 from megatron.checkpoint.index import write_index
+from megatron.checkpoint.pruning import delete_old_checkpoints
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.checkpoint.snapshot import Snapshot, take_snapshot, write_snapshot
 from megatron.engine.state import TrainState
@@ -157,32 +157,17 @@ class CheckpointSaver:
         if is_first and problem is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         self._raise_if_any(problem, final)
-        if is_first and self._keep_last:
-            problem = problem_of(lambda: self._prune(newest=contents.state.step))
+        if self._keep_last:
+            problem = delete_old_checkpoints(
+                self._save,
+                newest=contents.state.step,
+                keep_last=self._keep_last,
+                protected=self._protected_steps,
+                group=self._group,
+            )
             if problem:  # the new checkpoint is valid nevertheless
                 logger.warning("keep_last_n_checkpoints: could not delete an old one: %s", problem)
         self._on_saved(contents.state.step, final)
-
-    def _prune(self, *, newest: int) -> None:
-        """Deletes checkpoints up to ``newest`` except the last ones and the protected steps.
-
-        Later checkpoints were left by a run that then went back to an earlier iteration. They are
-        not counted; otherwise the one that has just been saved could be deleted first. Nor are
-        those of GPT-NeoX, from which a run may have continued.
-        """
-        assert self._keep_last is not None
-        steps = [
-            step
-            for step in checkpoint_steps(self._save)
-            if step <= newest and not is_neox_checkpoint(step_folder(self._save, step))
-        ]
-        candidates = [step for step in steps if step not in self._protected_steps]
-        for step in candidates[: -self._keep_last]:
-            doomed = step_folder(self._save, step)
-            # renamed first, so that a crash leaves no incomplete checkpoint under a valid name
-            retired = retired_name(doomed)
-            os.replace(doomed, retired)
-            shutil.rmtree(retired, ignore_errors=True)
 
     def _raise_if_any(self, problem: str | None, folder: Path) -> None:
         if first := agree(problem, group=self._group):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +36,7 @@ from megatron.model.parameters import (
 )
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
-from megatron.runtime.agreement import agree, problem_of
+from megatron.runtime.agreement import agree, from_first, problem_of
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
@@ -76,9 +75,8 @@ def find_checkpoint(
         CheckpointError: If the checkpoint of ``iteration`` is missing or damaged, if all are
             damaged, or if ``load`` is a checkpoint that cannot be loaded.
     """
-    shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
-    names, problem = shared[0]
+    chosen = _candidates(load, iteration) if dist.get_rank() == 0 else ([], None)
+    names, problem = from_first(chosen)
     if problem and not names:
         raise CheckpointError(problem)
     if problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from megatron.errors import CheckpointError
 from megatron.runtime import accelerator
 
-__all__ = ["agree", "gather", "gather_at_first", "problem_of"]
+__all__ = ["agree", "from_first", "gather", "gather_at_first", "problem_of"]
+
+T = TypeVar("T")
 
 _FILE_ERRORS = (OSError, CheckpointError, SafetensorError)  # the last is what a full disk becomes
 
@@ -40,6 +42,18 @@ def gather_at_first(value: Any, *, group: dist.ProcessGroup | None = None) -> li
     values: list[Any] = [None] * dist.get_world_size(group) if is_first else []
     dist.gather_object(value, values if is_first else None, dst=0, group=group)
     return values
+
+
+def from_first(value: T, *, group: dist.ProcessGroup | None = None) -> T:
+    """Returns rank 0's value on all ranks; all of them call it.
+
+    Args:
+        value: Can be pickled; what other ranks give is not used.
+        group: Contains all ranks; None is the default group.
+    """
+    values: list[T] = [value]
+    dist.broadcast_object_list(values, src=0, group=group)
+    return values[0]
 
 
 def agree(problem: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:
