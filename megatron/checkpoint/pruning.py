@@ -19,7 +19,7 @@ from megatron.checkpoint.runs import rank_file
 from megatron.files import retired_name
 from megatron.runtime.agreement import agree, from_first, problem_of
 
-__all__ = ["delete_old_checkpoints"]
+__all__ = ["delete_old_checkpoints", "delete_share"]
 
 
 def delete_old_checkpoints(
@@ -58,7 +58,7 @@ def delete_old_checkpoints(
     problem = problem_of(retire) if rank == 0 else None
     names: Sequence[str] = from_first(retired, group=group)
     for name in names:
-        _delete_share(save / name, rank, num_ranks)
+        delete_share(save / name, rank, num_ranks)
     if names:
         agree(None, group=group)  # all have deleted their share
     for name in names if rank == 0 else ():
@@ -79,7 +79,7 @@ def _steps_to_delete(
     return candidates[:-keep_last]
 
 
-def _delete_share(folder: Path, rank: int, num_ranks: int) -> None:
+def delete_share(folder: Path, rank: int, num_ranks: int) -> None:
     """Deletes every n-th file of a rank; there may be more of them than there are ranks now."""
     number = rank
     try:
