@@ -80,7 +80,7 @@ def write_index(
         folder: Folder of the checkpoint; it already contains all other files.
         layout: Numbers of ranks that saved it: ``dp``, ``tp``, ``pp``.
         moments: Names of the moments that are saved.
-        parameters: `index_entry` of each, with the fragments of all ranks.
+        parameters: `index_entry` of each, with the fragments of all ranks, or runs of them.
         files: What `write_checked_tensors` returned for the files of tensors.
         others: Names of further files to list; those in ``configs/`` are listed anyway.
     """

@@ -14,13 +14,19 @@ from torch import Tensor
 from megatron.checkpoint.format import fragment_key, random_state_key
 from megatron.checkpoint.fragments import Fragment, iterate_fragments
 from megatron.checkpoint.index import index_entry, parameter_info
-from megatron.checkpoint.runs import rank_file
+from megatron.checkpoint.runs import grouped, rank_file
 from megatron.checkpoint.tensor_files import write_checked_tensors
 from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
-__all__ = ["Snapshot", "owned_fragments", "take_snapshot", "write_snapshot"]
+__all__ = [
+    "Snapshot",
+    "combine_reports",
+    "owned_fragments",
+    "take_snapshot",
+    "write_snapshot",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,29 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
     name = rank_file(snapshot.rank)
     files = {name: write_checked_tensors(folder / name, snapshot.tensors)}
     return {"files": files, "parameters": snapshot.parameters, "moments": snapshot.moments}
+
+
+def combine_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several ranks report about their files, as if one had written them.
+
+    Args:
+        reports: What `write_snapshot` returned, and ``problem``: what went wrong, or None.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    fragments: dict[str, list[Any]] = {}
+    for report in reports:
+        for name, entry in report.get("parameters", {}).items():
+            entries.setdefault(name, entry)
+            fragments.setdefault(name, []).extend(entry["fragments"])
+    return {
+        "problem": next((r["problem"] for r in reports if r["problem"]), None),
+        "files": {name: facts for r in reports for name, facts in r.get("files", {}).items()},
+        "moments": sorted({kind for r in reports for kind in r.get("moments", ())}),
+        "parameters": {
+            name: {**entry, "fragments": grouped(fragments[name])}
+            for name, entry in entries.items()
+        },
+    }
 
 
 def _is_owner(parameter: Any, topology: Topology) -> bool:

@@ -10,6 +10,7 @@ parallelism with ZeRO 3 and models of 160M to 20B parameters. ``--row NAME`` pri
 - ``load``: this rank reads weights and moments that were saved on the same ranks
 - ``reload``: the same, saved on twice as many ranks
 - ``save``: without ZeRO, the first rank copies and writes what it owns of weights and moments
+- ``report``: the first rank combines what all report about their files; read is what it receives
 - ``delete``: this rank deletes its share of an old checkpoint
 - ``data``: the data sets of a run are opened (``--documents``, ``--domains``), again from a cache
 
@@ -24,6 +25,7 @@ import builtins
 import contextlib
 import io
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,10 +39,11 @@ import torch
 from torch import Tensor
 
 from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.index import index_entry, parameter_info
 from megatron.checkpoint.loading import open_weights
 from megatron.checkpoint.pruning import delete_share
 from megatron.checkpoint.runs import rank_file
-from megatron.checkpoint.snapshot import take_snapshot, write_snapshot
+from megatron.checkpoint.snapshot import combine_reports, take_snapshot, write_snapshot
 from megatron.checkpoint.verification import verify
 from megatron.data.data_utils import build_train_source
 from megatron.data.indexed_dataset import MMapIndexedDatasetBuilder
@@ -57,6 +60,7 @@ __all__ = ["Cost", "main", "measure"]
 
 MODELS = {"160M": (12, 768, 12), "1.4B": (24, 2048, 16), "20B": (44, 6144, 64)}
 """Name -> blocks, width, heads; 50,432 tokens."""
+_OF_FIRST_RANK = ("save", "report")
 _ELEMENTS_MEASURED = 40_000_000
 _VOCABULARY = 50432
 _SEED = 1234
@@ -256,6 +260,32 @@ def _save(name: str, ranks: int) -> Cost:
     return cost
 
 
+def _report(name: str, ranks: int) -> Cost:
+    """With gloo, as `reduce_at_first` does it."""
+    model = GPT2Model(_shape(name), seed=None)
+
+    def report_of(rank: int) -> dict[str, Any]:
+        entries = {}
+        for key, parameter in model.named_parameters():
+            offset, length = own_range(parameter.numel(), ranks, rank)
+            if length:
+                entries[key] = index_entry(parameter_info(spec_of(parameter), 1))
+                entries[key]["fragments"].append((rank_file(rank), 0, offset, length))
+        files = {rank_file(rank): {"size": 1 << 30, "header_crc32": 1 << 31}}
+        return {"problem": None, "parameters": entries, "moments": KINDS[1:], "files": files}
+
+    received, first = [], 1
+    while first < ranks:
+        others = [report_of(rank) for rank in range(first, min(ranks, 2 * first))]
+        received.append(pickle.dumps(combine_reports(others)))
+        first *= 2
+    own = report_of(0)
+    with measure() as cost:
+        for content in received:
+            own = combine_reports([own, pickle.loads(content)])
+    return replace(cost, read=sum(map(len, received)))
+
+
 def _delete(name: str, ranks: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         for rank in range(ranks):
@@ -304,6 +334,7 @@ ROWS: dict[str, Callable[[str, int], Cost]] = {
     "check": _check,
     "load": lambda name, ranks: _load(name, ranks, saved_on=ranks),
     "save": _save,
+    "report": _report,
     "delete": _delete,
     "reload": lambda name, ranks: _load(name, ranks, saved_on=2 * ranks),
 }
@@ -318,8 +349,9 @@ def _shown(count: float) -> str:
 
 
 def _print_row(row: str, what: str, ranks: int, cost: Cost) -> None:
+    in_all = "" if row in _OF_FIRST_RANK else _shown(cost.read * ranks)
     print(
-        f"| {row} | {what} | {ranks:,} | {_shown(cost.read)} | {_shown(cost.read * ranks)} "
+        f"| {row} | {what} | {ranks:,} | {_shown(cost.read)} | {in_all} "
         f"| {_shown(cost.written)} "
         f"| {cost.operations:,} | {_shown(cost.memory)} | {cost.seconds:.3g} |",
         flush=True,

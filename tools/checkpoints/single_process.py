@@ -103,11 +103,9 @@ def write_checkpoint(
         read: Returns a parameter or a moment of it, by name and kind, float32, logical shape.
         moment_names: Moments to write beside ``fp32``.
         kinds_of: ``fp32`` and the moments of a parameter, where not all have all of them.
-        max_file_size: A new file is begun at this number of bytes. Not given: one file, which
-            needs as much memory as the size of the checkpoint.
+        max_file_size: Bytes from which on a new file is begun; None: one file, whole in memory.
         random_state: Random states of the only rank.
-        add_files: Writes whatever else belongs into the folder it is given; returns the names of
-            the files that the index must list beside those in ``configs/``.
+        add_files: Writes all else into a folder; returns names to list beside ``configs/``.
 
     Returns:
         The new ``global_step<N>`` folder.
