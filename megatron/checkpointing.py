@@ -19,16 +19,21 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron.checkpoint.foreign import is_neox_checkpoint
-from megatron.checkpoint.format import checkpoint_steps, latest_step, step_folder
+from megatron.checkpoint.format import latest_step, step_folder
 from megatron.checkpoint.index import write_index
+from megatron.checkpoint.pruning import delete_old_checkpoints
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
-from megatron.checkpoint.snapshot import Snapshot, take_snapshot, write_snapshot
+from megatron.checkpoint.snapshot import (
+    Snapshot,
+    combine_reports,
+    take_snapshot,
+    write_snapshot,
+)
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import replace_folder, retired_name, write_json_atomic, write_text_atomic
 from megatron.mpu import RankGrid, Topology
-from megatron.runtime.agreement import agree, gather_at_first, problem_of
+from megatron.runtime.agreement import agree, problem_of, reduce_at_first
 
 __all__ = ["CheckpointContents", "CheckpointSaver", "undo_interrupted_replacement"]
 
@@ -146,43 +151,27 @@ class CheckpointSaver:
         temporary = final.with_name(final.name + ".tmp")
         problem = problem_of(lambda: _make_empty_folder(temporary)) if is_first else None
         self._raise_if_any(problem, final)
-        report: dict[str, Any] = {}
-        problem = problem_of(lambda: report.update(write_snapshot(snapshot, temporary)))
-        reports = gather_at_first({"problem": problem, **report}, group=self._group)
-        if is_first:
-            problem = next((r["problem"] for r in reports if r["problem"]), None)
-        if problem is None and is_first:
-            index = _index(reports, self._topology.grid, self._moment_names)
+        own: dict[str, Any] = {}
+        problem = problem_of(lambda: own.update(write_snapshot(snapshot, temporary)))
+        report = reduce_at_first({"problem": problem, **own}, combine_reports, group=self._group)
+        problem = None if report is None else report["problem"]
+        if problem is None and report is not None:
+            index = _index(report, self._topology.grid, self._moment_names)
             problem = problem_of(lambda: _publish(temporary, final, contents, index))
         if is_first and problem is not None:
             shutil.rmtree(temporary, ignore_errors=True)
         self._raise_if_any(problem, final)
-        if is_first and self._keep_last:
-            problem = problem_of(lambda: self._prune(newest=contents.state.step))
+        if self._keep_last:
+            problem = delete_old_checkpoints(
+                self._save,
+                newest=contents.state.step,
+                keep_last=self._keep_last,
+                protected=self._protected_steps,
+                group=self._group,
+            )
             if problem:  # the new checkpoint is valid nevertheless
                 logger.warning("keep_last_n_checkpoints: could not delete an old one: %s", problem)
         self._on_saved(contents.state.step, final)
-
-    def _prune(self, *, newest: int) -> None:
-        """Deletes checkpoints up to ``newest`` except the last ones and the protected steps.
-
-        Later checkpoints were left by a run that then went back to an earlier iteration. They are
-        not counted; otherwise the one that has just been saved could be deleted first. Nor are
-        those of GPT-NeoX, from which a run may have continued.
-        """
-        assert self._keep_last is not None
-        steps = [
-            step
-            for step in checkpoint_steps(self._save)
-            if step <= newest and not is_neox_checkpoint(step_folder(self._save, step))
-        ]
-        candidates = [step for step in steps if step not in self._protected_steps]
-        for step in candidates[: -self._keep_last]:
-            doomed = step_folder(self._save, step)
-            # renamed first, so that a crash leaves no incomplete checkpoint under a valid name
-            retired = retired_name(doomed)
-            os.replace(doomed, retired)
-            shutil.rmtree(retired, ignore_errors=True)
 
     def _raise_if_any(self, problem: str | None, folder: Path) -> None:
         if first := agree(problem, group=self._group):
@@ -232,21 +221,11 @@ def undo_interrupted_replacement(save: Path) -> None:
         os.replace(retired_name(named), named)
 
 
-def _index(
-    reports: list[dict[str, Any]], grid: RankGrid, moment_names: tuple[str, ...]
-) -> dict[str, Any]:
-    """The arguments of `write_index`, from the facts of all ranks' files."""
-    parameters: dict[str, dict[str, Any]] = {}
-    files: dict[str, dict[str, int]] = {}
-    for report in reports:
-        files.update(report["files"])
-        for name, entry in report["parameters"].items():
-            known = parameters.setdefault(name, {**entry, "fragments": []})
-            known["fragments"].extend(entry["fragments"])
-    saved = {kind for report in reports for kind in report["moments"]}
+def _index(report: dict[str, Any], grid: RankGrid, moment_names: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of `write_index`, from the report of all ranks."""
     return {
         "layout": {"dp": grid.data, "tp": grid.model, "pp": grid.pipe},
-        "moments": [name for name in moment_names if name in saved],
-        "parameters": parameters,
-        "files": files,
+        "moments": [name for name in moment_names if name in report["moments"]],
+        "parameters": report["parameters"],
+        "files": report["files"],
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "DamagedCheckpointError",
     "EvaluationBroken",
     "EvaluationStopped",
     "NotFiniteError",
@@ -40,6 +41,10 @@ class UserError(ValueError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written, found or trusted."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Damage that was found while a checkpoint was loaded; all ranks raise it."""
 
 
 class NotFiniteError(UserError):

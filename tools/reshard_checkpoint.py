@@ -20,7 +20,8 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
     explain_missing_packages()
 
-from megatron.checkpoint.format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.verification import verify
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error
 from tools.checkpoints.single_process import (
@@ -56,16 +57,13 @@ def reshard(source: Path, output: Path, *, max_file_size: int | None = None) -> 
     if final.exists():
         raise CheckpointError(f"{final}: exists already; choose another --output")
     reader = CheckpointReader(source)
-    random_state = source / "rng_00000.safetensors"
-    keeps_random_state = reader.layout == LAYOUT and random_state.is_file()
 
     def copy_the_rest(folder: Path) -> tuple[str, ...]:
-        names = (*COPIED, random_state.name) if keeps_random_state else COPIED
-        for name in names:
+        for name in COPIED:
             shutil.copyfile(source / name, folder / name)
         if (source / "configs").is_dir():
             shutil.copytree(source / "configs", folder / "configs")
-        return names
+        return COPIED
 
     return write_checkpoint(
         output,
@@ -75,6 +73,7 @@ def reshard(source: Path, output: Path, *, max_file_size: int | None = None) -> 
         moment_names=reader.moment_names,
         kinds_of=reader.kinds_of,
         max_file_size=max_file_size,
+        random_state=reader.random_state(0) if reader.layout == LAYOUT else None,
         add_files=copy_the_rest,
     )
 

@@ -5,14 +5,17 @@ global_step<N>/
   index.json              version, layout that saved it, parameters, sizes and checksums of all
   state.json              counters of the run
   mixture.json            weights, cursors and mixer of the data mixture
-  rank_00000.safetensors  fragments, keys "<kind>|<parameter>|<tp_rank>|<offset>"
-  rng_00000.safetensors   random states of each rank
+  rank_00000.safetensors  what a rank owns: fragments, keys "<kind>|<parameter>|<tp_rank>|<offset>",
+                          and its random states, keys "random|<name>"
   configs/                the YAML files as given, and resolved.json
 ```
 `megatron.checkpoint.schema` defines what each file must contain.
 
 A kind is ``fp32`` (master weights) or a moment of the optimizer. An offset counts elements in the
-flattened tensor-parallel shard. Vocabulary padding is never written.
+flattened tensor-parallel shard. Vocabulary padding is never written. Whatever is read of a file
+of tensors is compared with the checksums in its header, see `megatron.checkpoint.tensor_files`.
+Earlier versions had other files (``rng_00000.safetensors`` for random states) and one checksum per
+file, which `megatron.checkpoint.verification` compares.
 """
 
 from __future__ import annotations
@@ -20,52 +23,55 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron.checkpoint.index import read_index
 from megatron.checkpoint.rectangles import copy_from_fragment
-from megatron.checkpoint.runs import Run, rank_number, run_of
+from megatron.checkpoint.runs import Run, rank_file, rank_number, run_of
 from megatron.checkpoint.schema import (
     CONFIGS,
-    RUN_FILES,
     ParameterInfo,
     check_mixture,
     check_random_state,
     check_resolved,
     check_state,
 )
+from megatron.checkpoint.tensor_reader import TensorFile
 from megatron.errors import CheckpointError
-from megatron.files import crc32_of_file
 from megatron.model.shard_blocks import Rectangle
 from megatron.model.soft_prompt import SOFT_PROMPT_NAME
 from megatron.neox_arguments.resolved import in_current_form
-from odm.json_data import read_json
+from odm.json_data import SchemaError, read_json
 
 __all__ = [
+    "IN_CONTENT",
+    "OLD_RANDOM_STATE",
     "CheckpointReader",
     "ParameterInfo",
     "checkpoint_steps",
     "fragment_key",
     "latest_step",
     "logical_tensors",
+    "random_state_key",
     "read_content",
-    "read_random_state",
     "read_resolved_config",
     "step_folder",
-    "verify",
 ]
 
 _PREFIX = "global_step"
+OLD_RANDOM_STATE = "rng_"
+"""First letters of the files with random states that earlier versions wrote."""
+_RANDOM_STATE = "random|"
+_MAX_OPEN_FILES = 64
 _STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
 """Names as we write them: a step that fits into 64 bits, without leading zeros."""
-_IN_CONTENT = {
+IN_CONTENT = {
     "state.json": check_state,
     "mixture.json": check_mixture,
     f"{CONFIGS}/resolved.json": check_resolved,
@@ -76,6 +82,11 @@ _IN_CONTENT = {
 def fragment_key(kind: str, name: str, tp_rank: int, offset: int) -> str:
     """Key of a fragment inside a rank's file."""
     return f"{kind}|{name}|{tp_rank}|{offset}"
+
+
+def random_state_key(name: str) -> str:
+    """Key of a random state inside a rank's file."""
+    return f"{_RANDOM_STATE}{name}"
 
 
 def step_folder(save: Path, step: int) -> Path:
@@ -90,7 +101,7 @@ def read_content(folder: Path, name: str) -> Any:
         CheckpointError: If the file cannot be read or its content is wrong; names the field.
     """
     return read_json(
-        folder / name, _IN_CONTENT[name], error=CheckpointError, what="part of a checkpoint"
+        folder / name, IN_CONTENT[name], error=CheckpointError, what="part of a checkpoint"
     )
 
 
@@ -121,91 +132,8 @@ def latest_step(save: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def verify(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
-    """Checks all files of a checkpoint: presence, size, checksum and content.
-
-    Args:
-        folder: A ``global_step<N>`` folder.
-        part: Number of this part, from 0. With ``num_parts`` > 1 only the files of this part are
-            looked at, so that ranks share the work. They are those that a rank loads from if the
-            layout has not changed. The index is always checked.
-        num_parts: Number of ranks sharing the work.
-
-    Raises:
-        CheckpointError: If a file is missing, cut, changed or wrong; names the first such file, and
-            the field if its content is wrong.
-    """
-    reader = CheckpointReader(folder)
-    for name in _part_of(_names_to_check(reader), part, num_parts):
-        path, facts = folder / name, reader.files.get(name)
-        if facts is not None:
-            _check_file(path, facts)
-        if name in _IN_CONTENT:
-            read_content(folder, name)
-        elif name.startswith("rng_"):
-            read_random_state(path)
-    reader.check_fragments(part=part, num_parts=num_parts)
-    if part == 0:
-        _check_steps(folder)
-
-
-def _check_file(path: Path, facts: Mapping[str, int]) -> None:
-    """Raises an error if a file is not as the index says."""
-    try:
-        size = path.stat().st_size
-    except OSError:  # missing, or a name that is too long
-        raise CheckpointError(f"{path}: listed in index.json but missing") from None
-    if size != facts["size"]:
-        raise CheckpointError(f"{path}: {size} bytes, index.json says {facts['size']}")
-    if crc32_of_file(path) != facts["crc32"]:
-        raise CheckpointError(f"{path}: checksum differs from index.json; the file is damaged")
-
-
-def _part_of(names: Iterable[str], part: int, num_parts: int) -> list[str]:
-    """The names of one part: neighbours among the files of ranks, and every n-th of the others."""
-    in_order = sorted(names)
-    of_ranks = [name for name in in_order if rank_number(name) >= 0]
-    others = [name for name in in_order if rank_number(name) < 0]
-    first, end = (len(of_ranks) * bound // num_parts for bound in (part, part + 1))
-    return sorted([*of_ranks[first:end], *others[part::num_parts]])
-
-
 def _first_element(run: Run) -> int:
     return run.offset
-
-
-def _check_steps(folder: Path) -> None:
-    """Raises an error if the mixture is of a later step than the run, so of another checkpoint."""
-    try:
-        state, mixture = (read_content(folder, name) for name in RUN_FILES)
-    except CheckpointError:  # reported by the rank that checks this file
-        return
-    step = state["counters"]["step"]
-    if mixture is not None and mixture["step"] > step:
-        raise CheckpointError(
-            f"{folder / 'mixture.json'}: is of step {mixture['step']}, state.json of step {step}; "
-            "the two files belong to different checkpoints"
-        )
-
-
-def _names_to_check(reader: CheckpointReader) -> list[str]:
-    """Listed files, and the configuration of an older checkpoint, which has no checksum."""
-    unlisted = [name for name in _IN_CONTENT if (reader.folder / name).exists()]
-    return sorted({*reader.files, *unlisted})
-
-
-def read_random_state(path: Path) -> dict[str, Tensor]:
-    """Reads the random states of a rank.
-
-    Raises:
-        CheckpointError: If the file cannot be read or does not contain random states.
-    """
-    try:
-        state = load_file(path)
-        check_random_state(state)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not the random states of a rank ({error})") from error
-    return state
 
 
 class CheckpointReader:
@@ -236,25 +164,66 @@ class CheckpointReader:
                 self._runs.setdefault((name, run.tp_rank), []).append(run)
         for runs in self._runs.values():
             runs.sort(key=_first_element)
-        self._open_files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
+        self._in_use: list[str] = []
+        """Names of the files that may be open."""
 
-    def check_fragments(self, *, part: int = 0, num_parts: int = 1) -> None:
-        """Checks that all listed fragments of weights are in the files, as float32.
-
-        Args:
-            part: Number of this part, from 0; see `verify`.
-            num_parts: Number of ranks sharing the work.
+    def check_fragments(self, files: Iterable[str]) -> None:
+        """Checks that these files have the listed fragments of weights, as float32.
 
         Raises:
             CheckpointError: If a fragment is missing or wrong; names the first such file and
                 fragment.
         """
-        own = [(name, rank_number(name)) for name in _part_of(self.files, part, num_parts)]
+        own = [(name, rank_number(name)) for name in files]
         for (name, tp_rank), runs in self._runs.items():
             for run in runs:
                 for place in run.places_in(own):
                     key = fragment_key("fp32", name, tp_rank, run.offset + place * run.length)
                     self._fragment(run.file_of(place), key, run.length)
+
+    def random_state(self, rank: int) -> dict[str, Tensor]:
+        """Random states of a rank of the run that saved; empty if they were not saved.
+
+        Raises:
+            CheckpointError: If they cannot be read, or are no random states.
+        """
+        names = (rank_file(rank), f"{OLD_RANDOM_STATE}{rank:05d}.safetensors")
+        states = (self.random_state_in(name) for name in names if name in self.files)
+        return next((state for state in states if state), {})
+
+    def random_state_in(self, name: str) -> dict[str, Tensor]:
+        """Random states in a file of a rank; empty if there are none.
+
+        Raises:
+            CheckpointError: If they cannot be read, or are no random states.
+        """
+        is_old = name.startswith(OLD_RANDOM_STATE)
+        prefix, file = "" if is_old else _RANDOM_STATE, self.file(name)
+        keys = [key for key in file.names if key.startswith(prefix)]
+        state = {key.removeprefix(prefix): file.read(key) for key in keys}
+        try:
+            if state or is_old:
+                check_random_state(state)
+        except SchemaError as error:
+            raise CheckpointError(
+                f"{self.folder / name}: not the random states of a rank ({error})"
+            ) from error
+        return state
+
+    def file(self, name: str) -> TensorFile:
+        """One of the listed files of tensors; its header is read once.
+
+        Raises:
+            CheckpointError: If the header cannot be read.
+        """
+        if name not in self._files:
+            self._files[name] = TensorFile(self.folder / name, self.files.get(name, {}))
+        if name not in self._in_use:
+            if len(self._in_use) >= _MAX_OPEN_FILES:
+                self._files[self._in_use.pop(0)].close()
+            self._in_use.append(name)
+        return self._files[name]
 
     def info(self, name: str) -> ParameterInfo:
         """Shape of a parameter, and how it is cut into shards.
@@ -349,8 +318,8 @@ class CheckpointReader:
                 place = (position - run.offset) // run.length
                 start = run.offset + place * run.length
                 key = fragment_key(kind, name, tp_rank, start)
-                fragment = self._fragment(run.file_of(place), key, run.length)
-                copy_from_fragment(fragment, start, part, out)
+                read = self._fragment(run.file_of(place), key, run.length)
+                copy_from_fragment(read, start, run.length, part, out)
                 position = start + run.length
             number += 1
 
@@ -363,23 +332,16 @@ class CheckpointReader:
         self.read_rectangle(name, kind, Rectangle(0, rows, 0, columns, columns), out=values)
         return values.view(info.shape)
 
-    def _fragment(self, file: str, key: str, length: int) -> Tensor:
-        """A fragment in a file, as a memory map: only what is used of it is read."""
-        path = self.folder / file
-        try:
-            if file not in self._open_files:
-                self._open_files[file] = safe_open(path, framework="pt")
-            piece = self._open_files[file].get_slice(key)
-            shape, dtype = list(piece.get_shape()), piece.get_dtype()
-            values: Tensor = self._open_files[file].get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())  # names of tensors in it may hold line breaks
-            raise CheckpointError(f"{path}: {key}: cannot be read ({reason})") from error
-        if dtype != "F32" or shape != [length]:
+    def _fragment(self, name: str, key: str, length: int) -> Callable[[int, int], Tensor]:
+        """A function that reads elements [first, end) of a fragment."""
+        file = self.file(name)
+        dtype, shape = file.describe(key)
+        if dtype != "F32" or shape != (length,):
             raise CheckpointError(
-                f"{path}: {key}: is {dtype} of shape {shape}, index.json says F32 of [{length}]"
+                f"{self.folder / name}: {key}: is {dtype} of shape {shape}, "
+                f"index.json says F32 of [{length}]"
             )
-        return values
+        return partial(file.read, key)
 
 
 def logical_tensors(folder: Path, kind: str = "fp32") -> Iterator[tuple[str, Tensor]]:

@@ -5,11 +5,12 @@ flattened parameters that it owns. No function here communicates.
 
 | ZeRO stage | where the float32 values live |
 |---|---|
-| 0 (fp32)   | the module's own parameters, on data-parallel rank 0 by convention |
+| 0 (fp32)   | the module's own parameters; each data-parallel rank owns a share of them |
 | 1, 2       | ``parameter._hp_mapping``: a slice of the flat partition of this rank |
 | 3          | ``parameter.ds_tensor``'s partition, addressed by the rank in its process group |
 
 Parameters that are not trained have no float32 values of their own; those of the module are taken.
+Below stage 3 every data-parallel rank has all of them, and owns a share.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ __all__ = [
     "prepare_moments",
 ]
 
+_MAX_WRITERS = 32
+"""Data-parallel ranks that share what all of them have; whoever loads opens their files."""
 _LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -63,7 +66,11 @@ class Fragment:
 
 
 def iterate_fragments(
-    engine: deepspeed.DeepSpeedEngine, moment_names: tuple[str, ...], *, dp_rank: int
+    engine: deepspeed.DeepSpeedEngine,
+    moment_names: tuple[str, ...],
+    *,
+    dp_rank: int,
+    dp_size: int,
 ) -> Iterator[Fragment]:
     """Yields the fragments that this rank owns; all ranks together yield each element exactly once.
 
@@ -72,23 +79,19 @@ def iterate_fragments(
     stage = engine.zero_optimization_stage()
     if stage in (1, 2):
         _link_moments(engine.optimizer)
+    shares = _shares_of_replicated(engine.module, stage, dp_rank=dp_rank, dp_size=dp_size)
     for name, parameter in _named_parameters(engine.module):
-        fragment: Fragment | None = None
-        if not parameter.requires_grad:
-            fragment = _frozen_fragment(name, parameter, stage, dp_rank)
+        fragment: Fragment | None
+        if name in shares:
+            state = engine.optimizer.state.get(parameter, {}) if parameter.requires_grad else {}
+            values = {"fp32": parameter, **{k: state[k] for k in moment_names if k in state}}
+            fragment = _share_of(name, parameter, values, shares[name])
+        elif not parameter.requires_grad:
+            fragment = _frozen_fragment(name, parameter)
         elif stage == 3:
             fragment = _stage3_fragment(name, parameter, moment_names)
-        elif stage in (1, 2):
+        else:
             fragment = _partition_fragment(name, parameter, moment_names)
-        elif dp_rank == 0:
-            state = engine.optimizer.state.get(parameter, {})
-            values = {"fp32": parameter, **{k: state[k] for k in moment_names if k in state}}
-            fragment = Fragment(
-                name,
-                parameter,
-                0,
-                {key: value.detach().flatten() for key, value in values.items()},
-            )
         if fragment is not None and fragment.length:
             yield fragment
 
@@ -96,6 +99,41 @@ def iterate_fragments(
 def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Parameters, typed Any because DeepSpeed adds attributes that torch does not declare."""
     return iter(module.named_parameters())
+
+
+def _shares_of_replicated(
+    module: nn.Module, stage: int, *, dp_rank: int, dp_size: int
+) -> dict[str, tuple[int, int]]:
+    """Elements (first, end) that a rank owns of each parameter that all data-parallel ranks have.
+
+    All these parameters, one after the other, are cut into equal parts, one per writer. So a writer
+    has few parameters, and a parameter is in few files. The writers are spread over the machines.
+    """
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in _named_parameters(module)
+        if stage == 0 or (stage < 3 and not parameter.requires_grad)
+    }
+    num_writers, total = min(dp_size, _MAX_WRITERS), sum(sizes.values())
+    writer = dp_rank * num_writers // dp_size
+    is_writer = dp_rank == -(-writer * dp_size // num_writers)  # the first one with this number
+    first, end = (total * (writer + bound) // num_writers for bound in (0, int(is_writer)))
+    shares, position = {}, 0
+    for name, size in sizes.items():
+        low, high = (min(max(bound - position, 0), size) for bound in (first, end))
+        shares[name] = (low, high)
+        position += size
+    return shares
+
+
+def _share_of(
+    name: str, parameter: Any, values: dict[str, Tensor], share: tuple[int, int]
+) -> Fragment:
+    first, end = share
+    own = {key: value.detach().flatten()[first:end] for key, value in values.items()}
+    if not parameter.requires_grad:
+        own["fp32"] = own["fp32"].float()
+    return Fragment(name, parameter, first, own)
 
 
 def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment:
@@ -111,19 +149,12 @@ def _stage3_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragme
     )
 
 
-def _frozen_fragment(name: str, parameter: Any, stage: int, dp_rank: int) -> Fragment | None:
-    """A parameter that is not trained: it has no float32 copy, so its own values are taken."""
-    if stage < 3:
-        return Fragment(name, parameter, 0, _as_weights(parameter)) if dp_rank == 0 else None
-    values = _as_weights(parameter.ds_tensor)
-    size = values["fp32"].numel()
-    offset = size * torch.distributed.get_rank(parameter.ds_process_group)
-    kept = max(0, min(size, parameter.ds_numel - offset))
-    return Fragment(name, parameter, offset, {"fp32": values["fp32"][:kept]})
-
-
-def _as_weights(tensor: Tensor) -> dict[str, Tensor]:
-    return {"fp32": tensor.detach().flatten().float()}
+def _frozen_fragment(name: str, parameter: Any) -> Fragment:
+    """ZeRO 3: a parameter that is not trained has no float32 copy, so its values are taken."""
+    values = parameter.ds_tensor.detach().flatten().float()
+    offset = values.numel() * torch.distributed.get_rank(parameter.ds_process_group)
+    kept = max(0, min(values.numel(), parameter.ds_numel - offset))
+    return Fragment(name, parameter, offset, {"fp32": values[:kept]})
 
 
 def _partition_fragment(name: str, parameter: Any, keys: tuple[str, ...]) -> Fragment | None:

@@ -80,8 +80,8 @@ def write_index(
         folder: Folder of the checkpoint; it already contains all other files.
         layout: Numbers of ranks that saved it: ``dp``, ``tp``, ``pp``.
         moments: Names of the moments that are saved.
-        parameters: `index_entry` of each, with the fragments of all ranks.
-        files: `file_facts` of the files with tensors.
+        parameters: `index_entry` of each, with the fragments of all ranks, or runs of them.
+        files: What `write_checked_tensors` returned for the files of tensors.
         others: Names of further files to list; those in ``configs/`` are listed anyway.
     """
     facts = {name: file_facts(folder / name) for name in (*others, *config_names(folder))}
@@ -137,7 +137,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if type(version) is not int or version not in READ_VERSIONS:
         raise CheckpointError(
             f"{path}: has format version {shown(version)}, this program supports "
-            f"{' and '.join(map(str, READ_VERSIONS))}"
+            f"{', '.join(map(str, READ_VERSIONS))}"
         )
     if index.get("crc32") != index_checksum(index):
         raise CheckpointError(f"{path}: does not match its own checksum; the file is damaged")

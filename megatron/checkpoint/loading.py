@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,6 @@ from megatron.checkpoint.format import (
     CheckpointReader,
     checkpoint_steps,
     latest_step,
-    read_random_state,
     step_folder,
 )
 from megatron.checkpoint.fragments import load_fragments, prepare_moments
@@ -28,7 +26,7 @@ from megatron.checkpoint.opening import (
     other_network_problem,
     verify_files,
 )
-from megatron.errors import CheckpointError
+from megatron.errors import CheckpointError, DamagedCheckpointError
 from megatron.model.parameters import (
     ParameterSpec,
     allocate,
@@ -38,7 +36,7 @@ from megatron.model.parameters import (
 )
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
-from megatron.runtime.agreement import agree, problem_of
+from megatron.runtime.agreement import agree, from_first, problem_of
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
@@ -57,7 +55,9 @@ _PIECE = 1 << 24
 """Elements that are read before they are copied to their place: 64 MiB."""
 
 
-def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
+def find_checkpoint(
+    load: Path, iteration: int | None, say: Say, *, damaged: frozenset[str] = frozenset()
+) -> Path | None:
     """Finds the newest sound checkpoint below ``load``; all ranks call it and get the same answer.
 
     Args:
@@ -65,6 +65,8 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
         iteration: Step to load; None loads the checkpoint that ``latest`` names, or the newest
             sound one before it if that one is damaged or missing.
         say: Prints a message about each damaged checkpoint that is skipped.
+        damaged: Names of folders that were found damaged while they were loaded: tensors are
+            compared with their checksums only when they are read.
 
     Returns:
         The folder, or None when there is no checkpoint at all.
@@ -73,14 +75,15 @@ def find_checkpoint(load: Path, iteration: int | None, say: Say) -> Path | None:
         CheckpointError: If the checkpoint of ``iteration`` is missing or damaged, if all are
             damaged, or if ``load`` is a checkpoint that cannot be loaded.
     """
-    shared: list[Any] = [_candidates(load, iteration) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
-    names, problem = shared[0]
+    chosen = _candidates(load, iteration) if dist.get_rank() == 0 else ([], None)
+    names, problem = from_first(chosen)
     if problem and not names:
         raise CheckpointError(problem)
     if problem:
         say(problem)
     for name in names:
+        if name in damaged:
+            continue
         problem = _verify_together(load / name)
         if problem is None:
             return load / name
@@ -120,17 +123,26 @@ def _candidates(load: Path, iteration: int | None) -> tuple[list[str], str | Non
 def _verify_together(folder: Path) -> str | None:
     """Verifies a checkpoint on all ranks together; returns the first problem that one found."""
     part, num_parts = dist.get_rank(), dist.get_world_size()
-    return agree(problem_of(lambda: verify_files(folder, part=part, num_parts=num_parts)))
+    return agree(
+        problem_of(
+            lambda: verify_files(folder, part=part, num_parts=num_parts, reads_tensors=False)
+        )
+    )
 
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """A checkpoint whose parameters fit a model; reads what this rank has of them."""
+    """A checkpoint whose parameters fit a model; reads what this rank has of them.
+
+    If a rank finds that something is damaged, it continues with zeros, since others may wait for
+    it. `raise_if_damaged` then raises the error on all of them.
+    """
 
     reader: CheckpointReader | NeoxReader
     topology: Topology
     absent: frozenset[str]
     """Parameters of the model that the checkpoint lacks, as it may."""
+    _problems: list[str] = field(default_factory=list)
 
     def copy_into(
         self, flat: Tensor, name: str, spec: ParameterSpec, *, offset: int, kind: str = "fp32"
@@ -140,17 +152,38 @@ class SavedWeights:
         for first in range(0, flat.numel(), size or 1):
             place = flat[first : first + size]
             start, length = offset + first, place.numel()
-            place.copy_(
-                _read_own(
+            place.copy_(self.read(name, spec, offset=start, length=length, kind=kind))
+
+    def read(
+        self, name: str, spec: ParameterSpec, *, offset: int, length: int, kind: str = "fp32"
+    ) -> Tensor:
+        """Elements [offset, offset + length) of this rank's flat shard; padding is zero."""
+        if not self._problems:
+            try:
+                return _read_own(
                     self.reader,
                     spec,
                     self.topology,
                     name=name,
-                    offset=start,
+                    offset=offset,
                     length=length,
                     kind=kind,
                 )
-            )
+            except CheckpointError as error:
+                self._problems.append(str(error))
+        return torch.zeros(length)
+
+    def raise_if_damaged(self) -> None:
+        """Raises the first problem that a rank has found; all ranks call it.
+
+        Raises:
+            DamagedCheckpointError: On every rank, if one of them could not read all that it needs.
+        """
+        problem = next(iter(self._problems), None)
+        if dist.is_initialized():
+            problem = agree(problem)
+        if problem is not None:
+            raise DamagedCheckpointError(problem)
 
 
 def open_weights(
@@ -215,12 +248,14 @@ def load_module_weights(
 
     Raises:
         CheckpointError: If names or shapes differ from the module's, or the network does.
+        DamagedCheckpointError: On every rank, if one of them could not read all that it needs.
     """
     weights = open_weights(module, folder, topology, on_other_network=on_other_network)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             allocate(parameter, dtype=dtype, device=device)
             weights.copy_into(parameter.data.view(-1), name, spec_of(parameter), offset=0)
+    weights.raise_if_damaged()
 
 
 def _network_of(module: nn.Module) -> ModelShape | None:
@@ -244,12 +279,10 @@ def first_not_finite(module: nn.Module) -> str | None:
 
 def load_engine_state(
     engine,
-    folder: Path,
-    topology: Topology,
+    saved: SavedWeights,
     *,
     moment_names: tuple[str, ...] | None,
     applied_steps: int,
-    absent: frozenset[str] = frozenset(),
     say: Say = lambda line: None,
 ) -> None:
     """Overwrites master weights and moments of this rank's part.
@@ -259,29 +292,25 @@ def load_engine_state(
 
     Args:
         engine: DeepSpeed's engine, whose state is overwritten.
-        folder: A ``global_step<N>`` folder.
-        topology: The grid of ranks, and this rank's place in it.
+        saved: The checkpoint. Parameters that it lacks keep their values.
         moment_names: Names of the optimizer's moments; None starts the optimizer from zero.
         applied_steps: Optimizer steps that the saved run had applied.
-        absent: Parameters that the checkpoint lacks and that keep their values.
         say: Prints a message if moments of a GPT-NeoX checkpoint are wanted and cannot be read.
 
     Raises:
         CheckpointError: If optimizer steps were applied and the checkpoint has other moments.
+        DamagedCheckpointError: On every rank, if one of them could not read all that it needs.
     """
-    wants_moments = moment_names is not None
-    reader = open_reader(folder, _network_of(engine.module), with_optimizer=wants_moments)
-    if wants_moments and isinstance(reader, NeoxReader) and reader.why_no_moments is not None:
-        say(
-            f"optimizer states are not read: {reader.why_no_moments}; the run starts with fresh "
-            "ones"
-        )
+    reader = saved.reader
+    why_none = reader.why_no_moments if isinstance(reader, NeoxReader) else None
+    if moment_names is not None and why_none is not None:
+        say(f"optimizer states are not read: {why_none}; the run starts with fresh ones")
         moment_names = None
     if moment_names is None or (applied_steps == 0 and not reader.moment_names):
         moment_names = ()  # not wanted, or not existing before the first step
     elif set(moment_names) != set(reader.moment_names):
         raise CheckpointError(
-            f"{folder}: has the moments {list(reader.moment_names)}, the optimizer needs "
+            f"{reader.folder}: has the moments {list(reader.moment_names)}, the optimizer needs "
             f"{list(moment_names)}; set no_load_optim to start the optimizer from zero"
         )
     if moment_names:
@@ -289,17 +318,16 @@ def load_engine_state(
     specs = {name: spec_of(p) for name, p in engine.module.named_parameters()}
 
     def read(name: str, kind: str, offset: int, length: int) -> Tensor:
-        return _read_own(
-            reader, specs[name], topology, name=name, kind=kind, offset=offset, length=length
-        )
+        return saved.read(name, specs[name], kind=kind, offset=offset, length=length)
 
     load_fragments(
         engine,
         moment_names,
         read,
         with_weights=engine.zero_optimization_stage() != 0,
-        kept=absent,
+        kept=saved.absent,
     )
+    saved.raise_if_damaged()
 
 
 def _read_own(
@@ -341,13 +369,12 @@ def restore_random_state(folder: Path, topology: Topology, say: Say | None) -> N
         if say is not None:
             say(f"{folder}: random states of GPT-NeoX are not used: dropout's masks will differ")
         return
-    path = folder / f"rng_{topology.rank:05d}.safetensors"
     grid = topology.grid
     layout = {"dp": grid.data, "tp": grid.model, "pp": grid.pipe}
     reader = CheckpointReader(folder)
     saved = reader.layout
-    if saved == layout and path.name in reader.files:
-        accelerator.set_rng_state(read_random_state(path))
+    if saved == layout and (state := reader.random_state(topology.rank)):
+        accelerator.set_rng_state(state)
         return
     reason = (
         "random states were not saved (no_save_rng)"

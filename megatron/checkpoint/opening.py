@@ -14,7 +14,6 @@ from megatron.checkpoint.format import (
     CheckpointReader,
     read_content,
     read_resolved_config,
-    verify,
 )
 from megatron.checkpoint.neox.folder import NeoxFolder
 from megatron.checkpoint.neox.reader import NeoxReader
@@ -25,6 +24,7 @@ from megatron.checkpoint.neox.run_state import (
 )
 from megatron.checkpoint.network_comparison import network_problem
 from megatron.checkpoint.schema import RUN_FILES
+from megatron.checkpoint.verification import verify
 from megatron.sizing.model_shape import ModelShape
 
 __all__ = [
@@ -75,8 +75,10 @@ def open_reader(
     return CheckpointReader(folder)
 
 
-def verify_files(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
-    """Checks the files of a checkpoint as far as they allow; see `format.verify`.
+def verify_files(
+    folder: Path, *, part: int = 0, num_parts: int = 1, reads_tensors: bool = True
+) -> None:
+    """Checks the files of a checkpoint as far as they allow; see `verification.verify`.
 
     GPT-NeoX writes no checksums: its files are opened, and their tensors are not read.
 
@@ -86,7 +88,7 @@ def verify_files(folder: Path, *, part: int = 0, num_parts: int = 1) -> None:
     if is_neox_checkpoint(folder):
         NeoxFolder(folder).check(part=part, num_parts=num_parts)
     else:
-        verify(folder, part=part, num_parts=num_parts)
+        verify(folder, part=part, num_parts=num_parts, reads_tensors=reads_tensors)
 
 
 def load_run_state(

@@ -76,27 +76,40 @@ def run_of(entry: Sequence[Any]) -> Run:
     return Run(rank_file(number), number, step, tp_rank, offset, length, count)
 
 
-def grouped(fragments: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """Entries of an index for fragments ``(file, tensor rank, offset, length)`` in any order."""
-    entries: list[list[Any]] = []
-    for file, tp_rank, offset, length in sorted(fragments, key=lambda entry: tuple(entry[1:3])):
-        number = rank_number(file)
-        if entries and number >= 0 and _extends(entries[-1], number, tp_rank, offset, length):
-            last = entries[-1]
-            if len(last) == 4:
-                first = rank_number(last[0])
-                entries[-1] = [first, number - first, tp_rank, last[2], length, 2]
-            else:
-                last[5] += 1
+def grouped(entries: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """Joins entries of an index, fragments or runs in any order, to as few as possible."""
+    found: list[list[Any]] = []
+    for entry in sorted(entries, key=_place):
+        joined = _joined(found[-1], entry) if found else None
+        if joined is None:
+            found.append(list(entry))
         else:
-            entries.append([file, tp_rank, offset, length])
-    return entries
+            found[-1] = joined
+    return found
 
 
-def _extends(last: Sequence[Any], number: int, tp_rank: int, offset: int, length: int) -> bool:
-    """Whether a fragment is the next one of a run, or makes a run with a single fragment."""
-    if len(last) == 4:
-        first = rank_number(last[0])
-        return 0 <= first < number and [tp_rank, offset - length, length] == list(last[1:])
-    first, step, *rest, count = last
-    return number == first + step * count and rest == [tp_rank, offset - length * count, length]
+def _place(entry: Sequence[Any]) -> tuple[Any, ...]:
+    """Tensor rank and offset."""
+    return tuple(entry[1:3] if len(entry) == 4 else entry[2:4])
+
+
+def _joined(one: Sequence[Any], other: Sequence[Any]) -> list[Any] | None:
+    """An entry and the next one as one run; None if they are none."""
+    first, step, tp_rank, offset, length, count = _six_numbers(one)
+    number, other_step, *place, other_count = _six_numbers(other)
+    distance = number - (first + step * (count - 1))
+    if first < 0 or number < 0 or distance < 1:
+        return None
+    if place != [tp_rank, offset + length * count, length]:
+        return None
+    if (count > 1 and step != distance) or (other_count > 1 and other_step != distance):
+        return None
+    return [first, distance, tp_rank, offset, length, count + other_count]
+
+
+def _six_numbers(entry: Sequence[Any]) -> Sequence[Any]:
+    """An entry as a run, which has step 0 if it is a single fragment."""
+    if len(entry) == 6:
+        return entry
+    file, tp_rank, offset, length = entry
+    return rank_number(file), 0, tp_rank, offset, length, 1

@@ -48,9 +48,10 @@ __all__ = [
     "check_state",
 ]
 
-FORMAT_VERSION = 2
-"""What is written; version 1, which lists every fragment on its own, is read as well."""
-READ_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+"""What is written. Versions 1, which lists every fragment on its own, and 2, which has one checksum
+per file of tensors, are read as well."""
+READ_VERSIONS = (1, 2, 3)
 CONFIGS = "configs"
 """Folder of the configuration files; older checkpoints have no checksums of them."""
 RUN_FILES = ("state.json", "mixture.json")
@@ -89,6 +90,7 @@ _FILE_NAME = text(
     must="the name of a file of the checkpoint",
     as_file=True,
 )
+_CRC32 = integer(0, 2**32 - 1)
 _COUNT = integer(0, _MAX_EXTENT)
 _RANK = integer(0, _MAX_RANKS)
 _INDEX = fields(
@@ -102,7 +104,7 @@ _INDEX = fields(
         ),
         "moments": list_of(text(r"(?!fp32$)\w+", must="the name of a moment")),
         "files": mapping_of(
-            fields({"size": integer(0), "crc32": integer(0, 2**32 - 1)}), _FILE_NAME
+            fields({"size": integer(0)}, {"crc32": _CRC32, "header_crc32": _CRC32}), _FILE_NAME
         ),
         "parameters": mapping_of(
             fields(
@@ -200,6 +202,9 @@ def check_index(index: Any, where: str) -> None:
     for name in RUN_FILES:
         if name not in files:
             raise SchemaError(f"files: does not list {name}")
+    for name, facts in files.items():
+        if "crc32" not in facts and "header_crc32" not in facts:
+            raise SchemaError(f"lacks files.{name}.crc32")
     for name, facts in index["parameters"].items():
         place = f"parameters.{name}"
         _check_shape(facts, index["layout"]["tp"], place)
@@ -326,7 +331,7 @@ def check_resolved(values: Any, where: str) -> None:
 
 
 def check_random_state(state: Mapping[str, Tensor]) -> None:
-    """Checks the tensors of ``rng_<rank>.safetensors``, see `accelerator.rng_state`.
+    """Checks the random states of a rank, see `accelerator.rng_state`.
 
     Raises:
         SchemaError: If a tensor is missing or wrong; names it.

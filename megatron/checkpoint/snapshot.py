@@ -11,15 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.checkpoint.format import fragment_key
+from megatron.checkpoint.format import fragment_key, random_state_key
 from megatron.checkpoint.fragments import Fragment, iterate_fragments
 from megatron.checkpoint.index import index_entry, parameter_info
-from megatron.checkpoint.tensor_files import write_tensors
+from megatron.checkpoint.runs import grouped, rank_file
+from megatron.checkpoint.tensor_files import write_checked_tensors
 from megatron.model.parameters import spec_of
 from megatron.mpu import Topology
 from megatron.runtime import accelerator
 
-__all__ = ["Snapshot", "owned_fragments", "take_snapshot", "write_snapshot"]
+__all__ = [
+    "Snapshot",
+    "combine_reports",
+    "owned_fragments",
+    "take_snapshot",
+    "write_snapshot",
+]
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,7 @@ class Snapshot:
 
     rank: int
     tensors: dict[str, Tensor]
-    """Key in the file -> fragment."""
-    random_state: dict[str, Tensor]
-    """Random states of this rank; empty if they are not saved."""
+    """Key in the file -> fragment, or random state of this rank."""
     parameters: dict[str, dict[str, Any]]
     """Entries of the index: shape, tp_dim, extent and this rank's fragments, by parameter."""
     moments: tuple[str, ...]
@@ -45,7 +50,8 @@ def owned_fragments(
     All ranks together yield each element of the logical parameters exactly once: replicated
     parameters belong to one tensor rank, and tied copies to the lowest stage.
     """
-    for fragment in iterate_fragments(engine, moment_names, dp_rank=topology.data_rank):
+    dp_rank, dp_size = topology.data_rank, topology.grid.data
+    for fragment in iterate_fragments(engine, moment_names, dp_rank=dp_rank, dp_size=dp_size):
         spec = spec_of(fragment.parameter)
         if not _is_owner(fragment.parameter, topology):
             continue
@@ -63,8 +69,10 @@ def take_snapshot(
     engine, topology: Topology, *, moment_names: tuple[str, ...], with_random_state: bool
 ) -> Snapshot:
     """Copies this rank's fragments to the CPU; no communication."""
-    name = _file_name(topology.rank)
+    name = rank_file(topology.rank)
     tensors: dict[str, Tensor] = {}
+    if with_random_state:
+        tensors = {random_state_key(k): v for k, v in accelerator.rng_state().items()}
     parameters: dict[str, dict[str, Any]] = {}
     kinds: set[str] = set()
     for fragment in owned_fragments(engine, topology, moment_names):
@@ -80,27 +88,39 @@ def take_snapshot(
     return Snapshot(
         rank=topology.rank,
         tensors=tensors,
-        random_state=accelerator.rng_state() if with_random_state else {},
         parameters=parameters,
         moments=tuple(sorted(kinds - {"fp32"})),
     )
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> dict[str, Any]:
-    """Writes the files of a rank; returns the spec that the index needs, as plain data."""
-    files = {
-        _file_name(snapshot.rank): write_tensors(
-            folder / _file_name(snapshot.rank), snapshot.tensors
-        )
-    }
-    if snapshot.random_state:
-        name = f"rng_{snapshot.rank:05d}.safetensors"
-        files[name] = write_tensors(folder / name, snapshot.random_state)
+    """Writes the file of a rank; returns what the index needs, as plain data."""
+    name = rank_file(snapshot.rank)
+    files = {name: write_checked_tensors(folder / name, snapshot.tensors)}
     return {"files": files, "parameters": snapshot.parameters, "moments": snapshot.moments}
 
 
-def _file_name(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
+def combine_reports(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several ranks report about their files, as if one had written them.
+
+    Args:
+        reports: What `write_snapshot` returned, and ``problem``: what went wrong, or None.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    fragments: dict[str, list[Any]] = {}
+    for report in reports:
+        for name, entry in report.get("parameters", {}).items():
+            entries.setdefault(name, entry)
+            fragments.setdefault(name, []).extend(entry["fragments"])
+    return {
+        "problem": next((r["problem"] for r in reports if r["problem"]), None),
+        "files": {name: facts for r in reports for name, facts in r.get("files", {}).items()},
+        "moments": sorted({kind for r in reports for kind in r.get("moments", ())}),
+        "parameters": {
+            name: {**entry, "fragments": grouped(fragments[name])}
+            for name, entry in entries.items()
+        },
+    }
 
 
 def _is_owner(parameter: Any, topology: Topology) -> bool:

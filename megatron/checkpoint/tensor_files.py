@@ -1,11 +1,18 @@
-"""Writes safetensors files: flushed to the disk, and checksummed on the way."""
+"""Writes safetensors files, with checksums of their content in the header.
+
+The checksums are in ``__metadata__`` of the header: ``block_bytes``, and for each tensor
+``crc32:<name>``, the CRC-32 of its blocks, eight hexadecimal digits each. ``index.json`` of a
+checkpoint has the checksum of the header. So whoever reads a part of a tensor verifies that part
+and no more. Files of earlier versions have no such checksums; ``index.json`` has that of the whole
+file.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +22,16 @@ from torch import Tensor
 from megatron.errors import CheckpointError
 from megatron.files import flush_to_disk
 
-__all__ = ["write_tensors"]
+__all__ = ["BLOCK_BYTES", "DTYPES", "checksums_key", "write_checked_tensors", "write_tensors"]
 
-_BLOCK_BYTES = 1 << 22
-_DTYPES = {
+BLOCK_BYTES = "block_bytes"
+"""Name in the metadata: bytes per checksum."""
+
+_BLOCK_BYTES = 1 << 14
+"""Small, since whoever reads one byte of a block reads it whole."""
+_MAX_BLOCKS = 1 << 20
+"""Larger files have larger blocks: a header of safetensors has at most 100 MB."""
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -32,9 +45,32 @@ _DTYPES = {
 }
 
 
+def checksums_key(name: str) -> str:
+    """Name in the metadata: the checksums of a tensor's blocks, eight digits each."""
+    return f"crc32:{name}"
+
+
+def write_checked_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """`write_tensors` with checksums in the header.
+
+    Returns:
+        What ``index.json`` says about the file: its ``size`` in bytes, and ``header_crc32``.
+    """
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    block = _BLOCK_BYTES
+    while total // block > _MAX_BLOCKS:
+        block *= 2
+    checksums = {
+        checksums_key(name): "".join(f"{crc:08x}" for crc in _checksums(_bytes_of(tensor), block))
+        for name, tensor in tensors.items()
+    }
+    head = write_tensors(path, tensors, {BLOCK_BYTES: str(block), **checksums})
+    return {"size": len(head) + total, "header_crc32": zlib.crc32(head)}
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> dict[str, int]:
+) -> bytes:
     """Writes a safetensors file and flushes it to the disk; as for all files, the umask decides.
 
     Args:
@@ -43,29 +79,28 @@ def write_tensors(
         metadata: Texts for the header.
 
     Returns:
-        ``size`` in bytes and ``crc32`` of what was written, which need not be read again.
+        The header.
 
     Raises:
         CheckpointError: If the disk is full.
     """
     head = _header(tensors, metadata)
-    checksum, size = zlib.crc32(head), len(head)
     try:
         with path.open("wb") as stream:
             stream.write(head)
             for tensor in _in_file_order(tensors).values():
-                content = memoryview(_bytes_of(tensor))
-                for first in range(0, len(content), _BLOCK_BYTES):
-                    block = content[first : first + _BLOCK_BYTES]
-                    checksum = zlib.crc32(block, checksum)
-                    stream.write(block)
-                size += len(content)
+                stream.write(_bytes_of(tensor))
             flush_to_disk(stream)
     except OSError as error:
         raise CheckpointError(
             f"{path}: {error.strerror}; check the free space; nothing was written"
         ) from error
-    return {"size": size, "crc32": checksum}
+    return head
+
+
+def _checksums(content: Any, block: int) -> Iterator[int]:
+    for first in range(0, len(content), block):
+        yield zlib.crc32(content[first : first + block])
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> bytes:
@@ -75,14 +110,14 @@ def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> b
     for name, tensor in _in_file_order(tensors).items():
         end = position + tensor.numel() * tensor.element_size()
         entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [position, end],
         }
         position = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    content = json.dumps(entries, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    return struct.pack("<Q", len(content)) + content
 
 
 def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,18 +16,17 @@ from megatron.checkpoint.foreign import is_neox_checkpoint
 from megatron.checkpoint.fragments import load_loss_scaler
 from megatron.checkpoint.loading import (
     SavedWeights,
-    find_checkpoint,
     load_engine_state,
     open_weights,
     restore_random_state,
 )
 from megatron.checkpoint.opening import load_run_state, saved_configuration
+from megatron.engine.chosen_checkpoint import with_checkpoint
 from megatron.engine.gradient_norm import GradientClipper, clips_itself
 from megatron.engine.optimizers import build_optimizer, moment_names
 from megatron.engine.placement import place_parameters
 from megatron.engine.runners import DataParallelRunner, PipelineRunner, StepRunner
 from megatron.engine.state import TrainState
-from megatron.errors import CheckpointError
 from megatron.files import is_same_path
 from megatron.model.compiling import compile_model, compiler_problem
 from megatron.model.gpt2_model import GPT2Model
@@ -48,7 +47,7 @@ from megatron.runtime.initialize import set_timeout_on_all_groups
 from megatron.sizing.model_shape import ModelShape, model_shape
 from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
 
-__all__ = ["LoadedRun", "build_model", "build_runner", "checkpoint_to_load"]
+__all__ = ["LoadedRun", "build_model", "build_runner"]
 
 Say = Callable[[str], None]
 
@@ -118,60 +117,6 @@ def build_model(
     )
 
 
-def checkpoint_to_load(config: RunConfig, say: Say, *, for_training: bool = True) -> Path | None:
-    """Finds the checkpoint that ``load`` and ``iteration`` name.
-
-    Args:
-        config: The resolved configuration.
-        say: Prints a message for the user.
-        for_training: Whether a run may begin without a checkpoint.
-
-    Raises:
-        CheckpointError: If ``load`` contains no checkpoint. But if ``load`` is also the ``save``
-            folder, the run starts from scratch, so that one command can start and resume a run.
-        ConfigError: If a key that says how to load is set, but ``load`` is not.
-    """
-    if config.saving.load_path is None:
-        if config.saving.finetune or config.saving.iteration is not None:
-            key = "finetune" if config.saving.finetune else "iteration"
-            raise ConfigError(
-                f"{key}: needs load, which is not set; set load to the folder of the checkpoints, "
-                f"or remove {key}"
-            )
-        return None
-    load = Path(config.saving.load_path)
-    folder = find_checkpoint(load, config.saving.iteration, say)
-    if folder is None:
-        if (load / "index.json").is_file():
-            raise CheckpointError(
-                f"load: {load} is itself a checkpoint; set load to its parent, {load.parent}"
-                f", and choose it with iteration: {load.name.removeprefix('global_step')}"
-            )
-        if _is_hugging_face_model(load):
-            raise CheckpointError(
-                f"load: {load} is a Hugging Face model; convert it to a checkpoint with python "
-                f"tools/convert_from_hf.py --input_dir {load} --output_dir FOLDER, and load FOLDER"
-            )
-        if not for_training:
-            raise CheckpointError(
-                f"load: no checkpoint in {load}; correct the path, or train the model first"
-            )
-        if config.saving.save_path is None or not is_same_path(
-            config.saving.load_path, config.saving.save_path
-        ):
-            raise CheckpointError(
-                f"load: no checkpoint in {load}; correct the path, or remove load to start from "
-                "scratch"
-            )
-        say(f"load: no checkpoint in {config.saving.load_path} yet; starting from scratch")
-    return folder
-
-
-def _is_hugging_face_model(folder: Path) -> bool:
-    weights = ("*.safetensors", "pytorch_model*.bin")
-    return (folder / "config.json").is_file() and any(any(folder.glob(name)) for name in weights)
-
-
 def build_runner(
     config: RunConfig,
     tokenizer: AbstractTokenizer,
@@ -187,9 +132,28 @@ def build_runner(
     """
     mpu = DeepSpeedMpu(topology)
     _check_deepspeed_sections(config, mpu)  # first, since the values of a model take longer
+
+    def build(folder: Path | None) -> LoadedRun:
+        return _build_runner(
+            config, tokenizer, topology, mpu, num_domains=num_domains, folder=folder, say=say
+        )
+
+    return with_checkpoint(config, say, build)
+
+
+def _build_runner(
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    topology: Topology,
+    mpu: DeepSpeedMpu,
+    *,
+    num_domains: int,
+    folder: Path | None,
+    say: Say,
+) -> LoadedRun:
     say("building the model")
     model = build_model(config, tokenizer, topology)
-    folder, saved = checkpoint_to_load(config, say), None
+    saved: SavedWeights | None = None
     given: dict[str, Tensor] = {}
     if folder is not None:
         say(f"loading {folder}")
@@ -205,6 +169,8 @@ def build_runner(
         if saved.absent:
             given = _new_prompt(config, tokenizer, saved, say)
     place_parameters(model, config, topology, mpu, saved=saved, given=given)
+    if saved is not None:
+        saved.raise_if_damaged()
     compile_if_wanted(model, config, say)
     say("starting the engine")
     engine, *_ = deepspeed.initialize(
@@ -220,10 +186,9 @@ def build_runner(
     set_timeout_on_all_groups(config, is_start=True)  # until the first step is made
     accelerator.seed_everything(_dropout_seed(config.launch.seed, topology))
     runner = _make_runner(config, engine, topology, num_domains=num_domains)
-    if folder is None:
+    if saved is None:
         return LoadedRun(runner, TrainState())
-    absent = saved.absent if saved is not None else frozenset[str]()
-    return _continue_from(config, runner, folder, say, absent=absent)
+    return _continue_from(config, runner, saved, say)
 
 
 def compile_if_wanted(model: GPT2Model | GPT2PipelineModel, config: RunConfig, say: Say) -> None:
@@ -322,9 +287,10 @@ def _make_runner(config: RunConfig, engine, topology: Topology, *, num_domains: 
 
 
 def _continue_from(
-    config: RunConfig, runner: StepRunner, folder: Path, say: Say, *, absent: frozenset[str]
+    config: RunConfig, runner: StepRunner, saved: SavedWeights, say: Say
 ) -> LoadedRun:
     """Loads master weights and moments into the engine; returns it with counters and mixture."""
+    folder = saved.reader.folder
     saved_state, mixture_state = load_run_state(folder, seq_length=config.data.seq_length)
     state = TrainState()
     if not config.saving.finetune:
@@ -332,11 +298,9 @@ def _continue_from(
     skips_moments = config.saving.finetune or config.saving.no_load_optim
     load_engine_state(
         runner.engine,
-        folder,
-        runner.topology,
+        saved,
         moment_names=None if skips_moments else moment_names(config),
         applied_steps=state.applied_steps,
-        absent=absent,
         say=say,
     )
     if config.saving.finetune:

@@ -10,7 +10,8 @@ import torch
 from megatron.checkpoint.format import read_resolved_config
 from megatron.checkpoint.loading import first_not_finite, load_module_weights
 from megatron.checkpoint.opening import load_run_state
-from megatron.engine.build import build_model, checkpoint_to_load
+from megatron.engine.build import build_model
+from megatron.engine.chosen_checkpoint import with_checkpoint
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.parameters import DTYPES
@@ -56,9 +57,12 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
     if config.saving.load_path is None:
         raise ConfigError("load: is not set; set it to the checkpoint folder of the model")
     tokenizer = build_tokenizer(config)
-    folder = checkpoint_to_load(config, print_rank_0, for_training=False)
-    assert folder is not None
-    model = read_model(config, tokenizer, topology, folder=folder)
+
+    def read(folder: Path | None) -> tuple[GPT2Model, Path]:
+        assert folder is not None
+        return read_model(config, tokenizer, topology, folder=folder), folder
+
+    model, folder = with_checkpoint(config, print_rank_0, read, for_training=False)
     state, _ = load_run_state(folder)
     trained_as = read_resolved_config(folder) or {}
     return LoadedModel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from megatron.errors import CheckpointError
 from megatron.runtime import accelerator
 
-__all__ = ["agree", "gather", "gather_at_first", "problem_of"]
+__all__ = ["agree", "from_first", "gather", "problem_of", "reduce_at_first"]
+
+T = TypeVar("T")
 
 _FILE_ERRORS = (OSError, CheckpointError, SafetensorError)  # the last is what a full disk becomes
 
@@ -29,17 +31,48 @@ def gather(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
     return values
 
 
-def gather_at_first(value: Any, *, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Returns the values of all ranks on rank 0, and nothing on the others; all of them call it.
+def reduce_at_first(
+    value: T, combine: Callable[[list[T]], T], *, group: dist.ProcessGroup | None = None
+) -> T | None:
+    """Combines the values of all ranks on rank 0; the others get None. All of them call it.
+
+    With gloo the values meet in a binary tree, so that rank 0 has as many to combine as the number
+    of ranks has digits. Other backends would make a communicator for each pair of ranks; there all
+    values are sent to rank 0.
 
     Args:
         value: Can be pickled.
+        combine: Of the values of neighbouring ranks, in their order; it must be associative.
         group: Contains all ranks; None is the default group.
     """
-    is_first = dist.get_rank(group) == 0
-    values: list[Any] = [None] * dist.get_world_size(group) if is_first else []
-    dist.gather_object(value, values if is_first else None, dst=0, group=group)
-    return values
+    rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
+    if "gloo" not in dist.get_backend(group):
+        values: list[Any] = [None] * num_ranks
+        dist.gather_object(value, values if rank == 0 else None, dst=0, group=group)
+        return combine(values) if rank == 0 else None
+    distance = 1
+    while distance < num_ranks:
+        if rank % (2 * distance):
+            dist.send_object_list([value], dst=rank - distance, group=group)
+            return None
+        if rank + distance < num_ranks:
+            received: list[Any] = [None]
+            dist.recv_object_list(received, src=rank + distance, group=group)
+            value = combine([value, received[0]])
+        distance *= 2
+    return value
+
+
+def from_first(value: T, *, group: dist.ProcessGroup | None = None) -> T:
+    """Returns rank 0's value on all ranks; all of them call it.
+
+    Args:
+        value: Can be pickled; what other ranks give is not used.
+        group: Contains all ranks; None is the default group.
+    """
+    values: list[T] = [value]
+    dist.broadcast_object_list(values, src=0, group=group)
+    return values[0]
 
 
 def agree(problem: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:

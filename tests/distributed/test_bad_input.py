@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint.format import CheckpointReader, checkpoint_steps, verify
+from megatron.checkpoint.format import CheckpointReader, checkpoint_steps
+from megatron.checkpoint.verification import verify
 from tests.distributed.fork_server import run_script
 from tests.distributed.runs import (
     REPOSITORY,

@@ -57,6 +57,7 @@ LLAMA_CUTS = ("tp2-pp2-sp", "dp2-pp2-zero1", "dp2-tp2-zero3")
 HALF: dict[str, dict[str, Any]] = {"dp2-zero2": zero(2), "tp2": {**TP, **zero(1)}, "pp2": PP}
 MOVES: dict[str, tuple[int, dict[str, Any]]] = {
     "single": (1, {}),
+    "dp2": (2, {}),
     "dp2-zero1": (2, zero(1)),
     "dp2-zero3": (2, zero(3)),
     "tp2": (2, TP),

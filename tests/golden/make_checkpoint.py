@@ -1,7 +1,8 @@
-"""Makes the checkpoint that `test_golden_checkpoint.py` resumes: run it on the code of that time.
+"""Makes a checkpoint that `test_golden_checkpoint.py` resumes: run it on the code of that time.
 
 ``python -m tests.golden.make_checkpoint`` trains eight iterations, keeps the checkpoint of the
-fourth and the losses of the others. What is kept was made before `resolved.json` had a version.
+fourth and the losses of the others, in a folder named after the version of the format. That of
+version 1 was made before `resolved.json` had a version.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpoint.schema import FORMAT_VERSION, READ_VERSIONS
 from megatron.reporting.run_log import read_run_log
 from tests.tiny import tiny_config, write_tiny_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = Path(__file__).resolve().parent / "checkpoint"
+KEPT = {
+    version: Path(__file__).resolve().parent / f"checkpoint_{version}" for version in READ_VERSIONS
+}
+"""Version of the format -> folder with a checkpoint and losses."""
 SAVED, LAST = 4, 8
 
 
@@ -72,15 +77,16 @@ def losses(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Replaces the kept checkpoint and losses."""
+    """Replaces the kept checkpoint and losses of today's version."""
+    kept = KEPT[FORMAT_VERSION]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_run(folder)
         train(folder)
         saved = f"global_step{SAVED}"
-        shutil.rmtree(KEPT, ignore_errors=True)
-        shutil.copytree(folder / "run" / saved, KEPT / saved)
-        (KEPT / "losses.json").write_text(json.dumps(losses(folder), indent=1) + "\n")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(folder / "run" / saved, kept / saved)
+        (kept / "losses.json").write_text(json.dumps(losses(folder), indent=1) + "\n")
 
 
 if __name__ == "__main__":

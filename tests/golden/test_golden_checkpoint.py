@@ -1,4 +1,4 @@
-"""A checkpoint of an earlier version resumes as it would have gone on there."""
+"""A checkpoint of each version of the format resumes as it would have continued there."""
 
 import json
 import shutil
@@ -8,19 +8,19 @@ import pytest
 from tests.golden.make_checkpoint import KEPT, LAST, SAVED, losses, train, write_run
 
 
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """A folder with the continued run, and what the run printed."""
+@pytest.fixture(scope="module", params=KEPT)
+def resumed(request, tmp_path_factory):
+    """The version, a folder with the continued run, and what the run printed."""
     folder = tmp_path_factory.mktemp("resumed")
     write_run(folder)
     saved = f"global_step{SAVED}"
-    shutil.copytree(KEPT / saved, folder / "run" / saved)
-    return folder, train(folder)
+    shutil.copytree(KEPT[request.param] / saved, folder / "run" / saved)
+    return request.param, folder, train(folder)
 
 
 def test_an_older_checkpoint_gives_the_losses_of_the_run_that_wrote_it(resumed):
-    folder, _ = resumed
-    expected = json.loads((KEPT / "losses.json").read_text())
+    version, folder, _ = resumed
+    expected = json.loads((KEPT[version] / "losses.json").read_text())
     found = losses(folder)
     assert list(found) == [str(step) for step in range(SAVED + 1, LAST + 1)]
     for step, event in expected.items():
@@ -33,7 +33,7 @@ def approximately(value):
 
 
 def test_network_and_schedule_of_an_older_checkpoint_are_those_of_the_run(resumed):
-    _, printed = resumed
+    *_, printed = resumed
     assert f"global_step{SAVED}" in printed
     for complaint in (
         "another network",

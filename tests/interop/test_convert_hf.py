@@ -10,7 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from megatron.checkpoint.format import CheckpointReader, verify
+from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.verification import verify
 from tests.interop.conversions import (
     VOCAB_SIZE,
     export,

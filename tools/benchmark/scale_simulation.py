@@ -1,14 +1,17 @@
 """What one rank of many does at a start, without the other ranks: the real functions on fake files.
 
-``python -m tools.benchmark.scale_simulation`` prints, per rank and in all, bytes read, file
-operations, memory and seconds of the processor, for 8 to 4,096 ranks of data parallelism with ZeRO
-3 and models of 160M to 20B parameters. ``--row NAME`` prints single rows:
+``python -m tools.benchmark.scale_simulation`` prints, per rank and in all, bytes read and
+written, file operations, memory and seconds of the processor, for 8 to 4,096 ranks of data
+parallelism with ZeRO 3 and models of 160M to 20B parameters. ``--row NAME`` prints single rows:
 
 - ``values``: a new run: the model is built, and this rank's part of the initial values is drawn
 - ``index``: the index of a checkpoint of so many ranks is read and checked
 - ``check``: this rank's part of the files of a checkpoint is checked
 - ``load``: this rank reads weights and moments that were saved on the same ranks
 - ``reload``: the same, saved on twice as many ranks
+- ``save``: without ZeRO, the first rank copies and writes what it owns of weights and moments
+- ``report``: the first rank combines what all report about their files; read is what it receives
+- ``delete``: this rank deletes its share of an old checkpoint
 - ``data``: the data sets of a run are opened (``--documents``, ``--domains``), again from a cache
 
 The file of a rank is sparse. A large model is measured with fewer blocks, and bytes, memory and
@@ -21,12 +24,11 @@ import argparse
 import builtins
 import contextlib
 import io
-import json
 import os
-import struct
+import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,29 +38,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.checkpoint import format as checkpoint_format
-from megatron.checkpoint.format import CheckpointReader, fragment_key, verify
-from megatron.checkpoint.index import index_entry, parameter_info, write_index
+from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.index import index_entry, parameter_info
 from megatron.checkpoint.loading import open_weights
+from megatron.checkpoint.pruning import delete_share
 from megatron.checkpoint.runs import rank_file
+from megatron.checkpoint.snapshot import combine_reports, take_snapshot, write_snapshot
+from megatron.checkpoint.verification import verify
 from megatron.data.data_utils import build_train_source
 from megatron.data.indexed_dataset import MMapIndexedDatasetBuilder
-from megatron.engine.state import TrainState
-from megatron.files import crc32_of_file
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.init_functions import fill_range
-from megatron.model.parameters import spec_of
+from megatron.model.parameters import allocate, spec_of
 from megatron.model.random_numbers import NumberStream
-from megatron.model.shard_blocks import Rectangle
 from megatron.mpu import RankGrid
 from megatron.neox_arguments import NeoXArgs, resolve
 from megatron.sizing.model_shape import ModelShape, model_shape
+from tools.benchmark.sparse_checkpoint import KINDS, own_range, write_sparse_checkpoint
 
-__all__ = ["Cost", "main", "measure", "own_range"]
+__all__ = ["Cost", "main", "measure"]
 
 MODELS = {"160M": (12, 768, 12), "1.4B": (24, 2048, 16), "20B": (44, 6144, 64)}
 """Name -> blocks, width, heads; 50,432 tokens."""
-KINDS = ("fp32", "exp_avg", "exp_avg_sq")
+_OF_FIRST_RANK = ("save", "report")
 _ELEMENTS_MEASURED = 40_000_000
 _VOCABULARY = 50432
 _SEED = 1234
@@ -69,9 +71,11 @@ class Cost:
     """What one rank did."""
 
     read: float = 0.0
-    """Bytes, of files or of memory maps."""
+    """Bytes of files."""
+    written: float = 0.0
+    """Bytes of files."""
     operations: int = 0
-    """Files opened, looked at or listed."""
+    """Files opened, looked at, listed or deleted."""
     memory: float = 0.0
     """Bytes that stay, and the most that was needed beside them."""
     seconds: float = 0.0
@@ -82,6 +86,7 @@ class Cost:
         return replace(
             self,
             read=self.read * factor,
+            written=self.written * factor,
             memory=self.memory * factor,
             seconds=self.seconds * factor,
         )
@@ -103,32 +108,20 @@ def measure() -> Iterator[Cost]:
         patched.callback(setattr, owner, name, original)
 
     for owner, name in (
-        *((os, name) for name in ("stat", "listdir", "scandir", "open")),
-        *((builtins, "open"), (io, "open"), (checkpoint_format, "safe_open")),
+        *((os, name) for name in ("stat", "listdir", "scandir", "open", "unlink")),
+        *((builtins, "open"), (io, "open")),
     ):
         counted(owner, name)
-    copy = checkpoint_format.copy_from_fragment
-
-    def copied(fragment: Tensor, start: int, part: Rectangle, out: Tensor) -> None:
-        cost.read += out.element_size() * _elements_inside(fragment, start, part)
-        copy(fragment, start, part, out)
-
-    checkpoint_format.copy_from_fragment = copied
-    patched.callback(setattr, checkpoint_format, "copy_from_fragment", copy)
     Path("/proc/self/clear_refs").write_text("5")
-    before, began, read = _resident("VmRSS"), time.process_time(), _bytes_read()
+    before, began = _resident("VmRSS"), time.process_time()
+    read, written = _bytes_moved()
     cost.operations = 0  # what was needed to measure does not count
     with patched:
         yield cost
     cost.seconds = time.process_time() - began
     cost.memory = max(0, _resident("VmHWM") - before)
-    cost.read += _bytes_read() - read
-
-
-def _elements_inside(fragment: Tensor, start: int, part: Rectangle) -> int:
-    """Elements of a rectangle of one row, or of whole rows, in a fragment."""
-    overlap = min(start + fragment.shape[0], part.end) - max(start, part.start)
-    return overlap * part.num_columns // part.row_length if part.num_rows > 1 else overlap
+    read_now, written_now = _bytes_moved()
+    cost.read, cost.written = read_now - read, written_now - written
 
 
 def _resident(field: str) -> int:
@@ -137,14 +130,10 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _bytes_read() -> int:
-    return int(Path("/proc/self/io").read_text().split()[1])
-
-
-def own_range(elements: int, ranks: int, rank: int) -> tuple[int, int]:
-    """First element and number of elements of a parameter that ZeRO 3 gives a rank."""
-    size = -(-elements // ranks)
-    return size * rank, max(0, min(size, elements - size * rank))
+def _bytes_moved() -> tuple[int, int]:
+    """Bytes that this process has read and written."""
+    words = Path("/proc/self/io").read_text().split()
+    return int(words[1]), int(words[3])
 
 
 def _config(name: str, *, blocks: int | None = None, **more: Any) -> Any:
@@ -202,55 +191,10 @@ def _at_least(cost: Cost, kept: list[Tensor]) -> Cost:
     return replace(cost, memory=max(cost.memory, held))
 
 
-def _write_checkpoint(
-    folder: Path, model: GPT2Model, ranks: int, with_files: Iterable[int]
-) -> None:
-    """A checkpoint of so many ranks with ZeRO 3, of which only some files of ranks exist."""
-    folder.mkdir()
-    entries, files = {}, {}
-    pieces: dict[int, dict[str, int]] = {rank: {} for rank in with_files}
-    for name, parameter in model.named_parameters():
-        entry = index_entry(parameter_info(spec_of(parameter), 1))
-        for rank in range(ranks):
-            offset, length = own_range(parameter.numel(), ranks, rank)
-            if length:
-                entry["fragments"].append((rank_file(rank), 0, offset, length))
-            if length and rank in pieces:
-                pieces[rank].update({fragment_key(kind, name, 0, offset): length for kind in KINDS})
-        entries[name] = entry
-    for rank in range(ranks):
-        files[rank_file(rank)] = {"size": 1 << 60, "crc32": 0}
-    for rank, content in pieces.items():
-        path = folder / rank_file(rank)
-        _write_sparse(path, content)
-        files[path.name] = {"size": path.stat().st_size, "crc32": crc32_of_file(path)}
-    (folder / "state.json").write_text(json.dumps({"counters": TrainState(3).state_dict()}))
-    (folder / "mixture.json").write_text("null")
-    layout = {"dp": ranks, "tp": 1, "pp": 1}
-    others = ("state.json", "mixture.json")
-    write_index(
-        folder, layout=layout, moments=KINDS[1:], parameters=entries, files=files, others=others
-    )
-
-
-def _write_sparse(path: Path, pieces: dict[str, int]) -> None:
-    """A safetensors file of zeros that take no space on the disk."""
-    header, position = {}, 0
-    for key, length in pieces.items():
-        end = position + 4 * length
-        header[key] = {"dtype": "F32", "shape": [length], "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + position)
-
-
 def _index(name: str, ranks: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         model = GPT2Model(_shape(name), seed=None)
-        _write_checkpoint(Path(folder) / "c", model, ranks, range(0))
+        write_sparse_checkpoint(Path(folder) / "c", model, ranks, range(0))
         with measure() as cost:
             CheckpointReader(Path(folder) / "c")
     return cost
@@ -260,9 +204,9 @@ def _check(name: str, ranks: int) -> Cost:
     model, factor = _measured_model(name, ranks)
     rank = ranks // 2
     with tempfile.TemporaryDirectory() as folder:
-        _write_checkpoint(Path(folder) / "c", model, ranks, range(rank, rank + 1))
+        write_sparse_checkpoint(Path(folder) / "c", model, ranks, range(rank, rank + 1))
         with measure() as cost:
-            verify(Path(folder) / "c", part=rank, num_parts=ranks)
+            verify(Path(folder) / "c", part=rank, num_parts=ranks, reads_tensors=False)
     return cost.scaled(factor)
 
 
@@ -275,7 +219,7 @@ def _load(name: str, ranks: int, *, saved_on: int) -> Cost:
     kept = []
     with tempfile.TemporaryDirectory() as folder:
         files = _files_of_range(model, ranks, rank, saved_on)
-        _write_checkpoint(Path(folder) / "c", model, saved_on, files)
+        write_sparse_checkpoint(Path(folder) / "c", model, saved_on, files)
         with measure() as cost:
             weights = open_weights(model, Path(folder) / "c", topology)
             for key, parameter in model.named_parameters():
@@ -295,6 +239,60 @@ def _files_of_range(model: GPT2Model, ranks: int, rank: int, saved_on: int) -> s
         size = -(-parameter.numel() // saved_on)
         files.update(range(offset // size, -(-(offset + length) // size)) if length else ())
     return files
+
+
+def _save(name: str, ranks: int) -> Cost:
+    """Of a model that fits without ZeRO: moments and weights in float32."""
+    model = GPT2Model(_shape(name), seed=None)
+    for parameter in model.parameters():
+        allocate(parameter)
+    states = {p: {kind: torch.zeros_like(p) for kind in KINDS[1:]} for p in model.parameters()}
+    engine = SimpleNamespace(
+        module=model,
+        optimizer=SimpleNamespace(state=states),
+        zero_optimization_stage=lambda: 0,
+    )
+    grid = RankGrid(pipe=1, data=ranks, model=1)
+    topology: Any = SimpleNamespace(rank=0, data_rank=0, model_rank=0, grid=grid)
+    with tempfile.TemporaryDirectory() as folder, measure() as cost:
+        snapshot = take_snapshot(engine, topology, moment_names=KINDS[1:], with_random_state=True)
+        write_snapshot(snapshot, Path(folder))
+    return cost
+
+
+def _report(name: str, ranks: int) -> Cost:
+    """With gloo, as `reduce_at_first` does it."""
+    model = GPT2Model(_shape(name), seed=None)
+
+    def report_of(rank: int) -> dict[str, Any]:
+        entries = {}
+        for key, parameter in model.named_parameters():
+            offset, length = own_range(parameter.numel(), ranks, rank)
+            if length:
+                entries[key] = index_entry(parameter_info(spec_of(parameter), 1))
+                entries[key]["fragments"].append((rank_file(rank), 0, offset, length))
+        files = {rank_file(rank): {"size": 1 << 30, "header_crc32": 1 << 31}}
+        return {"problem": None, "parameters": entries, "moments": KINDS[1:], "files": files}
+
+    received, first = [], 1
+    while first < ranks:
+        others = [report_of(rank) for rank in range(first, min(ranks, 2 * first))]
+        received.append(pickle.dumps(combine_reports(others)))
+        first *= 2
+    own = report_of(0)
+    with measure() as cost:
+        for content in received:
+            own = combine_reports([own, pickle.loads(content)])
+    return replace(cost, read=sum(map(len, received)))
+
+
+def _delete(name: str, ranks: int) -> Cost:
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(ranks):
+            (Path(folder) / rank_file(rank)).touch()
+        with measure() as cost:
+            delete_share(Path(folder), ranks // 2, ranks)
+    return cost
 
 
 def _data(domains: int, documents: int) -> tuple[Cost, Cost]:
@@ -335,6 +333,9 @@ ROWS: dict[str, Callable[[str, int], Cost]] = {
     "index": _index,
     "check": _check,
     "load": lambda name, ranks: _load(name, ranks, saved_on=ranks),
+    "save": _save,
+    "report": _report,
+    "delete": _delete,
     "reload": lambda name, ranks: _load(name, ranks, saved_on=2 * ranks),
 }
 
@@ -348,8 +349,10 @@ def _shown(count: float) -> str:
 
 
 def _print_row(row: str, what: str, ranks: int, cost: Cost) -> None:
+    in_all = "" if row in _OF_FIRST_RANK else _shown(cost.read * ranks)
     print(
-        f"| {row} | {what} | {ranks:,} | {_shown(cost.read)} | {_shown(cost.read * ranks)} "
+        f"| {row} | {what} | {ranks:,} | {_shown(cost.read)} | {in_all} "
+        f"| {_shown(cost.written)} "
         f"| {cost.operations:,} | {_shown(cost.memory)} | {cost.seconds:.3g} |",
         flush=True,
     )
@@ -366,13 +369,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--domains", nargs="+", type=int, default=[22, 1000])
     parser.add_argument("--documents", nargs="+", type=int, default=[10_000_000])
     options = parser.parse_args(arguments)
-    print("| row | of | ranks | read per rank | read in all | file operations | memory | seconds |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| row | of | ranks | read per rank | read in all | written per rank | file operations "
+        "| memory | seconds |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in options.row:
         if row == "data":
             continue
         for name in options.model:
-            for ranks in options.ranks:
+            for ranks in options.ranks if (row, name) != ("save", "20B") else ():
                 _print_row(row, name, ranks, ROWS[row](name, ranks))
     if "data" in options.row:
         for domains in options.domains:

@@ -18,10 +18,11 @@ from megatron.checkpoint.format import (
     checkpoint_steps,
     fragment_key,
     latest_step,
+    random_state_key,
     step_folder,
 )
 from megatron.checkpoint.index import config_names, index_entry, write_index
-from megatron.checkpoint.tensor_files import write_tensors
+from megatron.checkpoint.tensor_files import write_checked_tensors
 from megatron.errors import CheckpointError, UserError
 from megatron.files import flush_to_disk, replace_folder, write_text_atomic
 
@@ -97,6 +98,7 @@ def write_checkpoint(
     moment_names: tuple[str, ...] = (),
     kinds_of: Callable[[str], tuple[str, ...]] | None = None,
     max_file_size: int | None = None,
+    random_state: Mapping[str, Tensor] | None = None,
     add_files: Callable[[Path], Iterable[str]],
 ) -> Path:
     """Writes a checkpoint as one process would have saved it.
@@ -108,10 +110,9 @@ def write_checkpoint(
         read: Returns a parameter or a moment of it, by name and kind, float32, logical shape.
         moment_names: Moments to write beside ``fp32``.
         kinds_of: ``fp32`` and the moments of a parameter, where not all have all of them.
-        max_file_size: A new file is begun at this number of bytes. Not given: one file, which
-            needs as much memory as the size of the checkpoint.
-        add_files: Writes whatever else belongs into the folder it is given; returns the names of
-            the files that the index must list beside those in ``configs/``.
+        max_file_size: Bytes from which on a new file is begun; None: one file, whole in memory.
+        random_state: Random states of the only rank.
+        add_files: Writes all else into a folder; returns names to list beside ``configs/``.
 
     Returns:
         The new ``global_step<N>`` folder.
@@ -134,6 +135,7 @@ def write_checkpoint(
                 moment_names=moment_names,
                 kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
                 max_file_size=max_file_size,
+                first_tensors={random_state_key(k): v for k, v in (random_state or {}).items()},
             )
             others = tuple(add_files(temporary))
             for name in (*others, *config_names(temporary)):
@@ -173,6 +175,7 @@ def _write_tensors(
     moment_names: tuple[str, ...],
     kinds_of: Callable[[str], tuple[str, ...]],
     max_file_size: int | None,
+    first_tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Writes all tensors and returns what `write_index` takes of them."""
     entries = {name: index_entry(info) for name, info in parameters.items()}
@@ -181,7 +184,7 @@ def _write_tensors(
     sizes = {name: item_size * math.prod(info.shape) for name, info in parameters.items()}
     for number, group in enumerate(groups_by_size(sizes, max_file_size)):
         file = f"rank_{number:05d}.safetensors"
-        tensors: dict[str, Tensor] = {}
+        tensors = dict(first_tensors) if number == 0 else {}
         storages: set[int] = set()
         for name in group:
             for kind in kinds_of(name):
@@ -192,7 +195,7 @@ def _write_tensors(
                 tensors[fragment_key(kind, name, 0, 0)] = flat
                 length = flat.numel()
             entries[name]["fragments"].append((file, 0, 0, length))
-        files[file] = write_tensors(folder / file, tensors)
+        files[file] = write_checked_tensors(folder / file, tensors)
     return {
         "layout": LAYOUT,
         "moments": moment_names,

@@ -22,10 +22,10 @@ from megatron.checkpoint.format import (
     latest_step,
     logical_tensors,
     step_folder,
-    verify,
 )
 from megatron.checkpoint.index import index_checksum
 from megatron.checkpoint.schema import FORMAT_VERSION
+from megatron.checkpoint.verification import verify
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError

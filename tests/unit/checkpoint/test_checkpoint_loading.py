@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from megatron.checkpoint import format as checkpoint_format
-from megatron.checkpoint.format import CheckpointReader
+from megatron.checkpoint.format import CheckpointReader, random_state_key
 from megatron.checkpoint.index import index_checksum
 from megatron.checkpoint.loading import (
+    SavedWeights,
     find_checkpoint,
     load_engine_state,
     load_module_weights,
@@ -27,8 +28,7 @@ from megatron.checkpoint.loading import (
 )
 from megatron.checkpoint.rectangles import copy_from_fragment
 from megatron.checkpoint.schema import check_random_state
-from megatron.checkpoint.snapshot import Snapshot, write_snapshot
-from megatron.engine.build import checkpoint_to_load
+from megatron.engine.chosen_checkpoint import checkpoint_to_load
 from megatron.errors import CheckpointError
 from megatron.model.gpt2_model import GPT2Model
 from megatron.model.init_functions import zeros
@@ -104,9 +104,9 @@ class CountedReads:
         self.keys: list[str] = []
         self.elements = 0
 
-    def copy(self, fragment: Tensor, start: int, part: Rectangle, out: Tensor) -> None:
+    def copy(self, read: Any, start: int, length: int, part: Rectangle, out: Tensor) -> None:
         found = torch.full(out.shape, float("nan"))
-        copy_from_fragment(fragment, start, part, found)
+        copy_from_fragment(read, start, length, part, found)
         is_there = ~found.isnan()
         self.elements += int(is_there.sum())
         out[is_there] = found[is_there]
@@ -116,7 +116,7 @@ class CountedReads:
 def counted(monkeypatch) -> CountedReads:
     reads, fragment = CountedReads(), CheckpointReader._fragment
 
-    def noted(reader: CheckpointReader, file: str, key: str, length: int) -> Tensor:
+    def noted(reader: CheckpointReader, file: str, key: str, length: int) -> Any:
         reads.keys.append(key)
         return fragment(reader, file, key, length)
 
@@ -145,6 +145,10 @@ def partitioned_engine(module: nn.Module, ranges: dict[str, tuple[int, int]]) ->
     return SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 1)
 
 
+def saved_in(folder: Path, topology: Any) -> SavedWeights:
+    return SavedWeights(CheckpointReader(folder), topology, frozenset())
+
+
 RANGES = {"layer.weight": (3, 14), "layer.bias": (2, 4)}
 
 
@@ -152,9 +156,8 @@ def load_ranges(folder: Path, *, tp: int, tp_rank: int, padding: int = 0) -> dic
     """Loads `RANGES` of a rank; returns them as {"kind name": values} after comparing them."""
     module = make_module(tp, padding)
     engine = partitioned_engine(module, RANGES)
-    load_engine_state(
-        engine, folder, topology_of(tp, tp_rank), moment_names=("exp_avg",), applied_steps=3
-    )
+    saved = saved_in(folder, topology_of(tp, tp_rank))
+    load_engine_state(engine, saved, moment_names=("exp_avg",), applied_steps=3)
     loaded = {}
     for name, parameter in module.named_parameters():
         if name not in RANGES:
@@ -225,7 +228,8 @@ def test_without_zero_the_weights_are_read_once(tmp_path, counted):
     load_module_weights(module, folder, topology_of(1))
     optimizer = torch.optim.AdamW(module.parameters())
     engine = SimpleNamespace(module=module, optimizer=optimizer, zero_optimization_stage=lambda: 0)
-    load_engine_state(engine, folder, topology_of(1), moment_names=("exp_avg",), applied_steps=3)
+    saved = saved_in(folder, topology_of(1))
+    load_engine_state(engine, saved, moment_names=("exp_avg",), applied_steps=3)
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, value_of(name, "fp32"))
         assert torch.equal(optimizer.state[parameter]["exp_avg"], value_of(name, "exp_avg"))
@@ -247,8 +251,7 @@ def test_weights_alone_continue_nothing_but_a_run_before_its_first_step(tmp_path
     def load(moment_names: tuple[str, ...] | None) -> None:
         load_engine_state(
             engine,
-            folder,
-            topology_of(1),
+            saved_in(folder, topology_of(1)),
             moment_names=moment_names,
             applied_steps=applied_steps,
         )
@@ -268,8 +271,9 @@ def test_moments_that_the_optimizer_has_not_are_not_dropped_without_a_word(tmp_p
     module = make_module(1)
     engine = SimpleNamespace(module=module, zero_optimization_stage=lambda: 0)
     load_module_weights(module, folder, topology_of(1))
+    saved = saved_in(folder, topology_of(1))
     with pytest.raises(CheckpointError, match=r"the optimizer needs \[\]; set no_load_optim"):
-        load_engine_state(engine, folder, topology_of(1), moment_names=(), applied_steps=3)
+        load_engine_state(engine, saved, moment_names=(), applied_steps=3)
 
 
 def load_from(load: Path, save: Path, **options: Any) -> Path | None:
@@ -347,13 +351,16 @@ def test_another_layout_is_said_aloud(tmp_path):
     assert "saved on {'dp': 1, 'tp': 2, 'pp': 1}, now {'dp': 1, 'tp': 1, 'pp': 1}" in line
 
 
-def test_a_saved_random_state_is_restored_in_silence(tmp_path):
+@pytest.mark.parametrize("is_old", [False, True], ids=["in the file of the rank", "in its own"])
+def test_a_saved_random_state_is_restored_in_silence(tmp_path, is_old):
     folder = write_checkpoint(tmp_path / "c")
-    snapshot = Snapshot(
-        rank=0, tensors={}, random_state=accelerator.rng_state(), parameters={}, moments=()
-    )
-    write_snapshot(snapshot, tmp_path)
-    os.replace(tmp_path / "rng_00000.safetensors", folder / "rng_00000.safetensors")
+    state = accelerator.rng_state()
+    if is_old:
+        save_file(state, folder / "rng_00000.safetensors")
+    else:
+        path = folder / "rank_00000.safetensors"
+        own = {random_state_key(name): tensor for name, tensor in state.items()}
+        save_file({**load_file(path), **own}, path)
     listed_again(folder)
     wanted = torch.rand(3)
     torch.rand(5)
@@ -377,7 +384,8 @@ def found_in(folder: Path) -> tuple[Path | None, list[str]]:
         ("configs/resolved.json", "{}", "lacks model"),
         ("mixture.json", '{"planned": -1}', "lacks schema_version"),
         ("state.json", "[" * 100_000, "64 levels"),
-        ("rng_00000.safetensors", "x", "not the random states"),
+        ("rng_00000.safetensors", "x", "cannot be read"),
+        ("rng_00000.safetensors", "\2" + "\0" * 7 + "{}", "not the random states"),
     ],
 )
 @pytest.mark.parametrize("is_listed", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from megatron.checkpoint.format import CheckpointReader, fragment_key, verify
+from megatron.checkpoint.format import CheckpointReader, fragment_key
 from megatron.checkpoint.index import index_checksum, index_entry, write_index
 from megatron.checkpoint.runs import grouped, rank_file, rank_number, run_of
 from megatron.checkpoint.schema import ParameterInfo
+from megatron.checkpoint.verification import verify
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file
@@ -39,8 +41,11 @@ def test_grouping_loses_nothing(pieces, random):
         ends[tp_rank] += length
     mixed = fragments.copy()
     random.shuffle(mixed)
-    found = list(expanded(grouped(mixed)))
-    assert found == sorted(fragments, key=lambda fragment: fragment[1:3])
+    expected = sorted(fragments, key=lambda fragment: fragment[1:3])
+    assert list(expanded(grouped(mixed))) == expected
+    cut = random.randint(0, len(mixed))
+    parts = [grouped(mixed[:cut]), grouped(mixed[cut:])]
+    assert list(expanded(grouped([*parts[0], *parts[1]]))) == expected
 
 
 def test_pieces_of_512_ranks_are_two_entries():
@@ -51,6 +56,21 @@ def test_pieces_of_512_ranks_are_two_entries():
 def test_tensor_ranks_between_them_make_steps():
     pieces = [(rank_file(2 * data + tp), tp, data * 4, 4) for data in range(3) for tp in range(2)]
     assert grouped(pieces) == [[0, 2, 0, 0, 4, 3], [1, 2, 1, 0, 4, 3]]
+
+
+@pytest.mark.parametrize("num_tensor_ranks", [1, 2])
+def test_runs_that_meet_in_a_tree_are_as_few_as_those_of_all_at_once(num_tensor_ranks):
+    pieces = [
+        (rank_file(num_tensor_ranks * data + tp), tp, data * 4, 4)
+        for data in range(12)
+        for tp in range(num_tensor_ranks)
+    ]
+    level = [[piece] for piece in pieces]
+    while len(level) > 1:
+        pairs = [level[place : place + 2] for place in range(0, len(level), 2)]
+        level = [grouped(entry for entries in pair for entry in entries) for pair in pairs]
+    assert level[0] == grouped(pieces)
+    assert len(level[0]) == num_tensor_ranks
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "rank_000001.safetensors", "rank_1.x"])
@@ -99,12 +119,21 @@ def test_a_grouped_index_reads_back_every_range(tmp_path):
             assert read.tolist() == list(range(first, end))
 
 
+def test_no_more_files_are_open_than_allowed(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron.checkpoint.format._MAX_OPEN_FILES", 2)
+    reader = CheckpointReader(write_cut_checkpoint(tmp_path / "c"))
+    for _ in range(2):
+        assert reader.read_logical("a.bias").tolist() == list(range(SIZE))
+    open_files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    assert len([name for name in open_files if name.startswith(str(tmp_path))]) == 2
+
+
 def test_each_file_is_looked_at_by_one_rank_alone_its_own(tmp_path, monkeypatch):
     folder = write_cut_checkpoint(tmp_path / "c")
     looked_at: list[list[str]] = []
     monkeypatch.setattr(
-        "megatron.checkpoint.format._check_file",
-        lambda path, facts: looked_at[-1].append(path.name),
+        "megatron.checkpoint.verification._check_file",
+        lambda reader, name, **_: looked_at[-1].append(name),
     )
     for part in range(RANKS):
         looked_at.append([])

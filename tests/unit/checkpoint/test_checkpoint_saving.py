@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from megatron import checkpointing
-from megatron.checkpoint.format import checkpoint_steps, fragment_key, verify
+from megatron.checkpoint.format import checkpoint_steps, fragment_key
 from megatron.checkpoint.loading import find_checkpoint
 from megatron.checkpoint.snapshot import Snapshot
+from megatron.checkpoint.verification import verify
 from megatron.checkpointing import (
     CheckpointContents,
     CheckpointSaver,
@@ -44,7 +45,6 @@ def one_rank(monkeypatch) -> Iterator[None]:
     snapshot = Snapshot(
         rank=0,
         tensors={fragment_key("fp32", "bias", 0, 0): torch.arange(4.0)},
-        random_state={},
         parameters={"bias": {"shape": (4,), "tp_dim": None, "extent": 4, "fragments": [FRAGMENT]}},
         moments=(),
     )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron.checkpoint.format import fragment_key, verify
+from megatron.checkpoint.format import fragment_key
 from megatron.checkpoint.snapshot import Snapshot, write_snapshot
+from megatron.checkpoint.verification import verify
 from megatron.checkpointing import CheckpointContents, _publish
 from megatron.engine.state import TrainState
 from megatron.errors import CheckpointError
@@ -21,7 +22,6 @@ def test_publishing_adds_the_files_of_rank_0_and_leaves_its_arguments_alone(tmp_
     snapshot = Snapshot(
         rank=0,
         tensors={fragment_key("fp32", "bias", 0, 0): torch.arange(4.0)},
-        random_state={},
         parameters={},
         moments=(),
     )

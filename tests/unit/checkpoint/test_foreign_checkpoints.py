@@ -6,7 +6,7 @@ import pytest
 
 from megatron.checkpoint.foreign import foreign_checkpoint_problem
 from megatron.checkpoint.format import CheckpointReader
-from megatron.engine.build import checkpoint_to_load
+from megatron.engine.chosen_checkpoint import checkpoint_to_load
 from megatron.errors import CheckpointError
 from tests.process_group import process_group_of_one
 from tools.checkpoints.single_process import find_source

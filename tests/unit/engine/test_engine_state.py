@@ -13,6 +13,7 @@ from tests.distributed.spawn import run_ranks
 
 pytestmark = pytest.mark.distributed
 
+RANKS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq")
 CELLS = [("fp32", stage) for stage in (0, 1, 2, 3)] + [("bfloat16", stage) for stage in (1, 2, 3)]
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
@@ -22,7 +23,7 @@ SIZES = {"0.weight": 35, "0.bias": 7, "1.weight": 21, "1.bias": 3}
 @pytest.fixture(scope="module")
 def cells() -> dict[str, list[dict[str, Any]]]:
     """{cell: [what rank 0 saw, what rank 1 saw]}."""
-    results = run_ranks("tests.unit.engine.test_engine_state:exercise_all_cells", 2)
+    results = run_ranks("tests.unit.engine.test_engine_state:exercise_all_cells", RANKS)
     return {cell: [result.value[cell] for result in results] for cell in results[0].value}
 
 
@@ -169,7 +170,7 @@ def snapshot(engine: Any, rank: int) -> dict[tuple[str, str, int], list[float]]:
 
     return {
         (kind, fragment.name, fragment.offset): values.float().tolist()
-        for fragment in iterate_fragments(engine, MOMENTS, dp_rank=rank)
+        for fragment in iterate_fragments(engine, MOMENTS, dp_rank=rank, dp_size=RANKS)
         for kind, values in fragment.values.items()
     }
 

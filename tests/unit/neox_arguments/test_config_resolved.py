@@ -13,7 +13,7 @@ from megatron.neox_arguments.resolved import in_current_form
 from megatron.neox_arguments.sections import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[3]
-OLDER = ROOT / "tests/golden/checkpoint/global_step4/configs"
+OLDER = ROOT / "tests/golden/checkpoint_1/global_step4/configs"
 
 
 def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():

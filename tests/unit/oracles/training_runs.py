@@ -123,7 +123,7 @@ def logical(tensor: Tensor, parameter: Any) -> Tensor:
 def values(runner: Any, moments: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
     """Weights and moments of the engine."""
     found: dict[str, dict[str, Tensor]] = {}
-    for fragment in iterate_fragments(runner.engine, moments, dp_rank=0):
+    for fragment in iterate_fragments(runner.engine, moments, dp_rank=0, dp_size=1):
         parameter, shape = fragment.parameter, fragment.parameter.spec.shard_shape
         for kind, flat in fragment.values.items():
             whole = flat.detach().clone().view(shape)

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from megatron.errors import CheckpointError
-from megatron.runtime.agreement import agree, problem_of
+from megatron.runtime.agreement import agree, problem_of, reduce_at_first
+from tests.distributed.spawn import run_ranks
 
 
 def fail(error: Exception):
@@ -62,3 +63,34 @@ def test_all_ranks_learn_the_problem_of_the_first_that_has_one(monkeypatch, prob
     monkeypatch.setattr(dist, "get_world_size", lambda group: len(problems))
     monkeypatch.setattr(dist, "all_gather_object", gather)
     assert [agree(problem) for problem in problems] == [expected] * 3
+
+
+@pytest.mark.distributed
+def test_values_meet_in_a_tree_in_the_order_of_the_ranks():
+    results = run_ranks("tests.unit.runtime.test_agreement:reduce_ranks", 5)
+    assert results[0].value == [[0, 1, 2, 3, 4], 3]
+    assert [result.value[0] for result in results[1:]] == [None] * 4
+
+
+def reduce_ranks() -> list[object]:
+    """What a rank does: it returns what all have sent, and how often it combined values."""
+    dist.init_process_group("gloo")
+    calls = 0
+
+    def joined(parts: list[list[int]]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        return [number for part in parts for number in part]
+
+    return [reduce_at_first([dist.get_rank()], joined), calls]
+
+
+def test_other_backends_send_all_values_to_the_first_rank(monkeypatch):
+    def gather_object(value: object, values: list, dst: int, group: object) -> None:
+        values[:] = [value, "b", "c"]
+
+    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 3)
+    monkeypatch.setattr(dist, "gather_object", gather_object)
+    assert reduce_at_first("a", "".join) == "abc"

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from tools.benchmark import scale_simulation
-from tools.benchmark.scale_simulation import ROWS, main, measure, own_range
+from tools.benchmark.scale_simulation import ROWS, main, measure
+from tools.benchmark.sparse_checkpoint import KINDS, own_range
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def test_the_ranges_of_all_ranks_tile_a_parameter(count, ranks):
 @pytest.mark.parametrize("row", ["load", "reload"])
 def test_a_rank_reads_its_own_bytes_and_touches_few_files(row, ranks):
     cost = ROWS[row]("tiny", ranks)
-    own = len(scale_simulation.KINDS) * 4 * elements(ranks)
+    own = len(KINDS) * 4 * elements(ranks)
     index = 100_000  # the index itself, and what describes the network
     assert own <= cost.read <= 1.1 * own + index
     assert 0 < cost.operations <= 20
@@ -46,6 +47,22 @@ def test_a_rank_reads_its_own_bytes_and_touches_few_files(row, ranks):
 def test_a_rank_looks_at_its_own_file_alone():
     few, many = (ROWS["check"]("tiny", ranks) for ranks in (8, 64))
     assert few.operations == many.operations <= 20
+
+
+def test_a_start_reads_a_checkpoint_once():
+    own = len(KINDS) * 4 * elements(8)
+    read = sum(ROWS[row]("tiny", 8).read for row in ("check", "load"))
+    assert own <= read <= 1.2 * own + 100_000
+
+
+def test_a_rank_of_many_writes_its_share_of_what_all_have():
+    alone, few, many, more = (ROWS["save"]("tiny", ranks).written for ranks in (1, 8, 32, 64))
+    assert few == pytest.approx(alone / 8, rel=0.2)
+    assert many == more < few
+
+
+def test_a_rank_deletes_its_own_file_alone():
+    assert ROWS["delete"]("tiny", 64).operations <= 2
 
 
 def test_what_is_done_to_files_is_counted(tmp_path):

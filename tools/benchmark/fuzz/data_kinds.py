@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from megatron.checkpoint.format import verify
+from megatron.checkpoint.verification import verify
 from megatron.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from megatron.data.metadata import (
     DatasetMetadata,
