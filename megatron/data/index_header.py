@@ -72,7 +72,7 @@ def read_header(prefix: str | Path) -> IndexHeader:
         DataError: If one of the two files is missing, or the index is foreign or truncated.
     """
     index_path = Path(index_file_path(prefix))
-    with open_file(Path(data_file_path(prefix))), open_file(index_path) as stream:
+    with open_file(index_path) as stream, open_file(Path(data_file_path(prefix))):
         return header_of(index_path, stream)
 
 
