@@ -10,7 +10,7 @@ import torch
 
 from megatron.data.errors import DataError
 from megatron.data.index_cache import IndexCache
-from megatron.data.index_maps import as_array, sample_tokens, shuffled_stream
+from megatron.data.index_maps import as_array, sample_pieces, sample_tokens, shuffled_stream
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from odm.order import sample_order
 
@@ -107,6 +107,14 @@ class GPT2Dataset(torch.utils.data.Dataset):
         return sample_tokens(
             self.indexed_dataset, self._stream, samples, seq_length=self.seq_length
         )
+
+    def will_need(self, positions: np.ndarray) -> None:
+        """Asks the system to read samples into memory, without waiting for them; shape (n,)."""
+        samples = self._samples_at(np.asarray(positions, dtype=np.int64))
+        pieces = sample_pieces(
+            self.indexed_dataset, self._stream, samples, seq_length=self.seq_length
+        )
+        self.indexed_dataset.will_need(*pieces)
 
     def _samples_at(self, positions: np.ndarray) -> np.ndarray:
         """Maps positions to samples of the document stream."""

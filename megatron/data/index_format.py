@@ -61,6 +61,8 @@ class Index:
     the stored ones do not cover the items, so that each item is a document."""
     tokens: np.ndarray
     """All tokens, one item behind the other, shape (tokens,)."""
+    token_map: mmap.mmap | None
+    """The memory of ``tokens``; None if there are none."""
     recorded_digest: str | None
     """`digest_of_sizes` if a scan kept it, else None."""
 
@@ -99,7 +101,8 @@ def read_index(prefix: str | Path, cache: IndexCache | None = None) -> Index:
     index_path, data_path = Path(index_file_path(prefix)), Path(data_file_path(prefix))
     with open_file(index_path) as index_file, open_file(data_path) as data_file:
         header = header_of(index_path, index_file)
-        raw, data = _mapped(index_path, index_file), _mapped(data_path, data_file)
+        raw, _ = _mapped(index_path, index_file)
+        data, token_map = _mapped(data_path, data_file)
         pointers_start = HEADER.size + 4 * header.num_items
         doc_idx_start = pointers_start + 8 * header.num_items
         parts = _Parts(
@@ -129,6 +132,7 @@ def read_index(prefix: str | Path, cache: IndexCache | None = None) -> Index:
         parts.pointers,
         parts.doc_idx if scan.has_documents else None,
         data.view(scan.dtype),
+        token_map,
         scan.digest,
     )
 
@@ -202,12 +206,13 @@ def _scan(parts: _Parts) -> _Scan:
     return _Scan(dtype, _covers_items(parts.doc_idx, len(sizes)))
 
 
-def _mapped(path: Path, file: BinaryIO) -> np.ndarray:
+def _mapped(path: Path, file: BinaryIO) -> tuple[np.ndarray, mmap.mmap | None]:
     """Maps a file as bytes; an empty one cannot be mapped and has none."""
     try:
         if not os.fstat(file.fileno()).st_size:
-            return np.empty(0, dtype=np.uint8)
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+            return np.empty(0, dtype=np.uint8), None
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(memory, dtype=np.uint8), memory
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

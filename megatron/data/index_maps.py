@@ -140,6 +140,27 @@ def sample_tokens(
     Returns:
         Tokens, shape (n, seq_length + 1), int64.
     """
+    first_tokens, lengths = sample_pieces(dataset, stream, samples, seq_length=seq_length)
+    # Position in the .bin less position in the output, constant inside a piece.
+    shifts = first_tokens - (np.cumsum(lengths) - lengths)
+    sources = np.repeat(shifts, lengths) + np.arange(len(samples) * (seq_length + 1))
+    return dataset.tokens[sources].astype(np.int64).reshape(len(samples), seq_length + 1)
+
+
+def sample_pieces(
+    dataset: MMapIndexedDataset, stream: DocumentStream, samples: np.ndarray, *, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the stretches of the ``.bin`` that samples are made of, in their order.
+
+    Args:
+        dataset: The data set.
+        stream: Order of its documents.
+        samples: Numbers of samples in the stream, shape (n,).
+        seq_length: Tokens of a sample less one.
+
+    Returns:
+        First token and number of tokens of each piece, shape (pieces,), int64.
+    """
     starts = np.asarray(samples, dtype=np.int64) * seq_length
     offsets = stream.offsets
     first_places = np.searchsorted(offsets, starts, side="right") - 1
@@ -152,12 +173,8 @@ def sample_tokens(
     places = first_places[owner] + piece_in_sample
     begins = np.maximum(offsets[places], starts[owner])
     ends = np.minimum(offsets[places + 1], starts[owner] + seq_length + 1)
-    lengths = ends - begins
     document_starts = dataset.pointers[stream.order[places]] // dataset.dtype.itemsize
-    # Position in the .bin less position in the output, constant inside a piece.
-    shifts = document_starts + (begins - offsets[places]) - (np.cumsum(lengths) - lengths)
-    sources = np.repeat(shifts, lengths) + np.arange(len(starts) * (seq_length + 1))
-    return dataset.tokens[sources].astype(np.int64).reshape(len(starts), seq_length + 1)
+    return document_starts + (begins - offsets[places]), ends - begins
 
 
 def _build(

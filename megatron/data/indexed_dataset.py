@@ -1,7 +1,9 @@
 """Reading and writing tokenized data sets, ``<prefix>.bin`` and ``<prefix>.idx``."""
 
+import contextlib
 import functools
 import logging
+import mmap
 import os
 from array import array
 from pathlib import Path
@@ -118,6 +120,28 @@ class MMapIndexedDataset:
         """First item of each document and the number of items, shape (documents + 1,), int64."""
         stored = self._index.stored_doc_idx
         return np.arange(len(self) + 1, dtype=np.int64) if stored is None else stored
+
+    @property
+    def token_map(self) -> mmap.mmap | None:
+        """The memory map of ``tokens``; None if there are none."""
+        return self._index.token_map
+
+    def will_need(self, first_tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Asks the system to read stretches of tokens into memory; does not wait for them.
+
+        Args:
+            first_tokens: Where they begin in ``tokens``, shape (n,).
+            lengths: Their numbers of tokens, shape (n,).
+        """
+        memory, advice = self.token_map, getattr(mmap, "MADV_WILLNEED", None)
+        if memory is None or advice is None:
+            return
+        begins = first_tokens * self._dtype.itemsize
+        starts = begins - begins % mmap.PAGESIZE
+        sizes = begins + lengths * self._dtype.itemsize - starts
+        with contextlib.suppress(OSError):  # advice, which some file systems do not take
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                memory.madvise(advice, start, size)
 
     @functools.cached_property
     def sizes_digest(self) -> str:
