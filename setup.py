@@ -20,6 +20,7 @@ EXTRAS = {
     "mpi": "requirements-mpi.txt",
     "onebitadam": "requirements-onebitadam.txt",
     "parquet": "requirements-parquet.txt",
+    "remote": "requirements-remote.txt",
     "sentencepiece": "requirements-sentencepiece.txt",
     "tensorboard": "requirements-tensorboard.txt",
     "tiktoken": "requirements-tiktoken.txt",

@@ -69,6 +69,8 @@ class CheckpointSaver:
         on_saved: Called on every rank with step and folder when a checkpoint is complete; by the
             thread if it saves in the background.
         on_failed: Called on every rank, by the thread, with the error of a save in the background.
+        is_in_use: Tells on rank 0 whether a checkpoint must not be deleted yet; it is deleted after
+            a later save.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class CheckpointSaver:
         in_background: bool = False,
         on_saved: Callable[[int, Path], None] = lambda step, folder: None,
         on_failed: Callable[[str], None] = lambda message: None,
+        is_in_use: Callable[[int], bool] = lambda step: False,
     ):
         self._save = save
         self._topology = topology
@@ -92,6 +95,7 @@ class CheckpointSaver:
         self._protected_steps = protected_steps
         self._on_saved = on_saved
         self._on_failed = on_failed
+        self._is_in_use = is_in_use
         # a separate group, so that the thread's messages do not mix with those of training
         self._group = dist.new_group(backend="gloo") if in_background else None
         self._in_background = in_background
@@ -167,6 +171,7 @@ class CheckpointSaver:
                 newest=contents.state.step,
                 keep_last=self._keep_last,
                 protected=self._protected_steps,
+                is_in_use=self._is_in_use,
                 group=self._group,
             )
             if problem:  # the new checkpoint is valid nevertheless

@@ -16,6 +16,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron.checkpoint.copies import fetch_checkpoint
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
@@ -251,6 +252,7 @@ def pretrain(config: RunConfig) -> TrainState:
         peak_flops=peak_flops(config, accelerator.device_name()),
     )
     try:
+        fetch_checkpoint(config, logger.say, for_training=True)
         logger.say("opening the data")
         return _pretrain(config, tokenizer, logger)
     finally:

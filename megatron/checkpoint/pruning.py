@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,6 +28,7 @@ def delete_old_checkpoints(
     newest: int,
     keep_last: int,
     protected: Set[int],
+    is_in_use: Callable[[int], bool] = lambda step: False,
     group: dist.ProcessGroup | None = None,
 ) -> str | None:
     """Deletes checkpoints up to ``newest`` except the last ones; all ranks call it.
@@ -41,6 +42,7 @@ def delete_old_checkpoints(
         newest: Step of the checkpoint that has just been saved.
         keep_last: Number of checkpoints to keep, at least 1.
         protected: Steps that are neither counted nor deleted.
+        is_in_use: Tells on rank 0 whether a checkpoint must not be deleted yet.
         group: Contains all ranks; None is the default group.
 
     Returns:
@@ -50,7 +52,8 @@ def delete_old_checkpoints(
     retired: list[str] = []
 
     def retire() -> None:
-        for step in _steps_to_delete(save, newest, keep_last=keep_last, protected=protected):
+        steps = _steps_to_delete(save, newest, keep_last=keep_last, protected=protected)
+        for step in (step for step in steps if not is_in_use(step)):
             folder = step_folder(save, step)
             os.replace(folder, retired_name(folder))
             retired.append(retired_name(folder).name)

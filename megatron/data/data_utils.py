@@ -8,6 +8,7 @@ from megatron.data.domain_files import DomainFiles, open_split, warn_of_training
 from megatron.data.evaluation_batches import EvaluationBatches, EvaluationDomain
 from megatron.data.gpt2_dataset import GPT2Dataset
 from megatron.data.held_out import HeldOutSamples
+from megatron.data.index_cache import IndexCache
 from megatron.data.mixed_batches import MixedBatches
 from megatron.data.shares import weights_by_num_docs
 from megatron.data.splits import SplitName
@@ -60,8 +61,11 @@ def build_train_source(
             vocabulary.
     """
     require_training_data(config)
-    domains = _open_split(config, "train", tokenizer_info, is_first=dp_rank == 0)
-    datasets = [_make_gpt2_dataset(config, domain) for domain in domains]
+    cache = IndexCache(config.data.cache_dir)
+    domains = _open_split(config, "train", tokenizer_info, is_first=dp_rank == 0, cache=cache)
+    datasets = [_make_gpt2_dataset(config, domain, cache) for domain in domains]
+    if dp_rank == 0:
+        cache.report()
     source = MixedBatches(
         datasets,
         dp_rank=dp_rank,
@@ -239,7 +243,12 @@ def build_controller(
 
 
 def _open_split(
-    config: RunConfig, split: SplitName, tokenizer_info: TokenizerInfo, *, is_first: bool
+    config: RunConfig,
+    split: SplitName,
+    tokenizer_info: TokenizerInfo,
+    *,
+    is_first: bool,
+    cache: IndexCache | None = None,
 ) -> list[DomainFiles]:
     return open_split(
         config,
@@ -247,6 +256,7 @@ def _open_split(
         vocab_size=tokenizer_info.vocab_size,
         fingerprint=getattr(tokenizer_info, "fingerprint", None),  # a stand-in may have none
         is_first=is_first,
+        cache=cache or IndexCache(config.data.cache_dir),
     )
 
 
@@ -291,7 +301,7 @@ def _text_bytes_per_token(domain: DomainFiles) -> float | None:
     return metadata.text_bytes / metadata.tokens
 
 
-def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
+def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles, cache: IndexCache) -> GPT2Dataset:
     return GPT2Dataset(
         domain.name,
         domain.prefix,
@@ -300,7 +310,7 @@ def _make_gpt2_dataset(config: RunConfig, domain: DomainFiles) -> GPT2Dataset:
         None,
         config.data.seq_length,
         config.launch.seed,
-        cache_dir=config.data.cache_dir,
+        cache=cache,
     )
 
 

@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from megatron.data.errors import DataError
+from megatron.data.index_cache import IndexCache
 from megatron.data.indexed_dataset import MMapIndexedDataset, make_dataset
 from megatron.data.metadata import DatasetMetadata, read_metadata
 from megatron.data.open_files import reserve_open_files
@@ -29,7 +28,7 @@ class DomainFiles:
     prefix: str
     dataset: MMapIndexedDataset
     metadata: DatasetMetadata | None
-    documents: np.ndarray | None
+    documents: range | None
     """Documents of the split; None for all."""
     number: int
     """Position in the list of paths; a data set without a sample in the split is left out."""
@@ -37,9 +36,8 @@ class DomainFiles:
     @property
     def num_tokens(self) -> int:
         """Tokens of the split."""
-        sizes = self.dataset.sizes
-        chosen = sizes if self.documents is None else sizes[self.documents]
-        return int(chosen.sum(dtype=np.int64))
+        chosen = range(len(self.dataset)) if self.documents is None else self.documents
+        return self.dataset.num_tokens(chosen)
 
 
 def domain_name(prefix: str | Path) -> str:
@@ -55,6 +53,7 @@ def open_split(
     vocab_size: int,
     fingerprint: str | None = None,
     is_first: bool,
+    cache: IndexCache | None = None,
 ) -> list[DomainFiles]:
     """Opens and checks the data sets of a split.
 
@@ -65,6 +64,7 @@ def open_split(
         fingerprint: SHA-256 of the tokenizer of this run; a warning names data sets that another
             tokenizer made. None does not compare.
         is_first: Whether this process reports for all ranks.
+        cache: Where the results of scanning large indexes are kept; None scans them.
 
     Returns:
         One entry per domain; empty if ``split`` of ``data_path`` has nothing for this part.
@@ -77,7 +77,7 @@ def open_split(
     domains = []
     names = _domain_names(config, split, prefixes)
     for number, (name, prefix) in enumerate(zip(names, prefixes, strict=True)):
-        dataset = make_dataset(prefix, skip_warmup=not config.data.mmap_warmup)
+        dataset = make_dataset(prefix, skip_warmup=not config.data.mmap_warmup, cache=cache)
         metadata = _checked_metadata(
             name, prefix, dataset, vocab_size=vocab_size, is_first=is_first
         )
@@ -108,7 +108,7 @@ def _split_by_documents(
     """
     part = SPLITS.index(split)
     boundaries = split_boundaries(shares, len(whole.dataset))
-    documents = np.arange(boundaries[part], boundaries[part + 1], dtype=np.int64)
+    documents = range(boundaries[part], boundaries[part + 1])
     if split == "train" and not len(documents):
         raise DataError(
             f"split: {config.data.split_text!r} leaves no training documents of {whole.prefix} "

@@ -61,30 +61,21 @@ class EvaluationBatches:
             vocab_size: See ``make_batch``.
         """
         self._domains = tuple(domains)
+        self.domains = tuple(domain.name for domain in domains)
+        """Names of the domains; ``domain_ids`` of the batches count them from 0."""
+        self.num_samples = tuple(domain.num_samples for domain in domains)
+        """Samples of each domain, over all ranks."""
+        self.text_bytes_per_token = tuple(domain.text_bytes_per_token for domain in domains)
+        """Bytes of text per token of each domain, if known."""
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = micro_batch_size
         self._eod_token, self._eod_mask_loss = eod_token, eod_mask_loss
         self._tells_documents = tells_documents
         self._vocab_size = vocab_size
 
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Names of the domains; ``domain_ids`` of the batches count them from 0."""
-        return tuple(domain.name for domain in self._domains)
-
-    @property
-    def num_samples(self) -> tuple[int, ...]:
-        """Samples of each domain, over all ranks."""
-        return tuple(domain.num_samples for domain in self._domains)
-
-    @property
-    def text_bytes_per_token(self) -> tuple[float | None, ...]:
-        """Bytes of text per token of each domain, if known."""
-        return tuple(domain.text_bytes_per_token for domain in self._domains)
-
     def num_batches(self, domain_id: int) -> int:
         """Batches of a domain on each rank."""
-        return self._num_rounds(self._domains[domain_id].num_samples)
+        return self._num_rounds(self.num_samples[domain_id])
 
     def batches(self, domain_id: int) -> Iterator[Batch]:
         """Reads the batches of a domain on this rank.
@@ -98,7 +89,7 @@ class EvaluationBatches:
         Raises:
             DataError: If a token is not in the vocabulary.
         """
-        count = self._domains[domain_id].num_samples
+        count = self.num_samples[domain_id]
         domain_ids = np.full(count, domain_id)
         return self.chosen(domain_ids, np.arange(count), ids=domain_ids)
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from megatron.data.errors import DataError
-from megatron.data.index_maps import sample_tokens, shuffled_stream
+from megatron.data.index_cache import IndexCache
+from megatron.data.index_maps import as_array, sample_pieces, sample_tokens, shuffled_stream
 from megatron.data.indexed_dataset import MMapIndexedDataset
 from odm.order import sample_order
 
@@ -33,19 +34,19 @@ class GPT2Dataset(torch.utils.data.Dataset):
         seq_length: int,
         seed: int,
         *,
-        cache_dir: str | Path | None = None,
+        cache: IndexCache | None = None,
     ) -> None:
         """Finds or builds the order of the documents.
 
         Args:
             name: The domain; part of what the order depends on.
             data_prefix: Prefix of the data files, for messages.
-            documents: Documents that belong to the split; None for all.
+            documents: Documents that belong to the split: a range or a list; None for all.
             indexed_dataset: The data set.
             num_samples: The value of ``len``; None for the samples of one epoch.
             seq_length: Tokens of a sample less one.
             seed: Seed of the run.
-            cache_dir: See ``index_maps.shuffled_stream``.
+            cache: Where the order of many documents is kept; by default beside the data.
 
         Raises:
             DataError: If the documents do not fill one sample.
@@ -55,15 +56,16 @@ class GPT2Dataset(torch.utils.data.Dataset):
         self.indexed_dataset = indexed_dataset
         self.num_samples = num_samples
         self._seed = seed
-        chosen = np.arange(len(indexed_dataset)) if documents is None else np.asarray(documents)
-        chosen = chosen.astype(np.int64)
+        chosen = range(len(indexed_dataset)) if documents is None else documents
+        if not isinstance(chosen, range):
+            chosen = as_array(chosen)
         self.num_documents = len(chosen)
-        self.num_tokens = int(indexed_dataset.sizes[chosen].sum(dtype=np.int64))
+        self.num_tokens = indexed_dataset.num_tokens(chosen)
         require_one_sample(
-            name, data_prefix, chosen.size, num_tokens=self.num_tokens, seq_length=seq_length
+            name, data_prefix, len(chosen), num_tokens=self.num_tokens, seq_length=seq_length
         )
         self._stream = shuffled_stream(
-            indexed_dataset, chosen, seed=seed, domain=name, cache_dir=cache_dir
+            indexed_dataset, chosen, seed=seed, domain=name, cache=cache or IndexCache()
         )
         self.samples_per_epoch = self._stream.num_samples(seq_length)
         self._order_of_epoch = functools.lru_cache(maxsize=EPOCHS_IN_MEMORY)(self._make_order)
@@ -105,6 +107,14 @@ class GPT2Dataset(torch.utils.data.Dataset):
         return sample_tokens(
             self.indexed_dataset, self._stream, samples, seq_length=self.seq_length
         )
+
+    def will_need(self, positions: np.ndarray) -> None:
+        """Asks the system to read samples into memory, without waiting for them; shape (n,)."""
+        samples = self._samples_at(np.asarray(positions, dtype=np.int64))
+        pieces = sample_pieces(
+            self.indexed_dataset, self._stream, samples, seq_length=self.seq_length
+        )
+        self.indexed_dataset.will_need(*pieces)
 
     def _samples_at(self, positions: np.ndarray) -> np.ndarray:
         """Maps positions to samples of the document stream."""

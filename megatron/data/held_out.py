@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.gpt2_dataset import require_one_sample
-from megatron.data.index_maps import document_stream, sample_tokens
 from megatron.data.indexed_dataset import MMapIndexedDataset
 
 
@@ -20,7 +19,7 @@ class HeldOutSamples:
         self,
         name: str,
         data_prefix: str | Path,
-        documents: np.ndarray | None,
+        documents: range | None,
         indexed_dataset: MMapIndexedDataset,
         *,
         seq_length: int,
@@ -42,16 +41,13 @@ class HeldOutSamples:
         self.name = name
         self._indexed_dataset = indexed_dataset
         self._seq_length = seq_length
-        chosen = np.arange(len(indexed_dataset)) if documents is None else documents
-        self._stream = document_stream(chosen, indexed_dataset.sizes)
+        chosen = range(len(indexed_dataset)) if documents is None else documents
+        self._first_token = indexed_dataset.num_tokens(range(chosen.start))
+        num_tokens = indexed_dataset.num_tokens(chosen)
         require_one_sample(
-            name,
-            data_prefix,
-            len(chosen),
-            num_tokens=self._stream.num_tokens,
-            seq_length=seq_length,
+            name, data_prefix, len(chosen), num_tokens=num_tokens, seq_length=seq_length
         )
-        self._available = self._stream.num_samples(seq_length)
+        self._available = (num_tokens - 1) // seq_length
         self.num_samples = min(self._available, max_samples or self._available)
 
     def get_many(self, positions: np.ndarray) -> np.ndarray:
@@ -61,9 +57,9 @@ class HeldOutSamples:
             Tokens, shape (n, seq_length + 1), int64.
         """
         samples = spread_evenly(positions, count=self.num_samples, total=self._available)
-        return sample_tokens(
-            self._indexed_dataset, self._stream, samples, seq_length=self._seq_length
-        )
+        starts = self._first_token + samples * self._seq_length
+        places = starts[:, None] + np.arange(self._seq_length + 1)
+        return self._indexed_dataset.tokens[places].astype(np.int64)
 
 
 def spread_evenly(positions: np.ndarray, *, count: int, total: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Standard library only, so that a configuration is checked against its data quick
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from array import array
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ __all__ = [
     "VERSION",
     "IndexHeader",
     "data_file_path",
+    "header_of",
     "index_file_path",
     "leading_tokens",
+    "open_file",
     "read_header",
     "stored_tokens",
 ]
@@ -68,22 +71,45 @@ def read_header(prefix: str | Path) -> IndexHeader:
     Raises:
         DataError: If one of the two files is missing, or the index is foreign or truncated.
     """
-    index_path, data_path = Path(index_file_path(prefix)), Path(data_file_path(prefix))
+    index_path = Path(index_file_path(prefix))
+    with open_file(index_path) as stream, open_file(Path(data_file_path(prefix))):
+        return header_of(index_path, stream)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens one of the two files of a data set, without a buffer.
+
+    Raises:
+        DataError: If it is missing, no ordinary file, or cannot be read.
+    """
     try:
-        for path in (index_path, data_path):
-            if not path.is_file():
-                raise DataError(
-                    f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx"
-                )
-        with index_path.open("rb") as stream:
-            header = _parse_header(index_path, stream.read(HEADER.size))
+        # a pipe must not be waited for
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return open(descriptor, "rb", buffering=0)
+        os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError as error:
-        raise DataError(f"{index_path}: cannot be read: {error.strerror}") from error
-    found = index_path.stat().st_size
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    raise DataError(f"{path}: no such file; a data set is the pair <prefix>.bin, <prefix>.idx")
+
+
+def header_of(path: Path, stream: BinaryIO) -> IndexHeader:
+    """Reads the header of an open index, and checks the length of the file.
+
+    Raises:
+        DataError: If the index is foreign or truncated, or cannot be read.
+    """
+    try:
+        header = _parse_header(path, stream.read(HEADER.size))
+        found = os.fstat(stream.fileno()).st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     expected = HEADER.size + 12 * header.num_items + 8 * header.num_doc_indices
     if found != expected:
         raise DataError(
-            f"{index_path}: {header.num_items} items and {header.num_doc_indices} document indices "
+            f"{path}: {header.num_items} items and {header.num_doc_indices} document indices "
             f"need {expected} bytes, found {found}; the file is truncated or damaged, make it again"
         )
     return header

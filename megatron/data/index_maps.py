@@ -7,24 +7,29 @@ short) is predicted once per epoch. Only the order and its running token counts 
 is found by binary search. A document is an item of the data set, as in GPT-NeoX.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from megatron.data.indexed_dataset import MMapIndexedDataset, index_file_path
-from megatron.files import atomic_writer, take_lock
+from megatron.data.index_cache import (
+    RECORDED_DOCUMENTS,
+    SMALL_INDEX,
+    IndexCache,
+    file_facts,
+    record_name,
+)
+from megatron.data.indexed_dataset import MMapIndexedDataset
+from megatron.files import atomic_writer
+from odm.json_data import fields, text
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,63 +86,44 @@ def document_order(seed: int, domain: str, documents: np.ndarray) -> np.ndarray:
 
 def shuffled_stream(
     dataset: MMapIndexedDataset,
-    documents: np.ndarray,
+    documents: range | np.ndarray,
     *,
     seed: int,
     domain: str,
-    cache_dir: str | Path | None = None,
+    cache: IndexCache,
 ) -> DocumentStream:
     """Returns the stream of a domain from the cache, or builds and caches it.
 
-    Any number of processes may do this at the same time. On one machine they take turns, so that
-    the others can use what the first has built. On other machines each process writes the same
-    content under its own temporary name.
+    Any number of processes may do this at the same time. Where file systems have locks, they take
+    turns, so that the others can use what the first has built. Otherwise each process writes the
+    same content under its own temporary name. A few documents are ordered faster than a file is
+    opened, so no file is made for them.
 
     Args:
         dataset: The data set.
-        documents: Its documents that belong to the split, shape (n,).
+        documents: Its documents that belong to the split: a range, or shape (n,).
         seed: Seed of the run.
         domain: Name of the domain.
-        cache_dir: Folder for the order; by default beside the data or, if that folder cannot be
-            written, in the user's cache folder.
+        cache: Where the order is kept.
 
     Returns:
-        The stream; memory maps if a cache could be written.
+        The stream; memory maps if a file of it was found or could be written.
     """
+    if len(documents) < SMALL_INDEX:
+        return _build(dataset, documents, seed=seed, domain=domain)
     key = _content_key(dataset, documents, seed=seed, domain=domain)
     name = f"{Path(dataset.path).name}_document_order_{key}.npy"
-    paths = [folder / name for folder in cache_folders(dataset.path, cache_dir)]
-    cached = _find_cached(paths, len(documents))
-    if cached is not None:
-        return cached
-    logger.info("%s: ordering %d documents", dataset.path, len(documents))
-    with _one_process_at_a_time(index_file_path(dataset.path)):
-        cached = _find_cached(paths, len(documents))  # by the process that was waited for
-        if cached is not None:
-            return cached
-        stream = document_stream(document_order(seed, domain, documents), dataset.sizes)
-        for path in paths:
-            try:
-                _write_cached(path, stream)
-            except OSError as error:
-                logger.debug("%s: cannot be written (%s)", path, error)
-                continue
-            return _read_cached(path, len(documents)) or stream
-    logger.warning(
-        "%s: no folder can hold the document order (tried %s); it is computed at every start. "
-        "Set data_cache_dir to a writable folder",
-        dataset.path,
-        ", ".join(str(path.parent) for path in paths),
-    )
-    return stream
-
-
-def cache_folders(prefix: str | Path, cache_dir: str | Path | None) -> list[Path]:
-    """Returns the folders in which the order may be kept, the preferred one first."""
-    if cache_dir is not None:
-        return [Path(cache_dir)]
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return [Path(prefix).parent, Path(user_cache) / "odm-neox"]
+    order = _OrderFile(dataset.path, name, len(documents), cache)
+    found = order.find()
+    if found is not None:
+        return found
+    with cache.one_process_at_a_time(dataset.path):
+        found = order.find()  # by the process that was waited for
+        if found is not None:
+            return found
+        logger.info("%s: ordering %d documents", dataset.path, len(documents))
+        stream = _build(dataset, documents, seed=seed, domain=domain)
+        return order.write(stream) or stream
 
 
 def sample_tokens(
@@ -154,6 +140,27 @@ def sample_tokens(
     Returns:
         Tokens, shape (n, seq_length + 1), int64.
     """
+    first_tokens, lengths = sample_pieces(dataset, stream, samples, seq_length=seq_length)
+    # Position in the .bin less position in the output, constant inside a piece.
+    shifts = first_tokens - (np.cumsum(lengths) - lengths)
+    sources = np.repeat(shifts, lengths) + np.arange(len(samples) * (seq_length + 1))
+    return dataset.tokens[sources].astype(np.int64).reshape(len(samples), seq_length + 1)
+
+
+def sample_pieces(
+    dataset: MMapIndexedDataset, stream: DocumentStream, samples: np.ndarray, *, seq_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the stretches of the ``.bin`` that samples are made of, in their order.
+
+    Args:
+        dataset: The data set.
+        stream: Order of its documents.
+        samples: Numbers of samples in the stream, shape (n,).
+        seq_length: Tokens of a sample less one.
+
+    Returns:
+        First token and number of tokens of each piece, shape (pieces,), int64.
+    """
     starts = np.asarray(samples, dtype=np.int64) * seq_length
     offsets = stream.offsets
     first_places = np.searchsorted(offsets, starts, side="right") - 1
@@ -166,82 +173,122 @@ def sample_tokens(
     places = first_places[owner] + piece_in_sample
     begins = np.maximum(offsets[places], starts[owner])
     ends = np.minimum(offsets[places + 1], starts[owner] + seq_length + 1)
-    lengths = ends - begins
     document_starts = dataset.pointers[stream.order[places]] // dataset.dtype.itemsize
-    # Position in the .bin less position in the output, constant inside a piece.
-    shifts = document_starts + (begins - offsets[places]) - (np.cumsum(lengths) - lengths)
-    sources = np.repeat(shifts, lengths) + np.arange(len(starts) * (seq_length + 1))
-    return dataset.tokens[sources].astype(np.int64).reshape(len(starts), seq_length + 1)
+    return document_starts + (begins - offsets[places]), ends - begins
+
+
+def _build(
+    dataset: MMapIndexedDataset, documents: range | np.ndarray, *, seed: int, domain: str
+) -> DocumentStream:
+    return document_stream(document_order(seed, domain, as_array(documents)), dataset.sizes)
+
+
+def as_array(documents: range | np.ndarray) -> np.ndarray:
+    """The numbers of documents, shape (n,), int64."""
+    if isinstance(documents, range):  # without making a Python object of each
+        return np.arange(documents.start, documents.stop, documents.step, dtype=np.int64)
+    return np.asarray(documents, dtype=np.int64)
 
 
 def _content_key(
-    dataset: MMapIndexedDataset, documents: np.ndarray, *, seed: int, domain: str
+    dataset: MMapIndexedDataset, documents: range | np.ndarray, *, seed: int, domain: str
 ) -> str:
     """Names what the order depends on, so that a changed data set never uses an old cache."""
-    digest = hashlib.sha256()
-    facts = (CACHE_VERSION, dataset.tokens.nbytes, dataset.dtype.str, seed, domain)
-    digest.update(repr(facts).encode())
-    digest.update(np.ascontiguousarray(dataset.sizes, dtype="<i4").data)
-    digest.update(np.ascontiguousarray(documents, dtype="<i8").data)
-    return digest.hexdigest()[:24]
+    if isinstance(documents, range):
+        chosen = repr(documents)
+    else:
+        chosen = hashlib.sha256(np.ascontiguousarray(documents, dtype="<i8").data).hexdigest()
+    sizes, kind = dataset.sizes_digest, dataset.dtype.str
+    facts = (CACHE_VERSION, dataset.tokens.nbytes, kind, seed, domain, sizes, chosen)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
-@contextlib.contextmanager
-def _one_process_at_a_time(path: str) -> Iterator[None]:
-    """Locks an existing file, so that no lock file is left; the lock ends with the process.
+@dataclasses.dataclass(frozen=True)
+class _OrderFile:
+    """The file of an order: [checksum, order, offsets] as one array, complete or missing."""
 
-    NFS locks only files that are open for writing, other file systems also those that may only be
-    read.
-    """
-    file: BinaryIO
-    try:
-        file = open(path, "rb+")
-    except OSError:
-        file = open(path, "rb")
-    with file:
-        with contextlib.suppress(OSError):  # without locks every process builds
-            take_lock(file, waits=True)
-        yield
+    prefix: str
+    name: str
+    num_documents: int
+    cache: IndexCache
+
+    def find(self) -> DocumentStream | None:
+        """Maps the first file that is complete."""
+        folders = self.cache.folders(self.prefix)
+        found = (self._read(folder / self.name) for folder in folders)
+        return next((stream for stream in found if stream is not None), None)
+
+    def write(self, stream: DocumentStream) -> DocumentStream | None:
+        """Writes the order and maps it; None, which is noted, if no folder can be written."""
+        for folder in self.cache.folders(self.prefix):
+            path = folder / self.name
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_array(path, stream, durable=self._is_recorded)
+            except OSError as error:
+                logger.debug("%s: cannot be written (%s)", path, error)
+                continue
+            return self._read(path)
+        self.cache.note_without_room(self.prefix)
+        return None
+
+    @property
+    def _is_recorded(self) -> bool:
+        return self.num_documents >= RECORDED_DOCUMENTS
+
+    def _read(self, path: Path) -> DocumentStream | None:
+        """Maps a file; None if it is absent, torn or damaged."""
+        try:
+            facts = file_facts(os.stat(path)) if self._is_recorded else None
+            content = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning("%s: cannot be read (%s), building it again", path, error.strerror)
+            return None
+        except (ValueError, EOFError) as error:
+            logger.warning("%s: damaged (%s), building it again", path, error)
+            return None
+        num_documents = self.num_documents
+        if content.dtype != np.int64 or content.shape != (2 * num_documents + 2,):
+            logger.warning("%s: damaged (wrong length), building it again", path)
+            return None
+        body = np.asarray(content)[1:]
+        if not self._is_checked(int(content[0]), body, path, facts):
+            logger.warning("%s: damaged (wrong checksum), building it again", path)
+            return None
+        return DocumentStream(order=body[:num_documents], offsets=body[num_documents:])
+
+    def _is_checked(
+        self, checksum: int, body: np.ndarray, path: Path, facts: list[int] | None
+    ) -> bool:
+        """Checks the content; if another process has checked the same file, its record is enough.
+
+        A record outlives a power cut only together with the file, which was written durably.
+        """
+        name = record_name(self.prefix, os.path.abspath(path), facts, checksum)
+        if facts is not None and self.cache.find(self.prefix, name, _RECORD) is not None:
+            return True
+        if zlib.crc32(np.ascontiguousarray(body).data) != checksum:
+            return False
+        if facts is not None and facts == file_facts(os.stat(path)):
+            self.cache.keep(self.prefix, name, {"checked": self.name})
+        return True
 
 
-def _write_cached(path: Path, stream: DocumentStream) -> None:
-    """Writes [checksum, order, offsets] as one array, because one file is complete or missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+_RECORD = fields({"checked": text()})
+
+
+def _write_array(path: Path, stream: DocumentStream, *, durable: bool) -> None:
     parts = [np.ascontiguousarray(part, dtype="<i8") for part in (stream.order, stream.offsets)]
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part.data, checksum)
     shape = (1 + sum(map(len, parts)),)
-    with atomic_writer(path, durable=False) as file:  # who reads it checks it
+    with atomic_writer(path, durable=durable) as file:
         # what numpy.save writes, without a copy of the whole
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<i8", "fortran_order": False, "shape": shape}
         )
         for part in (np.array([checksum], dtype="<i8"), *parts):
             file.write(part.data)
-
-
-def _find_cached(paths: Sequence[Path], num_documents: int) -> DocumentStream | None:
-    """Maps the first cached order that is complete."""
-    found = (_read_cached(path, num_documents) for path in paths)
-    return next((stream for stream in found if stream is not None), None)
-
-
-def _read_cached(path: Path, num_documents: int) -> DocumentStream | None:
-    """Maps a cached order; None if it is absent, torn or damaged."""
-    try:
-        content = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.warning("%s: cannot be read (%s), building it again", path, error.strerror)
-        return None
-    except (ValueError, EOFError) as error:
-        logger.warning("%s: damaged (%s), building it again", path, error)
-        return None
-    body = content[1:]
-    is_whole = content.dtype == np.int64 and content.shape == (2 * num_documents + 2,)
-    if not is_whole or zlib.crc32(np.ascontiguousarray(body).data) != content[0]:
-        logger.warning("%s: damaged (wrong length or checksum), building it again", path)
-        return None
-    return DocumentStream(order=body[:num_documents], offsets=body[num_documents:])

@@ -1,6 +1,9 @@
 """Reading and writing tokenized data sets, ``<prefix>.bin`` and ``<prefix>.idx``."""
 
+import contextlib
+import functools
 import logging
+import mmap
 import os
 from array import array
 from pathlib import Path
@@ -10,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from megatron.data.errors import DataError
-from megatron.data.index_format import (
-    CODE_OF_DTYPE,
-    read_index,
-    write_index,
-)
+from megatron.data.index_cache import IndexCache
+from megatron.data.index_format import CODE_OF_DTYPE, digest_of_sizes, read_index, write_index
 from megatron.data.index_header import data_file_path, index_file_path
 from megatron.files import atomic_writer, flush_to_disk, temporary_path
 
@@ -42,30 +42,31 @@ class MMapIndexedDataset:
     the middle of a run.
     """
 
-    def __init__(self, path: str | Path, skip_warmup: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, skip_warmup: bool = True, *, cache: IndexCache | None = None
+    ) -> None:
         """Maps ``<path>.bin`` and ``<path>.idx``.
 
         Args:
             path: Prefix of the two files.
             skip_warmup: False reads the tokens once, so that later reads come from memory.
+            cache: Where the result of scanning a large index is kept; None scans it.
 
         Raises:
             DataError: If a file is missing, foreign, truncated or contradicts the other.
         """
-        self._path = str(path)
-        index = read_index(path)
-        self._dtype = index.dtype
-        self._sizes, self._pointers, self._doc_idx = index.sizes, index.pointers, index.doc_idx
-        data_path = data_file_path(path)
-        self._tokens = _map_tokens(data_path, self._dtype)
+        self._path, self._cache = str(path), cache
+        self._index = index = read_index(path, cache)
+        self._dtype, self._tokens = index.dtype, index.tokens
+        self._sizes, self._pointers = index.sizes, index.pointers
         if not skip_warmup:
-            _read_once(data_path)
+            _read_once(data_file_path(path))
 
-    def __getstate__(self) -> str:
-        return self._path  # a worker process maps the files itself
+    def __getstate__(self) -> tuple[str, IndexCache | None]:
+        return self._path, self._cache  # a worker process maps the files itself
 
-    def __setstate__(self, path: str) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[str, IndexCache | None]) -> None:
+        self.__init__(state[0], cache=state[1])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -117,7 +118,46 @@ class MMapIndexedDataset:
     @property
     def doc_idx(self) -> np.ndarray:
         """First item of each document and the number of items, shape (documents + 1,), int64."""
-        return self._doc_idx
+        stored = self._index.stored_doc_idx
+        return np.arange(len(self) + 1, dtype=np.int64) if stored is None else stored
+
+    @property
+    def token_map(self) -> mmap.mmap | None:
+        """The memory map of ``tokens``; None if there are none."""
+        return self._index.token_map
+
+    def will_need(self, first_tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Asks the system to read stretches of tokens into memory; does not wait for them.
+
+        Args:
+            first_tokens: Where they begin in ``tokens``, shape (n,).
+            lengths: Their numbers of tokens, shape (n,).
+        """
+        memory, advice = self.token_map, getattr(mmap, "MADV_WILLNEED", None)
+        if memory is None or advice is None:
+            return
+        begins = first_tokens * self._dtype.itemsize
+        starts = begins - begins % mmap.PAGESIZE
+        sizes = begins + lengths * self._dtype.itemsize - starts
+        with contextlib.suppress(OSError):  # advice, which some file systems do not take
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                memory.madvise(advice, start, size)
+
+    @functools.cached_property
+    def sizes_digest(self) -> str:
+        """SHA-256 of ``sizes``, hexadecimal."""
+        return self._index.recorded_digest or digest_of_sizes(self._sizes)
+
+    def num_tokens(self, items: range | np.ndarray) -> int:
+        """Returns the number of tokens of some items; of a range without looking at each."""
+        if isinstance(items, range) and items.step == 1:
+            return self._first_token(items.stop) - self._first_token(items.start) if items else 0
+        return int(self._sizes[items].sum(dtype=np.int64))
+
+    def _first_token(self, item: int) -> int:
+        """Tokens before an item, or before the end."""
+        is_end = item == len(self)
+        return len(self._tokens) if is_end else int(self._pointers[item]) // self._dtype.itemsize
 
     @property
     def tokens(self) -> np.ndarray:
@@ -285,7 +325,11 @@ def make_builder(
 
 
 def make_dataset(
-    path: str | Path, impl: str = "infer", skip_warmup: bool = True
+    path: str | Path,
+    impl: str = "infer",
+    skip_warmup: bool = True,
+    *,
+    cache: IndexCache | None = None,
 ) -> MMapIndexedDataset:
     """Opens the data set ``path``; the file itself tells its format, whatever ``impl`` says.
 
@@ -293,23 +337,14 @@ def make_dataset(
         path: Prefix of the two files.
         impl: One of the values of ``data_impl``.
         skip_warmup: False reads the tokens once.
+        cache: Where the result of scanning a large index is kept; None scans it.
 
     Raises:
         DataError: If ``impl`` is unknown, or the files are damaged or of the legacy format.
     """
     if impl not in DATA_IMPLS:
         raise DataError(f"data_impl: {impl!r} is unknown; use one of {', '.join(DATA_IMPLS)}")
-    return MMapIndexedDataset(path, skip_warmup)
-
-
-def _map_tokens(path: str, dtype: np.dtype) -> np.ndarray:
-    """Maps a ``.bin`` file; an empty one cannot be mapped and has no tokens."""
-    try:
-        if not os.path.getsize(path):
-            return np.empty(0, dtype=dtype)
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return MMapIndexedDataset(path, skip_warmup, cache=cache)
 
 
 def _read_once(path: str) -> None:

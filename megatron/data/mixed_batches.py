@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from megatron.data.batch import Batch, make_batch
+from megatron.data.disk_waits import DiskWaits
 from megatron.data.gpt2_dataset import GPT2Dataset
 from odm.schedule import Draw
 
@@ -54,6 +55,7 @@ class MixedBatches:
         self._eod_token, self._eod_mask_loss = eod_token, eod_mask_loss
         self._tells_documents = tells_documents
         self._vocab_size = vocab_size
+        self._disk_waits = DiskWaits()
 
     @property
     def samples_by_domain(self) -> dict[str, int]:
@@ -82,11 +84,20 @@ class MixedBatches:
         Raises:
             DataError: If a token is not in the vocabulary.
         """
-        for micro_batch in range(self._num_micro_batches):
-            first = (micro_batch * self._dp_size + self._dp_rank) * self._micro_batch_size
-            slots = slice(first, first + self._micro_batch_size)
+        own_slots = [
+            slice(first, first + self._micro_batch_size)
+            for first in range(
+                self._dp_rank * self._micro_batch_size,
+                self._num_micro_batches * self._dp_size * self._micro_batch_size,
+                self._dp_size * self._micro_batch_size,
+            )
+        ]
+        if self._disk_waits.next_step():
+            self._will_need(draw, own_slots)
+        for slots in own_slots:
             domain_ids = draw.domains[slots]
-            tokens = self._read(domain_ids, draw.positions[slots])
+            with self._disk_waits.watch():
+                tokens = self._read(domain_ids, draw.positions[slots])
             yield make_batch(
                 tokens,
                 domain_ids,
@@ -96,6 +107,13 @@ class MixedBatches:
                 vocab_size=self._vocab_size,
                 domains=self.domains,
             )
+
+    def _will_need(self, draw: Draw, own_slots: Sequence[slice]) -> None:
+        """Asks the system to read all samples of a step at the same time."""
+        domain_ids = np.concatenate([draw.domains[slots] for slots in own_slots])
+        positions = np.concatenate([draw.positions[slots] for slots in own_slots])
+        for domain_id in np.unique(domain_ids):
+            self._datasets[domain_id].will_need(positions[domain_ids == domain_id])
 
     def _read(self, domain_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Reads samples of several domains, domain by domain."""

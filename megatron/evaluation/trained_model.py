@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from megatron.checkpoint.copies import fetch_checkpoint
 from megatron.checkpoint.format import read_resolved_config
 from megatron.checkpoint.loading import first_not_finite, load_module_weights
 from megatron.checkpoint.opening import load_run_state
@@ -57,6 +58,7 @@ def open_checkpoint(config: RunConfig, topology: Topology) -> LoadedModel:
     if config.saving.load_path is None:
         raise ConfigError("load: is not set; set it to the checkpoint folder of the model")
     tokenizer = build_tokenizer(config)
+    fetch_checkpoint(config, print_rank_0)
 
     def read(folder: Path | None) -> tuple[GPT2Model, Path]:
         assert folder is not None

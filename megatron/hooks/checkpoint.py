@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from megatron.checkpoint.copies import BackgroundCopies, open_copies
+from megatron.checkpoint.format import step_folder
 from megatron.checkpointing import CheckpointContents, CheckpointSaver
 from megatron.data.mixed_batches import MixedBatches
 from megatron.engine.runners import StepRunner
@@ -41,6 +43,7 @@ class CheckpointHook(Hook):
         self.config = config
         self.logger = logger
         self.held_out = held_out
+        self._copies: BackgroundCopies | None = None
         self._last_saved = -1
         self._loss = 0.0
         self._saver = self._make_saver(moment_names)
@@ -57,26 +60,46 @@ class CheckpointHook(Hook):
             keep_last=saving.keep_last_n_checkpoints,
             protected_steps=frozenset(saving.extra_steps),
             in_background=saving.async_save,
-            on_saved=lambda step, folder: self.logger.save(step, str(folder)),
+            on_saved=self._on_saved,
             on_failed=self.logger.warning,
+            is_in_use=lambda step: self._copies is not None and self._copies.is_waiting(step),
         )
+
+    def _on_saved(self, step: int, folder: Path) -> None:
+        self.logger.save(step, str(folder))
+        if self._copies is not None:
+            self._copies.add(step, folder)
 
     def _is_due(self, step: int) -> bool:
         last_step = self.config.schedule.train_iters
         return self.config.saving.is_save_step(step, last_step=last_step)
 
     def before_training(self, state: TrainState, *, is_saved: bool) -> None:
-        """Saves the untrained model when iteration 0 is among the steps to save.
+        """Opens ``save_copy``; saves the untrained model if iteration 0 is among those to save.
 
         Args:
             state: Counters before the first step.
             is_saved: Whether the save folder already contains a checkpoint of exactly this step,
                 which is then not written again.
+
+        Raises:
+            CheckpointError: On every rank, if ``save_copy`` cannot be used.
         """
+        logger = self.logger
+        self._copies = open_copies(
+            self.config, step=state.step, warn=logger.warning, tell=logger.say
+        )
         if is_saved:
             self._last_saved = state.step
+            self._copy_what_is_missing(state.step)
         elif state.step == 0 and self._is_due(0):
             self.save(state)
+
+    def _copy_what_is_missing(self, step: int) -> None:
+        """Copies the checkpoint with which the run continues if the run before did not."""
+        save = self.config.saving.save_path
+        if self._copies is not None and save is not None:
+            self._copies.add_if_missing(step, step_folder(Path(save), step))
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         self._loss = report.lm_loss
@@ -89,9 +112,11 @@ class CheckpointHook(Hook):
         self.wait()
 
     def wait(self) -> None:
-        """Waits for a save in the background, and raises its error if it failed."""
+        """Waits for a save and copies in the background; raises the error if the save failed."""
         if self._saver is not None:
             self._saver.wait()
+        if self._copies is not None:
+            self._copies.wait()
 
     def save(self, state: TrainState) -> None:
         """Saves now; with ``async_save`` copies now, and writes while training continues."""

@@ -277,7 +277,7 @@ def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
     if purpose_of(config.launch.user_script) is Purpose.READING:
         lines |= {
             "precision": config.precision.dtype,
-            "reads": config.saving.load_path or "nothing",
+            "reads": config.saving.load_copy or config.saving.load_path or "nothing",
         }
     else:
         lines |= {
@@ -288,6 +288,8 @@ def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
             "domains": ", ".join(config.data.train_domains) or "one unnamed",
             "saves to": config.saving.save_path or "nowhere",
         }
+        if config.saving.save_copy:
+            lines["copies to"] = config.saving.save_copy
     width = max(map(len, lines))
     notes = [f"note: {note}" for note in config.notes]
     notes += [f"not on this machine: {problem}" for problem in lacks]

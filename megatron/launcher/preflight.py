@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from megatron.checkpoint.foreign import foreign_checkpoint_problem, neox_checkpoint_names
+from megatron.checkpoint.remote import file_system_problem
 from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
@@ -65,6 +66,7 @@ def start_problems(
         problems += _generation_problems(config)
     else:
         problems += _evaluation_problems(config)
+    problems += _address_problems(config, is_training=is_training)
     return [*problems, *_checkpoint_problems(config, is_training=is_training)]
 
 
@@ -229,6 +231,16 @@ def _unusable(path: str | Path) -> str | None:
     return None
 
 
+def _address_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
+    """File systems that are not installed; nothing is connected to."""
+    addresses = {"load": config.saving.load_copy}
+    if is_training:
+        addresses["save_copy"] = config.saving.save_copy
+    for key, address in addresses.items():
+        if address is not None and (problem := file_system_problem(address)):
+            yield ConfigError(f"{key}: {problem}", key=key)
+
+
 def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[ConfigError]:
     """A checkpoint that is asked for and missing; training may start without one."""
     load, save, step = config.saving.load_path, config.saving.save_path, config.saving.iteration
@@ -244,6 +256,8 @@ def _checkpoint_problems(config: RunConfig, *, is_training: bool) -> Iterator[Co
                 key=key,
             )
         return
+    if config.saving.load_copy is not None:
+        return  # what is there is found out when the run starts
     if problem := _unusable(load):
         yield ConfigError(f"load: {load}: {problem}; correct the path", key="load")
         return

@@ -53,6 +53,7 @@ ALIASES = (
     Alias("valid_data_path", "valid_data_paths", str | list[str] | None, convert=_as_list),
     Alias("test_data_path", "test_data_paths", str | list[str] | None, convert=_as_list),
     Alias("min_loss_scale", "min_scale", float | None),
+    Alias("s3_path", "save_copy", str | None, convert=lambda path: f"{path.rstrip('/')}/{{save}}"),
     _beside("fp16", "loss_scale", "loss_scale", float),
     _beside("fp16", "loss_scale_window", "loss_scale_window", float, 1000.0),
     _beside("fp16", "hysteresis", "hysteresis", int, 2),

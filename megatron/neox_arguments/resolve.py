@@ -20,7 +20,7 @@ from .rules.generation import resolve_generation
 from .rules.layout import check_layout
 from .rules.model import resolve_model
 from .rules.optimizer import resolve_optimizer, resolve_schedule
-from .rules.output import resolve_logging, resolve_saving
+from .rules.output import check_load, resolve_logging, resolve_saving
 from .rules.precision import resolve_precision, resolve_zero
 from .rules.topology import check_processes, resolve_batch, resolve_topology, resolve_world_size
 from .run_config import RunConfig
@@ -124,6 +124,7 @@ def _resolved(draft: Draft, world_size: int | None) -> RunConfig:
         saving = resolve_saving(draft)
         logging = resolve_logging(draft, saving.save_path)
         check_compilation(draft, layout, model)
+    check_load(draft)
     check_layout(draft, layout, model, batch.gradient_accumulation_steps)
     return RunConfig(
         model=model,

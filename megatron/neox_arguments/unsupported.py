@@ -134,9 +134,7 @@ refused by all: checkpoints of this program load on any layout as they are
     load_universal=False
 refused: checkpoints carry checksums instead
     checkpoint_validation_with_forward_pass=False
-refused: checkpoints are written to a folder; copy them with a tool of your own
-    s3_path:text
-part of: s3_path
+no effect: the file system of save_copy chooses the size of its parts
     s3_chunk_size=104857600
 no effect: checkpoints have a format of their own
     checkpoint:section

@@ -47,6 +47,7 @@ LEVELS = {
 LIGHT_MODULES = {
     "checkpoint.foreign": 0,
     "checkpoint.lock": 0,
+    "checkpoint.remote": 0,
     "data.errors": 0,
     "data.index_header": 0,
     "data.metadata": 0,

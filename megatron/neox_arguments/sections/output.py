@@ -14,11 +14,19 @@ class Saving:
     """Checkpoints: where they are, when they are written, what is loaded."""
 
     save_path: Annotated[str | None, Key("save", str | None)]
-    """Folder for checkpoints. Needs `checkpoint_factor` or `extra_save_iters`."""
+    """Folder for checkpoints. Needs `checkpoint_factor` or `extra_save_iters`. An address such as
+    `s3://bucket/run` is that of `save_copy`; the folder is then one below `checkpoints`."""
+
+    save_copy: Annotated[str | None, Key("save_copy", str | None)]
+    """Address to which each checkpoint is copied in the background after it was saved, as fsspec
+    takes it (`s3://bucket/run`). `{save}` in it is the last part of `save`."""
 
     load_path: Annotated[str | None, Key("load", str | None)]
     """Folder to load a checkpoint from. An empty one means a fresh start only when it is `save`
-    itself."""
+    itself. From an address, the checkpoint is first copied to this machine."""
+
+    load_copy: str | None
+    """Address from which `load_path` is filled."""
 
     iteration: int | None = None
     """Checkpoint to load, by its iteration. Not set: the latest."""

@@ -1,8 +1,10 @@
+import binascii
 import logging
 import os
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron import files
-from megatron.data import index_maps
+from megatron.data import index_cache, index_format, index_maps
+from megatron.data.index_cache import IndexCache
 from megatron.data.index_maps import (
-    cache_folders,
     document_order,
     document_stream,
     sample_tokens,
@@ -76,9 +78,19 @@ def write_plain(folder, documents):
     return MMapIndexedDataset(folder / "toy")
 
 
-def build_stream(dataset, **changes):
-    documents = changes.pop("documents", np.arange(len(dataset)))
-    return shuffled_stream(dataset, documents, **{"seed": 1, "domain": "d", **changes})
+@pytest.fixture(autouse=True)
+def large(monkeypatch):
+    """20 documents count as many, and 1,500 as very many."""
+    monkeypatch.setattr(index_maps, "SMALL_INDEX", 20)
+    for module in (index_maps, index_format):
+        monkeypatch.setattr(module, "RECORDED_DOCUMENTS", 1500)
+
+
+def build_stream(dataset, *, cache_dir=None, cache=None, **changes):
+    documents = changes.pop("documents", range(len(dataset)))
+    cache = cache or IndexCache(cache_dir)
+    arguments = {"seed": 1, "domain": "d", "cache": cache, **changes}
+    return shuffled_stream(dataset, documents, **arguments)
 
 
 def test_the_order_is_built_once_and_kept_beside_the_data(write_dataset, tmp_path):
@@ -98,9 +110,26 @@ def test_whatever_changes_the_order_has_a_file_of_its_own(write_dataset, tmp_pat
     build_stream(dataset)
     build_stream(dataset, seed=2)
     build_stream(dataset, domain="e")
-    build_stream(dataset, documents=np.arange(5))
+    build_stream(dataset, documents=range(25))
+    build_stream(dataset, documents=np.arange(26))
     build_stream(write_dataset("toy", make_documents(1)))
-    assert len(cached_files(tmp_path)) == 5
+    assert len(cached_files(tmp_path)) == 6
+
+
+def test_a_few_documents_are_ordered_without_a_file(write_dataset, tmp_path):
+    dataset = write_dataset("toy", make_documents(0))
+    few = build_stream(dataset, documents=range(3, 22))
+    assert few.order.tolist() == document_order(1, "d", np.arange(3, 22)).tolist()
+    assert not cached_files(tmp_path)
+
+
+def test_a_range_and_a_list_of_the_same_documents_have_the_same_order(write_dataset):
+    dataset = write_dataset("toy", make_documents(0))
+    of_range, of_list = (
+        build_stream(dataset, documents=some) for some in (range(2, 28), np.arange(2, 28))
+    )
+    assert of_range.order.tolist() == of_list.order.tolist()
+    assert of_range.offsets.tolist() == of_list.offsets.tolist()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,7 @@ def test_builders_at_the_same_time_do_not_disturb_each_other(
     assert all(np.array_equal(stream.order, streams[0].order) for stream in streams)
     assert len(cached_files(tmp_path)) == 1
     assert (len(built) == 1) is has_locks
+    assert not list(tmp_path.glob(".*"))  # neither locks nor temporary files
 
 
 def refuse_to_write_in(monkeypatch, *folders):
@@ -181,59 +211,74 @@ def test_where_the_data_cannot_be_written_the_user_cache_is_used(
     assert len(cached_files(tmp_path / "cache" / "odm-neox")) == 1
 
 
-def test_without_any_writable_folder_the_order_is_computed_and_that_is_said(
+def test_without_any_writable_folder_all_is_computed_and_one_line_reports_it(
     write_dataset, tmp_path, monkeypatch, caplog
 ):
-    dataset = write_dataset("toy", make_documents(0))
-    expected = build_stream(dataset, cache_dir=tmp_path / "given").order.tolist()
+    datasets = [write_dataset(name, make_documents(0)) for name in ("one", "two")]
+    expected = build_stream(datasets[0], cache_dir=tmp_path / "given").order.tolist()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     refuse_to_write_in(monkeypatch, tmp_path, tmp_path / "cache" / "odm-neox")
+    cache = IndexCache()
     with caplog.at_level(logging.WARNING):
-        assert build_stream(dataset).order.tolist() == expected
-    assert "Set data_cache_dir to a writable folder" in caplog.text
+        assert build_stream(datasets[0], cache=cache).order.tolist() == expected
+        build_stream(datasets[1], cache=cache)
+        cache.report()
+    (line,) = caplog.messages
+    assert "2 data sets" in line
+    assert "Set data_cache_dir to a writable folder" in line
 
 
 def test_a_given_cache_folder_is_the_only_one(write_dataset, tmp_path):
     dataset = write_dataset("toy", make_documents(0))
     build_stream(dataset, cache_dir=tmp_path / "given")
-    assert cache_folders(tmp_path / "toy", tmp_path / "given") == [tmp_path / "given"]
+    assert IndexCache(tmp_path / "given").folders(tmp_path / "toy") == [tmp_path / "given"]
     assert not cached_files(tmp_path)
     assert len(cached_files(tmp_path / "given")) == 1
 
 
-def test_the_user_cache_lies_in_the_home_folder_by_default(monkeypatch, tmp_path):
+def test_the_user_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = os.path.join(tmp_path, ".cache", "odm-neox")
-    assert str(cache_folders("data/toy", None)[1]) == expected
+    assert str(IndexCache().folders("data/toy")[1]) == expected
 
 
-def test_no_start_waits_for_the_disk_because_of_a_cache(write_dataset, tmp_path, monkeypatch):
-    def refuse(descriptor: int) -> None:
-        raise AssertionError("a cache is checked when it is read; nobody waits for the disk")
-
-    dataset = write_dataset("toy", make_documents(1))
-    monkeypatch.setattr(files.os, "fsync", refuse)
+@pytest.mark.parametrize(("num_documents", "waits"), [(1499, False), (1500, True)])
+def test_only_the_order_of_very_many_documents_waits_for_the_disk(
+    write_dataset, tmp_path, monkeypatch, num_documents, waits
+):
+    flushed = []
+    monkeypatch.setattr(files.os, "fsync", flushed.append)
+    dataset = write_dataset("toy", make_documents(1, num_documents=num_documents))
+    flushed.clear()
     build_stream(dataset)
     assert len(cached_files(tmp_path)) == 1
+    assert bool(flushed) is waits
 
 
-@pytest.mark.parametrize(("mode", "opened"), [(0o644, "rb+"), (0o444, "rb")])
-def test_a_lock_is_one_that_network_folders_know_if_the_data_may_be_written(
-    write_dataset, monkeypatch, mode, opened
-):
-    if mode == 0o444 and os.geteuid() == 0:
-        real = open
+def test_the_checksum_of_a_long_order_is_computed_once(write_dataset, monkeypatch):
+    dataset = write_dataset("toy", make_documents(0, num_documents=1600))
+    expected = build_stream(dataset)
 
-        def as_a_user(path, how):
-            if "+" in how:
-                raise PermissionError
-            return real(path, how)
+    def refuse(*arguments):
+        raise AssertionError("the record of the first process is enough")
 
-        monkeypatch.setattr(index_maps, "open", as_a_user, raising=False)
-    locked = []
-    monkeypatch.setattr(index_maps, "take_lock", lambda file, waits: locked.append(file.mode))
-    dataset = write_dataset("toy", make_documents(1))
-    os.chmod(f"{dataset.path}.idx", mode)
-    build_stream(dataset)
-    assert locked == [opened]
+    monkeypatch.setattr(index_maps.zlib, "crc32", refuse)
+    monkeypatch.setattr(index_cache, "zlib", SimpleNamespace(crc32=binascii.crc32))
+    assert build_stream(dataset).order.tolist() == expected.order.tolist()
+
+
+def test_a_long_order_that_changed_after_its_check_is_built_again(write_dataset, tmp_path, caplog):
+    dataset = write_dataset("toy", make_documents(0, num_documents=1600))
+    expected = build_stream(dataset).order.tolist()
+    (file,) = cached_files(tmp_path)
+    times = file.stat()
+    with file.open("rb+") as stream:
+        stream.seek(200)
+        stream.write(b"\1\2\3")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the inode's time tells
+    assert build_stream(dataset).order.tolist() == expected
+    assert "wrong checksum" in caplog.text
+    caplog.clear()
+    assert build_stream(dataset).order.tolist() == expected
+    assert not caplog.text

@@ -213,6 +213,17 @@ def test_a_folder_that_may_not_be_written_is_named(values, monkeypatch):
     assert "Permission denied" in problem
 
 
+def test_an_address_whose_file_system_is_missing_is_named_and_others_are_not_looked_at(values):
+    assert problems_of(values, save="memory://run", load="memory://run", checkpoint_factor=1) == []
+    changes = {"save": "run", "save_copy": "s4://bucket/run", "checkpoint_factor": 1}
+    ((key, problem),) = problems_of(values, **changes)
+    assert key == "save_copy"
+    assert "fsspec knows no file system s4" in problem
+    ((key, problem),) = problems_of(values, "evaluate.py", load="s4://bucket/run")
+    assert key == "load"
+    assert "s4://bucket/run" in problem
+
+
 def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
     ((_, problem),) = problems_of(values, "generate.py", save="train.py", precision="fp16")
     assert problem.startswith("load: is not set")

@@ -26,6 +26,7 @@ def test_a_file_of_the_first_version_tells_what_its_run_resolves_to_today():
     later |= {"schedule.wsd_decay_style", "schedule.wsd_decay_iters", "schedule.train_epochs"}
     later |= {"model.soft_prompt", "optimizer.use_bnb_optimizer", "launch.torch_compile"}
     later |= {f"logging.log_{name}" for name in ("grad_norm", "param_norm", "grad_pct_zeros")}
+    later |= {"saving.save_copy", "saving.load_copy"}
     later |= {"logging.log_optimizer_states", "logging.log_gradient_noise_scale"}
     later |= {f"logging.gradient_noise_scale_{name}" for name in ("n_batches", "cpu_offload")}
     found["launch"].pop("distributed_timeout_minutes")  # has another default now

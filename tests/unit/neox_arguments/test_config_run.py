@@ -145,7 +145,6 @@ REFUSED = [
     ("te_mha", True),
     ("use_mup", True),
     ("use_comet", True),
-    ("s3_path", "s3://x"),
     ("train_impl", "dpo"),
     ("pack_impl", "unpacked"),
     ("lazy_mpu_init", True),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tools.benchmark import (
+    cold_reads,
     held_out_cost,
     loss_chunks,
     mixing_overhead,
@@ -128,8 +129,7 @@ def test_the_products_of_a_small_step_take_time(precision):
 
 def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
     (tmp_path / "cpuinfo").write_text(
-        "model name : A Processor\ncpu family : 6\nmodel : 143\n"
-        "flags : fpu avx512_bf16 amx_bf16\n"
+        "model name : A Processor\ncpu family : 6\nmodel : 143\nflags : fpu avx512_bf16 amx_bf16\n"
     )
     name = processor(cpuinfo=tmp_path / "cpuinfo")
     assert name.startswith("A Processor (family 6 model 143), AMX, AVX512-BF16, ")
@@ -180,3 +180,14 @@ def test_documents_have_the_length_that_is_asked_for(tmp_path):
     packed_memory._put_ends(path, 50)
     ends = (np.fromfile(path, dtype=np.uint16) == packed_memory.EOD).sum()
     assert 350 < ends < 450
+
+
+def test_cold_reads_prints_each_way_and_leaves_no_file(tmp_path, capsys):
+    sizes = ["--megabytes", "1", "--samples", "3", "--seq-length", "64", "--repeats", "2"]
+    cold_reads.main([*sizes, "--folder", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    milliseconds = {line[:22].strip(): float(line[22:-3]) for line in lines[:4]}
+    assert set(milliseconds) == set(cold_reads.WAYS)
+    assert min(milliseconds.values()) > 0
+    assert lines[4].startswith("as touched / asked for: ")
+    assert not list(tmp_path.iterdir())
