@@ -7,7 +7,7 @@ own. Then the cost of mixing 22 domains and the time of a checkpoint. Theirs com
 autocast with float32 weights. Writes ``gpu-<name>.json`` and a table, ``gpu-<name>.md``. What this
 machine lacks, what fails and what there was no time for is listed, and the rest is measured.
 
-    python -m tools.benchmark.gpu_session [--output docs/results] [--dry]
+    python -m tools.benchmark.gpu_session [--output docs/results] [--carry FOLDER] [--dry]
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tools.benchmark import gpu_carry
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {"1.4B": (24, 2048, 16), "410M": (24, 1024, 16), "160M": (12, 768, 12)}
@@ -244,13 +247,34 @@ def describe_machine(scale: Scale) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes both files."""
-    from megatron.files import write_text_atomic
-    from megatron.runtime import accelerator
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", help="folder; not given: docs/results, or ./gpu_dry with --dry")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--carry", type=Path, help="folder of tools.benchmark.gpu_carry")
     args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="gpu-session-") as target:
+        if args.carry is not None:
+            try:
+                installed = gpu_carry.install_missing(args.carry, Path(target))
+            except ValueError as error:
+                print(f"gpu_session: {error}", file=sys.stderr)
+                return 2
+            print(f"from {args.carry}: {', '.join(installed) or 'nothing is missing'}", flush=True)
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    lacking = [name for name in ("torch", "deepspeed") if importlib.util.find_spec(name) is None]
+    if lacking:
+        print(
+            f"gpu_session: {lacking[0]} is not installed; pack a folder with python -m "
+            "tools.benchmark.gpu_carry elsewhere, and add --carry FOLDER here",
+            file=sys.stderr,
+        )
+        return 2
+    from megatron.files import write_text_atomic
+    from megatron.runtime import accelerator
+
     accelerator.prepare_environment()
     if not args.dry and accelerator.is_cpu():
         print("gpu_session: no GPU that torch can use; try --dry", file=sys.stderr)
