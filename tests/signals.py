@@ -9,7 +9,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+_NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 def take_defaults() -> None:

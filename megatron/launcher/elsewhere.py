@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.launcher.native import native_command
+from megatron.launcher.open_mpi import run_mpirun
 from megatron.launcher.plan import LaunchPlan
 from megatron.launcher.several_machines import ANSWER_SECONDS, SeveralMachines, ssh_command
 from megatron.neox_arguments import ConfigError, NeoXArgs
@@ -65,7 +66,7 @@ def exported(environ: Mapping[str, str], folders: tuple[Path, ...]) -> dict[str,
 def run_elsewhere(
     arguments: NeoXArgs, plan: LaunchPlan, grace_seconds: float, report: Callable[[str], None]
 ) -> int:
-    """Starts the run and waits for it; a launcher of the machines' own takes this process's place.
+    """Starts the run and waits for it; Hydra and Slurm take this process's place.
 
     Raises:
         UserError: If nothing here can start it, or a machine does not answer.
@@ -73,7 +74,10 @@ def run_elsewhere(
     values = launch_values(arguments)
     if values["launcher"] != "pdsh":
         argv = _native(arguments, plan, values)
-        os.execvpe(argv[0], argv, {**os.environ, **_exported_here()})
+        environ = {**os.environ, **_exported_here()}
+        if values["launcher"] == "openmpi":
+            return run_mpirun(argv, environ, grace_seconds=grace_seconds)
+        os.execvpe(argv[0], argv, environ)
     if shutil.which("ssh") is None:
         raise ConfigError(
             f"launcher: pdsh cannot start processes on {', '.join(plan.hosts)}: there is no "

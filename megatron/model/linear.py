@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from megatron.model.cpu.products import linear
@@ -15,7 +16,7 @@ from megatron.model.init_functions import zeros
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
 
-__all__ = ["ColumnParallelLinear", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "RowParallelLinear", "add_biases"]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -106,21 +107,36 @@ class RowParallelLinear(nn.Module):
             else None
         )
 
+    @property
+    def leaves_bias(self) -> bool:
+        """Whether `finish` adds the bias: with several ranks, and when compiled, where it is free.
+
+        Otherwise `forward` adds it with the product.
+        """
+        return self.tp.size > 1 or torch.compiler.is_compiling()
+
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in / size) -> partial sums (..., out); a group of one includes the bias."""
+        """(..., in / size) -> partial sums (..., out) for `finish`."""
         if self.product is not None:
             return self.product(features)
         return linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight, and bias if `forward` adds it; `frozen_weights` sets ``product`` from them."""
-        return self.weight, self.bias if self.tp.size == 1 else None
+        return self.weight, None if self.leaves_bias else self.bias
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sums the parts and adds the bias."""
-        return self.add_bias(self.tp.leave(partial))
+        return add_biases(self.tp.leave(partial), self)
 
-    def add_bias(self, total: Tensor) -> Tensor:
-        """Adds the bias, for callers that sum several partial products at once."""
-        bias = self.tp.shared(self.bias)
-        return total if bias is None or self.tp.size == 1 else total + bias
+
+def add_biases(total: Tensor, *layers: RowParallelLinear) -> Tensor:
+    """Adds the biases of ``layers`` to the sum of their products, if the products left them out.
+
+    The biases are summed first, so that ``total`` is read once and their gradient, which is the
+    same for all, is computed once. Two equal sums in one kernel are more than Inductor's C++ code
+    for bfloat16 can name (torch 2.13: "conflicting declaration").
+    """
+    biases = [layer.tp.shared(layer.bias) for layer in layers if layer.leaves_bias]
+    known = [bias for bias in biases if bias is not None]
+    return total + sum(known[1:], start=known[0]) if known else total

@@ -97,7 +97,7 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: Vocabular
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, token_weight, part, z_loss, terms):
-        size = loss_chunks.chunk_tokens(weight.shape[0])
+        size = loss_chunks.chunk_tokens(weight.shape[0], hidden.device.type)
         valid = weight[: part.size]
         accumulator = _upcast_dtype(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]

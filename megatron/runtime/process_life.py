@@ -28,7 +28,9 @@ PARENT_VARIABLE = "ODM_NEOX_LAUNCHER_PID"
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # the last is all that mpirun passes on
+    if hasattr(signal, name)
 )
 _POLL_SECONDS = 1.0
 
@@ -75,7 +77,7 @@ def bind_to_launcher() -> bool:
 
 
 def handle_stop_signals() -> None:
-    """Makes the first SIGTERM, SIGINT or SIGHUP a request that `stop_requested` returns.
+    """Makes the first SIGTERM, SIGINT, SIGHUP or SIGUSR1 a request that `stop_requested` returns.
 
     Another one, `REPEAT_SECONDS` later or more, ends the process at once. A signal that is ignored
     on entry stays ignored (``nohup``). Call it from the main thread.

@@ -278,13 +278,13 @@ def activation_bytes(
 def loss_bytes(plan: MemoryPlan) -> int:
     """The one-pass loss: a chunk of float32 logits, and both gradients that it makes.
 
-    A chunk has `chunk_tokens` of v / t logits; the gradient of the unembedding is a float32
-    (v / t, h) matrix, that of the hidden states (n, h).
+    A chunk has a GPU's `chunk_tokens` (a CPU's has fewer) of v / t logits; the gradient of the
+    unembedding is a float32 (v / t, h) matrix, that of the hidden states (n, h).
     """
     shape = plan.shape
     tokens = plan.micro_batch_size * plan.seq_length
     rows = shape.padded_vocab_size // plan.model
-    logits = 4 * rows * min(tokens, chunk_tokens(rows))
+    logits = 4 * rows * min(tokens, chunk_tokens(rows, "gpu"))
     hidden = tokens * shape.hidden_size * plan.parameter_bytes
     return logits + 4 * rows * shape.hidden_size + hidden
 

@@ -127,7 +127,7 @@ def costs_of(kernels: Sequence[Any], gpu: Any, *, config: Any, vocab_size: int) 
     model_flops = sum(kernel.model_flops for kernel in kernels if not kernel.is_repeated)
     tokens = config.batch.micro_batch_size * config.data.seq_length
     divisor = config.model.make_vocab_size_divisible_by
-    chunk = min(tokens, chunk_tokens(-(-vocab_size // divisor) * divisor))
+    chunk = min(tokens, chunk_tokens(-(-vocab_size // divisor) * divisor, "gpu"))
     chunks = -(-tokens // chunk) * config.batch.gradient_accumulation_steps
     return Costs(
         kernels=int(total["kernels"]),

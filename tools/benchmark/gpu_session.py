@@ -7,7 +7,7 @@ own. Then the cost of mixing 22 domains and the time of a checkpoint. Theirs com
 autocast with float32 weights. Writes ``gpu-<name>.json`` and a table, ``gpu-<name>.md``. What this
 machine lacks, what fails and what there was no time for is listed, and the rest is measured.
 
-    python -m tools.benchmark.gpu_session [--output docs/results] [--dry]
+    python -m tools.benchmark.gpu_session [--output docs/results] [--carry FOLDER] [--dry]
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark import gpu_carry
+
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 480.0
-LONGEST_TEST = 100.0
-LONGEST_MEASUREMENT = 90.0
 SHAPES = {"1.4B": (24, 2048, 16), "410M": (24, 1024, 16), "160M": (12, 768, 12)}
 BATCHES = {"1.4B": 8, "410M": 16, "160M": 32}
 SIDES: dict[str, dict[str, Any]] = {
@@ -50,10 +50,25 @@ class Scale:
     device: str
     steps: int
     warmup: int
+    seconds: float
+    """Length of the whole session."""
+    longest: float
+    """Seconds that `tests/gpu`, or one measurement, may take."""
 
 
-FULL = Scale(SHAPES, BATCHES, 2048, 50304, "gpu", steps=10, warmup=3)
-DRY = Scale({"tiny": (2, 64, 4)}, {"tiny": 2}, 32, 512, "cpu", steps=2, warmup=0)
+FULL = Scale(SHAPES, BATCHES, 2048, 50304, "gpu", steps=10, warmup=3, seconds=480, longest=100)
+# a busy machine compiles for minutes
+DRY = Scale(
+    shapes={"tiny": (2, 64, 4)},
+    batches={"tiny": 2},
+    seq_length=32,
+    vocab_size=512,
+    device="cpu",
+    steps=2,
+    warmup=0,
+    seconds=2400,
+    longest=900,
+)
 
 
 @dataclass
@@ -98,10 +113,10 @@ def run_session(
     began = clock()
 
     def left() -> float:
-        return SECONDS - (clock() - began)
+        return scale.seconds - (clock() - began)
 
     code, text = run(
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"], min(LONGEST_TEST, left())
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"], min(scale.longest, left())
     )
     report.tests = _last_line(text)
     if code != 0:
@@ -115,9 +130,9 @@ def run_session(
                 report.missing.append(f"{name}, {side}: {problem}")
                 continue
             command = ["-m", "tools.benchmark.gpu_sides", json.dumps(_task(name, how, scale))]
-            code, text = run(command, min(LONGEST_MEASUREMENT, left()))
+            code, text = run(command, min(scale.longest, left()))
             if code != 0:
-                report.missing.append(f"{name}, {side}: {_last_line(text)}")
+                report.missing.append(f"{name}, {side}: {_reason(text)}")
                 continue
             figures = json.loads(_last_line(text))
             rate = figures["tokens_per_second"] * figures["flops_per_token"]
@@ -158,6 +173,12 @@ def _obstacle(how: dict[str, Any], device: str) -> str | None:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
+
+
+def _reason(text: str) -> str:
+    """The last line that names an error: a compiler prints its warnings after it."""
+    errors = [line for line in text.splitlines() if re.search(r"Error\b|\berror:", line)]
+    return _last_line("\n".join(errors) or text)
 
 
 def markdown(report: Report) -> str:
@@ -226,13 +247,34 @@ def describe_machine(scale: Scale) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes both files."""
-    from megatron.files import write_text_atomic
-    from megatron.runtime import accelerator
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", help="folder; not given: docs/results, or ./gpu_dry with --dry")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--carry", type=Path, help="folder of tools.benchmark.gpu_carry")
     args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="gpu-session-") as target:
+        if args.carry is not None:
+            try:
+                installed = gpu_carry.install_missing(args.carry, Path(target))
+            except ValueError as error:
+                print(f"gpu_session: {error}", file=sys.stderr)
+                return 2
+            print(f"from {args.carry}: {', '.join(installed) or 'nothing is missing'}", flush=True)
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    lacking = [name for name in ("torch", "deepspeed") if importlib.util.find_spec(name) is None]
+    if lacking:
+        print(
+            f"gpu_session: {lacking[0]} is not installed; pack a folder with python -m "
+            "tools.benchmark.gpu_carry elsewhere, and add --carry FOLDER here",
+            file=sys.stderr,
+        )
+        return 2
+    from megatron.files import write_text_atomic
+    from megatron.runtime import accelerator
+
     accelerator.prepare_environment()
     if not args.dry and accelerator.is_cpu():
         print("gpu_session: no GPU that torch can use; try --dry", file=sys.stderr)

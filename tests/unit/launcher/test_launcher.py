@@ -418,7 +418,7 @@ def stop_handlers(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_first_signal_is_a_wish_and_its_echo_is_not_a_second(stop_handlers, number):
     assert not process_life.stop_requested()
     os.kill(os.getpid(), number)

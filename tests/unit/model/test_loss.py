@@ -141,6 +141,8 @@ def test_a_chunk_of_logits_stays_below_its_size_limit(monkeypatch):
     assert loss_chunks.chunk_tokens(1024) == 256
     assert loss_chunks.chunk_tokens(700) == 256
     assert loss_chunks.chunk_tokens(3000) == 64
+    monkeypatch.setattr(loss_chunks, "GPU_CHUNK_BYTES", 4 << 20)
+    assert loss_chunks.chunk_tokens(1024, "gpu") == 1024
 
 
 def test_a_second_backward_pass_of_a_kept_graph_gives_the_same_gradients():

@@ -173,9 +173,9 @@ def record_chunk_requests() -> list[int]:
     requests: list[int] = []
     chunk_tokens = loss_module.chunk_tokens
 
-    def recording(rows: int) -> int:
+    def recording(rows: int, *device: str) -> int:
         requests.append(rows)
-        return chunk_tokens(rows)  # 5, 5, 2 of 12
+        return chunk_tokens(rows, *device)  # 5, 5, 2 of 12
 
     loss_module.chunk_tokens = recording
     return requests

@@ -101,7 +101,7 @@ def test_a_block_keeps_what_the_formula_says(name, tolerance):
 
 def test_the_loss_holds_one_chunk_of_logits_and_both_gradients():
     plan = plan_of(small_model(vocab_size=50_000, padded_vocab_size=50_000), seq_length=2048)
-    chunk = chunk_tokens(50_000)
+    chunk = chunk_tokens(50_000, "gpu")
     gradients = 4 * 50_000 * 32 + 4 * 2 * 2048 * 32
     assert loss_bytes(plan) == 4 * 50_000 * chunk + gradients
 

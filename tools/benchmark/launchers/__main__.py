@@ -28,7 +28,7 @@ from typing import Any
 from odm.text_table import aligned
 from tools.benchmark.synthetic_run import write_random_domains
 
-from .commands import LAUNCHERS, Launcher, missing_program
+from .commands import LAUNCHERS, Launcher, Stop, missing_program
 from .machines import Machines, missing_for_machines
 from .services import environment, start_services
 from .trial import Found, Outcome, Trial
@@ -98,7 +98,7 @@ def _row(launcher: Launcher, found: Found) -> tuple[str, ...]:
         for key in ("start", "losses", "stop", "resume", "rank", "launcher")
     ]
     shown = [("" if cell.is_good else "BAD ") + cell.words for cell in cells]
-    if launcher.stop.command is not None and "stop" in found.outcomes:
+    if launcher.stop != Stop("SIGTERM") and "stop" in found.outcomes:
         shown[2] = f"{launcher.stop.name}: {shown[2]}"
     return (launcher.name, *shown)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class Stop:
 
     name: str
     command: tuple[str, ...] | None = None
-    """With `{job}`; None: SIGTERM to the launcher. Empty: nothing, time runs out."""
+    """With `{job}`; None: a signal to the launcher. Empty: nothing, time runs out."""
+    number: signal.Signals = signal.SIGTERM
+    """The signal, if there is no command."""
     returns: bool = False
     """The launcher starts the run again by itself."""
 
@@ -109,6 +112,7 @@ def _sbatch(config: Path) -> list[list[str]]:
     return [["sbatch", "--wait", "--open-mode=append", output, str(script)]]
 
 
+_USR1 = Stop("SIGUSR1", number=signal.SIGUSR1)  # after SIGTERM mpirun gives ranks one second
 _SCANCEL = Stop("scancel", ("scancel", "{job}"))
 _REQUEUE = Stop("scontrol requeue", ("scontrol", "requeue", "{job}"), returns=True)
 _TIME = Stop("time limit", ())
@@ -117,14 +121,16 @@ LAUNCHERS = (
     Launcher("deepy.py, one machine", (), _deepy, "deepy.py"),
     Launcher("torchrun, one machine", ("torchrun",), lambda c: _torchrun(c, 1), "torchrun"),
     Launcher("torchrun, two machines", ("torchrun",), lambda c: _torchrun(c, 2), "torchrun"),
-    Launcher("Open MPI", ("mpirun.openmpi", "ssh"), _openmpi, "mpirun.openmpi"),
+    Launcher("Open MPI", ("mpirun.openmpi", "ssh"), _openmpi, "mpirun.openmpi", stop=_USR1),
     Launcher("MPICH", ("mpirun.mpich", "ssh"), _mpich, "mpirun.mpich"),
     Launcher("srun", ("slurm",), _srun, "srun", stop=_SCANCEL),
     Launcher("sbatch, scancel", ("slurm",), _sbatch, "srun", stop=_SCANCEL),
     Launcher("sbatch, requeue", ("slurm",), _sbatch, "srun", stop=_REQUEUE, is_short=True),
     Launcher("sbatch, time limit", ("slurm",), _sbatch, "srun", stop=_TIME, is_short=True),
     Launcher("deepy.py -H, ssh", ("ssh",), _deepy_hosts("pdsh"), "deepy.py"),
-    Launcher("deepy.py -H, openmpi", ("mpirun.openmpi", "ssh"), _deepy_hosts("openmpi"), "mpirun"),
+    Launcher(
+        "deepy.py -H, openmpi", ("mpirun.openmpi", "ssh"), _deepy_hosts("openmpi"), "deepy.py"
+    ),
     Launcher("deepy.py -H, mpich", ("mpirun.mpich", "ssh"), _deepy_hosts("mpich"), "mpirun"),
     Launcher("deepy.py -H, slurm", ("slurm",), _deepy_hosts("slurm"), "srun", stop=_SCANCEL),
 )

@@ -198,7 +198,7 @@ class Trial:
         stop, began = self._launcher.stop, time.monotonic()
         if stop.command is None:
             for process in self._launchers()[: len(run.starters)]:  # torchrun: one per machine
-                send(process, signal.SIGTERM)
+                send(process, stop.number)
         elif stop.command:
             job = self._machines.run(0, ["squeue", "-h", "-o", "%i"], self._environ).split()[0]
             argv = [word.format(job=job) for word in stop.command]
