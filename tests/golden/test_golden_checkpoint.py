@@ -8,7 +8,6 @@ import pytest
 from megatron.checkpoint.schema import FORMAT_VERSION, READ_VERSIONS
 from tests.golden.make_checkpoint import KEPT, LAST, SAVED, losses, train, write_run
 
-
 TODAY = pytest.param(FORMAT_VERSION, marks=pytest.mark.slow)
 
 
