@@ -41,7 +41,7 @@ from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
 from odm.json_data import shown
 from tools.checkpoints.single_process import find_source
-from tools.path_argument import not_empty, path_argument
+from tools.path_argument import path_argument
 
 KINDS = {
     "frozen": "the run's average weights",
@@ -284,9 +284,7 @@ def get_parser() -> argparse.ArgumentParser:
         kind.add_argument(
             flag, dest="kind", action="store_const", const=name, help=f"use {KINDS[name]}"
         )
-    parser.add_argument(
-        "--save", type=not_empty, help="save folder of the new run (default: the run's + the kind)"
-    )
+    parser.add_argument("--save", help="save folder of the new run (default: the run's + the kind)")
     parser.add_argument("--iteration", type=int, help="checkpoint to read (default: the latest)")
     parser.set_defaults(kind="frozen")
     return parser

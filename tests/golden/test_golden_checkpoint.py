@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 
+from megatron.checkpoint.schema import FORMAT_VERSION, READ_VERSIONS
 from tests.golden.make_checkpoint import KEPT, LAST, SAVED, losses, train, write_run
 
+TODAY = pytest.param(FORMAT_VERSION, marks=pytest.mark.slow)
 
-@pytest.fixture(scope="module", params=KEPT)
+
+@pytest.fixture(scope="module", params=[*READ_VERSIONS[:-1], TODAY])
 def resumed(request, tmp_path_factory):
     """The version, a folder with the continued run, and what the run printed."""
     folder = tmp_path_factory.mktemp("resumed")

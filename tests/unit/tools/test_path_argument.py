@@ -42,7 +42,6 @@ COMMANDS: list[tuple[Callable[[Sequence[str]], Any], list[str]]] = [
     (cloze_task.main, ["", "-o", "tasks"]),
     (compare_runs.main, ["run", ""]),
     (freeze_mixture.main, [""]),
-    (freeze_mixture.main, ["run", "--save", " "]),
     (import_mixture.main, ["", "-o", "weights.yml"]),
     (import_mixture.main, ["mixture.json", "-o", ""]),
     (plot_mixture.main, [""]),
