@@ -123,32 +123,39 @@ def write_checkpoint(
     final = step_folder_to_make(output, default_name)
     if final.exists():
         raise CheckpointError(f"{final}: exists already; choose another output")
+    with _complete_or_missing(final) as folder:
+        index = _write_tensors(
+            folder,
+            parameters,
+            read,
+            moment_names=moment_names,
+            kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
+            max_file_size=max_file_size,
+            first_tensors={random_state_key(k): v for k, v in (random_state or {}).items()},
+        )
+        others = tuple(add_files(folder))
+        for name in (*others, *config_names(folder)):
+            with (folder / name).open("rb+") as stream:
+                flush_to_disk(stream)
+        write_index(folder, **index, others=others)
+    if final != output:
+        write_text_atomic(output / "latest", final.name)
+    return final
+
+
+@contextlib.contextmanager
+def _complete_or_missing(final: Path) -> Iterator[Path]:
+    """Makes a folder that gets the name ``final`` at the end; nothing is left after an error."""
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with all_or_nothing(final.parent):
         temporary.mkdir(parents=True)
         try:
-            index = _write_tensors(
-                temporary,
-                parameters,
-                read,
-                moment_names=moment_names,
-                kinds_of=kinds_of or (lambda _: ("fp32", *moment_names)),
-                max_file_size=max_file_size,
-                first_tensors={random_state_key(k): v for k, v in (random_state or {}).items()},
-            )
-            others = tuple(add_files(temporary))
-            for name in (*others, *config_names(temporary)):
-                with (temporary / name).open("rb+") as stream:
-                    flush_to_disk(stream)
-            write_index(temporary, **index, others=others)
+            yield temporary
             replace_folder(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    if final != output:
-        write_text_atomic(output / "latest", final.name)
-    return final
 
 
 @contextlib.contextmanager
