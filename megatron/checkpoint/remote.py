@@ -23,6 +23,11 @@ _REQUIREMENTS = "pip install -r requirements/requirements-remote.txt"
 _STEP_NAME = re.compile(r"global_step(0|[1-9][0-9]{0,17})")
 _INDEX, _LATEST = "index.json", "latest"
 _LONGEST_ERROR = 300
+_WITH_FOLDERS = frozenset(
+    ("file", "local", "memory", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs")
+)
+"""Protocols whose folders must be made. Object stores have none, and to make one there could make a
+bucket of a name that was misspelled."""
 _SHORTEST_SECRET = 6
 
 
@@ -81,6 +86,7 @@ class RemoteFolder:
             self._fail(error, "cannot be opened")
         self._files: Any = files
         self._root = root.rstrip("/")
+        self._has_folders = self.address.partition("://")[0].lower() in _WITH_FOLDERS
 
     def check_writable(self) -> None:
         """Writes a small file and removes it.
@@ -90,7 +96,7 @@ class RemoteFolder:
         """
         path = f"{self._root}/write_test"
         try:
-            self._files.makedirs(self._root, exist_ok=True)
+            self._make_folder(self._root)
             self._files.pipe_file(path, b"")
         except Exception as error:
             self._fail(error, "cannot be written")
@@ -144,7 +150,7 @@ class RemoteFolder:
                     self._finish(step, sizes, done)
                 if name not in done:
                     path = f"{target}/{PurePosixPath(*Path(name).parts)}"
-                    self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    self._make_folder(path.rpartition("/")[0])
                     self._files.put_file(str(folder / name), path)
                     done.add(name)
             self._files.pipe_file(f"{self._root}/{_LATEST}", folder.name.encode())
@@ -196,6 +202,10 @@ class RemoteFolder:
                     f"it was copied, and {size} here"
                 )
 
+    def _make_folder(self, path: str) -> None:
+        if self._has_folders:
+            self._files.makedirs(path, exist_ok=True)
+
     def _remove(self, step: int, names: Iterable[str]) -> None:
         for name in names:
             path = f"{self._path_of(step)}/{name}"
@@ -209,7 +219,8 @@ class RemoteFolder:
         sizes = {
             path[len(folder) :].lstrip("/"): int(info["size"]) for path, info in listed.items()
         }
-        return {name: size for name, size in sizes.items() if ".." not in name.split("/")}
+        # some stores list the folder itself
+        return {name: size for name, size in sizes.items() if not {"", ".."} & {*name.split("/")}}
 
     def _list(self, folder: str, *, detail: bool, deep: bool = False) -> Any:
         try:

@@ -103,7 +103,6 @@ def resumable(corpus, trained, tmp_path) -> Callable[..., Path]:
 
     def make(**changes: Any) -> Path:
         shutil.copytree(trained.parent / "run", tmp_path / "run")
-        shutil.copytree(trained.parent / "cache", tmp_path / "cache")
         options = {"train_iters": ITERATIONS, "checkpoint_factor": 10, **changes}
         return write_config(corpus, tmp_path, **options)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from megatron.checkpoint.remote import (
     RemoteError,
@@ -195,6 +196,33 @@ def test_an_address_that_cannot_be_written_is_an_error(tmp_path):
     remote = RemoteFolder("save_copy", f"file://{tmp_path}/file/run")
     with pytest.raises(RemoteError, match=r"save_copy: file://.*cannot be written"):
         remote.check_writable()
+
+
+class Store(MemoryFileSystem):
+    """An object store: buckets exist or not, and a folder is made by nobody."""
+
+    protocol = "teststore"
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        raise AssertionError("this could make a bucket")
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if "misspelled" in path:
+            raise FileNotFoundError("The specified bucket does not exist")
+        return super().pipe_file(path, value)
+
+    def put_file(self, lpath, rpath, **kwargs):
+        super().pipe_file(rpath, Path(lpath).read_bytes())
+
+
+def test_no_bucket_is_made_in_an_object_store(tmp_path):
+    fsspec.register_implementation("teststore", Store, clobber=True)
+    remote = RemoteFolder("save_copy", f"teststore://bucket{next(NUMBERS)}/run")
+    remote.check_writable()
+    remote.upload(5, checkpoint(tmp_path, 5), done=set())
+    assert remote.latest() == 5
+    with pytest.raises(RemoteError, match="The specified bucket does not exist"):
+        RemoteFolder("save_copy", "teststore://misspelled/run").check_writable()
 
 
 def test_trying_an_address_leaves_no_file(address):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def pages_of(dataset: GPT2Dataset, positions: np.ndarray) -> set[int]:
         def __getattr__(self, name):
             return places if name == "tokens" else getattr(indexed, name)
 
-    dataset.indexed_dataset = Places()
+    stand_in: Any = Places()
+    dataset.indexed_dataset = stand_in
     try:
         touched = dataset.get_many(positions).ravel() * indexed.dtype.itemsize
     finally:
@@ -114,8 +116,14 @@ def test_a_step_asks_for_the_samples_of_its_own_rank_alone_and_reads_the_same(
     datasets, faults, monkeypatch
 ):
     draw = Draw(1, np.array([0, 1, 1, 0, 1, 1, 0, 0]), np.array([0, 5, 6, 1, 7, 8, 2, 3]))
-    shape = {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "eod_token": 0}
-    source = MixedBatches(datasets, dp_rank=1, dp_size=2, **shape)
+    source = MixedBatches(
+        datasets,
+        dp_rank=1,
+        dp_size=2,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        eod_token=0,
+    )
     asked = ask_instead(monkeypatch, datasets)
 
     first = [batch.tokens.tolist() for batch in source.batches(draw)]
