@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,13 @@ _SCORES = 1 << 19
 """Scores at a time, about: 2 MiB, which stay in a cache."""
 
 
+_SETTINGS: Any = getattr(torch.backends.mkldnn, "matmul", None)
+"""How oneDNN multiplies float32 matrices."""
+
+
 def _wins_here() -> bool:
-    settings = getattr(torch.backends.mkldnn, "matmul", None)
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    is_complete = hasattr(settings, "fp32_precision") and hasattr(torch, "_softmax_backward_data")
+    is_complete = hasattr(_SETTINGS, "fp32_precision") and hasattr(torch, "_softmax_backward_data")
     return onednn_wins() and is_complete and has_bf16()
 
 
@@ -150,10 +154,9 @@ def _rounded_products() -> Iterator[None]:
 
     They are bfloat16 numbers already, so that nothing is lost; sums and results are float32.
     """
-    settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    before = _SETTINGS.fp32_precision
+    _SETTINGS.fp32_precision = "bf16"
     try:
         yield
     finally:
-        settings.fp32_precision = before
+        _SETTINGS.fp32_precision = before

@@ -12,8 +12,10 @@ from megatron.model.attention_span import EVERYTHING
 from megatron.model.cpu import causal_attention as module
 from megatron.model.forward_context import ForwardContext
 
-HAS_SETTING = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
-pytestmark = pytest.mark.skipif(not HAS_SETTING, reason="torch cannot choose oneDNN's precision")
+SETTINGS = getattr(torch.backends.mkldnn, "matmul", None)
+pytestmark = pytest.mark.skipif(
+    not hasattr(SETTINGS, "fp32_precision"), reason="torch cannot choose oneDNN's precision"
+)
 
 
 def inputs(*, heads: int, groups: int, length: int, scale: float = 1.0) -> list[Tensor]:
@@ -66,9 +68,9 @@ def test_heads_are_cut_into_blocks_without_a_difference(monkeypatch):
 
 
 def test_products_outside_keep_their_precision():
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    before = SETTINGS.fp32_precision
     results(module.causal_attention, inputs(heads=1, groups=1, length=8))
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert SETTINGS.fp32_precision == before
 
 
 @pytest.mark.parametrize(
