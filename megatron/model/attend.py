@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron.model.attention_span import AttentionSpan, Documents
+from megatron.model.cpu.causal_attention import causal_attention, is_faster
 from megatron.model.flexible_attention import flexible_attention, is_flexible
 from megatron.model.forward_context import ForwardContext
 from megatron.model.relative_bias import LearnedBias, Reader
@@ -61,7 +62,7 @@ def attend(
         (b, n, s, d).
     """
     groups = query.shape[1] > key.shape[1]
-    product = partial(F.scaled_dot_product_attention, dropout_p=dropout, enable_gqa=groups)
+    product = partial(_scaled_dot_product, dropout_p=dropout, enable_gqa=groups)
     if span.is_plain and context.documents is None:
         return product(query, key, value, attn_mask=context.bias, is_causal=context.is_causal)
     if context.is_whole and query.device.type == "cpu":
@@ -73,6 +74,30 @@ def attend(
         values = context.bias_values
         return flexible_attention(query, key, value, context.documents, span, bias_values=values)
     return _attend_in_blocks(query, key, value, context, span, product)
+
+
+def _scaled_dot_product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float,
+    enable_gqa: bool,
+) -> Tensor:
+    """Torch's function of this name, or what replaces it on some processors."""
+    if is_causal and attn_mask is None and not dropout_p and is_faster(query, key):
+        return causal_attention(query, key, value)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        enable_gqa=enable_gqa,
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ ChunkTerms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 
 _SMALLEST_LIKELIHOOD = 1e-30
 """Below it, float32 probabilities lose digits, so the loss is computed from the logits."""
+_CACHED_LOGITS = 1 << 20
+"""Logits of half precision that a CPU makes float32 at a time: 4 MiB."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,41 @@ def _terms_in_place(
     chunk: Tensor, valid: Tensor, labels: Tensor, part: VocabularyPart, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `chunk_terms` for the logits ``chunk @ valid.T``, in one large buffer."""
-    logits = upcast(product(chunk, valid))
-    probabilities, chosen, nll = _softmax(logits, chunk, valid, labels, part)
+    logits = product(chunk, valid)
+    if (
+        logits.dtype == _upcast_dtype(logits.dtype)
+        or part.tp.size > 1
+        or logits.device.type != "cpu"
+    ):
+        nll, log_normalizer, gradient = _exact_terms(logits, chunk, valid, labels, part, z_loss)
+        return nll, log_normalizer, gradient.to(chunk.dtype)
+    # the float32 copies of a few rows stay in a CPU's cache, and their gradient replaces the logits
+    size = max(1, _CACHED_LOGITS // max(1, part.size))
+    found = []
+    for rows, features, own_labels in zip(
+        logits.split(size), chunk.split(size), labels.split(size), strict=True
+    ):
+        *terms, gradient = _exact_terms(rows, features, valid, own_labels, part, z_loss)
+        rows.copy_(gradient)
+        found.append(terms)
+    nll, log_normalizer = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return nll, log_normalizer, logits
+
+
+def _exact_terms(
+    logits: Tensor,
+    chunk: Tensor,
+    valid: Tensor,
+    labels: Tensor,
+    part: VocabularyPart,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `chunk_terms` in `_upcast_dtype`; overwrites logits that have it already."""
+    probabilities, chosen, nll = _softmax(upcast(logits), chunk, valid, labels, part)
     log_normalizer = chosen + nll
     if z_loss:
         probabilities.mul_((1.0 + 2.0 * z_loss * log_normalizer)[:, None])
-    grad_logits = _subtract_one_hot(probabilities, labels, part).to(chunk.dtype)
-    return nll, log_normalizer, grad_logits
+    return nll, log_normalizer, _subtract_one_hot(probabilities, labels, part)
 
 
 def chunk_terms(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:

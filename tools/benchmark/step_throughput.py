@@ -10,10 +10,12 @@ which keeps no master weights as ours does. A further side computes nothing but 
 of a step, as plain ``torch.mm``: the machine's own rate at the model's shapes. Each side has a
 process of its own and waits while another runs. Prints the processor, the rates and their ratios,
 the share of the machine's own rate that our step reaches, peak memory, and (``--profile``) where
-our step spends its time.
+our step spends its time. On a machine that others use, take one thread and ``--processor-time``,
+which does not count the time in which another process has the core.
 
-    python -m tools.benchmark.step_throughput [--shapes 14M 70M] [--vocab-sizes 50304]
-        [--precisions fp32 bfloat16] [--steps 8] [--profile]
+    [OMP_NUM_THREADS=1] python -m tools.benchmark.step_throughput [--shapes 14M 70M]
+        [--vocab-sizes 50304] [--precisions fp32 bfloat16] [--steps 8] [--processor-time]
+        [--profile]
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import itertools
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.benchmark.processor import processor
-from tools.benchmark.turns import seconds_of
+from tools.benchmark.turns import Clock, seconds_of
 from tools.benchmark.workers import Answers, Side, Worker
 
 VOCAB_SIZE = 50304
@@ -38,6 +41,8 @@ WARMUP_TURNS = 1
 BATCH, SEQ_LENGTH = 4, 512
 SIDES = {"fp32": ("ours", "plain loop"), "bfloat16": ("ours", "autocast", "pure")}
 """Who computes in each precision; the matrix products alone come on top."""
+CLOCKS: dict[str, Clock] = {"step": time.perf_counter, "processor": time.process_time}
+"""Requests for a step, and what measures it."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def their_step(shape: Shape, job: Job, *, is_pure: bool = False) -> Callable[[],
     return step
 
 
-def product_seconds(shape: Shape, job: Job) -> Callable[[], float]:
+def product_seconds(shape: Shape, job: Job) -> Callable[[Clock], float]:
     """Returns a function that computes a step's products of weights, and returns its seconds.
 
     Products of a kind are computed once and counted as often as there are layers.
@@ -177,7 +182,7 @@ def product_seconds(shape: Shape, job: Job) -> Callable[[], float]:
         products += [
             (count, functools.partial(torch.mm, *pair, out=pair[0] @ pair[1])) for pair in operands
         ]
-    return lambda: sum(count * seconds_of(product) for count, product in products)
+    return lambda clock: sum(count * seconds_of(product, clock) for count, product in products)
 
 
 def our_side(shape_name: str, job: Job | None = None) -> Answers:
@@ -215,12 +220,16 @@ def products_side(shape_name: str, job: Job) -> Answers:
 
     accelerator.prepare_environment()
     accelerator.keep_freed_memory()
-    return {"step": product_seconds(SHAPES[shape_name], job), "end": lambda: None}
+    seconds = product_seconds(SHAPES[shape_name], job)
+    requests = {request: functools.partial(seconds, clock) for request, clock in CLOCKS.items()}
+    return {**requests, "end": lambda: None}
 
 
 def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
     return {
-        "step": lambda: seconds_of(step),
+        **{
+            request: functools.partial(seconds_of, step, clock) for request, clock in CLOCKS.items()
+        },
         "peak": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -272,18 +281,20 @@ def measure(
     return times
 
 
-def compare(name: str, job: Job, steps: int, profile: bool) -> None:
-    """Prints the table of one case."""
+def compare(name: str, job: Job, *, steps: int, request: str, profile: bool) -> None:
+    """Prints the table of one case; ``request`` is one of `CLOCKS`."""
     sides = {
         side: Worker(our_side, name, job) if side == "ours" else Worker(their_side, name, job, side)
         for side in SIDES[job.precision]
     }
     sides["products"] = Worker(products_side, name, job)
-    times = dict(zip(sides, measure(sides, [(side, "step") for side in sides], steps), strict=True))
+    times = dict(
+        zip(sides, measure(sides, [(side, request) for side in sides], steps), strict=True)
+    )
     products = times.pop("products")
     print(
         f"{name}, {job.vocab_size} tokens of vocabulary, {job.precision}: batch {job.batch} x "
-        f"{job.seq_length}"
+        f"{job.seq_length}" + (", by processor time" if request == "processor" else "")
     )
     for side, taken in times.items():
         print(
@@ -321,14 +332,18 @@ def main() -> None:
     parser.add_argument("--vocab-sizes", nargs="+", type=int, default=[VOCAB_SIZE])
     parser.add_argument("--precisions", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each side")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="measure processor time, not elapsed time"
+    )
     parser.add_argument("--profile", action="store_true", help="print where our step spends time")
     args = parser.parse_args()
+    request = "processor" if args.processor_time else "step"
     print(processor())
     for shape, vocab_size, precision in itertools.product(
         args.shapes, args.vocab_sizes, args.precisions
     ):
         job = Job(vocab_size=vocab_size, precision=precision)
-        compare(shape, job, args.steps, args.profile)
+        compare(shape, job, steps=args.steps, request=request, profile=args.profile)
 
 
 if __name__ == "__main__":

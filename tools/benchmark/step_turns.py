@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Step time of two versions of this program, which take turns in one run.
 
-    python -m tools.benchmark.step_turns FIRST [SECOND] [--shapes 14M 70M] [--steps 8]
+    python -m tools.benchmark.step_turns FIRST [SECOND] [--shapes 14M 70M] [--vocab-size 50304]
+        [--precision fp32] [--steps 8] [--processor-time]
 
 FIRST and SECOND are commits or folders with a checkout; SECOND is this folder if it is left out.
 Each version trains in a process of its own, as `step_throughput` of that version does, and waits
@@ -21,31 +22,40 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tools.benchmark.step_throughput import SHAPES, measure
+from tools.benchmark.step_throughput import SHAPES, SIDES, Job, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
-import os, sys
+import os, sys, time
 import megatron
-from tools.benchmark.step_throughput import our_side
+from tools.benchmark import step_throughput
 
 assert os.path.realpath(megatron.__file__).startswith(os.path.realpath(os.getcwd()) + os.sep)
-answers = our_side(sys.argv[1])
+shape, *settings = sys.argv[1:]
+job = []
+if settings:
+    job = [step_throughput.Job(vocab_size=int(settings[0]), precision=settings[1])]
+answers = step_throughput.our_side(shape, *job)
 for line in sys.stdin:
-    sys.stdout.write(f"ANSWER {answers[line.strip()]()}\\n")
+    request, start = line.strip(), time.process_time()
+    answer = answers["step" if request == "processor" else request]()
+    if request == "processor":
+        answer = time.process_time() - start
+    sys.stdout.write(f"ANSWER {answer}\\n")
     sys.stdout.flush()
 """
-"""Runs in each checkout: a request per line, and its answer."""
+"""Runs in each checkout: a request per line, and its answer. Earlier versions have no Job."""
 
 
 class Version:
     """A version's training run in a process of its own."""
 
-    def __init__(self, checkout: Path, shape: str):
+    def __init__(self, checkout: Path, shape: str, job: Job):
         self._checkout = checkout
+        settings = [] if job == Job() else [str(job.vocab_size), job.precision]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, shape],
+            [sys.executable, "-c", PROGRAM, shape, *settings],
             cwd=checkout,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -62,7 +72,7 @@ class Version:
         for line in self._process.stdout:
             kind, _, value = line.partition(" ")
             if kind == "ANSWER":
-                return float(value) if request == "step" else 0.0
+                return 0.0 if request == "end" else float(value)
         raise SystemExit(f"{self._checkout}: its process ended with {self._process.wait()}")
 
     def close(self) -> None:
@@ -100,10 +110,21 @@ def report(shape: str, first: list[float], second: list[float]) -> str:
     return "\n".join(lines)
 
 
-def compare(shape: str, checkouts: tuple[Path, Path], steps: int) -> str:
-    """Lets both versions train in turns; returns the `report`."""
-    sides = dict(zip(("first", "second"), (Version(c, shape) for c in checkouts), strict=True))
-    first, second = measure(sides, [(side, "step") for side in sides], steps)
+def compare(
+    shape: str,
+    checkouts: tuple[Path, Path],
+    *,
+    steps: int,
+    job: Job | None = None,
+    request: str = "step",
+) -> str:
+    """Lets both versions train in turns; returns the `report`.
+
+    ``request`` is ``processor`` for processor time, of which a busy machine takes no more.
+    """
+    versions = (Version(checkout, shape, job or Job()) for checkout in checkouts)
+    sides = dict(zip(("first", "second"), versions, strict=True))
+    first, second = measure(sides, [(side, request) for side in sides], steps)
     for side in sides.values():
         side.close()
     return report(shape, first, second)
@@ -115,15 +136,22 @@ def main() -> None:
     parser.add_argument("first", help="commit, or folder with a checkout")
     parser.add_argument("second", nargs="?", default=str(ROOT), help="default: this folder")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--vocab-size", type=int, default=Job.vocab_size)
+    parser.add_argument("--precision", choices=SIDES, default=Job.precision)
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each version")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="measure processor time, not elapsed time"
+    )
     args = parser.parse_args()
+    job = Job(vocab_size=args.vocab_size, precision=args.precision)
+    request = "processor" if args.processor_time else "step"
     with tempfile.TemporaryDirectory() as name:
         checkouts = (
             checkout_of(args.first, Path(name) / "first"),
             checkout_of(args.second, Path(name) / "second"),
         )
         for shape in args.shapes:
-            print(compare(shape, checkouts, args.steps), flush=True)
+            print(compare(shape, checkouts, steps=args.steps, job=job, request=request), flush=True)
 
 
 if __name__ == "__main__":

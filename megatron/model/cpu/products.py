@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["linear", "product", "transposed_product"]
+__all__ = ["linear", "onednn_wins", "product", "transposed_product"]
 
 _SMALLEST = 1 << 24
 """Multiplications from which on oneDNN is called, which takes 20 us more to start."""
 
 
-def _wins_here() -> bool:
+def onednn_wins() -> bool:
+    """Whether oneDNN is faster than MKL on this processor, and torch has it."""
     operators = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(operators, "_linear_pointwise")):
         return False
@@ -32,7 +33,7 @@ def _wins_here() -> bool:
         return False
 
 
-_WINS = _wins_here()
+_WINS = onednn_wins()
 
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

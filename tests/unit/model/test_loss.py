@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron.model import loss as loss_module
 from megatron.model.loss import (
     VocabularyPart,
     chunked_cross_entropy,
@@ -102,6 +103,19 @@ def test_accumulated_gradients_are_the_sum_over_micro_batches():
     hidden_gradient, weight_gradient = torch.autograd.grad(whole, (hidden, weight))
     torch.testing.assert_close(hidden.grad, hidden_gradient, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.grad, weight_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_logits_of_half_precision_are_cut_without_a_difference(z_loss, monkeypatch):
+    hidden, weight, labels, mask = make_inputs(torch.bfloat16)
+    mask = mask.float()
+    found = []
+    for most in (1, 2 * VOCAB, 1 << 20):  # one row, two rows, a whole chunk
+        monkeypatch.setattr(loss_module, "_CACHED_LOGITS", most)
+        total, nll = chunked_cross_entropy(hidden, weight, labels, mask, part=PART, z_loss=z_loss)
+        found.append((total, nll, *torch.autograd.grad(total, (hidden, weight))))
+    for other in found[1:]:
+        assert all(torch.equal(got, want) for got, want in zip(other, found[0], strict=True))
 
 
 def test_bfloat16_losses_are_computed_in_float32():

@@ -263,9 +263,13 @@ def test_an_evaluation_between_steps_is_right_and_changes_none_of_them(monkeypat
 
 
 def test_bfloat16_takes_about_the_same_steps(monkeypatch):
-    """Masters are float32; their gradients have 8 bits."""
+    """Masters are float32; their gradients have 8 bits.
+
+    Most initial values keep a wide distance from the bounds; a few lead to steps that are so large
+    that rounding decides where they go.
+    """
     changes, net = CASES["sequential"]
-    settings = {"precision": "bfloat16", "zero_optimization": {"stage": 1}}
+    settings = {"precision": "bfloat16", "zero_optimization": {"stage": 1}, "seed": 1}
     runner, config = make_runner(monkeypatch, **changes, **settings)
     weights = values(runner, ())["fp32"]
     for our, plain in zip(run_steps(runner, config), plain_steps(weights, net), strict=True):
@@ -273,7 +277,7 @@ def test_bfloat16_takes_about_the_same_steps(monkeypatch):
         assert our.report.grad_norm == pytest.approx(plain.norm, rel=0.05)
         for name, tensor in our.values["fp32"].items():
             want = plain.weights[name].float()
-            torch.testing.assert_close(tensor, want, rtol=0.05, atol=3e-2)
+            torch.testing.assert_close(tensor, want, rtol=0.05, atol=2e-2)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

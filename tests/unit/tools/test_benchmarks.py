@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,9 @@ def test_sides_take_turns_of_two_steps_of_which_the_second_counts():
 @pytest.mark.parametrize("precision", step_throughput.SIDES)
 def test_the_products_of_a_small_step_take_time(precision):
     job = step_throughput.Job(batch=1, seq_length=8, vocab_size=50, precision=precision)
-    assert step_throughput.product_seconds(step_throughput.Shape(1, 16, 2), job)() > 0
+    assert (
+        step_throughput.product_seconds(step_throughput.Shape(1, 16, 2), job)(time.perf_counter) > 0
+    )
 
 
 def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
@@ -138,9 +141,18 @@ def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
 
 
 SIDE = """
-def our_side(shape):
+import time
+from dataclasses import dataclass
+
+@dataclass
+class Job:
+    vocab_size: int
+    precision: str
+
+def our_side(shape, job=None):
     print("a message that is no answer")
-    return {{"step": lambda: {seconds}, "end": lambda: None}}
+    assert job in (None, Job(8192, "bfloat16"))
+    return {{"step": lambda: time.sleep({seconds} / 2) or {seconds}, "end": lambda: None}}
 """
 
 
@@ -159,6 +171,14 @@ def test_two_versions_step_in_turns(tmp_path):
     assert lines[1].split() == ["first", "500.0", "ms", "(median),", "500.0", "ms", "(best)"]
     assert lines[2].split()[:2] == ["second", "750.0"]
     assert "second / first: 1.500 (median of turns, 1.500 to 1.500), 1.500 (best" in lines[3]
+
+
+def test_processor_time_does_not_count_what_others_take(tmp_path):
+    checkouts = write_version(tmp_path / "a", 0.5), write_version(tmp_path / "b", 0.5)
+    job = step_throughput.Job(vocab_size=8192, precision="bfloat16")
+    lines = step_turns.compare("14M", checkouts, steps=1, job=job, request="processor").splitlines()
+    milliseconds = [float(line.split()[1]) for line in lines[1:3]]
+    assert max(milliseconds) < 100  # of the 250 that a step waits
 
 
 def test_a_version_that_fails_ends_the_comparison(tmp_path):
