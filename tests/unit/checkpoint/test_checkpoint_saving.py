@@ -220,7 +220,14 @@ def test_a_failure_in_the_background_does_not_cost_the_next_checkpoint(tmp_path,
 
 def make_hook(save: Path) -> CheckpointHook:
     config: Any = SimpleNamespace(
-        saving=Saving(save_path=str(save), load_path=None, factor=None, extra_steps=()),
+        saving=Saving(
+            save_path=str(save),
+            load_path=None,
+            save_copy=None,
+            load_copy=None,
+            factor=None,
+            extra_steps=(),
+        ),
         schedule=SimpleNamespace(train_iters=99),
         files={"z.yml": "", "a.yml": ""},
         to_dict=dict,
