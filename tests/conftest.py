@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-# a busy machine fails no test: what an example may take is bounded by the test's timeout
-settings.register_profile("any machine", deadline=None)
+# A busy machine fails no test: what an example may take is bounded by the test's timeout. Everybody
+# who runs the tests tries new examples; CI tries the same ones for the same code, so that it never
+# blames a change for what another one did.
+settings.register_profile("any machine", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("any machine")
 
 

@@ -76,7 +76,7 @@ def problems(draw):
     owners = rng.integers(0, 4, num_domains)  # 3: in no group
     members = [np.flatnonzero(owners == number) for number in range(3)]
     members = [part for part in members if part.size]
-    sums = [inside[part].sum() for part in members]
+    sums = [min(1.0, inside[part].sum()) for part in members]  # rounding may exceed 1
     low = tuple(float(total * rng.choice([0.0, 0.5, 1.0])) for total in sums)
     high = tuple(float(min(1.0, total + (1 - total) * rng.choice([0, 0.3, 1]))) for total in sums)
     return target, inside, lower, upper, members, low, high
