@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron.checkpoint.format import checkpoint_steps
 from megatron.reporting.run_log import find_run_log, read_run_log
 from tests.distributed.runs import REPOSITORY
 
@@ -104,7 +105,7 @@ def kill_in_the_middle(process: subprocess.Popen[str], runs: Path) -> None:
 def forget_last_validation(run: Path) -> None:
     """Leaves the run as if the kill had come between its last save and the validation after it."""
     (log,) = run.glob("logs/metrics.jsonl")
-    last = int((run / "latest").read_text().removeprefix("global_step"))
+    last = max(checkpoint_steps(run))  # ``latest`` may still name the one before
     assert last < ITERATIONS, "the kill came after the end of the run"
     lost = f'{{"event": "validation", "iteration": {last},'
     kept = [line for line in log.read_text().splitlines(True) if not line.startswith(lost)]
