@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from megatron.model.cpu.products import linear
@@ -109,11 +108,12 @@ class RowParallelLinear(nn.Module):
 
     @property
     def leaves_bias(self) -> bool:
-        """Whether `finish` adds the bias: with several ranks, and when compiled, where it is free.
+        """Whether `finish` adds the bias, as with several ranks; else `forward` does.
 
-        Otherwise `forward` adds it with the product.
+        Not when compiled: two biases that are summed first would get one tensor as their gradient,
+        and gradients of later micro-batches would be added to it twice.
         """
-        return self.tp.size > 1 or torch.compiler.is_compiling()
+        return self.tp.size > 1
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., in / size) -> partial sums (..., out) for `finish`."""
@@ -133,9 +133,7 @@ class RowParallelLinear(nn.Module):
 def add_biases(total: Tensor, *layers: RowParallelLinear) -> Tensor:
     """Adds the biases of ``layers`` to the sum of their products, if the products left them out.
 
-    The biases are summed first, so that ``total`` is read once and their gradient, which is the
-    same for all, is computed once. Two equal sums in one kernel are more than Inductor's C++ code
-    for bfloat16 can name (torch 2.13: "conflicting declaration").
+    The biases are summed first, so that ``total`` is read once.
     """
     biases = [layer.tp.shared(layer.bias) for layer in layers if layer.leaves_bias]
     known = [bias for bias in biases if bias is not None]
