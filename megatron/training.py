@@ -328,6 +328,13 @@ def _watching_hooks(runner: StepRunner, config: RunConfig, logger: RunLogger) ->
 
 
 def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str, Any]] | None:
-    """Finds the evaluations of the loaded iteration in the run log; None if there is no log."""
+    """Finds the evaluations of the loaded iteration in the run log; None if there is no log.
+
+    The log of a long run takes seconds to read, so it is read only if evaluations are due.
+    """
+    intervals = (config.evaluation.interval, config.evaluation.tasks_interval)
+    is_due = any(state.step % interval == 0 for interval in intervals if interval)
+    if state.step == 0 or not (is_due or state.step >= config.schedule.train_iters):
+        return None
     settings = evaluation_settings(config.to_dict())
     return measured_at(config.logging.log_dir, state.step, settings)

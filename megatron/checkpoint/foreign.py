@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["foreign_checkpoint_problem", "is_neox_checkpoint", "neox_checkpoint_names"]
+__all__ = [
+    "STEP_NAME",
+    "foreign_checkpoint_problem",
+    "is_neox_checkpoint",
+    "neox_checkpoint_names",
+]
+
+STEP_NAME = re.compile(r"global_step(0|[1-9][0-9]{0,17})")
+"""Names of checkpoints, GPT-NeoX's and ours: a step that fits into 64 bits, no leading zeros."""
+
 
 _DEEPSPEED = re.compile(
     r"(mp_rank_\d+_model_states|layer_\d+(-model_\d+)?-model_states"
     r"|(bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_(optim|model)_states)\.pt"
 )
-_STEP = re.compile(r"global_step(0|[1-9][0-9]{0,17})")
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _MEGATRON = re.compile(r"mp_rank_\d+(_\d+)?")
 _DISTRIBUTED = re.compile(r"__\d+_\d+\.distcp")
@@ -21,7 +29,7 @@ def is_neox_checkpoint(folder: Path) -> bool:
     """Whether ``folder`` is a ``global_step<N>`` folder that GPT-NeoX or DeepSpeed wrote."""
     try:
         return (
-            _STEP.fullmatch(folder.name) is not None
+            STEP_NAME.fullmatch(folder.name) is not None
             and not (folder / "index.json").is_file()
             and any(_DEEPSPEED.fullmatch(path.name) for path in folder.iterdir())
         )
@@ -70,7 +78,7 @@ def _model_problem(folder: Path, names: set[str]) -> str | None:
 
 def _checkpoint_problem(folder: Path, names: set[str]) -> str | None:
     if any(_DEEPSPEED.fullmatch(name) for name in names):
-        if _STEP.fullmatch(folder.name):
+        if STEP_NAME.fullmatch(folder.name):
             return (
                 "is a checkpoint of GPT-NeoX; train.py, evaluate.py, generate.py and "
                 "tools/convert_to_hf.py load it with the model's configuration (load: its parent "

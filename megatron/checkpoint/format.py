@@ -21,7 +21,6 @@ file, which `megatron.checkpoint.verification` compares.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron.checkpoint.foreign import STEP_NAME
 from megatron.checkpoint.index import read_index
 from megatron.checkpoint.rectangles import copy_from_fragment
 from megatron.checkpoint.runs import Run, rank_file, rank_number, run_of
@@ -69,8 +69,6 @@ OLD_RANDOM_STATE = "rng_"
 """First letters of the files with random states that earlier versions wrote."""
 _RANDOM_STATE = "random|"
 _MAX_OPEN_FILES = 64
-_STEP_NAME = re.compile(rf"{_PREFIX}(0|[1-9][0-9]{{0,17}})")
-"""Names as we write them: a step that fits into 64 bits, without leading zeros."""
 IN_CONTENT = {
     "state.json": check_state,
     "mixture.json": check_mixture,
@@ -118,7 +116,7 @@ def read_resolved_config(folder: Path) -> dict[str, Any] | None:
 def checkpoint_steps(save: Path) -> list[int]:
     """Steps of the complete checkpoints below ``save``, ascending; others end in ``.tmp``."""
     names = (entry.name for entry in save.glob(f"{_PREFIX}*") if entry.is_dir())
-    return sorted(int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
 
 
 def latest_step(save: Path) -> int | None:
@@ -128,7 +126,7 @@ def latest_step(save: Path) -> int | None:
             name = file.read(256).decode("utf-8", "replace").strip()
     except OSError:
         return None
-    match = _STEP_NAME.fullmatch(name)
+    match = STEP_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 

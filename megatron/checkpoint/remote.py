@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from megatron.checkpoint.foreign import STEP_NAME
 from megatron.errors import UserError, one_line
 from megatron.files import replace_folder, write_text_atomic
 from megatron.neox_arguments.secrets import REDACTED, is_secret_key
@@ -20,7 +21,6 @@ from megatron.neox_arguments.secrets import REDACTED, is_secret_key
 __all__ = ["RemoteError", "RemoteFolder", "file_system_problem", "without_secrets"]
 
 _REQUIREMENTS = "pip install -r requirements/requirements-remote.txt"
-_STEP_NAME = re.compile(r"global_step(0|[1-9][0-9]{0,17})")
 _INDEX, _LATEST = "index.json", "latest"
 _LONGEST_ERROR = 300
 _WITH_FOLDERS = frozenset(
@@ -112,7 +112,7 @@ class RemoteFolder:
             RemoteError: If the folder cannot be listed. One that does not exist has no steps.
         """
         names = (PurePosixPath(path).name for path in self._list(self._root, detail=False))
-        steps = (int(match[1]) for name in names if (match := _STEP_NAME.fullmatch(name)))
+        steps = (int(match[1]) for name in names if (match := STEP_NAME.fullmatch(name)))
         return sorted(step for step in steps if self._sizes(step).get(_INDEX))
 
     def latest(self) -> int | None:
@@ -123,7 +123,7 @@ class RemoteFolder:
             named = b""
         except Exception as error:
             self._fail(error, "cannot be read")
-        match = _STEP_NAME.fullmatch(named.decode("utf-8", "replace").strip())
+        match = STEP_NAME.fullmatch(named.decode("utf-8", "replace").strip())
         if match and self._sizes(int(match[1])).get(_INDEX):
             return int(match[1])
         return max(self.steps(), default=None)

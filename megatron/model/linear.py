@@ -15,7 +15,7 @@ from megatron.model.init_functions import zeros
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
 
-__all__ = ["ColumnParallelLinear", "RowParallelLinear", "add_biases"]
+__all__ = ["ColumnParallelLinear", "RowParallelLinear"]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -106,35 +106,21 @@ class RowParallelLinear(nn.Module):
             else None
         )
 
-    @property
-    def leaves_bias(self) -> bool:
-        """Whether `finish` adds the bias, as with several ranks; else `forward` does.
-
-        Not when compiled: two biases that are summed first would get one tensor as their gradient,
-        and gradients of later micro-batches would be added to it twice.
-        """
-        return self.tp.size > 1
-
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in / size) -> partial sums (..., out) for `finish`."""
+        """(..., in / size) -> partial sums (..., out); a group of one includes the bias."""
         if self.product is not None:
             return self.product(features)
         return linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight, and bias if `forward` adds it; `frozen_weights` sets ``product`` from them."""
-        return self.weight, None if self.leaves_bias else self.bias
+        return self.weight, self.bias if self.tp.size == 1 else None
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sums the parts and adds the bias."""
-        return add_biases(self.tp.leave(partial), self)
+        return self.add_bias(self.tp.leave(partial))
 
-
-def add_biases(total: Tensor, *layers: RowParallelLinear) -> Tensor:
-    """Adds the biases of ``layers`` to the sum of their products, if the products left them out.
-
-    The biases are summed first, so that ``total`` is read once.
-    """
-    biases = [layer.tp.shared(layer.bias) for layer in layers if layer.leaves_bias]
-    known = [bias for bias in biases if bias is not None]
-    return total + sum(known[1:], start=known[0]) if known else total
+    def add_bias(self, total: Tensor) -> Tensor:
+        """Adds the bias, for callers that sum several partial products at once."""
+        bias = self.tp.shared(self.bias)
+        return total if bias is None or self.tp.size == 1 else total + bias

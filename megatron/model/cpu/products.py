@@ -7,6 +7,7 @@ this machine. The processor alone decides, so that a machine always computes the
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -38,10 +39,10 @@ _WINS = onednn_wins()
 
 def linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As ``F.linear``: (..., k), (m, k), (m,) -> (..., m); through oneDNN differentiable once."""
-    rows = features.flatten(0, -2)
-    if _is_faster(rows, weight):
-        return _Linear.apply(rows, weight, bias).unflatten(0, features.shape[:-1])
-    return F.linear(features, weight, bias)
+    if not _is_faster(features, weight):
+        return F.linear(features, weight, bias)
+    rows = _Linear.apply(features.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, features.shape[:-1])
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
@@ -83,9 +84,10 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_faster(rows: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is to multiply (..., k) and (m, k)."""
     return (
         _WINS
-        and rows.shape[0] * weight.numel() >= _SMALLEST
+        and math.prod(rows.shape[:-1]) * weight.numel() >= _SMALLEST
         and rows.dtype == weight.dtype == torch.float32
         and rows.device.type == "cpu"
         and not torch.compiler.is_compiling()
