@@ -15,7 +15,6 @@ from typing import Any
 from megatron.errors import UserError, one_line
 from megatron.launcher.arguments_file import arguments_folder, write_arguments
 from megatron.launcher.devices import rank_device_environment
-from megatron.launcher.elsewhere import run_elsewhere, shown_elsewhere
 from megatron.launcher.installation import missing_packages_problem
 from megatron.launcher.native import check_slots
 from megatron.launcher.plan import LaunchPlan, plan_launch
@@ -77,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.check or command.dry_run:
             return 0
         if plan.hosts:
+            from megatron.launcher.elsewhere import run_elsewhere  # one machine needs none of it
+
             return run_elsewhere(arguments, plan, grace_seconds, _say)
         talks = (
             Path(arguments.user_script).name == "generate.py"
@@ -142,6 +143,8 @@ def _prepared_commands(arguments: NeoXArgs, plan: LaunchPlan) -> Iterator[list[R
 
 def _shown_commands(arguments: NeoXArgs, plan: LaunchPlan) -> str:
     if plan.hosts:
+        from megatron.launcher.elsewhere import shown_elsewhere
+
         return shown_elsewhere(arguments, plan)
     with _prepared_commands(arguments, plan) as commands:
         return "".join(_shown(command) + "\n" for command in commands)

@@ -37,6 +37,8 @@ _FlatFields: Any = dataclasses.make_dataclass(
     [(f.name, f.type, dataclasses.field(default=f.default)) for f in field_table().values()],
     init=False,
     repr=False,
+    eq=False,
+    namespace={"__doc__": "Keys and defaults; without a docstring dataclasses would compose one."},
 )
 
 
@@ -191,6 +193,13 @@ class NeoXArgs(_FlatFields):
             self._origins.pop(key, None)
         if key == "neox_compat":
             self._set_all({name: getattr(self, name) for name in self._given})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NeoXArgs):
+            return NotImplemented
+        return all(getattr(self, key) == getattr(other, key) for key in field_table())
+
+    __hash__ = None  # type: ignore[assignment]  # values change
 
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in redacted(self.megatron_config).items())

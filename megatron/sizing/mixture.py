@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -102,6 +103,8 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
     Raises:
         ConfigError: If ``data_sampling_max_epochs`` allows fewer samples than the run draws.
     """
+    if not _has_limits(config):
+        return []
     from odm.constraints import Ceiling, EpochCap, Floor, GroupLimits, TrustRegion
     from odm.guard import Guard
 
@@ -150,6 +153,12 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
     return found
 
 
+def _has_limits(config: RunConfig) -> bool:
+    mixing = config.mixing
+    limits = (mixing.min_weights, mixing.max_weights, mixing.groups, mixing.max_epochs)
+    return any(limits) or bool(mixing.trust_region) or mixing.guard is not None
+
+
 def describe_mixture(config: RunConfig) -> list[str]:
     """Lines of a table: weight, share, tokens and epochs of each domain; none for one data set.
 
@@ -191,8 +200,11 @@ def _heading(config: RunConfig, samples: int) -> str:
 
 def _mean_shares(
     config: RunConfig, raw: Sequence[float], sizes: Sequence[DomainSize]
-) -> FloatArray:
+) -> Sequence[float]:
     """Shares over the whole run under the limits, if the weights do not follow the losses."""
+    if not (config.mixing.points or _has_limits(config)):
+        total = math.fsum(raw)  # without numpy, whose import takes as long as the rest of a check
+        return [weight / total for weight in raw]
     import numpy as np
 
     from odm.constraints import ConstraintContext, apply_constraints
@@ -216,4 +228,4 @@ def _mean_shares(
     for first, last in pairwise(corners):
         later = shares(last) if config.mixing.interpolation == "linear" else shares(first)
         mean += (shares(first) + later) * 0.5 * (last - first) / end
-    return mean
+    return [float(share) for share in mean]

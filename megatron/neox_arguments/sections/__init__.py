@@ -3,9 +3,10 @@
 A field with a default, or with a `Key`, is a key of the configuration files; other fields follow
 from keys by a rule (see `rules`). A string under a field is its documentation. The classes that end
 in `Keys` only declare keys: no section has the written value of these.
-"""
 
-from __future__ import annotations
+The modules of this package do not postpone annotations (`from __future__ import annotations`): the
+table of all keys reads each of them at every start, and evaluating them from text takes 7 ms.
+"""
 
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What is done with a trained model: evaluation and generation."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Where and how processes are started."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Precision, optimizer and learning rate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

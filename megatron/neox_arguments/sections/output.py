@@ -1,7 +1,5 @@
 """What a run writes: checkpoints and logs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -243,7 +243,9 @@ def test_what_a_command_does(
     monkeypatch.setattr(command, "missing_packages_problem", lambda *names: None)
     monkeypatch.setattr(command, "_run_here", lambda *_, **__: done.append(STARTED) or 0)
     monkeypatch.setattr("megatron.launcher.plan.count_devices", lambda environ: devices)
-    monkeypatch.setattr(command, "run_elsewhere", lambda *_: done.append(ELSEWHERE) or 0)
+    monkeypatch.setattr(
+        "megatron.launcher.elsewhere.run_elsewhere", lambda *_: done.append(ELSEWHERE) or 0
+    )
     arguments = [str(tmp_path / script), str(tmp_path / "run.yml"), *([switch] if switch else [])]
     code = command.main(arguments)
     output = capsys.readouterr()
