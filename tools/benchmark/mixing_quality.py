@@ -13,6 +13,7 @@ docs/results/mixing_protocol.md says what is compared and why.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections import Counter
@@ -31,6 +32,8 @@ from tools.benchmark.quality.suites import Corpus, prepare
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "tools/benchmark/quality/plan.yml"
 RESULTS = ROOT / "docs/results/mixing"
+REPEATS = "repeats"
+"""Folder in that of the results: runs that were made a second time, on another processor."""
 CORPUS_VARIABLE = "ODM_NEOX_CORPUS"
 TOKENIZER = "tokenizer-8k.json"
 
@@ -126,7 +129,9 @@ def write_report(
                 "texts; prepare the text that counts, then those of the other are left out"
             )
     files = sum(result_path(campaign.results, run).exists() for run in runs)
-    text = report(campaign.plan, results, left_out=files - len(results))
+    again = dataclasses.replace(campaign, results=campaign.results / REPEATS)
+    repeats = {run: result for run in runs if (result := again.result(run))}
+    text = report(campaign.plan, results, repeats=repeats, left_out=files - len(results))
     if output is None:
         print(text, end="")
     else:

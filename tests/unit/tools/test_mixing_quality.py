@@ -334,12 +334,30 @@ def test_the_report_pairs_runs_of_a_seed(plan):
     assert "25.0% |" in text  # 20 of 80 samples on noise
 
 
-def test_runs_of_two_processors_are_no_pair(plan):
+def test_runs_of_two_processors_are_a_pair_and_their_repeats_are_shown(plan):
     results = {Run("S", arm, 1): result_of(Run("S", arm, 1)) for arm in ("uniform", "moving")}
-    assert len(pairs_of(results, "moving", "uniform")) == 1
     results[Run("S", "moving", 1)]["machine"] = {"processor": "Q", "threads": 1}
-    assert pairs_of(results, "moving", "uniform") == []
-    assert "; P and Q, 1 thread per run." in report(plan, results)
+    assert len(pairs_of(results, "moving", "uniform")) == 1
+    again = result_of(Run("S", "moving", 1), offset=0.002)
+    unknown = Run("S", "moving", 7)
+    text = report(plan, results, repeats={Run("S", "moving", 1): again, unknown: again})
+    assert "; P and Q, 1 thread per run." in text
+    assert "| S/moving/1 | Q | P | +0.0010 | +0.0020 |" in text
+    assert "S/moving/7" not in text
+    assert "two processors" not in report(plan, results)
+
+
+def test_a_report_reads_repeats_from_their_folder(tmp_path, plan):
+    results = tmp_path / "results"
+    for folder, offset in ((results, 0.0), (results / "repeats", 0.004)):
+        folder.mkdir()
+        run = Run("S", "uniform", 1)
+        digest = plan.digest(run, "t")
+        write_result(result_path(folder, run), result_of(run, offset=offset, digest=digest))
+    output = tmp_path / "report.md"
+    options = ["--plan", str(tmp_path / "plan.yml"), "--results", str(results), "-o", str(output)]
+    assert main(["report", *options, "--work", str(tmp_path / "nothing")]) == 0
+    assert "| S/uniform/1 | P | P | +0.0020 | +0.0040 |" in output.read_text()
 
 
 def answers_by_question(results):

@@ -21,18 +21,21 @@ from tools.benchmark.quality.measures import (
     pairs_of,
     processor_of,
 )
-from tools.benchmark.quality.plan import Plan
+from tools.benchmark.quality.plan import Plan, Run
 from tools.paired_runs import PairedDifference, paired_difference
 
 __all__ = ["report"]
 
 
-def report(plan: Plan, results: Results, *, left_out: int = 0) -> str:
+def report(
+    plan: Plan, results: Results, *, repeats: Results | None = None, left_out: int = 0
+) -> str:
     """All tables of all suites that have results.
 
     Args:
         plan: The plan, for the order of suites and arms.
         results: Finished runs.
+        repeats: Runs of ``results`` that were made a second time, on another processor.
         left_out: Number of results in the folder that were made with other settings or text.
     """
     lines = [
@@ -48,6 +51,10 @@ def report(plan: Plan, results: Results, *, left_out: int = 0) -> str:
         of_suite = {run: result for run, result in results.items() if run.suite == suite}
         if of_suite:
             lines += ["", f"## Suite {suite}", "", *_suite(plan, suite, of_suite)]
+    repeated = [run for run in sorted(repeats or {}) if run in results]
+    if repeats and repeated:
+        rows = [_repeat_row(run, results[run], repeats[run]) for run in repeated]
+        lines += ["", "## Runs made on two processors", "", *_repeats(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -158,6 +165,26 @@ def _frozen(frozen: Mapping[str, str | None], results: Results) -> list[str]:
     head = ["arm", "measure", "difference", "bootstrap 95 %", "Student 95 %", "lower in"]
     title = "Each method against its own average weights, kept from the first iteration on; "
     return [f"{title}negative: moving the weights helped.", "", *_table(head, rows)]
+
+
+def _repeat_row(run: Run, first: Result, second: Result) -> list[str]:
+    ends = [(measure, measure.of(measures(first))) for measure in MEASURES[:3]]
+    return [
+        run.name,
+        processor_of(first),
+        processor_of(second),
+        *(f"{measure.of(measures(second)) - end:+.{measure.digits}f}" for measure, end in ends),
+    ]
+
+
+def _repeats(rows: Sequence[Sequence[str]]) -> list[str]:
+    names = [measure.name for measure in MEASURES[:3]]
+    return [
+        "The same run with the same numbers to start from, made again on another processor, which "
+        "rounds differently: the second less the first. Everything above counts only the first.",
+        "",
+        *_table(["run", "first", "second", *names], rows),
+    ]
 
 
 def _cells(difference: PairedDifference, measure: Measure) -> list[str]:
