@@ -284,7 +284,14 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     interval, last_step = config.evaluation.interval, config.schedule.train_iters
     measured = _measured_before(config, state)
     saving = CheckpointHook(
-        runner, source, mixture, config, logger, moment_names=moment_names(config), held_out=meter
+        runner,
+        source,
+        mixture,
+        config,
+        logger,
+        moment_names=moment_names(config),
+        held_out=meter,
+        is_saved=loaded.is_saved_in(config.saving.save_path),
     )
     hooks: list[Hook] = [
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
@@ -297,7 +304,6 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     if tasks is not None:
         hooks += [TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)]
     announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
-    saving.before_training(state, is_saved=loaded.is_saved_in(config.saving.save_path))
     try:
         train(
             runner,

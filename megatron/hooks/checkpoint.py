@@ -24,6 +24,8 @@ class CheckpointHook(Hook):
     """Writes checkpoints ``<save>/global_step<N>``; does nothing without ``save``.
 
     A model whose loss is not finite is not saved, so that it cannot replace a sound checkpoint.
+    ``is_saved``: the save folder already contains a checkpoint of exactly the step at which the run
+    begins, which is then not written again.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class CheckpointHook(Hook):
         *,
         moment_names: tuple[str, ...],
         held_out: HeldOutMeter | None = None,
+        is_saved: bool = False,
     ):
         self.runner = runner
         self.source = source
@@ -43,6 +46,7 @@ class CheckpointHook(Hook):
         self.config = config
         self.logger = logger
         self.held_out = held_out
+        self._is_saved = is_saved
         self._copies: BackgroundCopies | None = None
         self._last_saved = -1
         self._loss = 0.0
@@ -74,13 +78,8 @@ class CheckpointHook(Hook):
         last_step = self.config.schedule.train_iters
         return self.config.saving.is_save_step(step, last_step=last_step)
 
-    def before_training(self, state: TrainState, *, is_saved: bool) -> None:
+    def at_start(self, state: TrainState) -> None:
         """Opens ``save_copy``; saves the untrained model if iteration 0 is among those to save.
-
-        Args:
-            state: Counters before the first step.
-            is_saved: Whether the save folder already contains a checkpoint of exactly this step,
-                which is then not written again.
 
         Raises:
             CheckpointError: On every rank, if ``save_copy`` cannot be used.
@@ -89,7 +88,7 @@ class CheckpointHook(Hook):
         self._copies = open_copies(
             self.config, step=state.step, warn=logger.warning, tell=logger.say
         )
-        if is_saved:
+        if self._is_saved:
             self._last_saved = state.step
             self._copy_what_is_missing(state.step)
         elif state.step == 0 and self._is_due(0):

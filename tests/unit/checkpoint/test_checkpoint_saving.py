@@ -218,7 +218,7 @@ def test_a_failure_in_the_background_does_not_cost_the_next_checkpoint(tmp_path,
 # what training asks for
 
 
-def make_hook(save: Path) -> CheckpointHook:
+def make_hook(save: Path, *, is_saved: bool = False) -> CheckpointHook:
     config: Any = SimpleNamespace(
         saving=Saving(
             save_path=str(save),
@@ -240,14 +240,16 @@ def make_hook(save: Path) -> CheckpointHook:
     source: Any = SimpleNamespace(samples_by_domain={"code": 12})
     mixture: Any = SimpleNamespace(state_dict=dict)
     logger: Any = SimpleNamespace(save=lambda step, folder: None, warning=print, say=print)
-    return CheckpointHook(runner, source, mixture, config, logger, moment_names=())
+    return CheckpointHook(
+        runner, source, mixture, config, logger, moment_names=(), is_saved=is_saved
+    )
 
 
 def test_the_end_is_saved_unless_the_save_folder_holds_it_already(tmp_path):
     state = TrainState(step=7)
     for is_saved, steps in ((True, []), (False, [7])):
-        hook = make_hook(tmp_path)
-        hook.before_training(state, is_saved=is_saved)
+        hook = make_hook(tmp_path, is_saved=is_saved)
+        hook.at_start(state)
         hook.at_end(state)
         assert checkpoint_steps(tmp_path) == steps
 
