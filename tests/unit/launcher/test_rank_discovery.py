@@ -136,7 +136,7 @@ def test_a_lone_process_keeps_its_port_from_others_until_it_listens_there():
 
 
 def test_mpirun_inside_a_slurm_allocation_is_mpi():
-    # Slurm's variables describe the step that holds mpirun's daemons, one a node
+    # Slurm's variables describe the step that holds mpirun's daemons, one per node
     outer = {**SLURM, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     assert place({**outer, **OPENMPI}) == (1, 1, 2, 2, "openmpi")
 
