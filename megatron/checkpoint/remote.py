@@ -75,7 +75,8 @@ class RemoteFolder:
     """
 
     def __init__(self, key: str, address: str) -> None:
-        self.key, self.address = key, address.rstrip("/")
+        protocol, _, path = address.partition("://")  # fsspec knows protocols in small letters alone
+        self.key, self.address = key, f"{protocol.lower()}://{path.rstrip('/')}"
         if problem := file_system_problem(self.address):
             raise RemoteError(f"{key}: {problem}")
         import fsspec
@@ -86,7 +87,7 @@ class RemoteFolder:
             self._fail(error, "cannot be opened")
         self._files: Any = files
         self._root = root.rstrip("/")
-        self._has_folders = self.address.partition("://")[0].lower() in _WITH_FOLDERS
+        self._has_folders = protocol.lower() in _WITH_FOLDERS
 
     def check_writable(self) -> None:
         """Writes a small file and removes it.

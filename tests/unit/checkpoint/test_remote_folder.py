@@ -231,6 +231,11 @@ def test_trying_an_address_leaves_no_file(address):
     assert remote._files.find(remote._root) == []
 
 
+def test_a_protocol_may_have_capital_letters(tmp_path):
+    RemoteFolder("save_copy", f"FILE://{tmp_path}/run/").check_writable()
+    assert (tmp_path / "run").is_dir()
+
+
 def test_an_unknown_file_system_and_a_missing_package_are_one_line(monkeypatch):
     assert "no file system s4" in (file_system_problem("s4://bucket/run") or "")
     assert file_system_problem("memory://run") is None
