@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from megatron.model.cpu.products import linear
@@ -15,7 +16,7 @@ from megatron.model.init_functions import zeros
 from megatron.model.parameters import InitMethod, make_parameter
 from megatron.mpu.tensor_parallel import TensorParallel
 
-__all__ = ["ColumnParallelLinear", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "RowParallelLinear", "add_both_biases"]
 
 
 class ColumnParallelLinear(nn.Module):
@@ -106,21 +107,57 @@ class RowParallelLinear(nn.Module):
             else None
         )
 
+    @property
+    def leaves_bias(self) -> bool:
+        """Whether `finish` adds the bias: with several ranks, and in compiled code.
+
+        There it is one more term of a sum that is computed anyway. Otherwise `forward` adds it.
+        """
+        return self.tp.size > 1 or torch.compiler.is_compiling()
+
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in / size) -> partial sums (..., out); a group of one includes the bias."""
+        """(..., in / size) -> partial sums (..., out) for `finish`."""
         if self.product is not None:
             return self.product(features)
         return linear(features, *self.product_operands())
 
     def product_operands(self) -> tuple[Tensor, Tensor | None]:
         """Weight, and bias if `forward` adds it; `frozen_weights` sets ``product`` from them."""
-        return self.weight, self.bias if self.tp.size == 1 else None
+        return self.weight, None if self.leaves_bias else self.bias
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sums the parts and adds the bias."""
         return self.add_bias(self.tp.leave(partial))
 
     def add_bias(self, total: Tensor) -> Tensor:
-        """Adds the bias, for callers that sum several partial products at once."""
+        """Adds the bias, if `forward` did not, to a sum of partial products."""
         bias = self.tp.shared(self.bias)
-        return total if bias is None or self.tp.size == 1 else total + bias
+        return total if bias is None or not self.leaves_bias else total + bias
+
+
+def add_both_biases(total: Tensor, first: RowParallelLinear, second: RowParallelLinear) -> Tensor:
+    """Adds the biases of two layers to the sum of their partial products.
+
+    Both biases have the same gradient. Compiled code computes it once and copies it: Inductor's C++
+    code for half precision (torch 2.13) names both results of two equal sums alike, which no
+    compiler accepts ("conflicting declaration").
+    """
+    if not torch.compiler.is_compiling() or first.bias is None or second.bias is None:
+        return second.add_bias(first.add_bias(total))
+    return total + _SumOfBiases.apply(*(layer.tp.shared(layer.bias) for layer in (first, second)))
+
+
+class _SumOfBiases(torch.autograd.Function):
+    """``first + second``, whose gradients have memory of their own.
+
+    Inductor would make two tensors of one memory, and both gradients of the next micro-batch would
+    be added to it.
+    """
+
+    @staticmethod
+    def forward(ctx, first, second):
+        return first + second
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.clone()

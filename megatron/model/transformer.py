@@ -11,6 +11,7 @@ from megatron.model.attention import SelfAttention
 from megatron.model.attention_span import EVERYTHING, AttentionSpan
 from megatron.model.forward_context import ForwardContext
 from megatron.model.key_value_cache import KeyValueCache
+from megatron.model.linear import add_both_biases
 from megatron.model.mlp import MLP
 from megatron.model.norms import make_norm
 from megatron.model.positional_embeddings import RotaryTable
@@ -83,9 +84,9 @@ class TransformerLayer(nn.Module):
         first, second = self.attention.dense, self.mlp.dense_4h_to_h
         if self._drops:
             return hidden + self._drop(first.finish(attention)) + self._drop(second.finish(mlp))
-        if self.tp.size == 1:
+        if not first.leaves_bias:
             return hidden + attention + mlp
-        return hidden + second.add_bias(first.add_bias(self.tp.leave(attention + mlp)))
+        return hidden + add_both_biases(self.tp.leave(attention + mlp), first, second)
 
     @property
     def _drops(self) -> bool:
