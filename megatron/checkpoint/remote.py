@@ -75,7 +75,7 @@ class RemoteFolder:
     """
 
     def __init__(self, key: str, address: str) -> None:
-        protocol, _, path = address.partition("://")  # fsspec knows protocols in small letters alone
+        protocol, _, path = address.partition("://")  # fsspec knows only small letters
         self.key, self.address = key, f"{protocol.lower()}://{path.rstrip('/')}"
         if problem := file_system_problem(self.address):
             raise RemoteError(f"{key}: {problem}")

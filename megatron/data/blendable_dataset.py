@@ -38,12 +38,15 @@ class BlendableDataset(torch.utils.data.Dataset):
             raise DataError(
                 f"blend: {len(datasets)} data sets and {shares.size} weights; give one weight each"
             )
-        if not np.isfinite(shares).all() or shares.min() < 0 or shares.sum() <= 0:
+        with np.errstate(over="ignore"):
+            total = shares.sum()
+        if not np.isfinite(total) or shares.min() < 0 or total <= 0:
             raise DataError(
-                f"blend: weights must be finite, not negative and not all 0, got {list(weights)}"
+                "blend: weights must be finite, as their sum, not negative and not all 0, got "
+                f"{list(weights)}"
             )
         self.datasets = list(datasets)
-        self.weights = shares / shares.sum()
+        self.weights = shares / total
         self.seed = seed
         self._lengths = np.array([len(dataset) for dataset in datasets], dtype=np.int64)
         used_and_empty = np.flatnonzero((self._lengths == 0) & (shares > 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -203,7 +202,7 @@ def _mean_shares(
 ) -> Sequence[float]:
     """Shares over the whole run under the limits, if the weights do not follow the losses."""
     if not (config.mixing.points or _has_limits(config)):
-        total = math.fsum(raw)  # without numpy, whose import takes as long as the rest of a check
+        total = sum(raw)  # without numpy, whose import takes as long as the rest of a check
         return [weight / total for weight in raw]
     import numpy as np
 

@@ -160,6 +160,8 @@ def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]
         draft.refuse(key, f"must be finite and at least 0, got {written}")
     elif not sum(written) > 0:
         draft.refuse(key, "are all 0; give one of them a weight")
+    elif not sum(written) < math.inf:
+        draft.refuse(key, f"have a sum too large for a float, got {written}; make them smaller")
     return tuple(float(weight) for weight in written)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,4 +26,6 @@ def resolve_objective(draft: Draft, domains: Sequence[str]) -> dict[str, Any]:
         weights = by_domain(draft, _WEIGHTS, written, domains, _NUMBER, default=1.0)
         if weights and not any(weights):
             draft.refuse(_WEIGHTS, "are all 0; give one of them a positive number")
+        elif weights and not sum(weights) < math.inf:
+            draft.refuse(_WEIGHTS, "have a sum too large for a float; make them smaller")
     return {"perplexity_share": section.get("perplexity", 0.5), "objective_weights": weights or ()}

@@ -199,6 +199,11 @@ def test_no_method_and_static_are_the_same(make_config):
             "valid_data_weights are all 0; give one of them a weight",
         ),
         (
+            {**PATHS, "train_data_weights": [1e308, 1e308]},
+            "train_data_weights have a sum too large for a float, got [1e+308, 1e+308]; make them "
+            "smaller",
+        ),
+        (
             {"data_path": "x", "train_data_weights": [1]},
             "train_data_weights has no meaning with data_path; use train_data_paths",
         ),
@@ -288,6 +293,10 @@ def test_no_method_and_static_are_the_same(make_config):
         (
             {**CURVE, "data_sampling_objective": {"weights": {"wiki": 0, "code": 0}}},
             "data_sampling_objective.weights are all 0; give one of them a positive number",
+        ),
+        (
+            {**CURVE, "data_sampling_objective": {"weights": {"wiki": 1e308, "code": 1e308}}},
+            "data_sampling_objective.weights have a sum too large for a float; make them smaller",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": [1, 2]}},
