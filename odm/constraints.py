@@ -149,21 +149,25 @@ class EpochCap(Constraint):
         plain = epochs.tolist()
         object.__setattr__(self, "max_epochs", tuple(plain) if epochs.ndim else plain)
         object.__setattr__(self, "total_samples", int(self.total_samples))
-        samples = _spread("epoch_cap: max_epochs", self.max_epochs, len(sizes)) * np.array(sizes)
-        if samples.sum() < self.total_samples * (1 - _ROUNDING):
-            factor = self.total_samples / samples.sum()
+        spread = _spread("epoch_cap: max_epochs", self.max_epochs, len(sizes))
+        with np.errstate(over="ignore"):  # as good as no limit
+            samples = (spread * np.array(sizes)).sum()
+        if samples < self.total_samples * (1 - _ROUNDING):
+            with np.errstate(over="ignore"):
+                needed = epochs * (self.total_samples / samples)
+            least = f" to at least {_shown(needed.tolist())}" if np.isfinite(needed).all() else ""
             raise ValueError(
                 f"epoch_cap: {_shown(self.max_epochs)} epochs of the domains are "
-                f"{samples.sum():.0f} samples, the run draws {self.total_samples}; raise "
-                f"max_epochs to at least {_shown((epochs * factor).tolist())} or train for fewer "
-                "steps"
+                f"{samples:.0f} samples, the run draws {self.total_samples}; raise "
+                f"max_epochs{least} or train for fewer steps"
             )
 
     def upper(self, context: ConstraintContext) -> FloatArray | None:
         """Samples left per domain, divided by those left of the run; None if none are left."""
         _expect("epoch_cap: domain_sizes", len(self.domain_sizes), context.previous.size)
         sizes = np.array(self.domain_sizes, dtype=np.float64)
-        left = np.maximum(0.0, np.asarray(self.max_epochs) * sizes - context.consumed)
+        with np.errstate(over="ignore"):
+            left = np.maximum(0.0, np.asarray(self.max_epochs) * sizes - context.consumed)
         run_left = self.total_samples - int(context.consumed.sum())
         if run_left > 0:
             return np.minimum(1.0, left / run_left)

@@ -68,7 +68,9 @@ def with_groups(
 
 def _with_sum(total: float, share: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """``clip(theta * share, low, high)`` that sums to ``total``, which is above 0."""
-    return project(normalize(share), low / total, high / total) * total
+    with np.errstate(over="ignore"):  # a tiny total makes any bound of a domain infinite
+        low, high = low / total, high / total
+    return project(normalize(share), low, high) * total
 
 
 def project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:

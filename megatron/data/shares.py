@@ -66,6 +66,11 @@ def weights_by_num_docs(num_documents: Sequence[int], alpha: float = 0.3) -> lis
         raise DataError(f"weight_by_num_documents: no documents in {len(num_documents)} data sets")
     shares = [n / total for n in num_documents]
     powers = [share**alpha for share in shares]
+    if not sum(powers) > 0:
+        raise DataError(
+            f"weighted_sampler_alpha: {alpha:g} is so large that all weights of {len(shares)} data "
+            "sets are 0; make it smaller"
+        )
     unnormalized = [
         power / sum(powers) * (1 - share) for power, share in zip(powers, shares, strict=True)
     ]

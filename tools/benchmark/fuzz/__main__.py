@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from . import configuration, data_kinds, neox_kinds, state, state_kinds, text
+from . import configuration, data_kinds, mixing, neox_kinds, state, state_kinds, text
 
 _MEMORY = "/dev/shm"
 
@@ -44,6 +44,7 @@ def _texts(cases: int, seed: int) -> list[str]:
 
 KINDS: dict[str, Run] = {
     **{name: partial(configuration.run_cases, name) for name in configuration.KINDS},
+    "mixing": mixing.run_cases,
     **{
         name: partial(_saved_files, make)
         for name, make in {**state_kinds.KINDS, **data_kinds.KINDS, **neox_kinds.KINDS}.items()
