@@ -36,28 +36,34 @@ def reduce_at_first(
 ) -> T | None:
     """Combines the values of all ranks on rank 0; the others get None. All of them call it.
 
-    With gloo the values meet in a binary tree, so that rank 0 has as many to combine as the number
-    of ranks has digits. Other backends would make a communicator for each pair of ranks; there all
-    values are sent to rank 0.
+    The values meet in a binary tree, so that rank 0 has as many to combine as the number of ranks
+    has digits. With NCCL each is sent as a batch of one, which uses the communicator of the group;
+    a single message would make another communicator for each pair of ranks. With other backends
+    than these two, all values are sent to rank 0.
 
     Args:
         value: Can be pickled.
         combine: Of the values of neighbouring ranks, in their order; it must be associative.
-        group: Contains all ranks; None is the default group.
+        group: Contains all ranks; None is the default group. With NCCL they must have communicated
+            in it before, as `agree` does, since only then a pair may do so alone.
     """
     rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
-    if "gloo" not in dist.get_backend(group):
+    backend = dist.get_backend(group)
+    in_batches = "gloo" not in backend
+    if in_batches and backend != "nccl":
         values: list[Any] = [None] * num_ranks
         dist.gather_object(value, values if rank == 0 else None, dst=0, group=group)
         return combine(values) if rank == 0 else None
     distance = 1
     while distance < num_ranks:
         if rank % (2 * distance):
-            dist.send_object_list([value], dst=rank - distance, group=group)
+            to = rank - distance
+            dist.send_object_list([value], dst=to, group=group, use_batch=in_batches)
             return None
         if rank + distance < num_ranks:
             received: list[Any] = [None]
-            dist.recv_object_list(received, src=rank + distance, group=group)
+            source = rank + distance
+            dist.recv_object_list(received, src=source, group=group, use_batch=in_batches)
             value = combine([value, received[0]])
         distance *= 2
     return value

@@ -261,7 +261,7 @@ def _save(name: str, ranks: int) -> Cost:
 
 
 def _report(name: str, ranks: int) -> Cost:
-    """With gloo, as `reduce_at_first` does it."""
+    """With gloo or NCCL, as `reduce_at_first` does it."""
     model = GPT2Model(_shape(name), seed=None)
 
     def report_of(rank: int) -> dict[str, Any]:

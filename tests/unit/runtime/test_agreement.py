@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -66,30 +70,54 @@ def test_all_ranks_learn_the_problem_of_the_first_that_has_one(monkeypatch, prob
 
 
 @pytest.mark.distributed
-def test_values_meet_in_a_tree_in_the_order_of_the_ranks():
-    results = run_ranks("tests.unit.runtime.test_agreement:reduce_ranks", 5)
-    assert results[0].value == [[0, 1, 2, 3, 4], 3]
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_values_meet_in_a_tree_in_the_order_of_the_ranks(backend):
+    results = run_ranks(
+        "tests.unit.runtime.test_agreement:reduce_ranks", 5, keywords={"backend": backend}
+    )
+    assert results[0].value[:2] == [[0, 1, 2, 3, 4], 3]
     assert [result.value[0] for result in results[1:]] == [None] * 4
+    # NCCL makes a communicator for each pair that does not send in batches
+    assert [result.value[2] for result in results] == [[backend == "nccl"] * n for n in COUNTS]
 
 
-def reduce_ranks() -> list[object]:
-    """What a rank does: it returns what all have sent, and how often it combined values."""
+COUNTS = [3, 1, 2, 1, 1]
+"""How many values each of five ranks sends and receives."""
+
+
+def reduce_ranks(backend: str) -> list[object]:
+    """What a rank does: it returns what all have sent, and how values were combined and sent.
+
+    All run over gloo; ``backend`` is what they believe.
+    """
     dist.init_process_group("gloo")
-    calls = 0
+    calls, in_batches = 0, list[bool]()
 
     def joined(parts: list[list[int]]) -> list[int]:
         nonlocal calls
         calls += 1
         return [number for part in parts for number in part]
 
-    return [reduce_at_first([dist.get_rank()], joined), calls]
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, use_batch: bool = False, **kwargs: Any) -> Any:
+            in_batches.append(use_batch)
+            return function(*args, use_batch=use_batch, **kwargs)
+
+        return call
+
+    with (
+        patch.object(dist, "get_backend", lambda group: backend),
+        patch.object(dist, "send_object_list", watched(dist.send_object_list)),
+        patch.object(dist, "recv_object_list", watched(dist.recv_object_list)),
+    ):
+        return [reduce_at_first([dist.get_rank()], joined), calls, in_batches]
 
 
 def test_other_backends_send_all_values_to_the_first_rank(monkeypatch):
     def gather_object(value: object, values: list, dst: int, group: object) -> None:
         values[:] = [value, "b", "c"]
 
-    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(dist, "get_backend", lambda group: "mpi")
     monkeypatch.setattr(dist, "get_rank", lambda group: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 3)
     monkeypatch.setattr(dist, "gather_object", gather_object)
