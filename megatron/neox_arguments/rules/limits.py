@@ -72,9 +72,10 @@ def _check_sums(
         if low > high:
             both = f"of {name} is {low:g}, {_MAXIMUM} is {high:g}"
             draft.refuse(_MINIMUM, f"{both}; lower the first or raise the second")
-    # a domain whose initial weight is 0 gets what the floor says
+    # a domain whose initial share is 0 gets what the floor says
+    total_weight = sum(initial_weights)
     pairs = zip(initial_weights, lower, upper, strict=True)
-    reachable = sum(high if weight > 0 else low for weight, low, high in pairs)
+    reachable = sum(high if weight / total_weight > 0 else low for weight, low, high in pairs)
     if maximum and reachable < 1 - ROUNDING:
         total = f"of the domains that are drawn sum to {reachable:.6g}"
         draft.issues.add(
