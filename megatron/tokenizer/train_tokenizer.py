@@ -103,7 +103,9 @@ def main(args: argparse.Namespace) -> Any:
     left_out = reader.left_out.lines()
     if not progress.text_bytes:
         sys.stderr.write("".join(f"{line}\n" for line in left_out))
-        raise DocumentError(f"{args.json_input_dir}: holds no text to train on; check --text_key")
+        raise DocumentError(
+            f"{args.json_input_dir}: contains no text to train on; check --text_key"
+        )
     size = tokenizer.get_vocab_size()
     told = f"{progress.documents} documents, {progress.text_bytes / 1e6:.1f} MB, {size} tokens"
     if reader.problems:

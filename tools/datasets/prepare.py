@@ -32,6 +32,7 @@ from tools.datasets.data_yaml import (
 )
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
+from tools.path_argument import not_empty
 
 NOTHING = "pass"
 DEFAULT = "this_machine"
@@ -76,13 +77,17 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-d",
         "--data-dir",
-        default=os.environ.get("DATA_DIR", "./data"),
+        type=not_empty,
+        default=os.environ.get("DATA_DIR") or "./data",
         help="folder in which <dataset>/ is made (default: the variable DATA_DIR, else ./data)",
     )
     parser.add_argument(
-        "-v", "--vocab-file", help="without it, HFTokenizer is trained on the training text"
+        "-v",
+        "--vocab-file",
+        type=not_empty,
+        help="without it, HFTokenizer is trained on the training text",
     )
-    parser.add_argument("-m", "--merge-file")
+    parser.add_argument("-m", "--merge-file", type=not_empty)
     parser.add_argument(
         "--add-special-tokens",
         action="store_true",
@@ -92,7 +97,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "--vocab-size", type=int, help="size of a tokenizer trained here (default 4096)"
     )
     parser.add_argument(
-        "-i", "--input", help="local: the folder or file; hub corpora: a local copy"
+        "-i",
+        "--input",
+        type=not_empty,
+        help="local: the folder or file; hub corpora: a local copy",
     )
     parser.add_argument("--text-key", help="field or column with the text (default text)")
     parser.add_argument("--domain-key", help="field with the domain; meta.source descends")
@@ -195,7 +203,7 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
 
 def _check_apart(given: Path, folder: Path) -> None:
     """Output must not be read as input the next time, and the user's text must not be removed."""
-    source, target = given.resolve(), folder.resolve()
+    source, target = (Path(os.path.realpath(path)) for path in (given, folder))  # also of loops
     if source.is_relative_to(target):
         raise DocumentError(
             f"--input {given}: is inside {folder}, whose files are written and removed here; "

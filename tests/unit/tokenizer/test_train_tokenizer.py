@@ -79,7 +79,7 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused(folder, tmp_path):
 
 def test_nothing_to_train_on_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text('\n{"text": ""}\n')
-    with pytest.raises(DocumentError, match="holds no text to train on"):
+    with pytest.raises(DocumentError, match="contains no text to train on"):
         train(tmp_path / "empty.jsonl", tmp_path / "tokenizer.json")
     assert not (tmp_path / "tokenizer.json").exists()
 
