@@ -66,8 +66,8 @@ def new_step(where: str, step: Any, *, after: int) -> int:
     number = whole_number(f"{where}: step", step, 1)
     if number <= after:
         raise ValueError(
-            f"{where}: step {number} comes after step {after}; draw and observe each step once, in "
-            "ascending order"
+            f"{where}: step {number} comes after step {after}, which has ended; draw and observe "
+            f"each step once, in ascending order: the next one is {after + 1}"
         )
     return number
 
