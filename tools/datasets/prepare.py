@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import textwrap
@@ -111,12 +112,17 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(max_record_bytes=None)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(input_args)
-    for name, least in (("max_domain_mb", 1e-6), ("min_domain_kb", 0), ("workers", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"argument {flag}: must be at least {least:g}, got {value:g}")
+    _check_numbers(parser, args)
     return args
+
+
+def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    limits = {"max_domain_mb": 1e-6, "min_domain_kb": 0, "workers": 1}
+    for name, least in {**limits, "vocab_size": train_tokenizer.SMALLEST_VOCABULARY}.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:  # also nan
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"argument {flag}: must be at least {least:g} and finite, got {value:g}")
 
 
 def main(input_args: Sequence[str] | None = None) -> Path | None:

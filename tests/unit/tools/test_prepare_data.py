@@ -598,6 +598,25 @@ def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("flag", ["--max-domain-mb", "--min-domain-kb"])
+def test_a_limit_that_is_no_finite_number_is_refused(capsys, flag, value):
+    with pytest.raises(SystemExit):
+        main(["local", flag, value])
+    assert f"argument {flag}: must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "257"])
+def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_gathered(tmp_path, capsys, size):
+    source = write_jsonl(tmp_path / "a.jsonl", sentences("a"))
+    with pytest.raises(SystemExit):
+        main(["local", "-i", str(source), "-d", str(tmp_path / "d"), "--vocab-size", size])
+    assert f"argument --vocab-size: must be at least 258 and finite, got {size}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_file_without_text_is_reported_as_such(tmp_path, capsys):
     source = write_jsonl(tmp_path / "a.jsonl", [])
     with pytest.raises(DocumentError, match="no domain has enough text"):
