@@ -64,14 +64,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    listed = [*DATA_DOWNLOADERS, NOTHING]
-    parser.add_argument(
-        "dataset",
-        nargs="?",
-        choices=[*listed, *ELSEWHERE],
-        metavar=f"{{{','.join(listed)}}}",
-        help=f"what to prepare (default: {DEFAULT})",
-    )
+    _add_dataset(parser)
     parser.add_argument(
         "-t", "--tokenizer", default="HFTokenizer", choices=TOKENIZER_TYPES, metavar="TYPE"
     )
@@ -114,6 +107,17 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     _check_numbers(parser, args)
     return args
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    listed = [*DATA_DOWNLOADERS, NOTHING]
+    parser.add_argument(
+        "dataset",
+        nargs="?",
+        choices=[*listed, *ELSEWHERE],
+        metavar=f"{{{','.join(listed)}}}",
+        help=f"what to prepare (default: {DEFAULT})",
+    )
 
 
 def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
