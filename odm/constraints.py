@@ -22,9 +22,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .json_data import is_number, plain
+from .arguments import (
+    check_kind,
+    number_array,
+    refuse_argument,
+    some,
+    whole_number,
+    whole_numbers,
+)
+from .json_data import is_number, plain, shown
 from .projection import GroupBounds, project, with_groups, within_reach
-from .simplex import FloatArray, IntArray, kl_divergence, normalize, total_variation
+from .simplex import (
+    FloatArray,
+    IntArray,
+    check_domains,
+    kl_divergence,
+    normalize,
+    total_variation,
+)
 
 # Sums of K probabilities are off by some units in the last place.
 _ROUNDING = 1e-9
@@ -132,23 +147,18 @@ class EpochCap(Constraint):
     """Samples that the whole run draws: steps times global batch size."""
 
     def __post_init__(self) -> None:
-        sizes = tuple(int(size) for size in self.domain_sizes)
+        sizes = whole_numbers("epoch_cap: domain_sizes", self.domain_sizes, 1)
+        total = whole_number("epoch_cap: total_samples", self.total_samples, 1)
         object.__setattr__(self, "domain_sizes", sizes)
-        epochs = np.array(self.max_epochs, dtype=np.float64)
-        if (
-            epochs.ndim > 1
-            or not (np.isfinite(epochs) & (epochs > 0)).all()
-            or self.total_samples < 1
-            or not sizes
-            or min(sizes) < 1
-        ):
+        object.__setattr__(self, "total_samples", total)
+        epochs = number_array("epoch_cap: max_epochs", self.max_epochs)
+        if epochs.ndim > 1 or not sizes or not (np.isfinite(epochs) & (epochs > 0)).all():
             raise ValueError(
-                "epoch_cap: max_epochs, domain_sizes and total_samples must be positive, got "
-                f"{self.max_epochs}, {list(sizes)} and {self.total_samples}"
+                "epoch_cap: max_epochs must be above 0, one number or one per domain, and there "
+                f"must be domain_sizes, got {shown(self.max_epochs)} and {len(sizes)} sizes"
             )
         plain = epochs.tolist()
         object.__setattr__(self, "max_epochs", tuple(plain) if epochs.ndim else plain)
-        object.__setattr__(self, "total_samples", int(self.total_samples))
         spread = _spread("epoch_cap: max_epochs", self.max_epochs, len(sizes))
         with np.errstate(over="ignore"):  # as good as no limit
             samples = (spread * np.array(sizes)).sum()
@@ -193,18 +203,24 @@ class GroupLimits(Constraint):
 
     def __post_init__(self) -> None:
         where = "group_limits"
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "members", tuple(tuple(map(int, part)) for part in self.members))
+        for name in ("names", "members", "minimum", "maximum"):
+            if not isinstance(getattr(self, name), (list, tuple)):
+                refuse_argument(
+                    f"{where}: {name}", "a list, an entry per group", getattr(self, name)
+                )
+        parts = tuple(whole_numbers(f"{where}: members", part) for part in self.members)
+        object.__setattr__(self, "names", check_domains(self.names, where=f"{where}: names"))
+        object.__setattr__(self, "members", parts)
         for bound in ("minimum", "maximum"):
             values = _fractions(f"{where}: {bound}", tuple(getattr(self, bound)))
             object.__setattr__(self, bound, values)
         numbers = [number for part in self.members for number in part]
         lengths = {len(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        if len(lengths) != 1 or not all(self.members) or min(numbers, default=0) < 0:
+        if len(lengths) != 1 or not all(self.members):
             raise ValueError(f"{where}: a group needs a name, domains and two bounds, got {self}")
         if len(set(numbers)) < len(numbers):
             twice = next(number for number in numbers if numbers.count(number) > 1)
-            raise ValueError(f"{where}: domain {twice} is in two groups; leave it in one")
+            raise ValueError(f"{where}: domain {twice} is named twice; leave it in one group, once")
         for name, low, high in zip(self.names, self.minimum, self.maximum, strict=True):
             if low > high:
                 raise ValueError(f"{where}: {name} has the minimum {low} and the maximum {high}")
@@ -244,7 +260,7 @@ class TrustRegion(Constraint):
         if len(limits) != 1 or not (is_number(limits[0]) and limits[0] > 0):
             raise ValueError(
                 "trust_region: give either max_kl or max_total_variation, above 0, got "
-                f"{self.max_kl} and {self.max_total_variation}"
+                f"{shown(self.max_kl)} and {shown(self.max_total_variation)}"
             )
 
     def fraction(self, previous: FloatArray, target: FloatArray) -> float:
@@ -264,6 +280,15 @@ class TrustRegion(Constraint):
             else:
                 high = middle
         return low
+
+
+def check_constraints(constraints: Any) -> tuple[Constraint, ...]:
+    """Returns limits as a tuple, after a check that they are a list and each of them is a limit."""
+    if not isinstance(constraints, Sequence) or isinstance(constraints, str):
+        refuse_argument("controller: constraints", "a list of limits", constraints)
+    for limit in constraints:
+        check_kind("controller: constraints: each", limit, Constraint, example="Floor(0.05)")
+    return tuple(constraints)
 
 
 def apply_constraints(
@@ -334,14 +359,16 @@ def _fractions(where: str, value: float | Sequence[float]) -> float | tuple[floa
     except (TypeError, ValueError, OverflowError):  # text, lists of several lengths
         array = np.array(np.nan)
     if array.ndim > 1 or not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{where} must be in [0, 1], one number or one per domain, got {value}")
+        raise ValueError(
+            f"{where} must be in [0, 1], one number or one per domain, got {shown(value)}"
+        )
     return float(array) if array.ndim == 0 else tuple(array.tolist())
 
 
 def _shown(value: float | Sequence[float]) -> str:
     """One number or a list, with four digits each."""
     if isinstance(value, Sequence):
-        return f"[{', '.join(f'{number:.4g}' for number in value)}]"
+        return some(f"{number:.4g}" for number in value).replace("'", "")
     return f"{value:.4g}"
 
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .constraints import Constraint, ConstraintContext, apply_constraints
+from .arguments import check_kind, new_step, whole_number
+from .constraints import Constraint, ConstraintContext, apply_constraints, check_constraints
 from .decision import Decision, make_decision
 from .guard import Guard, GuardedRun
+from .held_out import check_held_out
 from .json_data import SchemaError, copied
 from .methods import RewardSource
 from .mixers import Mixer, make_mixer
@@ -78,26 +80,23 @@ class MixtureController:
         self.domains = check_domains(domains)
         self.mixer = make_mixer(mixer) if isinstance(mixer, str) else mixer
         self.schedule = schedule
-        self.constraints = tuple(constraints)
+        self.constraints = check_constraints(constraints)
         self.reward = Reward(reward) if isinstance(reward, str) else reward
+        check_kind("controller: mixer", self.mixer, Mixer, example='make_mixer("learning_curve")')
+        check_kind("schedule", schedule, MixtureSchedule, example="MixtureSchedule(7, 3)")
+        check_kind("controller: reward", self.reward, Reward, example='Reward("heldout")')
         self.reward.check_method(self.mixer.name, self.mixer.method)
         self._limits = tuple(limit for limit in constraints if not isinstance(limit, Guard))
-        num_domains = len(self.domains)
-        if schedule.num_domains != num_domains:
+        num_domains, planned = len(self.domains), schedule.num_domains
+        if planned != num_domains:
             raise ValueError(
-                f"controller: the schedule is for {schedule.num_domains} domains, "
-                f"the list has {num_domains}"
+                f"controller: the schedule is for {planned} domains, the list has {num_domains}"
             )
-        if warmup_steps < 0 or update_frequency < 1:
-            raise ValueError(
-                "controller: warmup_steps must be >= 0 and update_frequency >= 1, got "
-                f"{warmup_steps} and {update_frequency}"
-            )
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"controller: total_steps must be >= 1, got {total_steps}")
-        self.total_steps = None if total_steps is None else int(total_steps)
-        self.warmup_steps = int(warmup_steps)
-        self.update_frequency = int(update_frequency)
+        self.warmup_steps = whole_number("controller: warmup_steps", warmup_steps)
+        self.update_frequency = whole_number("controller: update_frequency", update_frequency, 1)
+        self.total_steps = total_steps
+        if total_steps is not None:
+            self.total_steps = whole_number("controller: total_steps", total_steps, 1)
         raw = np.ones(num_domains) if initial_weights is None else initial_weights
         self._initial = check_weights(raw, num_domains, where="controller: initial_weights")
         self._state = self.mixer.init(self.domains, self._initial)
@@ -155,10 +154,11 @@ class MixtureController:
         """Plans a step and advances the cursors; see ``odm.schedule.plan_draw``.
 
         Args:
-            step: Step that will train on this plan, counted from 1.
+            step: Step that will train on this plan, counted from 1; not observed yet.
             num_slots: Samples of the global batch.
             run_length: Consecutive slots that share a domain.
         """
+        step = new_step("controller: draw", step, after=self._decision.step)
         weights = self._ahead.weights_of(step, self._decision.weights_after)
         cursors = self.schedule.cursors
         quotas = None
@@ -205,8 +205,10 @@ class MixtureController:
 
         Raises:
             ValueError: If a shape is wrong or a loss of a present domain is not finite, also during
-                warm-up. On steps that overflowed, pass ``Signal.drop_nonfinite()``.
+                warm-up. On steps that overflowed, pass ``Signal.drop_nonfinite()``. Also if this
+                step or a later one has been observed already.
         """
+        step = new_step("controller: observe", step, after=self._decision.step)
         losses, present = mean_losses(
             observed, self.num_domains, where="controller", step=step, domains=self.domains
         )
@@ -222,12 +224,12 @@ class MixtureController:
             proposal = self._learn(observation, is_due=is_due)
         if self._guard is not None:
             counts = observed.token_count if isinstance(observed, Signal) else 1.0 * present
-            self._guard.observe(int(step), losses, counts, cursors=self.schedule.cursors)
+            self._guard.observe(step, losses, counts, cursors=self.schedule.cursors)
         weights, effects = before, last.constraints
         if is_due or self.constraints:
             weights, effects = self._constrain(proposal, previous=before)
         self._decision = make_decision(
-            int(step),
+            step,
             weights,
             before=before,
             proposal=proposal,
@@ -248,11 +250,12 @@ class MixtureController:
         held_out: HeldOut | None,
     ) -> Observation:
         """What the mixer may know about a step: checked losses, made by the reward."""
+        check_held_out(held_out, self.num_domains, step=step)
         follows = self.reward.needs_held_out
         reward = Reward() if follows and self.mixer.method.sees_both else self.reward
         signal = observed if isinstance(observed, Signal) else None
         return Observation(
-            int(step),
+            step,
             *reward.losses(losses, present, held_out),
             weights_used,
             signal=None if reward.needs_held_out else signal,
@@ -380,8 +383,8 @@ class MixtureController:
 
     def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:
         for key, (was, now) in changed.items():
-            is_late = key == "initial_weights" and not restarts
-            end = "; without effect: the weights follow the losses since then" if is_late else ""
+            end = "; without effect: the weights follow the losses since then"
+            end = end if key == "initial_weights" and not restarts else ""
             logger.warning("mixture: %s was %s, now %s%s", key, was, now, end)
 
     def _constrain(

@@ -27,11 +27,22 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arguments import number_array, whole_number
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
-from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
+from .json_data import (
+    Check,
+    fields,
+    integer,
+    is_number,
+    list_of,
+    number,
+    one_of,
+    optional,
+    shown,
+)
 from .objective import worth_of_a_nat
-from .simplex import FloatArray, IntArray, normalize
+from .simplex import FloatArray, IntArray, check_weights, normalize
 
 _BLOCKS = 200
 """Points of a learning curve in a whole run."""
@@ -72,11 +83,15 @@ class Guard(Constraint):
     """What each domain counts in both means; empty if all count alike."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objective_weights", tuple(self.objective_weights))
+        given = number_array("guard: objective_weights", self.objective_weights)
+        given = (
+            check_weights(given, given.size, where="guard: objective_weights")
+            if given.size
+            else given
+        )
+        object.__setattr__(self, "objective_weights", tuple(given.tolist()))
         for key in ("total_steps", "samples_per_step", "run_length"):
-            value = getattr(self, key)
-            if not is_number(value) or value < 1 or value != int(value):
-                raise ValueError(f"guard: {key} must be a whole number above 0, got {value}")
+            object.__setattr__(self, key, whole_number(f"guard: {key}", getattr(self, key), 1))
         if self.samples_per_step % self.run_length:
             raise ValueError(
                 f"guard: samples_per_step {self.samples_per_step} must be a multiple of run_length "
@@ -87,8 +102,9 @@ class Guard(Constraint):
         if not is_right or not is_number(self.confidence) or self.confidence < 0:
             raise ValueError(
                 "guard: decision_point must be in (0, 1], first_look and perplexity_share in "
-                f"[0, 1], confidence at least 0, got {self.decision_point}, {self.first_look}, "
-                f"{self.perplexity_share} and {self.confidence}"
+                f"[0, 1], confidence at least 0, got {shown(self.decision_point)}, "
+                f"{shown(self.first_look)}, {shown(self.perplexity_share)} and "
+                f"{shown(self.confidence)}"
             )
 
 

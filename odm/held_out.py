@@ -17,6 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arguments import (
+    check_kind,
+    number_array,
+    refuse_argument,
+    some,
+    whole_number,
+    whole_numbers,
+    wrong_values,
+)
 from .json_data import fields, integer, list_of, number
 from .simplex import FloatArray, IntArray
 
@@ -59,7 +68,7 @@ class HeldOut:
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"held_out: mean_loss must have shape (K,), K >= 1, got {shape}")
         for field in dataclasses.fields(self):
-            values = np.array(getattr(self, field.name), dtype=np.float64)
+            values = number_array(f"held_out: {field.name}", getattr(self, field.name))
             if values.shape != shape:
                 raise ValueError(
                     f"held_out: {field.name} has shape {values.shape}, mean_loss has {shape}"
@@ -90,7 +99,8 @@ class HeldOut:
             standard_error: Standard error of each mean, shape (K,); None if it is not known.
             token_count: Tokens of each mean, shape (K,); None if they are not known.
         """
-        means = np.array(mean_loss, dtype=np.float64)
+        means = number_array("held_out: mean_loss", mean_loss)
+        step = whole_number("held_out: step", step, 1)
         unknown = np.full(means.shape, np.nan)
         return cls(
             mean_loss=means,
@@ -115,7 +125,7 @@ class HeldOut:
         for field in dataclasses.fields(cls):
             of_domains = values.get(field.name)
             if not isinstance(of_domains, Mapping) or set(of_domains) != set(domains):
-                raise ValueError(f"{field.name} must name the domains {list(domains)}")
+                raise ValueError(f"{field.name} must name the domains {some(domains)}")
             numbers = [of_domains[name] for name in domains]
             arrays[field.name] = np.array([math.nan if n is None else n for n in numbers])
         return cls(**arrays)
@@ -162,14 +172,10 @@ class HeldOutRecord:
     """
 
     def __init__(self, num_windows: Sequence[int], num_parts: int = 1) -> None:
-        counts = np.array(num_windows, dtype=np.int64)
-        if counts.ndim != 1 or counts.min(initial=0) < 0 or not counts.any():
-            raise ValueError(
-                f"held_out: num_windows must be 0 or more per domain, not all 0, got {num_windows}"
-            )
-        if num_parts < 1:
-            raise ValueError(f"held_out: num_parts must be 1 or more, got {num_parts}")
-        self.num_windows, self.num_parts = counts, int(num_parts)
+        counts = np.array(whole_numbers("held_out: num_windows", num_windows), dtype=np.int64)
+        if not counts.any():
+            refuse_argument("held_out: num_windows", "above 0 for one domain or more", num_windows)
+        self.num_windows, self.num_parts = counts, whole_number("held_out: num_parts", num_parts, 1)
         self._domains = np.repeat(np.arange(counts.size), counts)
         self._windows = np.arange(self._domains.size) - np.repeat(counts.cumsum() - counts, counts)
         self._by_window = np.lexsort((self._domains, self._windows))
@@ -198,13 +204,19 @@ class HeldOutRecord:
             ValueError: If a shape is wrong or a loss is not finite. Nothing changes then.
         """
         chosen = self._chosen()
-        loss, tokens = np.array(loss_sum, np.float64), np.array(token_count, np.float64)
-        if not loss.shape == tokens.shape == chosen.shape or step < 1:
+        step = whole_number("held_out: step", step, 1)
+        loss = number_array("held_out: loss_sum", loss_sum)
+        tokens = number_array("held_out: token_count", token_count)
+        if not loss.shape == tokens.shape == chosen.shape:
             raise ValueError(
-                f"held_out: step {step} must be 1 or more, and losses and tokens must be of "
-                f"{chosen.size} windows, got shapes {loss.shape} and {tokens.shape}"
+                f"held_out: losses and tokens must be of the {chosen.size} windows of "
+                f"next_windows(), got shapes {loss.shape} and {tokens.shape}"
             )
-        is_finite = np.isfinite(loss) & np.isfinite(tokens)
+        is_count = (tokens >= 0) & (tokens < np.inf)
+        if not is_count.all():
+            got = wrong_values(tokens, is_count)
+            raise ValueError(f"held_out: token_count must be finite and >= 0, got {got}")
+        is_finite = np.isfinite(loss)
         if not is_finite.all():
             wrong = int(is_finite.argmin())
             raise ValueError(
@@ -300,6 +312,18 @@ class HeldOutRecord:
     def _total(self, domains: IntArray, of_windows: FloatArray) -> FloatArray:
         """Sums over the windows of each domain, shape (K,)."""
         return np.bincount(domains, of_windows, minlength=self.num_domains).astype(np.float64)
+
+
+def check_held_out(held_out: Any, num_domains: int, *, step: int) -> None:
+    """Raises a ``ValueError`` for what is neither None nor a measurement of these domains."""
+    if held_out is None:
+        return
+    where = f"controller: held_out at step {step}"
+    check_kind(where, held_out, HeldOut, example="HeldOut.from_means(losses, step=step)")
+    if held_out.num_domains != num_domains:
+        raise ValueError(
+            f"{where}: is for {held_out.num_domains} domains, the controller has {num_domains}"
+        )
 
 
 def check_record(state: Any, where: str = "") -> None:

@@ -33,7 +33,8 @@ class SchemaError(ValueError):
 
 def refuse(where: str, must: str, value: Any) -> NoReturn:
     """Raises the `SchemaError` for a value that is not allowed."""
-    raise SchemaError(f"{where or 'the whole'}: must be {must}, got {shown(value)}")
+    place = f"{where}: " if where else ""
+    raise SchemaError(f"{place}must be {must}, got {shown(value)}")
 
 
 def shown(value: Any) -> str:

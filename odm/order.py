@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from operator import index
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arguments import refuse_argument, whole_number
 from .simplex import IntArray
 
 # Rounds of the Feistel network. Over 2500 epochs of 1025 samples, a chi-square test of the
@@ -83,7 +85,11 @@ class SampleOrder:
         return self._walk(values.astype(np.uint64).ravel()).astype(np.int64).reshape(values.shape)
 
     def __getitem__(self, position: int) -> int:
-        """Maps one position in [0, size) to its sample."""
+        """Maps one position in [0, size) to its sample; call the object for several."""
+        try:  # an integer of numpy would overflow in the arithmetic on 64 bits
+            position = index(position)
+        except TypeError:
+            refuse_argument("sample order: a position", "a whole number", position)
         if not 0 <= position < self.size:
             raise ValueError(f"sample order: position {position} is not in [0, {self.size})")
         if self._table is not None:
@@ -134,18 +140,19 @@ def sample_order(seed: int, domain: str, epoch: int, size: int) -> SampleOrder:
     Building an order takes 10 to 40 microseconds; keep it for the whole epoch.
 
     Args:
-        seed: Run seed, any integer.
+        seed: Run seed, whose absolute value is below 2^64.
         domain: Name of the domain; its place in the list of domains does not matter.
         epoch: Number of the epoch, counted from 0.
         size: Samples of an epoch, in [1, 2^62].
 
     Raises:
-        ValueError: If the epoch is negative or the size out of range.
+        ValueError: If the epoch is negative, or a number is not whole or out of range.
     """
-    if epoch < 0:
-        raise ValueError(f"sample order: epoch of {domain!r} must be >= 0, got {epoch}")
-    if not 1 <= size <= _MAX_SIZE:
-        raise ValueError(f"sample order: size of {domain!r} must be in [1, 2^62], got {size}")
+    if not isinstance(domain, str):
+        refuse_argument("sample order: domain", "a name", domain)
+    seed = whole_number("sample order: seed", seed, -_MASK_64, _MASK_64)
+    epoch = whole_number(f"sample order: epoch of {domain!r}", epoch)
+    size = whole_number(f"sample order: size of {domain!r}", size, 1, _MAX_SIZE)
     # The name comes last, so that different (seed, epoch, name) give different texts.
-    text = f"odm sample order 1\0{int(seed)}\0{int(epoch)}\0{domain}"
-    return SampleOrder(int(size), hashlib.shake_128(text.encode()).digest(24 * _NUM_ROUNDS))
+    text = f"odm sample order 1\0{seed}\0{epoch}\0{domain}"
+    return SampleOrder(size, hashlib.shake_128(text.encode()).digest(24 * _NUM_ROUNDS))

@@ -82,7 +82,8 @@ def project(weights: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatA
         raise ValueError(
             f"constraints: the lower bounds sum to {lower.sum():.6g} and the upper bounds of "
             f"domains with a positive weight to {reachable.sum():.6g}; the first must be at most "
-            "1 and the second at least 1: lower the floor, or raise the ceiling or the epoch cap"
+            "1 and the second at least 1: lower the floors, or raise the ceilings, epoch caps or "
+            "maxima of groups"
         )
     used = weights > 0
     share, low, high = weights[used], lower[used], upper[used]

@@ -102,11 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.tolerance >= 0:  # also nan
         parser.error(f"--tolerance must be at least 0, got {options.tolerance}")
+    if not options.log.strip():
+        parser.error("log is empty; give the run's metrics.jsonl or its folder")
     if options.mixer is None and (options.option or options.json):
         parser.error("--option and --json need --mixer")
     try:
         path = find_log(options.log)
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        # a file that was saved by an editor may begin with a byte order mark
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
             log = read_run_log(lines)
         answer = _replay_own if options.mixer is None else _replay_other
         with np.errstate(all="ignore"):  # numbers of a damaged log may overflow
@@ -119,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _replay_own(log: RunLog, options: argparse.Namespace) -> int:
     result = replay(log)
+    if not result.num_iterations:
+        raise ReplayError("the log has no training iteration, so there is nothing to compare")
     where = f" (iteration {result.iteration}, domain {result.domain})" if result.domain else ""
     sys.stdout.write(
         f"{result.num_iterations} iterations replayed, largest difference "

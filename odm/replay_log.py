@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import some
 from .constraints import Ceiling, Constraint, EpochCap, Floor, GroupLimits, TrustRegion
 from .controller import MixtureController
 from .guard import Guard
@@ -309,7 +310,7 @@ def by_domain(record: Mapping[str, Any], field: str, domains: Sequence[str]) -> 
     values = record.get(field)
     if not isinstance(values, dict) or set(values) != set(domains):
         raise ReplayError(
-            f"iteration {record['iteration']}: {field} must name the domains {list(domains)}"
+            f"iteration {record['iteration']}: {field} must name the domains {some(domains)}"
         )
     return np.array(
         [math.nan if values[name] is None else values[name] for name in domains], dtype=np.float64

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import some
 from .guard import check_guard_state
 from .json_data import (
     Check,
@@ -20,6 +21,7 @@ from .json_data import (
     number,
     optional,
     refuse,
+    shown,
     text,
 )
 from .methods import METHODS
@@ -142,7 +144,7 @@ def _configuration(state: Any) -> Mapping[str, Any]:
     fields({"schema_version": anything})(state, "")
     if state["schema_version"] != SCHEMA_VERSION or state["schema_version"] is True:
         raise SchemaError(
-            f"schema_version: is {state['schema_version']!r}, this version supports "
+            f"schema_version: is {shown(state['schema_version'])}, this version supports "
             f"{SCHEMA_VERSION}; load it with the version that wrote it"
         )
     fields({"configuration": check_description, "step": integer(0)})(state, "")
@@ -219,8 +221,12 @@ def _refuse_other_domains(saved: Sequence[str], current: Sequence[str]) -> None:
         return
     gone = sorted(set(saved) - set(current))
     new = sorted(set(current) - set(saved))
-    if gone or new:
-        what = f"only the state has {gone}, only this run has {new}"
-    else:
-        what = f"the order was {list(saved)}, now {list(current)}"
+    parts = [
+        f"{who} has {some(names)}"
+        for who, names in (("the state", gone), ("this run", new))
+        if names
+    ]
+    what = ", ".join(f"only {part}" for part in parts)
+    if not parts:
+        what = f"the order was {some(saved)}, now {some(current)}"
     raise SchemaError(f"the state is for other domains: {what}")

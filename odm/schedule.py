@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arguments import refuse_argument, whole_number, wrong_values
+from .json_data import shown
 from .simplex import FloatArray, IntArray, holds_everywhere
 
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
@@ -122,11 +124,13 @@ def _plan(
     groups_left: IntArray | None,
 ) -> Draw:
     """``plan_draw`` with a random source that is reused; its state does not affect the plan."""
-    if not (0 <= seed < MAX_KEY and 0 <= step < MAX_KEY):
-        raise ValueError(f"schedule: seed and step must be in [0, 2^64), got {seed} and {step}")
-    if run_length < 1 or num_slots < 1 or num_slots % run_length:
+    seed = whole_number("schedule: seed", seed, 0, MAX_KEY - 1)
+    step = whole_number("schedule: step", step, 0, MAX_KEY - 1)
+    num_slots = whole_number("schedule: num_slots", num_slots, 1)
+    run_length = whole_number("schedule: run_length", run_length, 1)
+    if num_slots % run_length:
         raise ValueError(
-            f"schedule: num_slots must be a positive multiple of run_length, got {num_slots} and "
+            f"schedule: num_slots must be a multiple of run_length, got {num_slots} and "
             f"{run_length}"
         )
     edges = _cumulative(weights, cursors.size)
@@ -156,12 +160,10 @@ class MixtureSchedule:
     """
 
     def __init__(self, seed: int, num_domains: int, *, stratified: bool = False) -> None:
-        if num_domains < 1:
-            raise ValueError(f"schedule: num_domains must be at least 1, got {num_domains}")
-        if not 0 <= seed < MAX_KEY:
-            raise ValueError(f"schedule: seed must be in [0, 2^64), got {seed}")
-        self.seed = int(seed)
-        self.num_domains = int(num_domains)
+        self.seed = whole_number("schedule: seed", seed, 0, MAX_KEY - 1)
+        self.num_domains = whole_number("schedule: num_domains", num_domains, 1)
+        if not isinstance(stratified, (bool, np.bool_)):  # a text such as "false" is true
+            refuse_argument("schedule: stratified", "True or False", stratified)
         self.stratified = bool(stratified)
         self._cursors = np.zeros(self.num_domains, dtype=np.int64)
         self._source = _RandomSource()
@@ -180,10 +182,12 @@ class MixtureSchedule:
         values = np.array(cursors)
         if values.shape != (self.num_domains,) or values.dtype.kind not in "iu":
             raise ValueError(
-                f"schedule: expected {self.num_domains} integer cursors, got {cursors!r}"
+                f"schedule: expected {self.num_domains} integer cursors, got {shown(cursors)}"
             )
-        if (values < 0).any() or (values > MAX_CURSOR).any():
-            raise ValueError(f"schedule: cursors must be in [0, 2^62], got {values.tolist()}")
+        is_right = (values >= 0) & (values <= MAX_CURSOR)
+        if not holds_everywhere(is_right):
+            got = wrong_values(values, is_right)
+            raise ValueError(f"schedule: cursors must be in [0, 2^62], got {got}")
         self._cursors = values.astype(np.int64)
 
     def draw(
@@ -247,9 +251,8 @@ def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:
         )
     edges = values.cumsum()
     if not (holds_everywhere(values >= 0) and 0 < edges[-1] < np.inf):
-        raise ValueError(
-            f"schedule: weights must be finite, not negative and not all 0, got {values.tolist()}"
-        )
+        got = wrong_values(values, (values > 0) & (values < np.inf))
+        raise ValueError(f"schedule: weights must be finite, not negative and not all 0, got {got}")
     edges /= edges[-1]
     return edges
 

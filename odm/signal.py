@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arguments import check_kind, number_array, refuse_argument, whole_number, wrong_values
 from .simplex import BoolArray, FloatArray, IntArray, holds_everywhere
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
@@ -38,22 +39,23 @@ class Signal:
 
     def __post_init__(self) -> None:
         fields = [getattr(self, name) for name in _FIELDS]
-        shape = np.shape(self.token_count)
+        try:
+            shape = np.shape(self.token_count)
+            shapes = [np.shape(values) for values in fields]
+        except ValueError:  # lists of several lengths
+            refuse_argument("signal: sums and counts", "numbers, one per domain", fields)
         if len(shape) != 1 or shape[0] == 0:
             raise ValueError(f"signal: token_count must have shape (K,), K >= 1, got {shape}")
-        for name, values in zip(_FIELDS, fields, strict=True):
-            if np.shape(values) != shape:
-                raise ValueError(
-                    f"signal: {name} has shape {np.shape(values)}, token_count has {shape}"
-                )
-        table = np.array(fields, dtype=np.float64)
+        for name, given in zip(_FIELDS, shapes, strict=True):
+            if given != shape:
+                raise ValueError(f"signal: {name} has shape {given}, token_count has {shape}")
+        table = number_array("signal: sums and counts", fields)
         self._keep(table)
         is_count = (table[2:] >= 0) & (table[2:] < np.inf)
         if not holds_everywhere(is_count):
-            name = _FIELDS[2:][int(is_count.all(axis=1).argmin())]
-            raise ValueError(
-                f"signal: {name} must be finite and >= 0, got {getattr(self, name).tolist()}"
-            )
+            row = int(is_count.all(axis=1).argmin())
+            got = wrong_values(table[2 + row], is_count[row])
+            raise ValueError(f"signal: {_FIELDS[2 + row]} must be finite and >= 0, got {got}")
         is_right = (self.token_count > 0) | ((self.loss_sum == 0) & (self.loss_sq_sum == 0))
         if not holds_everywhere(is_right):
             wrong = int(is_right.argmin())
@@ -93,8 +95,8 @@ class Signal:
             token_count: Number of tokens in each mean, shape (K,).
             sample_count: Number of sequences in each mean, shape (K,); defaults to 0.
         """
-        counts = np.array(token_count, dtype=np.float64)
-        means = np.array(mean_loss, dtype=np.float64)
+        counts = number_array("signal: token_count", token_count)
+        means = number_array("signal: mean_loss", mean_loss)
         if means.shape != counts.shape:
             raise ValueError(f"signal: {means.shape} mean losses for {counts.shape} token counts")
         loss_sum = np.where(counts > 0, means, 0.0) * counts
@@ -112,6 +114,7 @@ class Signal:
 
     def merge(self, other: Signal) -> Signal:
         """Adds the sums of another signal over the same domains (micro-batches, ranks, steps)."""
+        check_kind("signal: what is merged", other, Signal, example="Signal.from_means(...)")
         if other.num_domains != self.num_domains:
             raise ValueError(
                 f"signal: cannot merge {self.num_domains} domains with {other.num_domains}"
@@ -156,12 +159,11 @@ def mean_losses(
     Raises:
         ValueError: If the step is below 1, the shape is wrong or a loss is not finite.
     """
-    if step < 1:
-        raise ValueError(f"{where}: steps are counted from 1, got {step}")
+    whole_number(f"{where}: step", step, 1)
     if isinstance(observed, Signal):
         losses, present = observed.mean_loss(), observed.token_count > 0
     else:
-        losses = np.array(observed, dtype=np.float64)
+        losses = number_array(f"{where}: losses at step {step}", observed)
         present = ~np.isnan(losses)
     if losses.shape != (num_domains,):
         raise ValueError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .arguments import number_array, refuse_argument, wrong_values
+from .json_data import shown
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -16,23 +19,26 @@ _SAFE_SUMMAND = 1e280
 """Numbers up to this have a finite sum, however many of them fit into memory."""
 
 
-def check_domains(domains: Sequence[str]) -> tuple[str, ...]:
-    """Returns the domain names as a tuple after checking that they are unique, non-empty strings.
+def check_domains(domains: Sequence[str], *, where: str = "domains") -> tuple[str, ...]:
+    """Returns names as a tuple after checking that they are unique, non-empty strings.
 
     Raises:
-        ValueError: If there is no domain, a name is not a string, or a name occurs twice.
+        ValueError: If there is no name, the names have no order (a set), a name is not a string,
+            is not valid Unicode (it could not be saved), or occurs twice.
     """
-    if isinstance(domains, str):
-        raise ValueError(f"domains: expected a list of names, got the string {domains!r}")
+    if isinstance(domains, (str, bytes, Set)) or not isinstance(domains, Iterable):
+        refuse_argument(where, "a list of names, whose order is kept", domains)
     names = tuple(domains)
     if not names:
-        raise ValueError("domains: the list is empty; name at least one domain")
+        raise ValueError(f"{where}: the list is empty; give at least one name")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ValueError(f"domains: names must be non-empty strings, got {name!r}")
+            refuse_argument(f"{where}: names", "non-empty strings", name)
+        if not name.isascii() and not _is_unicode(name):
+            refuse_argument(f"{where}: names", "valid Unicode", name)
         if name in seen:
-            raise ValueError(f"domains: {name!r} is named twice; give every domain its own name")
+            raise ValueError(f"{where}: {shown(name)} is named twice; give each its own name")
         seen.add(name)
     return names
 
@@ -44,13 +50,15 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
         ValueError: If the shape is wrong, a weight is negative or not finite, all are 0, or their
             sum overflows.
     """
-    values = np.array(weights, dtype=np.float64)
+    values = number_array(where, weights)
     if values.shape != (num_domains,):
         raise ValueError(
             f"{where}: expected {num_domains} weights, one per domain, got shape {values.shape}"
         )
-    if not holds_everywhere((values >= 0) & (values < np.inf)):
-        raise ValueError(f"{where}: must be finite and not negative, got {values.tolist()}")
+    is_right = (values >= 0) & (values < np.inf)
+    if not holds_everywhere(is_right):
+        got = wrong_values(values, is_right)
+        raise ValueError(f"{where}: must be finite and not negative, got {got}")
     if holds_everywhere(values <= _SAFE_SUMMAND) and np.count_nonzero(values):
         return values
     with np.errstate(over="ignore"):
@@ -58,8 +66,18 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
     if not total > 0:
         raise ValueError(f"{where}: all {num_domains} weights are 0; at least one must be positive")
     if not np.isfinite(total):
-        raise ValueError(f"{where}: the sum is too large for a float, got {values.tolist()}")
+        got = wrong_values(values, values <= _SAFE_SUMMAND)
+        raise ValueError(f"{where}: the sum is too large for a float, got {got}")
     return values
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name can be written as UTF-8: it has no half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def holds_everywhere(mask: BoolArray) -> bool:

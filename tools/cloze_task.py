@@ -30,7 +30,7 @@ import yaml
 
 from megatron.data.errors import DataError
 from megatron.errors import UserError
-from megatron.files import describe_error, write_text_atomic
+from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.file_kinds import is_hidden
@@ -253,6 +253,11 @@ def main(input_args: Sequence[str] | None = None) -> int:
             if value < 1:
                 flag = f"--{field.replace('_', '-')}"
                 raise UserError(f"{flag}: must be at least 1, got {value}; leave it out")
+        if is_same_path(args.text, args.output):
+            raise UserError(
+                f"-o {args.output}: is the folder of the text, whose files the task would replace "
+                "or become; name another folder"
+            )
         texts = read_documents(
             args.text,
             on_error=args.on_error,

@@ -28,11 +28,12 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 import numpy as np
 
 from megatron.errors import UserError
-from megatron.files import atomic_writer, describe_error
+from megatron.files import describe_error
 from odm.text_table import aligned
 from tools.path_argument import path_argument
+from tools.pictures import drawing, save_picture
 from tools.plot_mixture import line_style
-from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_curves
+from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,23 +71,16 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def draw(comparison: Comparison, output: Path) -> None:
     """Draws curves of both means and the domains' differences; the ending chooses the format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    height = 8.0 + 0.12 * len(comparison.domains) * len(comparison.arms)
-    figure, axes = pyplot.subplots(3, 1, figsize=(10, height), layout="constrained")
-    for panel, metric in zip(axes, _TARGETS, strict=False):
-        _draw_curves(panel, comparison, metric)
-    _draw_domains(axes[2], comparison)
-    for panel in axes:
-        panel.grid(color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(output) as stream:
-        figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
-    pyplot.close(figure)
+    with drawing(output) as pyplot:
+        height = 8.0 + 0.12 * len(comparison.domains) * len(comparison.arms)
+        figure, axes = pyplot.subplots(3, 1, figsize=(10, height), layout="constrained")
+        for panel, metric in zip(axes, _TARGETS, strict=False):
+            _draw_curves(panel, comparison, metric)
+        _draw_domains(axes[2], comparison)
+        for panel in axes:
+            panel.grid(color="#dddddd", linewidth=0.6)
+            panel.spines[["top", "right"]].set_visible(False)
+        save_picture(figure, output)
 
 
 def _draw_curves(panel: Axes, comparison: Comparison, metric: str) -> None:
@@ -247,7 +241,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = get_parser().parse_args(input_args)
     try:
-        runs = [read_curves(path, domains=args.domains) for path in (args.first, *args.others)]
+        runs = read_runs([args.first, *args.others], domains=args.domains)
         comparison = compare(runs, iteration=args.at)
         if args.output is not None:
             draw(comparison, args.output)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -295,7 +296,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(input_args)
     output = args.output or Path("static.yml" if args.kind == "frozen" else f"{args.kind}.yml")
     try:
-        if output.exists():
+        if os.path.lexists(output):  # also a link to nothing, which would be replaced
             raise UserError(f"{output}: exists already; remove it or name another file with -o")
         run = read_run(args.run, args.iteration)
         values = control_values(run, args.kind, save=args.save)

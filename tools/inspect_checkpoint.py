@@ -125,7 +125,7 @@ def _diff(one: Path, other: Path, args: argparse.Namespace) -> int:
 
 def _rounding_note(folder: TensorSource) -> list[str]:
     dtype = folder.facts().get("dtype", "float32")
-    return [] if dtype == "float32" else [f"{folder.folder}: holds {dtype}, compared in float32"]
+    return [] if dtype == "float32" else [f"{folder.folder}: contains {dtype}, compared in float32"]
 
 
 def _kinds(sources: Sequence[TensorSource], wanted: Sequence[str] | None) -> tuple[str, ...]:

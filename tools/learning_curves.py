@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron.files import atomic_writer
 from odm.curves import CurveSums, LossPoints, middle_of_block
+from tools.pictures import drawing, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,34 +165,27 @@ def draw_curves(
     history: MixtureHistory, curves: LearningCurves, output: Path, *, title: str
 ) -> None:
     """Draws a panel per domain: logged losses, the fitted line with its error band, validation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = min(4, len(history.domains))
-    rows = -(-len(history.domains) // columns)
-    figure, axes = pyplot.subplots(
-        rows,
-        columns,
-        figsize=(4.2 * columns, 3.0 * rows + 0.6),
-        layout="constrained",
-        squeeze=False,
-    )
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    for panel in axes.flat[len(history.domains) :]:
-        panel.set_visible(False)
-    for k, panel in enumerate(axes.flat[: len(history.domains)]):
-        _draw_domain(panel, history, curves, k)
-    figure.supxlabel("iteration", fontsize=9)
-    figure.supylabel(
-        "training loss (nats per token), fitted line with 95 % band; open marks: validation",
-        fontsize=9,
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(output) as stream:
-        figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
-    pyplot.close(figure)
+    with drawing(output) as pyplot:
+        columns = min(4, len(history.domains))
+        rows = -(-len(history.domains) // columns)
+        figure, axes = pyplot.subplots(
+            rows,
+            columns,
+            figsize=(4.2 * columns, 3.0 * rows + 0.6),
+            layout="constrained",
+            squeeze=False,
+        )
+        figure.suptitle(title, fontsize=12, parse_math=False)
+        for panel in axes.flat[len(history.domains) :]:
+            panel.set_visible(False)
+        for k, panel in enumerate(axes.flat[: len(history.domains)]):
+            _draw_domain(panel, history, curves, k)
+        figure.supxlabel("iteration", fontsize=9)
+        figure.supylabel(
+            "training loss (nats per token), fitted line with 95 % band; open marks: validation",
+            fontsize=9,
+        )
+        save_picture(figure, output)
 
 
 def _draw_domain(panel: Axes, history: MixtureHistory, curves: LearningCurves, k: int) -> None:

@@ -38,7 +38,7 @@ def merge_datasets(prefixes: Sequence[str], output_prefix: str) -> None:
             result would replace a part.
     """
     output = Path(output_prefix)
-    if output.resolve() in {Path(prefix).resolve() for prefix in prefixes}:
+    if any(is_same_path(output, prefix) for prefix in prefixes):
         raise DataError(f"{output}: is both an input and the output; choose another output prefix")
     metadata = merge_metadata([read_metadata(prefix) for prefix in prefixes])
     dtype = MMapIndexedDataset(prefixes[0]).dtype

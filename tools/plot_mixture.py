@@ -28,12 +28,13 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 import numpy as np
 
-from megatron.files import atomic_writer, describe_error
+from megatron.files import describe_error
 from megatron.reporting.run_log import find_run_log, read_run_log
 from odm import replay_log
 from odm.other_method import OtherWeights, parse_options, replay_with
 from tools.learning_curves import draw_curves, fit_curves
 from tools.path_argument import path_argument
+from tools.pictures import drawing, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def read_other(path: Path, method: str, options: Mapping[str, Any]) -> OtherWeig
         ValueError: If the log cannot be replayed, or the method or an option is wrong.
     """
     file = find_run_log(path)
-    with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
         try:
             return replay_with(replay_log.read_run_log(lines), method, options)
         except ValueError as error:
@@ -179,47 +180,40 @@ def draw_mixture(
         title: Title of the picture.
         other: Weights of another method, for a fourth panel.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    smoothed = np.stack(
-        [smooth(column, points=SMOOTHING_POINTS) for column in history.losses.T], axis=1
-    )
-    num_panels = 3 if other is None else 4
-    height = max(9.0, 0.5 * len(history.domains) + 2.5) * num_panels / 3
-    figure, axes = pyplot.subplots(
-        num_panels, 1, figsize=(11, height), sharex=True, layout="constrained"
-    )
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    _draw_panel(axes[0], history, 100 * history.weights, "Sampling weight", "weight (%)")
-    _draw_panel(
-        axes[1],
-        history,
-        smoothed,
-        f"Training loss, mean of {SMOOTHING_POINTS} logged values; open marks: validation",
-        "loss (nats per token)",
-    )
-    _draw_validation(axes[1], history)
-    _draw_panel(axes[2], history, history.epochs, "Passes over the domain's data", "epochs")
-    answer = None if other is None else _with_weights_of(history, other)
-    if other is not None and answer is not None:
-        heading = f"Weights of {other.method} on these losses (its own would have been others)"
-        _draw_panel(axes[3], answer, 100 * answer.weights, heading, "weight (%)")
-    for panel in (axes[0], *axes[2:]):
-        panel.set_ylim(bottom=0)
-    axes[-1].set_xlabel("iteration")
-    figure.canvas.draw()  # labels need the final limits and size of the panels
-    if answer is not None:
-        _label_curves(axes[3], answer, 100 * answer.weights, form="{:.1f} %".format)
-    _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %".format)
-    _label_curves(axes[1], history, smoothed, form="{:.2f}".format)
-    _label_curves(axes[2], history, history.epochs, form=epochs_text)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(output) as stream:
-        figure.savefig(stream, format=output.suffix[1:] or "png", dpi=130)
-    pyplot.close(figure)
+    with drawing(output) as pyplot:
+        smoothed = np.stack(
+            [smooth(column, points=SMOOTHING_POINTS) for column in history.losses.T], axis=1
+        )
+        num_panels = 3 if other is None else 4
+        height = max(9.0, 0.5 * len(history.domains) + 2.5) * num_panels / 3
+        figure, axes = pyplot.subplots(
+            num_panels, 1, figsize=(11, height), sharex=True, layout="constrained"
+        )
+        figure.suptitle(title, fontsize=12, parse_math=False)
+        _draw_panel(axes[0], history, 100 * history.weights, "Sampling weight", "weight (%)")
+        _draw_panel(
+            axes[1],
+            history,
+            smoothed,
+            f"Training loss, mean of {SMOOTHING_POINTS} logged values; open marks: validation",
+            "loss (nats per token)",
+        )
+        _draw_validation(axes[1], history)
+        _draw_panel(axes[2], history, history.epochs, "Passes over the domain's data", "epochs")
+        answer = None if other is None else _with_weights_of(history, other)
+        if other is not None and answer is not None:
+            heading = f"Weights of {other.method} on these losses (its own would have been others)"
+            _draw_panel(axes[3], answer, 100 * answer.weights, heading, "weight (%)")
+        for panel in (axes[0], *axes[2:]):
+            panel.set_ylim(bottom=0)
+        axes[-1].set_xlabel("iteration")
+        figure.canvas.draw()  # labels need the final limits and size of the panels
+        if answer is not None:
+            _label_curves(axes[3], answer, 100 * answer.weights, form="{:.1f} %".format)
+        _label_curves(axes[0], history, 100 * history.weights, form="{:.1f} %".format)
+        _label_curves(axes[1], history, smoothed, form="{:.2f}".format)
+        _label_curves(axes[2], history, history.epochs, form=epochs_text)
+        save_picture(figure, output)
 
 
 def _with_weights_of(history: MixtureHistory, other: OtherWeights) -> MixtureHistory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,24 @@ def read_curves(path: Path, *, domains: Sequence[str] | None = None) -> RunCurve
         losses=losses,
         bits_per_byte=_table(validations, names, "bits_per_byte"),
     )
+
+
+def read_runs(paths: Sequence[Path], *, domains: Sequence[str] | None = None) -> list[RunCurves]:
+    """Reads run logs; runs whose folders have the same name get the paths as their names.
+
+    Raises:
+        UserError: If a run is given twice, or one cannot be compared; see ``read_curves``.
+    """
+    logs = [find_run_log(path).resolve() for path in paths]
+    for number, log in enumerate(logs):
+        if log in logs[:number]:
+            raise UserError(f"{paths[number]}: this run is given twice; give each run once")
+    runs = [read_curves(path, domains=domains) for path in paths]
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=str(path)) if names.count(run.name) > 1 else run
+        for path, run in zip(paths, runs, strict=True)
+    ]
 
 
 def compare(runs: Sequence[RunCurves], *, iteration: int | None = None) -> Comparison:

@@ -219,7 +219,7 @@ class MMapIndexedDatasetBuilder:
         values = np.asarray(item).reshape(-1)
         if len(values) > MAX_TOKENS_PER_ITEM:
             raise DataError(
-                f"{self._data_path}: an item of {len(values)} tokens; the format holds at most "
+                f"{self._data_path}: an item of {len(values)} tokens; the format can store at most "
                 f"{MAX_TOKENS_PER_ITEM}, split the document"
             )
         self._append(values)

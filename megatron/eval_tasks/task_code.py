@@ -6,6 +6,7 @@ Face's library ``evaluate`` fetches as a script. lm-eval runs them with all perm
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def _files(manager: TaskManager, names: Sequence[str], folders: Sequence[str]) -
 
 def _code_in(file: Path, done: set[Path]) -> Iterator[tuple[str, str]]:
     """Yields the place and text of code that a file, or a file that it includes, would run."""
-    file = file.expanduser().resolve()
+    file = Path(os.path.realpath(file.expanduser()))  # of a link to itself, the link
     if file in done or _is_of_lm_eval(file):
         return
     done.add(file)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron.files import is_same_path
 from megatron.generation.batch import Completion, StopRules, generate_batch
 from megatron.generation.conversation import generate_samples_interactive
 from megatron.generation.prompts import read_prompts
@@ -14,7 +15,7 @@ from megatron.generation.sample_file import check_output, open_sample_file, part
 from megatron.generation.samples import generate_samples_from_prompt, stop_rules_of
 from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
-from megatron.neox_arguments import RunConfig
+from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
 
 __all__ = [
@@ -43,8 +44,17 @@ def check_generation_files(config: RunConfig) -> None:
     kind = config.generation.kind
     if kind == "input-file":
         _prompts_of(config)
-    if kind != "interactive":
-        check_output(_output_of(config))
+    if kind == "interactive":
+        return
+    output = _output_of(config)
+    check_output(output)
+    prompts = config.generation.input_file if kind == "input-file" else None
+    if prompts and output is not None:
+        if any(is_same_path(prompts, path) for path in (output, part_path(output))):
+            raise ConfigError(
+                f"sample_output_file: {output} would replace the prompts, {prompts}; name another "
+                "file"
+            )
 
 
 def generation_notes(config: RunConfig) -> list[str]:

@@ -186,7 +186,7 @@ def _backend_of_folder(folder: Path) -> tuple[Any, str]:
         backend = _byte_level_bpe(folder / "vocab.json", folder / "merges.txt", "HFGPT2Tokenizer")
     else:
         raise TokenizerError(
-            f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
+            f"vocab_file: {folder} contains neither tokenizer.json nor vocab.json with merges.txt"
         )
     eod_token = end_of_text(folder / "tokenizer_config.json")
     backend.add_special_tokens([eod_token])
@@ -213,8 +213,8 @@ def end_of_text(settings_path: Path) -> str:
         token = (eos["content"] if isinstance(eos, dict) else eos) or END_OF_DOCUMENT
     except (ValueError, AttributeError, KeyError, RecursionError) as error:
         raise TokenizerError(
-            f"vocab_file: {settings_path} holds no settings of a tokenizer ({error!r}); fix it or "
-            "remove it"
+            f"vocab_file: {settings_path} contains no settings of a tokenizer ({error!r}); fix "
+            "or remove it"
         ) from error
     if not isinstance(token, str):
         raise TokenizerError(f"vocab_file: {settings_path}: eos_token {token!r} is not a text")

@@ -243,7 +243,9 @@ def _text_of(record: dict[str, Any], key: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON may carry half of a surrogate pair as \ud83d
-        raise ValueError(f"the value of {key!r} holds a lone surrogate at {error.start}") from error
+        raise ValueError(
+            f"the value of {key!r} contains half a character (a surrogate) at {error.start}"
+        ) from error
     return value
 
 

@@ -101,7 +101,7 @@ def _size_of_hf_gpt2(vocab_file: str | None, _: str | None) -> int | None:
         content = _vocab_json(folder / "vocab.json")
     else:
         raise TokenizerError(
-            f"vocab_file: {folder} holds neither tokenizer.json nor vocab.json with merges.txt"
+            f"vocab_file: {folder} contains neither tokenizer.json nor vocab.json with merges.txt"
         )
     if content is None:
         return None
@@ -148,7 +148,7 @@ def _json(path: Path, kind: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"vocab_file: {path} is not {kind} ({error})") from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"vocab_file: {path} is not {kind} (it holds no object)")
+        raise TokenizerError(f"vocab_file: {path} is not {kind} (it contains no object)")
     return content
 
 

@@ -81,7 +81,7 @@ def _readable_files_below(folder: Path, left_out: LeftOutFiles, *, has_fields: b
     if not found:
         found_instead = "; ".join(listing.left_out.lines())
         raise DocumentError(
-            f"{folder}: the folder holds no readable file; give {READABLE}"
+            f"{folder}: the folder contains no readable file; give {READABLE}"
             + (f" ({found_instead})" if found_instead and not has_fields else "")
         )
     return found

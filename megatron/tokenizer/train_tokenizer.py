@@ -5,6 +5,7 @@ python megatron/tokenizer/train_tokenizer.py --json_input_dir FOLDER_OR_FILE \
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def main(args: argparse.Namespace) -> Any:
     Returns:
         The trained `tokenizers.Tokenizer`.
     """
+    _check_apart(args.json_input_dir, args.tokenizer_output_path)
     reader = DocumentReader(
         [args.json_input_dir],
         keys=[args.text_key],
@@ -103,7 +105,9 @@ def main(args: argparse.Namespace) -> Any:
     left_out = reader.left_out.lines()
     if not progress.text_bytes:
         sys.stderr.write("".join(f"{line}\n" for line in left_out))
-        raise DocumentError(f"{args.json_input_dir}: holds no text to train on; check --text_key")
+        raise DocumentError(
+            f"{args.json_input_dir}: contains no text to train on; check --text_key"
+        )
     size = tokenizer.get_vocab_size()
     told = f"{progress.documents} documents, {progress.text_bytes / 1e6:.1f} MB, {size} tokens"
     if reader.problems:
@@ -120,6 +124,18 @@ def main(args: argparse.Namespace) -> Any:
     lines = [f"trained tokenizer: {told}", *left_out]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     return tokenizer
+
+
+def _check_apart(source: str, output: str) -> None:
+    """The tokenizer must not replace the text, nor a file that is read as text."""
+    if not output or not os.path.exists(output):
+        return
+    given, target = os.path.realpath(source), os.path.realpath(output)
+    if os.path.commonpath([given, target]) == given:
+        raise DocumentError(
+            f"--tokenizer_output_path: {output} is part of the text in {source}, and would be "
+            "replaced; name another file"
+        )
 
 
 def _texts(reader: DocumentReader, progress: TextProgress) -> Iterator[str]:

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
+from ..arguments import refuse_argument, whole_number, whole_numbers
 from ..controller import MixtureController
 from ..held_out import HeldOut, HeldOutRecord
 from ..order import SampleOrder, sample_order
@@ -32,12 +33,13 @@ class DomainOrders:
     """
 
     def __init__(self, domains: Sequence[str], sizes: Sequence[int], *, seed: int) -> None:
+        sizes = whole_numbers("torch: sizes of the datasets", sizes)
         if len(sizes) != len(domains):
             raise ValueError(f"torch: {len(sizes)} datasets for {len(domains)} domains")
         for name, size in zip(domains, sizes, strict=True):
             if size < 1:
                 raise ValueError(f"torch: the dataset of domain {name!r} is empty")
-        self._domains, self._sizes, self._seed = tuple(domains), tuple(sizes), seed
+        self._domains, self._sizes, self._seed = tuple(domains), sizes, seed
         self._orders: dict[int, tuple[int, SampleOrder]] = {}
 
     def samples(self, draw: Draw) -> IntArray:
@@ -92,8 +94,8 @@ class MixtureBatchSampler(Sampler[list[int]]):
             seed=controller.schedule.seed if seed is None else seed,
         )
         self._offsets = np.concatenate([[0], np.cumsum(domain_sizes)[:-1]]).astype(np.int64)
-        self._batch_size, self._run_length = batch_size, run_length
-        self._steps = range(first_step, first_step + num_steps)
+        self._batch_size, self._run_length = _batch(batch_size, run_length)
+        self._steps = _steps(first_step, num_steps)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -136,14 +138,14 @@ class MixtureIterableDataset(IterableDataset):
         run_length: int = 1,
         seed: int | None = None,
     ) -> None:
-        self._controller, self._datasets = controller, list(datasets)
+        self._controller, self._datasets = controller, _listed(datasets)
         self._orders = DomainOrders(
             controller.domains,
-            [len(dataset) for dataset in datasets],
+            [len(dataset) for dataset in self._datasets],
             seed=controller.schedule.seed if seed is None else seed,
         )
-        self._batch_size, self._run_length = batch_size, run_length
-        self._steps = range(first_step, first_step + num_steps)
+        self._batch_size, self._run_length = _batch(batch_size, run_length)
+        self._steps = _steps(first_step, num_steps)
 
     def __len__(self) -> int:
         return len(self._steps) * self._batch_size
@@ -179,8 +181,14 @@ class HeldOutSamples:
     def __init__(
         self, datasets: Sequence[Any], *, num_samples: int = 16, num_parts: int = 8
     ) -> None:
-        self._datasets = list(datasets)
-        self._record = HeldOutRecord([min(num_samples, len(d)) for d in datasets], num_parts)
+        count = whole_number("torch: num_samples", num_samples, 1)
+        self._datasets = _listed(datasets)
+        self._record = HeldOutRecord([min(count, len(d)) for d in self._datasets], num_parts)
+
+    @property
+    def num_domains(self) -> int:
+        """Number of domains K."""
+        return self._record.num_domains
 
     def measure(
         self,
@@ -202,8 +210,9 @@ class HeldOutSamples:
             What to pass to ``controller.observe(..., held_out=)``.
 
         Raises:
-            ValueError: If a loss is not finite.
+            ValueError: If a loss is not finite, or ``losses_of`` returns something else.
         """
+        batch_size = whole_number("torch: batch_size", batch_size, 1)
         domains, windows = self._record.next_windows()
         rank, size = 0, 1
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -216,7 +225,7 @@ class HeldOutSamples:
             rows = np.where(is_row, rows, 0)  # every process makes the same number of calls
             samples = [self._sample(domains[row], windows[row]) for row in rows]
             with torch.no_grad():
-                losses, tokens = losses_of(samples)
+                losses, tokens = _per_sample(losses_of(samples), len(samples))
             sums = sums.to(losses.device)
             both = torch.stack((losses.double(), tokens.to(losses.device).double()))
             sums[:, rows[is_row]] = both[:, is_row]
@@ -237,3 +246,33 @@ class HeldOutSamples:
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
         """Continues from a state; returns whether it is of the same samples, else all are new."""
         return self._record.load_state_dict(state)
+
+
+def _listed(datasets: Iterable[Any]) -> list[Any]:
+    """The datasets as a list, after a check that each has a length."""
+    found = list(datasets) if isinstance(datasets, Iterable) else None
+    if found is None or not all(hasattr(dataset, "__len__") for dataset in found):
+        refuse_argument("torch: datasets", "a list of datasets that have a length", datasets)
+    return found
+
+
+def _batch(batch_size: int, run_length: int) -> tuple[int, int]:
+    size = whole_number("torch: batch_size", batch_size, 1)
+    length = whole_number("torch: run_length", run_length, 1)
+    if size % length:
+        raise ValueError(f"torch: batch_size {size} must be a multiple of run_length {length}")
+    return size, length
+
+
+def _steps(first_step: int, num_steps: int) -> range:
+    first = whole_number("torch: first_step", first_step, 1)
+    return range(first, first + whole_number("torch: num_steps", num_steps))
+
+
+def _per_sample(result: Any, num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``losses_of`` returned: two tensors with a number per sample."""
+    is_pair = isinstance(result, (list, tuple)) and len(result) == 2
+    shape = (num_samples,)
+    if not is_pair or any(getattr(part, "shape", None) != shape for part in result):
+        refuse_argument(f"torch: losses_of of {num_samples} samples", "two tensors (n,)", result)
+    return result[0], result[1]

@@ -21,6 +21,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.data.data_collator import default_data_collator
 
+from ..arguments import check_kind, whole_number
 from ..controller import MixtureController
 from ..held_out import HeldOut
 from ..json_data import read_json
@@ -50,7 +51,8 @@ class DomainLossRecorder:
         collate: Callable[[list[Any]], Mapping[str, Any]] = default_data_collator,
         ignore_index: int = -100,
     ) -> None:
-        self._num_domains, self._collate, self._ignore_index = num_domains, collate, ignore_index
+        self.num_domains = whole_number("transformers: num_domains", num_domains, 1)
+        self._collate, self._ignore_index = collate, ignore_index
         self._sums: torch.Tensor | None = None
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -61,8 +63,19 @@ class DomainLossRecorder:
                 "training arguments and read data through odm.integrations.torch_data"
             )
         domain_ids = torch.tensor([int(sample["domain_ids"]) for sample in samples])
+        outside = domain_ids[(domain_ids < 0) | (domain_ids >= self.num_domains)]
+        if outside.numel():
+            raise ValueError(
+                f"transformers: a sample has the domain {int(outside[0])}, the recorder has "
+                f"{self.num_domains} domains, counted from 0"
+            )
         rest = [{k: v for k, v in sample.items() if k != "domain_ids"} for sample in samples]
-        batch = dict(self._collate(rest))
+        batch = dict(self._collate(rest)) if rest else {}
+        if "labels" not in batch:
+            raise ValueError(
+                "transformers: a batch has no labels; give each sample labels, which may be its "
+                "input_ids"
+            )
         labels = torch.as_tensor(batch["labels"]).clone()
         labels[:, 0] = domain_ids
         return {**batch, "labels": labels}
@@ -122,7 +135,7 @@ class DomainLossRecorder:
             [losses.sum(1), (losses**2).sum(1), counted.sum(1), torch.ones_like(losses[:, 0])]
         )
         if self._sums is None:
-            self._sums = rows.new_zeros(4, self._num_domains)
+            self._sums = rows.new_zeros(4, self.num_domains)
         self._sums.index_add_(1, domain_ids, rows)
 
     def take(self) -> Signal:
@@ -166,8 +179,24 @@ class MixtureCallback(TrainerCallback):
         held_out: HeldOutSamples | None = None,
         held_out_interval: int = 50,
     ) -> None:
-        if held_out_interval < 1:
-            raise ValueError(f"transformers: held_out_interval must be >= 1: {held_out_interval}")
+        held_out_interval = whole_number("transformers: held_out_interval", held_out_interval, 1)
+        check_kind(
+            "transformers: controller",
+            controller,
+            MixtureController,
+            example="odm.MixtureController(...)",
+        )
+        check_kind(
+            "transformers: recorder", recorder, DomainLossRecorder, example="DomainLossRecorder(3)"
+        )
+        counts = {"recorder": recorder.num_domains}
+        counts |= {} if held_out is None else {"held_out": held_out.num_domains}
+        for name, count in counts.items():
+            if count != controller.num_domains:
+                raise ValueError(
+                    f"transformers: {name} is for {count} domains, the controller has "
+                    f"{controller.num_domains}"
+                )
         source = controller.reward.source
         if controller.reward.needs_held_out and held_out is None:
             raise ValueError(
@@ -225,7 +254,11 @@ class MixtureCallback(TrainerCallback):
 
     def load(self, checkpoint: str | os.PathLike[str]) -> None:
         """Continues from the state in a checkpoint folder; call it before creating the dataset."""
-        state = read_json(Path(checkpoint) / STATE_FILE)
+        state = read_json(
+            Path(checkpoint) / STATE_FILE,
+            what="state of a mixture",
+            advice="name a checkpoint folder that a run with MixtureCallback saved",
+        )
         self._controller.load_state_dict(state)
         if self._held_out is not None and "held_out" in state:
             self._held_out.load_state_dict(state["held_out"])

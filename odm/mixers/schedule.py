@@ -45,8 +45,8 @@ class Schedule(Static):
             )
         if not isinstance(self.points, (list, tuple)) or not all(map(_is_point, self.points)):
             raise ValueError(
-                "schedule: points must be a list of a step and one finite number per domain each, "
-                f"got {shown(self.points)}"
+                "schedule: points must be a list of steps with a weight per domain, such as "
+                f"[[0, [1, 1]], [100, [2, 1]]], got {shown(self.points)}"
             )
         points = tuple((step, tuple(map(float, weights))) for step, weights in self.points)
         steps = [step for step, _ in points]

@@ -146,7 +146,7 @@ def test_an_export_in_half_precision_differs_from_its_checkpoint_by_its_rounding
     capsys.readouterr()
     assert inspect_main([str(source), "--diff", str(tmp_path / "hf")]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'hf'}: holds bfloat16, compared in float32"
+    assert lines[0] == f"{tmp_path / 'hf'}: contains bfloat16, compared in float32"
     largest = max(float(line.split()[3]) for line in lines[2:-1])
     assert 2**-10 < largest <= 2**-8
 

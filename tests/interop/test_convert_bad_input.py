@@ -153,7 +153,7 @@ def test_a_full_disk_during_an_import_leaves_nothing(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--input_dir", "nowhere"], "nowhere: no checkpoint; found: none"),
+        (["--input_dir", "nowhere"], "nowhere: there is no such folder"),
         (["--iteration", "3"], "RUN: no checkpoint of iteration 3; found: 0"),
         (
             ["--max_shard_size", "much"],
@@ -240,7 +240,7 @@ def test_a_run_that_diverged_is_not_exported(tokenizer_file, tmp_path, capsys):
             '{"derived": {}, "model": {}, "training": {}}',
             "configs/resolved.json: not a readable configuration (lacks model",
         ),
-        ("3", "(the whole: must be an object, got 3)"),
+        ("3", "(must be an object, got 3)"),
         ("{", "configs/resolved.json: not a readable configuration (is not JSON"),
     ],
 )

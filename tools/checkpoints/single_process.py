@@ -62,7 +62,10 @@ def _find_source(path: Path, iteration: int | None) -> Path:
         if iteration is not None and path.name != step_folder(path, iteration).name:
             raise CheckpointError(f"{path}: is not iteration {iteration}; leave out --iteration")
         return path.resolve()
-    steps = checkpoint_steps(path) if path.is_dir() else []
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.is_file() else "there is no such folder"
+        raise CheckpointError(f"{path}: {what}; give the save folder of a run")
+    steps = checkpoint_steps(path)
     step = iteration
     if step is None:
         # what is beyond ``latest`` is of a run that went back to an earlier iteration
@@ -71,14 +74,15 @@ def _find_source(path: Path, iteration: int | None) -> Path:
     if step not in steps:
         if not steps and (problem := foreign_checkpoint_problem(path)):
             raise CheckpointError(problem)
-        found = ", ".join(map(str, steps)) or "none"
+        found = ", ".join(map(str, steps))
         if steps and iteration is None:
             raise CheckpointError(
                 f"{path / 'latest'}: names global_step{step}, which is missing; found: {found}; "
                 "choose one with --iteration"
             )
         wanted = "" if iteration is None else f" of iteration {iteration}"
-        raise CheckpointError(f"{path}: no checkpoint{wanted}; found: {found}")
+        found = f"found: {found}" if steps else "give the save folder of a run"
+        raise CheckpointError(f"{path}: no checkpoint{wanted}; {found}")
     return step_folder(path, step)
 
 

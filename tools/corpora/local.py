@@ -71,7 +71,7 @@ class LocalCorpus(Corpus):
             return [self._part(name, {s: [found[s][name]] for s in found}) for name in names]
         paths = self._domains(root, _stem(root.resolve()))
         if not paths:
-            raise DocumentError(f"{root}: the folder holds no readable file or subfolder")
+            raise DocumentError(f"{root}: the folder contains no readable file or subfolder")
         return [self._part(name, {None: [path]}) for name, path in sorted(paths.items())]
 
     def _root(self) -> Path:
@@ -80,6 +80,8 @@ class LocalCorpus(Corpus):
         root = Path(self.options.input_path)
         if not root.exists():
             raise DocumentError(f"{root}: no such file or folder; check --input")
+        if not (root.is_file() or root.is_dir()):
+            raise DocumentError(f"{root}: is neither a file nor a folder; check --input")
         return root
 
     def _count_beside(self, root: Path, folders: list[Path]) -> None:

@@ -200,7 +200,7 @@ def _gather_part(
             tell(f"{part.name}: {_skipped(left_out)}")
         if not domains:
             is_found = left_out.records or left_out.files.total
-            why = "nothing of it can be used" if is_found else "there is none on this machine"
+            why = "nothing of it can be used" if is_found else "no text was found"
             tell(f"left out {part.name}: {why}")
     finally:
         for domain in domains.values():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import textwrap
@@ -32,6 +33,7 @@ from tools.datasets.data_yaml import (
 )
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
+from tools.path_argument import not_empty
 
 NOTHING = "pass"
 DEFAULT = "this_machine"
@@ -62,27 +64,24 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=f"datasets:\n{known}\n  {NOTHING:<14} does nothing\n\n{FOLDER_HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    listed = [*DATA_DOWNLOADERS, NOTHING]
-    parser.add_argument(
-        "dataset",
-        nargs="?",
-        choices=[*listed, *ELSEWHERE],
-        metavar=f"{{{','.join(listed)}}}",
-        help=f"what to prepare (default: {DEFAULT})",
-    )
+    _add_dataset(parser)
     parser.add_argument(
         "-t", "--tokenizer", default="HFTokenizer", choices=TOKENIZER_TYPES, metavar="TYPE"
     )
     parser.add_argument(
         "-d",
         "--data-dir",
-        default=os.environ.get("DATA_DIR", "./data"),
+        type=not_empty,
+        default=os.environ.get("DATA_DIR") or "./data",
         help="folder in which <dataset>/ is made (default: the variable DATA_DIR, else ./data)",
     )
     parser.add_argument(
-        "-v", "--vocab-file", help="without it, HFTokenizer is trained on the training text"
+        "-v",
+        "--vocab-file",
+        type=not_empty,
+        help="without it, HFTokenizer is trained on the training text",
     )
-    parser.add_argument("-m", "--merge-file")
+    parser.add_argument("-m", "--merge-file", type=not_empty)
     parser.add_argument(
         "--add-special-tokens",
         action="store_true",
@@ -92,7 +91,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "--vocab-size", type=int, help="size of a tokenizer trained here (default 4096)"
     )
     parser.add_argument(
-        "-i", "--input", help="local: the folder or file; hub corpora: a local copy"
+        "-i",
+        "--input",
+        type=not_empty,
+        help="local: the folder or file; hub corpora: a local copy",
     )
     parser.add_argument("--text-key", help="field or column with the text (default text)")
     parser.add_argument("--domain-key", help="field with the domain; meta.source descends")
@@ -103,12 +105,28 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(max_record_bytes=None)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(input_args)
-    for name, least in (("max_domain_mb", 1e-6), ("min_domain_kb", 0), ("workers", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"argument {flag}: must be at least {least:g}, got {value:g}")
+    _check_numbers(parser, args)
     return args
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    listed = [*DATA_DOWNLOADERS, NOTHING]
+    parser.add_argument(
+        "dataset",
+        nargs="?",
+        choices=[*listed, *ELSEWHERE],
+        metavar=f"{{{','.join(listed)}}}",
+        help=f"what to prepare (default: {DEFAULT})",
+    )
+
+
+def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    limits = {"max_domain_mb": 1e-6, "min_domain_kb": 0, "workers": 1}
+    for name, least in {**limits, "vocab_size": train_tokenizer.SMALLEST_VOCABULARY}.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:  # also nan
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"argument {flag}: must be at least {least:g} and finite, got {value:g}")
 
 
 def main(input_args: Sequence[str] | None = None) -> Path | None:
@@ -195,7 +213,7 @@ def check_arguments(args: argparse.Namespace, folder: Path) -> None:
 
 def _check_apart(given: Path, folder: Path) -> None:
     """Output must not be read as input the next time, and the user's text must not be removed."""
-    source, target = given.resolve(), folder.resolve()
+    source, target = (Path(os.path.realpath(path)) for path in (given, folder))  # also of loops
     if source.is_relative_to(target):
         raise DocumentError(
             f"--input {given}: is inside {folder}, whose files are written and removed here; "

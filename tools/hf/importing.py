@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -157,8 +158,8 @@ def _check_config_out(config_out: Path, output: Path, *copied: Path) -> None:
     """Refuses a name that exists or that another file of the import will have."""
     if config_out.exists():
         raise CheckpointError(f"{config_out}: exists already; choose another name")
-    path, folder = config_out.resolve(), output.resolve()
-    others = [folder, folder / "latest", *(copy.resolve() for copy in copied)]
+    path, folder, *files = (Path(os.path.realpath(p)) for p in (config_out, output, *copied))
+    others = [folder, folder / "latest", *files]
     is_inside = folder / "global_step0" in (path, *path.parents)
     if is_inside or path in others or path.name == "resolved.json":
         raise CheckpointError(

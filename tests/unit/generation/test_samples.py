@@ -323,6 +323,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_starts(
         check_generation_files(config_with(sample_output_file=str(tmp_path / name)))
 
 
+@pytest.mark.parametrize(("prompts", "name"), [("p", "p"), ("p", "link"), ("p.part", "p")])
+def test_an_output_that_would_replace_the_prompts_is_refused(tmp_path, prompts, name):
+    (tmp_path / prompts).write_text("Once upon a time")
+    (tmp_path / "link").symlink_to(tmp_path / prompts)
+    with pytest.raises(ConfigError, match="would replace the prompts"):
+        check_generation_files(
+            config_with(
+                text_gen_type="input-file",
+                sample_input_file=str(tmp_path / prompts),
+                sample_output_file=str(tmp_path / name),
+            )
+        )
+    assert (tmp_path / prompts).read_text() == "Once upon a time"
+
+
 # notes
 
 

@@ -444,8 +444,8 @@ def test_a_state_that_cannot_keep_new_limits_is_refused_and_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_steps": -1}, "got -1 and 1"),
-        ({"update_frequency": 0}, "got 0 and 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be .* at least 0, got -1"),
+        ({"update_frequency": 0}, "update_frequency must be .* at least 1, got 0"),
         ({"initial_weights": [1, 2]}, "initial_weights: expected 4 weights"),
         ({"method": "smoothed"}, "unknown method 'smoothed'"),
         ({"constraints": [Floor(0.3)]}, "lower bounds sum to 1.2"),

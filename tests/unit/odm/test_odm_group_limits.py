@@ -138,8 +138,8 @@ def test_an_epoch_cap_wins_over_the_minimum_of_a_group():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((("a",), ((0, 0),), (0,), (1,)), "domain 0 is in two groups"),
-        ((("a", "b"), ((0,), (1, 0)), (0, 0), (1, 1)), "domain 0 is in two groups"),
+        ((("a",), ((0, 0),), (0,), (1,)), "domain 0 is named twice"),
+        ((("a", "b"), ((0,), (1, 0)), (0, 0), (1, 1)), "domain 0 is named twice"),
         ((("a",), ((0,),), (0.5,), (0.2,)), r"a has the minimum 0\.5 and the maximum 0\.2"),
         ((("a",), ((),), (0,), (1,)), "a group needs a name, domains and two bounds"),
         ((("a",), ((0,),), (0,), (2,)), r"group_limits: maximum must be in \[0, 1\]"),

@@ -263,7 +263,7 @@ def test_a_damaged_state_is_refused_with_the_field(key, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 8), "total_steps must be a whole number above 0, got 0"),
+        ((0, 8), "total_steps must be a whole number of at least 1, got 0"),
         ((10, 8, 3), "samples_per_step 8 must be a multiple of run_length 3"),
         ((10, 8, 1, 0.0), r"decision_point must be in \(0, 1\]"),
         ((10, 8, 1, 0.6, 0.1, -1), "confidence at least 0"),

@@ -236,6 +236,7 @@ def test_cursors_follow_exactly_from_epochs(cursor, size):
         (lambda lines: lines[0].pop("mixture"), 2, "no start line with a mixture"),
         (lambda lines: lines[9]["weights"].pop("web"), 2, "iteration 9: weights must name"),
         (lambda lines: lines[0]["mixture"].update(method="x"), 2, "unknown method 'x'"),
+        (lambda lines: lines.__delitem__(slice(1, None)), 2, "no training iteration"),
     ],
 )
 def test_the_exit_code_says_whether_the_log_agrees(tmp_path, capsys, change, code, words):
@@ -246,6 +247,18 @@ def test_the_exit_code_says_whether_the_log_agrees(tmp_path, capsys, change, cod
     assert main([str(path)]) == code
     output = capsys.readouterr()
     assert words in output.out + output.err
+
+
+def test_a_byte_order_mark_of_an_editor_does_not_matter(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(text_of(run_log())), encoding="utf-8-sig")
+    assert main([str(tmp_path)]) == 0
+
+
+def test_an_empty_path_is_not_the_working_folder(capsys):
+    with pytest.raises(SystemExit) as exit_code:
+        main([" "])
+    assert exit_code.value.code == 2
+    assert "log is empty" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_one_line(tmp_path, capsys):

@@ -206,3 +206,53 @@ def test_a_small_model_trains_with_the_held_out_curves_of_learning_curve():
         measured = held_out.measure(step, losses_of) if step % 2 == 0 else None
         mixture.observe(step, [np.nan, np.nan], held_out=measured)
     assert mixture.weights[0] > 0.6, "the other domain is noise"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 4.5}, "batch_size must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"batch_size": 4, "run_length": 3}, "batch_size 4 must be a multiple of run_length 3"),
+        ({"num_steps": "2"}, "num_steps must be a whole number"),
+        ({"num_steps": -1}, "num_steps must be a whole number of at least 0"),
+        ({"first_step": 0}, "first_step must be a whole number of at least 1"),
+    ],
+)
+def test_a_loader_that_cannot_work_is_refused_when_it_is_made(changes, message):
+    options = {"batch_size": 4, "num_steps": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        MixtureBatchSampler(controller(), SIZES, **options)
+    with pytest.raises(ValueError, match=message):
+        MixtureIterableDataset(controller(), datasets(), **options)
+
+
+@pytest.mark.parametrize("given", [5, [1, 2], None])
+def test_what_is_not_a_list_of_datasets_is_refused(given):
+    with pytest.raises(ValueError, match="a list of datasets that have a length"):
+        MixtureIterableDataset(controller(), given, batch_size=4, num_steps=2)
+    with pytest.raises(ValueError, match="a list of datasets that have a length"):
+        HeldOutSamples(given)
+
+
+@pytest.mark.parametrize("sizes", [[30, "50"], [30, 5.5], [30, -1], "ab"])
+def test_sizes_that_are_none_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes of the datasets"):
+        MixtureBatchSampler(controller(), sizes, batch_size=4, num_steps=2)
+
+
+def test_a_loop_that_begins_again_after_a_restart_is_told_the_next_step():
+    mixture = controller()
+    mixture.draw(1, 4)
+    mixture.observe(1, [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"step 1 comes after step 1, .*: the next one is 2"):
+        next(iter(MixtureBatchSampler(mixture, SIZES, batch_size=4, num_steps=2)))
+
+
+@pytest.mark.parametrize(
+    "result", [torch.ones(2), (torch.ones(3), torch.ones(2)), (1.0, 2), (torch.ones(2),) * 3, None]
+)
+def test_losses_of_another_form_are_refused(result):
+    held_out = HeldOutSamples([[1], [2]])
+    with pytest.raises(ValueError, match="losses_of of 2 samples must be two tensors"):
+        held_out.measure(1, lambda samples: result, batch_size=2)

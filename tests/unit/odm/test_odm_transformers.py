@@ -180,3 +180,32 @@ def test_trainer_follows_the_held_out_curves_of_learning_curve(tmp_path, interva
     options = {"held_out": samples, "held_out_interval": interval}
     trainer_for(mixture, tmp_path, max_steps=40, **options).train()
     assert mixture.weights[0] > 0.6, "only the constant text can be learnt"
+
+
+@pytest.mark.parametrize("domain", [-1, 2, 7])
+def test_a_sample_of_no_known_domain_is_refused_before_its_loss_is_counted(domain):
+    sample = {"input_ids": [1, 2], "labels": [1, 2], "domain_ids": domain}
+    with pytest.raises(ValueError, match=f"domain {domain}, the recorder has 2 domains"):
+        DomainLossRecorder(2).collate([sample])
+
+
+def test_a_batch_without_labels_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="no labels; give each sample labels"):
+        DomainLossRecorder(2).collate([{"input_ids": [1, 2], "domain_ids": 0}])
+
+
+def test_parts_for_other_numbers_of_domains_are_refused():
+    mixture = controller()
+    count = mixture.num_domains
+    with pytest.raises(ValueError, match=f"recorder is for {count + 1} domains"):
+        MixtureCallback(mixture, DomainLossRecorder(count + 1))
+    held_out = HeldOutSamples([[1]] * (count + 1))
+    with pytest.raises(ValueError, match=f"held_out is for {count + 1} domains"):
+        MixtureCallback(controller(reward="heldout"), DomainLossRecorder(count), held_out=held_out)
+
+
+def test_a_folder_without_a_state_is_not_called_damaged(tmp_path):
+    mixture = controller()
+    callback = MixtureCallback(mixture, DomainLossRecorder(mixture.num_domains))
+    with pytest.raises(ValueError, match="name a checkpoint folder that a run"):
+        callback.load(tmp_path)

@@ -91,8 +91,8 @@ def test_a_folder_of_gpt2_files_gains_padding_behind_its_tokens(gpt2_files):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer_config.json", "{", "holds no settings of a tokenizer"),
-        ("tokenizer_config.json", '{"eos_token": {}}', "holds no settings of a tokenizer"),
+        ("tokenizer_config.json", "{", "contains no settings of a tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": {}}', "contains no settings of a tokenizer"),
         ("tokenizer_config.json", '{"eos_token": 5}', "eos_token 5 is not a text"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
     ],

@@ -79,7 +79,7 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused(folder, tmp_path):
 
 def test_nothing_to_train_on_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text('\n{"text": ""}\n')
-    with pytest.raises(DocumentError, match="holds no text to train on"):
+    with pytest.raises(DocumentError, match="contains no text to train on"):
         train(tmp_path / "empty.jsonl", tmp_path / "tokenizer.json")
     assert not (tmp_path / "tokenizer.json").exists()
 
@@ -94,3 +94,14 @@ def test_the_script_names_the_malformed_line_and_leaves_nothing(folder, tmp_path
     assert "c.jsonl:2: malformed JSON" in run.stderr
     assert "Traceback" not in run.stderr
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("given", [".", "texts.jsonl", "link.jsonl"])
+def test_a_tokenizer_does_not_replace_the_text_it_is_trained_on(tmp_path, given):
+    text = tmp_path / "texts.jsonl"
+    text.write_text(json.dumps({"text": "The quick brown fox. " * 20}) + "\n")
+    (tmp_path / "link.jsonl").symlink_to(text)
+    before = text.read_text()
+    with pytest.raises(DocumentError, match=r"--tokenizer_output_path: .* is part of the text"):
+        train(tmp_path / given, text)
+    assert text.read_text() == before

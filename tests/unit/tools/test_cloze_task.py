@@ -141,3 +141,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, content, more, 
 def test_too_little_text_is_refused(tmp_path):
     with pytest.raises(DataError, match="give at least four documents"):
         make_task({"a": documents("x", 1)}, folder=tmp_path, name="t", sizes=SMALL)
+
+
+def test_a_task_is_not_written_among_the_text(tmp_path, capsys):
+    lines = [json.dumps({"text": text}) + "\n" for text in documents("word", 8)]
+    (tmp_path / "code.jsonl").write_text("".join(lines))
+    assert main([str(tmp_path), "--name", "code", "-o", str(tmp_path)]) == 2
+    assert "is the folder of the text" in capsys.readouterr().err
+    assert (tmp_path / "code.jsonl").read_text() == "".join(lines)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -236,7 +236,9 @@ def test_a_folder_without_a_log_and_a_format_nobody_knows_are_one_line(tmp_path,
     other = write_log(tmp_path / "other", {400: (3.0, 1.0)}, method="exp3")
     assert "no run log here" in refused(capsys, one, str(tmp_path / "none"))
     picture = str(tmp_path / "x.bmpx")
-    assert "Format 'bmpx' is not supported" in refused(capsys, one, other, "-o", picture)
+    assert "pictures of the kind .bmpx are not supported" in refused(
+        capsys, one, other, "-o", picture
+    )
     assert not (tmp_path / "x.bmpx").exists()
 
 
@@ -245,3 +247,20 @@ def test_names_with_signs_of_formulas_are_drawn(tmp_path, capsys):
     other = write_log(tmp_path / "c", {200: (4.0, 2.0), 400: (3.0, 1.0)}, method="exp3")
     assert main([one, other, "-o", str(tmp_path / "x.svg")]) == 0
     assert (tmp_path / "x.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_runs_whose_folders_have_the_same_name_are_told_apart(tmp_path, capsys):
+    places = [tmp_path / "one" / "run", tmp_path / "two" / "run"]
+    one, two = (
+        write_log(place, {400: (3.0, 1.0)}, method=method)
+        for place, method in zip(places, ("static", "exp3"), strict=True)
+    )
+    assert [arm["name"] for arm in compared(capsys, one, two)["arms"]] == [one, two]
+    same = write_log(tmp_path / "three" / "run", {400: (3.0, 1.0)})
+    error = refused(capsys, one, same)
+    assert f"{same}: has the settings and the seed 1 of {one}" in error
+
+
+def test_a_run_that_is_given_twice_is_named(tmp_path, capsys):
+    run = write_log(tmp_path / "run", {400: (3.0, 1.0)})
+    assert f"{run}/logs: this run is given twice" in refused(capsys, run, f"{run}/logs")

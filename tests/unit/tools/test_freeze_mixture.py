@@ -192,3 +192,19 @@ def test_a_name_with_the_end_of_a_line_does_not_end_the_comment(tmp_path):
     assert main([str(write_run(tmp_path)), "-o", str(output)]) == 0
     assert "seed" not in yaml.safe_load(output.read_text())
     assert "train.py a?seed: 5 #.yml" in output.read_text()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "static.yml"])
+def test_a_link_in_the_place_of_the_file_is_not_replaced(tmp_path, capsys, target):
+    run, output = write_run(tmp_path / "run"), tmp_path / "static.yml"
+    output.symlink_to(target)  # to nothing, or to itself
+    assert main([str(run), "-o", str(output)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert output.is_symlink()
+
+
+def test_a_run_that_is_no_folder_is_told_from_one_without_checkpoints(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "there is no such folder" in refused(capsys, tmp_path / "nothing")
+    assert "is a file, not a folder" in refused(capsys, tmp_path / "file")
+    assert "no checkpoint; give the save folder" in refused(capsys, tmp_path)

@@ -193,8 +193,11 @@ def test_what_one_of_them_lacks_and_other_shapes_are_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no checkpoint; found: none\n"),
-        (["run", "--diff", "nowhere"], "nowhere: no checkpoint; found: none\n"),
+        (["nowhere"], "nowhere: there is no such folder; give the save folder of a run\n"),
+        (
+            ["run", "--diff", "nowhere"],
+            "nowhere: there is no such folder; give the save folder of a run\n",
+        ),
         (["run", "--kinds", "exp"], "--kinds: no 'exp' in run/global_step5; has fp32, exp_avg\n"),
     ],
 )

@@ -153,7 +153,7 @@ def test_an_unknown_format_is_one_line_and_leaves_nothing(tmp_path, capsys):
     write_log(tmp_path / "metrics.jsonl", num_domains=2)
     assert main([str(tmp_path), "-o", str(tmp_path / "x.bmpx")]) == 2
     error = capsys.readouterr().err
-    assert "Format 'bmpx' is not supported" in error
+    assert "pictures of the kind .bmpx are not supported" in error
     assert error.count("\n") == 1
     assert main([str(tmp_path), "--json", "-o", str(tmp_path / "x.bmpx")]) == 2
     assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import shlex
 import struct
 import subprocess
@@ -524,7 +525,7 @@ def test_this_machine_gives_six_domains_without_any_system_text(tmp_path, monkey
     assert len(domains_of(settings)) >= 6
     assert {"python_source", "python_documentation", "arithmetic"} <= set(domains_of(settings))
     assert domains_of(settings) == domains_of(settings, "valid") == domains_of(settings, "test")
-    assert "left out translations: there is none on this machine" in capsys.readouterr().err
+    assert "left out translations: no text was found" in capsys.readouterr().err
     again = prepare("this_machine", tmp_path / "two", *limits)
     for first, second in zip(settings["train_data_paths"], again["train_data_paths"], strict=True):
         assert Path(f"{first}.bin").read_bytes() == Path(f"{second}.bin").read_bytes()
@@ -566,6 +567,61 @@ def test_hub_corpora_read_a_local_copy_of_their_files(
 def test_every_entry_states_its_licence():
     assert set(DATA_DOWNLOADERS) == {"this_machine", "local", "common_pile", "common_corpus"}
     assert all(corpus.licence and corpus.description for corpus in DATA_DOWNLOADERS.values())
+
+
+@pytest.mark.parametrize("kind", ["loop", "pipe", "nothing"])
+def test_an_input_that_is_neither_file_nor_folder_is_one_line(tmp_path, kind):
+    source = tmp_path / kind
+    if kind == "loop":
+        source.symlink_to(source)
+    elif kind == "pipe":
+        os.mkfifo(source)
+    what = "is neither a file nor a folder" if kind == "pipe" else "no such file or folder"
+    with pytest.raises(DocumentError, match=f"{kind}: {what}; check --input"):
+        prepare("local", tmp_path / "data", "-i", source)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_output_that_is_a_link_to_itself_is_one_line(tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", sentences("a"))
+    (tmp_path / "data").symlink_to(tmp_path / "data")
+    with pytest.raises(OSError, match="symbolic links"):
+        prepare("local", tmp_path / "data", "-i", source)
+
+
+@pytest.mark.parametrize("flag", ["-i", "-d", "-v", "-m"])
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["local", flag, ""])
+    assert "is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("flag", ["--max-domain-mb", "--min-domain-kb"])
+def test_a_limit_that_is_no_finite_number_is_refused(capsys, flag, value):
+    with pytest.raises(SystemExit):
+        main(["local", flag, value])
+    assert f"argument {flag}: must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "257"])
+def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_gathered(tmp_path, capsys, size):
+    source = write_jsonl(tmp_path / "a.jsonl", sentences("a"))
+    with pytest.raises(SystemExit):
+        main(["local", "-i", str(source), "-d", str(tmp_path / "d"), "--vocab-size", size])
+    assert f"argument --vocab-size: must be at least 258 and finite, got {size}" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_file_without_text_is_reported_as_such(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "a.jsonl", [])
+    with pytest.raises(DocumentError, match="no domain has enough text"):
+        prepare("local", tmp_path / "data", "-i", source, "--domain-key", "domain")
+    assert "no text was found" in capsys.readouterr().err
 
 
 def test_pass_prepares_nothing(tmp_path):
