@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
@@ -20,8 +20,9 @@ from megatron.checkpoint.copies import fetch_checkpoint
 from megatron.checkpoint.lock import lock_save_folder
 from megatron.checkpointing import undo_interrupted_replacement
 from megatron.data.data_utils import SplitName, build_evaluation_source, build_train_source
+from megatron.data.evaluation_batches import EvaluationBatches
 from megatron.data.mixed_batches import MixedBatches
-from megatron.engine.build import build_runner
+from megatron.engine.build import LoadedRun, build_runner
 from megatron.engine.continuing import refuse_to_replace, restore_mixture
 from megatron.engine.learning_rates import continued_schedule
 from megatron.engine.optimizers import moment_names
@@ -47,6 +48,9 @@ from megatron.sizing.flops import model_flops_per_token
 from megatron.sizing.gpus import peak_flops
 from megatron.tokenizer import AbstractTokenizer, build_tokenizer
 from odm import MixtureController, Signal
+
+if TYPE_CHECKING:
+    from lm_eval.tasks.manager import TaskDict
 
 __all__ = ["pretrain", "train"]
 
@@ -281,8 +285,7 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
     if meter is not None:
         meter.continue_from(loaded.mixture_state)
     learning_rate_of = continued_schedule(config, loaded.saved_config, logger.warning)
-    interval, last_step = config.evaluation.interval, config.schedule.train_iters
-    measured = _measured_before(config, state)
+    last_step = config.schedule.train_iters
     saving = CheckpointHook(
         runner,
         source,
@@ -297,12 +300,8 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         LoggingHook(logger, source, mixture, interval=config.logging.interval, last_step=last_step),
         *_watching_hooks(runner, config, logger),
         saving,  # before hooks that take long or may fail
-        EvaluationHook(
-            runner, logger, validation=validation, test=test, interval=interval, measured=measured
-        ),
+        *_evaluating_hooks(loaded, config, tokenizer, logger, (validation, test), tasks),
     ]
-    if tasks is not None:
-        hooks += [TaskEvaluationHook(runner, config, tokenizer, tasks, logger, measured=measured)]
     announce(logger, config, source, mixture.describe(), loaded, tokenizer=tokenizer)
     try:
         train(
@@ -325,6 +324,34 @@ def _pretrain(config: RunConfig, tokenizer: AbstractTokenizer, logger: RunLogger
         hook.at_end(state)
     logger.stop(state.step, "asked to stop" if state.stop else "done")
     return state
+
+
+def _evaluating_hooks(
+    loaded: LoadedRun,
+    config: RunConfig,
+    tokenizer: AbstractTokenizer,
+    logger: RunLogger,
+    sources: tuple[EvaluationBatches | None, EvaluationBatches | None],
+    tasks: TaskDict | None,
+) -> list[Hook]:
+    """Hooks that measure on validation and test sets, and with lm-eval's tasks if there are any."""
+    interval, measured = config.evaluation.interval, _measured_before(config, loaded.state)
+    validation, test = sources
+    hooks: list[Hook] = [
+        EvaluationHook(
+            loaded.runner,
+            logger,
+            validation=validation,
+            test=test,
+            interval=interval,
+            measured=measured,
+        )
+    ]
+    if tasks is not None:
+        hooks.append(
+            TaskEvaluationHook(loaded.runner, config, tokenizer, tasks, logger, measured=measured)
+        )
+    return hooks
 
 
 def _watching_hooks(runner: StepRunner, config: RunConfig, logger: RunLogger) -> list[Hook]:

@@ -153,7 +153,10 @@ def test_a_full_disk_during_an_import_leaves_nothing(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--input_dir", "nowhere"], "nowhere: there is no such folder"),
+        (
+            ["--input_dir", "nowhere"],
+            "nowhere: there is no such folder; give the save folder of a run",
+        ),
         (["--iteration", "3"], "RUN: no checkpoint of iteration 3; found: 0"),
         (
             ["--max_shard_size", "much"],

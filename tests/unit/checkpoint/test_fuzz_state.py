@@ -62,7 +62,7 @@ def test_the_command_runs_every_kind_of_file(capsys):
     assert fuzz.main(["--cases", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == list(fuzz.KINDS)
-    assert len(lines) == 23
+    assert len(lines) == 24
 
 
 def test_an_error_that_is_not_for_users_is_reported():

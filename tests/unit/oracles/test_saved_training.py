@@ -53,7 +53,9 @@ def plain_steps(weights: dict[str, torch.Tensor]) -> list[Step]:
 
 def make_hook(loaded: Any, config: Any, source: Any) -> CheckpointHook:
     logger: Any = SimpleNamespace(
-        save=lambda step, folder: None, warning=lambda text, **_: pytest.fail(text)
+        save=lambda step, folder: None,
+        say=lambda text: None,
+        warning=lambda text, **_: pytest.fail(text),
     )
     return CheckpointHook(
         loaded.runner, source, source.mixture, config, logger, moment_names=moment_names(config)

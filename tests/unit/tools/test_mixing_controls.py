@@ -133,7 +133,7 @@ def test_an_earlier_checkpoint_is_frozen_with_a_note(folder, tmp_path, capsys):
     ("run", "arguments", "message"),
     [
         ("corpus", [], "no checkpoint"),
-        ("nothing", [], "no checkpoint"),
+        ("nothing", [], "there is no such folder"),
         ("run-frozen", [], "static already"),
         ("run", [], "run-frozen: contains checkpoints; name another folder with --save"),
         ("run", ["--iteration", "5"], "no checkpoint of iteration 5; found: 6, 12"),

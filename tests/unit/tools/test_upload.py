@@ -274,7 +274,7 @@ def test_what_is_missing_is_named(model, run, tmp_path, capsys, monkeypatch):
         ([str(nothing), "--repo_id", "a"], f"{nothing}: no such folder\n"),
         (
             [str(model), "--repo_id", "a", "--run_dir", str(nothing)],
-            f"{nothing}: no checkpoint; found: none\n",
+            f"{nothing}: there is no such folder; give the save folder of a run\n",
         ),
         (
             [str(model), "--repo_id", "a", "--run_dir", str(run), "--iteration", "7"],
