@@ -193,7 +193,14 @@ def _decoded(text: str) -> str:
         return ""
 
 
+_PATHS = ("conf_dir", "hostfile", "sample_input_file", "sample_output_file")
+
+
 def _read_configuration(parsed: argparse.Namespace) -> Document:
+    for name in _PATHS:
+        if getattr(parsed, name) == "":
+            problem = f"the path of --{name} is empty, as an unset variable leaves it"
+            raise ConfigError(f"the command line: {problem}; give a path or leave the option out")
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
     if programs := [name for name in parsed.conf_file if name.endswith(".py")]:

@@ -51,6 +51,12 @@ def test_check_and_dry_run_are_told_to_the_launcher(folder):
     assert not read_deepy_command(["train.py", "model"]).check
 
 
+@pytest.mark.parametrize("flag", ["-i", "-o", "-d", "-H"])
+def test_an_empty_path_is_refused(folder, flag):
+    with pytest.raises(ConfigError, match="is empty, as an unset variable leaves it"):
+        NeoXArgs.consume_deepy_args(["train.py", "model", "data", flag, ""])
+
+
 def test_a_file_that_is_given_as_the_folder_is_named_for_what_it_is(folder):
     file = str(folder / "model.yml")
     with pytest.raises(ConfigError, match=rf"{file}/data: .*; {file} is a file, name the folder"):
