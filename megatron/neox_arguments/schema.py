@@ -59,6 +59,8 @@ def find_file(name: str, folder: str | None = None) -> Path:
         raise ConfigError(f"{path}: is a folder; {advice}")
     if os.path.exists(path):
         raise ConfigError(f"{path}: is no ordinary file; write the configuration into one")
+    if broken := next(filter(os.path.islink, candidates), None):
+        raise ConfigError(f"{broken}: is a link that leads to no file; correct or remove it")
     if os.path.isdir(path.parent):
         names = [p.name for p in path.parent.glob("*.*") if p.suffix in SUFFIXES]
         near = nearest(path.name, names) or nearest(path.name, [Path(n).stem for n in names])

@@ -224,11 +224,11 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
             draft.refuse(key, f"holds an empty name, for {path}; write one")
         elif not domain:
             problem = f"{path!r} is in no folder that could name its domain; set data_domain_names"
-            draft.issues.add(key, problem)
+            draft.issues.add(key, f"{key}: {problem}")
         elif domain in first:
             advice = "give each its own name" if is_written else "set data_domain_names"
             both = f"{domain!r} names two datasets: {first[domain]} and {path}"
-            draft.issues.add(key, f"{f'{key}:' if is_written else 'domain'} {both}; {advice}")
+            draft.issues.add(key, f"{key}: {'' if is_written else 'domain '}{both}; {advice}")
         first.setdefault(domain, path)
 
 

@@ -51,6 +51,13 @@ def test_check_and_dry_run_are_told_to_the_launcher(folder):
     assert not read_deepy_command(["train.py", "model"]).check
 
 
+def test_a_link_that_leads_to_no_file_is_named(folder):
+    (folder / "circle.yml").symlink_to(folder / "circle.yml")
+    for name in ("circle.yml", "circle"):
+        with pytest.raises(ConfigError, match=r"circle\.yml: is a link that leads to no file"):
+            NeoXArgs.consume_deepy_args(["train.py", "-d", str(folder), name])
+
+
 @pytest.mark.parametrize("flag", ["-i", "-o", "-d", "-H"])
 def test_an_empty_path_is_refused(folder, flag):
     with pytest.raises(ConfigError, match="is empty, as an unset variable leaves it"):

@@ -213,11 +213,13 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**NAMED, "train_data_paths": ["x/wiki/text", "y/wiki/text"]},
-            "domain 'wiki' names two datasets: x/wiki/text and y/wiki/text; set data_domain_names",
+            "train_data_paths: domain 'wiki' names two datasets: x/wiki/text and y/wiki/text; set "
+            "data_domain_names",
         ),
         (
             {**NAMED, "train_data_paths": ["text", "y/wiki/text"]},
-            "'text' is in no folder that could name its domain; set data_domain_names",
+            "train_data_paths: 'text' is in no folder that could name its domain; set "
+            "data_domain_names",
         ),
         (
             {**NAMED, "data_domain_names": ["a"]},
