@@ -383,8 +383,8 @@ class MixtureController:
 
     def _say_changed(self, changed: Mapping[str, tuple[Any, Any]], *, restarts: bool) -> None:
         for key, (was, now) in changed.items():
-            end = "; without effect: the weights follow the losses since then"
-            end = end if key == "initial_weights" and not restarts else ""
+            is_late = key == "initial_weights" and not restarts
+            end = "; without effect: the weights follow the losses since then" if is_late else ""
             logger.warning("mixture: %s was %s, now %s%s", key, was, now, end)
 
     def _constrain(

@@ -84,11 +84,8 @@ class Guard(Constraint):
 
     def __post_init__(self) -> None:
         given = number_array("guard: objective_weights", self.objective_weights)
-        given = (
-            check_weights(given, given.size, where="guard: objective_weights")
-            if given.size
-            else given
-        )
+        if given.size:
+            given = check_weights(given, given.size, where="guard: objective_weights")
         object.__setattr__(self, "objective_weights", tuple(given.tolist()))
         for key in ("total_steps", "samples_per_step", "run_length"):
             object.__setattr__(self, key, whole_number(f"guard: {key}", getattr(self, key), 1))

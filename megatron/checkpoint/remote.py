@@ -75,8 +75,9 @@ class RemoteFolder:
     """
 
     def __init__(self, key: str, address: str) -> None:
-        protocol, _, path = address.partition("://")  # fsspec knows only small letters
-        self.key, self.address = key, f"{protocol.lower()}://{path.rstrip('/')}"
+        protocol, _, path = address.partition("://")
+        protocol = protocol.lower()  # fsspec knows only small letters
+        self.key, self.address = key, f"{protocol}://{path.rstrip('/')}"
         if problem := file_system_problem(self.address):
             raise RemoteError(f"{key}: {problem}")
         import fsspec
@@ -87,7 +88,7 @@ class RemoteFolder:
             self._fail(error, "cannot be opened")
         self._files: Any = files
         self._root = root.rstrip("/")
-        self._has_folders = protocol.lower() in _WITH_FOLDERS
+        self._has_folders = protocol in _WITH_FOLDERS
 
     def check_writable(self) -> None:
         """Writes a small file and removes it.

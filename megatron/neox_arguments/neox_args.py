@@ -199,8 +199,6 @@ class NeoXArgs(_FlatFields):
             return NotImplemented
         return all(getattr(self, key) == getattr(other, key) for key in field_table())
 
-    __hash__ = None  # type: ignore[assignment]  # values change
-
     def __repr__(self) -> str:
         values = ", ".join(f"{k}={v!r}" for k, v in redacted(self.megatron_config).items())
         return f"NeoXArgs({values})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import odm
 from megatron.data.shares import training_samples, weights_by_num_docs
 from megatron.neox_arguments import ConfigError, RunConfig
 from odm.static_weights import temperature_shares, unimax_shares
@@ -102,20 +103,15 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
     Raises:
         ConfigError: If ``data_sampling_max_epochs`` allows fewer samples than the run draws.
     """
-    if not _has_limits(config):
-        return []
-    from odm.constraints import Ceiling, EpochCap, Floor, GroupLimits, TrustRegion
-    from odm.guard import Guard
-
     mixing = config.mixing
     found: list[Constraint] = []
     if mixing.min_weights:
-        found.append(Floor(mixing.min_weights))
+        found.append(odm.Floor(mixing.min_weights))
     if mixing.max_weights:
-        found.append(Ceiling(mixing.max_weights))
+        found.append(odm.Ceiling(mixing.max_weights))
     if mixing.groups:
         found.append(
-            GroupLimits(
+            odm.GroupLimits(
                 tuple(group.name for group in mixing.groups),
                 tuple(
                     tuple(config.data.train_domains.index(name) for name in group.domains)
@@ -126,11 +122,11 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
             )
         )
     if mixing.trust_region:
-        found.append(TrustRegion(**{f"max_{k}": x for k, x in mixing.trust_region.items()}))
+        found.append(odm.TrustRegion(**{f"max_{k}": x for k, x in mixing.trust_region.items()}))
     if mixing.guard is not None:
         steps, batch = max(1, config.schedule.train_iters), config.batch.train_batch_size
         found.append(
-            Guard(
+            odm.Guard(
                 steps,
                 batch,
                 mixing.run_length,
@@ -145,17 +141,11 @@ def mixing_limits(config: RunConfig, samples_per_epoch: Sequence[int]) -> list[C
         epochs = tuple(total / size if limit is None else limit for limit, size in limits)
         try:
             cap = epochs[0] if len(set(epochs)) == 1 else epochs
-            found.append(EpochCap(cap, tuple(samples_per_epoch), total))
+            found.append(odm.EpochCap(cap, tuple(samples_per_epoch), total))
         except ValueError as error:
             key = "data_sampling_max_epochs"
             raise ConfigError(f"{key}: {error}", key=key) from error
     return found
-
-
-def _has_limits(config: RunConfig) -> bool:
-    mixing = config.mixing
-    limits = (mixing.min_weights, mixing.max_weights, mixing.groups, mixing.max_epochs)
-    return any(limits) or bool(mixing.trust_region) or mixing.guard is not None
 
 
 def describe_mixture(config: RunConfig) -> list[str]:
@@ -201,7 +191,8 @@ def _mean_shares(
     config: RunConfig, raw: Sequence[float], sizes: Sequence[DomainSize]
 ) -> Sequence[float]:
     """Shares over the whole run under the limits, if the weights do not follow the losses."""
-    if not (config.mixing.points or _has_limits(config)):
+    limits = mixing_limits(config, [size.samples for size in sizes])
+    if not (config.mixing.points or limits):
         total = sum(raw)  # without numpy, whose import takes as long as the rest of a check
         return [weight / total for weight in raw]
     import numpy as np
@@ -209,7 +200,6 @@ def _mean_shares(
     from odm.constraints import ConstraintContext, apply_constraints
     from odm.mixers.schedule import Schedule
 
-    limits = mixing_limits(config, [size.samples for size in sizes])
     mixer = Schedule(config.mixing.points, config.mixing.interpolation)
     initial = np.array(raw, dtype=np.float64)
 
