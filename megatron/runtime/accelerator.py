@@ -45,16 +45,22 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
 
 def prepare_environment() -> None:
-    """Chooses DeepSpeed's CPU accelerator, and large memory pages, on a machine without GPUs.
+    """Prepares a machine without GPUs: DeepSpeed's CPU accelerator, large pages, short waits.
 
-    Call it before torch and deepspeed are imported. Without it DeepSpeed guesses, warns, and may
-    pick a GPU that torch cannot use.
+    Call it before torch and deepspeed are imported, which read the variables that it sets, unless
+    the user has set them. Without it DeepSpeed guesses, warns, and may pick a GPU that torch cannot
+    use.
     """
     if count_devices(os.environ) == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # torch then asks Linux for 2 MiB pages for large tensors, whose products miss fewer
         # addresses; `tools/benchmark/step_throughput.py` runs as our programs do
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        # a thread of GNU OpenMP that waits for another one tries 300,000 times before it sleeps; if
+        # other programs need the cores, it keeps the other thread from running all the while
+        # (`tools/benchmark/busy_machine.py`)
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ which keeps no master weights as ours does. A further side computes nothing but 
 of a step, as plain ``torch.mm``: the machine's own rate at the model's shapes. Each side has a
 process of its own and waits while another runs. Prints the processor, the rates and their ratios,
 the share of the machine's own rate that our step reaches, peak memory, and (``--profile``) where
-our step spends its time. On a machine that others use, take one thread and ``--processor-time``,
-which does not count the time in which another process has the core.
+each side's step spends its time (`step_parts`). On a machine that others use, take one thread and
+``--processor-time``, which does not count the time in which another process has the core.
 
     [OMP_NUM_THREADS=1] python -m tools.benchmark.step_throughput [--shapes 14M 70M]
         [--vocab-sizes 50304] [--precisions fp32 bfloat16] [--steps 8] [--processor-time]
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark import step_parts
 from tools.benchmark.processor import processor
 from tools.benchmark.turns import Clock, seconds_of
 from tools.benchmark.workers import Answers, Side, Worker
@@ -154,9 +155,10 @@ def their_step(shape: Shape, job: Job, *, is_pure: bool = False) -> Callable[[],
         with torch.autocast(job.device, torch.bfloat16, enabled=is_mixed):
             loss = forward(input_ids=tokens, labels=tokens).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        with torch.profiler.record_function(step_parts.OPTIMIZER_RANGE):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
@@ -195,7 +197,8 @@ def our_side(shape_name: str, job: Job | None = None) -> Answers:
     join_process_group()
     # `end` keeps it: the data are read from it as long as the process lives
     folder = tempfile.TemporaryDirectory()
-    step = step_of(our_run(SHAPES[shape_name], Path(folder.name), job or Job()))
+    run = our_run(SHAPES[shape_name], Path(folder.name), job or Job())
+    step = step_of(run)
 
     def end() -> None:
         shutdown()
@@ -203,7 +206,7 @@ def our_side(shape_name: str, job: Job | None = None) -> Answers:
 
     return {
         **_answers(step),
-        "profile": lambda: _profile(step),
+        "profile": lambda: _profile(run, step),
         "end": end,
     }
 
@@ -211,7 +214,8 @@ def our_side(shape_name: str, job: Job | None = None) -> Answers:
 def their_side(shape_name: str, job: Job, side: str) -> Answers:
     """Answers of a process with a plain loop."""
     step = their_step(SHAPES[shape_name], job, is_pure=side == "pure")
-    return {**_answers(step), "end": lambda: None}
+    profile = functools.partial(step_parts.seconds_by_part, step)
+    return {**_answers(step), "profile": profile, "end": lambda: None}
 
 
 def products_side(shape_name: str, job: Job) -> Answers:
@@ -234,15 +238,15 @@ def _answers(step: Callable[[], None]) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _profile(step: Callable[[], None]) -> str:
+def _profile(run: Any, step: Callable[[], None]) -> dict[str, float]:
+    """Seconds by part of our step, whose engine gets a range in the profile."""
     import torch
 
-    with torch.profiler.profile() as profiler:
-        for _ in range(3):
-            step()
-    return profiler.key_averages().table(
-        sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60
-    )
+    engine = run.runner.engine
+    for name in ("backward", "step"):
+        method = torch.profiler.record_function(step_parts.OPTIMIZER_RANGE)(getattr(engine, name))
+        setattr(engine, name, method)
+    return step_parts.seconds_by_part(step)
 
 
 def join_process_group() -> None:
@@ -310,7 +314,7 @@ def compare(name: str, job: Job, *, steps: int, request: str, profile: bool) -> 
         flush=True,
     )
     if profile:
-        print(sides["ours"].ask("profile"))
+        print(step_parts.table({side: sides[side].ask("profile") for side in times}))
     for worker in sides.values():
         worker.ask("end")
         worker.close()
@@ -335,7 +339,7 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="measure processor time, not elapsed time"
     )
-    parser.add_argument("--profile", action="store_true", help="print where our step spends time")
+    parser.add_argument("--profile", action="store_true", help="print where steps spend their time")
     args = parser.parse_args()
     request = "processor" if args.processor_time else "step"
     print(processor())

@@ -75,6 +75,23 @@ def test_deepspeed_is_told_of_a_machine_without_gpus(monkeypatch):
     assert os.environ["DS_ACCELERATOR"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_that_wait_soon_sleep_unless_the_user_decides(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    accelerator.prepare_environment()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_subnormal_numbers_are_zero_until_the_run_ends():
     tiny = torch.full((8,), 1e-40)
     accelerator.flush_subnormals()
