@@ -5,8 +5,8 @@ it ends 30 s after a rank that does not react, and it needs torch to start. The 
 the same environment variables. The guarantees:
 
 - SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 reach every rank once, as SIGTERM; ranks that save
-  and exit with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for that
-  program: it reaches rank 0, as SIGINT, each time.
+  and exit with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for
+  that program: it reaches rank 0, as SIGINT, each time.
 - If a rank fails, the others are ended; its last output is shown once.
 - The death of the launcher, by any signal, ends the ranks (Linux: the kernel kills them).
 """
