@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import FrameType
 
-from megatron.runtime.process_life import REPEAT_SECONDS, die_with_parent
+from megatron.runtime.process_life import REPEAT_SECONDS, STOP_SIGNALS, die_with_parent
 
 __all__ = ["run_mpirun"]
 
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.5
 
 
 def run_mpirun(argv: Sequence[str], environ: Mapping[str, str], *, grace_seconds: float) -> int:
-    """Runs ``argv`` to its end; the first SIGTERM, SIGINT or SIGHUP reaches the ranks as SIGUSR1.
+    """Runs ``argv`` to its end; the first of `STOP_SIGNALS` reaches the ranks as SIGUSR1.
 
     Another signal, `REPEAT_SECONDS` later or more, ends the run at once, and so does the end of
     ``grace_seconds``. If this process is killed, mpirun is killed too. Call it from the main
@@ -53,10 +53,9 @@ def run_mpirun(argv: Sequence[str], environ: Mapping[str, str], *, grace_seconds
         elif now - asked_at >= REPEAT_SECONDS:
             process.terminate()
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     previous = {
         number: signal.signal(number, pass_on)
-        for number in numbers
+        for number in STOP_SIGNALS
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

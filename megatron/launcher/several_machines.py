@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from megatron.errors import UserError, one_line
 from megatron.launcher.machine import BEAT_SECONDS, READY
-from megatron.runtime.process_life import REPEAT_SECONDS
+from megatron.runtime.process_life import REPEAT_SECONDS, STOP_SIGNALS
 
 __all__ = ["ANSWER_SECONDS", "SeveralMachines", "ssh_command"]
 
@@ -279,9 +279,8 @@ class SeveralMachines:
 
     def _take_signals(self) -> dict[int, Any]:
         previous: dict[int, Any] = {}
-        for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, self._on_stop)
         return previous
 

@@ -4,9 +4,9 @@ We do not use DeepSpeed's inner launcher: on SIGTERM it terminates its ranks and
 it ends 30 s after a rank that does not react, and it needs torch to start. The ranks here get
 the same environment variables. The guarantees:
 
-- SIGTERM, SIGINT (Ctrl-C) and SIGHUP reach every rank once, as SIGTERM; ranks that save and exit
-  with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for that
-  program: it reaches rank 0, as SIGINT, each time.
+- SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 reach every rank once, as SIGTERM; ranks that save
+  and exit with 0 make the run exit with 0. In a program that talks with the user, Ctrl-C is for
+  that program: it reaches rank 0, as SIGINT, each time.
 - If a rank fails, the others are ended; its last output is shown once.
 - The death of the launcher, by any signal, ends the ranks (Linux: the kernel kills them).
 """
@@ -25,7 +25,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
-from megatron.runtime.process_life import PARENT_VARIABLE, REPEAT_SECONDS, die_with_parent
+from megatron.runtime.process_life import (
+    PARENT_VARIABLE,
+    REPEAT_SECONDS,
+    STOP_SIGNALS,
+    die_with_parent,
+)
 
 __all__ = ["RankCommand", "Supervisor", "SHOW_ALL_VARIABLE", "StopRequest"]
 
@@ -244,16 +249,14 @@ class Supervisor:
     # signals
 
     def _take_signals(self) -> dict[int, Any]:
-        handlers = {
-            "SIGTERM": self._on_stop,
-            "SIGINT": self._on_interrupt if self._pass_interrupts else self._on_stop,
-            "SIGHUP": self._on_stop,
-            "SIGTSTP": self._on_pause,
-        }
+        handlers: dict[int, Any] = dict.fromkeys(STOP_SIGNALS, self._on_stop)
+        if self._pass_interrupts:
+            handlers[signal.SIGINT] = self._on_interrupt
+        if hasattr(signal, "SIGTSTP"):
+            handlers[signal.SIGTSTP] = self._on_pause
         previous: dict[int, Any] = {}
-        for name, handler in handlers.items():
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
         return previous
 

@@ -29,7 +29,7 @@ class TrainRecord:
     loss_scale: float | None = None
     """Loss scale; None unless the precision is fp16."""
     tokens_per_second: float
-    """Tokens trained on since the start of the run, over all ranks."""
+    """Over all ranks, mean since the last record."""
     mfu: float | None = None
     """Model FLOPS as a share of the device's peak; None, and not logged, if the peak is unknown."""
     seconds: float

@@ -17,6 +17,7 @@ from types import FrameType
 __all__ = [
     "PARENT_VARIABLE",
     "REPEAT_SECONDS",
+    "STOP_SIGNALS",
     "bind_to_launcher",
     "die_with_parent",
     "handle_stop_signals",
@@ -27,11 +28,13 @@ PARENT_VARIABLE = "ODM_NEOX_LAUNCHER_PID"
 """Set by our launcher for its ranks: the process that they must not outlive."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_STOP_SIGNALS = tuple(
+STOP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # the last is all that mpirun passes on
     if hasattr(signal, name)
 )
+"""Each is a request to save and stop, to a rank and to `deepy.py`."""
+
 _POLL_SECONDS = 1.0
 
 REPEAT_SECONDS = 1.0
@@ -82,7 +85,7 @@ def handle_stop_signals() -> None:
     Another one, `REPEAT_SECONDS` later or more, ends the process at once. A signal that is ignored
     on entry stays ignored (``nohup``). Call it from the main thread.
     """
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note_stop)
 

@@ -71,10 +71,11 @@ def await_end(pids: list[int]) -> None:
         time.sleep(0.02)
 
 
-def test_a_request_to_stop_saves_on_all_machines_and_leaves_another_run_alone(start):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_request_to_stop_saves_on_all_machines_and_leaves_another_run_alone(start, number):
     other, run = start(name="other"), start()
     others, pids = other.rank_pids(), run.rank_pids()
-    run.process.send_signal(signal.SIGTERM)
+    run.process.send_signal(number)
     assert run.process.wait(LIMIT_S) == 0, run.errors.read_text()
     await_end(pids)
     assert run.saved() == [True, True]

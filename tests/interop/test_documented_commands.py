@@ -15,6 +15,7 @@ from tests.interop.conversions import write_their_model
 from tools import preprocess_data
 from tools.convert_from_hf import main as convert_from_hf
 from tools.datasets.prepare import main as prepare_data
+from tools.hf.settings import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = {
@@ -31,8 +32,8 @@ def place(tmp_path, monkeypatch):
     for name in ("WORLD_SIZE", "DLTS_HOSTFILE", "DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("train.py", "generate.py", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
@@ -61,6 +62,26 @@ def test_the_documented_import_leads_to_a_run_that_can_start(place, tokenizer_fi
     assert train[0] == "./deepy.py"
     assert deepy([*train[1:], "--check"]) == 0, capsys.readouterr().err
     assert "left, right" in capsys.readouterr().out
+
+
+def test_the_documented_commands_for_gpt_neox_20b_know_network_and_tokenizer(place, capsys):
+    text = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    section = text.partition("## Checkpoints of GPT-NeoX\n")[2].partition("\n## ")[0]
+    (own,) = re.findall(r"^```yaml\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    (commands,) = re.findall(r"^```bash\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    (place / "my_20B.yml").write_text(own)
+    generate, export, import_neox = (shlex.split(line) for line in commands.splitlines())
+    assert generate[0] == "./deepy.py"
+    assert deepy([*generate[1:], "--check", "--elsewhere"]) == 0, capsys.readouterr().err
+    assert "44 layers x 6144" in capsys.readouterr().out
+    for command, flag, after in (
+        (export, "--config_file", "--output_dir"),
+        (import_neox, "--config", "-o"),
+    ):
+        files = command[command.index(flag) + 1 : command.index(after)]
+        settings = settings_of(place / "20B_checkpoints/global_step150000", files)
+        assert settings.shape(50277).num_layers == 44
+        assert settings.vocab_file == yaml.safe_load(own)["vocab_file"]
 
 
 def test_the_commands_in_local_setup_make_the_files_that_it_names(place, capsys):

@@ -6,6 +6,7 @@ tests/distributed/test_readme_commands.py runs README; these look at all documen
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import json
 import re
@@ -183,6 +184,47 @@ def test_the_mixer_that_a_document_shows_can_be_used(tmp_path, monkeypatch):
     again = MixtureController(["a", "b"], make_mixer("inverse"), MixtureSchedule(7, 2))
     again.load_state_dict(json.loads(json.dumps(controller.state_dict())))
     assert again.weights.tolist() == controller.weights.tolist()
+
+
+def test_the_page_of_metrics_names_the_fields_that_are_logged():
+    from megatron.reporting.records import CURVES, TrainRecord
+
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    logged = {field.name for field in dataclasses.fields(TrainRecord) if not field.metadata}
+    assert [name for name in logged if f"`{name}`" not in text] == []
+    assert [curve for curve in CURVES.values() if not re.search(rf"`{curve}[`/]", text)] == []
+    source = (ROOT / "megatron/reporting/announcement.py").read_text(encoding="utf-8")
+    (info,) = (
+        [ast.literal_eval(key) for key in node.value.keys if key is not None]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assign) and _names_of(node) == {"info"}
+        if isinstance(node.value, ast.Dict)
+    )
+    (row,) = re.findall(r"^\| `start`, `resume` \| (.*)$", text, re.MULTILINE)
+    of_layout = {"pipe", "data", "model"}
+    assert set(re.findall(r"`(\w+)`", row)) == {*info, "iteration", "time", *of_layout}
+
+
+def test_the_page_of_metrics_names_the_estimate_of_each_method():
+    from odm.methods import METHODS
+    from odm.mixers.base import Mixer
+
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `train/<estimate>/<domain>` .*$", text, re.MULTILINE)
+    written = {
+        name: curve
+        for curve, names in re.findall(r"`(\w+)` \(([^)]+)\)", row)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    kinds = {
+        name: next(
+            kind
+            for kind in vars(importlib.import_module(f"odm.mixers.{name}")).values()
+            if isinstance(kind, type) and issubclass(kind, Mixer) and kind.name == name
+        )
+        for name in METHODS
+    }
+    assert written == {name: kind.curve.fget(kind) for name, kind in kinds.items() if kind.estimate}
 
 
 def _replace(path: Path, old: str, new: str) -> None:

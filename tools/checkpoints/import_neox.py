@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Writes a checkpoint of GPT-NeoX as one of ours.
 
-    python tools/checkpoints/import_neox.py 20B_checkpoints --config configs/20B.yml -o runs/20B
+    python tools/checkpoints/import_neox.py 20B_checkpoints --config model.yml -o runs/20B
 
 Training, evaluation and generation load GPT-NeoX's folders as they are; this command is for the
 programs that read ours alone, and for a copy that is checked by checksums. Weights in half

@@ -57,7 +57,7 @@ while True:
 """
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Run:
@@ -170,7 +170,7 @@ def test_only_the_last_words_of_a_rank_that_says_much_are_kept(run):
     assert len(run.lines[-1]) < 70_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_request_to_stop_reaches_every_rank_once_as_sigterm(run, number):
     # the second one comes at once: a terminal and a scheduler send theirs to everybody
     assert run.start(SAVES, SAVES, signals=[(0.0, number), (0.05, number)]) == 0
@@ -206,7 +206,7 @@ def test_a_program_that_talks_gets_each_interrupt_itself(run):
 
 def test_handlers_of_the_caller_are_put_back(run):
     run.start(DONE)
-    assert run.handlers == [_ignore] * 3
+    assert run.handlers == [_ignore] * len(STOP_SIGNALS)
 
 
 # the switches of deepy.py

@@ -51,7 +51,7 @@ def started(mode: str, *, grace_seconds: float) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_job_that_is_asked_to_stop_saves(number):
     process = started("saves", grace_seconds=60)
     process.send_signal(number)
