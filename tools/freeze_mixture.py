@@ -38,11 +38,11 @@ from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
+from megatron.neox_arguments.path_argument import path_argument
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
 from odm.json_data import shown
 from tools.checkpoints.single_process import find_source
-from tools.path_argument import path_argument
 
 KINDS = {
     "frozen": "the run's average weights",

@@ -21,6 +21,7 @@ from megatron.data.indexed_dataset import (
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path
+from megatron.neox_arguments.path_argument import not_empty
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
@@ -98,10 +99,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         required=True,
+        type=not_empty,
         metavar="PREFIX_OR_FOLDER",
         help="prefixes of data sets, or folders of them (taken in the order of their names)",
     )
-    parser.add_argument("--output-prefix", required=True, help="prefix of the files to make")
+    parser.add_argument(
+        "--output-prefix", required=True, type=not_empty, help="prefix of the files to make"
+    )
     return parser
 
 

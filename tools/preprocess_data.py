@@ -32,6 +32,7 @@ from megatron.data.metadata import (
     metadata_path,
     write_metadata,
 )
+from megatron.neox_arguments.path_argument import not_empty
 from megatron.tokenizer.abstract import AbstractTokenizer
 from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader
@@ -66,6 +67,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     text.add_argument(
         "--input",
         required=True,
+        type=not_empty,
         help="files, folders or archives, separated by commas (an existing path may contain them); "
         f"supported: {READABLE}; other files of a folder are counted at the end",
     )
@@ -88,8 +90,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add_max_record_mb(text)
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
-    tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
-    tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
+    vocabulary = "tokenizer.json, vocab.json, .model, name ..."
+    tokenizer.add_argument("--vocab-file", type=not_empty, help=vocabulary)
+    merges = "merges.txt of GPT2BPETokenizer"
+    tokenizer.add_argument("--merge-file", type=not_empty, help=merges)
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
     tokenizer.add_argument(
         "--add-special-tokens",
@@ -100,7 +104,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_argument("--ftfy", action="store_true", help="repair mojibake before tokenizing")
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output-prefix", required=True, help="writes <prefix>_<key>_document.{bin,idx,meta.json}"
+        "--output-prefix",
+        required=True,
+        type=not_empty,
+        help="writes <prefix>_<key>_document.{bin,idx,meta.json}",
     )
     output.add_argument("--dataset-impl", default="mmap", choices=["lazy", "cached", "mmap"])
     runtime = parser.add_argument_group("runtime")

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.neox_arguments.path_argument import path_argument
 from odm.json_data import fields, list_of, optional, read_json, text
 from tools.hf.model_card import model_card
 from tools.hf.run_facts import read_run
@@ -36,7 +37,6 @@ from tools.hf.uploading import (
     read_token,
     upload,
 )
-from tools.path_argument import path_argument
 
 _CONFIG = fields({}, {"architectures": optional(list_of(text())), "model_type": optional(text())})
 """What the card takes from config.json."""

@@ -14,6 +14,7 @@ from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
+from megatron.neox_arguments.path_argument import not_empty
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.errors import DocumentError, TokenizerError
@@ -33,7 +34,6 @@ from tools.datasets.data_yaml import (
 )
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
-from tools.path_argument import not_empty
 
 NOTHING = "pass"
 DEFAULT = "this_machine"
