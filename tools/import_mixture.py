@@ -29,9 +29,9 @@ from megatron.neox_arguments.coerce import parse_number
 from megatron.neox_arguments.errors import ConfigError, shown
 from megatron.neox_arguments.parsing import load_json, parse_text
 from megatron.neox_arguments.path_argument import not_empty
+from megatron.neox_arguments.rules.by_domain import wrong_sum
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code
-
 
 _TRAIN_PREFIX = "train_"
 """RegMix puts it before the name of each training domain."""
@@ -187,8 +187,8 @@ def _checked(pairs: Sequence[tuple[Any, Any]], source: str) -> dict[str, float]:
             problem = "must be a name that occurs once, on one line"
             raise ConfigError(f"{source}: domain {shown(name)} {problem}")
         weights[name] = _number(value, name, source)
-    if not 0 < sum(weights.values()) < math.inf:
-        raise ConfigError(f"{source}: the weights of {len(weights)} domains are all 0 or too large")
+    if problem := wrong_sum(weights.values()):
+        raise ConfigError(f"{source}: the weights {problem}")
     return weights
 
 

@@ -12,7 +12,7 @@ from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
-from .by_domain import NEEDS_NAMES
+from .by_domain import NEEDS_NAMES, wrong_sum
 from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
@@ -158,10 +158,8 @@ def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]
         draft.refuse(key, f"has {len(written)} values, {there}; make them equal")
     elif not all(math.isfinite(weight) and weight >= 0 for weight in written):
         draft.refuse(key, f"must be finite and at least 0, got {written}")
-    elif not sum(written) > 0:
-        draft.refuse(key, "are all 0; give one of them a weight")
-    elif not sum(written) < math.inf:
-        draft.refuse(key, f"have a sum too large for a float, got {written}; make them smaller")
+    elif problem := wrong_sum(written):
+        draft.refuse(key, problem)
     return tuple(float(weight) for weight in written)
 
 

@@ -196,11 +196,11 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**PATHS, "valid_data_weights": [0, 0]},
-            "valid_data_weights are all 0; give one of them a weight",
+            "valid_data_weights are all 0; give one of them a positive number",
         ),
         (
             {**PATHS, "train_data_weights": [1e308, 1e308]},
-            "train_data_weights have a sum too large for a float, got [1e+308, 1e+308]; make them "
+            "train_data_weights have a sum too large for a float, the largest is 1e+308; make them "
             "smaller",
         ),
         (
@@ -298,7 +298,8 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": {"wiki": 1e308, "code": 1e308}}},
-            "data_sampling_objective.weights have a sum too large for a float; make them smaller",
+            "data_sampling_objective.weights have a sum too large for a float, the largest is "
+            "1e+308; make them smaller",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": [1, 2]}},
