@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .arguments import check_kind, number_array, refuse_argument, wrong_values
+from .json_data import counted
 from .simplex import BoolArray, FloatArray, IntArray, holds_everywhere
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
@@ -117,7 +118,8 @@ class Signal:
         check_kind("signal: what is merged", other, Signal, example="Signal.from_means(...)")
         if other.num_domains != self.num_domains:
             raise ValueError(
-                f"signal: cannot merge {self.num_domains} domains with {other.num_domains}"
+                f"signal: cannot merge {counted(self.num_domains, 'domain')} with "
+                f"{other.num_domains}"
             )
         return Signal(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
 
@@ -166,8 +168,8 @@ def mean_losses(
         present = ~np.isnan(losses)
     if losses.shape != (num_domains,):
         raise ValueError(
-            f"{where}: expected losses of {num_domains} domains at step {step}, got shape "
-            f"{losses.shape}"
+            f"{where}: expected losses of {counted(num_domains, 'domain')} at step {step}, got "
+            f"shape {losses.shape}"
         )
     is_right = np.isfinite(losses) | ~present
     if not holds_everywhere(is_right):

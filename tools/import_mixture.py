@@ -32,6 +32,7 @@ from megatron.neox_arguments.path_argument import not_empty
 from megatron.neox_arguments.rules.by_domain import wrong_sum
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code
+from odm.json_data import counted
 
 _TRAIN_PREFIX = "train_"
 """RegMix puts it before the name of each training domain."""
@@ -239,7 +240,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         print(f"import_mixture: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
     print(
-        f"{args.output}: {len(mixture.weights)} domains of {mixture.tool}; use it by "
+        f"{args.output}: {counted(len(mixture.weights), 'domain')} of {mixture.tool}; use it by "
         f"train_data_weights: {{file: {args.output}}}"
     )
 

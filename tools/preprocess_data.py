@@ -41,6 +41,7 @@ from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.inputs import split_at_commas
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
+from odm.json_data import counted
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
@@ -293,19 +294,22 @@ def _tell_summary(
     for summary in summaries:
         metadata = summary.metadata
         parts = [
-            f"{metadata.documents} documents",
-            f"{metadata.tokens} tokens",
+            counted(metadata.documents, "document"),
+            counted(metadata.tokens, "token"),
             f"{metadata.text_bytes / 1e6:.2f} MB of text",
             f"{metadata.text_bytes / metadata.tokens:.2f} bytes/token",
             f"{progress.seconds:.1f} s, {progress.megabytes_per_second:.1f} MB/s",
         ]
         if summary.num_empty:
-            parts.append(f"{summary.num_empty} empty documents left out")
+            parts.append(f"{counted(summary.num_empty, 'empty document')} left out")
         _tell(f"{summary.prefix}: {', '.join(parts)}")
     if reader.problems:
-        _tell(f"{reader.problems} records skipped, {reader.documents} read")
+        _tell(f"{counted(reader.problems, 'record')} skipped, {reader.documents} read")
     if expected is not None and expected != reader.documents:
-        _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
+        _tell(
+            f"--num-docs {expected} was given, but the number of documents read is "
+            f"{reader.documents}"
+        )
     _tell_left_out(reader)
 
 

@@ -28,6 +28,7 @@ from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.sizing.mixture import describe_mixture
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_size
+from odm.json_data import counted
 
 __all__ = ["start_problems"]
 
@@ -117,8 +118,8 @@ def _dataset_problems(
     if trains and tokens < needed:
         what = "is shorter than one sample" if tokens else "is empty"
         yield (
-            f"{prefix}: domain {name} {what}: {tokens} tokens, seq_length needs {needed}; use a "
-            "smaller seq_length, give it text or leave it out"
+            f"{prefix}: domain {name} {what}: {counted(tokens, 'token')}, seq_length needs "
+            f"{needed}; use a smaller seq_length, give it text or leave it out"
         )
     if metadata is None or metadata.tokens != tokens or vocab_size is None:
         return
@@ -293,8 +294,9 @@ def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:
     if names:
         way = "set load to it and remove finetune" if is_finetuning else "set load to it"
         yield ConfigError(
-            f"save: {save} holds {len(names)} checkpoints, which this run would replace, for it "
-            f"begins at iteration 0; {way} to continue them, or name another folder",
+            f"save: {save} contains {counted(len(names), 'checkpoint')}, which this run would "
+            f"replace, for it begins at iteration 0; {way} to continue them, or name another "
+            "folder",
             key="save",
         )
 

@@ -183,7 +183,7 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         )
     write_data_yaml(path, texts, prefixes=prefixes, choice=choice, content=content)
     if left_out.records:
-        tell(f"{left_out.records} unusable records were skipped in all")
+        tell(f"unusable records skipped in all: {left_out.records}")
     for line in left_out.files.lines():
         tell(line)
     tell(f"ready: {training_command(path)}")

@@ -94,7 +94,7 @@ BROKEN_DATA = {
     "no .bin": (lambda d: (d / "train/a/text.bin").unlink(), "text.bin: no such file"),
     "torn .idx": (lambda d: cut(d, "text.idx", 60), "truncated or damaged"),
     "empty .idx": (lambda d: cut(d, "text.idx", 0), "not an index"),
-    "torn .bin": (lambda d: cut(d, "text.bin", 100), "need 128 bytes, found 100"),
+    "torn .bin": (lambda d: cut(d, "text.bin", 100), "must have 128 bytes for"),
     "other file": (lambda d: (d / "train/a/text.idx").write_text("x" * 90), "not an index"),
     "torn sidecar": (lambda d: (d / "train/a/text.meta.json").write_text("{"), "meta.json"),
 }
@@ -182,7 +182,7 @@ def test_an_id_beyond_the_vocabulary_is_named(values, largest, tokens, is_refuse
         ({"load": "run", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 3"),
         ({"load": "neox/global_step10"}, "load", "checkpoint of GPT-NeoX"),
         ({"load": "neox", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 10"),
-        ({"save": "run", "checkpoint_factor": 1}, "save", "holds 1 checkpoints"),
+        ({"save": "run", "checkpoint_factor": 1}, "save", "contains 1 checkpoint, which"),
         ({"finetune": True}, "finetune", "set load"),
         ({"iteration": 3}, "iteration", "set load"),
     ],
