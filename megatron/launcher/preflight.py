@@ -17,6 +17,7 @@ from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
+from megatron.eval_tasks.requests import task_problems
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import (
@@ -61,12 +62,14 @@ def start_problems(
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
+        if config.evaluation.tasks_interval is not None:
+            problems += _task_problems(config)
         for missing in (missing_monitor_problem, missing_optimizer_problem) if is_valid else ():
             problems += [ConfigError(problem)] if (problem := missing(config)) else []
     elif Path(script or "").name == "generate.py":
         problems += _generation_problems(config)
     else:
-        problems += _evaluation_problems(config)
+        problems += [*_evaluation_problems(config), *_task_problems(config)]
     problems += _address_problems(config, is_training=is_training)
     return [*problems, *_checkpoint_problems(config, is_training=is_training)]
 
@@ -208,6 +211,13 @@ def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
     if reason := _unwritable(folder):
         key = "eval_results_prefix"
         yield ConfigError(f"{key}: {folder} cannot be written ({reason}); choose another", key=key)
+
+
+def _task_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Tasks that do not exist."""
+    evaluation = config.evaluation
+    for problem in task_problems(evaluation.tasks or (), evaluation.task_paths or ()):
+        yield ConfigError(problem, key=problem.partition(":")[0])
 
 
 def _unwritable(folder: Path) -> str | None:
