@@ -31,7 +31,7 @@ import yaml
 from megatron.data.errors import DataError
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.file_kinds import is_hidden

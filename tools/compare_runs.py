@@ -29,7 +29,7 @@ import numpy as np
 
 from megatron.errors import UserError
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from odm.json_data import counted
 from odm.text_table import aligned
 from tools.pictures import drawing, save_picture

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
 from tools.hf.tokenizer_files import TOKENIZER_FILE

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
 from tools.hf.families import FAMILIES, NEOX

@@ -36,9 +36,9 @@ from megatron.checkpoint.format import checkpoint_steps, read_content, read_reso
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
+from megatron.launcher.path_argument import path_argument
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
-from megatron.neox_arguments.path_argument import path_argument
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
 from odm.json_data import counted, shown

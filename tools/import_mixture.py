@@ -25,10 +25,10 @@ import yaml
 
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
+from megatron.launcher.path_argument import not_empty
 from megatron.neox_arguments.coerce import parse_number
 from megatron.neox_arguments.errors import ConfigError, shown
 from megatron.neox_arguments.parsing import load_json, parse_text
-from megatron.neox_arguments.path_argument import not_empty
 from megatron.neox_arguments.rules.by_domain import wrong_sum
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code

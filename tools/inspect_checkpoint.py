@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.inspection import (
     TensorDifference,
     compare_facts,

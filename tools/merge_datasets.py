@@ -21,7 +21,7 @@ from megatron.data.indexed_dataset import (
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path
-from megatron.neox_arguments.path_argument import not_empty
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
 from odm.json_data import counted

@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 import numpy as np
 
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from megatron.reporting.run_log import find_run_log, read_run_log
 from odm import replay_log
 from odm.other_method import OtherWeights, parse_options, replay_with

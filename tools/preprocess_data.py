@@ -32,7 +32,7 @@ from megatron.data.metadata import (
     metadata_path,
     write_metadata,
 )
-from megatron.neox_arguments.path_argument import not_empty
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer.abstract import AbstractTokenizer
 from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader

@@ -24,7 +24,7 @@ from megatron.checkpoint.format import CheckpointReader
 from megatron.checkpoint.verification import verify
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error
-from megatron.neox_arguments.path_argument import path_argument
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.single_process import (
     LAYOUT,
     find_source,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron.errors import nearest
+from megatron.launcher.path_argument import not_empty
 
 from .errors import ConfigError, shown
 from .fields import field_table
 from .parsing import load_json
-from .path_argument import not_empty
 from .schema import SUFFIXES, Document, find_file, read_files, read_text
 
 ROOT = Path(__file__).resolve().parents[2]

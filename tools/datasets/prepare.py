@@ -14,7 +14,7 @@ from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
-from megatron.neox_arguments.path_argument import not_empty
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.errors import DocumentError, TokenizerError
