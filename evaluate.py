@@ -8,6 +8,7 @@ if __name__ == "__main__":
 
     explain_missing_packages()
 
+from megatron.eval_tasks.requests import require_tasks
 from megatron.neox_arguments import NeoXArgs, Purpose, resolve
 from megatron.runtime.entry_point import run_program
 from megatron.runtime.initialize import initialize_megatron, prepare_process, shutdown
@@ -27,7 +28,8 @@ def main(input_args: list[str] | None = None, overwrite_values: dict | None = No
     prepare_process()
     neox_args = NeoXArgs.consume_neox_args(overwrite_values=overwrite_values, input_args=input_args)
     config = resolve(neox_args, purpose=Purpose.READING)
-    from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint
+    require_tasks(config.evaluation.tasks or (), config.evaluation.task_paths or ())
+    from megatron.eval_tasks.checkpoint_evaluation import evaluate_checkpoint  # loads torch
 
     initialize_megatron(config, handle_signals=False)
     report = evaluate_checkpoint(config)

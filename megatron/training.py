@@ -35,6 +35,7 @@ from megatron.hooks.checkpoint import CheckpointHook
 from megatron.hooks.evaluation import EvaluationHook
 from megatron.hooks.logging import LoggingHook
 from megatron.hooks.measured import evaluation_settings, measured_at
+from megatron.hooks.periodic import is_due
 from megatron.hooks.profile import profile_hooks
 from megatron.hooks.statistics import statistics_hooks
 from megatron.hooks.timeouts import TimeoutHook
@@ -366,8 +367,8 @@ def _measured_before(config: RunConfig, state: TrainState) -> dict[str, dict[str
     The log of a long run takes seconds to read, so it is read only if evaluations are due.
     """
     intervals = (config.evaluation.interval, config.evaluation.tasks_interval)
-    is_due = any(state.step % interval == 0 for interval in intervals if interval)
-    if state.step == 0 or not (is_due or state.step >= config.schedule.train_iters):
+    may_be_missing = any(is_due(state.step, interval) for interval in intervals if interval)
+    if not (may_be_missing or state.step >= config.schedule.train_iters):
         return None
     settings = evaluation_settings(config.to_dict())
     return measured_at(config.logging.log_dir, state.step, settings)

@@ -30,7 +30,7 @@ from .arguments import (
     whole_number,
     whole_numbers,
 )
-from .json_data import is_number, plain, shown
+from .json_data import counted, is_number, plain, shown
 from .projection import GroupBounds, project, with_groups, within_reach
 from .simplex import (
     FloatArray,
@@ -380,4 +380,7 @@ def _spread(where: str, value: float | tuple[float, ...], num_domains: int) -> F
 
 def _expect(where: str, given: int, num_domains: int) -> None:
     if given != num_domains:
-        raise ValueError(f"{where} has {given} entries, the run has {num_domains} domains")
+        raise ValueError(
+            f"{where} has {counted(given, 'entry', 'entries')}, the run has "
+            f"{counted(num_domains, 'domain')}"
+        )

@@ -15,7 +15,7 @@ from .constraints import Constraint, ConstraintContext, apply_constraints, check
 from .decision import Decision, make_decision
 from .guard import Guard, GuardedRun
 from .held_out import check_held_out
-from .json_data import SchemaError, copied
+from .json_data import SchemaError, copied, counted
 from .methods import RewardSource
 from .mixers import Mixer, make_mixer
 from .observation import Observation
@@ -90,7 +90,8 @@ class MixtureController:
         num_domains, planned = len(self.domains), schedule.num_domains
         if planned != num_domains:
             raise ValueError(
-                f"controller: the schedule is for {planned} domains, the list has {num_domains}"
+                f"controller: the schedule is for {counted(planned, 'domain')}, the list has "
+                f"{num_domains}"
             )
         self.warmup_steps = whole_number("controller: warmup_steps", warmup_steps)
         self.update_frequency = whole_number("controller: update_frequency", update_frequency, 1)

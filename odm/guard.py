@@ -32,6 +32,7 @@ from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
 from .json_data import (
     Check,
+    counted,
     fields,
     integer,
     is_number,
@@ -129,8 +130,9 @@ class GuardedRun:
     def __init__(self, guard: Guard, anchor: FloatArray) -> None:
         if len(guard.objective_weights) not in (0, anchor.size):
             raise ValueError(
-                f"guard: objective_weights has {len(guard.objective_weights)} entries, the run has "
-                f"{anchor.size} domains"
+                "guard: objective_weights has "
+                f"{counted(len(guard.objective_weights), 'entry', 'entries')}, the run has "
+                f"{counted(anchor.size, 'domain')}"
             )
         self.guard, self.anchor = guard, anchor
         self.phase = "open"
@@ -160,8 +162,9 @@ class GuardedRun:
         guard = self.guard
         if (num_slots, run_length) != (guard.samples_per_step, guard.run_length):
             raise ValueError(
-                f"guard: a draw has {num_slots} samples and run_length {run_length}, the guard was "
-                f"made for {guard.samples_per_step} and {guard.run_length}; make them equal"
+                f"guard: a draw has {counted(num_slots, 'sample')} and run_length {run_length}, "
+                f"the guard was made for {guard.samples_per_step} and {guard.run_length}; make "
+                "them equal"
             )
         self._last_drawn = max(self._last_drawn, step)
         if self._uncapped_from is not None and step >= self._uncapped_from:

@@ -26,7 +26,7 @@ from .arguments import (
     whole_numbers,
     wrong_values,
 )
-from .json_data import fields, integer, list_of, number
+from .json_data import counted, fields, integer, list_of, number
 from .simplex import FloatArray, IntArray
 
 __all__ = ["HeldOut", "HeldOutRecord", "WindowChoice"]
@@ -322,7 +322,8 @@ def check_held_out(held_out: Any, num_domains: int, *, step: int) -> None:
     check_kind(where, held_out, HeldOut, example="HeldOut.from_means(losses, step=step)")
     if held_out.num_domains != num_domains:
         raise ValueError(
-            f"{where}: is for {held_out.num_domains} domains, the controller has {num_domains}"
+            f"{where}: is for {counted(held_out.num_domains, 'domain')}, the controller has "
+            f"{num_domains}"
         )
 
 

@@ -48,6 +48,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LARGEST_SHOWN else f"{text[:_LARGEST_SHOWN]}..."
 
 
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """``1 sample``, ``2 samples``; ``plural`` is for words with another ending."""
+    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
+
+
 def anything(value: Any, where: str) -> None:
     """Accepts every value."""
 
@@ -134,7 +139,7 @@ def list_of(inner: Check, length: int | None = None) -> Check:
         if not isinstance(value, (list, tuple)):
             refuse(where, "a list", value)
         if length is not None and len(value) != length:
-            raise SchemaError(f"{where}: must have {length} values, got {len(value)}")
+            raise SchemaError(f"{where}: must have {counted(length, 'value')}, got {len(value)}")
         for place, item in enumerate(value):
             inner(item, f"{where}[{place}]")
 

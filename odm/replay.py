@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .json_data import counted
 from .other_method import parse_options, replay_with
 from .replay_log import (
     ReplayError,
@@ -126,7 +127,7 @@ def _replay_own(log: RunLog, options: argparse.Namespace) -> int:
         raise ReplayError("the log has no training iteration, so there is nothing to compare")
     where = f" (iteration {result.iteration}, domain {result.domain})" if result.domain else ""
     sys.stdout.write(
-        f"{result.num_iterations} iterations replayed, largest difference "
+        f"{counted(result.num_iterations, 'iteration')} replayed, largest difference "
         f"{result.largest_difference:.3g}{where}\n"
     )
     return 0 if result.largest_difference <= options.tolerance else 1

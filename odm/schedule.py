@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import refuse_argument, whole_number, wrong_values
-from .json_data import shown
+from .json_data import counted, shown
 from .simplex import FloatArray, IntArray, holds_everywhere
 
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
@@ -182,7 +182,8 @@ class MixtureSchedule:
         values = np.array(cursors)
         if values.shape != (self.num_domains,) or values.dtype.kind not in "iu":
             raise ValueError(
-                f"schedule: expected {self.num_domains} integer cursors, got {shown(cursors)}"
+                f"schedule: expected {counted(self.num_domains, 'integer cursor')}, got "
+                f"{shown(cursors)}"
             )
         is_right = (values >= 0) & (values <= MAX_CURSOR)
         if not holds_everywhere(is_right):
@@ -247,7 +248,8 @@ def _cumulative(weights: ArrayLike, num_domains: int) -> FloatArray:
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (num_domains,):
         raise ValueError(
-            f"schedule: expected {num_domains} weights, one per domain, got shape {values.shape}"
+            f"schedule: expected {counted(num_domains, 'weight')}, one per domain, got shape "
+            f"{values.shape}"
         )
     edges = values.cumsum()
     if not (holds_everywhere(values >= 0) and 0 < edges[-1] < np.inf):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import check_kind, number_array, refuse_argument, whole_number, wrong_values
+from .arguments import check_kind, number_array, refuse_argument, wrong_values
+from .json_data import counted
 from .simplex import BoolArray, FloatArray, IntArray, holds_everywhere
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
@@ -117,7 +118,8 @@ class Signal:
         check_kind("signal: what is merged", other, Signal, example="Signal.from_means(...)")
         if other.num_domains != self.num_domains:
             raise ValueError(
-                f"signal: cannot merge {self.num_domains} domains with {other.num_domains}"
+                f"signal: cannot merge {counted(self.num_domains, 'domain')} with "
+                f"{other.num_domains}"
             )
         return Signal(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
 
@@ -150,16 +152,15 @@ def mean_losses(
         observed: A signal, or mean losses in nats, shape (K,), nan for absent domains.
         num_domains: Number of domains K.
         where: Beginning of an error message.
-        step: Optimizer step of the losses.
+        step: Optimizer step of the losses, for an error message.
         domains: Names of the domains, for an error message; None shows their numbers.
 
     Returns:
         Mean losses, nan for absent domains, and whether each domain is present, both of shape (K,).
 
     Raises:
-        ValueError: If the step is below 1, the shape is wrong or a loss is not finite.
+        ValueError: If the shape is wrong or a loss is not finite.
     """
-    whole_number(f"{where}: step", step, 1)
     if isinstance(observed, Signal):
         losses, present = observed.mean_loss(), observed.token_count > 0
     else:
@@ -167,8 +168,8 @@ def mean_losses(
         present = ~np.isnan(losses)
     if losses.shape != (num_domains,):
         raise ValueError(
-            f"{where}: expected losses of {num_domains} domains at step {step}, got shape "
-            f"{losses.shape}"
+            f"{where}: expected losses of {counted(num_domains, 'domain')} at step {step}, got "
+            f"shape {losses.shape}"
         )
     is_right = np.isfinite(losses) | ~present
     if not holds_everywhere(is_right):

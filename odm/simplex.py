@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import number_array, refuse_argument, wrong_values
-from .json_data import shown
+from .json_data import counted, shown
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -53,7 +53,8 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
     values = number_array(where, weights)
     if values.shape != (num_domains,):
         raise ValueError(
-            f"{where}: expected {num_domains} weights, one per domain, got shape {values.shape}"
+            f"{where}: expected {counted(num_domains, 'weight')}, one per domain, got shape "
+            f"{values.shape}"
         )
     is_right = (values >= 0) & (values < np.inf)
     if not holds_everywhere(is_right):
@@ -64,7 +65,7 @@ def check_weights(weights: ArrayLike, num_domains: int, *, where: str = "weights
     with np.errstate(over="ignore"):
         total = values.sum()
     if not total > 0:
-        raise ValueError(f"{where}: all {num_domains} weights are 0; at least one must be positive")
+        raise ValueError(f"{where}: all weights are 0; at least one must be positive")
     if not np.isfinite(total):
         got = wrong_values(values, values <= _SAFE_SUMMAND)
         raise ValueError(f"{where}: the sum is too large for a float, got {got}")

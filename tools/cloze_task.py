@@ -31,10 +31,11 @@ import yaml
 from megatron.data.errors import DataError
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
+from megatron.launcher.path_argument import path_argument
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.file_kinds import is_hidden
-from tools.path_argument import path_argument
+from odm.json_data import counted
 
 NUM_CHOICES = 4
 CHANCE = 1 / NUM_CHOICES
@@ -168,7 +169,10 @@ def read_documents(folder: Path, **settings: Any) -> dict[str, list[str]]:
             "prepare_data.py made"
         )
     if len(paths) < len(found):
-        print(f"left out {len(found) - len(paths)} hidden files of {folder}", file=sys.stderr)
+        print(
+            f"left out {counted(len(found) - len(paths), 'hidden file')} of {folder}",
+            file=sys.stderr,
+        )
     readers = {path.stem: DocumentReader([str(path)], **settings) for path in paths}
     return {domain: [doc.texts[0] for doc in reader] for domain, reader in readers.items()}
 
@@ -190,9 +194,9 @@ def make_task(
     if not questions:
         shortest = sizes.context_bytes + sizes.ending_bytes
         raise DataError(
-            f"{name}: no question from {sum(map(len, texts.values()))} documents; give at least "
-            f"four documents of more than {shortest} bytes, or ask for shorter pieces with "
-            "--context-bytes and --ending-bytes"
+            f"{name}: no question from {counted(sum(map(len, texts.values())), 'document')}; give "
+            f"at least four documents of more than {shortest} bytes, or ask for shorter pieces "
+            "with --context-bytes and --ending-bytes"
         )
     return write_task(folder, name, questions), questions
 
@@ -269,7 +273,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
         print(describe_error(error), file=sys.stderr)
         return 2
     domains = len({question.domain for question in questions})
-    print(f"wrote {path}: {len(questions)} questions from {domains} domains, chance {CHANCE}")
+    print(
+        f"wrote {path}: {counted(len(questions), 'question')} from {counted(domains, 'domain')}, "
+        f"chance {CHANCE}"
+    )
     return 0
 
 

@@ -29,8 +29,9 @@ import numpy as np
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
+from odm.json_data import counted
 from odm.text_table import aligned
-from tools.path_argument import path_argument
 from tools.pictures import drawing, save_picture
 from tools.plot_mixture import line_style
 from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_runs
@@ -47,8 +48,8 @@ def report(comparison: Comparison) -> str:
     baseline = comparison.arms[0]
     seeds = sorted({str(seed) for arm in comparison.arms for seed in arm.seeds})
     parts = [
-        f"iteration {comparison.iteration}, {len(comparison.domains)} domains, "
-        f"seeds: {', '.join(seeds)}; means over pairs of equal seed",
+        f"iteration {comparison.iteration}, {counted(len(comparison.domains), 'domain')}, seeds: "
+        f"{', '.join(seeds)}; means over pairs of equal seed",
         *aligned(_value_rows(comparison)),
         f"\ndifferences to {baseline.name}, negative is better; intervals of 95 %",
         *aligned(_difference_rows(comparison)),

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from tools.datasets.shown_commands import option
 from tools.hf.importing import convert_from_hf
 from tools.hf.tokenizer_files import TOKENIZER_FILE
-from tools.path_argument import path_argument
 
 
 def get_parser() -> argparse.ArgumentParser:

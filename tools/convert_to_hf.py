@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.single_process import find_source, parse_size
 from tools.hf.exporting import DTYPES, ExportOptions, export
 from tools.hf.families import FAMILIES, NEOX
 from tools.hf.settings import RunSettings, settings_of
 from tools.hf.verification import TOLERANCE
-from tools.path_argument import path_argument
 
 _DTYPE_OF_PRECISION = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _DTYPE_OF_TRAINING = {"fp16": "float16", "bfloat16": "bfloat16"}

@@ -21,7 +21,7 @@ def domain_table(events: Sequence[Mapping[str, Any]], losses: Mapping[str, Any])
     training = [event for event in events if event["event"] == "train"]
     validation = [event for event in events if event["event"] == "validation"]
     if not training or not validation:
-        return "the run log holds no validation"
+        return "the run log contains no validation"
     first, last = validation[0]["domains"], validation[-1]["domains"]
     start, end = training[0], training[-1]
     rows = [("domain", "weight", "epochs", "validation loss", "test perplexity", "bits per byte")]

@@ -36,13 +36,13 @@ from megatron.checkpoint.format import checkpoint_steps, read_content, read_reso
 from megatron.checkpoint.schema import CONFIGS, RUN_FILES
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
+from megatron.launcher.path_argument import path_argument
 from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
-from odm.json_data import shown
+from odm.json_data import counted, shown
 from tools.checkpoints.single_process import find_source
-from tools.path_argument import path_argument
 
 KINDS = {
     "frozen": "the run's average weights",
@@ -125,8 +125,8 @@ def read_run(path: Path, iteration: int | None = None) -> FinishedRun:
         raise CheckpointError(f"{folder}/mixture.json: is null; it does not tell what was drawn")
     if len(domains) < 2:
         raise UserError(
-            f"{folder}: the run has {len(domains)} named domains, mixing needs at least 2; see "
-            "train_data_paths and use_named_train_datasets"
+            f"{folder}: the run has {counted(len(domains), 'named domain')}, mixing needs at least "
+            "2; see train_data_paths and use_named_train_datasets"
         )
     configuration = mixture["configuration"]
     drawn = dict(zip(configuration["domains"], mixture["cursors"], strict=True))
@@ -309,7 +309,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
         print(line)
     last = run.config.schedule.train_iters
     if args.kind == "frozen" and run.iteration < last:
-        print(f"note: the average is that of {run.iteration} of the run's {last} iterations")
+        print(
+            f"note: the average is that of {run.iteration} of the run's "
+            f"{counted(last, 'iteration')}"
+        )
     saving = run.config.saving
     is_own = saving.load_path is None or is_same_path(saving.load_path, saving.save_path or "")
     if not (is_own or saving.finetune):

@@ -25,12 +25,14 @@ import yaml
 
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path, write_text_atomic
+from megatron.launcher.path_argument import not_empty
 from megatron.neox_arguments.coerce import parse_number
 from megatron.neox_arguments.errors import ConfigError, shown
 from megatron.neox_arguments.parsing import load_json, parse_text
+from megatron.neox_arguments.rules.by_domain import wrong_sum
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code
-from tools.path_argument import not_empty
+from odm.json_data import counted
 
 _TRAIN_PREFIX = "train_"
 """RegMix puts it before the name of each training domain."""
@@ -186,8 +188,8 @@ def _checked(pairs: Sequence[tuple[Any, Any]], source: str) -> dict[str, float]:
             problem = "must be a name that occurs once, on one line"
             raise ConfigError(f"{source}: domain {shown(name)} {problem}")
         weights[name] = _number(value, name, source)
-    if not 0 < sum(weights.values()) < math.inf:
-        raise ConfigError(f"{source}: the weights of {len(weights)} domains are all 0 or too large")
+    if problem := wrong_sum(weights.values()):
+        raise ConfigError(f"{source}: the weights {problem}")
     return weights
 
 
@@ -238,7 +240,7 @@ def main(input_args: Sequence[str] | None = None) -> None:
         print(f"import_mixture: {describe_error(error)}", file=sys.stderr)
         sys.exit(2)
     print(
-        f"{args.output}: {len(mixture.weights)} domains of {mixture.tool}; use it by "
+        f"{args.output}: {counted(len(mixture.weights), 'domain')} of {mixture.tool}; use it by "
         f"train_data_weights: {{file: {args.output}}}"
     )
 

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.inspection import (
     TensorDifference,
     compare_facts,
@@ -39,7 +40,6 @@ from tools.checkpoints.inspection import (
     tensor_figures,
 )
 from tools.checkpoints.tensor_sources import ModelFolderSource, TensorSource, open_source
-from tools.path_argument import path_argument
 
 NO_DIFFERENCE = ("layout", "architectures", "dtype")
 """Facts that two checkpoints of the same state need not share."""

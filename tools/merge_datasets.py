@@ -21,8 +21,10 @@ from megatron.data.indexed_dataset import (
 from megatron.data.metadata import merge_metadata, metadata_path, read_metadata, write_metadata
 from megatron.errors import UserError
 from megatron.files import describe_error, is_same_path
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
+from odm.json_data import counted
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 
 
@@ -58,7 +60,7 @@ def find_prefixes(inputs: Sequence[str]) -> list[str]:
     """Turns folders into the sorted prefixes of the data sets in them; other names are prefixes.
 
     Raises:
-        DataError: If a folder holds no data set.
+        DataError: If a folder contains no data set.
     """
     prefixes: list[str] = []
     for name in inputs:
@@ -98,10 +100,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         required=True,
+        type=not_empty,
         metavar="PREFIX_OR_FOLDER",
         help="prefixes of data sets, or folders of them (taken in the order of their names)",
     )
-    parser.add_argument("--output-prefix", required=True, help="prefix of the files to make")
+    parser.add_argument(
+        "--output-prefix", required=True, type=not_empty, help="prefix of the files to make"
+    )
     return parser
 
 
@@ -117,8 +122,8 @@ def main(input_args: Sequence[str] | None = None) -> None:
         sys.exit(2)
     merged = MMapIndexedDataset(args.output_prefix)
     print(
-        f"{args.output_prefix}: {len(prefixes)} data sets, {len(merged)} items, "
-        f"{len(merged.tokens)} tokens"
+        f"{args.output_prefix}: {counted(len(prefixes), 'data set')}, "
+        f"{counted(len(merged), 'item')}, {counted(len(merged.tokens), 'token')}"
     )
 
 

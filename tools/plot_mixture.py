@@ -29,11 +29,11 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 import numpy as np
 
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from megatron.reporting.run_log import find_run_log, read_run_log
 from odm import replay_log
 from odm.other_method import OtherWeights, parse_options, replay_with
 from tools.learning_curves import draw_curves, fit_curves
-from tools.path_argument import path_argument
 from tools.pictures import drawing, save_picture
 
 if TYPE_CHECKING:

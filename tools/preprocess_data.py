@@ -32,6 +32,7 @@ from megatron.data.metadata import (
     metadata_path,
     write_metadata,
 )
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer.abstract import AbstractTokenizer
 from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader
@@ -40,6 +41,7 @@ from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.inputs import split_at_commas
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
+from odm.json_data import counted
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
@@ -66,6 +68,7 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     text.add_argument(
         "--input",
         required=True,
+        type=not_empty,
         help="files, folders or archives, separated by commas (an existing path may contain them); "
         f"supported: {READABLE}; other files of a folder are counted at the end",
     )
@@ -88,8 +91,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add_max_record_mb(text)
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
-    tokenizer.add_argument("--vocab-file", help="tokenizer.json, vocab.json, .model, name ...")
-    tokenizer.add_argument("--merge-file", help="merges.txt of GPT2BPETokenizer")
+    vocabulary = "tokenizer.json, vocab.json, .model, name ..."
+    tokenizer.add_argument("--vocab-file", type=not_empty, help=vocabulary)
+    merges = "merges.txt of GPT2BPETokenizer"
+    tokenizer.add_argument("--merge-file", type=not_empty, help=merges)
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with eod")
     tokenizer.add_argument(
         "--add-special-tokens",
@@ -100,7 +105,10 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     tokenizer.add_argument("--ftfy", action="store_true", help="repair mojibake before tokenizing")
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--output-prefix", required=True, help="writes <prefix>_<key>_document.{bin,idx,meta.json}"
+        "--output-prefix",
+        required=True,
+        type=not_empty,
+        help="writes <prefix>_<key>_document.{bin,idx,meta.json}",
     )
     output.add_argument("--dataset-impl", default="mmap", choices=["lazy", "cached", "mmap"])
     runtime = parser.add_argument_group("runtime")
@@ -286,19 +294,22 @@ def _tell_summary(
     for summary in summaries:
         metadata = summary.metadata
         parts = [
-            f"{metadata.documents} documents",
-            f"{metadata.tokens} tokens",
+            counted(metadata.documents, "document"),
+            counted(metadata.tokens, "token"),
             f"{metadata.text_bytes / 1e6:.2f} MB of text",
             f"{metadata.text_bytes / metadata.tokens:.2f} bytes/token",
             f"{progress.seconds:.1f} s, {progress.megabytes_per_second:.1f} MB/s",
         ]
         if summary.num_empty:
-            parts.append(f"{summary.num_empty} empty documents left out")
+            parts.append(f"{counted(summary.num_empty, 'empty document')} left out")
         _tell(f"{summary.prefix}: {', '.join(parts)}")
     if reader.problems:
-        _tell(f"{reader.problems} records skipped, {reader.documents} read")
+        _tell(f"{counted(reader.problems, 'record')} skipped, {reader.documents} read")
     if expected is not None and expected != reader.documents:
-        _tell(f"--num-docs {expected} was given, but {reader.documents} documents were read")
+        _tell(
+            f"--num-docs {expected} was given, but the number of documents read is "
+            f"{reader.documents}"
+        )
     _tell_left_out(reader)
 
 

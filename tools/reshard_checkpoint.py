@@ -24,6 +24,7 @@ from megatron.checkpoint.format import CheckpointReader
 from megatron.checkpoint.verification import verify
 from megatron.errors import CheckpointError, UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.single_process import (
     LAYOUT,
     find_source,
@@ -31,7 +32,6 @@ from tools.checkpoints.single_process import (
     step_folder_to_make,
     write_checkpoint,
 )
-from tools.path_argument import path_argument
 
 COPIED = ("state.json", "mixture.json")
 

@@ -25,7 +25,8 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 
 from megatron.errors import UserError
 from megatron.files import describe_error
-from odm.json_data import fields, list_of, optional, read_json, text
+from megatron.launcher.path_argument import path_argument
+from odm.json_data import counted, fields, list_of, optional, read_json, text
 from tools.hf.model_card import model_card
 from tools.hf.run_facts import read_run
 from tools.hf.uploading import (
@@ -36,7 +37,6 @@ from tools.hf.uploading import (
     read_token,
     upload,
 )
-from tools.path_argument import path_argument
 
 _CONFIG = fields({}, {"architectures": optional(list_of(text())), "model_type": optional(text())})
 """What the card takes from config.json."""
@@ -125,7 +125,7 @@ def _print_plan(job: Upload) -> None:
 def _amount(job: Upload) -> str:
     count = len(job.files) + (job.card is not None)
     size = sum(path.stat().st_size for path in job.files.values())
-    return f"{count} files of {size / 1e6:,.1f} MB"
+    return f"{counted(count, 'file')} of {size / 1e6:,.1f} MB"
 
 
 def _print(line: str) -> None:

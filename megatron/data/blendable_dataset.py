@@ -8,6 +8,7 @@ import torch
 
 from megatron.data.errors import DataError
 from odm.order import sample_order
+from odm.simplex import check_weights, normalize
 
 MAX_BLOCK_SIZE = 1 << 20  # the share of a data set is exact to one part in a block
 
@@ -33,20 +34,12 @@ class BlendableDataset(torch.utils.data.Dataset):
         Raises:
             DataError: If numbers do not match, a weight is not usable or a data set is empty.
         """
-        shares = np.array(weights, dtype=np.float64)
-        if not len(datasets) or shares.shape != (len(datasets),):
-            raise DataError(
-                f"blend: {len(datasets)} data sets and {shares.size} weights; give one weight each"
-            )
-        with np.errstate(over="ignore"):
-            total = shares.sum()
-        if not np.isfinite(total) or shares.min() < 0 or total <= 0:
-            raise DataError(
-                "blend: weights must be finite, as their sum, not negative and not all 0, got "
-                f"{list(weights)}"
-            )
+        try:
+            shares = check_weights(weights, len(datasets), where="blend: weights")
+        except ValueError as error:
+            raise DataError(error) from None
         self.datasets = list(datasets)
-        self.weights = shares / total
+        self.weights = normalize(shares)
         self.seed = seed
         self._lengths = np.array([len(dataset) for dataset in datasets], dtype=np.int64)
         used_and_empty = np.flatnonzero((self._lengths == 0) & (shares > 0))

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, SupportsFloat, TypeAlias
 import numpy as np
 
 from odm.controller import is_update_due
+from odm.json_data import counted
 from odm.methods import METHODS
 from odm.mixers import Mixer, SmoothedMean, make_mixer
 from odm.simplex import check_weights
@@ -80,7 +81,9 @@ class WeightUpdater(ABC):
         """Mean losses in domain order, nan where absent."""
         method = self._mixer.name
         if len(names) != len(rewards):
-            raise ValueError(f"{method}: {len(names)} names for {len(rewards)} rewards")
+            raise ValueError(
+                f"{method}: {counted(len(names), 'name')} for {counted(len(rewards), 'reward')}"
+            )
         losses = np.full(self.num_datasets, np.nan)
         for name, reward in zip(names, rewards, strict=True):
             index, loss = self._index_of(name), float(reward)

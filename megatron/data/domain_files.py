@@ -14,6 +14,7 @@ from megatron.data.open_files import reserve_open_files
 from megatron.data.shares import split_boundaries
 from megatron.data.splits import SPLITS, SplitName
 from megatron.neox_arguments.run_config import RunConfig
+from odm.json_data import counted
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _split_by_documents(
     if split == "train" and not len(documents):
         raise DataError(
             f"split: {config.data.split_text!r} leaves no training documents of {whole.prefix} "
-            f"({len(whole.dataset)} documents); raise the first share"
+            f"({counted(len(whole.dataset), 'document')}); raise the first share"
         )
     if not shares[part]:
         return None
@@ -121,13 +122,13 @@ def _split_by_documents(
         return part_of
     if is_first:
         logger.warning(
-            "%s: split %r gives the %s part %d documents with %d tokens, less than one sample of "
-            "%d; it is not evaluated",
+            "%s: split %r gives the %s part %s with %s, less than one sample of %d; it is not "
+            "evaluated",
             whole.prefix,
             config.data.split_text,
             split,
-            len(documents),
-            part_of.num_tokens,
+            counted(len(documents), "document"),
+            counted(part_of.num_tokens, "token"),
             config.data.seq_length + 1,
         )
     return None

@@ -12,6 +12,7 @@ from megatron.data.errors import DataError
 from megatron.data.index_cache import IndexCache
 from megatron.data.index_maps import as_array, sample_pieces, sample_tokens, shuffled_stream
 from megatron.data.indexed_dataset import MMapIndexedDataset
+from odm.json_data import counted
 from odm.order import sample_order
 
 EPOCHS_IN_MEMORY = 4  # a batch may cross the end of an epoch; more are met only by tiny domains
@@ -142,11 +143,11 @@ def require_one_sample(
         return
     if num_tokens == 0:
         raise DataError(
-            f"{prefix}: domain {name} is empty ({num_documents} documents, no tokens); "
+            f"{prefix}: domain {name} is empty ({counted(num_documents, 'document')}, no tokens); "
             "give it text or leave it out"
         )
     raise DataError(
-        f"{prefix}: domain {name} is shorter than one sample: {num_tokens} tokens in "
-        f"{num_documents} documents, seq_length {seq_length} needs {seq_length + 1}; "
+        f"{prefix}: domain {name} is shorter than one sample: {counted(num_tokens, 'token')} in "
+        f"{counted(num_documents, 'document')}, seq_length {seq_length} needs {seq_length + 1}; "
         "use a smaller seq_length or more text"
     )

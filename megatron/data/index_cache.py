@@ -108,8 +108,8 @@ class IndexCache:
             return
         prefix, folders = next(iter(self._without_room.items()))
         logger.warning(
-            "%s: no folder can hold files about the index (tried %s; %d data sets); it is scanned "
-            "and ordered at every start. Set data_cache_dir to a writable folder",
+            "%s: files about the index cannot be kept in any folder (tried %s; %d data sets); it "
+            "is scanned and ordered at every start. Set data_cache_dir to a writable folder",
             prefix,
             ", ".join(map(str, folders)),
             len(self._without_room),

@@ -26,7 +26,7 @@ from megatron.data.index_header import (
     index_file_path,
     open_file,
 )
-from odm.json_data import boolean, fields, one_of, text
+from odm.json_data import boolean, counted, fields, one_of, text
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +229,8 @@ def _matching_dtype(code: int, num_tokens: int, data_path: Path, *, found: int) 
     expected = num_tokens * dtype.itemsize
     state = "truncated" if found < expected else "longer than its index says"
     raise DataError(
-        f"{data_path}: {num_tokens} tokens of {dtype.name} need {expected} bytes, found {found}; "
-        f"the file is {state}, copy or make the data set again"
+        f"{data_path}: must have {expected} bytes for {counted(num_tokens, 'token')} of "
+        f"{dtype.name}, found {found}; the file is {state}, copy or make the data set again"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron.data.errors import DataError
+from odm.json_data import counted
 
 __all__ = [
     "HEADER",
@@ -109,8 +110,9 @@ def header_of(path: Path, stream: BinaryIO) -> IndexHeader:
     expected = HEADER.size + 12 * header.num_items + 8 * header.num_doc_indices
     if found != expected:
         raise DataError(
-            f"{path}: {header.num_items} items and {header.num_doc_indices} document indices "
-            f"need {expected} bytes, found {found}; the file is truncated or damaged, make it again"
+            f"{path}: must have {expected} bytes for {counted(header.num_items, 'item')} and "
+            f"{counted(header.num_doc_indices, 'document index', 'document indices')}, found "
+            f"{found}; the file is truncated or damaged, make it again"
         )
     return header
 
@@ -138,8 +140,8 @@ def stored_tokens(prefix: str | Path) -> int:
     expected = pointer + size * widths[0]
     state = "truncated" if found < expected else "longer than its index says"
     raise DataError(
-        f"{data_path}: {header.num_items} items need {expected} bytes, found {found}; "
-        f"the file is {state}, copy or make the data set again"
+        f"{data_path}: must have {expected} bytes for {counted(header.num_items, 'item')}, found "
+        f"{found}; the file is {state}, copy or make the data set again"
     )
 
 

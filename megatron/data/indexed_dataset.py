@@ -17,6 +17,7 @@ from megatron.data.index_cache import IndexCache
 from megatron.data.index_format import CODE_OF_DTYPE, digest_of_sizes, read_index, write_index
 from megatron.data.index_header import data_file_path, index_file_path
 from megatron.files import atomic_writer, flush_to_disk, temporary_path
+from odm.json_data import counted
 
 __all__ = [
     "MMapIndexedDataset",
@@ -90,7 +91,8 @@ class MMapIndexedDataset:
         length = size - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > size:
             raise IndexError(
-                f"{self._path}: item {idx} has {size} tokens, asked for {length} from {offset}"
+                f"{self._path}: item {idx} has {counted(size, 'token')}, asked for {length} from "
+                f"{offset}"
             )
         first = int(self._pointers[item]) // self._dtype.itemsize + offset
         return self._tokens[first : first + length]

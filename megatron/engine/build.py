@@ -46,6 +46,7 @@ from megatron.runtime import accelerator
 from megatron.runtime.initialize import set_timeout_on_all_groups
 from megatron.sizing.model_shape import ModelShape, model_shape
 from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
+from odm.json_data import counted
 
 __all__ = ["LoadedRun", "build_model", "build_runner"]
 
@@ -234,7 +235,10 @@ def _new_prompt(
         name = next(name for name in saved.reader.shapes if name.endswith(WORD_EMBEDDINGS))
         table = saved.reader.read_logical(name)
         given[SOFT_PROMPT_NAME] = prompt_of_embeddings(settings.num_tokens, table, tokens)
-    say(f"soft_prompt_tuning: a new prompt of {settings.num_tokens} vectors; all else is frozen")
+    say(
+        f"soft_prompt_tuning: a new prompt of {counted(settings.num_tokens, 'vector')}; all else "
+        "is frozen"
+    )
     return given
 
 

@@ -12,6 +12,7 @@ from megatron.errors import CheckpointError
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
 from odm import MixtureController
+from odm.json_data import counted
 
 __all__ = ["refuse_to_replace", "restore_mixture"]
 
@@ -78,7 +79,8 @@ def restore_mixture(
     if changed:
         first = changed[0]
         warn(
-            f"the data changed since {loaded.folder}: domain {first} has {now[first]} samples per "
-            f"epoch and had {before[first]} ({len(changed)} of {len(now)} domains changed); each "
-            "continues at its old place in a new order, so some text is repeated or comes late"
+            f"the data changed since {loaded.folder}: domain {first} has "
+            f"{counted(now[first], 'sample')} per epoch and had {before[first]} ({len(changed)} of "
+            f"{counted(len(now), 'domain')} changed); each continues at its old place in a new "
+            "order, so some text is repeated or comes late"
         )

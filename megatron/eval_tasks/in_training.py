@@ -21,7 +21,7 @@ from megatron.eval_tasks.isolation import describe_failures
 from megatron.eval_tasks.report_files import write_report
 from megatron.eval_tasks.task_selection import load_tasks
 from megatron.evaluation.trained_model import LoadedModel, read_model
-from megatron.hooks.base import Hook, StepReport
+from megatron.hooks.periodic import PeriodicEvaluation
 from megatron.mpu import Topology
 from megatron.mpu.initialize import make_topology
 from megatron.neox_arguments import RunConfig
@@ -49,7 +49,7 @@ def tasks_of_training(config: RunConfig) -> TaskDict | None:
     return None if config.evaluation.tasks_interval is None else load_tasks(config)
 
 
-class TaskEvaluationHook(Hook):
+class TaskEvaluationHook(PeriodicEvaluation):
     """Runs tasks every ``eval_harness_interval`` steps and at the end.
 
     A module that contains the whole model is used in place. With pipeline stages, ZeRO 3 or
@@ -66,8 +66,7 @@ class TaskEvaluationHook(Hook):
         tasks: The tasks to run, as `tasks_of_training` returns them.
         logger: Receives the scores.
         measured: Earlier results at the loaded iteration, from `measured_at`; tasks among them are
-            not run again at that iteration, and tasks that are due then and missing run first. None
-            if there is no run log, in which nothing can be missing.
+            not run again at that iteration.
     """
 
     def __init__(
@@ -80,44 +79,29 @@ class TaskEvaluationHook(Hook):
         *,
         measured: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        interval = config.evaluation.tasks_interval
+        assert interval is not None  # otherwise `tasks_of_training` returned no tasks
+        super().__init__(interval=interval, measured=measured)
         self.runner = runner
         self.config = config
         self.tokenizer = tokenizer
         self.tasks = tasks
         self.logger = logger
-        self._measured = measured
-        self._last_run = -1
         self._reading_topology = self._make_reading_topology()
 
-    def _is_due(self, state: TrainState) -> bool:
-        interval = self.config.evaluation.tasks_interval
-        return interval is not None and state.step % interval == 0 and not state.stop
-
-    def _is_measured(self, state: TrainState) -> bool:
-        event = (self._measured or {}).get("tasks", {})
+    def is_measured(self, state: TrainState) -> bool:
+        event = (self.measured or {}).get("tasks", {})
         if event.get("iteration") != state.step:
             return False
         return event.get("results", {}).keys() >= self.tasks["tasks"].keys()
 
-    def at_start(self, state: TrainState) -> None:
-        is_due = state.step > 0 and self._is_due(state)
-        if is_due and self._measured is not None and not self._is_measured(state):
-            self._run(state)
-
-    def after_step(self, state: TrainState, report: StepReport) -> None:
-        if self._is_due(state):
-            self._run(state)
-
-    def at_end(self, state: TrainState) -> None:
-        if state.stop or state.step == self._last_run:
-            return
-        if self._is_measured(state):
+    def evaluate(self, state: TrainState) -> None:
+        if self.is_measured(state):
             self.logger.say(f" tasks at iteration {state.step}: already in the run log")
             return
         self._run(state)
 
     def _run(self, state: TrainState) -> None:
-        self._last_run = state.step
         random_state = accelerator.rng_state()
         try:
             with self._model(state) as loaded:

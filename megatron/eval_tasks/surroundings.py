@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron.eval_tasks.requests import NOT_INSTALLED
 from megatron.neox_arguments import ConfigError
 
 __all__ = ["import_huggingface_evaluate", "lm_eval_surroundings"]
@@ -36,10 +37,7 @@ def lm_eval_surroundings() -> Iterator[None]:
         ConfigError: If lm-eval is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            "eval_tasks: lm-eval is not installed; pip install -r "
-            "requirements/requirements-eval.txt"
-        )
+        raise ConfigError(NOT_INSTALLED)
     for name, value in _VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.getLogger("lm_eval.evaluator").setLevel(logging.ERROR)  # it repeats our own settings

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.errors import TaskError, nearest
+from megatron.errors import TaskError
 from megatron.eval_tasks.chat import ChatTemplate, template_folder
 from megatron.eval_tasks.generation_settings import read_settings
-from megatron.eval_tasks.old_names import current_name
+from megatron.eval_tasks.requests import describe_unknown, is_task_file, require_tasks
 from megatron.eval_tasks.sharing import run_together
 from megatron.eval_tasks.surroundings import lm_eval_surroundings
 from megatron.eval_tasks.task_code import refuse_task_code
@@ -69,14 +69,9 @@ def find_tasks(requests: Sequence[str], folders: Sequence[str]) -> tuple[TaskMan
     Raises:
         ConfigError: If a folder or file is missing, or a name or pattern matches nothing.
     """
+    require_tasks(requests, folders)
     from lm_eval.tasks import TaskManager
 
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"eval_task_paths: there is no folder {folder}; correct the path")
-    for request in filter(_is_file, requests):
-        if not Path(request).is_file():
-            raise ConfigError(f"eval_tasks: there is no task file {request}; correct the path")
     include: list[str | Path] = list(folders)
     manager = TaskManager(include_path=include, include_defaults=False)
     if not all(_is_complete(request, manager) for request in requests):
@@ -87,41 +82,26 @@ def find_tasks(requests: Sequence[str], folders: Sequence[str]) -> tuple[TaskMan
         found = _matches(request, manager)
         names.extend(found)
         if not found:
-            unknown.append(_describe_unknown(request, manager))
+            unknown.append(describe_unknown(request, manager.all_tasks))
     if unknown:
         raise ConfigError(*unknown)
     return manager, list(dict.fromkeys(names))
 
 
-def _is_file(request: str) -> bool:
-    return request.endswith((".yaml", ".yml"))
-
-
 def _is_complete(request: str, local: TaskManager) -> bool:
     """Whether the user's own files define everything that ``request`` names."""
-    if _is_file(request):
+    if is_task_file(request):
         text = Path(request).read_text(encoding="utf-8", errors="replace")
         return re.search(r"^\W*group\W*:", text, flags=re.MULTILINE) is None
     return request in local.all_subtasks
 
 
 def _matches(request: str, manager: TaskManager) -> list[str]:
-    if _is_file(request) or request in manager.all_tasks:
+    if is_task_file(request) or request in manager.all_tasks:
         return [request]
     # if a pattern matched groups too, their tasks would be evaluated twice
     return fnmatch.filter(manager.all_subtasks, request) or fnmatch.filter(
         manager.all_tasks, request
-    )
-
-
-def _describe_unknown(request: str, manager: TaskManager) -> str:
-    if renamed := current_name(request, manager.all_tasks):
-        return f"eval_tasks: {request!r} is an old name; use lm-eval's present name, {renamed}"
-    near = nearest(request, manager.all_tasks, most=3)
-    advice = f"similar: {', '.join(near)}" if near else "`lm-eval ls tasks` lists lm-eval's tasks"
-    return (
-        f"eval_tasks: there is no task {request!r}; {advice}; your own tasks are looked for in "
-        "eval_task_paths"
     )
 
 

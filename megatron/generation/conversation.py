@@ -20,6 +20,7 @@ from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu.tensor_parallel import TensorParallel
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
+from odm.json_data import counted
 
 __all__ = ["generate_samples_interactive"]
 
@@ -154,7 +155,7 @@ def _shared(prompt: str | None, tp: TensorParallel) -> str | None:
 def _ending(record: dict[str, Any]) -> str:
     notes = [record["message"]]
     if record["finish_reason"] == "interrupted":
-        notes.append(f"stopped after {record['length']} tokens")
+        notes.append(f"stopped after {counted(record['length'], 'token')}")
     return "\n" + "".join(f"[{note}]\n" for note in notes if note)
 
 

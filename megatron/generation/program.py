@@ -17,6 +17,7 @@ from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
+from odm.json_data import counted
 
 __all__ = [
     "Completion",
@@ -101,7 +102,7 @@ def generate_samples(config: RunConfig, model: GPT2Model, tokenizer: AbstractTok
     kind = config.generation.kind
     count = kinds[kind](config, model, tokenizer)
     output = None if kind == "interactive" else _output_of(config)
-    return f"{count} samples" + ("" if output is None else f" in {output}")
+    return counted(count, "sample") + ("" if output is None else f" in {output}")
 
 
 def generate_samples_input_from_file(

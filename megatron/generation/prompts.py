@@ -17,7 +17,7 @@ def read_prompts(path: Path, prompt_end: str) -> list[str]:
     The last prompt needs no end; a byte order mark is left out.
 
     Raises:
-        ConfigError: If the file is missing, not UTF-8, or holds no prompt.
+        ConfigError: If the file is missing, not UTF-8, or contains no prompt.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -11,6 +11,7 @@ from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
+from odm.json_data import counted
 
 __all__ = ["generate_samples_from_prompt", "sampling_of", "stop_rules_of"]
 
@@ -108,7 +109,7 @@ def _record(
     is_finished = completion.reason in ("stop_token", "stop_string")
     messages = [prompt.message]
     if stop.strings and not is_finished:
-        messages.append(f"no stop string was reached in {length} tokens")
+        messages.append(f"no stop string was reached in {counted(length, 'token')}")
     record: dict[str, Any] = {
         "context": context,
         "text": completion.text if length else None,

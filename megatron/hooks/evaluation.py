@@ -10,19 +10,17 @@ from megatron.engine.runners import StepRunner, any_rank_asked_to_stop
 from megatron.engine.state import TrainState
 from megatron.errors import EvaluationStopped
 from megatron.evaluation.losses import averages, evaluate_domains
-from megatron.hooks.base import Hook, StepReport
+from megatron.hooks.periodic import PeriodicEvaluation
 from megatron.reporting.run_logger import RunLogger
 
 __all__ = ["EvaluationHook"]
 
 
-class EvaluationHook(Hook):
+class EvaluationHook(PeriodicEvaluation):
     """Evaluates validation sets every ``interval`` steps and at the end, test sets at the end.
 
-    A request to stop ends an evaluation between two batches, without results. ``measured`` contains
-    the evaluations of the loaded iteration that `measured_at` found. They are not repeated on the
-    same samples. One that is due there and missing was lost when the run was killed or stopped
-    after it had saved, and is made first; without a run log (None) nothing can be missing in it.
+    A request to stop ends an evaluation between two batches, without results. The evaluations in
+    ``measured`` are not repeated on the same samples.
     """
 
     def __init__(
@@ -35,37 +33,26 @@ class EvaluationHook(Hook):
         interval: int,
         measured: Mapping[str, Mapping[str, Any]] | None = None,
     ):
+        super().__init__(interval=interval, measured=measured)
         self.runner = runner
         self.logger = logger
         self.validation = validation
         self.test = test
-        self.interval = interval
-        self._measured = measured
-        self._last_validated = -1
 
-    def at_start(self, state: TrainState) -> None:
-        is_due = state.step > 0 and state.step % self.interval == 0
-        if is_due and self._measured is not None:
-            if not self._is_measured("validation", self.validation, state):
-                self._validate(state)
+    def is_measured(self, state: TrainState) -> bool:
+        return self._is_in_log("validation", self.validation, state)
 
-    def after_step(self, state: TrainState, report: StepReport) -> None:
-        if state.step % self.interval == 0:
-            self._validate(state)
+    def evaluate(self, state: TrainState) -> None:
+        self._measure("validation", self.validation, state)
 
     def at_end(self, state: TrainState) -> None:
-        if state.step != self._last_validated:
-            self._validate(state)
-        self._evaluate("test", self.test, state)
+        super().at_end(state)
+        self._measure("test", self.test, state)
 
-    def _validate(self, state: TrainState) -> None:
-        self._last_validated = state.step
-        self._evaluate("validation", self.validation, state)
-
-    def _evaluate(self, name: str, source: EvaluationBatches | None, state: TrainState) -> None:
+    def _measure(self, name: str, source: EvaluationBatches | None, state: TrainState) -> None:
         if source is None or state.stop:  # evaluate.py can evaluate the checkpoint later
             return
-        if self._is_measured(name, source, state):
+        if self._is_in_log(name, source, state):
             self.logger.say(f" {name} at iteration {state.step}: already in the run log")
             return
         try:
@@ -82,8 +69,8 @@ class EvaluationHook(Hook):
             return
         self.logger.evaluation(name, state.step, results, averages(results))
 
-    def _is_measured(self, name: str, source: EvaluationBatches | None, state: TrainState) -> bool:
-        event = (self._measured or {}).get(name, {})
+    def _is_in_log(self, name: str, source: EvaluationBatches | None, state: TrainState) -> bool:
+        event = (self.measured or {}).get(name, {})
         if source is None or event.get("iteration") != state.step:
             return False
         return _samples_of(event) == _samples_of_source(source)

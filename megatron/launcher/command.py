@@ -27,6 +27,7 @@ from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed
 from megatron.neox_arguments.purpose import is_training_script, purpose_of
 from megatron.neox_arguments.resolve import resolve_with_issues
+from odm.json_data import counted
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands"]
 
@@ -272,8 +273,8 @@ def _summary(config: Any, plan: LaunchPlan, *, lacks: Sequence[str]) -> str:
     )
     lines = {
         "configuration": ", ".join(Path(name).name for name in config.files) or "no file",
-        "model": f"{config.model.num_layers} layers x {config.model.hidden_size}, "
-        f"{config.model.num_attention_heads} heads, sequence {config.data.seq_length}",
+        "model": f"{counted(config.model.num_layers, 'layer')} x {config.model.hidden_size}, "
+        f"{counted(config.model.num_attention_heads, 'head')}, sequence {config.data.seq_length}",
         "processes": f"{layout.world_size} on {where}; data {layout.data_parallel_size} x model "
         f"{layout.model_parallel_size} x pipe {layout.pipe_parallel_size}",
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from megatron.neox_arguments import RunConfig
 from megatron.sizing.memory import MemoryPlan, StageMemory, estimate_memory, memory_plan, savings
 from megatron.sizing.stages import BLOCK, network_layers, stage_parameters
+from odm.json_data import counted
 
 __all__ = ["describe_run"]
 
@@ -40,7 +41,7 @@ def _header(plan: MemoryPlan) -> str:
     padding = shape.padded_vocab_size - shape.vocab_size
     return (
         f"model: {stage_parameters(logical):,} parameters; vocabulary {shape.vocab_size} "
-        f"({plan.vocabulary.source}) and {padding} rows of padding"
+        f"({plan.vocabulary.source}) and {counted(padding, 'row')} of padding"
     )
 
 

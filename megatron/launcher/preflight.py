@@ -17,6 +17,7 @@ from megatron.data.errors import DataError
 from megatron.data.index_header import stored_tokens
 from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
+from megatron.eval_tasks.requests import task_problems
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.neox_arguments.deepspeed_json import (
@@ -28,6 +29,7 @@ from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.sizing.mixture import describe_mixture
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_size
+from odm.json_data import counted
 
 __all__ = ["start_problems"]
 
@@ -60,12 +62,14 @@ def start_problems(
         problems += _precision_problems(config, has_accelerator=has_accelerator)
         problems += _folder_problems(config)
         problems += _overwriting_problems(config)
+        if config.evaluation.tasks_interval is not None:
+            problems += _task_problems(config)
         for missing in (missing_monitor_problem, missing_optimizer_problem) if is_valid else ():
             problems += [ConfigError(problem)] if (problem := missing(config)) else []
     elif Path(script or "").name == "generate.py":
         problems += _generation_problems(config)
     else:
-        problems += _evaluation_problems(config)
+        problems += [*_evaluation_problems(config), *_task_problems(config)]
     problems += _address_problems(config, is_training=is_training)
     return [*problems, *_checkpoint_problems(config, is_training=is_training)]
 
@@ -117,8 +121,8 @@ def _dataset_problems(
     if trains and tokens < needed:
         what = "is shorter than one sample" if tokens else "is empty"
         yield (
-            f"{prefix}: domain {name} {what}: {tokens} tokens, seq_length needs {needed}; use a "
-            "smaller seq_length, give it text or leave it out"
+            f"{prefix}: domain {name} {what}: {counted(tokens, 'token')}, seq_length needs "
+            f"{needed}; use a smaller seq_length, give it text or leave it out"
         )
     if metadata is None or metadata.tokens != tokens or vocab_size is None:
         return
@@ -209,6 +213,13 @@ def _evaluation_problems(config: RunConfig) -> Iterator[ConfigError]:
         yield ConfigError(f"{key}: {folder} cannot be written ({reason}); choose another", key=key)
 
 
+def _task_problems(config: RunConfig) -> Iterator[ConfigError]:
+    """Tasks that do not exist."""
+    evaluation = config.evaluation
+    for problem in task_problems(evaluation.tasks or (), evaluation.task_paths or ()):
+        yield ConfigError(problem, key=problem.partition(":")[0])
+
+
 def _unwritable(folder: Path) -> str | None:
     if problem := _unusable(folder):
         return problem
@@ -293,8 +304,9 @@ def _overwriting_problems(config: RunConfig) -> Iterator[ConfigError]:
     if names:
         way = "set load to it and remove finetune" if is_finetuning else "set load to it"
         yield ConfigError(
-            f"save: {save} holds {len(names)} checkpoints, which this run would replace, for it "
-            f"begins at iteration 0; {way} to continue them, or name another folder",
+            f"save: {save} contains {counted(len(names), 'checkpoint')}, which this run would "
+            f"replace, for it begins at iteration 0; {way} to continue them, or name another "
+            "folder",
             key="save",
         )
 

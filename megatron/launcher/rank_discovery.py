@@ -16,6 +16,7 @@ from functools import lru_cache
 
 from megatron.errors import UserError
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
+from odm.json_data import counted
 
 __all__ = ["RankDiscoveryError", "RankInfo", "discover", "expand_nodes", "local_counts"]
 
@@ -264,8 +265,9 @@ def _address_of_one_machine(
     if nodes:
         return expand_nodes(nodes)[0]
     raise RankDiscoveryError(
-        f"MASTER_ADDR: not set, but {source} reports {size} processes, {local_size} of them on "
-        "this machine; set MASTER_ADDR to the address of rank 0's machine, in all processes"
+        f"MASTER_ADDR: not set, but {source} reports {counted(size, 'process', 'processes')}, "
+        f"{local_size} of them on this machine; set MASTER_ADDR to the address of rank 0's "
+        "machine, in all processes"
     )
 
 
@@ -291,7 +293,8 @@ def _refuse_world_without_rank(environ: Mapping[str, str]) -> None:
 def _check(info: RankInfo) -> None:
     if not 0 <= info.rank < info.world_size:
         raise RankDiscoveryError(
-            f"{info.source}: rank {info.rank} is outside a run of {info.world_size} processes"
+            f"{info.source}: rank {info.rank} is outside a run of "
+            f"{counted(info.world_size, 'process', 'processes')}"
         )
     if not 0 <= info.local_rank < info.local_world_size:
         raise RankDiscoveryError(

@@ -90,7 +90,7 @@ def chunked_cross_entropy(
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, part: VocabularyPart) -> Tensor:
     """Negative log-likelihoods (n,) in nats, without gradients; see `chunked_cross_entropy`."""
-    size = loss_chunks.chunk_tokens(weight.shape[0])
+    size = loss_chunks.chunk_tokens(weight.shape[0], hidden.device.type)
     valid = weight[: part.size]
     pieces = zip(hidden.split(size), labels.split(size), strict=True)
     return torch.cat([_softmax(upcast(product(h, valid)), h, valid, y, part)[2] for h, y in pieces])

@@ -48,7 +48,7 @@ def score_targets(
     if not hidden.shape[0]:
         empty = hidden.new_empty(0)
         return upcast(empty), empty.bool()
-    size = loss_chunks.chunk_tokens(weight.shape[0])
+    size = loss_chunks.chunk_tokens(weight.shape[0], hidden.device.type)
     counts = [1] * hidden.shape[0] if counts is None else counts
     target_counts = [sum(counts[start : start + size]) for start in range(0, len(counts), size)]
     owners = torch.repeat_interleave(

@@ -98,15 +98,15 @@ def _scalar_problem(value: Any) -> str | None:
         if "\0" in value:
             return "contains the character NUL; remove it"
         if not value.isascii() and not _is_utf8(value):
-            return "holds half a character (a surrogate); write it whole"
+            return "contains half a character (a surrogate); write it whole"
     elif isinstance(value, float):
         if not math.isfinite(value):
-            return f"holds {value}; write a finite number"
+            return f"contains {value}; write a finite number"
     elif isinstance(value, int):
         if abs(value) > LARGEST_WHOLE_NUMBER:
-            return f"holds a number above {LARGEST_WHOLE_NUMBER}; lower it"
+            return f"contains a number above {LARGEST_WHOLE_NUMBER}; lower it"
     elif value is not None:
-        return f"holds {shown(value)}, a {type(value).__name__}; put it in quotes"
+        return f"contains {shown(value)}, a {type(value).__name__}; put it in quotes"
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron.errors import nearest
+from megatron.launcher.path_argument import not_empty
 
 from .errors import ConfigError, shown
 from .fields import field_table
@@ -50,7 +51,7 @@ def deepy_parser() -> argparse.ArgumentParser:
     """Returns the parser of ``deepy.py``."""
     purpose = "Starts train.py, evaluate.py or generate.py on all processes of a run."
     parser = _Parser("deepy.py", description=purpose, allow_abbrev=False)
-    parser.add_argument("user_script", help="script to start")
+    parser.add_argument("user_script", type=not_empty, help="script to start")
     _add_configuration_flags(parser)
     group = parser.add_argument_group("instead of starting")
     group.add_argument("--check", action="store_true", help="check the configuration and stop")
@@ -73,9 +74,11 @@ def script_parser(name: str = "train.py") -> argparse.ArgumentParser:
 
 
 def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("conf_file", nargs="*", help="YAML or JSON files; .yml may be left out")
-    parser.add_argument("-d", "--conf_dir", help="folder of the configuration files")
-    parser.add_argument("-H", "--hostfile", help="file of lines `host slots=N`")
+    files = "YAML or JSON files; .yml may be left out"
+    parser.add_argument("conf_file", nargs="*", type=not_empty, help=files)
+    folder = "folder of the configuration files"
+    parser.add_argument("-d", "--conf_dir", type=not_empty, help=folder)
+    parser.add_argument("-H", "--hostfile", type=not_empty, help="file of lines `host slots=N`")
     parser.add_argument("--iteration", type=int, help="checkpoint to load (default: the latest)")
     add = parser.add_argument_group("Weights & Biases").add_argument
     add("--wandb_group", help="group of the run")
@@ -90,8 +93,8 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
     domains = "measure losses on these configured domains, or on tokenized data at a path"
     add("--domains", nargs="+", dest="eval_domains", metavar="NAME[=PATH]", help=domains)
     add = parser.add_argument_group("generation").add_argument
-    add("-i", "--sample_input_file", help="file of prompts to continue")
-    add("-o", "--sample_output_file", help="file for the samples")
+    add("-i", "--sample_input_file", type=not_empty, help="file of prompts to continue")
+    add("-o", "--sample_output_file", type=not_empty, help="file for the samples")
     add = parser.add_argument_group("tuning").add_argument
     add("--autotuning", choices=["tune", "run"], dest="autotuning_run")
 
@@ -193,14 +196,7 @@ def _decoded(text: str) -> str:
         return ""
 
 
-_PATHS = ("conf_dir", "hostfile", "sample_input_file", "sample_output_file")
-
-
 def _read_configuration(parsed: argparse.Namespace) -> Document:
-    for name in _PATHS:
-        if getattr(parsed, name) == "":
-            problem = f"the path of --{name} is empty, as an unset variable leaves it"
-            raise ConfigError(f"the command line: {problem}; give a path or leave the option out")
     if not parsed.conf_file:
         raise ConfigError("the command line: name at least one configuration file")
     if programs := [name for name in parsed.conf_file if name.endswith(".py")]:

@@ -88,5 +88,5 @@ def shown(value: Any) -> str:
     except ValueError:  # Python writes no whole number of more than 4300 digits
         text = "a number of thousands of digits"
     except RecursionError:
-        text = "a value that holds itself"
+        text = "a value that contains itself"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

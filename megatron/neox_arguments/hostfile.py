@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from odm.json_data import counted
+
 from .bounds import MOST_PROCESSES
 from .errors import ConfigError, shown
 from .schema import read_text
@@ -213,13 +215,13 @@ def select_slots(
     if not selected:
         raise ConfigError("exclude leaves no slot to run on", key="exclude")
     if num_nodes > len(selected):
-        problem = f"num_nodes is {num_nodes}, there are {len(selected)} hosts{left}; lower it"
-        raise ConfigError(problem, key="num_nodes")
+        there = f"the run has {counted(len(selected), 'host')}{left}"
+        raise ConfigError(f"num_nodes is {num_nodes}, {there}; lower it", key="num_nodes")
     if num_nodes > 0:
         selected = dict(list(selected.items())[:num_nodes])
     for name, slots in selected.items():
         if num_gpus is not None and len(slots) < num_gpus:
-            there = f"host {name!r} has {len(slots)} slots{left}"
+            there = f"host {name!r} has {counted(len(slots), 'slot')}{left}"
             raise ConfigError(f"num_gpus is {num_gpus}, {there}; lower it", key="num_gpus")
     return {name: slots[:num_gpus] for name, slots in selected.items()}
 

@@ -129,7 +129,7 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                raise self.error(f"*{event.anchor} holds itself; remove it", event.start_mark)
+                raise self.error(f"*{event.anchor} contains itself; remove it", event.start_mark)
             size, height = self._sizes[id(node)]
         else:
             self._check_node(node)
@@ -168,7 +168,7 @@ class _BoundedLoader(yaml.SafeLoader):
         if node.tag == _DATE_TAG:
             raise self.error("is read as a date; put it in quotes", node.start_mark)
         if node.tag not in _TAGS:
-            problem = f"has the tag {shown(node.tag)}, which a configuration cannot hold; "
+            problem = f"has the tag {shown(node.tag)}, which a configuration cannot contain; "
             raise self.error(f"{problem}remove it, or put the value in quotes", node.start_mark)
         if isinstance(node, yaml.MappingNode) and self._depth:  # the merge sees the outer keys
             self._refuse_duplicates(node)
@@ -180,7 +180,7 @@ class _BoundedLoader(yaml.SafeLoader):
             try:  # JSON writes an emoji as two escapes
                 node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
             except UnicodeDecodeError:
-                problem = "holds half a character (a surrogate); write it whole"
+                problem = "contains half a character (a surrogate); write it whole"
                 raise self.error(problem, node.start_mark) from None
 
     def _refuse_duplicates(self, node: Any, *, is_merged: bool = False) -> None:

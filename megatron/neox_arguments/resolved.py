@@ -1,4 +1,4 @@
-"""What ``resolved.json`` of a checkpoint holds, in today's form.
+"""What ``resolved.json`` of a checkpoint contains, in today's form.
 
 The first form had GPT-NeoX's groups of keys as they were written, and a group `derived` of what
 followed from them.
@@ -37,7 +37,7 @@ def in_current_form(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the sections of a resolved configuration of any version.
 
     Args:
-        values: What ``resolved.json`` holds, group by group or section by section.
+        values: What ``resolved.json`` contains, group by group or section by section.
 
     Returns:
         By section. Fields of the network that are younger than the file have the value that was

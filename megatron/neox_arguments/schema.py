@@ -48,8 +48,6 @@ def find_file(name: str, folder: str | None = None) -> Path:
         ConfigError: If there is no such file.
     """
     path = Path(folder, name) if folder else Path(name)
-    if not name.strip():
-        raise ConfigError("the command line: the name of a configuration file is empty; write one")
     candidates = [path, *(Path(f"{path}{suffix}") for suffix in SUFFIXES)]
     for candidate in candidates:
         if os.path.isfile(candidate):

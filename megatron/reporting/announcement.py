@@ -15,6 +15,7 @@ from megatron.hooks.measured import evaluation_settings
 from megatron.neox_arguments import RunConfig
 from megatron.reporting.run_logger import RunLogger
 from megatron.tokenizer import AbstractTokenizer
+from odm.json_data import counted
 
 __all__ = ["announce", "setting_digests"]
 
@@ -49,8 +50,9 @@ def announce(
     for note in config.notes:
         logger.say(f"note: {note}")
     logger.say(
-        f"{parameters:,} parameters, {len(source.domains)} domains, "
-        f"{config.batch.train_batch_size} samples of {source.seq_length} tokens per iteration"
+        f"{parameters:,} parameters, {counted(len(source.domains), 'domain')}, "
+        f"{counted(config.batch.train_batch_size, 'sample')} of {source.seq_length} tokens per "
+        "iteration"
     )
     if loaded.state.step:
         logger.resume(loaded.state.step, info)

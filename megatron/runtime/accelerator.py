@@ -202,7 +202,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, torch.Tensor]:
-    """Returns the states of all random generators as tensors: a checkpoint holds no pickle.
+    """Returns the states of all random generators as tensors: a checkpoint contains no pickle.
 
     Returns:
         ``python`` int64 (626,): 625 words and the version; ``python_gauss`` float64 (0,) or (1,);

@@ -1,4 +1,4 @@
-"""How many tokens the one-pass loss takes at a time; shared with the memory estimate."""
+"""How many tokens losses and scores take at a time; shared with the memory estimate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ GPU_CHUNK_BYTES = 512 * 1024 * 1024
 MIN_CHUNK_TOKENS = 64
 
 
-def chunk_tokens(num_rows: int, device_type: str = "cpu") -> int:
+def chunk_tokens(num_rows: int, device_type: str) -> int:
     """Tokens per chunk, at least `MIN_CHUNK_TOKENS`.
 
-    Their float32 logits have at most `CHUNK_BYTES`, or `GPU_CHUNK_BYTES` on another device.
+    Their float32 logits have at most `CHUNK_BYTES`, or `GPU_CHUNK_BYTES` on another device than
+    ``"cpu"``.
 
     A power of two: batches are multiples of one, and products of odd sizes run a tenth slower on a
     CPU. It depends on the rows of the matrix, padding included, which are as many on every rank of

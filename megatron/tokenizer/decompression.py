@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.zstandard_frames import ZstandardFile, too_much_memory
+from odm.json_data import counted
 
 BUFFER_BYTES = 1 << 20
 
@@ -82,8 +83,8 @@ class StreamChain(io.RawIOBase):
             rest = behind or self._source.read(BUFFER_BYTES)
         if num_zeros and num_zeros % self._padding_bytes:
             raise EOFError(
-                f"{num_zeros} zeros behind compressed stream {self._stream_number}, "
-                f"not a multiple of {self._padding_bytes}"
+                f"{counted(num_zeros, 'zero')} behind compressed stream {self._stream_number}, not "
+                f"a multiple of {self._padding_bytes}"
             )
         if rest:
             self._compressed = rest

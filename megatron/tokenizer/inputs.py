@@ -49,7 +49,7 @@ def expand_inputs(
 
     Raises:
         DocumentError: A path is empty, does not exist, has an unknown suffix or cannot be listed,
-            or a folder holds nothing.
+            or a folder contains nothing.
     """
     files: list[Path] = []
     for given in paths:

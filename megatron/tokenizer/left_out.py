@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from megatron.tokenizer.file_kinds import READABLE, extension, printable
+from odm.json_data import counted
 
 MOST_KINDS = 12
 """Kinds of files that are listed one by one."""
@@ -63,11 +64,11 @@ class LeftOutFiles:
             rest = sum(count for _, count in ranked[MOST_KINDS:])
             listed += [f"{rest} of other kinds"] if rest else []
             told.append(
-                f"left out {sum(self.kinds.values())} files of unsupported kinds: "
+                f"left out {counted(sum(self.kinds.values()), 'file')} of unsupported kinds: "
                 f"{', '.join(listed)} (the first: {self.first['']}); supported: {READABLE}"
             )
         for reason, count in self.others.items():
-            told.append(f"left out {count} {reason}; the first: {self.first[reason]}")
+            told.append(f"left out {reason}: {count}; the first: {self.first[reason]}")
         return told
 
 

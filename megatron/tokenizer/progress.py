@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from odm.json_data import counted
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -68,7 +70,9 @@ class TextProgress:
             sys.stderr.flush()
 
     def _state(self) -> str:
-        return f"{self.documents} documents, {self.megabytes_per_second:.1f} MB/s of text"
+        return (
+            f"{counted(self.documents, 'document')}, {self.megabytes_per_second:.1f} MB/s of text"
+        )
 
     def _show_bar(self, bytes_read: int) -> None:
         self._bar.set_postfix_str(self._state(), refresh=False)

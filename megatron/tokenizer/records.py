@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from megatron.tokenizer.decompression import BUFFER_BYTES
+from odm.json_data import counted
 
 TEXT_BLOCK_BYTES = 1 << 22
 DEFAULT_LIMIT_BYTES = 64_000_000
@@ -118,7 +119,8 @@ def csv_rows(
         elif len(fields) == len(header):
             yield first_line, dict(zip(header, fields, strict=True))
         elif fields:  # else an empty line
-            yield first_line, ValueError(f"{len(fields)} fields, the header has {len(header)}")
+            told = f"{counted(len(fields), 'field')}, the header has {len(header)}"
+            yield first_line, ValueError(told)
 
 
 def _fields(lines: "_RowLines", delimiter: str) -> list[str] | ValueError | None:

@@ -160,8 +160,8 @@ def _definition_of_file(path: Path) -> dict[str, Any]:
 def _definition(name: str, ranks: dict[bytes, int]) -> dict[str, Any]:
     """Arguments of ``tiktoken.Encoding``.
 
-    A .tiktoken file holds ranks alone: how text is split before merging comes from the encoding of
-    the same name, whose definition in tiktoken is code around the loading of the ranks.
+    A .tiktoken file contains ranks alone: how text is split before merging comes from the encoding
+    of the same name, whose definition in tiktoken is code around the loading of the ranks.
     """
     from unittest import mock
 

@@ -21,6 +21,7 @@ from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError, TokenizerError
 from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.progress import TextProgress
+from odm.json_data import counted
 
 SPECIAL_TOKENS = (END_OF_DOCUMENT, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -109,9 +110,10 @@ def main(args: argparse.Namespace) -> Any:
             f"{args.json_input_dir}: contains no text to train on; check --text_key"
         )
     size = tokenizer.get_vocab_size()
-    told = f"{progress.documents} documents, {progress.text_bytes / 1e6:.1f} MB, {size} tokens"
+    told = f"{counted(progress.documents, 'document')}, {progress.text_bytes / 1e6:.1f} MB"
+    told += f", {size} tokens"
     if reader.problems:
-        told += f", {reader.problems} records skipped"
+        told += f", {counted(reader.problems, 'record')} skipped"
     if size < args.vocab_size:
         told += f" (the text is too small for {args.vocab_size})"
     if args.tokenizer_output_path:

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, Sampler, get_worker_info
 from ..arguments import refuse_argument, whole_number, whole_numbers
 from ..controller import MixtureController
 from ..held_out import HeldOut, HeldOutRecord
+from ..json_data import counted
 from ..order import SampleOrder, sample_order
 from ..schedule import Draw
 from ..simplex import IntArray
@@ -35,7 +36,9 @@ class DomainOrders:
     def __init__(self, domains: Sequence[str], sizes: Sequence[int], *, seed: int) -> None:
         sizes = whole_numbers("torch: sizes of the datasets", sizes)
         if len(sizes) != len(domains):
-            raise ValueError(f"torch: {len(sizes)} datasets for {len(domains)} domains")
+            raise ValueError(
+                f"torch: {counted(len(sizes), 'dataset')} for {counted(len(domains), 'domain')}"
+            )
         for name, size in zip(domains, sizes, strict=True):
             if size < 1:
                 raise ValueError(f"torch: the dataset of domain {name!r} is empty")
@@ -274,5 +277,7 @@ def _per_sample(result: Any, num_samples: int) -> tuple[torch.Tensor, torch.Tens
     is_pair = isinstance(result, (list, tuple)) and len(result) == 2
     shape = (num_samples,)
     if not is_pair or any(getattr(part, "shape", None) != shape for part in result):
-        refuse_argument(f"torch: losses_of of {num_samples} samples", "two tensors (n,)", result)
+        refuse_argument(
+            f"torch: losses_of of {counted(num_samples, 'sample')}", "two tensors (n,)", result
+        )
     return result[0], result[1]

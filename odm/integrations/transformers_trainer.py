@@ -24,7 +24,7 @@ from transformers.data.data_collator import default_data_collator
 from ..arguments import check_kind, whole_number
 from ..controller import MixtureController
 from ..held_out import HeldOut
-from ..json_data import read_json
+from ..json_data import counted, read_json
 from ..signal import Signal
 from .torch_data import HeldOutSamples
 
@@ -67,7 +67,7 @@ class DomainLossRecorder:
         if outside.numel():
             raise ValueError(
                 f"transformers: a sample has the domain {int(outside[0])}, the recorder has "
-                f"{self.num_domains} domains, counted from 0"
+                f"{counted(self.num_domains, 'domain')}, counted from 0"
             )
         rest = [{k: v for k, v in sample.items() if k != "domain_ids"} for sample in samples]
         batch = dict(self._collate(rest)) if rest else {}
@@ -194,7 +194,7 @@ class MixtureCallback(TrainerCallback):
         for name, count in counts.items():
             if count != controller.num_domains:
                 raise ValueError(
-                    f"transformers: {name} is for {count} domains, the controller has "
+                    f"transformers: {name} is for {counted(count, 'domain')}, the controller has "
                     f"{controller.num_domains}"
                 )
         source = controller.reward.source

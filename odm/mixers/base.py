@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arguments import whole_number
 from ..json_data import Check, anything, is_number, list_of, number, plain, shown
 from ..methods import METHODS, Method
 from ..observation import Observation
@@ -107,6 +108,7 @@ class Mixer(ABC):
         Raises:
             ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
         """
+        step = whole_number(f"{self.name}: step", step, 1)
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
         losses, present = mean_losses(observed, used.size, where=self.name, step=step)
         observation = Observation(

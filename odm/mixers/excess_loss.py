@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..json_data import Check, is_number, list_of, number, shown
+from ..json_data import Check, counted, is_number, list_of, number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, normalize, softmax
 from .base import MAX_REWARD, Mixer, State, check_step_size, finite_numbers
@@ -40,8 +40,8 @@ class ExcessLossMixer(Mixer):
         given = getattr(self, self.given)
         if len(given) != weights.size:
             raise ValueError(
-                f"{self.name}: {self.given} has {len(given)} numbers, the run has {weights.size} "
-                "domains; give one per domain"
+                f"{self.name}: {self.given} has {counted(len(given), 'number')}, the run has "
+                f"{counted(weights.size, 'domain')}; give one per domain"
             )
         return {"weights": normalize(weights).tolist(), "excess_loss": [0.0] * weights.size}
 

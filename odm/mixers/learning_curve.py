@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
-from ..json_data import Check, integer, is_number, list_of, number, optional, shown
+from ..json_data import Check, counted, integer, is_number, list_of, number, optional, shown
 from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
@@ -97,7 +97,8 @@ class LearningCurve(Mixer):
             values = getattr(self, name)
             if not isinstance(values, str) and values and len(values) != count:
                 raise ValueError(
-                    f"{self.name}: {name} has {len(values)} numbers, the run has {count} domains"
+                    f"{self.name}: {name} has {counted(len(values), 'number')}, the run has "
+                    f"{counted(count, 'domain')}"
                 )
         zeros = [0.0] * count
         share = normalize(weights).tolist()

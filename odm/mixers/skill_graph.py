@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..json_data import Check, list_of, number, shown
+from ..json_data import Check, counted, list_of, number, shown
 from ..observation import Observation
 from ..simplex import FloatArray, holds_everywhere, normalize, softmax
 from .base import Mixer, State, check_step_size, finite_numbers, register
@@ -53,8 +53,8 @@ class SkillGraph(Mixer):
         matrix = tuple(finite_numbers(self.name, f"{name}[{i}]", row) for i, row in enumerate(rows))
         if {len(row) for row in matrix} != {len(matrix)}:
             raise ValueError(
-                f"{self.name}: {name} must have as many columns as rows, got {len(matrix)} rows of "
-                f"{sorted({len(row) for row in matrix})} numbers"
+                f"{self.name}: {name} must have as many columns as rows, got "
+                f"{counted(len(matrix), 'row')} of {sorted({len(row) for row in matrix})} numbers"
             )
         object.__setattr__(self, name, matrix)
         check_step_size(self.name, self.step_size)
@@ -70,8 +70,9 @@ class SkillGraph(Mixer):
     def _init(self, weights: FloatArray) -> State:
         if len(self.transfer_matrix) != weights.size:
             raise ValueError(
-                f"{self.name}: transfer_matrix is for {len(self.transfer_matrix)} domains, the run "
-                f"has {weights.size}; give one row and one column per domain"
+                f"{self.name}: transfer_matrix is for "
+                f"{counted(len(self.transfer_matrix), 'domain')}, the run has {weights.size}; give "
+                "one row and one column per domain"
             )
         prior = normalize(weights).tolist()
         return {"prior": prior, "losses": [], "pull": [0.0] * weights.size}

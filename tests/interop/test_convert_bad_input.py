@@ -229,8 +229,8 @@ def test_a_run_that_diverged_is_not_exported(tokenizer_file, tmp_path, capsys):
     arguments = ["--input_dir", str(tmp_path / "run"), "--output_dir", str(tmp_path / "hf")]
     for dtype in ("float32", "float16"):
         assert refusal(export_main, [*arguments, "--dtype", dtype], capsys) == (
-            f"{tmp_path / 'run/global_step0'}: 2.mlp.dense_4h_to_h.bias holds values that are not "
-            "finite, so the run has diverged; export an earlier one with --iteration\n"
+            f"{tmp_path / 'run/global_step0'}: 2.mlp.dense_4h_to_h.bias contains values that are "
+            "not finite, so the run has diverged; export an earlier one with --iteration\n"
         )
     assert not (tmp_path / "hf").exists()
 

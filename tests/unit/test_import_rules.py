@@ -53,6 +53,8 @@ LIGHT_MODULES = {
     "data.metadata": 0,
     "data.shares": 0,
     "data.splits": 0,
+    "eval_tasks.old_names": 0,
+    "eval_tasks.requests": 0,
     "reporting.run_log": 0,
     "runtime.accelerator": 1,
     "runtime.process_life": 0,

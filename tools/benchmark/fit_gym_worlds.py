@@ -2,7 +2,7 @@
 
     python -m tools.benchmark.fit_gym_worlds FOLDER --output odm/gym/pile_1m.json
 
-FOLDER holds ``train_mixture_1m.csv`` and ``train_pile_loss_1m.csv`` of sail-sg/regmix (MIT): the
+FOLDER contains ``train_mixture_1m.csv`` and ``train_pile_loss_1m.csv`` of sail-sg/regmix (MIT): the
 mixtures of 512 runs of a model of 1M parameters on 17 domains of The Pile, and their final
 validation losses on 13. Of each of the 13 it fits
 

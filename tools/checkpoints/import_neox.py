@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 
 from megatron.errors import UserError
 from megatron.files import describe_error
+from megatron.launcher.path_argument import path_argument
 from tools.checkpoints.neox_import import import_neox
-from tools.path_argument import path_argument
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from megatron.errors import CheckpointError
 from megatron.files import write_json_atomic
 from megatron.model.parameters import extremes
 from megatron.tokenizer import padded_vocab_size
+from odm.json_data import counted
 from tools.checkpoints.single_process import find_source, step_folder_to_make, write_checkpoint
 from tools.hf.network import open_parameters, parameter_infos
 from tools.hf.settings import RunSettings, settings_of
@@ -108,8 +109,9 @@ def _description(source: Path, reader: NeoxReader, step: int, vocab_size: int) -
     count = sum(math.prod(shape) for shape in reader.shapes.values())
     padding = reader.num_vocabulary_rows - vocab_size
     lines = [
-        f"{source}: iteration {step}, {count:,} parameters in {reader.num_parts} model-parallel "
-        f"parts; {padding} padding rows of the vocabulary are left out"
+        f"{source}: iteration {step}, {count:,} parameters in "
+        f"{counted(reader.num_parts, 'model-parallel part')}; {counted(padding, 'padding row')} of "
+        "the vocabulary are left out"
     ]
     if reader.why_no_moments is None:
         lines.append(f"optimizer states: {', '.join(reader.moment_names) or 'before any step'}")

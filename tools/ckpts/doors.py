@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron.launcher.installation import explain_missing_packages
-from tools.path_argument import not_empty
+from megatron.launcher.path_argument import not_empty
 
 __all__ = ["DOORS", "run"]
 

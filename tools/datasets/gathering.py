@@ -20,6 +20,7 @@ from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.inputs import files_below
 from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.progress import TextProgress
+from odm.json_data import counted
 from tools.corpora.corpus import Corpus, LeftOut, Part, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 
@@ -193,8 +194,8 @@ def _gather_part(
                 continue
             texts += _write_splits(name, domain, folder)
             tell(
-                f"{name}: {len(domain.digests)} documents, {domain.text_bytes / 1e6:.2f} MB"
-                f"{domain.dropped()}"
+                f"{name}: {counted(len(domain.digests), 'document')}, "
+                f"{domain.text_bytes / 1e6:.2f} MB{domain.dropped()}"
             )
         if left_out.records:
             tell(f"{part.name}: {_skipped(left_out)}")
@@ -211,7 +212,7 @@ def _gather_part(
 
 
 def _skipped(left_out: LeftOut) -> str:
-    return f"{left_out.records} unusable records skipped"
+    return f"{counted(left_out.records, 'unusable record')} skipped"
 
 
 def _left_out_of(record: dict[str, Any]) -> LeftOut:
@@ -225,7 +226,7 @@ def _reason_to_leave_out(domain: _Domain, corpus: Corpus) -> str | None:
         kinds = {"duplicates of text gathered before": domain.num_duplicates}
         kinds |= {"empty": domain.num_empty}
         what = " or ".join(kind for kind, count in kinds.items() if count)
-        return f"all of its {num_dropped} documents are {what}"
+        return f"all documents ({num_dropped}) are {what}"
     if domain.text_bytes < corpus.min_domain_bytes:
         return (
             f"{domain.text_bytes / 1e3:.3g} KB here, a domain needs "
@@ -299,9 +300,9 @@ def _write_splits(name: str, domain: _Domain, folder: Path) -> list[SplitText]:
     given = [split for split in domain.given_splits if split is not None]
     if not given and len(domain.digests) < FEWEST_DOCUMENTS:
         raise DocumentError(
-            f"{name}: {len(domain.digests)} documents cannot be split into train, valid and test; "
-            f"give at least {FEWEST_DOCUMENTS} (files of one domain go into one subfolder), or "
-            "leave the domain out with --min-domain-kb"
+            f"{name}: {counted(len(domain.digests), 'document')} cannot be split into train, valid "
+            f"and test; give at least {FEWEST_DOCUMENTS} (files of one domain go into one "
+            "subfolder), or leave the domain out with --min-domain-kb"
         )
     splits = given or assign_splits(domain.digests, domain.sizes_bytes)
     texts = []

@@ -14,6 +14,7 @@ from megatron.data.indexed_dataset import MMapIndexedDataset
 from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
+from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.errors import DocumentError, TokenizerError
@@ -33,7 +34,6 @@ from tools.datasets.data_yaml import (
 )
 from tools.datasets.gathering import SplitText, gather
 from tools.datasets.shown_commands import option, step_command, training_command
-from tools.path_argument import not_empty
 
 NOTHING = "pass"
 DEFAULT = "this_machine"
@@ -183,7 +183,7 @@ def main(input_args: Sequence[str] | None = None) -> Path | None:
         )
     write_data_yaml(path, texts, prefixes=prefixes, choice=choice, content=content)
     if left_out.records:
-        tell(f"{left_out.records} unusable records were skipped in all")
+        tell(f"unusable records skipped in all: {left_out.records}")
     for line in left_out.files.lines():
         tell(line)
     tell(f"ready: {training_command(path)}")

@@ -244,8 +244,8 @@ def _read_as(dtype: torch.dtype, source: TensorSource, weight: Weight, part: int
 def _not_finite(folder: Path, name: str, block: Tensor, dtype: torch.dtype) -> str:
     if not block.isfinite().all():
         return (
-            f"{folder}: {name} holds values that are not finite, so the run has diverged; export "
-            "an earlier one with --iteration"
+            f"{folder}: {name} contains values that are not finite, so the run has diverged; "
+            "export an earlier one with --iteration"
         )
     return (
         f"--dtype: {name} has values up to {block.abs().max().item():g}, which {dtype} cannot "

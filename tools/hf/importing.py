@@ -21,7 +21,7 @@ from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
-from odm.json_data import fields, read_json
+from odm.json_data import counted, fields, read_json
 from tools.checkpoints.single_process import (
     all_or_nothing,
     step_folder_to_make,
@@ -239,7 +239,7 @@ def _vocabulary(
             "belongs to another model"
         )
     if vocab_size < rows:
-        say(f"{source}: {rows - vocab_size} padding rows of the embedding are left out")
+        say(f"{source}: {counted(rows - vocab_size, 'padding row')} of the embedding left out")
     fields = {"tokenizer_type": "HFTokenizer", "vocab_file": str(output / TOKENIZER_FILE)}
     return vocab_size, fields
 

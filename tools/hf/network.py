@@ -63,7 +63,7 @@ def true_vocab_size(reader: CheckpointReader) -> int:
     for name in EMBEDDING_NAMES:
         if parameter := reader.parameters.get(f"{name}.word_embeddings.weight"):
             return parameter.shape[0]
-    raise CheckpointError(f"{reader.folder}: holds no word embedding")
+    raise CheckpointError(f"{reader.folder}: contains no word embedding")
 
 
 def parameter_infos(shape: ModelShape) -> dict[str, ParameterInfo]:

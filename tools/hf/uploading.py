@@ -65,7 +65,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         if path.is_file():
             files["/".join(parts)] = path
     if not files:
-        raise UploadError(f"{folder}: holds no files to upload")
+        raise UploadError(f"{folder}: contains no files to upload")
     return files
 
 
@@ -100,7 +100,7 @@ def read_token(token_file: Path | None) -> str:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UploadError(f"--token_file: {token_file}: {reason}") from None
     if len(words) != 1:
-        raise UploadError(f"--token_file: {token_file}: must hold one token and nothing else")
+        raise UploadError(f"--token_file: {token_file}: must contain one token and nothing else")
     return words[0]
 
 

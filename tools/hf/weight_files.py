@@ -44,7 +44,9 @@ class WeightFiles:
         """One tensor as stored; of numbers with a point."""
         tensor = self._of_file(name, lambda file: file.get_tensor(name))
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{self.folder}: {name} holds {tensor.dtype}, which is no weight")
+            raise CheckpointError(
+                f"{self.folder}: {name} has the type {tensor.dtype}, which no weight has"
+            )
         return tensor
 
     def read_rows(self, name: str, first: int, end: int) -> Tensor:
@@ -77,7 +79,8 @@ class WeightFiles:
                 content = read_json(index, _INDEX, error=CheckpointError, what="index of weights")
                 return dict(content["weight_map"])
         raise CheckpointError(
-            f"{self.folder}: holds no weights; looked for {', '.join(KINDS)} and their index files"
+            f"{self.folder}: contains no weights; looked for {', '.join(KINDS)} and their index "
+            "files"
         )
 
     def _open(self, name: str) -> Any:
@@ -107,7 +110,7 @@ class _PickledTensors:
             TypeError: If it is not a mapping from names to tensors with a number for each element.
         """
         if not isinstance(content, Mapping):
-            raise TypeError(f"holds a {type(content).__name__}, not tensors by name")
+            raise TypeError(f"contains a {type(content).__name__}, not tensors by name")
         for name, tensor in content.items():
             if not isinstance(name, str) or not _is_whole(tensor):
                 raise TypeError(f"{shown(name)}: is no tensor with a number for each element")

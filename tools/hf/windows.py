@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import shown
+from odm.json_data import counted, shown
 
 __all__ = [
     "FULL",
@@ -71,7 +71,9 @@ def read_windows(config: Mapping[str, Any], width: int | None, positions: int) -
                 f"layer_types: {shown(kind)} is not supported; known: {FULL}, {SLIDING}"
             )
     if len(types) != layers:
-        raise ValueError(f"layer_types: has {len(types)} values, num_hidden_layers is {layers}")
+        raise ValueError(
+            f"layer_types: has {counted(len(types), 'value')}, num_hidden_layers is {layers}"
+        )
     if SLIDING not in types or (width is not None and width >= positions):
         return {}
     if width is None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron.checkpoint.neox.folder import NeoxFolder, is_shape, param_shapes
 from megatron.checkpoint.neox.torch_file import is_dense
 from megatron.errors import CheckpointError
+from odm.json_data import counted
 
 __all__ = ["OptimizerStates", "no_states"]
 
@@ -182,8 +183,8 @@ def _check_count(partition: Mapping[str, Any], num_files: int, path: Path, form:
     wrong = [number for number in counts if type(number) is int and number != num_files]
     if wrong:
         raise CheckpointError(
-            f"{path}: is one of {max(wrong)} partitions, but there are {num_files} files; "
-            f"copy them again{form.advice}"
+            f"{path}: is one of {counted(max(wrong), 'partition')}, but the folder has "
+            f"{num_files}; copy them again{form.advice}"
         )
 
 

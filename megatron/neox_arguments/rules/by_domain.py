@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..coerce import describe
@@ -13,6 +14,19 @@ NEEDS_NAMES = "needs named datasets; set use_named_train_datasets: true"
 
 REQUIRED = object()
 """In the place of a default: each domain must have a value."""
+
+
+def wrong_sum(weights: Collection[float]) -> str | None:
+    """What is wrong with the sum of weights that are finite and at least 0; None if nothing is.
+
+    The problem and what to do continue a message that begins with a plural, such as "the weights".
+    """
+    if not any(weights):
+        return "are all 0; give one of them a positive number"
+    if not sum(weights) < math.inf:
+        largest = max(weights)
+        return f"have a sum too large for a float, the largest is {largest:g}; make them smaller"
+    return None
 
 
 def by_domain(

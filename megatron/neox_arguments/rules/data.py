@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from megatron.data.splits import SPLITS
+from odm.json_data import counted
 from odm.methods import METHODS, Method
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting
-from .by_domain import NEEDS_NAMES
+from .by_domain import NEEDS_NAMES, wrong_sum
 from .domain_numbers import resolve_domain_numbers
 from .draft import Draft
 from .held_out import resolve_reward
@@ -155,13 +156,11 @@ def _weights(draft: Draft, name: str, paths: Sequence[str]) -> tuple[float, ...]
         draft.refuse(key, f"has no meaning with data_path; use {name}_data_paths")
     elif len(written) != len(paths):
         there = f"{name}_data_paths has {len(paths)}"
-        draft.refuse(key, f"has {len(written)} values, {there}; make them equal")
+        draft.refuse(key, f"has {counted(len(written), 'value')}, {there}; make them equal")
     elif not all(math.isfinite(weight) and weight >= 0 for weight in written):
         draft.refuse(key, f"must be finite and at least 0, got {written}")
-    elif not sum(written) > 0:
-        draft.refuse(key, "are all 0; give one of them a weight")
-    elif not sum(written) < math.inf:
-        draft.refuse(key, f"have a sum too large for a float, got {written}; make them smaller")
+    elif problem := wrong_sum(written):
+        draft.refuse(key, problem)
     return tuple(float(weight) for weight in written)
 
 
@@ -204,8 +203,10 @@ def _domains(draft: Draft, name: str, paths: Sequence[str]) -> tuple[str, ...]:
     key, given = f"{name}_data_paths", draft["data_domain_names"]
     if given is not None and (name == "train" or len(given) == len(paths)):
         if len(given) != len(paths):
-            there = f"{key} has {len(paths)} paths"
-            draft.refuse("data_domain_names", f"has {len(given)} names, {there}; make them equal")
+            there = f"{key} has {counted(len(paths), 'path')}"
+            draft.refuse(
+                "data_domain_names", f"has {counted(len(given), 'name')}, {there}; make them equal"
+            )
             return ()
         names, key = list(given), "data_domain_names"
     else:
@@ -221,7 +222,7 @@ def _check_names(draft: Draft, key: str, names: Sequence[str], paths: Sequence[s
     first: dict[str, str] = {}
     for domain, path in zip(names, paths, strict=True):
         if not domain and is_written:
-            draft.refuse(key, f"holds an empty name, for {path}; write one")
+            draft.refuse(key, f"contains an empty name, for {path}; write one")
         elif not domain:
             problem = f"{path!r} is in no folder that could name its domain; set data_domain_names"
             draft.issues.add(key, f"{key}: {problem}")

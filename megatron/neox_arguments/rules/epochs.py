@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.data.errors import DataError
 from megatron.data.shares import training_samples
+from odm.json_data import counted
 
 from ..bounds import LARGEST_WHOLE_NUMBER
 from ..purpose import Purpose
@@ -52,13 +53,13 @@ def count_iterations(draft: Draft, data: Data, batch: Batch) -> None:
         return
     iterations = epochs * samples // batch.train_batch_size
     if not 0 < iterations <= LARGEST_WHOLE_NUMBER:
-        what = "no whole batch" if iterations == 0 else f"{iterations} iterations"
-        counts = f"{samples} samples in batches of {batch.train_batch_size} are {what}"
+        what = "no whole batch" if iterations == 0 else counted(iterations, "iteration")
+        counts = f"{counted(samples, 'sample')} in batches of {batch.train_batch_size} are {what}"
         advice = "raise it or lower train_batch_size" if iterations == 0 else "lower it"
         draft.refuse(KEY, f"is {epochs}, but {counts}; {advice}")
         return
     draft.values["train_iters"] = iterations
     draft.notes.append(
-        f"{KEY} {epochs}: {iterations} iterations of {batch.train_batch_size} samples; an epoch "
-        f"is the {samples} samples of all training data"
+        f"{KEY} {epochs}: {counted(iterations, 'iteration')} of {batch.train_batch_size} samples; "
+        f"an epoch has the {counted(samples, 'sample')} of all training data"
     )

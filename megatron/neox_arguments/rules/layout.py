@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from odm.json_data import counted
+
 from ..purpose import Purpose
 from ..sections import Layout, Model
 from .draft import Draft
@@ -34,7 +36,7 @@ def _check_stages(draft: Draft, layout: Layout, steps: int) -> None:
     layers = draft["num_layers"] or stages
     if layers < stages:
         advice = f"set pipe_parallel_size to {layers} or less"
-        problem = f"{stages} stages cannot share {layers} layers (num_layers); {advice}"
+        problem = f"{stages} stages cannot share {counted(layers, 'layer')} (num_layers); {advice}"
         draft.refuse("pipe_parallel_size", problem)
     if layout.zero_stage > 1:
         draft.refuse(

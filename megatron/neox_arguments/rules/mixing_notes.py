@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from odm.json_data import counted
 from odm.methods import METHODS, Method, RewardSource
 
 from .draft import Draft
@@ -61,11 +62,13 @@ def note_late_updates(
             follows = f"{method} follows training losses" if facts.sees_both else None
             draft.notes.append(
                 f"data_sampling_heldout_interval {interval}: held-out losses are never measured in "
-                f"{total} iterations, so {follows or f'{method} never changes the weights'}"
+                f"{counted(total, 'iteration')}, so "
+                f"{follows or f'{method} never changes the weights'}"
             )
             return
         if not facts.sees_both:
-            needed, what = facts.first_estimate[1], f"measurements, one in {interval} iterations"
+            needed = facts.first_estimate[1]
+            what = f"measurements, one in {counted(interval, 'iteration')}"
             every = known = max(1, interval)
     known *= needed
     first = -(-max(warmup + 1, known) // every) * every
@@ -79,7 +82,9 @@ def note_late_updates(
         cause = f"data_sampling_warmup_steps {warmup}"
     decision = _decision(total)
     if first >= total:
-        draft.notes.append(f"{cause}: {method} never changes the weights in {total} iterations")
+        draft.notes.append(
+            f"{cause}: {method} never changes the weights in {counted(total, 'iteration')}"
+        )
     elif draft["data_sampling_guard"] and first >= decision:
         draft.notes.append(
             f"{cause}: data_sampling_guard keeps the initial weights, since it decides at "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
+from odm.json_data import counted
+
 from ..sections import Model
 from ..sections.model import MOST_LAYERS, GatedActivation, UnbuiltNorm
 from .attention import attention_reach, check_documents, check_relative_bias
@@ -108,7 +110,7 @@ def _attention_types(draft: Draft, layers: int) -> tuple[str, ...] | None:
             draft.issues.add(key, f"{key}: {name!r}: {reason}; use 'global', 'flash' or 'local'")
     if len(types) != layers:
         advice = "make them equal or write 'all'"
-        draft.refuse(key, f"gives {len(types)} layers, num_layers is {layers}; {advice}")
+        draft.refuse(key, f"gives {counted(len(types), 'layer')}, num_layers is {layers}; {advice}")
     return types
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..declarations import at_least, in_range
-from .by_domain import by_domain
+from .by_domain import by_domain, wrong_sum
 from .draft import Draft
 
 OBJECTIVE = "data_sampling_objective"
@@ -24,8 +23,6 @@ def resolve_objective(draft: Draft, domains: Sequence[str]) -> dict[str, Any]:
     section, weights = draft.typed(OBJECTIVE, draft[OBJECTIVE], _KINDS), None
     if written := section.get("weights"):
         weights = by_domain(draft, _WEIGHTS, written, domains, _NUMBER, default=1.0)
-        if weights and not any(weights):
-            draft.refuse(_WEIGHTS, "are all 0; give one of them a positive number")
-        elif weights and not sum(weights) < math.inf:
-            draft.refuse(_WEIGHTS, "have a sum too large for a float; make them smaller")
+        if weights and (problem := wrong_sum(weights)):
+            draft.refuse(_WEIGHTS, problem)
     return {"perplexity_share": section.get("perplexity", 0.5), "objective_weights": weights or ()}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from odm.json_data import counted
+
 from ..declarations import Bound, at_least, in_range
 from ..sections import Optimizer, Schedule
 from .draft import Draft
@@ -145,7 +147,7 @@ def _wsd_decay_iters(draft: Draft, schedule_iters: int, warmup_iters: float) -> 
     if iters is None:
         iters = max(round(schedule_iters * _within_bounds(fraction)), 1)
     if warmup_iters + iters > schedule_iters and max(fraction or 0, draft["warmup"]) <= 1:
-        both = f"the decay of {iters} iterations and the warm-up of {warmup_iters:g}"
+        both = f"the decay of {counted(iters, 'iteration')} and the warm-up of {warmup_iters:g}"
         schedule = f"the schedule of {schedule_iters} (lr_decay_iters)"
         draft.issues.add(key, f"{key}: {both} are longer than {schedule}; shorten one")
     return iters

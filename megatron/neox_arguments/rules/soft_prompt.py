@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from odm.json_data import counted
+
 from ..declarations import at_least, in_range
 from ..purpose import Purpose
 from ..sections.model import SoftPrompt
@@ -50,8 +52,8 @@ def _check_length(draft: Draft, length: int) -> None:
     if positions and text + length > positions:
         advice = f"set seq_length to {positions - length} or less" if positions > length else ""
         problem = (
-            f"{length} vectors and {text} tokens of text (seq_length) are more than "
-            f"max_position_embeddings {positions}; {advice or 'shorten the prompt'}"
+            f"{counted(length, 'vector')} and {counted(text, 'token')} of text (seq_length) are "
+            f"more than max_position_embeddings {positions}; {advice or 'shorten the prompt'}"
         )
         draft.refuse(f"{KEY}.num_tokens", problem)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from odm.json_data import counted
+
 from .. import hostfile
 from ..bounds import MOST_PROCESSES
 from ..errors import ConfigError, shown
@@ -121,8 +123,8 @@ def _add_batch_issue(draft: Draft, train: int, micro: int, steps: int, data_para
     else:
         divisor = max(d for d in range(1, data_parallel + 1) if train % d == 0)
         second = (
-            f"start {divisor} data-parallel processes with train_micro_batch_size_per_gpu: "
-            f"{train // divisor} and gradient_accumulation_steps: 1"
+            f"start {counted(divisor, 'data-parallel process', 'data-parallel processes')} with "
+            f"train_micro_batch_size_per_gpu: {train // divisor} and gradient_accumulation_steps: 1"
         )
     draft.refuse(
         "train_batch_size",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..errors import ConfigError, shown
 from ..parsing import parse_text
 from ..schema import read_text
 from ..sections import TrainWeighting
-from .by_domain import NEEDS_NAMES, by_domain
+from .by_domain import NEEDS_NAMES, by_domain, wrong_sum
 from .draft import Draft
 from .saved_run import saved_sections
 
@@ -168,6 +167,6 @@ def _point(
 def _weights(draft: Draft, given: Any, domains: Sequence[str], *, where: str) -> tuple[float, ...]:
     """One weight per domain from a section ``domain: weight``."""
     weights = by_domain(draft, KEY, given, domains, (float, at_least(0)), where=where)
-    if weights and not 0 < sum(weights) < math.inf:
-        draft.issues.add(KEY, f"{where}: the weights are all 0 or too large; change one")
+    if weights and (problem := wrong_sum(weights)):
+        draft.issues.add(KEY, f"{where}: the weights {problem}")
     return weights or (1.0,) * len(domains)

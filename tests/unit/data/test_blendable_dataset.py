@@ -61,10 +61,10 @@ def test_a_small_dataset_with_a_large_weight_repeats():
 @pytest.mark.parametrize(
     ("lengths", "weights", "message"),
     [
-        ((1, 2), [1], "2 data sets and 1 weights"),
-        ((), [], "0 data sets"),
-        ((1, 2), [0, 0], "not all 0"),
-        ((1, 2), [1e308, 1e308], "as their sum"),
+        ((1, 2), [1], "expected 2 weights"),
+        ((), [], "all weights are 0"),
+        ((1, 2), [0, 0], "all weights are 0"),
+        ((1, 2), [1e308, 1e308], "sum is too large"),
         ((1, 2), [-1, 2], "not negative"),
         ((1, 2), [1, float("nan")], "finite"),
         ((1, 0), [1, 1], "data set 1 is empty"),

@@ -189,7 +189,7 @@ def test_unusable_settings_are_refused(make, message):
     [
         (["a", "x"], [1.0, 2.0], "unknown domain 'x', known: a, b, c"),
         (["a", "a"], [1.0, 2.0], "'a' is given twice"),
-        (["a"], [1.0, 2.0], "1 names for 2 rewards"),
+        (["a"], [1.0, 2.0], "1 name for 2 rewards"),
         (["a"], [math.nan], "loss of 'a' at iteration 9 is nan"),
         (["a"], [math.inf], "loss of 'a' at iteration 9 is inf"),
     ],

@@ -441,7 +441,7 @@ def test_a_part_of_a_split_too_short_to_evaluate_is_left_out_aloud(
     config = make_config(data_path=str(tmp_path / "wiki/all"), split="98,1,1")
     with caplog.at_level(logging.WARNING):
         assert build(config, "valid") is None
-    assert f"the valid part 1 documents with {size} tokens" in caplog.text
+    assert f"the valid part 1 document with {size} tokens" in caplog.text
 
 
 def test_a_part_that_gets_no_document_is_left_out_aloud_if_one_was_asked_for(

@@ -158,17 +158,21 @@ def set_bytes(position, value):
 @pytest.mark.parametrize(
     ("suffix", "change", "message"),
     [
-        (".bin", lambda c: c[:-2], "6 tokens of uint16 need 12 bytes, found 10; .* truncated"),
-        (".bin", lambda c: c + b"xx", "need 12 bytes, found 14; .* longer than its index"),
-        (".idx", lambda c: c[:-1], "3 items and 4 document indices need 102 bytes, found 101"),
-        (".idx", lambda c: c + b"x", "need 102 bytes, found 103"),
+        (
+            ".bin",
+            lambda c: c[:-2],
+            "12 bytes for 6 tokens of uint16, found 10; .* truncated",
+        ),
+        (".bin", lambda c: c + b"xx", "12 bytes for 6 .*, found 14; .* longer than its index"),
+        (".idx", lambda c: c[:-1], "102 bytes for 3 items and 4 document indices, found 101"),
+        (".idx", lambda c: c + b"x", "102 bytes .*, found 103"),
         (".idx", lambda c: c[:20], "header needs 34 bytes, found 20; .* truncated"),
         (".idx", lambda c: b"PK\x03\x04" + c, "not an index of tokenized data"),
         (".idx", lambda c: b"", "not an index of tokenized data"),
         (".idx", lambda c: b"TNTIDX\0\0" + c, "legacy TNTIDX .* --dataset-impl mmap"),
         (".idx", set_bytes(9, b"\x02"), "version 2, only version 1"),
         (".idx", set_bytes(17, b"\x09"), "unknown dtype code 9"),
-        (".idx", set_bytes(17, b"\x04"), "6 tokens of int32 need 24 bytes, found 12"),
+        (".idx", set_bytes(17, b"\x04"), "24 bytes for 6 tokens of int32, found 12"),
         (".idx", set_bytes(34, struct.pack("<i", -3)), "item 0 has a negative size, -3"),
         (".idx", set_bytes(34, struct.pack("<2i", 1, 3)), "item 1 points to byte 6, .* byte 2;"),
         (".idx", set_bytes(54, struct.pack("<q", 600)), "item 1 points to byte 600"),
@@ -199,8 +203,8 @@ def test_a_glance_at_the_header_counts_the_tokens(write_dataset, tmp_path, docum
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c[:-1], "3 items need 12 bytes, found 11; the file is truncated"),
-        (lambda c: c + b"x", "3 items need 12 bytes, found 13; the file is longer than its index"),
+        (lambda c: c[:-1], "must have 12 bytes for 3 items, found 11; the file is truncated"),
+        (lambda c: c + b"x", "must have 12 bytes for 3 items, found 13; the file is longer"),
     ],
 )
 def test_a_glance_sees_tokens_that_are_missing_or_too_many(

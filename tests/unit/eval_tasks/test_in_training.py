@@ -100,7 +100,8 @@ def test_a_finished_run_asks_again_only_what_its_log_does_not_hold(monkeypatch, 
     tasks: Any = {"tasks": {"piqa": None, "arc": None}}
     logger: Any = Said()
     log = {"tasks": {"iteration": 5, "results": measured}} if measured else {}
-    hook = TaskEvaluationHook(nothing, nothing, nothing, tasks, logger, measured=log)
+    config: Any = SimpleNamespace(evaluation=SimpleNamespace(tasks_interval=2))
+    hook = TaskEvaluationHook(nothing, config, nothing, tasks, logger, measured=log)
     hook.at_end(TrainState(step=5))
     assert asked == ([5] if runs else [])
     assert len(logger.lines) == (0 if runs else 1)

@@ -105,8 +105,8 @@ def test_a_line_that_names_no_machine_is_refused_with_its_place(tmp_path, line, 
 @pytest.mark.parametrize(
     ("hostfile", "keys", "message"),
     [
-        (TWO, {"include": "beta:0", "num_gpus": 2}, "num_gpus is 2, host 'beta' has 1 slots after"),
-        (TWO, {"exclude": "beta", "num_nodes": 2}, "num_nodes is 2, there are 1 hosts after excl"),
+        (TWO, {"include": "beta:0", "num_gpus": 2}, "num_gpus is 2, host 'beta' has 1 slot after"),
+        (TWO, {"exclude": "beta", "num_nodes": 2}, "num_nodes is 2, the run has 1 host after excl"),
         (TWO, {"exclude": "alpha@beta"}, "exclude leaves no slot"),
         (TWO, {"exclude": "-alpha"}, "exclude names host '-alpha'; known hosts: alpha, beta"),
         (NAMED, {"include": "root@beta"}, "include names host 'root'; known hosts: root@alpha"),

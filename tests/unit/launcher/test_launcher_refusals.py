@@ -48,7 +48,7 @@ def test_an_impossible_number_of_processes_is_refused_with_and_without_a_hostfil
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_nodes", 3, "num_nodes is 3, there are 2 hosts; lower it"),
+        ("num_nodes", 3, "num_nodes is 3, the run has 2 hosts; lower it"),
         ("include", "gamma", "include names host 'gamma'; known hosts: alpha, beta"),
     ],
 )

@@ -94,7 +94,7 @@ BROKEN_DATA = {
     "no .bin": (lambda d: (d / "train/a/text.bin").unlink(), "text.bin: no such file"),
     "torn .idx": (lambda d: cut(d, "text.idx", 60), "truncated or damaged"),
     "empty .idx": (lambda d: cut(d, "text.idx", 0), "not an index"),
-    "torn .bin": (lambda d: cut(d, "text.bin", 100), "need 128 bytes, found 100"),
+    "torn .bin": (lambda d: cut(d, "text.bin", 100), "must have 128 bytes for"),
     "other file": (lambda d: (d / "train/a/text.idx").write_text("x" * 90), "not an index"),
     "torn sidecar": (lambda d: (d / "train/a/text.meta.json").write_text("{"), "meta.json"),
 }
@@ -182,7 +182,7 @@ def test_an_id_beyond_the_vocabulary_is_named(values, largest, tokens, is_refuse
         ({"load": "run", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 3"),
         ({"load": "neox/global_step10"}, "load", "checkpoint of GPT-NeoX"),
         ({"load": "neox", "iteration": 4}, "load", "no checkpoint of iteration 4; found: 10"),
-        ({"save": "run", "checkpoint_factor": 1}, "save", "holds 1 checkpoints"),
+        ({"save": "run", "checkpoint_factor": 1}, "save", "contains 1 checkpoint, which"),
         ({"finetune": True}, "finetune", "set load"),
         ({"iteration": 3}, "iteration", "set load"),
     ],
@@ -241,6 +241,14 @@ def test_a_program_that_reads_needs_a_checkpoint_and_no_folder(values):
         ("evaluate.py", {"eval_domains": ["b"]}, "eval_domains", "b is neither"),
         ("evaluate.py", {"eval_domains": ["a", "b=no"]}, "eval_domains", "b=no is neither"),
         ("evaluate.py", {"eval_results_prefix": "mine.py/x"}, "eval_results_prefix", "mine.py"),
+        ("evaluate.py", {"eval_tasks": ["no/such.yaml"]}, "eval_tasks", "no task file no/such"),
+        ("evaluate.py", {"eval_tasks": ["nope_task"]}, "eval_tasks", "no task 'nope_task'"),
+        (
+            "evaluate.py",
+            {"eval_tasks": ["piqa"], "eval_task_paths": ["no"]},
+            "eval_task_paths",
+            "no folder no",
+        ),
         (
             "evaluate.py",
             {"valid_data_paths": None, "test_data_paths": None},
@@ -263,6 +271,8 @@ def test_files_of_a_program_that_reads_are_named(values, tmp_path, script, chang
         ("generate.py", {"text_gen_type": "unconditional", "sample_input_file": "no.txt"}),
         ("evaluate.py", {"eval_domains": ["a", "b=train/a/text", "train/a/text.idx", "train"]}),
         ("evaluate.py", {"eval_results_prefix": "new/folder/x"}),
+        ("evaluate.py", {"eval_tasks": ["piqa", "mmlu_*"]}),
+        ("train.py", {"eval_tasks": ["nope_task"]}),
     ],
 )
 def test_files_that_a_program_can_read_and_write_are_no_problem(values, tmp_path, script, changes):

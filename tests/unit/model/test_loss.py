@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron.model import loss as loss_module
+from megatron.model import scoring
 from megatron.model.loss import (
     VocabularyPart,
     chunked_cross_entropy,
@@ -150,11 +151,29 @@ def test_losses_without_gradients_are_the_same_numbers():
     )
 
 
+def test_losses_and_scores_without_gradients_take_the_chunks_of_their_device(monkeypatch):
+    monkeypatch.setattr(loss_chunks, "GPU_CHUNK_BYTES", 4 * ROWS * 16)
+    chunks = []
+
+    def recorded(rows, weight):
+        chunks.append(len(rows))
+        return rows @ weight.t()
+
+    monkeypatch.setattr(loss_module, "product", recorded)
+    monkeypatch.setattr(scoring, "product", recorded)
+    hidden = torch.empty(TOKENS, HIDDEN, device="meta")
+    weight = torch.empty(ROWS, HIDDEN, device="meta")
+    labels = torch.empty(TOKENS, dtype=torch.int64, device="meta")
+    token_losses(hidden, weight, labels, PART)
+    scoring.score_targets(hidden, weight, labels, part=PART)
+    assert chunks == [16, 16, 16, 2] * 2
+
+
 def test_a_chunk_of_logits_stays_below_its_size_limit(monkeypatch):
     monkeypatch.setattr(loss_chunks, "CHUNK_BYTES", 1 << 20)
-    assert loss_chunks.chunk_tokens(1024) == 256
-    assert loss_chunks.chunk_tokens(700) == 256
-    assert loss_chunks.chunk_tokens(3000) == 64
+    assert loss_chunks.chunk_tokens(1024, "cpu") == 256
+    assert loss_chunks.chunk_tokens(700, "cpu") == 256
+    assert loss_chunks.chunk_tokens(3000, "cpu") == 64
     monkeypatch.setattr(loss_chunks, "GPU_CHUNK_BYTES", 4 << 20)
     assert loss_chunks.chunk_tokens(1024, "gpu") == 1024
 

@@ -24,7 +24,7 @@ def logits_and_targets(dtype=torch.float32, *, positions=7, vocab=50, padded=64)
     [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 1e-5)],
 )
 def test_scores_are_those_of_a_softmax_over_the_true_vocabulary(dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(loss_chunks, "chunk_tokens", lambda rows: 3)  # several chunks
+    monkeypatch.setattr(loss_chunks, "chunk_tokens", lambda rows, device: 3)  # several chunks
     hidden, weight, targets, counts = logits_and_targets(dtype)
     nll, is_greedy = score_targets(
         hidden, weight, targets, part=VocabularyPart(0, 50), counts=counts

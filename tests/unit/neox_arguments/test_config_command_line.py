@@ -58,10 +58,12 @@ def test_a_link_that_leads_to_no_file_is_named(folder):
             NeoXArgs.consume_deepy_args(["train.py", "-d", str(folder), name])
 
 
-@pytest.mark.parametrize("flag", ["-i", "-o", "-d", "-H"])
-def test_an_empty_path_is_refused(folder, flag):
-    with pytest.raises(ConfigError, match="is empty, as an unset variable leaves it"):
-        NeoXArgs.consume_deepy_args(["train.py", "model", "data", flag, ""])
+@pytest.mark.parametrize("words", [["-i", ""], ["-o", ""], ["-d", ""], ["-H", " "], [""]])
+def test_an_empty_path_is_refused(folder, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        NeoXArgs.consume_deepy_args(["train.py", "model", "data", *words])
+    assert caught.value.code == 2
+    assert "is empty, as an unset variable leaves it" in capsys.readouterr().err
 
 
 def test_a_file_that_is_given_as_the_folder_is_named_for_what_it_is(folder):

@@ -188,7 +188,7 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**PATHS, "train_data_weights": [1]},
-            "train_data_weights has 1 values, train_data_paths has 2; make them equal",
+            "train_data_weights has 1 value, train_data_paths has 2; make them equal",
         ),
         (
             {**PATHS, "train_data_weights": [1, -1]},
@@ -196,11 +196,11 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**PATHS, "valid_data_weights": [0, 0]},
-            "valid_data_weights are all 0; give one of them a weight",
+            "valid_data_weights are all 0; give one of them a positive number",
         ),
         (
             {**PATHS, "train_data_weights": [1e308, 1e308]},
-            "train_data_weights have a sum too large for a float, got [1e+308, 1e+308]; make them "
+            "train_data_weights have a sum too large for a float, the largest is 1e+308; make them "
             "smaller",
         ),
         (
@@ -223,7 +223,7 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**NAMED, "data_domain_names": ["a"]},
-            "data_domain_names has 1 names, train_data_paths has 2 paths; make them equal",
+            "data_domain_names has 1 name, train_data_paths has 2 paths; make them equal",
         ),
         (
             {"data_path": "x", "use_named_train_datasets": True},
@@ -253,7 +253,7 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**NAMED, "data_domain_names": ["a", ""]},
-            "data_domain_names holds an empty name, for d/train/code/text; write one",
+            "data_domain_names contains an empty name, for d/train/code/text; write one",
         ),
         (
             {**MIXED, "data_sampling_warmup_steps": -1},
@@ -298,7 +298,8 @@ def test_no_method_and_static_are_the_same(make_config):
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": {"wiki": 1e308, "code": 1e308}}},
-            "data_sampling_objective.weights have a sum too large for a float; make them smaller",
+            "data_sampling_objective.weights have a sum too large for a float, the largest is "
+            "1e+308; make them smaller",
         ),
         (
             {**CURVE, "data_sampling_objective": {"weights": [1, 2]}},

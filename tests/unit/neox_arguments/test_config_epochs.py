@@ -48,7 +48,7 @@ def test_an_epoch_is_the_samples_of_all_domains(tmp_path, epochs, batch, iterati
     config = resolved(tmp_path, train_epochs=epochs, train_micro_batch_size_per_gpu=batch)
     assert config.schedule.train_iters == iterations
     assert config.schedule.train_epochs == epochs
-    assert any(f"{iterations} iterations" in note and "12 samples" in note for note in config.notes)
+    assert any(f"{iterations} iteration" in note and "12 samples" in note for note in config.notes)
 
 
 def test_schedules_have_the_counted_length(tmp_path):

@@ -274,9 +274,7 @@ def test_a_folder_or_nothing_instead_of_a_file_is_told(tmp_path):
     assert messages(find_file, str(tmp_path)) == [
         f"{tmp_path}: is a folder; name a file in it, or pass -d {tmp_path} and a name"
     ]
-    assert messages(find_file, "") == [
-        "the command line: the name of a configuration file is empty; write one"
-    ]
+    assert messages(find_file, "") == [".: is a folder; name a file in it, or pass -d . and a name"]
     (message,) = messages(find_file, "x" * 5000)
     assert message.endswith("x: no such configuration file; check its name and --conf_dir")
     assert len(message) < 300

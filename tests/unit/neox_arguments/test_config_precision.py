@@ -143,7 +143,7 @@ def test_offloading_of_either_kind_is_refused(problems):
         ({"allgather_bucket_size": 0.5}, "allgather_bucket_size must be a whole number"),
         ({"overlap_comm": 1}, "overlap_comm must be true or false, got 1"),
         ({"stage3_max_live_parameters": -1}, "must be a whole number, at least 0"),
-        ({"stage3_max_live_parameters": float("inf")}, "holds inf; write a finite number"),
+        ({"stage3_max_live_parameters": float("inf")}, "contains inf; write a finite number"),
         ({"offload_optimizer": True}, "offloading to the CPU or NVMe is not part of this version"),
         ({"offload_param": "cpu"}, "offloading to the CPU or NVMe is not part of this version"),
     ],
@@ -183,7 +183,7 @@ def test_numbers_of_the_loss_scale_are_finite(problem, value):
     assert message.endswith(
         "must be a number, at least 0, got True"
         if value is True
-        else f"holds {value}; write a finite number"
+        else f"contains {value}; write a finite number"
     )
 
 

@@ -169,8 +169,8 @@ def test_a_missing_hostfile_is_noted(make_config):
         ("a slots=1\n", {"include": "a:x"}, "include must look like 'host1@host2:0,2', got 'a:x'"),
         ("a slots=1\n", {"include": "a", "exclude": "a"}, "include and exclude are both set"),
         ("a slots=1\n", {"exclude": "a"}, "exclude leaves no slot to run on"),
-        ("a slots=1\n", {"num_nodes": 2}, "num_nodes is 2, there are 1 hosts"),
-        ("a slots=1\n", {"num_gpus": 2}, "num_gpus is 2, host 'a' has 1 slots"),
+        ("a slots=1\n", {"num_nodes": 2}, "num_nodes is 2, the run has 1 host"),
+        ("a slots=1\n", {"num_gpus": 2}, "num_gpus is 2, host 'a' has 1 slot"),
     ],
 )
 def test_a_wrong_hostfile_or_filter_is_refused(problem, write, text, keys, expected):

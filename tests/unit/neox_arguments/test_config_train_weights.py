@@ -80,7 +80,8 @@ def test_what_a_file_says_of_its_origin_is_in_the_resolved_configuration(make_co
         ("{a: 1, b: 2, c: 3, d: 4}", "w.yml names domain 'd'"),
         ("{a: 1, b: 2, c: -3}", "w.yml.c must be a number, at least 0, got -3"),
         ("{a: 1, b: 2, c: null}", "w.yml has no value for domain 'c'"),
-        ("{a: 0, b: 0, c: 0}", "w.yml: the weights are all 0"),
+        ("{a: 0, b: 0, c: 0}", "w.yml: the weights are all 0; give one of them a positive number"),
+        ("{a: 1e308, b: 1e308, c: 0}", "w.yml: the weights have a sum too large for a float"),
         ("[1, 2, 3]", "w.yml:1: must be a section"),
     ],
 )

@@ -191,7 +191,7 @@ def test_a_slope_that_differs_by_chance_becomes_the_common_one():
         ({"max_ratio": 1.0}, r"max_ratio must be a number in \(1, 1000\], got 1.0"),
         ({"exponent": 0.0}, r"exponent must be a number in \(0, 1\], got 0.0"),
         ({"anchor": "natural"}, "anchor must be initial, uniform or one number per domain"),
-        ({"objective_weights": (0.0, 0.0)}, "objective_weights: all 2 weights are 0"),
+        ({"objective_weights": (0.0, 0.0)}, "objective_weights: all weights are 0"),
         ({"objective_weights": (1.0, -1.0)}, "objective_weights: must be finite and not neg"),
     ],
 )

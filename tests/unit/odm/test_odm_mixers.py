@@ -293,7 +293,7 @@ def test_a_name_cannot_be_registered_twice():
         (["a", "a"], [1, 1], "'a' is named twice"),
         (["a", "b"], [1], "expected 2 weights"),
         (["a", "b"], [1, -1], "finite and not negative"),
-        (["a", "b"], [0, 0], "all 2 weights are 0"),
+        (["a", "b"], [0, 0], "all weights are 0"),
         ("ab", [1, 1], "must be a list of names, .*, got 'ab'"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_iterable_dataset_refuses_worker_processes():
 
 
 def test_empty_and_missing_datasets_are_refused():
-    with pytest.raises(ValueError, match="1 datasets for 2 domains"):
+    with pytest.raises(ValueError, match="1 dataset for 2 domains"):
         MixtureBatchSampler(controller(), [5], batch_size=4, num_steps=1)
     with pytest.raises(ValueError, match="dataset of domain 'high' is empty"):
         MixtureBatchSampler(controller(), [5, 0], batch_size=4, num_steps=1)

@@ -80,7 +80,7 @@ def test_what_is_no_stream_behind_a_stream_is_an_error(tmp_path, suffix, rest):
 def test_an_xz_file_with_a_wrong_number_of_zeros_is_damaged(tmp_path, zeros):
     path = tmp_path / "corpus.jsonl.xz"
     path.write_bytes(lzma.compress(FIRST) + bytes(zeros))
-    with pytest.raises(DocumentError, match=f"{zeros} zeros behind compressed stream 1"):
+    with pytest.raises(DocumentError, match=f"{zeros} zeros? behind compressed stream 1"):
         texts_of(path)
 
 
@@ -155,8 +155,8 @@ def test_a_link_in_an_archive_is_told_and_counted(tmp_path, kind):
     assert list(reader) == []
     kinds, links = reader.left_out.lines()
     assert "1 without extension" in kinds
-    assert links.startswith("left out 1 links in archives, which are not followed")
-    assert links.endswith(f"; the first: {path}!link.jsonl")
+    assert links.startswith("left out links in archives, which are not followed")
+    assert links.endswith(f": 1; the first: {path}!link.jsonl")
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path):

@@ -61,7 +61,9 @@ def test_hidden_files_are_left_out_and_counted(folder, tmp_path, capsys):
     capsys.readouterr()
     train(folder, tmp_path / "two.json", "-v", "290")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    assert capsys.readouterr().err.splitlines()[-1].startswith("left out 3 hidden files")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("left out hidden files")
+    assert ": 3; the first" in line
 
 
 def test_an_empty_output_path_writes_nothing(folder, tmp_path, monkeypatch):

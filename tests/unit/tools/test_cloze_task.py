@@ -56,7 +56,7 @@ def test_hidden_files_are_no_domains(tmp_path, capsys):
     sizes = ["--context-bytes", "20", "--ending-bytes", "10"]
     assert main([str(tmp_path), "-o", str(tmp_path / "tasks"), *sizes]) == 0
     said = capsys.readouterr()
-    assert "from 1 domains" in said.out
+    assert "from 1 domain" in said.out
     assert f"left out 2 hidden files of {tmp_path}" in said.err
 
 
@@ -124,7 +124,7 @@ def test_the_command_writes_a_task_that_names_its_data(tmp_path, capsys):
     [
         (None, [], "there is no <domain>.jsonl here"),
         ('{"words": 1}\n', [], "a.jsonl:1: no key 'text'"),
-        ('{"text": "short"}\n', [], "no question from 1 documents"),
+        ('{"text": "short"}\n', [], "no question from 1 document;"),
         ('{"text": "short"}\n', ["--ending-bytes", "0"], "--ending-bytes: must be at least 1"),
     ],
 )

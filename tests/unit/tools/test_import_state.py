@@ -96,14 +96,17 @@ class Runs:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: [1, 2], "holds a list, not tensors by name"),
+        (lambda w: [1, 2], "contains a list, not tensors by name"),
         (lambda w: {"state_dict": w}, "'state_dict': is no tensor"),
         (lambda w: {**w, 5: w["embed_out.weight"]}, "5: is no tensor"),
         (lambda w: {**w, "x": torch.zeros(1).expand(2**40)}, "'x': is no tensor with a number for"),
         (lambda w: {**w, "x": torch.eye(3).to_sparse()}, "'x': is no tensor"),
         (lambda w: {**w, "x": torch.zeros(3, device="meta")}, "'x': is no tensor"),
         (lambda w: {**w, "x": Runs()}, r"pytorch_model\.bin: cannot be read"),
-        (lambda w: {**w, "embed_out.weight": w["embed_out.weight"].int()}, "holds torch.int32"),
+        (
+            lambda w: {**w, "embed_out.weight": w["embed_out.weight"].int()},
+            "the type torch.int32",
+        ),
     ],
 )
 def test_a_pickle_holds_tensors_by_name_and_nothing_else(

@@ -15,12 +15,16 @@ from tools import (
     freeze_mixture,
     import_mixture,
     inspect_checkpoint,
+    merge_datasets,
     plot_mixture,
+    preprocess_data,
     reshard_checkpoint,
     upload,
 )
 from tools.checkpoints import import_neox
 from tools.ckpts.doors import DOORS
+
+PREPROCESS = ["--tokenizer-type", "CharLevelTokenizer"]
 
 COMMANDS: list[tuple[Callable[[Sequence[str]], Any], list[str]]] = [
     (convert_from_hf.main, ["--input_dir", "", "--output_dir", "run"]),
@@ -44,7 +48,15 @@ COMMANDS: list[tuple[Callable[[Sequence[str]], Any], list[str]]] = [
     (freeze_mixture.main, [""]),
     (import_mixture.main, ["", "-o", "weights.yml"]),
     (import_mixture.main, ["mixture.json", "-o", ""]),
+    (merge_datasets.main, ["--input", "", "--output-prefix", "all"]),
+    (merge_datasets.main, ["--input", "part", "--output-prefix", ""]),
     (plot_mixture.main, [""]),
+    (preprocess_data.main, [*PREPROCESS, "--input", "", "--output-prefix", "data"]),
+    (preprocess_data.main, [*PREPROCESS, "--input", "a.txt", "--output-prefix", ""]),
+    (
+        preprocess_data.main,
+        [*PREPROCESS, "--input", "a.txt", "--output-prefix", "data", "--vocab-file", ""],
+    ),
     (DOORS["convert_hf_llama_to_neox.py"], ["--model", "hf", "--model_path", ""]),
     (DOORS["convert_hf_to_sequential.py"], ["--hf-model-name", ""]),
     (DOORS["inspect_checkpoints.py"], [""]),
@@ -58,5 +70,5 @@ def test_an_empty_path_is_not_the_working_folder(main, words, tmp_path, monkeypa
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert "is empty; give a name" in capsys.readouterr().err
+    assert "is empty, as an unset variable leaves it" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

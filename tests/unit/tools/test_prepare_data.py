@@ -198,7 +198,7 @@ def test_other_names_of_the_validation_split_are_understood(tmp_path, name, caps
     assert documents["valid"] == [f"{name} sentence number {number}" for number in range(5)]
     assert len(documents["train"]) == len(documents["test"]) == 5
     said = capsys.readouterr().err.splitlines()[-2]
-    assert f"left out 1 files and folders in none of train, {name}, test; the first: " in said
+    assert f"left out files and folders in none of train, {name}, test: 1; the first: " in said
     assert said.endswith("/extra")
 
 
@@ -243,8 +243,8 @@ def test_what_is_dropped_as_duplicate_or_empty_is_counted(tmp_path, capsys):
     assert domains_of(prepare("local", tmp_path / "data", "-i", tmp_path / "in")) == ["a"]
     said = capsys.readouterr().err
     assert "a: 40 documents, 0.00 MB; 3 duplicates, 1 empty left out\n" in said
-    assert "left out b: all of its 40 documents are duplicates of text gathered before\n" in said
-    assert "left out c: all of its 41 documents are duplicates of text gathered before or" in said
+    assert "left out b: all documents (40) are duplicates of text gathered before\n" in said
+    assert "left out c: all documents (41) are duplicates of text gathered before or" in said
 
 
 def test_skipped_records_are_counted_and_told_again_when_the_text_is_kept(tmp_path, capsys):
@@ -269,7 +269,7 @@ def test_records_that_were_skipped_before_a_domain_was_full_are_counted(tmp_path
     write_jsonl(tmp_path / "in/a.jsonl", records)
     arguments = ("--on-error", "skip", "--max-domain-mb", "0.0005")
     prepare("local", tmp_path / "data", "-i", tmp_path / "in", *arguments)
-    assert "a: 1 unusable records skipped\n" in capsys.readouterr().err
+    assert "a: 1 unusable record skipped\n" in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_summed_in_the_last_lines_of_every_run(two_domains, tmp_path, capsys):
@@ -277,13 +277,15 @@ def test_what_is_left_out_is_summed_in_the_last_lines_of_every_run(two_domains, 
     for name in (*left_out, "__MACOSX/._news.jsonl", "notes.md"):
         (two_domains / name).parent.mkdir(exist_ok=True)
         (two_domains / name).write_text("x")
-    told = ["4 files", "3 hidden files and folders", "1 single documents beside the domains"]
+    told = ["4 files", "hidden files and folders", "single documents beside the domains"]
+    counts = ["(the first: ", "): 3; the first: ", "): 1; the first: "]
     for _ in range(2):  # gathered, then kept
         settings = prepare("local", tmp_path / "data", "-i", two_domains)
         assert domains_of(settings) == ["code", "news"]
         *said, ready = capsys.readouterr().err.splitlines()[-4:]
-        for line, begin in zip(said, told, strict=True):
+        for line, begin, count in zip(said, told, counts, strict=True):
             assert line.startswith(f"left out {begin}")
+            assert count in line
         kinds = ": 2 .pdf, 1 .png, 1 without extension "
         assert f"{kinds}(the first: {two_domains}/README)" in said[0]
         assert ready.startswith("ready: ")

@@ -153,7 +153,7 @@ def test_a_malformed_line_is_skipped_on_request_and_said_aloud(tmp_path, capsys)
     said = capsys.readouterr().err
     assert documents(tmp_path / "out_text_document") == [[97], [98]]
     assert "corpus.jsonl:2: the value of 'text' is not text but a number" in said
-    assert "1 records skipped, 2 read" in said
+    assert "1 record skipped, 2 read" in said
 
 
 def test_text_that_gives_no_token_is_no_document(tmp_path):
@@ -196,7 +196,8 @@ def test_the_last_lines_count_what_was_left_out(tmp_path, capsys):
     *_, kinds, hidden = capsys.readouterr().err.splitlines()
     assert kinds.startswith("left out 3 files")
     assert ": 2 .pdf, 1 without extension (" in kinds
-    assert hidden.startswith("left out 1 hidden files and folders")
+    assert hidden.startswith("left out hidden files and folders")
+    assert ": 1; the first" in hidden
     assert documents(tmp_path / "out_text_document") == [[97]]
 
 
@@ -205,7 +206,7 @@ def test_where_nothing_is_left_to_read_it_is_said_what_was_not_read(tmp_path, ca
         archive.writestr("__MACOSX/a.jsonl", '{"text": "a"}')
     with pytest.raises(DocumentError, match="no document has any token"):
         tokenize(tmp_path / "a.zip", tmp_path / "out")
-    assert "left out 1 hidden files and folders" in capsys.readouterr().err
+    assert "left out hidden files and folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("column", [[], ["--text-key", "body"], ["--jsonl-keys", "id", "body"]])

@@ -262,7 +262,7 @@ def test_the_token_of_a_file_is_used_and_never_shown(model, tmp_path, capsys, mo
         assert "config.json" in hub.files
     file.write_text(f"{TOKEN} {TOKEN}")
     assert refusal(arguments, capsys) == (
-        f"--token_file: {file}: must hold one token and nothing else\n"
+        f"--token_file: {file}: must contain one token and nothing else\n"
     )
     file.unlink()
     assert refusal(arguments, capsys) == f"--token_file: {file}: No such file or directory\n"

@@ -170,7 +170,7 @@ def fields_of(network: Network, tokenizer_file: Path) -> dict[str, Any]:
 
 
 def write_network(folder: Path, fields: dict[str, Any]) -> Path:
-    """Writes a run whose checkpoint holds `far_from_start`; returns the checkpoint."""
+    """Writes a run whose checkpoint contains `far_from_start`; returns the checkpoint."""
     shape = network_shape(fields)
     weights = far_from_start(shape)
     return write_model_checkpoint(

@@ -1,4 +1,4 @@
-"""Paths on the command lines of the tools."""
+"""Paths on the command lines of the programs and of the tools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 __all__ = ["not_empty", "path_argument"]
+
+_EMPTY = "is empty, as an unset variable leaves it; give a name (. is the working folder)"
 
 
 def not_empty(text: str) -> str:
@@ -18,7 +20,7 @@ def not_empty(text: str) -> str:
         argparse.ArgumentTypeError: If the word is empty.
     """
     if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; give a name, or . for the working folder")
+        raise argparse.ArgumentTypeError(_EMPTY)
     return text
 
 
