@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,25 +59,26 @@ def evaluate_checkpoint(config: RunConfig) -> dict[str, Any]:
     parts = evaluation_parts(config)
     tasks = load_tasks(config) if config.evaluation.tasks else None
     loaded = open_checkpoint(config, make_topology(config, for_training=False))
-    logger = RunLogger(config, dist.get_rank(), keeps_log=_is_log_of_the_model(config))
-    logger.join()
-    printer = RunLogger(config, dist.get_rank(), keeps_log=False)
-    report: dict[str, Any] = {"iteration": loaded.iteration}
-    # training logs all its held-out data itself; results on part of them must not replace these
-    report.update(evaluate_parts(loaded, [p for p in parts if p.is_configured], printer))
-    report.update(evaluate_parts(loaded, [p for p in parts if not p.is_configured], logger))
-    if tasks is not None:
-        report.update(run_tasks(make_adapter(loaded, config), config, tasks))
-        if report["results"]:
-            logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
-    if is_first:
-        moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
-        num_fewshot = config.evaluation.num_fewshot if tasks is not None else None
-        path = results_path(config.evaluation.results_prefix, moment, num_fewshot=num_fewshot)
-        path = unused_path(path)  # another evaluation may have ended in the same second
-        write_report(path, report)
-        logger.say(f"results in {path}")
-    logger.close()
+    with closing(
+        RunLogger(config, dist.get_rank(), keeps_log=_is_log_of_the_model(config))
+    ) as logger:
+        logger.join()
+        printer = RunLogger(config, dist.get_rank(), keeps_log=False)
+        report: dict[str, Any] = {"iteration": loaded.iteration}
+        # training logs all its held-out data itself; results on part of them must not replace these
+        report.update(evaluate_parts(loaded, [p for p in parts if p.is_configured], printer))
+        report.update(evaluate_parts(loaded, [p for p in parts if not p.is_configured], logger))
+        if tasks is not None:
+            report.update(run_tasks(make_adapter(loaded, config), config, tasks))
+            if report["results"]:
+                logger.tasks(loaded.iteration, task_metrics(report), table=results_table(report))
+        if is_first:
+            moment = datetime.datetime.now().strftime("%m-%d-%Y-%H-%M-%S")
+            num_fewshot = config.evaluation.num_fewshot if tasks is not None else None
+            path = results_path(config.evaluation.results_prefix, moment, num_fewshot=num_fewshot)
+            path = unused_path(path)  # another evaluation may have ended in the same second
+            write_report(path, report)
+            logger.say(f"results in {path}")
     if failures := describe_failures(report):
         raise TaskError(*failures)
     return report

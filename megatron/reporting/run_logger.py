@@ -230,7 +230,7 @@ class RunLogger:
         self.say(f" saved {folder}")
 
     def stop(self, iteration: int, reason: str) -> None:
-        """Logs the end of the run and closes the writers."""
+        """Logs the end of the run, and closes the writers and the run log."""
         self._append(
             {"event": "stop", "iteration": iteration, "reason": reason, "time": time.time()}
         )
@@ -249,10 +249,16 @@ class RunLogger:
             self._console.line(text)
 
     def close(self) -> None:
-        """Closes the writers other than the run log; may be called twice."""
+        """Closes the writers and the run log; may be called twice."""
         writers, self._writers = self._writers, []
         for writer in writers:
             self._guard(writer.name, writer.close)
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _note_silent_console(self, reason: str) -> None:
         message = f"printing to the console failed and is switched off ({reason})"
@@ -264,7 +270,7 @@ class RunLogger:
         try:
             self._file.append(event)
         except OSError as error:
-            self._file = None
+            self._close_file()
             self.say(
                 f" warning: the run log cannot be written any more ({error.strerror}); "
                 "training continues without it"

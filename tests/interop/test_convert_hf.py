@@ -201,7 +201,7 @@ def test_a_model_of_transformers_is_read_without_its_padding_rows(
     yml = tmp_path / "configs/model.yml"
     arguments = ["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")]
     import_main([*arguments, "--config_out", str(yml)])
-    assert "20 padding rows of the embedding are left out" in capsys.readouterr().out
+    assert "20 padding rows of the embedding left out" in capsys.readouterr().out
     got = our_logits(tmp_path / "run/global_step0", tokens)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
     fields = yaml.safe_load(yml.read_text())

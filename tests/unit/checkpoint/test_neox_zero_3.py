@@ -103,7 +103,7 @@ def test_an_exact_sum_of_partitions_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
-        ("partition_count", lambda _: 9, "one of 9 partitions, but there are 5 files"),
+        ("partition_count", lambda _: 9, "one of 9 partitions, but the folder has 5"),
         ("fp32_flat_groups", lambda flat: [t.int() for t in flat], "fp32 is no flat tensor"),
         ("fp32_flat_groups", lambda flat: flat[:2], "has no states of parameter group 2"),
     ],
@@ -124,7 +124,7 @@ def test_each_file_must_fit_the_others(tmp_path, rank, key, change, message):
         ("zero_pp_rank_0_mp_rank_01_model_states.pt", "rank_01_model_states.pt: is missing"),
         ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "rank_00_optim_states.pt: is missing"),
         ("zero_pp_rank_2_mp_rank_01_optim_states.pt", "rank_01_optim_states.pt: is missing"),
-        ("zero_pp_rank_4_mp_rank_00_optim_states.pt", "one of 5 partitions, but there are 4"),
+        ("zero_pp_rank_4_mp_rank_00_optim_states.pt", "one of 5 partitions, but the folder has 4"),
     ],
 )
 def test_a_missing_file_is_named(tmp_path, name, message):

@@ -346,6 +346,18 @@ class FailingFile:
     def append(self, event):
         raise OSError(28, "No space left on device")
 
+    def close(self):
+        pass
+
+
+def test_the_run_log_is_closed_when_the_run_ends(tmp_path):
+    logger, _ = make_logger(tmp_path)
+    file = logger._file._file
+    logger.train(make_record())
+    logger.stop(10, "done")
+    assert file.closed
+    logger.close()  # a second time, as after an error
+
 
 def test_a_full_disk_silences_the_run_log_once_and_training_goes_on(tmp_path):
     logger, stream = make_logger(tmp_path)

@@ -274,7 +274,7 @@ def test_rows_that_no_token_selects_are_left_out(tmp_path, capsys):
     tokenizers.Tokenizer(model).save(str(tmp_path / "hf/tokenizer.json"))
     import_main(["--input_dir", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "run")])
     *told, last = capsys.readouterr().out.splitlines()
-    assert any("4 padding rows of the embedding are left out" in line for line in told)
+    assert any("4 padding rows of the embedding left out" in line for line in told)
     _, _, command = last.partition("prepare_data.py ")
     assert prepare_arguments(shlex.split(command)).vocab_file == f"{tmp_path}/run/tokenizer.json"
     reader = CheckpointReader(tmp_path / "run/global_step0")
