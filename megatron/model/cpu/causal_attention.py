@@ -24,8 +24,9 @@ from megatron.model.cpu.products import onednn_wins
 
 __all__ = ["causal_attention", "is_faster"]
 
-_SHORTEST, _LONGEST = 512, 1024
-"""Positions for which it was measured faster; for 2,048 torch's kernel takes larger blocks."""
+_SHORTEST, _LONGEST = 512, 767
+"""Positions for which it is faster (`tools/benchmark/attention_products.py`); from 768 on torch's
+kernel takes larger blocks itself."""
 _ROWS = 256
 """Queries at a time."""
 _SCORES = 1 << 19

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tools.benchmark import (
+    attention_products,
     cold_reads,
     held_out_cost,
     loss_chunks,
@@ -128,6 +129,13 @@ def test_the_products_of_a_small_step_take_time(precision):
     assert (
         step_throughput.product_seconds(step_throughput.Shape(1, 16, 2), job)(time.perf_counter) > 0
     )
+
+
+def test_attention_is_compared_for_a_shape():
+    numbers = attention_products.compare(1, (2, 8), 512, rounds=1).split()
+    assert numbers[:3] == ["2", "8", "512"]
+    ours, theirs, ratio = map(float, numbers[3:])
+    assert min(ours, theirs, ratio) > 0
 
 
 def test_the_processor_is_named_with_its_instructions_for_bfloat16(tmp_path):
