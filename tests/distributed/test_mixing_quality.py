@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from megatron.checkpoint.format import checkpoint_steps
+from megatron.checkpoint.lock import lock_save_folder
 from megatron.reporting.run_log import find_run_log, read_run_log
 from tests.distributed.runs import REPOSITORY
 
@@ -121,7 +122,8 @@ def test_a_killed_campaign_continues_where_it_was(tmp_path):
     kill_in_the_middle(killed, tmp_path / "work/runs")
     killed.communicate()
     (run,) = tmp_path.glob("work/runs/*/moving-*/run")
-    forget_last_validation(run)
+    with lock_save_folder(run):  # its rank dies a moment after the campaign
+        forget_last_validation(run)
     output = finished(command(tmp_path, "run"))
     assert "S/moving/1: continues\n" in output
     assert "S/frozen/1: done\n" in output
