@@ -17,6 +17,7 @@ import os
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 from tools.benchmark.processor import processor
 from tools.benchmark.step_throughput import SHAPES, Job, measure, our_side
@@ -26,18 +27,6 @@ LONG = {"GOMP_SPINCOUNT": "300000"}
 """What GNU OpenMP does if nobody says anything."""
 SIDES: dict[str, dict[str, str]] = {"short": {}, "long": LONG}
 VOCAB_SIZE = 8192
-
-
-@contextmanager
-def surroundings(variables: dict[str, str]) -> Iterator[None]:
-    """Processes that start inside get these variables too."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextmanager
@@ -74,7 +63,7 @@ def main() -> None:
     job = Job(vocab_size=VOCAB_SIZE, precision=args.precision)
     sides: dict[str, Worker] = {}
     for name, variables in SIDES.items():
-        with surroundings(variables):
+        with mock.patch.dict(os.environ, variables):  # for the process that starts
             sides[name] = Worker(our_side, args.shape, job)
     for programs in args.programs:
         with busy(programs):

@@ -8,6 +8,7 @@ separate one) is named in `_AUTOGRAD_FUNCTIONS`.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -44,8 +45,6 @@ _EVALUATES = "autograd::engine::evaluate_function: "
 
 def seconds_by_part(step: Callable[[], None], steps: int = 3) -> dict[str, float]:
     """Seconds per step of each part in `PARTS`, over some steps under torch's profiler."""
-    import time
-
     import torch
 
     start = time.perf_counter()
