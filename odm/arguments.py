@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .json_data import MAX_INTEGER, is_number, plain, shown
+from .json_data import MAX_INTEGER, is_number, plain
+from .wording import shown
 
 __all__ = [
     "check_kind",

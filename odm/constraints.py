@@ -30,7 +30,7 @@ from .arguments import (
     whole_number,
     whole_numbers,
 )
-from .json_data import counted, is_number, plain, shown
+from .json_data import is_number, plain
 from .projection import GroupBounds, project, with_groups, within_reach
 from .simplex import (
     FloatArray,
@@ -40,6 +40,7 @@ from .simplex import (
     normalize,
     total_variation,
 )
+from .wording import counted, shown
 
 # Sums of K probabilities are off by some units in the last place.
 _ROUNDING = 1e-9

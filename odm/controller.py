@@ -15,7 +15,7 @@ from .constraints import Constraint, ConstraintContext, apply_constraints, check
 from .decision import Decision, make_decision
 from .guard import Guard, GuardedRun
 from .held_out import check_held_out
-from .json_data import SchemaError, copied, counted
+from .json_data import SchemaError, copied
 from .methods import RewardSource
 from .mixers import Mixer, make_mixer
 from .observation import Observation
@@ -31,6 +31,7 @@ from .simplex import (
     check_domains,
     check_weights,
 )
+from .wording import counted
 
 if TYPE_CHECKING:
     from .held_out import HeldOut

@@ -30,20 +30,10 @@ from numpy.typing import ArrayLike
 from .arguments import number_array, whole_number
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
-from .json_data import (
-    Check,
-    counted,
-    fields,
-    integer,
-    is_number,
-    list_of,
-    number,
-    one_of,
-    optional,
-    shown,
-)
+from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
 from .objective import worth_of_a_nat
 from .simplex import FloatArray, IntArray, check_weights, normalize
+from .wording import counted, shown
 
 _BLOCKS = 200
 """Points of a learning curve in a whole run."""

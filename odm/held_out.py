@@ -26,8 +26,9 @@ from .arguments import (
     whole_numbers,
     wrong_values,
 )
-from .json_data import counted, fields, integer, list_of, number
+from .json_data import fields, integer, list_of, number
 from .simplex import FloatArray, IntArray
+from .wording import counted
 
 __all__ = ["HeldOut", "HeldOutRecord", "WindowChoice"]
 

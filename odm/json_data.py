@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+
+from .wording import LARGEST_SHOWN, counted, shown
 
 Check = Callable[[Any, str], None]
 
@@ -24,8 +25,6 @@ MAX_NUMBER = 1.7e308
 MAX_BYTES = 1 << 26
 """Maximum size of a file, unless its reader sets another."""
 
-_LARGEST_SHOWN = 80
-
 
 class SchemaError(ValueError):
     """A value is not allowed; the message names its place."""
@@ -35,22 +34,6 @@ def refuse(where: str, must: str, value: Any) -> NoReturn:
     """Raises the `SchemaError` for a value that is not allowed."""
     place = f"{where}: " if where else ""
     raise SchemaError(f"{place}must be {must}, got {shown(value)}")
-
-
-def shown(value: Any) -> str:
-    """A value on one line, shortened if it is long."""
-    try:
-        text = reprlib.repr(value)
-    except ValueError:  # Python prints no number with more than 4300 digits
-        return "a number with thousands of digits"
-    if "\n" in text:  # a table of numpy
-        text = " ".join(text.split())
-    return text if len(text) <= _LARGEST_SHOWN else f"{text[:_LARGEST_SHOWN]}..."
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """``1 sample``, ``2 samples``; ``plural`` is for words with another ending."""
-    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def anything(value: Any, where: str) -> None:
@@ -290,7 +273,7 @@ def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inside(where: str, name: Any) -> str:
-    is_plain = isinstance(name, str) and name.isprintable() and len(name) <= _LARGEST_SHOWN
+    is_plain = isinstance(name, str) and name.isprintable() and len(name) <= LARGEST_SHOWN
     name = name if is_plain else shown(name)
     return f"{where}.{name}" if where else name
 

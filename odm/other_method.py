@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .json_data import shown
 from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
 from .rewards import Reward
 from .simplex import FloatArray
 from .text_table import aligned
+from .wording import shown
 
 CAVEAT = (
     "these are answers to the losses of the run; with these weights its losses would have been "

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .json_data import counted
 from .other_method import parse_options, replay_with
 from .replay_log import (
     ReplayError,
@@ -39,6 +38,7 @@ from .replay_log import (
     read_run_log,
     replayed,
 )
+from .wording import counted
 
 __all__ = [
     "ReplayError",

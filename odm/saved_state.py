@@ -21,7 +21,6 @@ from .json_data import (
     number,
     optional,
     refuse,
-    shown,
     text,
 )
 from .methods import METHODS
@@ -29,6 +28,7 @@ from .mixers import Mixer, known_mixers, make_mixer
 from .rewards import check_reward
 from .schedule import MAX_CURSOR, MAX_KEY
 from .simplex import FloatArray, check_domains, check_weights, normalize
+from .wording import shown
 
 __all__ = [
     "SCHEMA_VERSION",

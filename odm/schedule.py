@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import refuse_argument, whole_number, wrong_values
-from .json_data import counted, shown
 from .simplex import FloatArray, IntArray, holds_everywhere
+from .wording import counted, shown
 
 # A 53-bit integer times this is a float64 in [0, 1), without rounding.
 _UNIT_53 = 2.0**-53

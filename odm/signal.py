@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .arguments import check_kind, number_array, refuse_argument, wrong_values
-from .json_data import counted
 from .simplex import BoolArray, FloatArray, IntArray, holds_everywhere
+from .wording import counted
 
 _FIELDS = ("loss_sum", "loss_sq_sum", "token_count", "sample_count")
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .arguments import number_array, refuse_argument, wrong_values
-from .json_data import counted, shown
+from .wording import counted, shown
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

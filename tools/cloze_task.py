@@ -35,7 +35,7 @@ from megatron.launcher.path_argument import path_argument
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.file_kinds import is_hidden
-from odm.json_data import counted
+from odm.wording import counted
 
 NUM_CHOICES = 4
 CHANCE = 1 / NUM_CHOICES

@@ -30,8 +30,8 @@ import numpy as np
 from megatron.errors import UserError
 from megatron.files import describe_error
 from megatron.launcher.path_argument import path_argument
-from odm.json_data import counted
 from odm.text_table import aligned
+from odm.wording import counted
 from tools.pictures import drawing, save_picture
 from tools.plot_mixture import line_style
 from tools.run_comparison import METRICS, Arm, Comparison, RunCurves, compare, read_runs

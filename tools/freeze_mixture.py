@@ -41,7 +41,7 @@ from megatron.neox_arguments import NeoXArgs, Purpose, RunConfig, resolve
 from megatron.neox_arguments.fields import field_table
 from megatron.neox_arguments.schema import read_files
 from megatron.neox_arguments.secrets import REDACTED
-from odm.json_data import counted, shown
+from odm.wording import counted, shown
 from tools.checkpoints.single_process import find_source
 
 KINDS = {

@@ -32,7 +32,7 @@ from megatron.neox_arguments.parsing import load_json, parse_text
 from megatron.neox_arguments.rules.by_domain import wrong_sum
 from megatron.neox_arguments.schema import read_text
 from megatron.tokenizer.command_line import exit_code
-from odm.json_data import counted
+from odm.wording import counted
 
 _TRAIN_PREFIX = "train_"
 """RegMix puts it before the name of each training domain."""

@@ -24,7 +24,7 @@ from megatron.files import describe_error, is_same_path
 from megatron.launcher.path_argument import not_empty
 from megatron.tokenizer.command_line import exit_code
 from megatron.tokenizer.file_kinds import is_hidden
-from odm.json_data import counted
+from odm.wording import counted
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs
 
 

@@ -41,7 +41,7 @@ from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.inputs import split_at_commas
 from megatron.tokenizer.progress import TextProgress
 from megatron.tokenizer.tokenizer import TOKENIZER_TYPES
-from odm.json_data import counted
+from odm.wording import counted
 from tools.datasets.added_tokens import added_tokens_lines
 from tools.datasets.encoding import Batch, EncodedTexts, Encoder, EncoderSettings
 from tools.datasets.left_overs import locked_temporaries, remove_left_overs

@@ -13,7 +13,8 @@ import numpy as np
 
 from megatron.errors import UserError
 from megatron.reporting.run_log import find_run_log, read_run_log
-from odm.json_data import anything, fields, integer, mapping_of, optional, shown, text
+from odm.json_data import anything, fields, integer, mapping_of, optional, text
+from odm.wording import shown
 from tools.paired_runs import PairedDifference, iterations_to_target, paired_difference
 
 __all__ = ["METRICS", "Arm", "Comparison", "RunCurves", "compare", "read_curves"]

@@ -26,7 +26,8 @@ if __package__ in (None, ""):  # started as a file: the packages are one folder 
 from megatron.errors import UserError
 from megatron.files import describe_error
 from megatron.launcher.path_argument import path_argument
-from odm.json_data import counted, fields, list_of, optional, read_json, text
+from odm.json_data import fields, list_of, optional, read_json, text
+from odm.wording import counted
 from tools.hf.model_card import model_card
 from tools.hf.run_facts import read_run
 from tools.hf.uploading import (

@@ -22,7 +22,8 @@ from megatron.checkpoint.schema import (
 from megatron.errors import CheckpointError
 from megatron.files import crc32_of_file, write_text_atomic
 from megatron.model.parameters import ParameterSpec
-from odm.json_data import SchemaError, anything, fields, read_json, shown
+from odm.json_data import SchemaError, anything, fields, read_json
+from odm.wording import shown
 
 __all__ = [
     "config_names",

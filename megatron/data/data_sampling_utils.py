@@ -15,10 +15,10 @@ from typing import Any, ClassVar, SupportsFloat, TypeAlias
 import numpy as np
 
 from odm.controller import is_update_due
-from odm.json_data import counted
 from odm.methods import METHODS
 from odm.mixers import Mixer, SmoothedMean, make_mixer
 from odm.simplex import check_weights
+from odm.wording import counted
 
 Names: TypeAlias = Sequence[str]
 Weights: TypeAlias = Sequence[float]

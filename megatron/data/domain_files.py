@@ -14,7 +14,7 @@ from megatron.data.open_files import reserve_open_files
 from megatron.data.shares import split_boundaries
 from megatron.data.splits import SPLITS, SplitName
 from megatron.neox_arguments.run_config import RunConfig
-from odm.json_data import counted
+from odm.wording import counted
 
 logger = logging.getLogger(__name__)
 

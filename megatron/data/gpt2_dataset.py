@@ -12,8 +12,8 @@ from megatron.data.errors import DataError
 from megatron.data.index_cache import IndexCache
 from megatron.data.index_maps import as_array, sample_pieces, sample_tokens, shuffled_stream
 from megatron.data.indexed_dataset import MMapIndexedDataset
-from odm.json_data import counted
 from odm.order import sample_order
+from odm.wording import counted
 
 EPOCHS_IN_MEMORY = 4  # a batch may cross the end of an epoch; more are met only by tiny domains
 

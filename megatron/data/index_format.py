@@ -26,7 +26,8 @@ from megatron.data.index_header import (
     index_file_path,
     open_file,
 )
-from odm.json_data import boolean, counted, fields, one_of, text
+from odm.json_data import boolean, fields, one_of, text
+from odm.wording import counted
 
 logger = logging.getLogger(__name__)
 

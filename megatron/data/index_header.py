@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron.data.errors import DataError
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = [
     "HEADER",

@@ -17,7 +17,7 @@ from megatron.data.index_cache import IndexCache
 from megatron.data.index_format import CODE_OF_DTYPE, digest_of_sizes, read_index, write_index
 from megatron.data.index_header import data_file_path, index_file_path
 from megatron.files import atomic_writer, flush_to_disk, temporary_path
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = [
     "MMapIndexedDataset",

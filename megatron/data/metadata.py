@@ -13,17 +13,8 @@ from typing import Any
 
 from megatron.data.errors import DataError
 from megatron.files import atomic_writer
-from odm.json_data import (
-    SchemaError,
-    anything,
-    fields,
-    integer,
-    optional,
-    read_json,
-    refuse,
-    shown,
-    text,
-)
+from odm.json_data import SchemaError, anything, fields, integer, optional, read_json, refuse, text
+from odm.wording import shown
 
 SCHEMA_VERSION = 1
 

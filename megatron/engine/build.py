@@ -46,7 +46,7 @@ from megatron.runtime import accelerator
 from megatron.runtime.initialize import set_timeout_on_all_groups
 from megatron.sizing.model_shape import ModelShape, model_shape
 from megatron.tokenizer import AbstractTokenizer, padded_vocab_size
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["LoadedRun", "build_model", "build_runner"]
 

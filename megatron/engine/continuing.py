@@ -12,7 +12,7 @@ from megatron.errors import CheckpointError
 from megatron.files import is_same_path
 from megatron.neox_arguments import ConfigError, RunConfig
 from odm import MixtureController
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["refuse_to_replace", "restore_mixture"]
 

@@ -20,7 +20,7 @@ from megatron.model.gpt2_model import GPT2Model
 from megatron.mpu.tensor_parallel import TensorParallel
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["generate_samples_interactive"]
 

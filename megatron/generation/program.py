@@ -17,7 +17,7 @@ from megatron.generation.sampling import SamplingParameters, sample_generator
 from megatron.model.gpt2_model import GPT2Model
 from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.tokenizer import AbstractTokenizer
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = [
     "Completion",

@@ -27,7 +27,7 @@ from megatron.neox_arguments.hostfile import is_host_name, missing_hostfile
 from megatron.neox_arguments.neox_args import launch_values, placed
 from megatron.neox_arguments.purpose import is_training_script, purpose_of
 from megatron.neox_arguments.resolve import resolve_with_issues
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["GRACE_VARIABLE", "main", "rank_commands"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from megatron.neox_arguments import RunConfig
 from megatron.sizing.memory import MemoryPlan, StageMemory, estimate_memory, memory_plan, savings
 from megatron.sizing.stages import BLOCK, network_layers, stage_parameters
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["describe_run"]
 

@@ -29,7 +29,7 @@ from megatron.neox_arguments.rules.evaluation import nothing_to_evaluate_problem
 from megatron.sizing.mixture import describe_mixture
 from megatron.tokenizer.errors import TokenizerError
 from megatron.tokenizer.file_size import tokenizer_size
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["start_problems"]
 

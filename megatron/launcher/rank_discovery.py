@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from megatron.errors import UserError
 from megatron.launcher.rendezvous import LOOPBACK, reserve_port
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["RankDiscoveryError", "RankInfo", "discover", "expand_nodes", "local_counts"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from .bounds import MOST_PROCESSES
 from .errors import ConfigError, shown

@@ -15,7 +15,7 @@ from megatron.hooks.measured import evaluation_settings
 from megatron.neox_arguments import RunConfig
 from megatron.reporting.run_logger import RunLogger
 from megatron.tokenizer import AbstractTokenizer
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["announce", "setting_digests"]
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.zstandard_frames import ZstandardFile, too_much_memory
-from odm.json_data import counted
+from odm.wording import counted
 
 BUFFER_BYTES = 1 << 20
 

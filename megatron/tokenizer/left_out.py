@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from megatron.tokenizer.file_kinds import READABLE, extension, printable
-from odm.json_data import counted
+from odm.wording import counted
 
 MOST_KINDS = 12
 """Kinds of files that are listed one by one."""

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from odm.json_data import counted
+from odm.wording import counted
 
 SECONDS_BETWEEN_LINES = 10.0
 

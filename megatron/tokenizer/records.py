@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from megatron.tokenizer.decompression import BUFFER_BYTES
-from odm.json_data import counted
+from odm.wording import counted
 
 TEXT_BLOCK_BYTES = 1 << 22
 DEFAULT_LIMIT_BYTES = 64_000_000

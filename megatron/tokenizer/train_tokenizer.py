@@ -21,7 +21,7 @@ from megatron.tokenizer.documents import DocumentReader
 from megatron.tokenizer.errors import DocumentError, TokenizerError
 from megatron.tokenizer.file_kinds import READABLE
 from megatron.tokenizer.progress import TextProgress
-from odm.json_data import counted
+from odm.wording import counted
 
 SPECIAL_TOKENS = (END_OF_DOCUMENT, PADDING)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)

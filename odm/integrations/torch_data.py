@@ -18,10 +18,10 @@ from torch.utils.data import IterableDataset, Sampler, get_worker_info
 from ..arguments import refuse_argument, whole_number, whole_numbers
 from ..controller import MixtureController
 from ..held_out import HeldOut, HeldOutRecord
-from ..json_data import counted
 from ..order import SampleOrder, sample_order
 from ..schedule import Draw
 from ..simplex import IntArray
+from ..wording import counted
 
 
 class DomainOrders:

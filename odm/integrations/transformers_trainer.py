@@ -24,8 +24,9 @@ from transformers.data.data_collator import default_data_collator
 from ..arguments import check_kind, whole_number
 from ..controller import MixtureController
 from ..held_out import HeldOut
-from ..json_data import counted, read_json
+from ..json_data import read_json
 from ..signal import Signal
+from ..wording import counted
 from .torch_data import HeldOutSamples
 
 STATE_FILE = "mixture.json"

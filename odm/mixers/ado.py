@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..json_data import MAX_INTEGER, Check, SchemaError, integer, is_number, list_of, number, shown
+from ..json_data import MAX_INTEGER, Check, SchemaError, integer, is_number, list_of, number
 from ..observation import Observation
 from ..power_laws import EXPONENTS, fit_power_laws
 from ..simplex import FloatArray, normalize
+from ..wording import shown
 from .base import MAX_REWARD, Mixer, State, register
 
 _FIRST_WIDTH = 10

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arguments import whole_number
-from ..json_data import Check, anything, is_number, list_of, number, plain, shown
+from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
 from ..observation import Observation
 from ..signal import Signal, mean_losses
 from ..simplex import FloatArray, check_domains, check_weights, normalize
+from ..wording import shown
 
 if TYPE_CHECKING:
     from ..held_out import HeldOut

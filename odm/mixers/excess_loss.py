@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..json_data import Check, counted, is_number, list_of, number, shown
+from ..json_data import Check, is_number, list_of, number
 from ..observation import Observation
 from ..simplex import FloatArray, normalize, softmax
+from ..wording import counted, shown
 from .base import MAX_REWARD, Mixer, State, check_step_size, finite_numbers
 
 

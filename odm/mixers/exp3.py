@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..json_data import is_number, shown
+from ..json_data import is_number
 from ..observation import Observation
 from ..simplex import FloatArray, exploration_rate
+from ..wording import shown
 from .base import MAX_REWARD, State, register
 from .exploring import ExploringMixer
 

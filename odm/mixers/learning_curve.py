@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
-from ..json_data import Check, counted, integer, is_number, list_of, number, optional, shown
+from ..json_data import Check, integer, is_number, list_of, number, optional
 from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
 from ..simplex import FloatArray, IntArray, check_weights, normalize
+from ..wording import counted, shown
 from .base import Mixer, State, register
 
 _ANCHOR_SHARE = 0.05

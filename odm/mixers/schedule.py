@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..json_data import is_number, shown
+from ..json_data import is_number
 from ..observation import Observation
 from ..simplex import FloatArray, check_weights, normalize
+from ..wording import shown
 from .base import State, register
 from .static import Static
 

@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..json_data import Check, counted, list_of, number, shown
+from ..json_data import Check, list_of, number
 from ..observation import Observation
 from ..simplex import FloatArray, holds_everywhere, normalize, softmax
+from ..wording import counted, shown
 from .base import Mixer, State, check_step_size, finite_numbers, register
 
 _MAX_PULL = 1e300

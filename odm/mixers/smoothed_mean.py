@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..json_data import shown
 from ..observation import Observation
 from ..simplex import FloatArray, exploration_rate, normalize, softmax
+from ..wording import shown
 from .base import State, check_smoothing_factor, register
 from .exploring import ExploringMixer
 

@@ -18,7 +18,7 @@ from megatron.errors import CheckpointError
 from megatron.files import write_json_atomic
 from megatron.model.parameters import extremes
 from megatron.tokenizer import padded_vocab_size
-from odm.json_data import counted
+from odm.wording import counted
 from tools.checkpoints.single_process import find_source, step_folder_to_make, write_checkpoint
 from tools.hf.network import open_parameters, parameter_infos
 from tools.hf.settings import RunSettings, settings_of

@@ -20,7 +20,7 @@ from megatron.tokenizer.errors import DocumentError
 from megatron.tokenizer.inputs import files_below
 from megatron.tokenizer.left_out import LeftOutFiles
 from megatron.tokenizer.progress import TextProgress
-from odm.json_data import counted
+from odm.wording import counted
 from tools.corpora.corpus import Corpus, LeftOut, Part, TextRecord
 from tools.datasets.splitting import assign_splits, digest_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import shown
+from odm.wording import shown
 
 __all__ = ["Condition", "refusals_of"]
 

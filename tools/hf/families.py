@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.neox_arguments import ConfigError
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import shown
+from odm.wording import shown
 from tools.hf import gpt_neox, llama, llama_names
 from tools.hf.weights import Names, Weight, weights_of
 

@@ -21,7 +21,8 @@ from megatron.neox_arguments import ConfigError, RunConfig
 from megatron.sizing.model_shape import ModelShape
 from megatron.tokenizer import padded_vocab_size
 from megatron.tokenizer.byte_pair import HFTokenizer
-from odm.json_data import counted, fields, read_json
+from odm.json_data import fields, read_json
+from odm.wording import counted
 from tools.checkpoints.single_process import (
     all_or_nothing,
     step_folder_to_make,

@@ -7,17 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import (
-    MAX_NUMBER,
-    boolean,
-    fields,
-    integer,
-    number,
-    optional,
-    refuse,
-    shown,
-    text,
-)
+from odm.json_data import MAX_NUMBER, boolean, fields, integer, number, optional, refuse, text
+from odm.wording import shown
 from tools.hf.windows import FULL, SLIDING
 
 __all__ = ["ROPE_FIELDS", "read_rope", "rotary_share", "write_rope"]

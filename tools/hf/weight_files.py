@@ -13,7 +13,8 @@ from torch import Tensor
 
 from megatron.errors import CheckpointError
 from megatron.files import is_lfs_pointer
-from odm.json_data import fields, mapping_of, read_json, shown, text
+from odm.json_data import fields, mapping_of, read_json, text
+from odm.wording import shown
 
 __all__ = ["WeightFiles"]
 

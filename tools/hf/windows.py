@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron.sizing.model_shape import ModelShape
-from odm.json_data import counted, shown
+from odm.wording import counted, shown
 
 __all__ = [
     "FULL",

@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron.checkpoint.neox.folder import NeoxFolder, is_shape, param_shapes
 from megatron.checkpoint.neox.torch_file import is_dense
 from megatron.errors import CheckpointError
-from odm.json_data import counted
+from odm.wording import counted
 
 __all__ = ["OptimizerStates", "no_states"]
 

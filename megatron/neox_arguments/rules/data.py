@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from megatron.data.splits import SPLITS
-from odm.json_data import counted
 from odm.methods import METHODS, Method
+from odm.wording import counted
 
 from ..purpose import Purpose
 from ..sections import Batch, Data, Mixing, TrainWeighting

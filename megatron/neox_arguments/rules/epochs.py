@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron.data.errors import DataError
 from megatron.data.shares import training_samples
-from odm.json_data import counted
+from odm.wording import counted
 
 from ..bounds import LARGEST_WHOLE_NUMBER
 from ..purpose import Purpose

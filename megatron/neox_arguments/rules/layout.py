@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from ..purpose import Purpose
 from ..sections import Layout, Model

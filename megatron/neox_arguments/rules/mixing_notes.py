@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from odm.json_data import counted
 from odm.methods import METHODS, Method, RewardSource
+from odm.wording import counted
 
 from .draft import Draft
 from .objective import OBJECTIVE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from ..sections import Model
 from ..sections.model import MOST_LAYERS, GatedActivation, UnbuiltNorm

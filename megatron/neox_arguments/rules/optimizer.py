@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from ..declarations import Bound, at_least, in_range
 from ..sections import Optimizer, Schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from ..declarations import at_least, in_range
 from ..purpose import Purpose

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from odm.json_data import counted
+from odm.wording import counted
 
 from .. import hostfile
 from ..bounds import MOST_PROCESSES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from odm.json_data import counted
+from odm.wording import counted
 
 
 @pytest.mark.parametrize(
