@@ -24,13 +24,7 @@ from .rewards import Reward
 from .saved_state import SCHEMA_VERSION, check_saved_state, count_updates
 from .schedule import Draw, MixtureSchedule
 from .signal import Signal, mean_losses
-from .simplex import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    check_domains,
-    check_weights,
-)
+from .simplex import BoolArray, FloatArray, IntArray, check_domains, check_weights
 from .wording import counted
 
 if TYPE_CHECKING:
@@ -256,6 +250,9 @@ class MixtureController:
         follows = self.reward.needs_held_out
         reward = Reward() if follows and self.mixer.method.sees_both else self.reward
         signal = observed if isinstance(observed, Signal) else None
+        cursors = None
+        if self.mixer.depends_on_cursors:  # without plans for later steps
+            cursors, _ = self._ahead.saved(self.schedule.cursors, step)
         return Observation(
             step,
             *reward.losses(losses, present, held_out),
@@ -263,6 +260,7 @@ class MixtureController:
             signal=None if reward.needs_held_out else signal,
             held_out=held_out if follows else None,
             total_steps=self.total_steps,
+            samples_read=cursors,
         )
 
     def _learn(self, observation: Observation, *, is_due: bool) -> FloatArray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .signal import Signal
-from .simplex import BoolArray, FloatArray
+from .simplex import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from .held_out import HeldOut
@@ -35,6 +35,9 @@ class Observation:
     """Losses on held-out data, if the weights follow them; None in a step that measured none."""
     total_steps: int | None = None
     """Steps of the whole run; None if that is not known."""
+    samples_read: IntArray | None = None
+    """Samples of each domain that had been drawn after the step, since the start of the run; None
+    if that is not known or the mixer does not depend on it."""
 
     @property
     def token_shares(self) -> FloatArray:

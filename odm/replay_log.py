@@ -246,11 +246,13 @@ def _cursors(
         drawn = by_domain(record, "epochs", domains) * [sizes[name] for name in domains]
         if ((drawn >= 0) & (drawn <= MAX_CURSOR)).all():
             return np.rint(drawn).astype(np.int64)
-    limit = next((limit.name for limit in controller.constraints if limit.depends_on_cursors), None)
-    if limit is not None:
+    parts = [f"constraint {x.name!r}" for x in controller.constraints if x.depends_on_cursors]
+    if controller.mixer.depends_on_cursors:
+        parts.append(f"method {controller.mixer.name!r} with these options")
+    if parts:
         raise ReplayError(
-            f"iteration {record['iteration']}: constraint {limit!r} depends on the cursors of the "
-            "run, which the log does not contain (cursors, or epochs and samples_per_epoch)"
+            f"iteration {record['iteration']}: {parts[0]} depends on the cursors of the run, which "
+            "the log does not contain (cursors, or epochs and samples_per_epoch)"
         )
     return None
 

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _mixer(name: str, given: Mapping[str, Any], world: World) -> Mixer:
     """A method with the given options, and with what it cannot do without in a world."""
-    return make_mixer(name, **{**required_options(name, world), **given})
+    return make_mixer(name, **{**required_options(name, world, given), **given})
 
 
 def _check(worlds: Sequence[World], seeds: Sequence[int]) -> int:

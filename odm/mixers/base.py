@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import whole_number
+from ..arguments import whole_number, whole_numbers
 from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
 from ..observation import Observation
 from ..signal import Signal, mean_losses
-from ..simplex import FloatArray, check_domains, check_weights, normalize
-from ..wording import shown
+from ..simplex import FloatArray, IntArray, check_domains, check_weights, normalize
+from ..wording import counted, shown
 
 if TYPE_CHECKING:
     from ..held_out import HeldOut
@@ -43,6 +43,11 @@ class Mixer(ABC):
     min_domains: ClassVar[int] = 2
     estimate: ClassVar[str | None] = None
     """Entry of the state, one number per domain, that the run log shows as the estimate."""
+
+    @property
+    def depends_on_cursors(self) -> bool:
+        """Whether its weights depend on how many samples of each domain have been drawn."""
+        return False
 
     @property
     def curve(self) -> str:
@@ -91,6 +96,7 @@ class Mixer(ABC):
         *,
         held_out: HeldOut | None = None,
         total_steps: int | None = None,
+        samples_read: ArrayLike | None = None,
     ) -> tuple[State, FloatArray]:
         """Turns one step's losses into the next weights; no argument is changed.
 
@@ -101,6 +107,8 @@ class Mixer(ABC):
             weights_used: Weights with which this step's samples were drawn, shape (K,).
             held_out: Losses on held-out data, in a step that measured them.
             total_steps: Steps of the whole run, if that is known.
+            samples_read: Samples of each domain that have been drawn since the start of the run,
+                whole numbers, shape (K,), for methods whose ``depends_on_cursors`` is true.
 
         Returns:
             The next state and probabilities, shape (K,), float64. If every domain is absent, the
@@ -120,8 +128,16 @@ class Mixer(ABC):
             signal=observed if isinstance(observed, Signal) else None,
             held_out=held_out,
             total_steps=total_steps,
+            samples_read=None if samples_read is None else self._counts(samples_read, used.size),
         )
         return self.update_checked(state, observation)
+
+    def _counts(self, samples: ArrayLike, count: int) -> IntArray:
+        where = f"{self.name}: samples_read"
+        numbers = whole_numbers(where, samples)
+        if len(numbers) != count:
+            raise ValueError(f"{where} must have {counted(count, 'number')}, got {len(numbers)}")
+        return np.array(numbers, dtype=np.int64)
 
     def update_checked(self, state: State, observation: Observation) -> tuple[State, FloatArray]:
         """As ``update``, for a caller that has already checked the observation."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import whole_numbers
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
 from ..json_data import Check, integer, is_number, list_of, number, optional
 from ..objective import worth_of_a_nat
@@ -47,6 +48,9 @@ class LearningCurve(Mixer):
       steps, or of held-out losses for domains that have them.
     - Slopes are uncertain: `expected_falls` moves them towards their common value by how much of
       their differences is chance, and to 0 for a domain that more probably teaches nothing.
+    - Training losses also fall because text is read again. With a ``repetition_decay`` R, the gain
+      of a domain is multiplied by ``exp(-(passes - 1) / R)`` after its first pass: what new text is
+      worth compared with text that was read ``passes`` times.
     - If no fall can be told from chance, the target is the anchor.
     - The target is the anchor until 5 % of the run (step 100 if its length is not known). The
       weights move half of the way to the target after every 80th part of the run (25 steps).
@@ -55,7 +59,8 @@ class LearningCurve(Mixer):
     after much of it was read gets ``u / rho`` until then, and may never begin.
 
     Source: ours. DynamixSFT (arXiv:2508.12116) reports that its anchor matters; ADO
-    (arXiv:2410.11820) also takes slopes from curves that are fitted online, but power laws.
+    (arXiv:2410.11820) also takes slopes from curves that are fitted online, but power laws. The
+    worth of repeated text is that of arXiv:2305.16264, which finds an R of about 15.
     docs/mixing.md lists what did not help.
     """
 
@@ -69,6 +74,10 @@ class LearningCurve(Mixer):
     """rho, in (1, 1000]: a share is between u / rho and rho u."""
     exponent: float = 0.5
     """gamma, in (0, 1]: 0 would keep the anchor, 1 follows the estimates in full."""
+    repetition_decay: float | None = None
+    """R, above 0, in passes over a domain; None counts repeated text like new text."""
+    domain_sizes: tuple[int, ...] = ()
+    """Samples per epoch of each domain, for ``repetition_decay``."""
 
     estimate = "slope"
 
@@ -76,6 +85,7 @@ class LearningCurve(Mixer):
         self._require("perplexity_share", "in [0, 1]", lambda value: 0 <= value <= 1)
         self._require("max_ratio", "in (1, 1000]", lambda value: 1 < value <= 1000)
         self._require("exponent", "in (0, 1]", lambda value: 0 < value <= 1)
+        self._check_repetition()
         for name in ("objective_weights", "anchor"):
             values = getattr(self, name)
             if name != "anchor" or not isinstance(values, str):
@@ -92,9 +102,31 @@ class LearningCurve(Mixer):
         if not is_number(value) or not is_good(value):
             raise ValueError(f"{self.name}: {name} must be a number {wanted}, got {shown(value)}")
 
+    def _check_repetition(self) -> None:
+        if self.repetition_decay is not None:
+            self._require("repetition_decay", "above 0", lambda value: value > 0)
+        sizes = whole_numbers(f"{self.name}: domain_sizes", self.domain_sizes, 1)
+        object.__setattr__(self, "domain_sizes", sizes)
+        if (self.repetition_decay is None) != (not sizes):
+            raise ValueError(
+                f"{self.name}: repetition_decay and domain_sizes need each other; give both or none"
+            )
+
+    @property
+    def depends_on_cursors(self) -> bool:
+        """As in `Mixer`."""
+        return self.repetition_decay is not None
+
+    def options(self) -> dict[str, Any]:
+        """As in `Mixer`; without those of repetition if they are not used."""
+        found = super().options()
+        if self.repetition_decay is None:
+            del found["repetition_decay"], found["domain_sizes"]
+        return found
+
     def _init(self, weights: FloatArray) -> State:
         count = weights.size
-        for name in ("objective_weights", "anchor"):
+        for name in ("objective_weights", "anchor", "domain_sizes"):
             values = getattr(self, name)
             if not isinstance(values, str) and values and len(values) != count:
                 raise ValueError(
@@ -164,7 +196,7 @@ class LearningCurve(Mixer):
         fit = self._sums(state).fit()
         target = anchor
         if observation.step >= (_ANCHOR_STEPS if total is None else _ANCHOR_SHARE * total):
-            target = self._target(fit, anchor)
+            target = self._target(fit, anchor, worth=self._worth_of_text(observation))
         weights = normalize(_INERTIA * weights + (1.0 - _INERTIA) * target)
         numbers = {"weights": weights.tolist(), "slope": fit.slope.tolist()}
         return {**state, **numbers, "new_points": 0}, weights
@@ -200,13 +232,28 @@ class LearningCurve(Mixer):
             return np.full(initial.size, 1.0 / initial.size)
         return normalize(np.array(self.anchor))
 
-    def _target(self, fit: CurveFit, anchor: FloatArray) -> FloatArray:
+    def _worth_of_text(self, observation: Observation) -> FloatArray | float:
+        """What the next samples of each domain are worth compared with new text, shape (K,)."""
+        if self.repetition_decay is None:
+            return 1.0
+        if observation.samples_read is None:
+            raise ValueError(f"{self.name}: repetition_decay needs samples_read")
+        passes = observation.samples_read / np.array(self.domain_sizes)
+        return np.exp(-np.maximum(passes - 1.0, 0.0) / self.repetition_decay)
+
+    def _target(
+        self, fit: CurveFit, anchor: FloatArray, *, worth: FloatArray | float
+    ) -> FloatArray:
         """The weights that the curves ask for, within ``max_ratio`` of the anchor."""
         fall = expected_falls(-fit.slope, np.maximum(fit.slope_error, _SMALLEST_ERROR))
         if fall is None:
             return anchor
-        gain = fall * worth_of_a_nat(
-            fit.mean, perplexity_share=self.perplexity_share, weights=self.objective_weights
+        gain = (
+            fall
+            * worth
+            * worth_of_a_nat(
+                fit.mean, perplexity_share=self.perplexity_share, weights=self.objective_weights
+            )
         )
         if not gain.max() > 0:
             return anchor

@@ -293,6 +293,13 @@ class Mixing:
     """How far the weights follow the estimates: 0 would keep the initial weights, 1 would follow in
     full. For learning_curve."""
 
+    repetition_decay: Annotated[float | None, Key("data_sampling_repetition_decay"), above(0)] = (
+        None
+    )
+    """How fast text loses its worth when it is read again, in passes over its domain: after p
+    passes, more of it is worth exp(-(p - 1) / this number) of new text to learning_curve. Studies
+    found about 15. Not set: text that is read again counts like new text."""
+
     stratified: Annotated[bool, Key("data_sampling_stratified")] = False
     """Draws domains with as little chance as possible: counts differ from weight times draws by
     less than one."""

@@ -129,6 +129,19 @@ def test_learning_curve_gets_its_objective_and_the_length_of_the_run(paths):
     assert code / books == pytest.approx(3.0**0.5, rel=0.01)
 
 
+def test_the_worth_of_repeated_text_is_judged_by_the_sizes_of_the_domains(paths):
+    keys = {"data_sampling_method": "learning_curve", "data_sampling_repetition_decay": 3}
+    keys |= {"train_iters": 160, "lr_decay_iters": 160}
+    _, mixture = build_training(make_config(**paths, **NAMED, **keys))
+    options = mixture.describe()["options"]
+    assert (options["repetition_decay"], options["domain_sizes"]) == (3.0, [9, 29])
+    for step in range(1, 161):  # both fall alike, and books is read three times as often
+        mixture.draw(step, 8)
+        mixture.observe(step, np.full(2, 5.0 - 0.5 * np.log(step)))
+    books, code = mixture.weights
+    assert books < 0.5 * code
+
+
 def test_the_mixture_keeps_the_limits_of_the_configuration(paths):
     keys = {
         "data_sampling_min_weight": 0.1,

@@ -314,6 +314,10 @@ def test_no_method_and_static_are_the_same(make_config):
             "data_sampling_exponent must be in (0, 1], got 0.0; 0.0 would never learn",
         ),
         (
+            {**CURVE, "data_sampling_repetition_decay": 0},
+            "data_sampling_repetition_decay must be above 0, got 0.0",
+        ),
+        (
             {**NAMED, "data_sampling_method": "smooth"},
             f"data_sampling_method must be one of {', '.join(METHODS)}, got 'smooth'",
         ),
@@ -346,6 +350,8 @@ def test_an_objective_without_a_method_that_has_one_is_noted(make_config):
     notes = make_config(**MIXED, **keys).notes
     assert "'data_sampling_objective' has no effect: smoothed_mean does not use it" in notes
     assert "'data_sampling_exponent' has no effect: smoothed_mean does not use it" in notes
+    notes = make_config(**MIXED, data_sampling_repetition_decay=15).notes
+    assert "'data_sampling_repetition_decay' has no effect: smoothed_mean does not use it" in notes
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,15 @@ def test_a_world_without_transfer_has_the_identity():
     np.testing.assert_array_equal(matrix, np.eye(len(matrix)))
 
 
+def test_the_worth_of_repetition_is_judged_by_the_text_that_a_world_has():
+    world = make_world("tiny")
+    assert required_options("learning_curve", world) == {}
+    given = {"repetition_decay": 15}
+    sizes = required_options("learning_curve", world, given)["domain_sizes"]
+    assert sizes[:2] == [round(0.02 * world.num_samples)] * 2
+    assert sizes[2:] == [world.num_samples] * (world.num_domains - 2)
+
+
 def test_the_command_runs_methods_that_need_options_when_they_are_named(capsys):
     arguments = ["--mixer", *NEEDY, "--world", "homogeneous", "--seeds", "1"]
     assert main(arguments) == 0

@@ -8,9 +8,9 @@ import pytest
 
 from odm import MixtureController, MixtureSchedule, Signal
 from odm.held_out import HeldOut
-from odm.mixers import LearningCurve
+from odm.mixers import LearningCurve, Mixer
 from odm.mixers.learning_curve import expected_falls
-from odm.replay import read_run_log, replay
+from odm.replay import ReplayError, read_run_log, replay
 
 NAMES = ("web", "code", "math", "noise")
 FALLS = np.array([0.5, 0.2, 0.2, 0.0])
@@ -193,6 +193,11 @@ def test_a_slope_that_differs_by_chance_becomes_the_common_one():
         ({"anchor": "natural"}, "anchor must be initial, uniform or one number per domain"),
         ({"objective_weights": (0.0, 0.0)}, "objective_weights: all weights are 0"),
         ({"objective_weights": (1.0, -1.0)}, "objective_weights: must be finite and not neg"),
+        ({"repetition_decay": 0, "domain_sizes": (5,)}, "repetition_decay must be a number above"),
+        ({"repetition_decay": math.nan, "domain_sizes": (5,)}, "repetition_decay must be a number"),
+        ({"repetition_decay": 15.0}, "repetition_decay and domain_sizes need each other"),
+        ({"domain_sizes": (5, 5)}, "repetition_decay and domain_sizes need each other"),
+        ({"repetition_decay": 15.0, "domain_sizes": (5, 0)}, r"domain_sizes\[1\] must be"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -200,6 +205,95 @@ def test_options_out_of_range_are_refused(options, message):
         LearningCurve(**options)
 
 
+REPEATING = {"repetition_decay": 4.0, "domain_sizes": (400, 10**6, 10**6, 10**6)}
+
+
+def test_a_domain_loses_weight_by_how_often_it_was_read():
+    falls = np.array([0.5, 0.2, 0.2, 0.2])
+    new, again = (
+        train(mixture(LearningCurve(**options)), 1, TOTAL, falls=falls)
+        for options in ({}, REPEATING)
+    )
+    passes = again.cursors[0] / 400
+    assert passes > 8
+    expected = math.exp(-(passes - 1) / 4.0) ** 0.5  # by the exponent of the method
+    found = again.weights[0] / again.weights[1] / (new.weights[0] / new.weights[1])
+    assert found == pytest.approx(expected, rel=0.1)  # the weights follow with a delay
+
+
+def test_the_first_pass_over_a_domain_counts_in_full():
+    sizes = (10**6,) * 4
+    options = [{}, {"repetition_decay": 0.01, "domain_sizes": sizes}]
+    new, again = (train(mixture(LearningCurve(**each)), 1, TOTAL) for each in options)
+    assert again.weights.tolist() == new.weights.tolist()
+    assert "repetition_decay" not in new.describe()["options"]  # as in checkpoints before it
+
+
+class Reader(Mixer):
+    """Writes down what it is told about the samples that were read."""
+
+    name = "reader"
+    depends_on_cursors = True
+
+    def __init__(self):
+        self.read = []
+
+    def options(self):
+        return {}
+
+    def _init(self, weights):
+        return {}
+
+    def _update(self, state, observation):
+        self.read.append(observation.samples_read.tolist())
+        return state, observation.weights_used
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_samples_that_later_steps_will_read_have_not_been_read(ahead):
+    reader = Reader()
+    controller, drawn = mixture(reader, total=20), 0
+    for step in range(1, 21):
+        while drawn < min(step + ahead, 20):
+            drawn += 1
+            controller.draw(drawn, 16)
+        controller.observe(step, np.ones(4))
+    assert reader.read == [[4 * step] * 4 for step in range(1, 21)]
+
+
+def test_replay_follows_the_passes_of_the_log():
+    log = [
+        json.dumps({"event": "start", "mixture": mixture(LearningCurve(**REPEATING)).describe()})
+    ]
+    controller = mixture(LearningCurve(**REPEATING))
+    for step in range(1, TOTAL + 1):
+        train(controller, step, step, log=log)
+        record = json.loads(log[-1])
+        record["cursors"] = dict(zip(NAMES, controller.cursors.tolist(), strict=True))
+        log[-1] = json.dumps(record)
+    assert replay(read_run_log(log)).largest_difference <= 1e-12
+    without = [line.replace('"cursors"', '"unknown"') for line in log]
+    with pytest.raises(ReplayError, match="'learning_curve' with these options depends on"):
+        replay(read_run_log(without))
+
+
+def test_a_mixer_that_depends_on_what_was_read_must_be_told():
+    mixer, weights = LearningCurve(**REPEATING), np.full(4, 0.25)
+    state = mixer.init(NAMES, weights)
+    for step in range(1, 121):
+        losses = 5.0 - FALLS * math.log(step)
+        read = np.full(4, 4 * step)
+        state, _ = mixer.update(state, step, losses, weights, samples_read=read)
+    for step in range(121, 125):  # the curve has a new point every 25 steps
+        state, _ = mixer.update(state, step, losses, weights)
+    with pytest.raises(ValueError, match="repetition_decay needs samples_read"):
+        mixer.update(state, 125, losses, weights)
+    with pytest.raises(ValueError, match="samples_read must have 4 numbers, got 3"):
+        mixer.update(state, 161, np.ones(4), weights, samples_read=[1, 2, 3])
+
+
 def test_numbers_per_domain_must_be_as_many_as_domains():
+    with pytest.raises(ValueError, match="domain_sizes has 2 numbers, the run has 4 domains"):
+        mixture(LearningCurve(repetition_decay=15.0, domain_sizes=(5, 5)))
     with pytest.raises(ValueError, match="anchor has 3 numbers, the run has 4 domains"):
         mixture(LearningCurve(anchor=(1, 1, 1)))
