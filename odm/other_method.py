@@ -77,7 +77,7 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
         ReplayError: If the log lacks something that the method needs.
         ValueError: If the method or an option is unknown or wrong.
     """
-    mixer = make_mixer(method, **(options or {}))
+    mixer = make_mixer(method, **_with_sizes(log, options or {}))
     if not log.iterations:
         raise ReplayError("the log has no training iteration")
     changes = {
@@ -99,6 +99,16 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
         np.array(run),
         np.array(other),
     )
+
+
+def _with_sizes(log: RunLog, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the sizes of the run's domains, if they need them and the log has them."""
+    found, sizes = dict(options), log.sizes.get(0)
+    if "repetition_decay" in found and "domain_sizes" not in found and sizes is not None:
+        domains = log.mixture["domains"]
+        if set(domains) == set(sizes):
+            found["domain_sizes"] = [sizes[name] for name in domains]
+    return found
 
 
 def _reward(log: RunLog, mixer: Mixer) -> dict[str, Any]:

@@ -148,6 +148,21 @@ def test_a_method_of_held_out_losses_takes_those_of_the_log(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_the_worth_of_repetition_is_judged_by_the_sizes_in_the_log(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_run(path, "exp3", "train", limits=())
+    request = [str(path), "--mixer", "learning_curve", "--json"]
+    last = []
+    for options in ([], ["--option", "repetition_decay=0.5"]):
+        assert main([*request, *options]) == 0
+        last.append(json.loads(capsys.readouterr().out)["other"]["books"][-1])
+    assert last[1] < 0.8 * last[0]  # books is small, and exp3 has read it several times
+    del lines[0]["samples_per_epoch"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([*request, "--option", "repetition_decay=0.5"]) == 2
+    assert "repetition_decay and domain_sizes need each other" in capsys.readouterr().err
+
+
 def test_a_method_that_does_not_learn_is_replayed_on_a_run_with_held_out_rewards(tmp_path, capsys):
     write_run(tmp_path / "metrics.jsonl", "exp3", Reward("heldout").source)
     assert main([str(tmp_path), "--mixer", "static", "--json"]) == 0
