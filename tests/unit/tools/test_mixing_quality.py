@@ -334,6 +334,16 @@ def test_the_report_pairs_runs_of_a_seed(plan):
     assert "25.0% |" in text  # 20 of 80 samples on noise
 
 
+def test_variants_of_our_method_are_compared_with_it():
+    arms = {"uniform": 0.0, "learning_curve": -0.02, "learning_curve_heldout": -0.05}
+    runs = {Run("H", arm, 1): offset for arm, offset in arms.items()}
+    results = {run: result_of(run, offset=offset) for run, offset in runs.items()}
+    text = report(read_plan(PLAN), results)
+    _, _, table = text.partition("Paired differences to learning_curve;")
+    rows = [line for line in table.partition("Iterations")[0].splitlines() if "| loss |" in line]
+    assert rows == ["| learning_curve_heldout | loss | -0.0300 | - | - | 1 of 1 |"]
+
+
 def test_runs_of_two_processors_are_a_pair_and_their_repeats_are_shown(plan):
     results = {Run("S", arm, 1): result_of(Run("S", arm, 1)) for arm in ("uniform", "moving")}
     results[Run("S", "moving", 1)]["machine"] = {"processor": "Q", "threads": 1}

@@ -26,6 +26,9 @@ from tools.paired_runs import PairedDifference, paired_difference
 
 __all__ = ["report"]
 
+OWN_METHOD = "learning_curve"
+"""Arms whose names begin with this and an underscore are its variants: other losses or settings."""
+
 
 def report(
     plan: Plan, results: Results, *, repeats: Results | None = None, left_out: int = 0
@@ -86,9 +89,10 @@ def _suite(plan: Plan, suite: str, results: Results) -> list[str]:
         "",
         *_values(arms, results),
     ]
-    for baseline in (BASELINE, SECOND_BASELINE):
-        if baseline in arms:
-            lines += ["", *_differences(arms, results, baseline)]
+    variants = [arm for arm in arms if arm.startswith(f"{OWN_METHOD}_")]
+    for baseline, others in ((BASELINE, arms), (SECOND_BASELINE, arms), (OWN_METHOD, variants)):
+        if baseline in arms and others:
+            lines += ["", *_differences(others, results, baseline)]
     frozen = {arm: plan.arms[arm].average_of for arm in arms if plan.arms[arm].average_of}
     if frozen:
         lines += ["", *_frozen(frozen, results)]
