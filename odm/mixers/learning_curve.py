@@ -49,8 +49,8 @@ class LearningCurve(Mixer):
     - Slopes are uncertain: `expected_falls` moves them towards their common value by how much of
       their differences is chance, and to 0 for a domain that more probably teaches nothing.
     - Training losses also fall because text is read again. With a ``repetition_decay`` R, the gain
-      of a domain is multiplied by ``exp(-(passes - 1) / R)`` after its first pass: what new text is
-      worth compared with text that was read ``passes`` times.
+      of a domain that was read p > 1 times is multiplied by ``exp(-(p - 1) / R)``: what more of it
+      is worth compared with new text.
     - If no fall can be told from chance, the target is the anchor.
     - The target is the anchor until 5 % of the run (step 100 if its length is not known). The
       weights move half of the way to the target after every 80th part of the run (25 steps).
@@ -239,7 +239,8 @@ class LearningCurve(Mixer):
         if observation.samples_read is None:
             raise ValueError(f"{self.name}: repetition_decay needs samples_read")
         passes = observation.samples_read / np.array(self.domain_sizes)
-        return np.exp(-np.maximum(passes - 1.0, 0.0) / self.repetition_decay)
+        with np.errstate(over="ignore"):  # then it is worth nothing
+            return np.exp(-np.maximum(passes - 1.0, 0.0) / self.repetition_decay)
 
     def _target(
         self, fit: CurveFit, anchor: FloatArray, *, worth: FloatArray | float

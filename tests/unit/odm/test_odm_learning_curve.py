@@ -249,6 +249,13 @@ class Reader(Mixer):
         return state, observation.weights_used
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_tiny_decay_leaves_nothing_to_gain_from_repetition():
+    options = {"repetition_decay": 1e-300, "domain_sizes": (10,) * 4}
+    weights = train(mixture(LearningCurve(**options)), 1, TOTAL).weights
+    np.testing.assert_allclose(weights, np.full(4, 0.25))  # the anchor
+
+
 @pytest.mark.parametrize("ahead", [0, 3])
 def test_samples_that_later_steps_will_read_have_not_been_read(ahead):
     reader = Reader()
