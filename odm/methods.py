@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 RewardSource = Literal["train", "heldout", "generalization"]
 """Where the losses come from that move the weights; `odm.rewards.Reward` makes them."""
@@ -39,6 +40,12 @@ class Method:
     """Options that a trainer's configuration may set; other options keep their defaults."""
     required: tuple[str, ...] = ()
     """Those of ``settings`` that have no default."""
+    sized: tuple[str, ...] = ()
+    """Those of ``settings`` that need the option ``domain_sizes``, samples per epoch."""
+
+    def needs_sizes(self, options: Mapping[str, Any]) -> bool:
+        """Whether these options need ``domain_sizes`` beside them."""
+        return any(options.get(name) is not None for name in self.sized)
 
     def reward_problem(self, name: str, source: RewardSource) -> str | None:
         """Why the method ``name`` cannot learn from rewards of a source; None if it can.
@@ -89,6 +96,7 @@ METHODS: dict[str, Method] = {
             "exponent",
             "repetition_decay",
         ),
+        sized=("repetition_decay",),
     ),
     "static": Method(learns=False),
     "schedule": Method(learns=False, follows_steps=True, settings=("points", "interpolation")),

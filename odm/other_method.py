@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .methods import METHODS
 from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
 from .rewards import Reward
@@ -77,7 +78,7 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
         ReplayError: If the log lacks something that the method needs.
         ValueError: If the method or an option is unknown or wrong.
     """
-    mixer = make_mixer(method, **_with_sizes(log, options or {}))
+    mixer = make_mixer(method, **_with_sizes(log, method, options or {}))
     if not log.iterations:
         raise ReplayError("the log has no training iteration")
     changes = {
@@ -101,12 +102,12 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
     )
 
 
-def _with_sizes(log: RunLog, options: Mapping[str, Any]) -> dict[str, Any]:
+def _with_sizes(log: RunLog, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with the sizes of the run's domains, if they need them and the log has them."""
     found, sizes = dict(options), log.sizes.get(0)
-    if "repetition_decay" in found and "domain_sizes" not in found and sizes is not None:
+    if method in METHODS and METHODS[method].needs_sizes(found) and sizes is not None:
         domains = log.mixture["domains"]
-        if set(domains) == set(sizes):
+        if "domain_sizes" not in found and set(domains) == set(sizes):
             found["domain_sizes"] = [sizes[name] for name in domains]
     return found
 

@@ -213,7 +213,7 @@ def build_controller(
     method = config.mixing.method
     settings = {name: getattr(config.mixing, name) for name in METHODS[method].settings}
     options = {name: value for name, value in settings.items() if value is not None}
-    if "repetition_decay" in options:
+    if METHODS[method].needs_sizes(options):
         options["domain_sizes"] = tuple(samples_per_epoch)
     schedule = MixtureSchedule(
         config.launch.seed, len(domains), stratified=config.mixing.stratified

@@ -21,7 +21,7 @@ def required_options(
     weights. The transfer matrix is the world's own.
     """
     required = METHODS[method].required
-    if "repetition_decay" in (given or {}):
+    if METHODS[method].needs_sizes(given or {}):
         required += ("domain_sizes",)
     uniform = np.full(world.num_domains, world.num_samples / world.num_domains)
     losses = world.held_out(uniform).tolist()
