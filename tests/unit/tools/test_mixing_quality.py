@@ -87,6 +87,9 @@ def test_the_plan_of_the_repository_is_one():
     }
     assert min(main_runs.values()) == 3
     assert len(plan.runs()) == 51
+    later = plan.suites["X"].added
+    assert later
+    assert not set(later) & {run.arm for run in plan.runs()}
     assert not any(run.suite in ("T", "X10") for run in plan.runs())
     tuned = {domain for spec in plan.texts["T"].domains.values() for domain in spec.corpus}
     tested = [spec for spec in plan.texts["X"].domains.values() if spec.train_bytes is None]
@@ -100,6 +103,22 @@ def test_runs_come_seed_by_seed_and_suites_on_request_only_by_name(plan):
         *("S/uniform/2", "S/moving/2", "S/uniform/3"),
     ]
     assert [run.name for run in plan.runs(["*/uniform/1"])] == ["S/uniform/1", "L/uniform/1"]
+
+
+def test_added_arms_run_only_by_name_and_come_after_the_main_ones(tmp_path):
+    changed = plan_of()
+    changed["suites"]["S"]["added"] = {"natural_again": [1, 2]}
+    changed["arms"]["natural_again"] = changed["arms"]["natural"]
+    plan = read_plan(written(tmp_path, changed))
+    assert plan.runs() == read_plan(written(tmp_path, plan_of())).runs()
+    assert [run.name for run in plan.runs(["S/natural*"])] == [
+        *("S/natural/1", "S/natural_again/1", "S/natural_again/2"),
+    ]
+    runs = plan.runs(["S/uniform/[12]", "S/natural_again/*"])
+    text = report(plan, {run: result_of(run, offset=0.1 * (run.arm != "uniform")) for run in runs})
+    assert "2 of 7 main runs are finished" in text
+    assert "Added after the main runs: natural_again." in text
+    assert "| natural_again | bits per byte | +0." in text
 
 
 def test_a_digest_follows_what_decides_the_result(tmp_path, plan):
@@ -132,6 +151,14 @@ def test_a_digest_follows_what_decides_the_result(tmp_path, plan):
         (
             {"suites": {"S": {"text": "S", "seeds": {"moving": [1], "frozen": [1, 2]}}}},
             "suites.S.seeds.frozen: needs moving of the same suite with seeds [2]",
+        ),
+        (
+            {"suites": {"S": {"text": "S", "seeds": {}, "added": {"frozen": [1]}}}},
+            "suites.S.added.frozen: needs moving of the same suite with seeds [1]",
+        ),
+        (
+            {"suites": {"S": {"text": "S", "seeds": {"moving": [1]}, "added": {"moving": [2]}}}},
+            "suites.S.added.moving: is in seeds too",
         ),
     ],
 )

@@ -49,8 +49,14 @@ QUESTIONS = (
     Question("X", "learning_curve_perplexity", SECOND_BASELINE, PERPLEXITY, "lower"),
     Question("X", SECOND_BASELINE, BASELINE, BITS, "lower"),
     Question("X", "guarded_smoothed_mean", BASELINE, BITS, "seed noise"),
+    Question("X", "learning_curve_repetition", "learning_curve", BITS, "lower"),
+    Question("X", "learning_curve_three_quarters", "learning_curve", PERPLEXITY, "lower"),
+    Question("X", "learning_curve_three_quarters", BASELINE, BITS, "lower"),
     Question("H", "learning_curve", BASELINE, BITS, "no difference"),
     Question("H", SECOND_BASELINE, BASELINE, BITS, "no difference"),
+    Question("X10", "learning_curve", BASELINE, BITS, "lower"),
+    Question("X10", "learning_curve", SECOND_BASELINE, BITS, "lower"),
+    Question("X10", SECOND_BASELINE, BASELINE, BITS, "lower"),
 )
 """What the protocol asks; all other comparisons are description."""
 

@@ -84,6 +84,13 @@ class Suite:
     settings: Mapping[str, Any] = field(default_factory=dict)
     on_request: bool = False
     """Whether only ``--only`` selects its runs."""
+    added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Seeds by arm, of arms that came after the main runs; only ``--only`` selects them."""
+
+    @property
+    def arms(self) -> dict[str, tuple[int, ...]]:
+        """Seeds of all arms: first those of the main runs."""
+        return {**self.seeds, **self.added}
 
 
 @dataclass(frozen=True, order=True)
@@ -113,18 +120,21 @@ class Plan:
         """The runs in order: suite by suite, seed by seed, so that pairs are complete early.
 
         Args:
-            patterns: Of names; ``*`` stands for anything. None: all suites but those on request.
+            patterns: Of names; ``*`` stands for anything. None: the main runs, which are all runs
+                but those of suites on request and of arms that were added.
         """
         patterns = list(patterns)
         found = []
         for name, suite in self.suites.items():
-            for seed in sorted({seed for seeds in suite.seeds.values() for seed in seeds}):
-                runs = [Run(name, arm, seed) for arm, seeds in suite.seeds.items() if seed in seeds]
+            main = {} if suite.on_request else suite.seeds
+            arms = suite.arms if patterns else main
+            for seed in sorted({seed for seeds in arms.values() for seed in seeds}):
+                runs = [Run(name, arm, seed) for arm, seeds in arms.items() if seed in seeds]
                 found += [
                     run
                     for run in runs
-                    if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
-                    or (not patterns and not suite.on_request)
+                    if not patterns
+                    or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
                 ]
         return found
 
@@ -189,7 +199,11 @@ _PLAN = fields(
         "suites": mapping_of(
             fields(
                 {"text": _NAME, "seeds": mapping_of(list_of(integer(1)), _NAME)},
-                {"settings": _SETTINGS, "on_request": boolean},
+                {
+                    "settings": _SETTINGS,
+                    "on_request": boolean,
+                    "added": mapping_of(list_of(integer(1)), _NAME),
+                },
                 closed=True,
             ),
             _NAME,
@@ -215,7 +229,13 @@ def read_plan(path: Path) -> Plan:
         texts={name: _text_set(values) for name, values in record["texts"].items()},
         arms={name: Arm(**values) for name, values in record["arms"].items()},
         suites={
-            name: Suite(**{**values, "seeds": _tuples(values["seeds"])})
+            name: Suite(
+                **{
+                    **values,
+                    "seeds": _tuples(values["seeds"]),
+                    "added": _tuples(values.get("added", {})),
+                }
+            )
             for name, values in record["suites"].items()
         },
     )
@@ -248,11 +268,14 @@ def _check(plan: Plan, path: Path) -> None:
     for name, suite in plan.suites.items():
         if suite.text not in plan.texts:
             raise PlanError(f"{path}: suites.{name}.text: {suite.text} is not in texts")
-        for arm, seeds in suite.seeds.items():
-            where = f"{path}: suites.{name}.seeds.{arm}"
+        for arm, seeds in suite.arms.items():
+            key = "added" if arm in suite.added else "seeds"
+            where = f"{path}: suites.{name}.{key}.{arm}"
             if arm not in plan.arms:
                 raise PlanError(f"{where}: is not in arms")
+            if arm in suite.added and arm in suite.seeds:
+                raise PlanError(f"{where}: is in seeds too; an arm that was added is in one")
             source = plan.arms[arm].average_of
-            missing = sorted(set(seeds) - set(suite.seeds.get(source, ()))) if source else []
+            missing = sorted(set(seeds) - set(suite.arms.get(source, ()))) if source else []
             if missing:
                 raise PlanError(f"{where}: needs {source} of the same suite with seeds {missing}")

@@ -80,15 +80,17 @@ def _summary(plan: Plan, results: Results) -> list[str]:
 
 
 def _suite(plan: Plan, suite: str, results: Results) -> list[str]:
-    arms = [arm for arm in plan.suites[suite].seeds if any(run.arm == arm for run in results)]
+    arms = [arm for arm in plan.suites[suite].arms if any(run.arm == arm for run in results)]
     first = next(iter(results.values()))
     lines = [
         f"{len(results)} runs of {first['parameters']:,} parameters and {first['tokens']:,} "
         f"tokens; {_seconds(results)}; {_processors(results)}, "
         f"{first['machine']['threads']} thread per run.",
         "",
-        *_values(arms, results),
     ]
+    if added := [arm for arm in arms if arm in plan.suites[suite].added]:
+        lines += [f"Added after the main runs: {', '.join(added)}.", ""]
+    lines += _values(arms, results)
     variants = [arm for arm in arms if arm.startswith(f"{OWN_METHOD}_")]
     for baseline, others in ((BASELINE, arms), (SECOND_BASELINE, arms), (OWN_METHOD, variants)):
         if baseline in arms and others:
