@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .json_data import MAX_INTEGER, is_number, plain
-from .wording import shown
+from .wording import counted, shown
 
 __all__ = [
     "check_kind",
+    "check_one_per_domain",
     "new_step",
     "number_array",
     "refuse_argument",
@@ -93,6 +94,21 @@ def number_array(where: str, values: ArrayLike) -> NDArray[np.float64]:
         return np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where} must be numbers, got {shown(values)}") from error
+
+
+def check_one_per_domain(where: str, given: int, num_domains: int) -> None:
+    """Raises a ``ValueError`` unless a list that a caller gave has one number per domain.
+
+    Args:
+        where: Names the list.
+        given: Its length.
+        num_domains: Number of domains K of the run.
+    """
+    if given != num_domains:
+        raise ValueError(
+            f"{where} has {counted(given, 'number')}, the run has "
+            f"{counted(num_domains, 'domain')}; give one per domain"
+        )
 
 
 def check_kind(where: str, value: Any, kind: type, *, example: str) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 
 from .arguments import (
     check_kind,
+    check_one_per_domain,
     number_array,
     refuse_argument,
     some,
@@ -40,7 +41,7 @@ from .simplex import (
     normalize,
     total_variation,
 )
-from .wording import counted, shown
+from .wording import shown
 
 # Sums of K probabilities are off by some units in the last place.
 _ROUNDING = 1e-9
@@ -175,7 +176,8 @@ class EpochCap(Constraint):
 
     def upper(self, context: ConstraintContext) -> FloatArray | None:
         """Samples left per domain, divided by those left of the run; None if none are left."""
-        _expect("epoch_cap: domain_sizes", len(self.domain_sizes), context.previous.size)
+        num_domains = context.previous.size
+        check_one_per_domain("epoch_cap: domain_sizes", len(self.domain_sizes), num_domains)
         sizes = np.array(self.domain_sizes, dtype=np.float64)
         with np.errstate(over="ignore"):
             left = np.maximum(0.0, np.asarray(self.max_epochs) * sizes - context.consumed)
@@ -375,13 +377,5 @@ def _shown(value: float | Sequence[float]) -> str:
 
 def _spread(where: str, value: float | tuple[float, ...], num_domains: int) -> FloatArray:
     if isinstance(value, tuple):
-        _expect(where, len(value), num_domains)
+        check_one_per_domain(where, len(value), num_domains)
     return np.broadcast_to(np.asarray(value, dtype=np.float64), (num_domains,))
-
-
-def _expect(where: str, given: int, num_domains: int) -> None:
-    if given != num_domains:
-        raise ValueError(
-            f"{where} has {counted(given, 'entry', 'entries')}, the run has "
-            f"{counted(num_domains, 'domain')}"
-        )

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arguments import number_array, whole_number
+from .arguments import check_one_per_domain, number_array, whole_number
 from .constraints import Constraint, ConstraintContext, apply_constraints
 from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
 from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
@@ -118,12 +118,8 @@ class GuardedRun:
     """
 
     def __init__(self, guard: Guard, anchor: FloatArray) -> None:
-        if len(guard.objective_weights) not in (0, anchor.size):
-            raise ValueError(
-                "guard: objective_weights has "
-                f"{counted(len(guard.objective_weights), 'entry', 'entries')}, the run has "
-                f"{counted(anchor.size, 'domain')}"
-            )
+        if given := len(guard.objective_weights):
+            check_one_per_domain("guard: objective_weights", given, anchor.size)
         self.guard, self.anchor = guard, anchor
         self.phase = "open"
         """``open`` until the decision, then ``free`` or ``restoring``."""

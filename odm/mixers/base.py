@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import whole_number, whole_numbers
+from ..arguments import check_one_per_domain, whole_number, whole_numbers
 from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
 from ..observation import Observation
 from ..signal import Signal, mean_losses
 from ..simplex import FloatArray, IntArray, check_domains, check_weights, normalize
-from ..wording import counted, shown
+from ..wording import shown
 
 if TYPE_CHECKING:
     from ..held_out import HeldOut
@@ -135,8 +135,7 @@ class Mixer(ABC):
     def _counts(self, samples: ArrayLike, count: int) -> IntArray:
         where = f"{self.name}: samples_read"
         numbers = whole_numbers(where, samples)
-        if len(numbers) != count:
-            raise ValueError(f"{where} must have {counted(count, 'number')}, got {len(numbers)}")
+        check_one_per_domain(where, len(numbers), count)
         return np.array(numbers, dtype=np.int64)
 
     def update_checked(self, state: State, observation: Observation) -> tuple[State, FloatArray]:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..arguments import check_one_per_domain
 from ..json_data import Check, is_number, list_of, number
 from ..observation import Observation
 from ..simplex import FloatArray, normalize, softmax
-from ..wording import counted, shown
+from ..wording import shown
 from .base import MAX_REWARD, Mixer, State, check_step_size, finite_numbers
 
 
@@ -39,11 +40,7 @@ class ExcessLossMixer(Mixer):
 
     def _init(self, weights: FloatArray) -> State:
         given = getattr(self, self.given)
-        if len(given) != weights.size:
-            raise ValueError(
-                f"{self.name}: {self.given} has {counted(len(given), 'number')}, the run has "
-                f"{counted(weights.size, 'domain')}; give one per domain"
-            )
+        check_one_per_domain(f"{self.name}: {self.given}", len(given), weights.size)
         return {"weights": normalize(weights).tolist(), "excess_loss": [0.0] * weights.size}
 
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:

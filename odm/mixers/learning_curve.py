@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import whole_numbers
+from ..arguments import check_one_per_domain, whole_numbers
 from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
 from ..json_data import Check, integer, is_number, list_of, number, optional
 from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
 from ..simplex import FloatArray, IntArray, check_weights, normalize
-from ..wording import counted, shown
+from ..wording import shown
 from .base import Mixer, State, register
 
 _ANCHOR_SHARE = 0.05
@@ -128,11 +128,8 @@ class LearningCurve(Mixer):
         count = weights.size
         for name in ("objective_weights", "anchor", "domain_sizes"):
             values = getattr(self, name)
-            if not isinstance(values, str) and values and len(values) != count:
-                raise ValueError(
-                    f"{self.name}: {name} has {counted(len(values), 'number')}, the run has "
-                    f"{counted(count, 'domain')}"
-                )
+            if not isinstance(values, str) and values:
+                check_one_per_domain(f"{self.name}: {name}", len(values), count)
         zeros = [0.0] * count
         share = normalize(weights).tolist()
         return {

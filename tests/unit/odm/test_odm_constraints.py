@@ -265,8 +265,8 @@ def test_bounds_that_cannot_hold_are_refused_with_the_sums():
         (lambda: TrustRegion(max_kl=0.0), "above 0"),
         (lambda: EpochCap(0, (10,), 5), "max_epochs must be above 0"),
         (lambda: EpochCap((1, float("inf")), (10, 10), 5), "max_epochs must be above 0"),
-        (lambda: EpochCap((1, 1), (10, 10, 10), 5), "max_epochs has 2 entries, .* 3 domains"),
-        (lambda: apply([Floor((0.1, 0.1))], [1, 1, 1]), "has 2 entries, the run has 3 domains"),
+        (lambda: EpochCap((1, 1), (10, 10, 10), 5), "max_epochs has 2 numbers, .* 3 domains"),
+        (lambda: apply([Floor((0.1, 0.1))], [1, 1, 1]), "has 2 numbers, the run has 3 domains"),
     ],
 )
 def test_unusable_limits_are_refused(make, message):

@@ -55,8 +55,14 @@ def test_the_command_runs_methods_that_need_options_when_they_are_named(capsys):
         ("exponent=" + "[" * 100_000, "--option 'exponent': is nested too deep"),
         ("exponent=abc", "learning_curve: exponent must be a number in (0, 1], got 'abc'"),
         ("anchor={}", "learning_curve: anchor must be one finite number per domain, got {}"),
-        ("anchor=[1,2]", "learning_curve: anchor has 2 numbers, the run has 13 domains"),
-        (f"anchor={[1] * 13}", "learning_curve: anchor has 13 numbers, the run has 14 domains"),
+        (
+            "anchor=[1,2]",
+            "learning_curve: anchor has 2 numbers, the run has 13 domains; give one per domain",
+        ),
+        (
+            f"anchor={[1] * 13}",
+            "learning_curve: anchor has 13 numbers, the run has 14 domains; give one per domain",
+        ),
     ],
 )
 def test_an_option_that_does_not_fit_is_one_line_before_any_world_is_run(capsys, option, problem):

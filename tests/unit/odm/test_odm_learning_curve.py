@@ -295,7 +295,7 @@ def test_a_mixer_that_depends_on_what_was_read_must_be_told():
         state, _ = mixer.update(state, step, losses, weights)
     with pytest.raises(ValueError, match="repetition_decay needs samples_read"):
         mixer.update(state, 125, losses, weights)
-    with pytest.raises(ValueError, match="samples_read must have 4 numbers, got 3"):
+    with pytest.raises(ValueError, match="samples_read has 3 numbers, the run has 4 domains"):
         mixer.update(state, 161, np.ones(4), weights, samples_read=[1, 2, 3])
 
 
