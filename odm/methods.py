@@ -32,8 +32,8 @@ class Method:
     """Whether it is given the losses of every step, also of steps after which its weights stay the
     same: those of the warm-up, and between two updates. Other methods never see these losses."""
     first_estimate: tuple[int, int] = (1, 1)
-    """Steps with training losses, or measurements of held-out losses, before its weights can leave
-    the initial ones."""
+    """Steps with training losses, or measurements of held-out losses, before its weights can follow
+    them."""
     uses_length: bool = False
     """Whether its weights depend on the number of steps of the whole run."""
     settings: tuple[str, ...] = ()
@@ -88,6 +88,7 @@ METHODS: dict[str, Method] = {
         needs_losses=True,
         sees_both=True,
         every_step=True,
+        first_estimate=(7, 7),
         uses_length=True,
         settings=(
             "perplexity_share",

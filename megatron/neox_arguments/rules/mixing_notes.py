@@ -54,44 +54,70 @@ def note_late_updates(
     total = draft["train_iters"]
     if not facts.learns or not total:
         return
+    if source == "train":
+        interval = None
+    # a method that sees both follows training losses until it has been measured
+    waits = interval is not None and facts.sees_both
+    if interval is not None and interval > total:
+        follows = "follows training losses" if waits else "never changes the weights"
+        draft.notes.append(
+            f"data_sampling_heldout_interval {interval}: held-out losses are never measured in "
+            f"{counted(total, 'iteration')}, so {method} {follows}"
+        )
+        return
+    first, is_slow, cause = _first_update(draft, method, facts, interval)
+    decision = _decision(total)
+    if first >= total:
+        never = "follows held-out losses" if waits else "changes the weights"
+        note = f"{method} never {never} in {counted(total, 'iteration')}"
+    elif draft["data_sampling_guard"] and first >= decision:
+        note = f"it decides at iteration {decision} and no weight changes before iteration {first}"
+        note = f"data_sampling_guard keeps the initial weights, since {note}"
+        if waits:
+            note = (
+                f"data_sampling_guard decides at iteration {decision}, and no weight follows "
+                f"held-out losses before iteration {first}"
+            )
+    elif is_slow and first >= _LATE * total:
+        note = f"the initial weights are kept until iteration {first}"
+        if waits:
+            note = f"no weight follows held-out losses before iteration {first}"
+    else:
+        return
+    draft.notes.append(f"{cause}: {note}")
+
+
+def _first_update(
+    draft: Draft, method: str, facts: Method, interval: int | None
+) -> tuple[int, bool, str]:
+    """When weights follow losses for the first time.
+
+    Args:
+        draft: The configuration.
+        method: Name of the mixing method.
+        facts: Facts about it.
+        interval: Iterations between measurements of held-out losses, which it follows; None if it
+            follows training losses.
+
+    Returns:
+        The iteration, whether the method itself needs more than one loss, and why it is no earlier.
+    """
     warmup = draft["data_sampling_warmup_steps"]
     every = max(1, draft["data_sampling_update_frequency"])
     needed, what, known = facts.first_estimate[0], "iterations with losses", 1
-    if source != "train" and interval is not None:
-        if interval > total:
-            follows = f"{method} follows training losses" if facts.sees_both else None
-            draft.notes.append(
-                f"data_sampling_heldout_interval {interval}: held-out losses are never measured in "
-                f"{counted(total, 'iteration')}, so "
-                f"{follows or f'{method} never changes the weights'}"
-            )
-            return
+    if interval is not None:
+        needed, known = facts.first_estimate[1], max(1, interval)
+        what = f"measurements, one in {counted(interval, 'iteration')}"
         if not facts.sees_both:
-            needed = facts.first_estimate[1]
-            what = f"measurements, one in {counted(interval, 'iteration')}"
-            every = known = max(1, interval)
+            every = known
     known *= needed
     first = -(-max(warmup + 1, known) // every) * every
     if known > warmup + 1 and needed > 1:
-        cause = f"{method} needs {needed} {what}"
-    elif first > warmup + 1:
-        cause = (
-            f"the first update after data_sampling_warmup_steps {warmup} is at iteration {first}"
-        )
-    else:
-        cause = f"data_sampling_warmup_steps {warmup}"
-    decision = _decision(total)
-    if first >= total:
-        draft.notes.append(
-            f"{cause}: {method} never changes the weights in {counted(total, 'iteration')}"
-        )
-    elif draft["data_sampling_guard"] and first >= decision:
-        draft.notes.append(
-            f"{cause}: data_sampling_guard keeps the initial weights, since it decides at "
-            f"iteration {decision} and no weight changes before iteration {first}"
-        )
-    elif needed > 1 and first >= _LATE * total:
-        draft.notes.append(f"{cause}: the initial weights are kept until iteration {first}")
+        return first, True, f"{method} needs {needed} {what}"
+    cause = f"data_sampling_warmup_steps {warmup}"
+    if first > warmup + 1:
+        cause = f"the first update after {cause} is at iteration {first}"
+    return first, needed > 1, cause
 
 
 def _decision(total: int) -> int:

@@ -197,6 +197,26 @@ def test_text_that_is_split_off_serves_as_windows(make_config):
             "iteration 360",
         ),
         (
+            {**HELD_OUT, "data_sampling_method": "learning_curve", "train_iters": 280},
+            "learning_curve needs 7 measurements, one in 40 iterations: learning_curve never "
+            "follows held-out losses in 280 iterations",
+        ),
+        (
+            {**HELD_OUT, "data_sampling_method": "learning_curve", "train_iters": 1000},
+            "learning_curve needs 7 measurements, one in 40 iterations: no weight follows held-out "
+            "losses before iteration 280",
+        ),
+        (
+            {
+                **HELD_OUT,
+                "data_sampling_method": "learning_curve",
+                "data_sampling_guard": "anchor",
+                "train_iters": 400,
+            },
+            "learning_curve needs 7 measurements, one in 40 iterations: data_sampling_guard "
+            "decides at iteration 240, and no weight follows held-out losses before iteration 280",
+        ),
+        (
             {**MIXED, "data_sampling_method": "ado", "train_iters": 90},
             "ado needs 90 iterations with losses: ado never changes the weights in 90 iterations",
         ),
@@ -229,6 +249,8 @@ def test_what_has_no_effect_is_noted(make_config, keys, note):
         HELD_OUT,
         {**MIXED, "data_sampling_warmup_steps": 98},
         {**MIXED, "data_sampling_method": "ado", "train_iters": 10_000},
+        {**MIXED, "data_sampling_method": "learning_curve", "train_iters": 30},
+        {**HELD_OUT, "data_sampling_method": "learning_curve", "train_iters": 2000},
         {**MIXED, "data_sampling_guard": "anchor", "data_sampling_warmup_steps": 58},
         {**NAMED, "data_sampling_update_frequency": 0},
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odm import HeldOut, MixtureController, MixtureSchedule, Signal
+from odm import HeldOut, MixtureController, MixtureSchedule, Signal, make_mixer
 from odm.methods import METHODS
 from odm.mixers import ado
 from tests.mixers import mixer_for
@@ -89,6 +89,22 @@ def first_change(method: str, source: str) -> int:
 @pytest.mark.parametrize(("source", "place"), [("train", 0), ("heldout", 1)])
 def test_ado_has_its_first_laws_after_as_many_losses_as_the_table_says(source, place):
     assert first_change("ado", source) == METHODS["ado"].first_estimate[place]
+
+
+@pytest.mark.parametrize("interval", [1, 3, 80])
+def test_learning_curve_follows_the_measurement_that_the_table_says(interval):
+    mixer, start = make_mixer("learning_curve"), np.full(3, 1 / 3)
+    state = mixer.init(list("abc"), start)
+    for step in range(1, 10 * interval + 1):
+        losses = np.array([2.0, 1.5, 3.0]) + np.array([3.0, 1.0, 0.2]) * step**-0.5
+        measured = HeldOut.from_means(losses, step=step) if step % interval == 0 else None
+        state, _ = mixer.update(
+            state, step, losses, start, held_out=measured, total_steps=10 * interval
+        )
+        # slopes of the training losses are forgotten at the first measurement
+        if step >= 2 * interval and any(state["slope"]):
+            break
+    assert step // interval == METHODS["learning_curve"].first_estimate[1]
 
 
 def test_the_history_of_ado_merges_measurements_as_it_merges_steps():
