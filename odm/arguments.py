@@ -49,7 +49,8 @@ def whole_number(where: str, value: Any, low: int = 0, high: int = MAX_INTEGER) 
     if type(number) is float and number.is_integer():
         number = int(number)
     if type(number) is not int or not low <= number <= high:
-        limits = f"of at least {low}" if high == MAX_INTEGER else f"from {low} to {high}"
+        is_open = high == MAX_INTEGER and not (type(number) is int and number > high)
+        limits = f"of at least {low}" if is_open else f"from {low} to {high}"
         refuse_argument(where, f"a whole number {limits}", value)
     return number
 

@@ -246,7 +246,7 @@ class MixtureController:
         held_out: HeldOut | None,
     ) -> Observation:
         """What the mixer may know about a step: checked losses, made by the reward."""
-        check_held_out(held_out, self.num_domains, step=step)
+        check_held_out(held_out, self.num_domains, step=step, where="controller")
         follows = self.reward.needs_held_out
         reward = Reward() if follows and self.mixer.method.sees_both else self.reward
         signal = observed if isinstance(observed, Signal) else None

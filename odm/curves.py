@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .json_data import Check, list_of, number
 from .simplex import FloatArray
 
 _ROWS = 10
@@ -32,6 +33,12 @@ NUM_ROWS = _ROWS + 1
 """Lists of K numbers that are the sums as JSON data."""
 
 _FEWEST_STEPS = 4.0
+
+MAX_LOG_STEP = 44.0
+"""ln(step) of any step is below: steps are 63-bit numbers."""
+
+_LARGE = 1e30
+_COUNTS = (0, 1, 7)  # rows of numbers that are not negative
 
 
 class LossPoints(NamedTuple):
@@ -193,6 +200,21 @@ class CurveSums:
         """The sums from ``to_rows``."""
         table = np.array(rows, dtype=np.float64)
         return cls(table[:_ROWS], table[_ROWS], window)
+
+
+def curve_rows(num_domains: int) -> Check:
+    """Makes a check of what ``CurveSums.to_rows`` returns."""
+    rows = list_of(list_of(number(-_LARGE, _LARGE), num_domains), NUM_ROWS)
+    counts = list_of(number(0, _LARGE), num_domains)
+    log_steps = list_of(number(0, MAX_LOG_STEP), num_domains)
+
+    def check(value: Any, where: str) -> None:
+        rows(value, where)
+        for row in _COUNTS:
+            counts(value[row], f"{where}[{row}]")
+        log_steps(value[_ROWS], f"{where}[{_ROWS}]")
+
+    return check
 
 
 def middle_of_block(first_step: int, last_step: int) -> float:

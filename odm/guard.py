@@ -29,9 +29,9 @@ from numpy.typing import ArrayLike
 
 from .arguments import check_one_per_domain, number_array, whole_number
 from .constraints import Constraint, ConstraintContext, apply_constraints
-from .curves import NUM_ROWS, CurveSums, LossPoints, middle_of_block
-from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional
-from .objective import worth_of_a_nat
+from .curves import CurveSums, LossPoints, curve_rows, middle_of_block
+from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional, plain
+from .objective import relative_weights, worth_of_a_nat
 from .simplex import FloatArray, IntArray, check_weights, normalize
 from .wording import counted, shown
 
@@ -40,6 +40,7 @@ _BLOCKS = 200
 _WINDOW = 1.0
 """Length of the window of the curves in ln(step)."""
 _LARGEST_LOSS = 1e4
+_LARGEST_SUM = 1e30
 """Losses count as this many nats at most; a run with such losses has diverged."""
 _NOTHING = 1e-9
 """A gain in nats that is only rounding."""
@@ -94,6 +95,8 @@ class Guard(Constraint):
                 f"{shown(self.first_look)}, {shown(self.perplexity_share)} and "
                 f"{shown(self.confidence)}"
             )
+        for key in ("decision_point", "first_look", "perplexity_share", "confidence"):
+            object.__setattr__(self, key, plain(getattr(self, key)))
 
 
 @dataclass(frozen=True)
@@ -221,13 +224,13 @@ class GuardedRun:
         level = fit.level(math.log(step))[0]
         if np.isnan(level[self.anchor > 0]).any() or not cursors.any():
             return None, None
-        counts = guard.objective_weights or (1.0,) * level.size
+        counts = relative_weights(guard.objective_weights, level.size)
         worth = worth_of_a_nat(level, perplexity_share=guard.perplexity_share, weights=counts)
         # half a sample stands for none, whose logarithm is infinite
         share = np.maximum(cursors, 0.5) / cursors.sum()
         used = self.anchor > 0  # other domains are not read before the decision
         ratio = np.log(np.where(used, share / np.where(used, self.anchor, 1.0), 1.0))
-        factor = worth / sum(counts) * ratio
+        factor = worth / counts.sum() * ratio
         gain = -float((factor * fit.slope).sum())
         errors = np.where(factor == 0, 0.0, fit.slope_error)  # 0 times infinity is 0 here
         error = math.sqrt(((factor * errors) ** 2).sum())
@@ -280,7 +283,7 @@ class GuardedRun:
 
 def check_guard_state(num_domains: int) -> Check:
     """Makes a check of what ``GuardedRun.state_dict`` returns."""
-    row = list_of(number(), num_domains)
+    row = list_of(number(-_LARGEST_SUM, _LARGEST_SUM), num_domains)
     return fields(
         {
             "phase": one_of("open", "free", "restoring"),
@@ -288,8 +291,8 @@ def check_guard_state(num_domains: int) -> Check:
             "error": optional(number(0)),
             "decided_at": optional(integer(1)),
             "uncapped_from": optional(integer(1)),
-            "curves": list_of(row, NUM_ROWS),
-            "block": list_of(list_of(number(0), num_domains), _BLOCK_ROWS),
+            "curves": curve_rows(num_domains),
+            "block": list_of(row, _BLOCK_ROWS),
             "block_start": integer(1),
         },
         closed=True,

@@ -26,6 +26,7 @@ from .arguments import (
     whole_numbers,
     wrong_values,
 )
+from .curves import MAX_LOG_STEP
 from .json_data import fields, integer, list_of, number
 from .simplex import FloatArray, IntArray
 from .wording import counted
@@ -43,7 +44,8 @@ class HeldOut:
     logarithm of the step, so is ``mean_loss`` in ``log_step``, without the noise of the windows.
 
     Raises:
-        ValueError: If shapes differ, or a loss is infinite.
+        ValueError: If shapes differ, a loss is infinite, or a loss is known and its ``log_step``
+            is not the logarithm of a step.
     """
 
     mean_loss: FloatArray
@@ -81,6 +83,15 @@ class HeldOut:
             raise ValueError(
                 f"held_out: mean_loss of domain {wrong} is {self.mean_loss[wrong]}; leave such a "
                 "domain out (nan)"
+            )
+        is_right = np.isnan(self.mean_loss) | (
+            (self.log_step >= 0) & (self.log_step <= MAX_LOG_STEP)
+        )
+        if not is_right.all():
+            wrong = int(is_right.argmin())
+            raise ValueError(
+                f"held_out: log_step of domain {wrong} must be from 0 to {MAX_LOG_STEP:g} where "
+                f"mean_loss is known, got {self.log_step[wrong]}"
             )
 
     @classmethod
@@ -315,16 +326,15 @@ class HeldOutRecord:
         return np.bincount(domains, of_windows, minlength=self.num_domains).astype(np.float64)
 
 
-def check_held_out(held_out: Any, num_domains: int, *, step: int) -> None:
+def check_held_out(held_out: Any, num_domains: int, *, step: int, where: str) -> None:
     """Raises a ``ValueError`` for what is neither None nor a measurement of these domains."""
     if held_out is None:
         return
-    where = f"controller: held_out at step {step}"
+    where = f"{where}: held_out at step {step}"
     check_kind(where, held_out, HeldOut, example="HeldOut.from_means(losses, step=step)")
     if held_out.num_domains != num_domains:
         raise ValueError(
-            f"{where}: is for {counted(held_out.num_domains, 'domain')}, the controller has "
-            f"{num_domains}"
+            f"{where}: is for {counted(held_out.num_domains, 'domain')}, the run has {num_domains}"
         )
 
 

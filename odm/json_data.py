@@ -21,6 +21,7 @@ Check = Callable[[Any, str], None]
 MAX_DEPTH = 64
 """Maximum depth of nested lists and objects; our own files have less than ten levels."""
 MAX_INTEGER = 2**63 - 1
+_ROUNDING = 1e-9  # of a sum of probabilities
 MAX_NUMBER = 1.7e308
 MAX_BYTES = 1 << 26
 """Maximum size of a file, unless its reader sets another."""
@@ -125,6 +126,18 @@ def list_of(inner: Check, length: int | None = None) -> Check:
             raise SchemaError(f"{where}: must have {counted(length, 'value')}, got {len(value)}")
         for place, item in enumerate(value):
             inner(item, f"{where}[{place}]")
+
+    return check
+
+
+def probabilities(count: int) -> Check:
+    """Makes a check for lists of ``count`` numbers, 0 or more, that sum to 1."""
+    numbers = list_of(number(0, 1 + _ROUNDING), count)
+
+    def check(value: Any, where: str) -> None:
+        numbers(value, where)
+        if abs(sum(value) - 1.0) > _ROUNDING:
+            raise SchemaError(f"{where}: must sum to 1, got {sum(value):.12g}; it is damaged")
 
     return check
 

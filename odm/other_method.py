@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import some
 from .methods import METHODS
 from .mixers import Mixer, make_mixer
 from .replay_log import ReplayError, RunLog, by_domain, replayed
@@ -78,19 +79,29 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
         ReplayError: If the log lacks something that the method needs.
         ValueError: If the method or an option is unknown or wrong.
     """
-    mixer = make_mixer(method, **_with_sizes(log, method, options or {}))
+    given = options or {}
+    mixer = make_mixer(method, **_with_sizes(log, log.sizes.get(0), method, given))
     if not log.iterations:
         raise ReplayError("the log has no training iteration")
-    changes = {
-        "method": method,
-        "options": mixer.options(),
-        "total_steps": log.train_iters,
-        "reward": _reward(log, mixer),
-    }
+
+    def changes(sizes: Mapping[str, int] | None) -> dict[str, Any]:
+        return {
+            "method": method,
+            "options": make_mixer(method, **_with_sizes(log, sizes, method, given)).options(),
+            "total_steps": log.train_iters,
+            "reward": _reward(log, mixer),
+        }
+
     iterations, run, other = [], [], []
     for iteration, record, controller in replayed(log, changes=changes):
         iterations.append(iteration)
         run.append(by_domain(record, "weights", controller.domains))
+        if not np.isfinite(run[-1]).all():
+            unknown = controller.domains[int(np.isfinite(run[-1]).argmin())]
+            raise ReplayError(
+                f"iteration {iteration}: the weight of {shown(unknown)} is not known; the log is "
+                "damaged"
+            )
         other.append(controller.weights)
     return OtherWeights(
         method,
@@ -102,13 +113,31 @@ def replay_with(log: RunLog, method: str, options: Mapping[str, Any] | None = No
     )
 
 
-def _with_sizes(log: RunLog, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with the sizes of the run's domains, if they need them and the log has them."""
-    found, sizes = dict(options), log.sizes.get(0)
-    if method in METHODS and METHODS[method].needs_sizes(found) and sizes is not None:
-        domains = log.mixture["domains"]
-        if "domain_sizes" not in found and set(domains) == set(sizes):
-            found["domain_sizes"] = [sizes[name] for name in domains]
+def _with_sizes(
+    log: RunLog, sizes: Mapping[str, int] | None, method: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options with the sizes of the run's domains, where they need them and do not give them.
+
+    Args:
+        log: The run log.
+        sizes: Samples per epoch of each domain in this part of the log; None if it has none.
+        method: Name of the method.
+        options: Options of the caller.
+
+    Raises:
+        ReplayError: If the sizes are needed and not known.
+    """
+    found = dict(options)
+    if method not in METHODS or not METHODS[method].needs_sizes(found) or "domain_sizes" in found:
+        return found
+    domains = log.mixture["domains"]
+    if sizes is None or set(domains) != set(sizes):
+        raise ReplayError(
+            f"{method}: these options need the sizes of the domains, and the log has no "
+            "samples_per_epoch of them; add the option domain_sizes=[...] with one number per "
+            f"domain, in the order {some(domains)}"
+        )
+    found["domain_sizes"] = [sizes[name] for name in domains]
     return found
 
 

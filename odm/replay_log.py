@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,14 +193,18 @@ def _controller_from(mixture: Mapping[str, Any]) -> MixtureController:
 
 
 def replayed(
-    log: RunLog, *, changes: Mapping[str, Any] | None = None
+    log: RunLog,
+    *,
+    changes: Callable[[Mapping[str, int] | None], Mapping[str, Any]] | None = None,
 ) -> Iterator[tuple[int, Mapping[str, Any], MixtureController]]:
     """Goes through a run once more, with a controller that observes the logged losses.
 
     Args:
         log: The run log.
-        changes: Entries that replace those of the run's configurations, for another method. The
-            weights with which a step was drawn are then those of the log.
+        changes: Makes entries that replace those of the run's configuration, for another method,
+            from the sizes of the domains (samples per epoch, None if the log has none). Both may
+            change where the run was resumed. The weights with which a step was drawn are then those
+            of the log.
 
     Yields:
         Iteration, train line, and the controller before it observes the losses of this line: its
@@ -209,15 +213,17 @@ def replayed(
     Raises:
         ReplayError: If an iteration with a due update is missing, or a line lacks a domain.
     """
-    controller = controller_from_description({**log.mixture, **(changes or {})})
     previous, sizes = 0, log.sizes.get(0)
+    changed = changes(sizes) if changes else {}
+    controller = controller_from_description({**log.mixture, **changed})
     resumptions = list(log.resumptions.items())
     for iteration, record in log.iterations.items():
         while resumptions and resumptions[0][0] < iteration:
             resumed_after, mixture = resumptions.pop(0)
             _require_no_gap(controller, previous, resumed_after + 1)
-            controller = _continued(controller, {**mixture, **(changes or {})})
             previous, sizes = resumed_after, log.sizes.get(resumed_after, sizes)
+            changed = changes(sizes) if changes else {}
+            controller = _continued(controller, {**mixture, **changed})
         _require_no_gap(controller, previous, iteration)
         yield iteration, record, controller
         cursors = _cursors(record, sizes, controller)

@@ -21,7 +21,8 @@ class Reward:
     """Makes the numbers, one per domain, that a mixer takes as its losses.
 
     ``heldout`` and ``generalization`` change the weights only at steps with a measurement on
-    held-out text, except for a method that sees training losses too (`Method.sees_both`). The generalization reward is the research code's (arXiv:2312.02406, the loop with
+    held-out text, except for a method that sees training losses too (`Method.sees_both`). The
+    generalization reward is the research code's (arXiv:2312.02406, the loop with
     ``validation_based_reward`` and ``mixed_minibatches``): held-out loss less training loss of the
     domains in the step. It is small and may be negative where a domain is not memorised.
 

@@ -20,6 +20,7 @@ from .json_data import (
     mapping_of,
     number,
     optional,
+    probabilities,
     refuse,
     text,
 )
@@ -156,7 +157,7 @@ def _check_numbers(
 ) -> None:
     """Checks types and ranges of all numbers, and that they can belong to the same state."""
     num_domains = len(configuration["domains"])
-    weights = _probabilities(num_domains)
+    weights = probabilities(num_domains)
     check = fields(
         {
             "weights": weights,
@@ -181,17 +182,6 @@ def _check_numbers(
         fields(mixer.state_fields(initial, state["step"]), closed=True)(state["mixer"], "mixer")
         follows = mixer.proposals(state["mixer"], initial)
         _refuse_difference(state["proposal"], follows, "proposal", "mixer")
-
-
-def _probabilities(num_domains: int) -> Check:
-    numbers = list_of(number(0, 1 + _ROUNDING), num_domains)
-
-    def check(value: Any, where: str) -> None:
-        numbers(value, where)
-        if abs(sum(value) - 1.0) > _ROUNDING:
-            raise SchemaError(f"{where}: must sum to 1, got {sum(value):.12g}; it is damaged")
-
-    return check
 
 
 def _later_step(step: int) -> Check:

@@ -100,7 +100,8 @@ class Signal:
         means = number_array("signal: mean_loss", mean_loss)
         if means.shape != counts.shape:
             raise ValueError(f"signal: {means.shape} mean losses for {counts.shape} token counts")
-        loss_sum = np.where(counts > 0, means, 0.0) * counts
+        with np.errstate(over="ignore"):  # what is infinite is refused where it is used
+            loss_sum = np.where(counts > 0, means, 0.0) * counts
         samples = np.zeros_like(counts) if sample_count is None else sample_count
         return cls(loss_sum, np.zeros_like(counts), counts, np.asarray(samples))
 
@@ -121,7 +122,9 @@ class Signal:
                 f"signal: cannot merge {counted(self.num_domains, 'domain')} with "
                 f"{other.num_domains}"
             )
-        return Signal(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
+        with np.errstate(over="ignore"):  # as there
+            sums = [getattr(self, name) + getattr(other, name) for name in _FIELDS]
+        return Signal(*sums)
 
     def drop_nonfinite(self) -> tuple[Signal, IntArray]:
         """Makes domains absent whose loss is infinite or nan.

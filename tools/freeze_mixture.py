@@ -192,7 +192,8 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
     """
     weights = control_weights(run, kind)
     folder = f"{run.config.saving.save_path}-{kind}" if save is None else save
-    if not folder or (Path(folder).exists() and not Path(folder).is_dir()):
+    places = (Path(folder), *Path(folder).parents)
+    if not folder.strip() or any(place.exists() and not place.is_dir() for place in places):
         raise UserError(f"--save: {shown(folder)} is no folder; name one for the checkpoints")
     if checkpoint_steps(Path(folder)):
         raise UserError(f"{folder}: contains checkpoints; name another folder with --save")
@@ -300,6 +301,10 @@ def main(input_args: Sequence[str] | None = None) -> int:
             raise UserError(f"{output}: exists already; remove it or name another file with -o")
         run = read_run(args.run, args.iteration)
         values = control_values(run, args.kind, save=args.save)
+        if is_same_path(output, values["save"]):
+            raise UserError(
+                f"--save: {shown(values['save'])} is no folder; name one for the checkpoints"
+            )
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(output, _text(values, run, args.kind, output))
     except (UserError, OSError) as error:

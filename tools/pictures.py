@@ -14,6 +14,7 @@ from megatron.files import atomic_writer
 __all__ = ["drawing", "picture_format", "save_picture"]
 
 _DPI = 130
+_FORMATS = ("png", "svg", "pdf", "jpg", "jpeg", "webp")
 
 
 @contextlib.contextmanager
@@ -24,20 +25,18 @@ def drawing(output: Path) -> Iterator[Any]:
     warning per character.
 
     Raises:
-        ValueError: If matplotlib cannot write files with the ending of ``output``. Nothing has been
-            drawn or made then.
+        ValueError: If the ending of ``output`` is no kind of picture. Nothing has been drawn or
+            made then.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.backend_bases import FigureCanvasBase
 
-    known = FigureCanvasBase.get_supported_filetypes()
-    if picture_format(output) not in known:
+    if picture_format(output) not in _FORMATS:
         raise ValueError(
-            f"{output}: pictures of the kind {output.suffix} are not supported; use .png, .svg or "
-            ".pdf"
+            f"{output}: pictures of the kind {output.suffix} are not supported; use "
+            f".{', .'.join(_FORMATS[:-1])} or .{_FORMATS[-1]}"
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -103,7 +103,7 @@ def read_history(path: Path) -> MixtureHistory:
         domains=domains,
         iterations=np.array([event["iteration"] for event in train]),
         weights=_table(train, "weights", domains),
-        losses=_table(train, "mean_losses" if "mean_losses" in train[-1] else "losses", domains),
+        losses=_losses(train, domains),
         epochs=_table(train, "epochs", domains),
         validation=validation,
         tokens=train[-1].get("consumed_tokens"),
@@ -308,6 +308,12 @@ def _label_curves(
             fontsize=font_points,
             verticalalignment="center",
         )
+
+
+def _losses(events: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> np.ndarray:
+    """Losses by iteration and domain: means since the last line; early versions log none."""
+    rows = [{"losses": event.get("mean_losses") or event.get("losses")} for event in events]
+    return _table(rows, "losses", domains)
 
 
 def _table(events: Sequence[Mapping[str, Any]], key: str, domains: Sequence[str]) -> np.ndarray:

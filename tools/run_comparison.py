@@ -137,17 +137,11 @@ def read_curves(path: Path, *, domains: Sequence[str] | None = None) -> RunCurve
         )
     names = tuple(name for name in results if domains is None or name in domains)
     losses = _table(validations, names, "loss")
-    if not np.isfinite(losses[-1]).all():
-        wrong = names[int(np.flatnonzero(~np.isfinite(losses[-1]))[0])]
-        raise UserError(
-            f"{log}: the loss of {wrong} at iteration {validations[-1]['iteration']} is not "
-            "finite; the run diverged"
-        )
     mixture, settings = start.get("mixture") or {}, start.get("settings") or {}
     rest = {key: value for key, value in mixture.items() if key != "seed"}
     arm = settings or {"mixture": rest, "parameters": start.get("parameters")}
     evaluated = (start.get("evaluation") or {}).get("validation")
-    return RunCurves(
+    run = RunCurves(
         name=_name(log),
         seed=mixture.get("seed"),
         arm=json.dumps(arm, sort_keys=True, default=str),
@@ -162,6 +156,30 @@ def read_curves(path: Path, *, domains: Sequence[str] | None = None) -> RunCurve
         iterations=np.array([event["iteration"] for event in validations]),
         losses=losses,
         bits_per_byte=_table(validations, names, "bits_per_byte"),
+    )
+    _require_finite(run, int(run.iterations[-1]), where=str(log))
+    return run
+
+
+def _require_finite(run: RunCurves, iteration: int, *, where: str) -> None:
+    is_finite = np.isfinite(run.losses[run.at(iteration)])
+    if not is_finite.all():
+        raise UserError(
+            f"{where}: the loss of {run.domains[int(is_finite.argmin())]} at iteration "
+            f"{iteration} is not finite; the run diverged"
+        )
+
+
+def _in_order(run: RunCurves, domains: Sequence[str]) -> RunCurves:
+    """The run with its domains in another order; a log has them in the order of the YAML."""
+    if run.domains == tuple(domains):
+        return run
+    columns = [run.domains.index(name) for name in domains]
+    return replace(
+        run,
+        domains=tuple(domains),
+        losses=run.losses[:, columns],
+        bits_per_byte=run.bits_per_byte[:, columns],
     )
 
 
@@ -197,7 +215,10 @@ def compare(runs: Sequence[RunCurves], *, iteration: int | None = None) -> Compa
     first = runs[0]
     for run in runs[1:]:
         _require_same_measure(first, run)
+    runs = [_in_order(run, first.domains) for run in runs]
     place, notes = _common_iteration(runs, iteration)
+    for run in runs:
+        _require_finite(run, place, where=run.name)
     groups: dict[str, dict[int | None, RunCurves]] = {}
     for run in runs:
         group = groups.setdefault(run.arm, {})

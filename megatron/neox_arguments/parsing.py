@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -23,6 +24,8 @@ _TAGS = frozenset(
 _TOO_DEEP = f"is nested more than {DEEPEST_NESTING} deep; make it flatter"
 _DATE_TAG = "tag:yaml.org,2002:timestamp"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_OTHER_BASE = re.compile(r"[-+]?([0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|0[0-7_]*[1-7][0-7_]+)")
+"""Numbers that YAML 1.1 does not read as decimals, and people do: 1:30 and 017."""
 _NOT_TEXT = yaml.reader.Reader.NON_PRINTABLE
 
 
@@ -48,8 +51,10 @@ def parse_text(text: str, source: str) -> list[Entry]:
         if node is None:
             return []
         if not isinstance(node, yaml.MappingNode):
-            kind = type(node).__name__
-            raise ConfigError(f"{source}:1: must be a section (key: value pairs), got {kind}")
+            got = "a list"
+            if isinstance(node, yaml.ScalarNode):
+                got = f"the text {shown(node.value)}; is a blank missing after a colon?"
+            raise ConfigError(f"{source}:1: must be a section (key: value pairs), got {got}")
         loader.flatten_mapping(node)
         if len(node.value) > bounds.MOST_KEYS:
             words = f"has {len(node.value)} keys, must be at most {bounds.MOST_KEYS}"
@@ -176,6 +181,10 @@ class _BoundedLoader(yaml.SafeLoader):
             return
         if node.tag in _NUMBER_TAGS and len(node.value) > LONGEST_NUMBER:
             raise self.error(_long_number(len(node.value)), node.start_mark)
+        if node.tag in _NUMBER_TAGS and _OTHER_BASE.fullmatch(node.value):
+            base = 60 if ":" in node.value else 8
+            problem = f"{node.value} is read as {self.construct_object(node)} (base {base})"
+            raise self.error(f"{problem}; write that, or put it in quotes", node.start_mark)
         if not node.value.isascii():
             try:  # JSON writes an emoji as two escapes
                 node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")

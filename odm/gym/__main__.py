@@ -42,17 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mixer",
         nargs="+",
+        action="extend",
         choices=methods,
         help="methods, with their default options; not set: all that need no losses or matrix",
     )
     parser.add_argument(
         "--option",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="options of the methods of --mixer; a value is JSON, or else text",
     )
-    parser.add_argument("--world", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--world", nargs="+", action="extend", choices=list(WORLDS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (%(default)s)")
     parser.add_argument(
         "--gates", action="store_true", help="check what learning_curve promises, and nothing else"
@@ -60,10 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
-    worlds, seeds = [make_world(name) for name in options.world], range(1, options.seeds + 1)
+    if options.gates and (options.mixer or options.option):
+        parser.error("--gates checks learning_curve with its defaults; leave out --mixer, --option")
+    worlds = [make_world(name) for name in dict.fromkeys(options.world or WORLDS)]
+    seeds = range(1, options.seeds + 1)
     if options.gates:
         return _check(worlds, seeds)
     names = options.mixer or [name for name in methods if not METHODS[name].required]
+    names = list(dict.fromkeys(names))
     try:
         given = parse_options(options.option)
         if given and not options.mixer:

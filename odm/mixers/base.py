@@ -12,21 +12,19 @@ import difflib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arguments import check_one_per_domain, whole_number, whole_numbers
+from ..held_out import HeldOut, check_held_out
 from ..json_data import Check, anything, is_number, list_of, number, plain
 from ..methods import METHODS, Method
 from ..observation import Observation
 from ..signal import Signal, mean_losses
 from ..simplex import FloatArray, IntArray, check_domains, check_weights, normalize
 from ..wording import shown
-
-if TYPE_CHECKING:
-    from ..held_out import HeldOut
 
 State = dict[str, Any]
 
@@ -115,11 +113,15 @@ class Mixer(ABC):
             state and the weights used are returned unchanged.
 
         Raises:
-            ValueError: If the step is below 1, a shape is wrong, or a loss is infinite.
+            ValueError: If a step is below 1, a shape is wrong, a loss is infinite, or an argument
+                is of another kind.
         """
+        if total_steps is not None:
+            total_steps = whole_number(f"{self.name}: total_steps", total_steps, 1)
         step = whole_number(f"{self.name}: step", step, 1)
         used = normalize(check_weights(weights_used, np.size(weights_used), where=self.name))
         losses, present = mean_losses(observed, used.size, where=self.name, step=step)
+        check_held_out(held_out, used.size, step=step, where=self.name)
         observation = Observation(
             step,
             np.where(present, losses, 0.0),

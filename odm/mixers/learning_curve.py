@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..arguments import check_one_per_domain, whole_numbers
-from ..curves import NUM_ROWS, CurveFit, CurveSums, LossPoints, middle_of_block
-from ..json_data import Check, integer, is_number, list_of, number, optional
+from ..curves import CurveFit, CurveSums, LossPoints, curve_rows, middle_of_block
+from ..json_data import Check, integer, is_number, list_of, number, optional, plain, probabilities
 from ..objective import worth_of_a_nat
 from ..observation import Observation
 from ..projection import project
@@ -101,6 +101,7 @@ class LearningCurve(Mixer):
         value = getattr(self, name)
         if not is_number(value) or not is_good(value):
             raise ValueError(f"{self.name}: {name} must be a number {wanted}, got {shown(value)}")
+        object.__setattr__(self, name, plain(value))  # numpy's numbers may have fewer digits
 
     def _check_repetition(self) -> None:
         if self.repetition_decay is not None:
@@ -146,14 +147,14 @@ class LearningCurve(Mixer):
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
         """As in `Mixer`."""
         count = initial.size
-        share, any_number = list_of(number(0, 1), count), list_of(number(-_LARGE, _LARGE), count)
+        any_number = list_of(number(-_LARGE, _LARGE), count)
         return {
-            "initial": share,
-            "weights": share,
+            "initial": probabilities(count),
+            "weights": probabilities(count),
             "slope": any_number,
             "block_start": integer(1, step + 1),
             "block": list_of(any_number, len(LossPoints._fields)),
-            "sums": list_of(any_number, NUM_ROWS),
+            "sums": curve_rows(count),
             "held_out_step": optional(list_of(integer(0, step), count)),
             "new_points": integer(0, step),
         }
@@ -165,7 +166,7 @@ class LearningCurve(Mixer):
     def observe_checked(self, state: State, observation: Observation) -> State:
         """As in `Mixer`: the losses become part of the curves."""
         step, total = observation.step, observation.total_steps
-        block, shares = np.array(state["block"]), observation.token_shares
+        block, shares = np.array(state["block"], dtype=np.float64), observation.token_shares
         following = dict(state)
         if observation.held_out is not None:
             sums, held_step = self._with_held_out(state, observation)
@@ -235,6 +236,13 @@ class LearningCurve(Mixer):
             return 1.0
         if observation.samples_read is None:
             raise ValueError(f"{self.name}: repetition_decay needs samples_read")
+        unread = observation.present & (observation.samples_read == 0)
+        if unread.any():
+            raise ValueError(
+                f"{self.name}: domain {int(unread.argmax())} has a loss at step "
+                f"{observation.step}, and samples_read says that no sample of it was read; draw "
+                "the step, or use adopt_draw"
+            )
         passes = observation.samples_read / np.array(self.domain_sizes)
         with np.errstate(over="ignore"):  # then it is worth nothing
             return np.exp(-np.maximum(passes - 1.0, 0.0) / self.repetition_decay)

@@ -10,6 +10,9 @@ from odm.wording import counted
 from .draft import Draft
 from .objective import OBJECTIVE
 
+_SCHEDULE = ("data_sampling_warmup_steps", "data_sampling_update_frequency")
+"""Keys whose 0 asks for nothing."""
+
 _LATE = 0.25
 """Share of the run from which on it is noted how long a method has no estimate."""
 
@@ -30,12 +33,12 @@ def note_unused_settings(draft: Draft, method: str | None, facts: Method) -> Non
     if "objective_weights" not in facts.settings and not draft["data_sampling_guard"]:
         unused.append(OBJECTIVE)
     if not facts.learns:
-        unused += ["data_sampling_warmup_steps", "data_sampling_update_frequency"]
+        unused += _SCHEDULE
         if not facts.follows_steps and draft["data_sampling_max_epochs"] is None:
             unused.append("data_sampling_trust_region")
     reason = f"{method} does not use it" if method else "there is no data_sampling_method"
     for key in unused:
-        if draft.values.get(key) and draft.is_set(key):
+        if draft.is_set(key) and (draft[key] or key not in _SCHEDULE):
             draft.note_no_effect(key, reason)
 
 

@@ -289,6 +289,13 @@ def test_a_folder_or_nothing_instead_of_a_file_is_told(tmp_path):
         ),
         ("wandb_run_name: 2024-02-31\n", "x.yml:1:17: is read as a date; put it in quotes"),
         ("fp16: {2024-01-31: 1}\n", "x.yml:1:8: is read as a date; put it in quotes"),
+        (
+            "seed: 1:30\n",
+            "x.yml:1:7: 1:30 is read as 90 (base 60); write that, or put it in quotes",
+        ),
+        ("fp16: {a: 017}\n", "x.yml:1:11: 017 is read as 15 (base 8); write that, or put it in"),
+        ("seed:1\n", "pairs), got the text 'seed:1'; is a blank missing after a colon?"),
+        ("- seed\n", "x.yml:1: must be a section (key: value pairs), got a list"),
         ("seed:\n\t1\n", "YAML is indented with spaces; replace the tab"),
     ],
 )

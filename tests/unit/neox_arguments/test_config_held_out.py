@@ -234,6 +234,10 @@ def test_text_that_is_split_off_serves_as_windows(make_config):
             "'data_sampling_trust_region' has no effect: static does not use it",
         ),
         (
+            {**MIXED, "data_sampling_method": "exp3", "data_sampling_smoothing_factor": 0},
+            "'data_sampling_smoothing_factor' has no effect: exp3 does not use it",
+        ),
+        (
             {**NAMED, "data_sampling_objective": {"perplexity": 1}},
             "'data_sampling_objective' has no effect: there is no data_sampling_method",
         ),

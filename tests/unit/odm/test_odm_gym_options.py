@@ -77,3 +77,26 @@ def test_an_option_that_is_given_twice_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--mixer", "learning_curve", "--option", "exponent=1", "exponent=0.5"])
     assert capsys.readouterr().err.endswith("--option 'exponent': is given twice; give it once\n")
+
+
+def test_a_flag_that_is_repeated_adds_to_what_was_given_before(capsys):
+    request = ["--mixer", "learning_curve", "--seeds", "1"]
+    together = [*request, "--world", "plain", "noise_1"]
+    together += ["--option", "exponent=1", "max_ratio=6"]
+    apart = [*request, "--world", "plain", "--world", "noise_1", "--mixer", "learning_curve"]
+    apart += ["--option", "exponent=1", "--option", "max_ratio=6"]
+    printed = []
+    for arguments in (together, apart):
+        assert main(arguments) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    with pytest.raises(SystemExit, match="2"):
+        main([*apart, "--option", "exponent=0.5"])
+    assert "is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--mixer", "ado"], ["--option", "exponent=1"]])
+def test_gates_take_no_other_method_or_options(capsys, more):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--gates", "--world", "plain", *more])
+    assert "--gates checks learning_curve with its defaults" in capsys.readouterr().err

@@ -179,3 +179,10 @@ def test_means_that_a_trainer_measured_itself():
 def test_windows_and_parts_out_of_range_are_refused(counts: list[int], parts: int):
     with pytest.raises(ValueError, match="held_out: num_"):
         HeldOutRecord(counts, parts)
+
+
+@pytest.mark.parametrize("log_step", [np.nan, -0.1, np.inf, 1000.0])
+def test_a_loss_has_the_logarithm_of_a_step(log_step):
+    unknown = np.full(2, np.nan)
+    with pytest.raises(ValueError, match="log_step of domain 0 must be from 0 to 44"):
+        HeldOut([3.0, np.nan], unknown, unknown, [log_step, np.nan], unknown, unknown, unknown)

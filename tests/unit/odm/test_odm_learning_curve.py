@@ -304,3 +304,64 @@ def test_numbers_per_domain_must_be_as_many_as_domains():
         mixture(LearningCurve(repetition_decay=15.0, domain_sizes=(5, 5)))
     with pytest.raises(ValueError, match="anchor has 3 numbers, the run has 4 domains"):
         mixture(LearningCurve(anchor=(1, 1, 1)))
+
+
+def test_options_of_numpy_are_kept_exactly_by_json():
+    one = LearningCurve(perplexity_share=np.float16(0.3), exponent=np.float32(0.2))
+    again = LearningCurve(**json.loads(json.dumps(one.options())))
+    ends = [train(mixture(mixer), 1, 60).weights.tolist() for mixer in (one, again)]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e308])
+def test_only_the_ratios_of_objective_weights_count(scale):
+    weights = [scale] * 3 + [0.0]
+    ends = [
+        train(mixture(LearningCurve(objective_weights=given)), 1, 60).weights
+        for given in ([1, 1, 1, 0], weights if scale < 1 else [scale, 0, 0, 0])
+    ]
+    if scale > 1:
+        ends[0] = train(mixture(LearningCurve(objective_weights=[1, 0, 0, 0])), 1, 60).weights
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["initial"].__setitem__(0, 0.9), "mixer.initial: must sum to 1"),
+        (lambda m: m["weights"].__setitem__(0, 0.9), "mixer.weights: must sum to 1"),
+        (
+            lambda m: m["sums"][0].__setitem__(0, -1.0),
+            r"mixer.sums\[0\]\[0\]: must be a number from 0",
+        ),
+        (
+            lambda m: m["sums"][10].__setitem__(0, 1e15),
+            r"mixer.sums\[10\]\[0\]: must be a number from",
+        ),
+    ],
+)
+def test_a_state_that_no_run_can_have_is_refused(change, message):
+    state = train(mixture(), 1, 60).state_dict()
+    change(state["mixer"])
+    with pytest.raises(ValueError, match=message):
+        mixture().load_state_dict(state)
+
+
+def test_whole_numbers_in_a_state_are_numbers_of_any_size():
+    state = train(mixture(), 1, 60).state_dict()
+    state["mixer"]["block"][1][0] = 10**20
+    assert np.isfinite(train_from(state).weights).all()
+
+
+def train_from(state):
+    resumed = mixture()
+    resumed.load_state_dict(state)
+    return train(resumed, state["step"] + 1, state["step"] + 12)
+
+
+def test_a_domain_that_was_not_read_has_no_loss():
+    controller = mixture(LearningCurve(repetition_decay=1.0, domain_sizes=(1, 1, 100, 100)))
+    for step in range(1, 40):  # the first weights that leave the anchor
+        controller.observe(step, 5.0 - FALLS * math.log(step))
+    with pytest.raises(ValueError, match=r"domain 0 has a loss at step 40, .* use adopt_draw"):
+        controller.observe(40, 5.0 - FALLS * math.log(40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from odm import (
     MixtureSchedule,
     Reward,
     Signal,
+    make_mixer,
     sample_order,
 )
 
@@ -214,3 +216,30 @@ def test_a_message_about_ten_thousand_domains_is_one_short_line(make):
 def test_the_wrong_one_of_many_weights_is_named():
     message = refused(lambda: controller(MANY, initial_weights=[1.0] * 7_000 + [-2.0] * 3_000))
     assert "-2.0 at place 7000 (3000 of 10000 are wrong)" in message
+
+
+@pytest.mark.parametrize("value", ["x", [1], math.nan, 10**400, 0, -1, 2.5, True])
+def test_a_mixer_refuses_a_length_that_is_none(value):
+    mixer = make_mixer("learning_curve")
+    state = mixer.init(["a", "b", "c"], [1, 1, 1])
+    message = refused(
+        lambda: mixer.update(state, 1, [1, 2, 3], [1, 1, 1], total_steps=value),
+    )
+    assert "learning_curve: total_steps must be a whole number" in message
+
+
+def test_a_mixer_refuses_held_out_losses_of_another_kind():
+    mixer = make_mixer("learning_curve")
+    state = mixer.init(["a", "b", "c"], [1, 1, 1])
+    for wrong in ("x", HeldOut.from_means([1.0, 2.0], step=1)):
+        message = refused(
+            lambda wrong=wrong: mixer.update(state, 1, [1, 2, 3], [1, 1, 1], held_out=wrong),
+        )
+        assert "learning_curve: held_out at step 1" in message
+
+
+def test_losses_whose_sum_overflows_print_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        signal = Signal.from_means([1e308], [16])
+        signal.merge(signal)

@@ -157,10 +157,44 @@ def test_the_worth_of_repetition_is_judged_by_the_sizes_in_the_log(tmp_path, cap
         assert main([*request, *options]) == 0
         last.append(json.loads(capsys.readouterr().out)["other"]["books"][-1])
     assert last[1] < 0.8 * last[0]  # books is small, and exp3 has read it several times
-    del lines[0]["samples_per_epoch"]
+    sizes = lines[0].pop("samples_per_epoch")
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main([*request, "--option", "repetition_decay=0.5"]) == 2
-    assert "repetition_decay and domain_sizes need each other" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the log has no samples_per_epoch of them; add the option domain_sizes=[...]" in error
+    given = f"domain_sizes={[sizes[name] for name in DOMAINS]}"
+    assert main([*request, "--option", "repetition_decay=0.5", "--option", given]) == 2
+    assert "depends on the cursors of the run" in capsys.readouterr().err
+
+
+def test_a_run_that_was_resumed_with_more_text_is_judged_by_the_new_sizes(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_run(path, "exp3", "train", limits=())
+    for line in lines:  # the sizes do not tell the cursors then
+        if line["event"] == "train":
+            sizes = lines[0]["samples_per_epoch"]
+            line["cursors"] = {k: round(v * sizes[k]) for k, v in line["epochs"].items()}
+    middle = next(i for i, line in enumerate(lines) if line.get("iteration") == 60)
+    more = dict.fromkeys(lines[0]["samples_per_epoch"], 10**6)
+    request = [str(path), "--mixer", "learning_curve", "--json", "--option", "repetition_decay=0.5"]
+    last = []
+    for sizes in (lines[0]["samples_per_epoch"], more):
+        resumed = {**lines[0], "event": "resume", "iteration": 60, "samples_per_epoch": sizes}
+        parts = [*lines[: middle + 1], resumed, *lines[middle + 1 :]]
+        path.write_text("".join(json.dumps(line) + "\n" for line in parts))
+        assert main(request) == 0
+        last.append(json.loads(capsys.readouterr().out)["other"]["books"][-1])
+    assert last[1] > 1.1 * last[0]
+
+
+def test_a_weight_that_is_not_known_is_named(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_run(path, "exp3", "train", limits=())
+    line = next(line for line in lines if line["event"] == "train" and line["iteration"] == 8)
+    line["weights"]["web"] = None
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(path), "--mixer", "ema"]) == 2
+    assert "iteration 8: the weight of 'web' is not known" in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_learn_is_replayed_on_a_run_with_held_out_rewards(tmp_path, capsys):

@@ -21,7 +21,8 @@ def held_out(losses, change=None) -> HeldOut:
     """A measurement; ``change`` since the one before, nan if unknown."""
     unknown = np.full(len(losses), NAN)
     change = unknown if change is None else change
-    return HeldOut(losses, unknown, unknown, unknown, change, unknown, unknown)
+    log_step = np.zeros(len(losses))
+    return HeldOut(losses, unknown, unknown, log_step, change, unknown, unknown)
 
 
 TRAINING = np.array([2.0, 3.0, NAN])

@@ -264,3 +264,29 @@ def test_runs_whose_folders_have_the_same_name_are_told_apart(tmp_path, capsys):
 def test_a_run_that_is_given_twice_is_named(tmp_path, capsys):
     run = write_log(tmp_path / "run", {400: (3.0, 1.0)})
     assert f"{run}/logs: this run is given twice" in refused(capsys, run, f"{run}/logs")
+
+
+def test_domains_are_paired_by_name_whatever_their_order_in_a_log(tmp_path, capsys):
+    one = write_log(tmp_path / "one", {400: (3.0, 1.0)})
+    other = write_log(tmp_path / "other", {400: (3.0, 1.0)}, method="exp3")
+    path = tmp_path / "other" / "logs" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "validation":
+            line["domains"] = dict(reversed(line["domains"].items()))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, second = compared(capsys, one, other)["arms"]
+    assert {name: found["mean"] for name, found in second["domains"].items()} == {
+        "prose": 0.0,
+        "code": 0.0,
+    }
+    assert second["domains_better"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_where_runs_are_compared_is_named(tmp_path, capsys):
+    one = write_log(tmp_path / "one", {200: (3.5, 2.0), 400: (3.0, 1.0)})
+    other = write_log(tmp_path / "other", {200: (3.5, 2.0), 400: (3.0, 1.0)}, method="exp3")
+    path = tmp_path / "other" / "logs" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss": 2.0', '"loss": "nan"', 1))
+    expected = "other: the loss of code at iteration 200 is not finite; the run diverged"
+    assert expected in refused(capsys, one, other, "--at", "200")

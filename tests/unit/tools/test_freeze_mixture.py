@@ -174,7 +174,7 @@ def test_a_damaged_part_is_named(tmp_path, capsys, part):
     assert part in refused(capsys, run)
 
 
-@pytest.mark.parametrize("save", ["", "occupied"])
+@pytest.mark.parametrize("save", ["", "  ", "occupied", "occupied/new", "static.yml"])
 def test_a_save_that_is_no_folder_is_one_line(tmp_path, monkeypatch, capsys, save):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "occupied").write_text("a file")

@@ -16,7 +16,7 @@ def draw(output, name="prose") -> None:
         save_picture(figure, output)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.yml", "a.txt"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.yml", "a.txt", "a.pgf", "a.rgba"])
 def test_an_ending_that_is_no_picture_is_refused_before_a_folder_is_made(tmp_path, name):
     with pytest.raises(ValueError, match=r"not supported; use \.png") as caught:
         draw(tmp_path / "new" / name)

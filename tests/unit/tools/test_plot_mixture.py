@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -261,3 +262,15 @@ def write_replayable(path) -> None:
         losses = {"web": 3.0 + 1 / step, "code": 1.0 + 3 / step}
         controller.observe(step, list(losses.values()))
         log.append({"event": "train", "iteration": step, "weights": weights, "losses": losses})
+
+
+def test_lines_of_a_version_without_mean_losses_keep_their_losses(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path, num_domains=2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    expected = read_history(path).losses
+    for line in lines:
+        if line["event"] == "train" and line["iteration"] > 10:
+            line["mean_losses"] = line.pop("losses")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.testing.assert_array_equal(read_history(path).losses, expected)
