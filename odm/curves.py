@@ -37,7 +37,9 @@ _FEWEST_STEPS = 4.0
 MAX_LOG_STEP = 44.0
 """ln(step) of any step is below: steps are 63-bit numbers."""
 
-_LARGE = 1e30
+LARGEST_SUM = 1e30
+"""No sum of a saved state is larger."""
+
 _COUNTS = (0, 1, 7)  # rows of numbers that are not negative
 
 
@@ -204,8 +206,8 @@ class CurveSums:
 
 def curve_rows(num_domains: int) -> Check:
     """Makes a check of what ``CurveSums.to_rows`` returns."""
-    rows = list_of(list_of(number(-_LARGE, _LARGE), num_domains), NUM_ROWS)
-    counts = list_of(number(0, _LARGE), num_domains)
+    rows = list_of(list_of(number(-LARGEST_SUM, LARGEST_SUM), num_domains), NUM_ROWS)
+    counts = list_of(number(0, LARGEST_SUM), num_domains)
     log_steps = list_of(number(0, MAX_LOG_STEP), num_domains)
 
     def check(value: Any, where: str) -> None:
@@ -213,6 +215,21 @@ def curve_rows(num_domains: int) -> Check:
         for row in _COUNTS:
             counts(value[row], f"{where}[{row}]")
         log_steps(value[_ROWS], f"{where}[{_ROWS}]")
+
+    return check
+
+
+def block_rows(num_domains: int) -> Check:
+    """Makes a check of a block of `LossPoints` as lists; only a loss may be negative."""
+    sums = list_of(number(-LARGEST_SUM, LARGEST_SUM), num_domains)
+    counts = list_of(number(0, LARGEST_SUM), num_domains)
+    rows = list_of(sums, len(LossPoints._fields))
+
+    def check(value: Any, where: str) -> None:
+        rows(value, where)
+        for row, name in enumerate(LossPoints._fields):
+            if name != "loss":
+                counts(value[row], f"{where}[{row}]")
 
     return check
 

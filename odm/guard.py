@@ -29,8 +29,8 @@ from numpy.typing import ArrayLike
 
 from .arguments import check_one_per_domain, number_array, whole_number
 from .constraints import Constraint, ConstraintContext, apply_constraints
-from .curves import CurveSums, LossPoints, curve_rows, middle_of_block
-from .json_data import Check, fields, integer, is_number, list_of, number, one_of, optional, plain
+from .curves import CurveSums, LossPoints, block_rows, curve_rows, middle_of_block
+from .json_data import Check, fields, integer, is_number, number, one_of, optional, plain
 from .objective import relative_weights, worth_of_a_nat
 from .simplex import FloatArray, IntArray, check_weights, normalize
 from .wording import counted, shown
@@ -40,11 +40,9 @@ _BLOCKS = 200
 _WINDOW = 1.0
 """Length of the window of the curves in ln(step)."""
 _LARGEST_LOSS = 1e4
-_LARGEST_SUM = 1e30
 """Losses count as this many nats at most; a run with such losses has diverged."""
 _NOTHING = 1e-9
 """A gain in nats that is only rounding."""
-_BLOCK_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class GuardedRun:
         self._gain: float | None = None
         self._error: float | None = None
         self._curves = CurveSums.empty(anchor.size, window=_WINDOW)
-        self._block = LossPoints(*np.zeros((_BLOCK_ROWS, anchor.size)))
+        self._block = _no_losses(anchor.size)
         self._block_start = 1
         self._set_quotas(guard.total_steps * guard.samples_per_step)
 
@@ -199,7 +197,7 @@ class GuardedRun:
         if not is_last_look and step < self._block_start + guard.total_steps // _BLOCKS - 1:
             return
         self._curves = self._curves.add(middle_of_block(self._block_start, step), self._block)
-        self._block = LossPoints(*np.zeros((_BLOCK_ROWS, self.anchor.size)))
+        self._block = _no_losses(self.anchor.size)
         self._block_start = step + 1
         if self.phase == "open" and (is_last_look or step >= guard.first_look * guard.total_steps):
             self._look(step, cursors, is_last=is_last_look)
@@ -281,9 +279,12 @@ class GuardedRun:
         return run
 
 
+def _no_losses(num_domains: int) -> LossPoints:
+    return LossPoints(*np.zeros((len(LossPoints._fields), num_domains)))
+
+
 def check_guard_state(num_domains: int) -> Check:
     """Makes a check of what ``GuardedRun.state_dict`` returns."""
-    row = list_of(number(-_LARGEST_SUM, _LARGEST_SUM), num_domains)
     return fields(
         {
             "phase": one_of("open", "free", "restoring"),
@@ -292,7 +293,7 @@ def check_guard_state(num_domains: int) -> Check:
             "decided_at": optional(integer(1)),
             "uncapped_from": optional(integer(1)),
             "curves": curve_rows(num_domains),
-            "block": list_of(row, _BLOCK_ROWS),
+            "block": block_rows(num_domains),
             "block_start": integer(1),
         },
         closed=True,

@@ -194,7 +194,7 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
     folder = f"{run.config.saving.save_path}-{kind}" if save is None else save
     places = (Path(folder), *Path(folder).parents)
     if not folder.strip() or any(place.exists() and not place.is_dir() for place in places):
-        raise UserError(f"--save: {shown(folder)} is no folder; name one for the checkpoints")
+        raise _no_folder(folder)
     if checkpoint_steps(Path(folder)):
         raise UserError(f"{folder}: contains checkpoints; name another folder with --save")
     values = {
@@ -215,6 +215,10 @@ def control_values(run: FinishedRun, kind: str, *, save: str | None = None) -> d
             values[f"{split}_data_weights"] = list(before or run.initial)  # empty: from a rule
     _resolved(values, run.world_size)  # raises an error rather than write what cannot be trained
     return values
+
+
+def _no_folder(save: str) -> UserError:
+    return UserError(f"--save: {shown(save)} is no folder; name one for the checkpoints")
 
 
 def changed_settings(run: FinishedRun) -> list[str]:
@@ -302,9 +306,7 @@ def main(input_args: Sequence[str] | None = None) -> int:
         run = read_run(args.run, args.iteration)
         values = control_values(run, args.kind, save=args.save)
         if is_same_path(output, values["save"]):
-            raise UserError(
-                f"--save: {shown(values['save'])} is no folder; name one for the checkpoints"
-            )
+            raise _no_folder(values["save"])
         output.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(output, _text(values, run, args.kind, output))
     except (UserError, OSError) as error:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from ..arguments import check_one_per_domain, whole_numbers
-from ..curves import CurveFit, CurveSums, LossPoints, curve_rows, middle_of_block
+from ..curves import (
+    LARGEST_SUM,
+    CurveFit,
+    CurveSums,
+    LossPoints,
+    block_rows,
+    curve_rows,
+    middle_of_block,
+)
 from ..json_data import Check, integer, is_number, list_of, number, optional, plain, probabilities
 from ..objective import worth_of_a_nat
 from ..observation import Observation
@@ -29,7 +37,6 @@ _SMALLEST_GAIN = 1e-12
 _MAX_LOG = 50.0
 _LOG_ODDS_OF_NOTHING = math.log(0.3 / 0.7)
 _MAX_LOSS = 1e4  # a run with such a loss has diverged
-_LARGE = 1e30
 
 
 @register("learning_curve")
@@ -147,13 +154,13 @@ class LearningCurve(Mixer):
     def state_fields(self, initial: FloatArray, step: int) -> dict[str, Check]:
         """As in `Mixer`."""
         count = initial.size
-        any_number = list_of(number(-_LARGE, _LARGE), count)
+        slopes = list_of(number(-LARGEST_SUM, LARGEST_SUM), count)
         return {
             "initial": probabilities(count),
             "weights": probabilities(count),
-            "slope": any_number,
+            "slope": slopes,
             "block_start": integer(1, step + 1),
-            "block": list_of(any_number, len(LossPoints._fields)),
+            "block": block_rows(count),
             "sums": curve_rows(count),
             "held_out_step": optional(list_of(integer(0, step), count)),
             "new_points": integer(0, step),

@@ -313,16 +313,20 @@ def test_options_of_numpy_are_kept_exactly_by_json():
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e308])
-def test_only_the_ratios_of_objective_weights_count(scale):
-    weights = [scale] * 3 + [0.0]
-    ends = [
+@pytest.mark.parametrize(
+    ("weights", "equivalent"),
+    [
+        ([5e-324] * 3 + [0.0], [1, 1, 1, 0]),
+        ([1e-300] * 3 + [0.0], [1, 1, 1, 0]),
+        ([1e308, 0, 0, 0], [1, 0, 0, 0]),
+    ],
+)
+def test_only_the_ratios_of_objective_weights_count(weights, equivalent):
+    found, expected = (
         train(mixture(LearningCurve(objective_weights=given)), 1, 60).weights
-        for given in ([1, 1, 1, 0], weights if scale < 1 else [scale, 0, 0, 0])
-    ]
-    if scale > 1:
-        ends[0] = train(mixture(LearningCurve(objective_weights=[1, 0, 0, 0])), 1, 60).weights
-    np.testing.assert_allclose(ends[1], ends[0], rtol=0, atol=1e-12)
+        for given in (weights, equivalent)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +341,10 @@ def test_only_the_ratios_of_objective_weights_count(scale):
         (
             lambda m: m["sums"][10].__setitem__(0, 1e15),
             r"mixer.sums\[10\]\[0\]: must be a number from",
+        ),
+        (
+            lambda m: m["block"][1].__setitem__(0, -1.0),
+            r"mixer.block\[1\]\[0\]: must be a number from 0",
         ),
     ],
 )

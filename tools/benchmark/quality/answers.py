@@ -58,7 +58,7 @@ QUESTIONS = (
     Question("X10", "learning_curve", SECOND_BASELINE, BITS, "lower"),
     Question("X10", SECOND_BASELINE, BASELINE, BITS, "lower"),
 )
-"""What the protocol asks; all other comparisons are description."""
+"""What the protocol and its notes ask; all other comparisons are description."""
 
 _TEXT = {
     "lower": "is {arm} below {baseline}?",
