@@ -50,6 +50,7 @@ def write_log(path, *, num_domains: int, iterations: int = 20) -> None:
         name: {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": None} for name in names
     }
     log.append({"event": "validation", "iteration": 10, "domains": results, "averages": {}})
+    log.close()
 
 
 @pytest.mark.parametrize("num_domains", [1, 22])
@@ -262,6 +263,7 @@ def write_replayable(path) -> None:
         losses = {"web": 3.0 + 1 / step, "code": 1.0 + 3 / step}
         controller.observe(step, list(losses.values()))
         log.append({"event": "train", "iteration": step, "weights": weights, "losses": losses})
+    log.close()
 
 
 def test_lines_of_a_version_without_mean_losses_keep_their_losses(tmp_path):
