@@ -148,6 +148,7 @@ def write_log(folder: Any, *events: dict[str, Any]) -> str:
     log = RunLogFile(folder / "metrics.jsonl")
     for event in events:
         log.append(event)
+    log.close()
     return str(folder)
 
 

@@ -115,12 +115,11 @@ def test_every_key_of_the_research_code_is_known():
     assert names - {"field"} <= set(field_table())
 
 
-def test_reading_a_configuration_loads_neither_torch_nor_numpy_and_is_quick():
+def test_reading_a_configuration_loads_neither_torch_nor_numpy():
     code = (
-        "import sys, time; start = time.process_time(); import megatron; megatron.NeoXArgs; "
-        "seconds = time.process_time() - start; "
+        "import sys; import megatron; megatron.NeoXArgs; "
         "heavy = {'torch', 'numpy', 'deepspeed', 'transformers'} & set(sys.modules); "
-        "print(sorted(heavy), round(seconds, 3)); sys.exit(bool(heavy) or seconds > 1.0)"
+        "print(sorted(heavy)); sys.exit(bool(heavy))"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr

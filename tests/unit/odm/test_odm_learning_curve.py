@@ -249,7 +249,7 @@ class Reader(Mixer):
         return state, observation.weights_used
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_tiny_decay_leaves_nothing_to_gain_from_repetition():
     options = {"repetition_decay": 1e-300, "domain_sizes": (10,) * 4}
     weights = train(mixture(LearningCurve(**options)), 1, TOTAL).weights

@@ -240,6 +240,6 @@ def test_a_mixer_refuses_held_out_losses_of_another_kind():
 
 def test_losses_whose_sum_overflows_print_no_warning():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         signal = Signal.from_means([1e308], [16])
         signal.merge(signal)

@@ -258,7 +258,7 @@ def test_a_tolerance_without_a_meaning_is_refused(tmp_path, capsys, tolerance):
     assert f"--tolerance must be at least 0, got {float(tolerance)}" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_numbers_that_overflow_end_in_one_line(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     lines = write_run(path, "exp3", "train", limits=())

@@ -36,6 +36,7 @@ def write_log(path, losses, *, steps=range(1, 401), tokens=True, noise=0.0) -> N
                 **count,
             }
         )
+    log.close()
 
 
 def line(slope: float):
@@ -116,6 +117,7 @@ def test_the_curves_become_a_picture(tmp_path, capsys, num_domains):
     log = RunLogFile(tmp_path / "metrics.jsonl")
     results = {"d$_0": {"loss": None}}
     log.append({"event": "validation", "iteration": 29, "domains": results})
+    log.close()
     output = tmp_path / "made" / "curves.png"
     assert main([str(tmp_path), "--curves", "-o", str(output)]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
@@ -127,6 +129,7 @@ def test_losses_that_overflow_break_nothing(tmp_path, capsys):
     for step, loss in enumerate((1e300, math.inf, 1e308, math.nan, -1e308, 2.0)):
         event = {"event": "train", "iteration": step, "weights": {"web": 1e300}}
         log.append({**event, "losses": {"web": loss}, "consumed_tokens": 2**62})
+    log.close()
     numbers(capsys, tmp_path)
 
 

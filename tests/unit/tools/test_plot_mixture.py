@@ -72,7 +72,7 @@ def test_validation_outside_the_logged_iterations_is_inside_the_picture(tmp_path
     write_log(tmp_path / "metrics.jsonl", num_domains=3, iterations=1)
     assert iteration_limits(read_history(tmp_path)) == (1, 10)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib's, that the layout does not fit
+        warnings.simplefilter("error", UserWarning)  # matplotlib's, that the layout does not fit
         assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 0
 
 
@@ -87,7 +87,7 @@ def test_a_domain_without_validation_points_leaves_the_panels_their_size(
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         draw_mixture(replace(history, validation=validation), tmp_path / "x.png", title="a run")
     (figure,) = drawn
     for panel in figure.axes:
@@ -142,12 +142,15 @@ def test_the_picture_shows_means_since_the_line_before_where_the_log_has_them(tm
             "epochs": {"code": 0.5},
         }
     )
+    log.close()
     assert read_history(tmp_path).losses.tolist() == [[2.5]]
 
 
 def test_a_field_that_is_null_is_as_absent(tmp_path):
     event = {"event": "train", "iteration": 1, "weights": {"code": 1.0}, "losses": {"code": 2.0}}
-    RunLogFile(tmp_path / "metrics.jsonl").append({**event, "epochs": None})
+    log = RunLogFile(tmp_path / "metrics.jsonl")
+    log.append({**event, "epochs": None})
+    log.close()
     assert np.isnan(read_history(tmp_path).epochs).all()
 
 
@@ -184,6 +187,7 @@ def test_a_log_without_iterations_is_one_clear_line(tmp_path, capsys, events):
     log = RunLogFile(tmp_path / "metrics.jsonl")
     for event in events:
         log.append(event)
+    log.close()
     assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 2
     assert "nothing to draw yet" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
@@ -222,7 +226,7 @@ def test_the_weights_of_another_method_are_a_fourth_panel(tmp_path, monkeypatch,
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         arguments = ["--replay", "odm_paper", "--option", "smoothing_factor=0.1"]
         assert main([str(tmp_path), "-o", str(tmp_path / "x.png"), *arguments]) == 0
     (figure,) = drawn
