@@ -230,7 +230,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="save folder, log folder or metrics.jsonl",
     )
     parser.add_argument("--at", type=int, metavar="ITERATION", help="compare at this iteration")
-    parser.add_argument("--domains", nargs="+", metavar="NAME", help="compare only these domains")
+    parser.add_argument(
+        "--domains",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="compare only these domains",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "-o", "--output", type=path_argument, help="picture to draw (PNG, SVG, PDF)"

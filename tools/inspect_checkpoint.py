@@ -57,6 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kinds",
         nargs="+",
+        action="extend",
         metavar="KIND",
         help="fp32 (the weights) and moments such as exp_avg to read (default: all there are)",
     )

@@ -99,6 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input",
         nargs="+",
+        action="extend",
         required=True,
         type=not_empty,
         metavar="PREFIX_OR_FOLDER",

@@ -33,6 +33,7 @@ from megatron.data.metadata import (
     write_metadata,
 )
 from megatron.launcher.path_argument import not_empty
+from megatron.launcher.single_flag import SingleFlag
 from megatron.tokenizer.abstract import AbstractTokenizer
 from megatron.tokenizer.command_line import add_max_record_mb, exit_code
 from megatron.tokenizer.documents import DocumentReader
@@ -64,31 +65,7 @@ class KeySummary:
 def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or a list of arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    text = parser.add_argument_group("input")
-    text.add_argument(
-        "--input",
-        required=True,
-        type=not_empty,
-        help="files, folders or archives, separated by commas (an existing path may contain them); "
-        f"supported: {READABLE}; other files of a folder are counted at the end",
-    )
-    text.add_argument(
-        "--jsonl-keys",
-        "--text-key",
-        nargs="+",
-        default=["text"],
-        help="fields of JSON records or columns of tables with text; one dataset per field",
-    )
-    text.add_argument(
-        "--num-docs", type=int, help="expected number of documents, checked at the end"
-    )
-    text.add_argument(
-        "--on-error",
-        default="fail",
-        choices=["fail", "skip"],
-        help="at a malformed record: end with its place, or report and count it",
-    )
-    add_max_record_mb(text)
+    _add_input(parser)
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
     vocabulary = "tokenizer.json, vocab.json, .model, name ..."
@@ -122,6 +99,37 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_argument_group("input")
+    text.add_argument(
+        "--input",
+        required=True,
+        type=not_empty,
+        action=SingleFlag,
+        advice="separate several by commas",
+        help="files, folders or archives, separated by commas (an existing path may contain them); "
+        f"supported: {READABLE}; other files of a folder are counted at the end",
+    )
+    text.add_argument(
+        "--jsonl-keys",
+        "--text-key",
+        nargs="+",
+        action="extend",
+        help="fields of JSON records or columns of tables with text (default text); one dataset "
+        "per field",
+    )
+    text.add_argument(
+        "--num-docs", type=int, help="expected number of documents, checked at the end"
+    )
+    text.add_argument(
+        "--on-error",
+        default="fail",
+        choices=["fail", "skip"],
+        help="at a malformed record: end with its place, or report and count it",
+    )
+    add_max_record_mb(text)
+
+
 def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
     """Tokenizes as the arguments say.
 
@@ -132,7 +140,7 @@ def main(input_args: Sequence[str] | None = None) -> list[KeySummary]:
         DocumentError, TokenizerError, DataError: One line for the user; nothing is left behind.
     """
     args = get_args(input_args)
-    keys = list(dict.fromkeys(args.jsonl_keys))
+    keys = list(dict.fromkeys(args.jsonl_keys or ["text"]))
     prefixes = [f"{args.output_prefix}_{key}_document" for key in keys]
     for prefix in prefixes:
         _check_output(prefix)

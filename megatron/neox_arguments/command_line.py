@@ -86,12 +86,13 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
     add("--wandb_team", help="team that owns the run")
     add = parser.add_argument_group("evaluation").add_argument
     tasks = "lm-eval tasks: names, patterns, YAML files"
-    add("--eval_tasks", "--eval-tasks", nargs="+", help=tasks)
+    add("--eval_tasks", "--eval-tasks", nargs="+", action="extend", help=tasks)
     add("--eval_results_prefix", "--eval-results-prefix", help="start of the result files' names")
     trust = "run the Python code that task files of your own name"
     add("--trust_task_code", "--trust-task-code", action="store_true", default=None, help=trust)
     domains = "measure losses on these configured domains, or on tokenized data at a path"
-    add("--domains", nargs="+", dest="eval_domains", metavar="NAME[=PATH]", help=domains)
+    kind: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME[=PATH]"}
+    add("--domains", dest="eval_domains", help=domains, **kind)
     add = parser.add_argument_group("generation").add_argument
     add("-i", "--sample_input_file", type=not_empty, help="file of prompts to continue")
     add("-o", "--sample_output_file", type=not_empty, help="file for the samples")

@@ -90,6 +90,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--only",
         nargs="+",
+        action="extend",
         default=[],
         metavar="PATTERN",
         help="runs by name, suite/arm/seed, with * for anything; not given: all suites that are "

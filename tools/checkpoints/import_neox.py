@@ -39,6 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--config",
         type=path_argument,
         nargs="+",
+        action="extend",
         default=[],
         metavar="YAML",
         help="configuration files of the model (default: those in the checkpoint's configs)",

@@ -15,6 +15,7 @@ from megatron.data.metadata import read_metadata
 from megatron.data.splits import SPLITS
 from megatron.files import write_text_atomic
 from megatron.launcher.path_argument import not_empty
+from megatron.launcher.single_flag import SingleFlag
 from megatron.tokenizer import train_tokenizer
 from megatron.tokenizer.command_line import add_max_record_mb
 from megatron.tokenizer.errors import DocumentError, TokenizerError
@@ -94,6 +95,8 @@ def get_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         "-i",
         "--input",
         type=not_empty,
+        action=SingleFlag,
+        advice="put them into one folder",
         help="local: the folder or file; hub corpora: a local copy",
     )
     parser.add_argument("--text-key", help="field or column with the text (default text)")

@@ -57,7 +57,9 @@ KINDS: dict[str, Run] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kind", nargs="+", choices=sorted(KINDS), help="default: all")
+    parser.add_argument(
+        "--kind", nargs="+", action="extend", choices=sorted(KINDS), help="default: all"
+    )
     parser.add_argument("--cases", type=int, default=20_000, help="of each kind (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="TEXT", help="rows whose name has one of these"
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="TEXT",
+        help="rows whose name has one of these",
     )
     parser.add_argument("--keep", metavar="FOLDER", help="keeps the runs and their output there")
     options = parser.parse_args(arguments)
