@@ -14,7 +14,6 @@ import numpy as np
 from megatron.errors import UserError
 from megatron.reporting.run_log import find_run_log, read_run_log
 from odm.json_data import anything, fields, integer, mapping_of, optional, text
-from odm.wording import shown
 from tools.paired_runs import PairedDifference, iterations_to_target, paired_difference
 
 __all__ = ["METRICS", "Arm", "Comparison", "RunCurves", "compare", "read_curves"]
@@ -297,10 +296,14 @@ def _require_same_measure(first: RunCurves, run: RunCurves) -> None:
 
 
 def _first_difference(one: Any, other: Any) -> str:
+    if isinstance(one, list) and isinstance(other, list):
+        if len(one) != len(other):
+            return f"{len(other)} and {len(one)} entries"
+        one, other = ({f"entry {n}": v for n, v in enumerate(x, 1)} for x in (one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-        return f"{names[0]}: {shown(other.get(names[0]))} and {shown(one.get(names[0]))}"
-    return f"{str(other)[:12]} and {str(one)[:12]}"
+        name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
+        return f"{name}: {_first_difference(one.get(name), other.get(name))}"
+    return f"{str(other)[:120]} and {str(one)[:120]}"
 
 
 def _common_iteration(runs: Sequence[RunCurves], wanted: int | None) -> tuple[int, list[str]]:

@@ -74,17 +74,19 @@ def note_late_updates(
         never = "follows held-out losses" if waits else "changes the weights"
         note = f"{method} never {never} in {counted(total, 'iteration')}"
     elif draft["data_sampling_guard"] and first >= decision:
-        note = f"it decides at iteration {decision} and no weight changes before iteration {first}"
-        note = f"data_sampling_guard keeps the initial weights, since {note}"
-        if waits:
-            note = (
-                f"data_sampling_guard decides at iteration {decision}, and no weight follows "
-                f"held-out losses before iteration {first}"
-            )
+        note = (
+            f"data_sampling_guard decides at iteration {decision}, and no weight follows held-out "
+            f"losses before iteration {first}"
+            if waits
+            else "data_sampling_guard keeps the initial weights, since it decides at iteration "
+            f"{decision} and no weight changes before iteration {first}"
+        )
     elif is_slow and first >= _LATE * total:
-        note = f"the initial weights are kept until iteration {first}"
-        if waits:
-            note = f"no weight follows held-out losses before iteration {first}"
+        note = (
+            f"no weight follows held-out losses before iteration {first}"
+            if waits
+            else f"the initial weights are kept until iteration {first}"
+        )
     else:
         return
     draft.notes.append(f"{cause}: {note}")

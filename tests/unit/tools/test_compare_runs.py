@@ -151,14 +151,18 @@ def test_bits_per_byte_that_one_run_lacks_are_not_compared(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"tokens": 96}, "validation sets differ from those of one (prose: (5, 96) and (5, 80))"),
-        ({"tokenizer": "cd" * 32}, "tokenizers differ from those of one (cdcdcdcdcdcd and abab"),
-        ({"evaluation": {"validation": {"paths": ["y"]}}}, "settings of the validation differ"),
+        ({"tokenizer": "cd" * 32}, "tokenizers differ from those of one (cdcdcdcdcdcd"),
+        (
+            {"evaluation": {"validation": {"paths": ["x", "z" * 50 + "b"]}}},
+            f"differ from those of one (paths: entry 2: {'z' * 50}b and {'z' * 50}a)",
+        ),
+        ({"evaluation": {"validation": {"paths": ["x"]}}}, "(paths: 1 and 2 entries)"),
         ({"seed": 2}, "has seed 2, and one 1; only runs of equal seed form a pair"),
         ({"method": "static"}, "has the settings and the seed 1 of one"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path, capsys, changes, message):
-    evaluation = {"validation": {"paths": ["x"]}}
+    evaluation = {"validation": {"paths": ["x", "z" * 50 + "a"]}}
     one = write_log(tmp_path / "one", {400: (3.0, 1.0)}, evaluation=evaluation)
     changes = {"method": "exp3", "evaluation": evaluation, **changes}
     other = write_log(tmp_path / "other", {400: (3.0, 1.0)}, **changes)
