@@ -15,6 +15,7 @@ many steps long as at step 1,000.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -206,14 +207,11 @@ class CurveSums:
 
 def curve_rows(num_domains: int) -> Check:
     """Makes a check of what ``CurveSums.to_rows`` returns."""
-    rows = list_of(list_of(number(-LARGEST_SUM, LARGEST_SUM), num_domains), NUM_ROWS)
-    counts = list_of(number(0, LARGEST_SUM), num_domains)
+    rows = _sum_rows(NUM_ROWS, num_domains, counts=_COUNTS)
     log_steps = list_of(number(0, MAX_LOG_STEP), num_domains)
 
     def check(value: Any, where: str) -> None:
         rows(value, where)
-        for row in _COUNTS:
-            counts(value[row], f"{where}[{row}]")
         log_steps(value[_ROWS], f"{where}[{_ROWS}]")
 
     return check
@@ -221,15 +219,20 @@ def curve_rows(num_domains: int) -> Check:
 
 def block_rows(num_domains: int) -> Check:
     """Makes a check of a block of `LossPoints` as lists; only a loss may be negative."""
-    sums = list_of(number(-LARGEST_SUM, LARGEST_SUM), num_domains)
-    counts = list_of(number(0, LARGEST_SUM), num_domains)
-    rows = list_of(sums, len(LossPoints._fields))
+    names = LossPoints._fields
+    counts = [row for row, name in enumerate(names) if name != "loss"]
+    return _sum_rows(len(names), num_domains, counts=counts)
+
+
+def _sum_rows(num_rows: int, num_domains: int, *, counts: Sequence[int]) -> Check:
+    """Makes a check of rows of K sums, of which those at ``counts`` are not negative."""
+    rows = list_of(list_of(number(-LARGEST_SUM, LARGEST_SUM), num_domains), num_rows)
+    not_negative = list_of(number(0, LARGEST_SUM), num_domains)
 
     def check(value: Any, where: str) -> None:
         rows(value, where)
-        for row, name in enumerate(LossPoints._fields):
-            if name != "loss":
-                counts(value[row], f"{where}[{row}]")
+        for row in counts:
+            not_negative(value[row], f"{where}[{row}]")
 
     return check
 

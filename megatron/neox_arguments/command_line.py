@@ -91,8 +91,14 @@ def _add_configuration_flags(parser: argparse.ArgumentParser) -> None:
     trust = "run the Python code that task files of your own name"
     add("--trust_task_code", "--trust-task-code", action="store_true", default=None, help=trust)
     domains = "measure losses on these configured domains, or on tokenized data at a path"
-    kind: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "NAME[=PATH]"}
-    add("--domains", dest="eval_domains", help=domains, **kind)
+    add(
+        "--domains",
+        nargs="+",
+        action="extend",
+        dest="eval_domains",
+        metavar="NAME[=PATH]",
+        help=domains,
+    )
     add = parser.add_argument_group("generation").add_argument
     add("-i", "--sample_input_file", type=not_empty, help="file of prompts to continue")
     add("-o", "--sample_output_file", type=not_empty, help="file for the samples")

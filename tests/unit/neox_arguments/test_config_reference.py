@@ -115,11 +115,12 @@ def test_every_key_of_the_research_code_is_known():
     assert names - {"field"} <= set(field_table())
 
 
-def test_reading_a_configuration_loads_neither_torch_nor_numpy():
+def test_reading_a_configuration_loads_neither_torch_nor_numpy_and_is_quick():
     code = (
-        "import sys; import megatron; megatron.NeoXArgs; "
+        "import sys, time; start = time.process_time(); import megatron; megatron.NeoXArgs; "
+        "seconds = time.process_time() - start; "
         "heavy = {'torch', 'numpy', 'deepspeed', 'transformers'} & set(sys.modules); "
-        "print(sorted(heavy)); sys.exit(bool(heavy))"
+        "print(sorted(heavy), round(seconds, 3)); sys.exit(bool(heavy) or seconds > 1.0)"
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -11,6 +11,7 @@ from odm.held_out import HeldOut
 from odm.mixers import LearningCurve, Mixer
 from odm.mixers.learning_curve import expected_falls
 from odm.replay import ReplayError, read_run_log, replay
+from tests.no_warnings import no_warnings
 
 NAMES = ("web", "code", "math", "noise")
 FALLS = np.array([0.5, 0.2, 0.2, 0.0])
@@ -249,7 +250,7 @@ class Reader(Mixer):
         return state, observation.weights_used
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
+@no_warnings()
 def test_a_tiny_decay_leaves_nothing_to_gain_from_repetition():
     options = {"repetition_decay": 1e-300, "domain_sizes": (10,) * 4}
     weights = train(mixture(LearningCurve(**options)), 1, TOTAL).weights

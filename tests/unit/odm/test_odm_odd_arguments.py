@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from odm import (
     make_mixer,
     sample_order,
 )
+from tests.no_warnings import no_warnings
 
 DOMAINS = ["a", "b", "c"]
 MANY = [f"domain_{number}" for number in range(10_000)]
@@ -239,7 +239,6 @@ def test_a_mixer_refuses_held_out_losses_of_another_kind():
 
 
 def test_losses_whose_sum_overflows_print_no_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
+    with no_warnings():
         signal = Signal.from_means([1e308], [16])
         signal.merge(signal)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from odm import HeldOut, MixtureController, MixtureSchedule, make_mixer
 from odm.methods import METHODS
 from tests.mixers import mixer_for
+from tests.no_warnings import no_warnings
 
 POINTS = ((0.0, (1.0, 1.0, 1.0)), (20.0, (3.0, 2.0, 1.0)))
 LISTS = [
@@ -64,8 +64,7 @@ def run(mixer) -> None:
 
 
 def problem_of(method: str, option: str, value: object) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
+    with no_warnings():
         try:
             run(mixer_for(method, 3, **{option: value}))
         except ValueError as error:

@@ -22,6 +22,7 @@ from odm import (
 from odm.methods import METHODS
 from odm.replay import main
 from odm.rewards import Reward
+from tests.no_warnings import no_warnings
 
 DOMAINS = ("web", "code", "books")
 SIZES = (1000, 400, 160)
@@ -258,7 +259,7 @@ def test_a_tolerance_without_a_meaning_is_refused(tmp_path, capsys, tolerance):
     assert f"--tolerance must be at least 0, got {float(tolerance)}" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
+@no_warnings()
 def test_numbers_that_overflow_end_in_one_line(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     lines = write_run(path, "exp3", "train", limits=())

@@ -151,10 +151,14 @@ def test_bits_per_byte_that_one_run_lacks_are_not_compared(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"tokens": 96}, "validation sets differ from those of one (prose: (5, 96) and (5, 80))"),
-        ({"tokenizer": "cd" * 32}, "tokenizers differ from those of one (cdcdcdcdcdcd"),
+        (
+            {"tokenizer": "cd" * 32},
+            f"tokenizers differ from those of one ({'cd' * 32} and {'ab' * 32})",
+        ),
         (
             {"evaluation": {"validation": {"paths": ["x", "z" * 50 + "b"]}}},
-            f"differ from those of one (paths: entry 2: {'z' * 50}b and {'z' * 50}a)",
+            "settings of the validation differ from those of one "
+            f"(paths: entry 2: {'z' * 50}b and {'z' * 50}a)",
         ),
         ({"evaluation": {"validation": {"paths": ["x"]}}}, "(paths: 1 and 2 entries)"),
         ({"seed": 2}, "has seed 2, and one 1; only runs of equal seed form a pair"),

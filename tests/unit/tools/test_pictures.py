@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+from tests.no_warnings import no_warnings
 from tools.pictures import drawing, save_picture
 
 
@@ -31,8 +32,7 @@ def test_the_ending_chooses_the_format_in_either_case(tmp_path, name, begin):
 
 
 def test_characters_that_the_font_lacks_are_one_message(tmp_path, capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_warnings():
         draw(tmp_path / "a.png", "日本語の文章")
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from megatron.reporting.run_log import RunLogFile
 from odm import MixtureController, MixtureSchedule
 from odm.other_method import replay_with
 from odm.replay import read_run_log as read_lines
+from tests.no_warnings import no_warnings
 from tools.plot_mixture import (
     draw_mixture,
     epochs_text,
@@ -71,8 +71,7 @@ def test_a_run_of_one_iteration_has_an_axis_with_a_length(tmp_path):
 def test_validation_outside_the_logged_iterations_is_inside_the_picture(tmp_path):
     write_log(tmp_path / "metrics.jsonl", num_domains=3, iterations=1)
     assert iteration_limits(read_history(tmp_path)) == (1, 10)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # matplotlib's, that the layout does not fit
+    with no_warnings():  # matplotlib's, that the layout does not fit
         assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 0
 
 
@@ -86,8 +85,7 @@ def test_a_domain_without_validation_points_leaves_the_panels_their_size(
     validation = {**history.validation, "domain_1": (places, losses)}
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_warnings():
         draw_mixture(replace(history, validation=validation), tmp_path / "x.png", title="a run")
     (figure,) = drawn
     for panel in figure.axes:
@@ -225,8 +223,7 @@ def test_the_weights_of_another_method_are_a_fourth_panel(tmp_path, monkeypatch,
     write_replayable(path)
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+    with no_warnings():
         arguments = ["--replay", "odm_paper", "--option", "smoothing_factor=0.1"]
         assert main([str(tmp_path), "-o", str(tmp_path / "x.png"), *arguments]) == 0
     (figure,) = drawn

@@ -38,10 +38,7 @@ def test_all_values_of_a_flag_that_is_given_twice_count(parse, others, flag, nam
 @pytest.mark.parametrize(
     ("main", "words"),
     [
-        (
-            preprocess_data.main,
-            [*TOKENIZER, "--output-prefix", "all"],
-        ),
+        (preprocess_data.main, [*TOKENIZER, "--output-prefix", "all"]),
         (prepare.main, ["local"]),
     ],
 )
